@@ -1,0 +1,137 @@
+"""The Jina documents: the schemas as typed documents, and the one conversion between the two.
+
+Each document class is derived from its schema, so that the gRPC door cannot drift from the HTTP door. Importing this
+module imports docarray, which takes seconds: import it late.
+"""
+
+import json
+from collections.abc import Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+
+from docarray import BaseDoc
+from docarray.proto import DocProto
+from pydantic import BaseModel, ValidationError, create_model
+
+from run_gpt.api import schema
+from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
+
+AnyRequest = TypeVar("AnyRequest", bound=schema.Parameters)
+
+
+def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
+    """The document class of a schema: `Usage` becomes `UsageDocument`; what is nested becomes a plain dict.
+
+    Limits stay with the schema: a document holds what arrived, the schema says what is wrong with it.
+    """
+    fields: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        if name != "id":  # each document has one
+            fields[name] = (_plain(info.annotation) | None, None)
+    if issubclass(model, schema.Answer):
+        fields["error"] = (dict[str, Any] | None, None)
+    return cast(
+        "type[BaseDoc]",
+        create_model(f"{model.__name__}Document", __base__=BaseDoc, __module__=__name__, **fields),
+    )
+
+
+def _plain(annotation: Any) -> Any:
+    """The builtin type that carries a schema's annotation in a document."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        kinds = [_plain(arg) for arg in args if arg is not NoneType]
+        return next((kind for kind in kinds if get_origin(kind) is list), kinds[0])
+    if origin is Literal:
+        return str
+    if origin is list:
+        return list[_plain(args[0])]  # type: ignore[misc]
+    if origin is dict:
+        return dict[str, Any]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return dict[str, Any]
+    return _plain(args[0]) if args else annotation  # Annotated[kind, limits]
+
+
+GenerateRequestDocument = _document_class(schema.GenerateRequest)
+ChatRequestDocument = _document_class(schema.ChatRequest)
+CompletionDocument = _document_class(schema.Completion)
+ChatCompletionDocument = _document_class(schema.ChatCompletion)
+ChatCompletionChunkDocument = _document_class(schema.ChatCompletionChunk)
+StatusDocument = _document_class(schema.Status)
+
+_DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
+    schema.GenerateRequest: GenerateRequestDocument,
+    schema.ChatRequest: ChatRequestDocument,
+    schema.Completion: CompletionDocument,
+    schema.ChatCompletion: ChatCompletionDocument,
+    schema.ChatCompletionChunk: ChatCompletionChunkDocument,
+    schema.Status: StatusDocument,
+}
+
+
+def document_class(model: type[BaseModel]) -> type[BaseDoc]:
+    """The document class of a request or an answer."""
+    return _DOCUMENTS[model]
+
+
+def request_to_document(request: schema.Request) -> BaseDoc:
+    """The document of a checked request."""
+    return document_class(type(request))(**request.model_dump(exclude_none=True))
+
+
+def document_to_request(model: type[AnyRequest], document: DocProto, *, stream: bool = False) -> AnyRequest:
+    """The request that a document's message carries, checked. Raises InvalidRequest.
+
+    It takes the message, since docarray drops a field it does not know when it makes a document of it.
+    """
+    cls = document_class(model)
+    for name in document.data:
+        if name not in cls.model_fields:
+            raise InvalidRequest(f"{name}: this field is not known here", param=name)
+    try:
+        fields = cls.from_protobuf(document).model_dump(exclude={"id"})
+    except ValidationError as error:
+        raise schema.invalid_request(error) from None
+    return model.parse({name: value for name, value in fields.items() if value is not None}, stream=stream)
+
+
+def answer_to_document(answer: schema.Answer) -> BaseDoc:
+    """The document of an answer or of one event of a stream."""
+    return document_class(type(answer))(**answer.model_dump())
+
+
+def error_to_document(model: type[schema.Answer], error: RequestError) -> BaseDoc:
+    """The last document of a stream that failed."""
+    return document_class(model)(error=error.to_dict())
+
+
+def document_to_answer(model: type[schema.AnyAnswer], document: BaseDoc) -> schema.AnyAnswer:
+    """The answer that a document carries. Raises the RequestError that it carries instead.
+
+    An empty document is what Jina gives back where an Executor failed without a word: an InternalError.
+    """
+    data = document.model_dump()
+    if (error := data.pop("error")) is not None:
+        raise error_from_dict(error)
+    if data.get("choices") is None:
+        raise InternalError("the model server gave an empty answer")
+    return model.model_validate(data)
+
+
+class WireError(Exception):
+    """How an Executor raises a RequestError from a unary endpoint.
+
+    Jina carries an exception to its caller as a list of strings; the first one is the error's JSON.
+    """
+
+    def __init__(self, error: RequestError):
+        super().__init__(json.dumps(error.to_dict()))
+
+
+def error_from_args(args: Sequence[str]) -> RequestError:
+    """The error behind the exception that Jina reports for a unary call; a foreign one becomes an InternalError."""
+    try:
+        return error_from_dict(json.loads(args[0]))
+    except (IndexError, ValueError, AttributeError):
+        return InternalError("; ".join(args) or "the model server failed without a word")

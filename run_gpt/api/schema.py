@@ -1,0 +1,344 @@
+"""Requests and answers, as pydantic models: what both doors, the Python model and the client speak.
+
+A request is checked here and nowhere else: an unknown field, a value out of range or a combination that cannot be
+served is an InvalidRequest that names the field, the limit and the value.
+"""
+
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from run_gpt.errors import InvalidRequest
+
+DEFAULT_MAX_NEW_TOKENS = 512
+MAX_SEQUENCES = 64
+INT32_MAX = 2**31 - 1  # the widest integer a Jina document carries
+
+FinishReason = Literal["stop", "length"]
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+StopTexts = Annotated[
+    list[NonEmpty],
+    Field(max_length=16),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=list[str] | str),
+]
+
+# The OpenAI spelling of a parameter, and the transformers spelling that this project uses.
+SYNONYMS = {"max_tokens": "max_new_tokens", "n": "num_return_sequences", "stop_str": "stop"}
+
+
+class Parameters(BaseModel):
+    """What both kinds of request have in common. Unset (None) means the default that the description gives."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str | None = Field(None, description="The served model's name; another name is a 404.")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        description=f"Most tokens in the answer (also `max_tokens`); default {DEFAULT_MAX_NEW_TOKENS}, or what "
+        "`max_length` leaves.",
+    )
+    max_length: int | None = Field(None, ge=1, description="Most tokens in prompt and answer together.")
+    min_new_tokens: int | None = Field(None, ge=0, description="Hold the end of sequence back for so many tokens.")
+    do_sample: bool | None = Field(
+        None,
+        description="False is greedy, whatever the sampling parameters say. Unset: sample if one of temperature, "
+        "top_k, top_p, min_p is given and temperature is not 0.",
+    )
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default 1 when sampling.")
+    top_k: int | None = Field(None, ge=0, le=INT32_MAX, description="Sample from the k likeliest tokens; 0 is off.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this total mass.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this share of the likeliest one.")
+    repetition_penalty: float | None = Field(None, gt=0, le=10, description="CTRL's penalty; above 1 repeats less.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Taken off each token already generated.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, for each time it occurred.")
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, description="Token id to a value added to its logit.", max_length=1024
+    )
+    no_repeat_ngram_size: int | None = Field(None, ge=0, le=1024, description="No n-gram of this size twice; 0 is off.")
+    num_beams: int | None = Field(None, ge=1, le=16, description="Above 1: beam search, which runs alone.")
+    length_penalty: float | None = Field(None, ge=-10, le=10, description="Beam search: above 0 favours long answers.")
+    num_return_sequences: int | None = Field(None, ge=1, le=MAX_SEQUENCES, description="Answers (also `n`); default 1.")
+    best_of: int | None = Field(
+        None, ge=1, le=MAX_SEQUENCES, description="Make so many answers, give back the likeliest `n` a token."
+    )
+    stop: StopTexts | None = Field(
+        None, description="One text or up to 16 that end the answer and are not part of it (also `stop_str`)."
+    )
+    seed: int | None = Field(None, ge=0, le=INT32_MAX, description="The same seed gives the same samples.")
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="Log-probabilities of the answer's tokens, with so many alternatives each."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_spelling(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        for synonym, name in SYNONYMS.items():
+            if (value := data.pop(synonym, None)) is None:
+                continue
+            if data.get(name) not in (None, value):
+                message = f"{synonym} = {value!r} and {name} = {data[name]!r} mean the same: give one of them"
+                raise InvalidRequest(message, param=synonym)
+            data[name] = value
+        return data
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        def refuse(param: str, why: str) -> InvalidRequest:
+            return InvalidRequest(f"{param} = {getattr(self, param)!r}: {why}", param=param)
+
+        if (self.min_new_tokens or 0) > (self.max_new_tokens or INT32_MAX):
+            raise refuse("min_new_tokens", f"this exceeds max_new_tokens = {self.max_new_tokens}")
+        if self.do_sample and self.temperature == 0:
+            raise refuse("temperature", "this is greedy: leave do_sample out or raise the temperature")
+        if self.best_of is not None and self.best_of < self.sequences:
+            raise refuse("best_of", f"this is less than num_return_sequences = {self.sequences}")
+        for key in self.logit_bias or {}:
+            if not key.isdecimal():
+                raise InvalidRequest(f"logit_bias: {key!r} is not a token id", param="logit_bias")
+        if not self.beam_search:
+            if self.length_penalty is not None:
+                raise refuse("length_penalty", "this belongs to beam search: set num_beams above 1")
+            return self
+        if self.samples:
+            raise refuse(
+                "num_beams", "beam search does not sample: leave out do_sample, temperature, top_k, top_p, min_p"
+            )
+        if self.sequences > (self.num_beams or 1):
+            raise refuse("num_return_sequences", f"this exceeds num_beams = {self.num_beams}")
+        for name in ("best_of", "logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "seed"):
+            if getattr(self, name) is not None:
+                raise refuse(name, f"this does not go with beam search (num_beams = {self.num_beams})")
+        return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn, not chosen greedily."""
+        if self.do_sample is not None:
+            return self.do_sample
+        asked = (self.temperature, self.top_k, self.top_p, self.min_p)
+        return self.temperature != 0 and any(value is not None for value in asked)
+
+    @property
+    def sequences(self) -> int:
+        """Number of answers to give back."""
+        return self.num_return_sequences or 1
+
+    @property
+    def beam_search(self) -> bool:
+        """Whether this is beam search, which runs alone and cannot be streamed."""
+        return (self.num_beams or 1) > 1
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop texts, none to sixteen."""
+        return tuple(self.stop or ())
+
+    @classmethod
+    def parse(cls, data: dict[str, Any], *, stream: bool = False) -> Self:
+        """Check `data` and build the request. Raises InvalidRequest, which names the field, the limit and the value."""
+        try:
+            request = cls.model_validate(data)
+        except ValidationError as error:
+            raise invalid_request(error) from None
+        return request.check_stream() if stream else request
+
+    def check_stream(self) -> Self:
+        """This request, if its answer can be streamed. Raises InvalidRequest."""
+        if self.beam_search:
+            raise InvalidRequest(f"num_beams = {self.num_beams}: beam search cannot be streamed", param="num_beams")
+        if (self.best_of or 0) > self.sequences:
+            raise InvalidRequest(f"best_of = {self.best_of} cannot be streamed: nothing is best yet", param="best_of")
+        return self
+
+
+class GenerateRequest(Parameters):
+    """Continue a text."""
+
+    prompt: NonEmpty = Field(description="The text to continue.")
+    echo: bool | None = Field(None, description="Begin the answer's text with the prompt.")
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class ChatRequest(Parameters):
+    """Answer the last message of a chat."""
+
+    messages: Annotated[list[Message], Field(min_length=1)] = Field(description="The chat so far, oldest first.")
+
+
+class TopLogprob(BaseModel):
+    """A token that could have stood here."""
+
+    token: str
+    logprob: float
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer, its log-probability before any penalty or temperature, and the likeliest tokens."""
+
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    """The log-probabilities of the tokens of one choice, in OpenAI's chat shape."""
+
+    content: list[TokenLogprob]
+
+
+class Usage(BaseModel):
+    """Tokens counted so far."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Choice(BaseModel):
+    """One answer to `generate`, or what is new of it."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None = None
+    logprobs: Logprobs | None = None
+
+
+class ChatMessage(BaseModel):
+    """The answer to a chat."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class Delta(BaseModel):
+    """What is new of the answer to a chat; `role` comes first, alone or with the first text."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer to `chat`."""
+
+    index: int
+    message: ChatMessage
+    finish_reason: FinishReason | None = None
+    logprobs: Logprobs | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    """What is new of one answer to `chat`."""
+
+    index: int
+    delta: Delta
+    finish_reason: FinishReason | None = None
+    logprobs: Logprobs | None = None
+
+
+class Answer(BaseModel):
+    """What every answer and every event of a stream has."""
+
+    id: str
+    created: int
+    model: str
+    usage: Usage
+
+    @property
+    def text(self) -> str:
+        """The text of the first choice (in a stream: what is new of it)."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self) -> str:
+        """The wire's JSON: fields that do not apply are left out, an unknown `finish_reason` stays as null."""
+        return self.model_dump_json(exclude=_absent(self))
+
+
+class Completion(Answer):
+    """The answer to `generate`; as an event of a stream, `choices` holds the new text only."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[Choice]
+    prompt: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text if self.choices else ""
+
+
+class ChatCompletion(Answer):
+    """The answer to `chat`."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].message.content if self.choices else ""
+
+
+class ChatCompletionChunk(Answer):
+    """An event of a streamed answer to `chat`."""
+
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    choices: list[ChatChunkChoice]
+
+    @property
+    def text(self) -> str:
+        return (self.choices[0].delta.content or "") if self.choices else ""
+
+
+class Status(BaseModel):
+    """What an executor says of itself on `/status`."""
+
+    state: Literal["ready", "draining", "dead"]
+    model: str
+    running: int
+    """Sequences that are being decoded."""
+    waiting: int
+    """Sequences that wait for a place."""
+
+
+Request = GenerateRequest | ChatRequest
+AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
+
+
+def _absent(answer: Answer) -> dict[str, Any]:
+    """What `model_dump_json(exclude=...)` leaves out: None values, but not `finish_reason`."""
+    choices: dict[int, Any] = {}
+    for i, choice in enumerate(getattr(answer, "choices", ())):
+        left_out: dict[str, Any] = {} if choice.logprobs else {"logprobs": True}
+        if isinstance(choice, ChatChunkChoice):
+            left_out["delta"] = {name for name in ("role", "content") if getattr(choice.delta, name) is None}
+        choices[i] = left_out
+    absent: dict[str, Any] = {"choices": choices}
+    if getattr(answer, "prompt", "") is None:
+        absent["prompt"] = True
+    return absent
+
+
+def invalid_request(error: ValidationError) -> InvalidRequest:
+    """The first problem of a pydantic error in one line: field, what is wrong, the value given."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in first["loc"])
+    given = first.get("input")
+    if first["type"] == "extra_forbidden":
+        return InvalidRequest(f"{path}: this field is not known here", param=path)
+    if first["type"] == "missing":
+        return InvalidRequest(f"{path}: this field is required", param=path)
+    shown = repr(given)
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return InvalidRequest(f"{path}: {first['msg'].lower()}, got {shown}", param=path or None)

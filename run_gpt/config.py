@@ -1,0 +1,75 @@
+"""The configuration: frozen values, layered by inheritance. CLI defaults and choices are read from here."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+DEFAULT_MODEL = "smollm2"
+PRECISIONS = ("auto", "fp32", "fp16", "bf16", "bit8", "bit4")
+DEVICE_MAPS = ("single", "balanced", "auto", "sequential")
+
+
+class _Config:
+    @classmethod
+    def of(cls, other: Any) -> Self:
+        """The part of a wider configuration that this class holds."""
+        return cls(**{f.name: getattr(other, f.name) for f in fields(cls)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Config):
+    """Which model, and how it is loaded."""
+
+    model_name: str | None = None
+    """A catalogue entry, a hub id, a local folder or a GGUF file; default: the catalogue's default model."""
+    model_path: str | None = None
+    """A local folder or GGUF file to load instead of what `model_name` would find; the name stays."""
+    adapter_name_or_path: str | None = None
+    """A LoRA adapter in PEFT format: a local folder or a hub id."""
+    precision: str = "auto"
+    """One of PRECISIONS; `auto` is the fastest without loss on the device."""
+    device: str | None = None
+    """A torch device; default: the first GPU if there is one, else the CPU."""
+    device_map: str | dict[str, Any] | list[int] | None = None
+    """One of DEVICE_MAPS, a list of device ids, or accelerate's dict; default: `single`."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    allow_pickle: bool = False
+    """Load pickled weights, which can run any code."""
+    cache_dir: Path | None = None
+    """Where models are kept; default: $RUNGPT_CACHE, else `~/.cache/rungpt`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(_Config):
+    """How many sequences an engine takes."""
+
+    max_running: int = 16
+    """Sequences that are decoded together."""
+    max_waiting: int = 256
+    """Sequences that may wait for a place; one more is refused with QueueFull."""
+    max_context: int | None = None
+    """Tokens of prompt and answer together; default: what the model was trained for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayConfig(_Config):
+    """The two doors."""
+
+    request_timeout: float = 600.0
+    """Seconds until a request that has not ended is ended with DeadlineExceeded."""
+    drain_seconds: float = 30.0
+    """Seconds that running requests get to finish when the server is told to stop."""
+    max_body_bytes: int = 4 * 1024 * 1024
+    """Largest request body, in bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(ModelConfig, EngineConfig, GatewayConfig):
+    """A whole server."""
+
+    host: str = "127.0.0.1"
+    grpc_port: int = 51000
+    http_port: int = 52000
+    replicas: int = 1
+    """Executors that each hold the whole model."""

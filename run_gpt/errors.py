@@ -1,0 +1,151 @@
+"""Every error RunGPT raises, in one tree; the wire's error table (HTTP status, gRPC code) stands here and nowhere else.
+
+RunGPTError
+├── RequestError                an answer to one request; crosses the wire and comes back as the same class
+│   ├── InvalidRequest          400 INVALID_ARGUMENT
+│   │   └── ContextLengthExceeded
+│   ├── AuthenticationError     401 UNAUTHENTICATED
+│   ├── ModelNotFound           404 NOT_FOUND
+│   ├── RequestTooLarge         413 RESOURCE_EXHAUSTED
+│   ├── QueueFull               429 RESOURCE_EXHAUSTED
+│   ├── InternalError           500 INTERNAL
+│   ├── Unavailable             503 UNAVAILABLE
+│   └── DeadlineExceeded        504 DEADLINE_EXCEEDED
+└── SetupError                  a model or a server that cannot start; one line that says what to do
+    ├── ModelLoadError
+    │   └── ChecksumMismatch
+    ├── DownloadError
+    └── PortInUse
+"""
+
+from typing import Any, ClassVar
+
+
+class RunGPTError(Exception):
+    """Base of all errors of this package. `message` is one line for a person."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
+
+
+class RequestError(RunGPTError):
+    """The error answer to one request, in OpenAI's shape on the wire.
+
+    `param` names the offending field where there is one.
+    """
+
+    http_status: ClassVar[int] = 500
+    grpc_code: ClassVar[str] = "INTERNAL"
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+    def to_dict(self) -> dict[str, Any]:
+        """The value of `error` on the wire: message, type, param, code."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
+
+class InvalidRequest(RequestError):
+    """A malformed or unsupported field; `param` names it."""
+
+    http_status, grpc_code = 400, "INVALID_ARGUMENT"
+    type, code = "invalid_request_error", "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The prompt does not fit the model's context; the message gives both numbers."""
+
+    code = "context_length_exceeded"
+
+
+class AuthenticationError(RequestError):
+    """The key is missing or wrong."""
+
+    http_status, grpc_code = 401, "UNAUTHENTICATED"
+    type, code = "authentication_error", "invalid_api_key"
+
+
+class ModelNotFound(RequestError):
+    """No such model on this server, in the catalogue, on the hub or on disk."""
+
+    http_status, grpc_code = 404, "NOT_FOUND"
+    type, code = "invalid_request_error", "model_not_found"
+
+
+class RequestTooLarge(RequestError):
+    """The body exceeds the limit; the message gives both sizes."""
+
+    http_status, grpc_code = 413, "RESOURCE_EXHAUSTED"
+    type, code = "invalid_request_error", "request_too_large"
+
+
+class QueueFull(RequestError):
+    """The queue is full: try again after `retry_after` seconds."""
+
+    http_status, grpc_code = 429, "RESOURCE_EXHAUSTED"
+    type, code = "rate_limit_error", "queue_full"
+    retry_after: ClassVar[int] = 1
+
+
+class InternalError(RequestError):
+    """Something of ours broke while this request ran; the server lives on."""
+
+
+class Unavailable(RequestError):
+    """The model is loading, draining or dead, or no replica answers."""
+
+    http_status, grpc_code = 503, "UNAVAILABLE"
+    type, code = "server_error", "unavailable"
+
+
+class DeadlineExceeded(RequestError):
+    """The request's time was up before its answer was complete."""
+
+    http_status, grpc_code = 504, "DEADLINE_EXCEEDED"
+    type, code = "timeout_error", "deadline_exceeded"
+
+
+class SetupError(RunGPTError):
+    """A model or a server cannot start."""
+
+
+class ModelLoadError(SetupError):
+    """A model's files are missing, unreadable or of a kind that is not supported."""
+
+
+class ChecksumMismatch(ModelLoadError):
+    """A file is not the one that was published."""
+
+
+class DownloadError(SetupError):
+    """A download failed: no network, no such file, no space."""
+
+
+class PortInUse(SetupError):
+    """Another program listens on a port that the server needs."""
+
+
+_BY_CODE: dict[str, type[RequestError]] = {
+    cls.code: cls
+    for cls in (
+        InvalidRequest,
+        ContextLengthExceeded,
+        AuthenticationError,
+        ModelNotFound,
+        RequestTooLarge,
+        QueueFull,
+        InternalError,
+        Unavailable,
+        DeadlineExceeded,
+    )
+}
+
+
+def error_from_dict(error: dict[str, Any]) -> RequestError:
+    """The exception that `RequestError.to_dict` wrote; an unknown `code` becomes an InternalError."""
+    cls = _BY_CODE.get(str(error.get("code")), InternalError)
+    return cls(str(error.get("message") or "the server gave no message"), param=error.get("param"))
