@@ -1,0 +1,28 @@
+"""RunGPT serves large language models over gRPC and HTTP, and gives the same calls in Python.
+
+The names are loaded when they are first used: importing this package costs next to nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from run_gpt.client import Client
+    from run_gpt.model import Model, create_model
+
+__all__ = ["Client", "Model", "__version__", "create_model"]
+
+_HOME = {"Client": "run_gpt.client", "Model": "run_gpt.model", "create_model": "run_gpt.model"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("rungpt")
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

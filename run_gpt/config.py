@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 DEFAULT_MODEL = "smollm2"
-PRECISIONS = ("auto", "fp32", "fp16", "bf16", "bit8", "bit4")
+Precision = Literal["auto", "fp32", "fp16", "bf16", "bit8", "bit4"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 DEVICE_MAPS = ("single", "balanced", "auto", "sequential")
 
 

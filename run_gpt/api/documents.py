@@ -80,20 +80,26 @@ def request_to_document(request: schema.Request) -> BaseDoc:
     return document_class(type(request))(**request.model_dump(exclude_none=True))
 
 
-def document_to_request(model: type[AnyRequest], document: DocProto, *, stream: bool = False) -> AnyRequest:
+def message_to_request(model: type[AnyRequest], message: DocProto, *, stream: bool = False) -> AnyRequest:
     """The request that a document's message carries, checked. Raises InvalidRequest.
 
-    It takes the message, since docarray drops a field it does not know when it makes a document of it.
+    For the door: docarray drops a field it does not know when it makes a document of a message.
     """
     cls = document_class(model)
-    for name in document.data:
+    for name in message.data:
         if name not in cls.model_fields:
             raise InvalidRequest(f"{name}: this field is not known here", param=name)
     try:
-        fields = cls.from_protobuf(document).model_dump(exclude={"id"})
+        document = cls.from_protobuf(message)
     except ValidationError as error:
         raise schema.invalid_request(error) from None
-    return model.parse({name: value for name, value in fields.items() if value is not None}, stream=stream)
+    return document_to_request(model, document, stream=stream)
+
+
+def document_to_request(model: type[AnyRequest], document: BaseDoc, *, stream: bool = False) -> AnyRequest:
+    """The request that a document carries, checked. Raises InvalidRequest."""
+    fields = {name: value for name, value in document.model_dump(exclude={"id"}).items() if value is not None}
+    return model.parse(fields, stream=stream)
 
 
 def answer_to_document(answer: schema.Answer) -> BaseDoc:

@@ -187,7 +187,6 @@ class TopLogprob(BaseModel):
 class TokenLogprob(TopLogprob):
     """A token of the answer, its log-probability before any penalty or temperature, and the likeliest tokens."""
 
-    bytes: list[int]
     top_logprobs: list[TopLogprob]
 
 

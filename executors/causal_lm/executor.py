@@ -1,0 +1,141 @@
+"""`CausalLMExecutor`: hosts one model as a Jina Executor; documents in, documents out."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import fields
+from typing import Any, cast
+
+from docarray import BaseDoc, DocList
+from jina import Executor, requests
+
+from run_gpt.api import documents
+from run_gpt.api.documents import (
+    ChatCompletionChunkDocument,
+    ChatCompletionDocument,
+    ChatRequestDocument,
+    CompletionDocument,
+    GenerateRequestDocument,
+    StatusDocument,
+    WireError,
+)
+from run_gpt.api.schema import ChatCompletionChunk, ChatRequest, Completion, GenerateRequest, Parameters
+from run_gpt.config import EngineConfig, ModelConfig
+from run_gpt.errors import InternalError, RequestError, SetupError
+from run_gpt.model import load_model
+
+log = logging.getLogger(__name__)
+
+# What Jina itself gives to an Executor's constructor.
+_JINAS = {"metas", "requests", "runtime_args", "workspace", "dynamic_batching"}
+
+
+class CausalLMExecutor(Executor):  # type: ignore[misc]
+    """One (possibly sharded) causal language model behind `/generate`, `/chat`, their streams, and `/status`.
+
+    Takes the fields of ModelConfig and EngineConfig as keyword arguments, and loads the model before it serves.
+    Raises SetupError for a setting it does not know or a model that cannot be loaded.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{name: settings.pop(name) for name in _JINAS & settings.keys()})
+        model_config, engine_config = _take(ModelConfig, settings), _take(EngineConfig, settings)
+        if settings:
+            raise SetupError(f"CausalLMExecutor has no setting {', '.join(map(repr, settings))}")
+        self.model = load_model(model_config, engine_config, on_dead=_end_this_process)
+        for note in self.model.notes:
+            log.warning("%s", note)
+
+    @requests(on="/generate")
+    async def generate(
+        self,
+        docs: DocList[GenerateRequestDocument],  # type: ignore[valid-type]
+        **_: Any,
+    ) -> DocList[CompletionDocument]:  # type: ignore[valid-type]
+        """Continue each document's prompt; the prompts run together. Raises WireError."""
+        return DocList[CompletionDocument](await self._answers(GenerateRequest, docs))
+
+    @requests(on="/chat")
+    async def chat(
+        self,
+        docs: DocList[ChatRequestDocument],  # type: ignore[valid-type]
+        **_: Any,
+    ) -> DocList[ChatCompletionDocument]:  # type: ignore[valid-type]
+        """Answer each document's chat. Raises WireError."""
+        return DocList[ChatCompletionDocument](await self._answers(ChatRequest, docs))
+
+    @requests(on="/generate_stream")
+    async def generate_stream(
+        self,
+        doc: GenerateRequestDocument,  # type: ignore[valid-type]
+        **_: Any,
+    ) -> CompletionDocument:  # type: ignore[valid-type]
+        """Continue a prompt, event by event; an error is the last document."""
+        async with aclosing(self._events(GenerateRequest, Completion, doc)) as events:
+            async for event in events:
+                yield event
+
+    @requests(on="/chat_stream")
+    async def chat_stream(
+        self,
+        doc: ChatRequestDocument,  # type: ignore[valid-type]
+        **_: Any,
+    ) -> ChatCompletionChunkDocument:  # type: ignore[valid-type]
+        """Answer a chat, event by event; an error is the last document."""
+        async with aclosing(self._events(ChatRequest, ChatCompletionChunk, doc)) as events:
+            async for event in events:
+                yield event
+
+    @requests(on="/status")
+    async def status(self, **_: Any) -> DocList[StatusDocument]:  # type: ignore[valid-type]
+        """What the engine is doing."""
+        return DocList[StatusDocument]([StatusDocument(**self.model.status().model_dump())])
+
+    def close(self) -> None:
+        """End the engine; requests that still run end with Unavailable."""
+        self.model.shutdown()
+        super().close()
+
+    async def _answers(self, kind: type[Parameters], docs: Any) -> list[BaseDoc]:
+        tasks = [asyncio.ensure_future(self._answer_one(kind, doc)) for doc in docs]
+        try:
+            return await asyncio.gather(*tasks)
+        except Exception as error:
+            raise WireError(_request_error(error)) from error
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _answer_one(self, kind: type[Parameters], doc: BaseDoc) -> BaseDoc:
+        request = cast("Any", documents.document_to_request(kind, doc))
+        return documents.answer_to_document(await self.model._answer(request))
+
+    async def _events(self, kind: type[Parameters], answer: Any, doc: BaseDoc) -> AsyncIterator[BaseDoc]:
+        try:
+            request = cast("Any", documents.document_to_request(kind, doc, stream=True))
+            async with aclosing(cast("Any", self.model._stream(request))) as events:
+                async for event in events:
+                    yield documents.answer_to_document(event)
+        except Exception as error:
+            yield documents.error_to_document(answer, _request_error(error))
+
+
+def _take(config: type[Any], settings: dict[str, Any]) -> Any:
+    """The part of `settings` that `config` holds, taken out of it."""
+    return config(**{f.name: settings.pop(f.name) for f in fields(config) if f.name in settings})
+
+
+def _request_error(error: Exception) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
+    log.exception("a request failed", exc_info=error)
+    return InternalError(f"the request failed: {type(error).__name__}: {error}")
+
+
+def _end_this_process() -> None:
+    """A dead engine serves nobody: end, so that whoever watches over this process starts a new one."""
+    log.error("the engine is dead, this process ends")
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,322 @@
+"""The engine: a thread that plans, runs and commits step after step, and the queues between it and its users."""
+
+import asyncio
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from run_gpt.config import EngineConfig
+from run_gpt.engine.request import Request, TokenEvent
+from run_gpt.engine.runner import ModelRunner
+from run_gpt.engine.sampler import Sampler
+from run_gpt.engine.scheduler import Outcome, Row, Sampled, Scheduler, StepPlan
+from run_gpt.engine.text import Decode, TextStream
+from run_gpt.errors import DeadlineExceeded, InternalError, InvalidRequest, QueueFull, RequestError, Unavailable
+
+State = Literal["ready", "draining", "dead"]
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine is doing."""
+
+    state: State
+    running: int
+    """Sequences that are being decoded."""
+    waiting: int
+    """Sequences that wait for a place."""
+
+
+class Engine(ABC):
+    """Requests in, token events out. Thread-safe; `submit` may be used from any event loop."""
+
+    @abstractmethod
+    def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
+        """The events of a request, which begins to run when the iterator is first asked.
+
+        The iterator ends when each of the request's sequences had an event with a finish reason. It raises a
+        RequestError: QueueFull, Unavailable, DeadlineExceeded, InternalError. Closing it frees the request's slots.
+        """
+
+    @abstractmethod
+    def abort(self, request_id: str) -> None:
+        """End a request without a word to its consumer; an unknown id is no error."""
+
+    @abstractmethod
+    def stats(self) -> EngineStats:
+        """What the engine is doing now."""
+
+    @abstractmethod
+    def shutdown(self, drain_seconds: float = 0.0) -> None:
+        """Take no more requests, let those that run finish for so long, end the rest with Unavailable. Blocks."""
+
+
+class Mailbox:
+    """Carries the events of one request from the engine's thread to a consumer's event loop.
+
+    What arrives while the consumer is busy is merged into one event for each sequence, so that a consumer that is
+    slower than the engine gets fewer and larger events, not a longer queue.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        self._lock = threading.Lock()
+        self._events: dict[int, TokenEvent] = {}
+        self._ended = False
+        self._error: RequestError | None = None
+
+    def put(self, event: TokenEvent) -> None:
+        """Deliver an event."""
+        with self._lock:
+            earlier = self._events.get(event.index)
+            self._events[event.index] = earlier + event if earlier else event
+        self._wake()
+
+    def end(self, error: RequestError | None = None) -> None:
+        """The last delivery: no more events, or an error after them."""
+        with self._lock:
+            self._ended, self._error = True, error
+        self._wake()
+
+    async def events(self, deadline: float | None) -> AsyncIterator[TokenEvent]:
+        """What arrives, until the end. Raises the error it ended with, or DeadlineExceeded."""
+        while True:
+            try:
+                async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+                    await self._arrived.wait()
+            except TimeoutError:
+                raise DeadlineExceeded("the request's time was up before its answer was complete") from None
+            self._arrived.clear()
+            with self._lock:
+                events, self._events = list(self._events.values()), {}
+                ended, error = self._ended, self._error
+            for event in events:
+                yield event
+            if ended:
+                if error is not None:
+                    raise error
+                return
+
+    def _wake(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._arrived.set)
+        except RuntimeError:  # the consumer's loop is closed: nobody is left to read
+            return
+
+
+class BatchEngine(Engine):
+    """An engine over a ModelRunner.
+
+    Failures: an exception in the forward pass fails the rows of that step and resets the runner; if the next step fails
+    as well the engine is dead, `on_dead` is called, and everything is refused with Unavailable.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        decode: Decode,
+        config: EngineConfig,
+        on_dead: Callable[[], None] = lambda: None,
+    ):
+        self._runner = runner
+        self._decode = decode
+        self._config = config
+        self._on_dead = on_dead
+        self._sampler = Sampler(runner.end_ids)
+        self.scheduler = Scheduler(
+            max_running=config.max_running,
+            max_waiting=config.max_waiting,
+            end_ids=runner.end_ids,
+            new_text=self._new_text,
+        )
+        self._changed = threading.Condition()
+        self._state: State = "ready"
+        self._stopping = False
+        self._failures = 0
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._unfinished: dict[str, int] = {}
+        self._beams: dict[str, threading.Event] = {}
+        self._beam_thread = ThreadPoolExecutor(1, thread_name_prefix="rungpt-beam")
+        self._thread = threading.Thread(target=self._loop, name="rungpt-engine", daemon=True)
+        self._thread.start()
+
+    async def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
+        """See Engine."""
+        mailbox = Mailbox()
+        self._admit(request, mailbox)
+        try:
+            async for event in mailbox.events(request.deadline):
+                yield event
+        finally:
+            self.abort(request.id)
+
+    def abort(self, request_id: str) -> None:
+        """See Engine."""
+        with self._changed:
+            self._forget(request_id)
+            self.scheduler.abort(request_id)
+            self._changed.notify_all()
+
+    def stats(self) -> EngineStats:
+        """See Engine."""
+        with self._changed:
+            return EngineStats(self._state, len(self.scheduler.running), len(self.scheduler.waiting) + len(self._beams))
+
+    def shutdown(self, drain_seconds: float = 0.0) -> None:
+        """See Engine."""
+        with self._changed:
+            if self._state == "ready":
+                self._state = "draining"
+            self._changed.wait_for(lambda: not self._mailboxes, timeout=drain_seconds)
+            self._stopping = True
+            self._end_all(Unavailable("the server was stopped before the answer was complete"))
+            self._changed.notify_all()
+        self._thread.join()
+        self._beam_thread.shutdown()
+
+    def _admit(self, request: Request, mailbox: Mailbox) -> None:
+        with self._changed:
+            if self._state != "ready":
+                raise Unavailable(f"the engine is {self._state}: ask another replica, or try again later")
+            if request.id in self._mailboxes:
+                raise InvalidRequest(f"id = {request.id!r}: a request with this id is running", param="id")
+            if request.num_beams > 1:
+                self._start_beams(request)
+            else:
+                self.scheduler.add(request)
+            self._mailboxes[request.id] = mailbox
+            self._unfinished[request.id] = request.sequences
+            self._changed.notify_all()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self.scheduler.waiting or self.scheduler.running)
+                if self._stopping:
+                    return
+                plan = self.scheduler.plan()
+            try:
+                results = self._run(plan)
+            except Exception as error:
+                self._step_failed(plan, error)
+                continue
+            self._failures = 0
+            with self._changed:
+                self._deliver(self.scheduler.commit(plan, results))
+
+    def _run(self, plan: StepPlan) -> list[Sampled | RequestError]:
+        """The step itself: logits for the plan's rows, and a token for each."""
+        self._runner.release(plan.released)
+        logits = []
+        if plan.prefill:
+            prompts = [row.request.prompt_ids for row in plan.prefill]
+            logits.append(self._runner.prefill([row.slot for row in plan.prefill], prompts))
+        if plan.decode:
+            last = [row.token_ids[-1] for row in plan.decode]
+            logits.append(self._runner.decode([row.slot for row in plan.decode], last))
+        return self._sample(torch.cat(logits), plan.rows) if logits else []
+
+    def _sample(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | RequestError]:
+        """A token for each row; a row whose parameters break the sampler fails alone."""
+        try:
+            return self._sampler(logits.clone(), rows)
+        except Exception as error:
+            if len(rows) == 1:
+                return [InternalError(f"sampling failed: {error}")]
+            return [self._sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+
+    def _deliver(self, outcomes: Sequence[tuple[Row, Outcome]]) -> None:
+        for row, outcome in outcomes:
+            self._outcome(row.request.id, outcome)
+
+    def _outcome(self, request_id: str, outcome: Outcome) -> None:
+        """Hand an event or an error to its consumer, and end the request when that was the last of it."""
+        mailbox = self._mailboxes.get(request_id)
+        if mailbox is None:  # its consumer has gone
+            return
+        if isinstance(outcome, RequestError):
+            self._forget(request_id)
+            self.scheduler.abort(request_id)
+            mailbox.end(outcome)
+            return
+        mailbox.put(outcome)
+        if outcome.finish_reason is not None:
+            self._unfinished[request_id] -= 1
+            if self._unfinished[request_id] == 0:
+                self._forget(request_id)
+                mailbox.end()
+
+    def _forget(self, request_id: str) -> None:
+        self._mailboxes.pop(request_id, None)
+        self._unfinished.pop(request_id, None)
+        if (stopped := self._beams.pop(request_id, None)) is not None:
+            stopped.set()
+        self._changed.notify_all()
+
+    def _end_all(self, error: RequestError) -> None:
+        for request_id in list(self._mailboxes):
+            self._outcome(request_id, error)
+
+    def _step_failed(self, plan: StepPlan, error: Exception) -> None:
+        self._failures += 1
+        reason = self._explain(error)
+        self._runner.reset()
+        with self._changed:
+            # The reset took every row's cache, so rows that this step did not run cannot go on either.
+            self._deliver(self.scheduler.fail(self.scheduler.running, InternalError(reason)))
+            if self._failures < 2:
+                return
+            self._state = "dead"
+            self._end_all(Unavailable(f"the engine is dead: {reason}"))
+        self._on_dead()
+
+    def _explain(self, error: Exception) -> str:
+        text = str(error).strip().split("\n")[0]
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+            return (
+                f"out of memory in the model: lower --max-running (now {self._config.max_running}) or --max-context, "
+                "or use a smaller --precision"
+            )
+        return f"the model failed: {type(error).__name__}: {text}"
+
+    def _start_beams(self, request: Request) -> None:
+        """Beam search runs beside the batch, one request at a time, in a thread of its own."""
+        if len(self._beams) >= self._config.max_waiting:
+            raise QueueFull(f"{len(self._beams)} beam searches wait, the limit is {self._config.max_waiting}")
+        self._beams[request.id] = stopped = threading.Event()
+        self._beam_thread.submit(self._search_beams, request, stopped)
+
+    def _search_beams(self, request: Request, stopped: threading.Event) -> None:
+        if stopped.is_set():
+            return
+        outcomes: list[Outcome]
+        try:
+            answers = self._runner.beam_search(request, stopped)
+            outcomes = [self._beam_event(request, index, ids) for index, ids in enumerate(answers)]
+        except Exception as error:
+            outcomes = [InternalError(self._explain(error))]
+        with self._changed:
+            for outcome in outcomes:
+                self._outcome(request.id, outcome)
+
+    def _beam_event(self, request: Request, index: int, token_ids: Sequence[int]) -> TokenEvent:
+        text, shown = self._new_text(request), ""
+        for count, token_id in enumerate(token_ids, start=1):
+            if token_id in self._runner.end_ids:
+                return TokenEvent(index, shown + text.finish()[0], count, "stop")
+            new, stopped = text.push(token_id)
+            shown += new
+            if stopped:
+                return TokenEvent(index, shown, count, "stop")
+        rest, stopped = text.finish()
+        return TokenEvent(index, shown + rest, len(token_ids), "stop" if stopped else "length")
+
+    def _new_text(self, request: Request) -> TextStream:
+        return TextStream(self._decode, request.prompt_ids, request.stop)

@@ -1,0 +1,78 @@
+"""What goes into an engine and what comes out: a request of token ids, and events of text and tokens. No torch here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen from the logits; the defaults change nothing and are greedy."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+    seed: int | None = None
+    logprobs: int | None = None
+    """None: no log-probabilities; k: those of the chosen token and of the k likeliest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt, and how many sequences to make of it."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: SamplingParams = SamplingParams()
+    stop: tuple[str, ...] = ()
+    sequences: int = 1
+    num_beams: int = 1
+    """Above 1: beam search, which runs beside the batch and gives all its text at the end."""
+    length_penalty: float = 1.0
+    deadline: float | None = None
+    """On time.monotonic's clock; a request that has not ended by then ends with DeadlineExceeded. None: never."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A chosen token, its log-probability under the model itself, and the likeliest tokens with theirs."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """What is new of one sequence of a request; under load one event covers several tokens."""
+
+    index: int
+    """Which of the request's sequences, from 0."""
+    text: str
+    """New text; empty while a character or a possible stop text is incomplete."""
+    tokens: int
+    """Number of new tokens."""
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    def __add__(self, later: "TokenEvent") -> "TokenEvent":
+        """This event and a later one of the same sequence as one."""
+        return TokenEvent(
+            self.index,
+            self.text + later.text,
+            self.tokens + later.tokens,
+            later.finish_reason,
+            self.logprobs + later.logprobs,
+        )

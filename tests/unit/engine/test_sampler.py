@@ -1,0 +1,113 @@
+"""Answers would ignore their parameters, or change with what else is in the batch, if these failed."""
+
+import random
+
+import pytest
+import torch
+
+from run_gpt.engine.request import Request, SamplingParams
+from run_gpt.engine.sampler import Sampler
+from run_gpt.engine.scheduler import Row
+from run_gpt.engine.text import TextStream
+from run_gpt.errors import InternalError
+
+END = 0
+VOCABULARY = 40
+
+
+def row(token_ids=(), prompt=(3, 4), seed="0", **params):
+    request = Request(id="r", prompt_ids=tuple(prompt), max_new_tokens=9, sampling=SamplingParams(**params))
+    return Row(request, 0, TextStream(str, ()), random.Random(seed), list(token_ids))
+
+
+def choose(logits, *rows):
+    return Sampler([END])(logits.clone(), rows)
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(1))
+
+
+def test_greedy_is_the_likeliest_token(logits):
+    assert [s.token_id for s in choose(logits, row(), row(), row())] == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0.7},
+        {"temperature": 1.3, "top_k": 5},
+        {"top_p": 0.6},
+        {"min_p": 0.2, "temperature": 0.9},
+        {"top_k": 12, "top_p": 0.8, "min_p": 0.05},
+    ],
+)
+def test_draws_follow_the_distribution_of_transformers(logits, params):
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    wanted = TemperatureLogitsWarper(params.get("temperature", 1.0))(None, logits[:1].clone())
+    if k := params.get("top_k"):
+        wanted = TopKLogitsWarper(k)(None, wanted)
+    if p := params.get("top_p"):
+        wanted = TopPLogitsWarper(p)(None, wanted)
+    if p := params.get("min_p"):
+        wanted = MinPLogitsWarper(p)(None, wanted)
+    wanted = wanted.softmax(-1)[0]
+    draws = 4000
+    batch = [row(seed=str(i), do_sample=True, **params) for i in range(draws)]
+    tokens = torch.tensor([s.token_id for s in choose(logits[:1].expand(draws, -1), *batch)])
+    seen = torch.bincount(tokens, minlength=VOCABULARY) / draws
+    assert (seen[wanted == 0] == 0).all()
+    assert (seen - wanted).abs().max() < 0.04
+
+
+def test_a_seed_gives_the_same_token_whatever_else_is_in_the_batch(logits):
+    mine = {"do_sample": True, "temperature": 1.5, "seed": "7"}
+    alone = choose(logits[:1], row(**mine))[0]
+    busy = choose(logits, row(**mine), row(), row(do_sample=True, top_k=2, repetition_penalty=2.0))[0]
+    assert alone == busy
+
+
+def test_penalties_are_those_of_transformers(logits):
+    from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    history = torch.tensor([[3, 4, 5, 6, 5]])
+    got = logits[0].clone()
+    Sampler([END])._penalise(got, row([5, 6, 5], repetition_penalty=1.7, no_repeat_ngram_size=2))
+    want = RepetitionPenaltyLogitsProcessor(1.7)(history, logits[:1].clone())
+    want = NoRepeatNGramLogitsProcessor(2)(history, want)[0]
+    torch.testing.assert_close(got, want)
+
+
+def test_presence_and_frequency_count_the_answer_only(logits):
+    got = logits[0].clone()
+    Sampler([END])._penalise(got, row([5, 5, 6], presence_penalty=0.5, frequency_penalty=0.25))
+    taken = logits[0] - got
+    assert taken[5].item() == pytest.approx(1.0)
+    assert taken[6].item() == pytest.approx(0.75)
+    assert taken[3].item() == 0  # in the prompt
+
+
+def test_bias_and_held_back_end(logits):
+    logits[0, END] = 50.0
+    assert choose(logits[:1], row())[0].token_id == END
+    assert choose(logits[:1], row(min_new_tokens=1))[0].token_id != END
+    assert choose(logits[:1], row([9], min_new_tokens=1))[0].token_id == END
+    assert choose(logits[:1], row(logit_bias={END: -100.0, 9: 100.0}))[0].token_id == 9
+
+
+def test_log_probabilities_are_the_models_own(logits):
+    sampled = choose(logits[:1], row(logprobs=2, logit_bias={9: 100.0}))[0].logprob
+    own = logits[0].log_softmax(-1)
+    assert sampled.token_id == 9
+    assert sampled.logprob == pytest.approx(own[9].item(), abs=1e-5)
+    assert [token for token, _ in sampled.top] == own.topk(2).indices.tolist()
+
+
+def test_a_row_with_nan_fails_alone(logits):
+    logits[1, 4] = torch.nan
+    first, broken, third = choose(logits, row(), row(do_sample=True), row(do_sample=True))
+    assert isinstance(broken, InternalError)
+    assert first.token_id == logits[0].argmax().item()
+    assert third.token_id < VOCABULARY

@@ -1,0 +1,71 @@
+"""Users would see half characters, or text past (or lost before) a stop text, if these failed."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from run_gpt.engine.text import StopTexts, TextStream
+
+
+def decode_bytes(ids):
+    """A tokenizer whose tokens are single bytes, so that most characters take several tokens."""
+    return bytes(ids).decode("utf-8", errors="replace")
+
+
+def stream(text, stops=(), prompt=()):
+    """(all text shown, whether it was stopped, each piece)."""
+    out = TextStream(decode_bytes, prompt, stops)
+    pieces = []
+    for token in text.encode():
+        piece, stopped = out.push(token)
+        pieces.append(piece)
+        if stopped:
+            return "".join(pieces), True, pieces
+    piece, stopped = out.finish()
+    pieces.append(piece)
+    return "".join(pieces), stopped, pieces
+
+
+@given(st.text(), st.text(max_size=8))
+def test_pieces_join_to_the_text(text, prompt):
+    shown, _, pieces = stream(text, prompt=prompt.encode())
+    assert shown == text
+    assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+
+
+@given(st.binary())
+def test_bytes_that_are_no_text_are_shown_in_the_end(data):
+    out = TextStream(decode_bytes, ())
+    shown = "".join(out.push(token)[0] for token in data) + out.finish()[0]
+    assert shown == decode_bytes(data)
+
+
+@given(st.text(alphabet="abé"), st.lists(st.text(alphabet="abé", min_size=1, max_size=4), max_size=3))
+def test_the_first_stop_text_ends_the_text(text, stops):
+    shown, stopped, _ = stream(text, stops)
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    assert stopped == bool(found)
+    if not found:
+        assert shown == text
+    else:
+        # A stop is seen when it is complete: what is shown ends where a stop text begins.
+        assert text.startswith(shown)
+        assert any(text.startswith(stop, len(shown)) for stop in stops)
+        assert not any(stop in shown for stop in stops)
+
+
+def test_what_may_be_a_stop_text_is_held_back():
+    stops = StopTexts(["###"])
+    assert stops.push("a##") == ("a", False)
+    assert stops.push("b") == ("##b", False)
+    assert stops.push("#") == ("", False)
+    assert stops.push("##c") == ("", True)
+
+
+def test_an_answer_that_continues_a_word_keeps_its_space():
+    """SentencePiece drops the space of a text's first token: an answer is not the beginning of a text."""
+    words = {1: "▁Hello", 2: "▁world"}
+
+    def decode(ids):
+        return "".join(words[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    assert TextStream(decode, [1]).push(2) == (" world", False)
