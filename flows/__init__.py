@@ -1,0 +1,7 @@
+"""The Flow: its YAML, and the processes that it is run as."""
+
+from run_gpt.flows.render import render_flow
+from run_gpt.flows.server import Server, check_doors, serve
+from run_gpt.flows.supervisor import Event, Supervisor
+
+__all__ = ["Event", "Server", "Supervisor", "check_doors", "render_flow", "serve"]

@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, cast
 
 from docarray import BaseDoc, DocList
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 # What Jina itself gives to an Executor's constructor.
 _JINAS = {"metas", "requests", "runtime_args", "workspace", "dynamic_batching"}
+
+# Jina makes a number of each setting that looks like one, and a text of what YAML has no type for.
+_MEANT = {"model_name": str, "model_path": str, "adapter_name_or_path": str, "device": str, "cache_dir": Path}
 
 
 class CausalLMExecutor(Executor):  # type: ignore[misc]
@@ -125,7 +129,8 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
 def _take(config: type[Any], settings: dict[str, Any]) -> Any:
     """The part of `settings` that `config` holds, taken out of it."""
-    return config(**{f.name: settings.pop(f.name) for f in fields(config) if f.name in settings})
+    mine = {f.name: settings.pop(f.name) for f in fields(config) if f.name in settings}
+    return config(**{name: _MEANT[name](value) if name in _MEANT else value for name, value in mine.items()})
 
 
 def _request_error(error: Exception) -> RequestError:

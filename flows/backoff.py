@@ -1,0 +1,19 @@
+"""Owns how long a process that died waits until it is started again."""
+
+
+class Backoff:
+    """Delays from `initial` to `maximum` seconds that double, and begin anew after `healthy_after` seconds of life."""
+
+    def __init__(self, initial: float = 0.5, maximum: float = 30.0, healthy_after: float = 60.0):
+        self.initial = initial
+        self.maximum = maximum
+        self.healthy_after = healthy_after
+        self._next = initial
+
+    def next_delay(self, served_seconds: float) -> float:
+        """Seconds to wait before the next start of a process that has now died after serving that long (0: never)."""
+        if served_seconds >= self.healthy_after:
+            self._next = self.initial
+        delay = self._next
+        self._next = min(delay * 2, self.maximum)
+        return delay

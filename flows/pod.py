@@ -1,0 +1,138 @@
+"""Owns the entry point of each process: `python -m run_gpt.flows.pod gateway` and `... executor INDEX`.
+
+The Flow's YAML comes as one line of JSON on stdin, which the supervisor then holds open: when it closes, the
+supervisor is gone and this process ends too. The runtime is started as Jina's own exporters start it in a container.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from run_gpt.errors import PortInUse, RunGPTError
+from run_gpt.flows.process import SETUP_ERROR_EXIT, write_setup_error
+
+_ORPHAN_SECONDS = 5.0
+_NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments")
+"""Jina's lines of which we say more ourselves: who is loading, why one cannot, which setting is unknown."""
+_LOG_CONFIG = str(Path(__file__).with_name("logging.yml"))
+
+
+def main() -> NoReturn:
+    """Runs one process of the Flow until SIGTERM, or until stdin closes."""
+    parser = argparse.ArgumentParser(prog="python -m run_gpt.flows.pod", description=__doc__)
+    roles = parser.add_subparsers(dest="role", required=True)
+    roles.add_parser("gateway")
+    roles.add_parser("executor").add_argument("index", type=int)
+    options = parser.parse_args()
+    flow = yaml.safe_load(json.loads(sys.stdin.readline()))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        if options.role == "gateway":
+            _run_gateway(flow)
+        else:
+            _run_executor(flow, options.index)
+    except Exception as error:
+        setup_error = _find_setup_error(error)
+        if setup_error is None:
+            traceback.print_exc()
+            _exit(1)
+        print(write_setup_error(setup_error), flush=True)
+        _exit(SETUP_ERROR_EXIT)
+    _exit(0)
+
+
+def gateway_arguments(flow: dict[str, Any]) -> list[str]:
+    """What `jina gateway` would be given to be the gateway of this Flow."""
+    gateway, executor = flow["gateway"], flow["executors"][0]
+    name = executor["name"]
+    addresses = [f"grpc://{executor['host']}:{port}" for port in executor["port"]]
+    return [
+        *("--name", "gateway", "--uses", json.dumps(gateway["uses"]), "--host", gateway["host"]),
+        *("--port", *map(str, gateway["port"]), "--protocol", *gateway["protocol"]),
+        *("--graph-description", json.dumps({"start-gateway": [name], name: ["end-gateway"]})),
+        *("--deployments-addresses", json.dumps({name: addresses}), "--log-config", _LOG_CONFIG),
+    ]
+
+
+def executor_arguments(flow: dict[str, Any], index: int) -> list[str]:
+    """What `jina executor` would be given to be replica `index` of this Flow's executor."""
+    executor = flow["executors"][0]
+    return [
+        *("--name", f"{executor['name']}/rep-{index}", "--uses", json.dumps(executor["uses"])),
+        *("--host", executor["host"], "--port", str(executor["port"][index])),
+        *("--replicas", str(executor["replicas"]), "--replica-id", str(index), "--log-config", _LOG_CONFIG),
+    ]
+
+
+def _run_gateway(flow: dict[str, Any]) -> None:
+    sys.modules["torch"] = None  # type: ignore[assignment]  # docarray would import it: seconds and 200 MB for nothing
+    import run_gpt._jina  # noqa: F401, I001  (mends jina; must come before it)
+    from jina.parsers import set_gateway_parser
+    from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
+
+    args = set_gateway_parser().parse_args(gateway_arguments(flow))
+    args.port_monitoring = args.port_monitoring[0]
+    _run(args, GatewayRequestHandler)
+
+
+def _run_executor(flow: dict[str, Any], index: int) -> None:
+    import run_gpt._jina  # noqa: F401, I001  (mends jina; must come before it)
+    from jina.parsers import set_pod_parser
+    from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler
+
+    args = set_pod_parser().parse_args(executor_arguments(flow, index))
+    args.host, args.port_monitoring = args.host[0], args.port_monitoring[0]
+    _run(args, WorkerRequestHandler)
+
+
+def _run(args: argparse.Namespace, handler: type) -> None:
+    from jina.excepts import PortAlreadyUsed
+    from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
+
+    for name in ("JINA", args.name):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_NOISE))
+    try:
+        runtime = AsyncNewLoopRuntime(args, req_handler_cls=handler)
+    except PortAlreadyUsed as error:
+        raise PortInUse(f"port {args.port} is in use") from error
+    with runtime:
+        runtime.run_forever()
+
+
+def _find_setup_error(error: BaseException | None) -> RunGPTError | None:
+    """The error of ours, which Jina may have wrapped."""
+    while error is not None and not isinstance(error, RunGPTError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _end_with_parent() -> None:
+    """Waits for the end of stdin. Then a normal stop; whatever hangs in it, nothing outlives the grace time."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_ORPHAN_SECONDS)
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def _exit(code: int) -> NoReturn:
+    """Ends the process without waiting for threads that libraries have left behind."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Owns what flows needs to know of ports: is this one free, which are free, does somebody answer there."""
+
+import errno
+import http.client
+import os
+import socket
+
+from run_gpt.errors import PortInUse, SetupError
+from run_gpt.flows.render import LOOPBACK
+
+_UNSPECIFIED = {"0.0.0.0": LOOPBACK, "": LOOPBACK, "::": "::1"}
+
+
+def local_host(host: str) -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    return _UNSPECIFIED.get(host, host)
+
+
+def check_port(host: str, port: int, option: str) -> None:
+    """Raises PortInUse, or SetupError for a port or host that cannot be had; `option` is what the user may change.
+
+    Port 0 stands for any free port.
+    """
+    if not 0 <= port <= 65535:
+        raise SetupError(f"{port} is not a port; give one of 1 to 65535 with {option}")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as door:
+            if os.name == "posix":  # a port whose last connections are still closing is free
+                door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            door.bind(address)
+    except socket.gaierror as error:
+        raise SetupError(f"no such address: {host}; give another with --host") from error
+    except OSError as error:
+        raise _explain(error, host, port, option) from error
+
+
+def _explain(error: OSError, host: str, port: int, option: str) -> SetupError:
+    if error.errno == errno.EADDRINUSE:
+        return PortInUse(f"port {port} is in use; end the program that listens there, or give another with {option}")
+    if error.errno == errno.EACCES:
+        return SetupError(f"port {port} needs more rights than this user has; give another with {option}")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return SetupError(f"{host} is not an address of this machine; give another with --host")
+    return SetupError(f"cannot listen on {host}:{port}: {error.strerror}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports on loopback on which nobody listens now."""
+    doors = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    try:
+        for door in doors:
+            door.bind((LOOPBACK, 0))
+        return [int(door.getsockname()[1]) for door in doors]
+    finally:
+        for door in doors:
+            door.close()
+
+
+def is_listening(host: str, port: int) -> bool:
+    """Whether a connection to the port is accepted."""
+    try:
+        socket.create_connection((local_host(host), port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def answers_ok(host: str, port: int, path: str) -> bool:
+    """Whether an HTTP GET of the path is answered with 200."""
+    connection = http.client.HTTPConnection(local_host(host), port, timeout=1.0)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,155 @@
+"""Owns one child process: its start, its output, its end and the end of whatever it has started itself."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import run_gpt.errors
+from run_gpt.errors import RunGPTError, SetupError
+
+SETUP_ERROR_MARK = "rungpt-setup-error "
+"""Begins the line on which a pod that cannot start says why, as JSON `{"type", "message"}`."""
+SETUP_ERROR_EXIT = 78
+"""What such a pod exits with (EX_CONFIG)."""
+
+_LINES_KEPT = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodSpec:
+    """How one process of the Flow is started, and how it is seen that it serves."""
+
+    name: str
+    """What people read: `gateway`, `worker 0`."""
+    role: Literal["worker", "gateway"]
+    command: tuple[str, ...]
+    is_ready: Callable[[], bool]
+    """Asked often while the process starts; returns within a second."""
+    stdin: str = ""
+    """One line for the process to read. Its stdin then stays open for as long as this program lives."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to this program's environment."""
+    stop_seconds: float = 5.0
+    """From SIGTERM to SIGKILL."""
+
+
+class PodProcess:
+    """A running child, leader of its own session so that Ctrl-C in a terminal does not reach it.
+
+    `on_line(line)` gets its output, both streams; `on_exit(process)` is called once, when the process is reaped and
+    what it has left behind in its process group is killed. Both are called from threads of this object.
+    Raises SetupError if the command cannot be started at all.
+    """
+
+    def __init__(self, spec: PodSpec, on_line: Callable[[str], None], on_exit: Callable[["PodProcess"], None]):
+        self.spec = spec
+        self.error: RunGPTError | None = None
+        """Why the process could not start, in its own words."""
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+        self._popen = _spawn(spec)
+        self._output = threading.Thread(target=self._read_output, args=(on_line,), daemon=True)
+        self._output.start()
+        threading.Thread(target=self._wait, args=(on_exit,), daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
+    def exit_text(self) -> str:
+        """How the process has ended: `exit code 1`, `SIGKILL`."""
+        return _exit_text(self._popen.returncode)
+
+    @property
+    def last_line(self) -> str:
+        """The last line it has written, or an empty string."""
+        return self._lines[-1] if self._lines else ""
+
+    def terminate(self) -> None:
+        """Asks the process to stop."""
+        self._popen.terminate()
+
+    def kill(self) -> None:
+        """Ends the process and everything in its group, now."""
+        if self._popen.poll() is None:
+            _kill_group(self.pid)
+            self._popen.kill()
+
+    def _read_output(self, on_line: Callable[[str], None]) -> None:
+        assert self._popen.stdout is not None
+        with self._popen.stdout as stdout:
+            for raw in stdout:
+                line = raw.rstrip()
+                if line.startswith(SETUP_ERROR_MARK):
+                    self.error = _parse_error(line.removeprefix(SETUP_ERROR_MARK))
+                elif line:
+                    self._lines.append(line)
+                    on_line(line)
+
+    def _wait(self, on_exit: Callable[["PodProcess"], None]) -> None:
+        self._popen.wait()
+        _kill_group(self.pid)
+        self._output.join(timeout=2.0)  # the last words of the dead; a stranger may hold the pipe open for longer
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
+        on_exit(self)
+
+
+def write_setup_error(error: RunGPTError) -> str:
+    """The line by which a pod hands its supervisor the error that keeps it from starting."""
+    return SETUP_ERROR_MARK + json.dumps({"type": type(error).__name__, "message": error.message})
+
+
+def _parse_error(text: str) -> RunGPTError:
+    try:
+        fields = json.loads(text)
+        cls, message = getattr(run_gpt.errors, fields["type"], SetupError), str(fields["message"])
+    except (ValueError, KeyError, TypeError):
+        return SetupError(text)
+    return cls(message) if isinstance(cls, type) and issubclass(cls, RunGPTError) else SetupError(message)
+
+
+def _spawn(spec: PodSpec) -> subprocess.Popen[str]:
+    try:
+        popen = subprocess.Popen(
+            spec.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **spec.env},
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise SetupError(f"cannot start {spec.name}: {error.strerror or error}") from error
+    assert popen.stdin is not None
+    try:
+        popen.stdin.write(spec.stdin + "\n")
+        popen.stdin.flush()
+    except BrokenPipeError:
+        pass  # it died at once; its exit is reported like any other
+    return popen
+
+
+def _kill_group(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # nobody is left (macOS: only a zombie is)
+        return
+
+
+def _exit_text(returncode: int) -> str:
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        return signal.Signals(-returncode).name
+    except ValueError:
+        return f"signal {-returncode}"

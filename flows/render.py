@@ -1,0 +1,73 @@
+"""Owns the Flow's YAML: one text from which the worker and gateway processes, and `jina flow`, are started."""
+
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from run_gpt.config import EngineConfig, GatewayConfig, ModelConfig, ServeConfig
+
+EXECUTOR_NAME = "causal_lm"
+LOOPBACK = "127.0.0.1"
+
+_HEADER = """\
+# RunGPT as a Jina Flow: a gateway (gRPC and HTTP) and {replicas} replica(s) of the language model.
+# Run it with: JINA_OPTOUT_TELEMETRY=1 jina flow --uses FILE
+# `rungpt serve` runs the same Flow, and also restarts what dies and drains before it stops.
+"""
+_SUPERVISED_HEADER = """\
+# RunGPT as a Jina Flow whose workers are started, watched and ended by run_gpt.flows.
+"""
+
+
+def render_flow(config: ServeConfig, *, worker_ports: Sequence[int] | None = None) -> str:
+    """The Flow of a whole server, as YAML; only values that differ from their defaults are written.
+
+    Without `worker_ports` the text is complete: `jina flow --uses FILE` starts gateway and replicas. With them (one
+    loopback port for each replica) the executor is `external`: somebody else starts a worker on each of the ports.
+    Workers listen on loopback in both forms: only the gateway is a door.
+    """
+    gateway = {
+        "uses": _uses("RunGPTGateway", "run_gpt.gateway.gateway", changed_values(GatewayConfig.of(config))),
+        "host": config.host,
+        "port": [config.grpc_port, config.http_port],
+        "protocol": ["grpc", "http"],
+    }
+    if worker_ports is None:
+        # Jina's own value, the folder of the file, reaches the gateway as None for a file in the current folder.
+        gateway["extra_search_paths"] = ["."]
+    flow = {"jtype": "Flow", "gateway": gateway, "executors": [_executor(config, worker_ports)]}
+    header = _HEADER.format(replicas=config.replicas) if worker_ports is None else _SUPERVISED_HEADER
+    return header + yaml.safe_dump(flow, sort_keys=False, width=120, allow_unicode=True)
+
+
+def changed_values(config: Any) -> dict[str, Any]:
+    """The fields of a configuration dataclass that differ from their defaults, as plain YAML values."""
+    changed = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.default is MISSING or value != field.default:
+            changed[field.name] = str(value) if isinstance(value, Path) else value
+    return changed
+
+
+def _executor(config: ServeConfig, worker_ports: Sequence[int] | None) -> dict[str, Any]:
+    values = changed_values(ModelConfig.of(config)) | changed_values(EngineConfig.of(config))
+    executor: dict[str, Any] = {
+        "name": EXECUTOR_NAME,
+        "uses": _uses("CausalLMExecutor", "run_gpt.executors.causal_lm.executor", values),
+        "replicas": config.replicas,
+        "host": LOOPBACK,
+    }
+    if worker_ports is None:
+        return executor | {"timeout_ready": -1}  # loading a large model may take longer than Jina's ten minutes
+    if len(worker_ports) != config.replicas:
+        raise ValueError(f"{config.replicas} replicas need as many worker ports, not {len(worker_ports)}")
+    return executor | {"external": True, "port": list(worker_ports)}
+
+
+def _uses(jtype: str, module: str, values: dict[str, Any]) -> dict[str, Any]:
+    uses: dict[str, Any] = {"jtype": jtype, "py_modules": [module]}
+    return uses | {"with": values} if values else uses

@@ -1,0 +1,200 @@
+"""Owns a whole local server: the processes that a configuration asks for, in the foreground or the background."""
+
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType, TracebackType
+from typing import Self
+
+from run_gpt.config import ServeConfig
+from run_gpt.errors import SetupError
+from run_gpt.flows.ports import answers_ok, check_port, free_ports, is_listening, local_host
+from run_gpt.flows.process import PodSpec
+from run_gpt.flows.render import LOOPBACK, render_flow
+from run_gpt.flows.supervisor import Event, OnEvent, Supervisor, print_event
+
+_STOP_MARGIN = 12.0
+"""Seconds that the gateway gets on top of its drain time, to close its two doors, before it is killed."""
+
+
+def serve(config: ServeConfig, on_event: OnEvent = print_event) -> int:
+    """Runs a server until SIGTERM, SIGINT or SIGHUP; to be called in the main thread. Returns the exit code, 0.
+
+    The first signal drains: no new requests, running ones get `drain_seconds`, then every process ends. A Ctrl-C
+    after that ends everything at once. Raises SetupError (PortInUse, ModelLoadError, ...), or what the workers raise
+    for a bad model name, when the server cannot start.
+    """
+    supervisor = new_supervisor(resolve(config), on_event)
+    with _signals(supervisor):
+        supervisor.run()
+    return 0
+
+
+class Server:
+    """A server in the background, for tests and for Python: `with Server(config) as server: server.http_url`.
+
+    Entering waits until it is ready and raises what `serve` raises; leaving drains and ends every process. A port of
+    0 in the configuration takes a free one. Signals are left alone.
+    """
+
+    def __init__(self, config: ServeConfig, on_event: OnEvent = print_event):
+        self.config = resolve(config)
+        self._on_event = on_event
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._supervisor = new_supervisor(self.config, self._note)
+        self._thread = threading.Thread(target=self._run, name="rungpt-supervisor", daemon=True)
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{_url_host(self.config.host)}:{self.config.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://{_url_host(self.config.host)}:{self.config.grpc_port}"
+
+    def pids(self) -> dict[str, int]:
+        """The process ids of what runs now: `gateway`, `worker 0`, ..."""
+        return self._supervisor.pids()
+
+    def start(self) -> None:
+        """Returns when requests are answered; raises what keeps the server from starting."""
+        self._thread.start()
+        try:
+            self._ready.wait()
+        except BaseException:  # Ctrl-C while it loads
+            self.kill()
+            raise
+        if self._error is not None:
+            self._thread.join()
+            raise self._error
+
+    def stop(self) -> None:
+        """Drains, ends every process, and returns when they are gone."""
+        self._supervisor.request_stop()
+        self._thread.join()
+
+    def kill(self) -> None:
+        """Ends every process at once, and returns when they are gone."""
+        self._supervisor.kill()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _note(self, event: Event) -> None:
+        self._on_event(event)
+        if event.kind == "ready":
+            self._ready.set()
+
+    def _run(self) -> None:
+        try:
+            self._supervisor.run()
+            if not self._ready.is_set():
+                self._error = SetupError("the server was stopped while it started")
+        except BaseException as error:
+            if self._ready.is_set():
+                raise
+            self._error = error  # `start` raises it
+        finally:
+            self._ready.set()
+
+
+def check_doors(config: ServeConfig) -> None:
+    """Raises PortInUse or SetupError when the server could not listen where it is told to."""
+    if config.replicas < 1:
+        raise SetupError(f"--replicas must be at least 1, not {config.replicas}")
+    if config.grpc_port == config.http_port != 0:
+        raise SetupError(f"gRPC and HTTP cannot share port {config.http_port}; give another with --http-port")
+    check_port(config.host, config.grpc_port, "--grpc-port")
+    check_port(config.host, config.http_port, "--http-port")
+
+
+def resolve(config: ServeConfig) -> ServeConfig:
+    """The configuration with free ports where it says 0; raises what `check_doors` raises."""
+    check_doors(config)
+    free = free_ports(2)
+    return replace(config, grpc_port=config.grpc_port or free[0], http_port=config.http_port or free[1])
+
+
+def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
+    """A supervisor for the processes of a resolved configuration."""
+    ports = free_ports(config.replicas)
+    flow = json.dumps(render_flow(config, worker_ports=ports))
+    workers = [
+        PodSpec(
+            name=f"worker {index}",
+            role="worker",
+            command=_pod_command("executor", str(index)),
+            is_ready=functools.partial(is_listening, LOOPBACK, port),
+            stdin=flow,
+            env=_pod_env() | _thread_env(config.replicas),
+        )
+        for index, port in enumerate(ports)
+    ]
+    gateway = PodSpec(
+        name="gateway",
+        role="gateway",
+        command=_pod_command("gateway"),
+        is_ready=functools.partial(answers_ok, config.host, config.http_port, "/ready"),
+        stdin=flow,
+        env=_pod_env(),
+        stop_seconds=config.drain_seconds + _STOP_MARGIN,
+    )
+    return Supervisor(gateway, workers, on_event)
+
+
+def _pod_command(*arguments: str) -> tuple[str, ...]:
+    # -P: what happens to lie in the user's folder must not be imported instead of an installed package
+    return (sys.executable, "-P", "-m", "run_gpt.flows.pod", *arguments)
+
+
+def _pod_env() -> dict[str, str]:
+    return {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def _thread_env(replicas: int) -> dict[str, str]:
+    """Replicas share the cores; left alone, each would start a thread for every core and they would slow each other."""
+    if replicas == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // replicas))}
+
+
+@contextmanager
+def _signals(supervisor: Supervisor) -> Iterator[None]:
+    stopping = False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping and signum == signal.SIGINT:
+            supervisor.kill()
+        stopping = True
+        supervisor.request_stop()
+
+    names = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks for that
+        names.append(signal.SIGHUP)
+    before: dict[int, Callable[..., object] | int | None] = {name: signal.signal(name, stop) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler if handler is not None else signal.SIG_DFL)
+
+
+def _url_host(host: str) -> str:
+    host = local_host(host)
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,226 @@
+"""Owns the life of a Flow's processes: starts them, starts again what dies, and ends all of them in the right order.
+
+It imports neither jina nor torch: it must start at once, cost nothing, and outlive whatever breaks in a process.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Literal
+
+from run_gpt.errors import SetupError
+from run_gpt.flows.backoff import Backoff
+from run_gpt.flows.process import PodProcess, PodSpec
+
+EventKind = Literal["starting", "pod_ready", "ready", "died", "output", "stopping", "killed", "stopped"]
+
+_POLL_SECONDS = 0.05
+_START_ATTEMPTS = 3
+_UNREADY_STOP_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to tell the user. `message` is one line; `pod` names the process it is about, if it is about one."""
+
+    kind: EventKind
+    message: str
+    pod: str | None = None
+
+
+OnEvent = Callable[[Event], None]
+"""Called from several threads; must not raise."""
+
+
+def print_event(event: Event) -> None:
+    """Writes the event to stderr: what a process says with its name before it."""
+    line = f"[{event.pod}] {event.message}" if event.kind == "output" else event.message
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        return  # nobody reads any more; the server serves on
+
+
+class _Child:
+    """One process slot: the process that runs in it now, if any, and when the next one is to be started."""
+
+    def __init__(self, spec: PodSpec, backoff: Backoff):
+        self.spec = spec
+        self.backoff = backoff
+        self.process: PodProcess | None = None
+        self.ready_at: float | None = None
+        self.restart_at: float | None = None
+        self.failed_starts = 0
+
+    @property
+    def is_loading(self) -> bool:
+        return self.process is not None and self.ready_at is None
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long it may take to stop: one that does not serve yet has nothing to finish."""
+        return min(_UNREADY_STOP_SECONDS, self.spec.stop_seconds) if self.is_loading else self.spec.stop_seconds
+
+
+class Supervisor:
+    """Runs one gateway and its workers until it is told to stop.
+
+    `run` blocks, in any thread; `request_stop` and `kill` may be called from any thread and from a signal handler.
+    """
+
+    def __init__(
+        self,
+        gateway: PodSpec,
+        workers: Sequence[PodSpec],
+        on_event: OnEvent = print_event,
+        *,
+        new_backoff: Callable[[], Backoff] = Backoff,
+    ):
+        self._gateway = _Child(gateway, new_backoff())
+        self._workers = [_Child(spec, new_backoff()) for spec in workers]
+        self._children = [*self._workers, self._gateway]
+        self._on_event = on_event
+        self._inbox: SimpleQueue[PodProcess | None] = SimpleQueue()
+        self._stop_requested = False
+        self._kill_requested = False
+        self._serving = False
+
+    def run(self) -> None:
+        """Starts all processes, keeps them alive, and returns after `request_stop` with every process gone.
+
+        Raises the error of a process that says why it cannot start, or SetupError for one that ended three times
+        before the whole was ready; here too, every process is gone.
+        """
+        try:
+            for child in self._children:
+                self._start(child)
+            while not self._stop_requested:
+                self._note_ready()
+                self._wait()
+                self._start_due()
+        finally:
+            try:
+                self._shut_down()
+            finally:
+                self._kill_all()
+
+    def request_stop(self) -> None:
+        """Begins the orderly stop: the gateway drains, then the workers end."""
+        self._stop_requested = True
+        self._inbox.put(None)
+
+    def kill(self) -> None:
+        """Ends every process at once."""
+        self._kill_requested = True
+        self.request_stop()
+
+    def pids(self) -> dict[str, int]:
+        """The process ids of what runs now, by name."""
+        processes = [(child.spec.name, child.process) for child in self._children]
+        return {name: process.pid for name, process in processes if process is not None}
+
+    def _tell(self, kind: EventKind, message: str, child: _Child | None = None) -> None:
+        self._on_event(Event(kind, message, child.spec.name if child else None))
+
+    def _start(self, child: _Child) -> None:
+        name = child.spec.name
+        self._tell("starting", f"starting {name}", child)
+        child.restart_at = None
+        child.process = PodProcess(
+            child.spec,
+            on_line=lambda line: self._on_event(Event("output", line, name)),
+            on_exit=self._inbox.put,
+        )
+
+    def _note_ready(self) -> None:
+        """Asks those that are loading; a gateway has no answer to give before a worker is there."""
+        loading = [child for child in self._children if child.is_loading]
+        for child in loading:
+            if child is self._gateway and not any(worker.ready_at for worker in self._workers):
+                continue
+            if child.spec.is_ready():
+                child.ready_at = time.monotonic()
+                self._tell("pod_ready", f"{child.spec.name} is ready", child)
+        if not self._serving and all(child.ready_at for child in self._children):
+            self._serving = True
+            self._tell("ready", "ready")
+
+    def _wait(self) -> None:
+        """Until a process dies, a restart is due, a loading process should be asked again, or a stop is requested."""
+        wake_at = [child.restart_at for child in self._children if child.restart_at is not None]
+        if any(child.is_loading for child in self._children):
+            wake_at.append(time.monotonic() + _POLL_SECONDS)
+        dead = self._next_dead(min(wake_at, default=None))
+        if dead is not None and not self._stop_requested:
+            self._plan_restart(*dead)
+
+    def _next_dead(self, until: float | None) -> tuple[_Child, PodProcess] | None:
+        """The next process that has ended, out of its slot; None if there is none until then, or at another wake-up."""
+        try:
+            process = self._inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+        except Empty:
+            return None
+        for child in self._children:
+            if process is not None and child.process is process:
+                child.process = None
+                return child, process
+        return None
+
+    def _plan_restart(self, child: _Child, process: PodProcess) -> None:
+        if not self._serving:
+            self._judge_failed_start(child, process)
+        now = time.monotonic()
+        delay = child.backoff.next_delay(now - child.ready_at if child.ready_at else 0.0)
+        child.ready_at, child.restart_at = None, now + delay
+        reason = f": {process.error.message}" if process.error else ""
+        message = f"{child.spec.name} ended ({process.exit_text}){reason}; starting it again in {delay:g} s"
+        self._tell("died", message, child)
+
+    def _judge_failed_start(self, child: _Child, process: PodProcess) -> None:
+        if process.error is not None:
+            raise process.error
+        child.failed_starts += 1
+        if child.failed_starts >= _START_ATTEMPTS:
+            words = f": {process.last_line}" if process.last_line else ""
+            raise SetupError(f"{child.spec.name} ended {_START_ATTEMPTS} times at start ({process.exit_text}){words}")
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for child in self._children:
+            if child.restart_at is not None and child.restart_at <= now and not self._stop_requested:
+                self._start(child)
+
+    def _shut_down(self) -> None:
+        """The gateway first, which lets running requests finish; the workers serve until it is gone."""
+        self._tell("stopping", "stopping")
+        if self._gateway.ready_at:
+            self._stop([self._gateway])
+        self._stop(self._children)
+        self._tell("stopped", "stopped")
+
+    def _stop(self, children: Sequence[_Child]) -> None:
+        deadlines = {child: time.monotonic() + child.stop_seconds for child in children}
+        for child in children:
+            if child.process is not None:
+                child.process.terminate()
+        while running := [child for child in children if child.process is not None]:
+            for child in running:
+                if self._kill_requested or time.monotonic() >= deadlines[child]:
+                    self._kill(child)
+                    deadlines[child] = time.monotonic() + 1.0
+            self._next_dead(min(deadlines[child] for child in running))
+
+    def _kill(self, child: _Child) -> None:
+        if child.process is None:
+            return
+        if not child.is_loading:
+            self._tell("killed", f"{child.spec.name} is killed: it was still at work", child)
+        child.process.kill()
+
+    def _kill_all(self) -> None:
+        """Whatever went wrong before: nothing stays behind."""
+        for child in self._children:
+            if child.process is not None:
+                child.process.kill()

@@ -1,0 +1,5 @@
+"""`python -m run_gpt.cli` is `rungpt`."""
+
+from run_gpt.cli import main
+
+main()

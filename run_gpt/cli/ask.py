@@ -1,0 +1,150 @@
+"""`rungpt generate` and `rungpt chat`: with a model in this process, or against a server."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from run_gpt.api.schema import Answer, ChatRequest, GenerateRequest, Parameters
+from run_gpt.cli import options
+from run_gpt.errors import RequestError, SetupError
+
+if TYPE_CHECKING:
+    from run_gpt.api.language_model import LanguageModel
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="What `rungpt serve` takes; with --endpoint, the name that the server must serve.",
+        rich_help_panel=options.LOADING,
+    ),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint", help="Ask this server, such as grpc://127.0.0.1:51000 or http://127.0.0.1:52000."),
+]
+Timeout = Annotated[float | None, typer.Option("--timeout", min=0.001, help="Seconds to wait for the answer.")]
+Stream = Annotated[bool, typer.Option("--stream/--no-stream", help="Print the answer as it comes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON: usage, log-probabilities, ...")]
+
+
+@options.with_loading
+@options.with_parameters(GenerateRequest)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from stdin.")],
+    model: ModelOption = None,
+    endpoint: Endpoint = None,
+    stream: Stream = True,
+    as_json: AsJson = False,
+    timeout: Timeout = None,
+    loading: dict[str, Any] | None = None,
+    parameters: dict[str, Any] | None = None,
+) -> None:
+    """Continue PROMPT and print the text."""
+    parameters = parameters or {}
+    text = sys.stdin.read() if prompt == "-" else prompt
+    request = GenerateRequest.parse({**parameters, "prompt": text})  # before a model is loaded
+    _check_shown(request, as_json)
+    with _open(model, endpoint, loading or {}) as opened:
+        if _streams(stream and not as_json, request):
+            _print_stream(opened.generate_stream(text, timeout=timeout, **parameters))
+            return
+        answer = opened.generate(text, timeout=timeout, **parameters)
+        _print_answer([choice.text for choice in answer.choices], answer, as_json)
+
+
+@options.with_loading
+@options.with_parameters(ChatRequest)
+def chat(
+    message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation begins.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="What the model is told first.")] = None,
+    model: ModelOption = None,
+    endpoint: Endpoint = None,
+    stream: Stream = True,
+    as_json: AsJson = False,
+    timeout: Timeout = None,
+    loading: dict[str, Any] | None = None,
+    parameters: dict[str, Any] | None = None,
+) -> None:
+    """Chat with a model: one MESSAGE, or a conversation until Ctrl-D."""
+    parameters = parameters or {}
+    messages = [{"role": "system", "content": system}] if system else []
+    request = ChatRequest.parse({**parameters, "messages": [*messages, {"role": "user", "content": message or "Hi"}]})
+    _check_shown(request, as_json)
+
+    def ask(opened: "LanguageModel") -> str:
+        if _streams(stream and not as_json, request):
+            return _print_stream(opened.chat_stream(messages, timeout=timeout, **parameters))
+        answer = opened.chat(messages, timeout=timeout, **parameters)
+        _print_answer([choice.message.content for choice in answer.choices], answer, as_json)
+        return answer.text
+
+    with _open(model, endpoint, loading or {}) as opened:
+        if message is not None:
+            messages.append({"role": "user", "content": message})
+            ask(opened)
+            return
+        print("A conversation with the model; Ctrl-D ends it.", file=sys.stderr)
+        for line in _lines():
+            messages.append({"role": "user", "content": line})
+            try:
+                messages.append({"role": "assistant", "content": ask(opened)})
+            except RequestError as error:  # a conversation outlives a question that cannot be answered
+                messages.pop()
+                print(f"rungpt: {error.message}", file=sys.stderr)
+
+
+@contextmanager
+def _open(model: str | None, endpoint: str | None, loading: dict[str, Any]) -> "Iterator[LanguageModel]":
+    """The server's model, or one that is loaded here."""
+    if endpoint is not None:
+        from run_gpt.client import Client
+
+        with Client().get_model(model, endpoint=endpoint) as remote:
+            yield remote
+        return
+    from run_gpt.cli.progress import progress_bars
+    from run_gpt.model import create_model
+
+    with progress_bars() as on_progress:
+        local = create_model(model, on_progress=on_progress, **loading)
+    for note in local.notes:
+        print(note, file=sys.stderr)
+    with local:
+        yield local
+
+
+def _check_shown(request: Parameters, as_json: bool) -> None:
+    if request.logprobs is not None and not as_json:
+        raise SetupError("--logprobs: only the whole answer shows them; add --json")
+
+
+def _print_answer(texts: list[str], answer: Answer, as_json: bool) -> None:
+    print(answer.to_json() if as_json else "\n".join(texts))
+
+
+def _streams(wanted: bool, request: Parameters) -> bool:
+    """Whether to stream: several sequences would come mixed, and some requests cannot be streamed."""
+    return wanted and request.sequences == 1 and not request.beam_search and not request.best_of
+
+
+def _print_stream(events: Iterator[Any]) -> str:
+    text = ""
+    for event in events:
+        print(event, end="", flush=True)
+        text += event.text
+    print()
+    return text
+
+
+def _lines() -> Iterator[str]:
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line

@@ -1,0 +1,70 @@
+"""`rungpt models`: the catalogue and the cache."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from run_gpt import models
+from run_gpt.errors import SetupError
+from run_gpt.models.cache import size_text
+
+app = typer.Typer(help="The models that can be served: list, fetch, look at, delete.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A catalogue name, or a hub id such as org/model.")]
+
+
+@app.command("list")
+def list_models() -> None:
+    """List the catalogue, and what else is in the cache."""
+    table = Table("name", "download", "on disk", "licence", "description", box=None, pad_edge=False)
+    for info in models.list_models():
+        on_disk = size_text(info.disk_bytes) if info.disk_bytes else "-"
+        incomplete = "" if info.cached or not info.disk_bytes else " (incomplete)"
+        download = size_text(info.download_bytes) if info.download_bytes else "-"
+        table.add_row(info.name, download, on_disk + incomplete, info.licence or "-", info.description)
+    Console().print(table)
+
+
+@app.command()
+def pull(
+    name: Name,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Fetch pickled weights too.")] = False,
+) -> None:
+    """Fetch a model into the cache; print its folder."""
+    from run_gpt.cli.progress import progress_bars
+
+    with progress_bars() as on_progress:
+        files = models.pull(name, allow_pickle=allow_pickle, on_progress=on_progress)
+    print(files.folder)
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Show what is known of a model."""
+    info = models.show(name)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for label, value in (
+        ("name", info.name),
+        ("description", info.description),
+        ("also called", ", ".join(info.aliases)),
+        ("source", info.source),
+        ("licence", info.licence),
+        ("parameters", f"{info.parameters:,}" if info.parameters else None),
+        ("download", size_text(info.download_bytes) if info.download_bytes else None),
+        ("on disk", size_text(info.disk_bytes) if info.disk_bytes else "no"),
+        ("folder", str(info.folder) if info.folder else None),
+    ):
+        if value:
+            table.add_row(label, value)
+    Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def rm(name: Name) -> None:
+    """Delete a model from the cache."""
+    freed = models.remove(name)
+    if not freed:
+        raise SetupError(f"{name} is not in the cache: nothing was deleted")
+    print(f"{size_text(freed)} freed")

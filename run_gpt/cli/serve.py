@@ -1,0 +1,74 @@
+"""`rungpt serve`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from run_gpt.cli import options
+from run_gpt.config import DEFAULT_MODEL, ServeConfig
+
+DOORS = "Doors"
+SIZE = "Size"
+
+
+@options.with_loading
+def serve(
+    model_name: options.ModelName = DEFAULT_MODEL,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.", rich_help_panel=DOORS)
+    ] = ServeConfig.host,
+    grpc_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="gRPC port.", rich_help_panel=DOORS)
+    ] = ServeConfig.grpc_port,
+    http_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="HTTP port.", rich_help_panel=DOORS)
+    ] = ServeConfig.http_port,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Processes that each hold the whole model.", rich_help_panel=SIZE)
+    ] = ServeConfig.replicas,
+    max_running: Annotated[
+        int, typer.Option(min=1, help="Sequences decoded together, in each replica.", rich_help_panel=SIZE)
+    ] = ServeConfig.max_running,
+    max_waiting: Annotated[
+        int, typer.Option(min=0, help="Sequences that may wait; one more gets a 429.", rich_help_panel=SIZE)
+    ] = ServeConfig.max_waiting,
+    max_context: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of prompt and answer together.", rich_help_panel=SIZE)
+    ] = None,
+    request_timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds until a request gets a 504.", rich_help_panel=DOORS)
+    ] = ServeConfig.request_timeout,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds that running requests get when it stops.", rich_help_panel=DOORS)
+    ] = ServeConfig.drain_seconds,
+    max_body_bytes: Annotated[
+        int, typer.Option(min=1, help="Largest request body; a larger one gets a 413.", rich_help_panel=DOORS)
+    ] = ServeConfig.max_body_bytes,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the Flow's YAML, which `jina flow --uses FILE` runs, and end.")
+    ] = False,
+    loading: dict[str, Any] | None = None,
+) -> None:
+    """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish."""
+    config = ServeConfig(
+        model_name=model_name,
+        host=host,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        replicas=replicas,
+        max_running=max_running,
+        max_waiting=max_waiting,
+        max_context=max_context,
+        request_timeout=request_timeout,
+        drain_seconds=drain_seconds,
+        max_body_bytes=max_body_bytes,
+        **(loading or {}),
+    )
+    if dry_run:
+        from run_gpt.flows import render_flow
+
+        print(render_flow(config), end="")
+        return
+    from run_gpt.cli.serving import run_server
+
+    raise typer.Exit(run_server(config))

@@ -1,0 +1,45 @@
+"""What `rungpt serve` shows while it starts, serves and stops."""
+
+import json
+
+from rich.status import Status
+
+from run_gpt import models
+from run_gpt.cli.progress import console, progress_bars
+from run_gpt.config import ModelConfig, ServeConfig
+from run_gpt.flows import Event, check_doors, serve
+
+
+def run_server(config: ServeConfig) -> int:
+    """Fetch the model, start the server, and block until it is stopped. Returns the exit code."""
+    check_doors(config)  # before a long download
+    with progress_bars() as on_progress:
+        models.fetch(ModelConfig.of(config), on_progress=on_progress)
+    status = Status("starting", console=console)
+
+    def show(event: Event) -> None:
+        if event.kind == "output":
+            console.print(f"[{event.pod}] {event.message}", markup=False, soft_wrap=True)
+        elif event.kind == "ready":
+            status.stop()
+            console.print(welcome(config), markup=False, soft_wrap=True)
+        elif console.is_terminal and event.kind in ("starting", "pod_ready"):
+            status.update(event.message)
+        else:
+            console.print(event.message, markup=False, soft_wrap=True)
+
+    with status:
+        return serve(config, on_event=show)
+
+
+def welcome(config: ServeConfig) -> str:
+    """Where to send requests, and one that works when it is pasted."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "localhost") else config.host
+    host = f"[{host}]" if ":" in host else host
+    http = f"http://{host}:{config.http_port}"
+    body = json.dumps({"messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    return (
+        f"\nRunGPT serves {models.served_name(ModelConfig.of(config))}: "
+        f"HTTP {http} (see {http}/docs), gRPC grpc://{host}:{config.grpc_port}. Try:\n\n"
+        f"  curl {http}/chat -H 'Content-Type: application/json' -d '{body}'\n"
+    )

@@ -1,0 +1,46 @@
+"""A real Executor and a real Gateway that load nothing: what Jina's own start, stop and errors look like."""
+
+import run_gpt._jina  # noqa: F401, I001  (before jina)
+from docarray import BaseDoc, DocList
+from fastapi import FastAPI
+from jina import Executor, Gateway, requests
+from jina.serve.runtimes.servers.composite import CompositeBaseServer
+from jina.serve.runtimes.servers.grpc import GRPCServer
+from jina.serve.runtimes.servers.http import FastAPIBaseServer
+
+from run_gpt.errors import ModelLoadError
+
+
+class Text(BaseDoc):
+    text: str = ""
+
+
+class ToyExecutor(Executor):
+    def __init__(self, **settings: object):
+        fail = settings.pop("fail", False)
+        super().__init__(**settings)
+        if fail:
+            raise ModelLoadError("no such file: model.gguf")
+
+    @requests(on="/echo")
+    async def echo(self, docs: DocList[Text], **_: object) -> DocList[Text]:
+        return docs
+
+
+class _Http(FastAPIBaseServer):
+    @property
+    def app(self) -> FastAPI:
+        app = FastAPI()
+        app.get("/ready")(lambda: {})
+        return app
+
+
+class ToyGateway(Gateway, CompositeBaseServer):
+    def __init__(self, **settings: object):
+        super().__init__(**settings)
+        grpc, http = self._server_kwargs
+        self._servers = [GRPCServer(**grpc), _Http(**http)]
+
+    @property
+    def servers(self) -> list[object]:
+        return self._servers

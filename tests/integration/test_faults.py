@@ -1,0 +1,126 @@
+"""What a user relies on when things break: nothing is lost in silence, and the server mends itself."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+
+import httpx
+import psutil
+
+LONG = {"prompt": "Once upon a time", "min_new_tokens": 150, "max_new_tokens": 150}
+SHORT = {"prompt": "Water boils at", "min_new_tokens": 20, "max_new_tokens": 20}
+
+
+async def read_stream(client, body, began=None):
+    """(text, whether it ended properly, the error event if there was one)."""
+    text, finished, error = "", False, None
+    async with client.stream("POST", "/generate_stream", json=body) as response:
+        assert response.status_code == 200
+        event = "message"
+        async for line in response.aiter_lines():
+            if line.startswith("event:"):
+                event = line.removeprefix("event:").strip()
+            elif line.startswith("data:"):
+                data = json.loads(line.removeprefix("data:"))
+                if event == "error":
+                    error = data["error"]
+                    continue
+                text += data["choices"][0]["text"]
+                finished = data["choices"][0]["finish_reason"] is not None
+                if began is not None:
+                    began.set()
+    return text, finished, error
+
+
+def workers(server):
+    return [p for p in server.processes() if "run_gpt.flows.pod" in p.cmdline() and "executor" in p.cmdline()]
+
+
+async def test_a_killed_replica_loses_no_unary_request_and_no_stream_silently_and_comes_back(start_server):
+    with start_server("--replicas", "2", "--precision", "fp32") as server:
+        async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
+            expected = (await client.post("/generate", json=SHORT)).json()["choices"][0]["text"]
+            began = [asyncio.Event() for _ in range(4)]
+            streams = [asyncio.create_task(read_stream(client, LONG, event)) for event in began]
+            for event in began:
+                await event.wait()
+            unary = [asyncio.create_task(client.post("/generate", json=SHORT)) for _ in range(6)]
+            victim = workers(server)[0]
+            victim.send_signal(signal.SIGKILL)
+
+            answers = await asyncio.gather(*unary)
+            assert [a.status_code for a in answers] == [200] * 6
+            assert [a.json()["choices"][0]["text"] for a in answers] == [expected] * 6
+            ends = await asyncio.gather(*streams)
+            # Two replicas, four streams, least busy first: two streams were on the victim.
+            assert sorted((finished, error is not None) for _, finished, error in ends) == [
+                (False, True),
+                (False, True),
+                (True, False),
+                (True, False),
+            ]
+            whole = {text for text, finished, _ in ends if finished}
+            assert len(whole) == 1
+            assert all(next(iter(whole)).startswith(text) for text, _, _ in ends)
+
+            await replicas_ready(client, 2)
+            assert victim.pid not in [p.pid for p in workers(server)]
+
+
+async def replicas_ready(client, count):
+    """Until /ready counts so many replicas."""
+    async with asyncio.timeout(120):
+        while (await client.get("/ready")).json()["replicas"]["ready"] != count:
+            await asyncio.sleep(0.1)
+
+
+async def test_sigterm_in_mid_stream_lets_the_stream_finish_and_leaves_no_process(start_server):
+    with start_server("--precision", "fp32") as server:
+        async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
+            began = asyncio.Event()
+            stream = asyncio.create_task(read_stream(client, LONG, began))
+            await began.wait()
+            os.kill(server.process.pid, signal.SIGTERM)
+            _, finished, error = await stream
+            assert (finished, error) == (True, None)
+    # `start_server` has checked the exit code and that no process is left.
+    log = server.log.read_text()
+    assert "Traceback" not in log, log
+
+
+async def test_a_client_that_goes_frees_its_place(server):
+    async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
+        began = asyncio.Event()
+        stream = asyncio.create_task(
+            read_stream(client, {**LONG, "max_new_tokens": 2000, "min_new_tokens": 2000}, began)
+        )
+        await began.wait()
+        stream.cancel()
+        unary = asyncio.create_task(
+            client.post("/generate", json={**LONG, "max_new_tokens": 1500, "min_new_tokens": 1500})
+        )
+        await in_flight(client, 1)
+        unary.cancel()
+        await in_flight(client, 0)
+        worker = workers(server)[0]
+        await idle(worker)
+
+
+async def in_flight(client, count):
+    """Until /ready counts so many running requests."""
+    async with asyncio.timeout(30):
+        while (await client.get("/ready")).json()["in_flight"] != count:
+            await asyncio.sleep(0.05)
+
+
+async def idle(process: psutil.Process):
+    """Until a process that computed does nothing: the model no longer runs for a client that has gone."""
+    process.cpu_percent()
+    async with asyncio.timeout(30):
+        while True:
+            started = time.monotonic()
+            await asyncio.sleep(0.5)  # the time over which the use of the processor is measured
+            if process.cpu_percent() < 20 and time.monotonic() - started < 5:
+                return

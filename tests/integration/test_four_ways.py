@@ -1,0 +1,107 @@
+"""The same request gives the same answer over HTTP, over gRPC, in Python and on the command line."""
+
+import json
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from run_gpt import Client, create_model
+
+QUESTION = "What is the capital of France?"
+MESSAGES = [{"role": "user", "content": QUESTION}]
+PROMPT = "The first three planets of the solar system are"
+PARAMETERS = {"max_new_tokens": 24, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def local():
+    with create_model() as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def remote(server):
+    with Client().get_model(endpoint=server.grpc_url) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def over_http(server):
+    with Client().get_model(endpoint=server.http_url) as model:
+        yield model
+
+
+def test_chat_is_the_same_everywhere_and_knows_paris(server, local, remote, over_http):
+    expected = local.chat(MESSAGES, **PARAMETERS)
+    assert "Paris" in expected.text
+    raw = httpx.post(f"{server.http_url}/chat", json={"messages": MESSAGES, **PARAMETERS}, timeout=60).json()
+    assert raw["choices"][0]["message"]["content"] == expected.text
+    assert raw["usage"] == expected.usage.model_dump()
+    for model in (remote, over_http):
+        answer = model.chat(MESSAGES, **PARAMETERS)
+        assert (answer.text, answer.usage) == (expected.text, expected.usage)
+    command = [sys.executable, "-m", "run_gpt.cli", "chat", QUESTION, "--max-new-tokens", "24", "--no-do-sample"]
+    for where in ([], ["--endpoint", server.grpc_url]):
+        done = subprocess.run([*command, "--json", *where], capture_output=True, text=True, timeout=120, check=True)
+        answer = json.loads(done.stdout)
+        assert answer["choices"][0]["message"]["content"] == expected.text
+        assert answer["usage"] == expected.usage.model_dump()
+
+
+def test_streams_join_to_the_whole_answer_everywhere(local, remote, over_http):
+    expected = local.generate(PROMPT, **PARAMETERS)
+    for model in (local, remote, over_http):
+        events = list(model.generate_stream(PROMPT, **PARAMETERS))
+        assert "".join(event.text for event in events) == expected.text
+        assert events[-1].usage == expected.usage
+        assert [event.prompt for event in events] == [PROMPT] + [None] * (len(events) - 1)
+        assert [event.choices[0].finish_reason for event in events[:-1]] == [None] * (len(events) - 1)
+        assert events[-1].choices[0].finish_reason == expected.choices[0].finish_reason
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {
+            "max_length": 40,
+            "temperature": 0.9,
+            "top_k": 50,
+            "top_p": 0.95,
+            "repetition_penalty": 1.2,
+            "do_sample": True,
+        },
+        {"max_new_tokens": 8, "n": 3, "temperature": 1.0, "min_p": 0.1},
+        {"max_new_tokens": 12, "stop": ["Earth", ","], "echo": True},
+        {"max_new_tokens": 8, "min_new_tokens": 8, "presence_penalty": 1.0, "frequency_penalty": 0.5},
+        {"max_new_tokens": 4, "logprobs": 2, "logit_bias": {"28": -100}},
+        {"max_new_tokens": 8, "num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.8},
+        {"max_new_tokens": 8, "best_of": 3, "n": 2, "temperature": 0.8},
+        {"max_new_tokens": 12, "no_repeat_ngram_size": 2},
+    ],
+    ids=lambda parameters: "-".join(parameters),
+)
+def test_every_parameter_travels(local, remote, over_http, parameters):
+    seeded = parameters if "num_beams" in parameters else {**parameters, "seed": 7}
+    expected = local.generate(PROMPT, **seeded)
+    for model in (remote, over_http):
+        answer = model.generate(PROMPT, **seeded)
+        assert answer.choices == expected.choices
+        assert answer.usage == expected.usage
+    if "stop" in parameters:
+        assert expected.text.startswith(PROMPT)
+        assert "," not in expected.text
+    if "n" in parameters or "num_return_sequences" in parameters:
+        assert [c.index for c in expected.choices] == list(range(parameters.get("n") or 2))
+
+
+def test_several_prompts_run_together(local, remote, over_http):
+    prompts = [PROMPT, "Water boils at", "The opposite of hot is"]
+    expected = [local.generate(prompt, **PARAMETERS).text for prompt in prompts]
+    for model in (local, remote, over_http):
+        assert [answer.text for answer in model.generate(prompts, **PARAMETERS)] == expected
+        texts = ["", "", ""]
+        for event in model.generate_stream(prompts, **PARAMETERS):
+            texts[event.choices[0].index] += event.text
+        assert texts == expected

@@ -1,0 +1,163 @@
+"""The mapping between the wire's requests and the engine's: answers would have the wrong text, counts or limits."""
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+
+import pytest
+
+from run_gpt.engine.engine import Engine, EngineStats
+from run_gpt.engine.request import TokenEvent, TokenLogprob
+from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from run_gpt.model import Model
+
+
+class ScriptedTokenizer:
+    """One token for each character."""
+
+    def __call__(self, text, **_):
+        return {"input_ids": [ord(c) for c in text]}
+
+    def decode(self, ids, **_):
+        return "".join(map(chr, ids))
+
+    def __len__(self):
+        return 1000
+
+
+class ScriptedEngine(Engine):
+    """Answers each sequence with the given events; keeps what it was asked."""
+
+    def __init__(self, *events):
+        self.events = events
+        self.asked = []
+        self.closed = False
+
+    async def submit(self, request) -> AsyncIterator[TokenEvent]:
+        self.asked.append(request)
+        for event in self.events:
+            yield event
+
+    def abort(self, request_id):
+        raise AssertionError("nothing is aborted here")
+
+    def stats(self):
+        return EngineStats("ready", 1, 2)
+
+    def shutdown(self, drain_seconds=0.0):
+        self.closed = True
+
+
+def model_of(*events, max_context=None):
+    engine = ScriptedEngine(*events)
+    loaded = SimpleNamespace(
+        name="scripted",
+        precision="fp32",
+        device="cpu",
+        notes=(),
+        context_length=100,
+        tokenizer=ScriptedTokenizer(),
+    )
+    return Model(loaded, engine, max_context), engine
+
+
+HELLO = (TokenEvent(0, "hel", 2), TokenEvent(0, "", 1), TokenEvent(0, "lo", 1, "stop"))
+
+
+@pytest.fixture
+def hello():
+    model, engine = model_of(*HELLO)
+    with model:
+        yield model, engine
+    assert engine.closed
+
+
+def test_an_answer_has_all_text_and_counts_all_tokens(hello):
+    answer = hello[0].generate("ab")
+    assert (answer.text, str(answer), answer.prompt, answer.model) == ("hello", "hello", "ab", "scripted")
+    assert answer.usage.model_dump() == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_stream_says_only_what_is_new(hello):
+    events = list(hello[0].generate_stream("ab", echo=True))
+    assert [e.text for e in events] == ["abhel", "lo"]
+    assert [e.prompt for e in events] == ["ab", None]
+    assert [e.usage.completion_tokens for e in events] == [2, 4]
+    assert len({e.id for e in events}) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, 90),  # the default of 512 does not fit
+        ({"max_new_tokens": 7}, 7),
+        ({"max_tokens": 7}, 7),
+        ({"max_length": 30}, 20),
+        ({"max_length": 30, "max_new_tokens": 5}, 5),
+        ({"max_length": 10**6}, 90),
+    ],
+)
+def test_length_limits(hello, parameters, expected):
+    model, engine = hello
+    model.generate("x" * 10, **parameters)
+    assert engine.asked[-1].max_new_tokens == expected
+
+
+def test_what_cannot_fit_names_both_numbers(hello):
+    model, _ = hello
+    with pytest.raises(ContextLengthExceeded, match="100 tokens, the model's context holds 100"):
+        model.generate("x" * 100)
+    with pytest.raises(InvalidRequest, match="max_length = 5: the prompt alone has 10 tokens"):
+        model.generate("x" * 10, max_length=5)
+    with pytest.raises(InvalidRequest, match="token id 1000 is outside the vocabulary of 1000"):
+        model.generate("x", logit_bias={"1000": 1})
+    with pytest.raises(ModelNotFound, match="'other' is not served here: 'scripted' is"):
+        model.generate("x", model="other")
+
+
+def test_max_context_lowers_the_models_own():
+    model, engine = model_of(*HELLO, max_context=20)
+    with model:
+        model.generate("x" * 10)
+    assert engine.asked[0].max_new_tokens == 10
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sampled"),
+    [
+        ({}, False),
+        ({"temperature": 0}, False),
+        ({"temperature": 0.5}, True),
+        ({"top_k": 3}, True),
+        ({"do_sample": True}, True),
+        ({"do_sample": False, "temperature": 0.5}, False),
+    ],
+)
+def test_when_it_samples(hello, parameters, sampled):
+    model, engine = hello
+    model.generate("x", **parameters)
+    assert engine.asked[-1].sampling.do_sample is sampled
+
+
+def test_best_of_gives_the_likeliest_and_counts_all():
+    def sequence(index, *logprobs):
+        tokens = tuple(TokenLogprob(65 + index, value) for value in logprobs)
+        return TokenEvent(index, "ABC"[index], len(logprobs), "stop", tokens)
+
+    model, engine = model_of(sequence(0, -3.0), sequence(1, -0.5, -0.7), sequence(2, -1.0))
+    with model:
+        answer = model.generate("x", best_of=3, n=2, temperature=1.0)
+    assert engine.asked[0].sequences == 3
+    assert [(c.index, c.text, c.logprobs) for c in answer.choices] == [(0, "B", None), (1, "C", None)]
+    assert answer.usage.completion_tokens == 4
+
+
+def test_logprobs_name_their_tokens():
+    model, _ = model_of(TokenEvent(0, "A", 1, "length", (TokenLogprob(65, -0.5, ((66, -0.25),)),)))
+    with model:
+        [token] = model.generate("x", logprobs=1).choices[0].logprobs.content
+    assert token.model_dump() == {
+        "token": "A",
+        "logprob": -0.5,
+        "top_logprobs": [{"token": "B", "logprob": -0.25}],
+    }
