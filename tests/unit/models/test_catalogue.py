@@ -1,0 +1,32 @@
+"""A user types a short name; without these it would find the wrong model, or none."""
+
+import pytest
+
+from run_gpt.config import DEFAULT_MODEL, ModelConfig
+from run_gpt.errors import ModelNotFound
+from run_gpt.models import CATALOGUE, fetch, find, near_matches, served_name
+
+
+def test_every_name_and_alias_finds_its_entry_and_no_other() -> None:
+    names = [name.lower() for entry in CATALOGUE for name in entry.names]
+    assert len(names) == len(set(names))
+    for entry in CATALOGUE:
+        assert all(find(name) is entry for name in entry.names)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+def test_the_default_model_has_one_served_name(name: str) -> None:
+    assert served_name(ModelConfig(model_name=name)) == DEFAULT_MODEL == served_name(ModelConfig())
+
+
+def test_a_local_model_is_served_under_its_own_name_or_the_given_one() -> None:
+    assert served_name(ModelConfig(model_name="./weights/mine.gguf")) == "mine"
+    assert served_name(ModelConfig(model_path="/data/my-model")) == "my-model"
+    assert served_name(ModelConfig(model_name="house", model_path="/data/my-model")) == "house"
+    assert served_name(ModelConfig(model_name="org/model")) == "org/model"
+
+
+def test_an_unknown_name_is_answered_with_near_ones() -> None:
+    assert near_matches("smolm2")[0] == "smollm2"
+    with pytest.raises(ModelNotFound, match=r"no model 'smolm2'.*rungpt models list.*did you mean smollm2"):
+        fetch(ModelConfig(model_name="smolm2"))
