@@ -6,6 +6,8 @@ RunGPTError
 │   │   └── ContextLengthExceeded
 │   ├── AuthenticationError     401 UNAUTHENTICATED
 │   ├── ModelNotFound           404 NOT_FOUND
+│   ├── UnknownEndpoint         404 NOT_FOUND
+│   ├── MethodNotAllowed        405 UNIMPLEMENTED
 │   ├── RequestTooLarge         413 RESOURCE_EXHAUSTED
 │   ├── QueueFull               429 RESOURCE_EXHAUSTED
 │   ├── InternalError           500 INTERNAL
@@ -76,6 +78,20 @@ class ModelNotFound(RequestError):
     type, code = "invalid_request_error", "model_not_found"
 
 
+class UnknownEndpoint(RequestError):
+    """No such route or endpoint here; the message names those there are."""
+
+    http_status, grpc_code = 404, "NOT_FOUND"
+    type, code = "invalid_request_error", "unknown_endpoint"
+
+
+class MethodNotAllowed(RequestError):
+    """The route exists, with another HTTP method."""
+
+    http_status, grpc_code = 405, "UNIMPLEMENTED"
+    type, code = "invalid_request_error", "method_not_allowed"
+
+
 class RequestTooLarge(RequestError):
     """The body exceeds the limit; the message gives both sizes."""
 
@@ -136,6 +152,8 @@ _BY_CODE: dict[str, type[RequestError]] = {
         ContextLengthExceeded,
         AuthenticationError,
         ModelNotFound,
+        UnknownEndpoint,
+        MethodNotAllowed,
         RequestTooLarge,
         QueueFull,
         InternalError,

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import fields
 from pathlib import Path
@@ -56,18 +56,18 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
     @requests(on="/generate")
     async def generate(
         self,
-        docs: DocList[GenerateRequestDocument],  # type: ignore[valid-type]
+        docs: DocList[GenerateRequestDocument],
         **_: Any,
-    ) -> DocList[CompletionDocument]:  # type: ignore[valid-type]
+    ) -> DocList[CompletionDocument]:
         """Continue each document's prompt; the prompts run together. Raises WireError."""
         return DocList[CompletionDocument](await self._answers(GenerateRequest, docs))
 
     @requests(on="/chat")
     async def chat(
         self,
-        docs: DocList[ChatRequestDocument],  # type: ignore[valid-type]
+        docs: DocList[ChatRequestDocument],
         **_: Any,
-    ) -> DocList[ChatCompletionDocument]:  # type: ignore[valid-type]
+    ) -> DocList[ChatCompletionDocument]:
         """Answer each document's chat. Raises WireError."""
         return DocList[ChatCompletionDocument](await self._answers(ChatRequest, docs))
 
@@ -94,7 +94,7 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
                 yield event
 
     @requests(on="/status")
-    async def status(self, **_: Any) -> DocList[StatusDocument]:  # type: ignore[valid-type]
+    async def status(self, **_: Any) -> DocList[StatusDocument]:
         """What the engine is doing."""
         return DocList[StatusDocument]([StatusDocument(**self.model.status().model_dump())])
 
@@ -117,7 +117,7 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
         request = cast("Any", documents.document_to_request(kind, doc))
         return documents.answer_to_document(await self.model._answer(request))
 
-    async def _events(self, kind: type[Parameters], answer: Any, doc: BaseDoc) -> AsyncIterator[BaseDoc]:
+    async def _events(self, kind: type[Parameters], answer: Any, doc: BaseDoc) -> AsyncGenerator[BaseDoc, None]:
         try:
             request = cast("Any", documents.document_to_request(kind, doc, stream=True))
             async with aclosing(cast("Any", self.model._stream(request))) as events:
@@ -130,7 +130,7 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 def _take(config: type[Any], settings: dict[str, Any]) -> Any:
     """The part of `settings` that `config` holds, taken out of it."""
     mine = {f.name: settings.pop(f.name) for f in fields(config) if f.name in settings}
-    return config(**{name: _MEANT[name](value) if name in _MEANT else value for name, value in mine.items()})
+    return config(**{n: _MEANT[n](value) if n in _MEANT and value is not None else value for n, value in mine.items()})
 
 
 def _request_error(error: Exception) -> RequestError:

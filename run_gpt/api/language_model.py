@@ -6,14 +6,14 @@ several, are written here once.
 
 import asyncio
 import queue
+import threading
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, aclosing, suppress
-from typing import Any, Self, cast, overload
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import aclosing
+from typing import Any, Self, TypeVar, cast, overload
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-
+from run_gpt.api.loop_thread import Future, LoopThread, result
 from run_gpt.api.schema import (
     Answer,
     AnyAnswer,
@@ -25,19 +25,25 @@ from run_gpt.api.schema import (
     Message,
     Request,
 )
+from run_gpt.errors import Unavailable
 
 Messages = str | Sequence[Message | dict[str, str]]
+
+T = TypeVar("T")
+
+_creation = threading.Lock()
 
 
 class LanguageModel(ABC):
     """Generate and chat. `parameters` are those of `run_gpt.api.schema.Parameters`, in either spelling.
 
-    Every call raises InvalidRequest for a parameter that is wrong and DeadlineExceeded after `timeout` seconds.
-    A stream that is not read to its end is cancelled when its iterator is closed.
+    Every call raises InvalidRequest for a parameter that is wrong, DeadlineExceeded after `timeout` seconds, and
+    Unavailable once the model is closed. A stream begins when it is first read; one that is not read to its end is
+    cancelled when its iterator is closed. The sync calls may come from any thread, inside a running event loop too.
     """
 
-    _portal_context: AbstractContextManager[BlockingPortal] | None = None
-    _portal: BlockingPortal | None = None
+    _thread: LoopThread | None = None
+    _closed = False
 
     @abstractmethod
     async def _answer(self, request: Request, timeout: float | None) -> Answer:
@@ -49,7 +55,7 @@ class LanguageModel(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """End what the model holds; see `close`."""
+        """End what the model holds: its engine, or its connections."""
 
     @overload
     async def agenerate(self, prompt: str, *, timeout: float | None = None, **parameters: Any) -> Completion: ...
@@ -61,9 +67,10 @@ class LanguageModel(ABC):
         self, prompt: str | Sequence[str], *, timeout: float | None = None, **parameters: Any
     ) -> Completion | list[Completion]:
         """Continue `prompt`: a Completion, or one for each of a list of prompts, which run together."""
+        self._check_open()
         requests = [GenerateRequest.parse({**parameters, "prompt": text}) for text in _as_list(prompt)]
         answers = cast("list[Completion]", await _all([self._answer(request, timeout) for request in requests]))
-        return answers[0] if isinstance(prompt, str) else answers
+        return answers if _is_list(prompt) else answers[0]
 
     async def agenerate_stream(
         self, prompt: str | Sequence[str], *, timeout: float | None = None, **parameters: Any
@@ -72,14 +79,17 @@ class LanguageModel(ABC):
 
         Of several prompts the events come mixed: prompt i has the choices i * n up to i * n + n - 1.
         """
+        self._check_open()
         requests = [GenerateRequest.parse({**parameters, "prompt": text}, stream=True) for text in _as_list(prompt)]
         streams = [cast("AsyncIterator[Completion]", self._stream(request, timeout)) for request in requests]
-        async with aclosing(_merged(streams, requests[0].sequences)) as events:
+        sequences = requests[0].sequences if requests else 0
+        async with aclosing(cast("Any", _merged(streams, sequences))) as events:
             async for event in events:
                 yield event
 
     async def achat(self, messages: Messages, *, timeout: float | None = None, **parameters: Any) -> ChatCompletion:
         """Answer the last of `messages`: a list of {"role", "content"}, or a text, which is one user message."""
+        self._check_open()
         request = ChatRequest.parse({**parameters, "messages": _as_messages(messages)})
         return cast("ChatCompletion", await self._answer(request, timeout))
 
@@ -87,6 +97,7 @@ class LanguageModel(ABC):
         self, messages: Messages, *, timeout: float | None = None, **parameters: Any
     ) -> AsyncIterator[ChatCompletionChunk]:
         """Answer the last of `messages`, yielding what is new as it comes."""
+        self._check_open()
         request = ChatRequest.parse({**parameters, "messages": _as_messages(messages)}, stream=True)
         async with aclosing(cast("Any", self._stream(request, timeout))) as events:
             async for event in events:
@@ -102,7 +113,7 @@ class LanguageModel(ABC):
         self, prompt: str | Sequence[str], *, timeout: float | None = None, **parameters: Any
     ) -> Completion | list[Completion]:
         """See `agenerate`."""
-        return self._call(self.agenerate, prompt, timeout, parameters)
+        return result(self._submit(self.agenerate(prompt, timeout=timeout, **parameters)))
 
     def generate_stream(
         self, prompt: str | Sequence[str], *, timeout: float | None = None, **parameters: Any
@@ -112,7 +123,7 @@ class LanguageModel(ABC):
 
     def chat(self, messages: Messages, *, timeout: float | None = None, **parameters: Any) -> ChatCompletion:
         """See `achat`."""
-        return self._call(self.achat, messages, timeout, parameters)
+        return result(self._submit(self.achat(messages, timeout=timeout, **parameters)))
 
     def chat_stream(
         self, messages: Messages, *, timeout: float | None = None, **parameters: Any
@@ -121,13 +132,10 @@ class LanguageModel(ABC):
         return self._iterate(self.achat_stream(messages, timeout=timeout, **parameters))
 
     def close(self) -> None:
-        """End what the model holds: its engine or its connections, and its thread. The model answers no more."""
-        if self._portal_context is None:
-            asyncio.run(self.aclose())
-            return
-        self._blocking_portal().call(self.aclose)
-        self._portal_context.__exit__(None, None, None)
-        self._portal_context = self._portal = None
+        """End what the model holds: its engine or its connections, and its thread. Running calls end with an error."""
+        if not self._closed:
+            result(self._submit(self.aclose()))
+        self._stop()
 
     def __enter__(self) -> Self:
         return self
@@ -140,53 +148,68 @@ class LanguageModel(ABC):
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+        await asyncio.to_thread(self._stop)
 
-    def _blocking_portal(self) -> BlockingPortal:
-        """The event loop, in a thread of its own, on which the sync calls run."""
-        if self._portal is None:
-            self._portal_context = start_blocking_portal("asyncio")
-            self._portal = self._portal_context.__enter__()
-        return self._portal
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _closed_error()
 
-    def _call(self, method: Any, subject: Any, timeout: float | None, parameters: dict[str, Any]) -> Any:
-        async def run() -> Any:
-            return await method(subject, timeout=timeout, **parameters)
+    def _stop(self) -> None:
+        with _creation:
+            self._closed = True
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
 
-        return self._blocking_portal().call(run)
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine on the loop of the sync calls, whose thread ends with the model or with the process."""
+        with _creation:
+            if self._thread is None and not self._closed:
+                self._thread = LoopThread("rungpt-calls")
+                weakref.finalize(self, self._thread.stop)
+            thread = self._thread
+        if thread is None:
+            coroutine.close()
+            raise _closed_error()
+        return thread.submit(coroutine)
 
     def _iterate(self, events: AsyncIterator[AnyAnswer]) -> Iterator[AnyAnswer]:
         """The events, sync: one task of the loop reads them all, since a generator must not change its task."""
-        arrived: queue.SimpleQueue[AnyAnswer | BaseException | None] = queue.SimpleQueue()
+        arrived: queue.SimpleQueue[AnyAnswer | Future[None]] = queue.SimpleQueue()
 
         async def read() -> None:
-            try:
-                async with aclosing(cast("Any", events)):
-                    async for event in events:
-                        arrived.put(event)
-            except Exception as error:  # raised again below, in the caller's thread
-                arrived.put(error)
-            else:
-                arrived.put(None)
+            async with aclosing(cast("Any", events)):
+                async for event in events:
+                    arrived.put(event)
 
-        reading = self._blocking_portal().start_task_soon(read)
+        reading = self._submit(read())
+        reading.add_done_callback(arrived.put)
         try:
-            while (item := arrived.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            while (item := arrived.get()) is not reading:
+                yield cast("AnyAnswer", item)
+            result(reading)
         finally:
             reading.cancel()
-            with suppress(CancelledError):
-                reading.result()
+
+
+def _closed_error() -> Unavailable:
+    return Unavailable("this model is closed")
+
+
+def _is_list(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)
 
 
 def _as_list(prompt: str | Sequence[str]) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else list(prompt)
+    return list(prompt) if _is_list(prompt) else [cast("str", prompt)]
 
 
-def _as_messages(messages: Messages) -> list[dict[str, Any]]:
+def _as_messages(messages: Messages) -> Any:
+    """The messages as plain values; what is neither a text nor a list is left for the schema to refuse."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence):
+        return messages
     return [m.model_dump() if isinstance(m, Message) else m for m in messages]
 
 
@@ -198,6 +221,7 @@ async def _all(calls: list[Any]) -> list[Any]:
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _merged(streams: list[AsyncIterator[Completion]], sequences: int) -> AsyncIterator[Completion]:

@@ -16,6 +16,8 @@ INT32_MAX = 2**31 - 1  # the widest integer a Jina document carries
 
 FinishReason = Literal["stop", "length"]
 NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+# With a constraint, pydantic refuses what is not Unicode (a lone surrogate), which no door can carry.
+Text = Annotated[str, StringConstraints(min_length=0)]
 StopTexts = Annotated[
     list[NonEmpty],
     Field(max_length=16),
@@ -31,7 +33,7 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    model: str | None = Field(None, description="The served model's name; another name is a 404.")
+    model: Text | None = Field(None, description="The served model's name; another name is a 404.")
     max_new_tokens: int | None = Field(
         None,
         ge=1,
@@ -168,7 +170,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: Text
 
 
 class ChatRequest(Parameters):

@@ -79,7 +79,7 @@ def _extended(
     kept = [p.replace(kind=p.KEYWORD_ONLY) for name, p in signature.parameters.items() if name != into]
     run.__signature__ = signature.replace(parameters=[*kept, *options])  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in (*kept, *options)}
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     return run
 
 

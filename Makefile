@@ -1,0 +1,78 @@
+# What a clone of RunGPT can do. Everything is installed into $(VENV); nothing outside the clone changes.
+#   make serve MODEL=smollm2 ARGS="--replicas 2"
+#   make test PYTEST_ARGS="tests/unit -k schema"
+#   make install PYTHON=/usr/bin/python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?=
+ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TYPECHECK := build/typecheck
+# What must work without torch, on every Python that we support.
+LEAN_TESTS := $(wildcard tests/unit/api tests/unit/client tests/unit/gateway \
+	tests/integration/client tests/integration/gateway)
+
+# pip shows its progress bars on a terminal, and only errors elsewhere.
+PIP_INSTALL := -m pip --disable-pip-version-check install $$(test -t 1 || echo --quiet)
+
+define check_python
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	echo "RunGPT needs Python 3.11 to 3.13; $(PYTHON) is: $$($(PYTHON) -V 2>&1 | head -n 1)." \
+	"Name another: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint typecheck test-lean bench-startup clean
+
+help: ## list these targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+install: $(INSTALLED) ## set up .venv with the tested versions of everything
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(check_python)
+	@echo "==> creating a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> installing RunGPT and its tested dependencies (some minutes the first time: torch is large)"
+	@$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+serve: install ## serve MODEL (default: smollm2) on gRPC 51000 and HTTP 52000; ARGS are options of `rungpt serve`
+	@exec $(BIN)/rungpt serve $(MODEL) $(ARGS)
+
+test: lint typecheck ## check style and types, then run all tests; PYTEST_ARGS chooses some
+	@echo "==> running the tests (the default model, 94 MB, is downloaded the first time)"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install ## check style
+	@echo "==> checking style"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+# mypy cannot follow the mapping of executors/ and flows/ into run_gpt, so it reads a folder in which they lie there.
+typecheck: install ## check types
+	@echo "==> checking types"
+	@rm -rf $(TYPECHECK) && mkdir -p $(TYPECHECK)/run_gpt
+	@ln -s "$(CURDIR)"/run_gpt/* "$(CURDIR)/executors" "$(CURDIR)/flows" $(TYPECHECK)/run_gpt/
+	@cd $(TYPECHECK) && "$(abspath $(BIN))/mypy" --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+test-lean: ## run the tests of gateway and client with PYTHON in an environment without torch
+	$(check_python)
+	@set -e; venv=.venv-lean-$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	echo "==> installing gateway and client, without the model libraries, into $$venv"; \
+	$(PYTHON) -m venv $$venv; \
+	$(PYTHON) scripts/lean_requirements.py > $$venv/requirements.txt; \
+	$$venv/bin/python $(PIP_INSTALL) --constraint constraints.txt --requirement $$venv/requirements.txt; \
+	$$venv/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .; \
+	echo "==> running the tests of gateway and client with $$($$venv/bin/python -V)"; \
+	$$venv/bin/python -m pytest $(LEAN_TESTS)
+
+bench-startup: install ## measure how long `rungpt serve` takes to be ready, and `rungpt --help` to answer
+	@$(BIN)/python scripts/startup_benchmark.py
+
+clean: ## remove what was built and installed here; the model cache stays
+	@rm -rf .venv .venv-lean-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis rungpt.egg-info

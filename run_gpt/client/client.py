@@ -1,0 +1,24 @@
+"""`Client`: from an endpoint to a remote model."""
+
+from run_gpt.client.endpoint import Endpoint
+from run_gpt.client.model import Model
+from run_gpt.errors import InvalidRequest
+
+DEFAULT_ENDPOINT = "grpc://0.0.0.0:51000"
+
+
+class Client:
+    """Gives models that RunGPT servers serve. `token` is sent with each request as `Authorization: Bearer TOKEN`."""
+
+    def __init__(self, token: str | None = None):
+        if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
+            raise InvalidRequest("token: a token is printable ASCII text without spaces around it", param="token")
+        self._token = token
+
+    def get_model(self, model_name: str | None = None, endpoint: str = DEFAULT_ENDPOINT) -> Model:
+        """The model at `endpoint`: `grpc://HOST:PORT` or `http://HOST:PORT`; with TLS, `grpcs://` or `https://`.
+
+        Nothing is sent before the first request. A `model_name` goes into each request: a server that serves another
+        model refuses it with ModelNotFound. Raises InvalidRequest for an endpoint of another form.
+        """
+        return Model(Endpoint.parse(endpoint), self._token, model_name)

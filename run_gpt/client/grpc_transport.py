@@ -1,0 +1,181 @@
+"""The gRPC way to a server: Jina's messages over one channel.
+
+The channel is gRPC's threaded one, which belongs to no event loop: gRPC's asyncio channels disturb each other when a
+process has two loops, as it has when it uses both the sync and the async calls.
+"""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import grpc
+
+from run_gpt.api.schema import Answer, Request
+from run_gpt.client import wire
+from run_gpt.client.endpoint import Endpoint
+from run_gpt.client.transport import broken, not_rungpt, read_answer, route, too_late, unreachable
+from run_gpt.errors import (
+    AuthenticationError,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+    RequestError,
+    Unavailable,
+    error_from_dict,
+)
+
+# The metadata key under which the gateway sends an error's JSON.
+ERROR_KEY = "rungpt-error"
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A server that has just been started is found at once, not after gRPC's back-off of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+_BY_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
+    grpc.StatusCode.NOT_FOUND: ModelNotFound,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: QueueFull,
+}
+
+
+class GrpcTransport:
+    """One channel, opened by the first request."""
+
+    def __init__(self, endpoint: Endpoint, token: str | None):
+        self._endpoint = endpoint
+        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        self._lock = threading.Lock()
+        self._channel: Any = None
+        self._closed = False
+
+    async def answer(self, request: Request, timeout: float | None) -> Answer:
+        """See Transport."""
+        method = self._open().unary_unary(
+            wire.UNARY,
+            request_serializer=wire.DataRequest.SerializeToString,
+            response_deserializer=wire.DataRequest.FromString,
+        )
+        message = wire.unary_message(route(request, stream=False), request)
+        call = method.future(message, timeout=timeout, metadata=self._metadata)
+        try:
+            response = await _result(call)
+        except grpc.RpcError as error:
+            raise self._error(error, timeout) from error
+        docs = response.data.docs.docs
+        return read_answer(request, wire.fields_of(docs[0]) if docs else {}, self._endpoint, stream=False)
+
+    async def stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
+        """See Transport."""
+        method = self._open().unary_stream(
+            wire.STREAM,
+            request_serializer=wire.SingleDocumentRequest.SerializeToString,
+            response_deserializer=wire.SingleDocumentRequest.FromString,
+        )
+        path = route(request, stream=True)
+        metadata = (*self._metadata, ("endpoint", path))
+        call = method(wire.stream_message(path, request), timeout=timeout, metadata=metadata)
+        begun = False
+        try:
+            async for response in _messages(call):
+                yield read_answer(request, wire.fields_of(response.document), self._endpoint, stream=True)
+                begun = True
+        except grpc.RpcError as error:
+            raise self._error(error, timeout, begun=begun) from error
+        finally:
+            call.cancel()
+
+    async def aclose(self) -> None:
+        """See Transport."""
+        with self._lock:
+            self._closed = True
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def _open(self) -> Any:
+        with self._lock:
+            if self._closed:
+                raise Unavailable("this model is closed")
+            if self._channel is None:
+                address = self._endpoint.address
+                if self._endpoint.is_secure:
+                    self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(), _OPTIONS)
+                else:
+                    self._channel = grpc.insecure_channel(address, _OPTIONS)
+            return self._channel
+
+    def _error(self, error: Any, timeout: float | None, *, begun: bool = False) -> RequestError:
+        """Our error for a failed call: the one that the gateway sent, else one for the status."""
+        if (sent := _sent_error(error)) is not None:
+            return sent
+        status, details = error.code(), " ".join((error.details() or "").split())
+        if status is grpc.StatusCode.UNAVAILABLE:
+            return broken(self._endpoint, details) if begun else unreachable(self._endpoint, details)
+        if status is grpc.StatusCode.DEADLINE_EXCEEDED and timeout is not None:
+            return too_late(self._endpoint, timeout)
+        if status is grpc.StatusCode.CANCELLED and self._closed:
+            return Unavailable("this model was closed before the answer was complete")
+        if (cls := _BY_STATUS.get(status)) is not None:
+            return cls(details)
+        return not_rungpt(self._endpoint, f"gRPC status {status.name}, {details[:200]!r}")
+
+
+def _sent_error(error: Any) -> RequestError | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == ERROR_KEY:
+            try:
+                return error_from_dict(json.loads(value))
+            except (ValueError, AttributeError):
+                return InternalError(f"the server failed with an error that cannot be read: {value!r:.80}")
+    return None
+
+
+async def _result(call: Any) -> Any:
+    """The response of a unary call; when this is cancelled, so is the call."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def tell(_: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(done.set)
+
+    call.add_done_callback(tell)
+    try:
+        await done.wait()
+    finally:
+        call.cancel()
+    return call.result()
+
+
+async def _messages(call: Any) -> AsyncIterator[Any]:
+    """The responses of a streamed call, read by a thread, since reading blocks."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[Any] = asyncio.Queue()
+
+    def put(item: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+    def read() -> None:
+        try:
+            for message in call:
+                put(message)
+        except grpc.RpcError as error:
+            put(error)
+        else:
+            put(None)
+
+    threading.Thread(target=read, name="rungpt-stream", daemon=True).start()
+    while (item := await arrived.get()) is not None:
+        if isinstance(item, grpc.RpcError):
+            raise item
+        yield item

@@ -1,0 +1,49 @@
+"""`Model`: the calls of a language model, answered by a server."""
+
+from collections.abc import AsyncIterator
+
+from run_gpt.api.language_model import LanguageModel
+from run_gpt.api.schema import Answer, Request
+from run_gpt.client.endpoint import Endpoint
+from run_gpt.client.transport import Transport, complete
+
+
+class Model(LanguageModel):
+    """A model behind a server. It connects when it is first used, and may be used from any thread and event loop.
+
+    Beside the errors of LanguageModel, a call raises Unavailable if the server cannot be reached.
+    """
+
+    def __init__(self, endpoint: Endpoint, token: str | None, model_name: str | None):
+        self.name = model_name
+        self.endpoint = str(endpoint)
+        self._transport = _transport(endpoint, token)
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, endpoint={self.endpoint!r})"
+
+    async def aclose(self) -> None:
+        """Close the connections; running requests end with Unavailable."""
+        self._closed = True
+        await self._transport.aclose()
+
+    async def _answer(self, request: Request, timeout: float | None) -> Answer:
+        return await self._transport.answer(self._named(request), timeout)
+
+    def _stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
+        return complete(self._transport.stream(self._named(request), timeout), request.sequences)
+
+    def _named(self, request: Request) -> Request:
+        if self.name is None or request.model is not None:
+            return request
+        return request.model_copy(update={"model": self.name})
+
+
+def _transport(endpoint: Endpoint, token: str | None) -> Transport:
+    if endpoint.is_grpc:  # imported late: a program uses one of the two
+        from run_gpt.client.grpc_transport import GrpcTransport
+
+        return GrpcTransport(endpoint, token)
+    from run_gpt.client.http_transport import HttpTransport
+
+    return HttpTransport(endpoint, token)

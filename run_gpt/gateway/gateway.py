@@ -1,0 +1,87 @@
+"""`RunGPTGateway`: the composite Jina gateway. It holds the pool and the service and puts a door on each port."""
+
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+from jina import Gateway
+from jina.serve.runtimes.servers.composite import CompositeBaseServer
+
+from run_gpt.config import GatewayConfig
+from run_gpt.errors import SetupError
+from run_gpt.gateway.legacy import LegacyInterceptor
+from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.servers import GRPCDoor, HTTPDoor
+from run_gpt.gateway.service import Service
+
+# What Jina itself gives to a gateway's constructor, besides its runtime arguments.
+_JINAS = {"metas", "requests", "req_handler_cls", "runtime_args"}
+
+
+class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
+    """The gateway of a Flow with one executor, in any number of replicas.
+
+    Its `with` are the fields of GatewayConfig. Raises SetupError for a Flow of another shape.
+    """
+
+    def __init__(
+        self,
+        request_timeout: float = GatewayConfig.request_timeout,
+        drain_seconds: float = GatewayConfig.drain_seconds,
+        max_body_bytes: int = GatewayConfig.max_body_bytes,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if unknown := kwargs.keys() - vars(self.runtime_args).keys() - _JINAS:
+            raise SetupError(f"RunGPTGateway has no setting {', '.join(map(repr, sorted(unknown)))}")
+        config = GatewayConfig(
+            request_timeout=request_timeout, drain_seconds=drain_seconds, max_body_bytes=max_body_bytes
+        )
+        self.pool = ReplicaPool(executor_addresses(self.runtime_args.deployments_addresses))
+        self.service = Service(self.pool, config)
+        self.servers = [self._door(server_kwargs) for server_kwargs in self._server_kwargs]
+        self._ended = False
+
+    def _door(self, kwargs: dict[str, Any]) -> GRPCDoor | HTTPDoor:
+        protocol = str(kwargs["runtime_args"]["protocol"]).lower().rpartition(".")[2]
+        if protocol == "grpc":
+            return GRPCDoor(self.service, interceptors=self._interceptors(), **kwargs)
+        if protocol == "http":
+            return HTTPDoor(self.service, **kwargs)
+        raise SetupError(f"protocol {protocol}: the gateway speaks grpc and http")
+
+    def _interceptors(self) -> list[Any]:
+        """What looks at a gRPC call before our servicer does."""
+        return [LegacyInterceptor(self.service.answer)]
+
+    async def setup_server(self) -> None:
+        """Open both doors; requests are refused with Unavailable until a replica is ready."""
+        await self.pool.start()
+        await super().setup_server()
+
+    async def shutdown(self) -> None:
+        """Drain, then close the doors. Jina calls this twice."""
+        if self._ended:
+            return
+        self._ended = True
+        await self.service.drain()
+        await super().shutdown()
+        await self.pool.close()
+
+
+def executor_addresses(deployments_addresses: str) -> list[str]:
+    """The "host:port" of each replica, from the JSON that Jina gives to a gateway. Raises SetupError."""
+    deployments = json.loads(deployments_addresses)
+    if len(deployments) != 1:
+        raise SetupError(f"the Flow must have one executor, it has {len(deployments)}: {', '.join(deployments)}")
+    addresses = next(iter(deployments.values()))
+    if isinstance(addresses, dict):
+        addresses = addresses.get("GRPC", [])
+    return [_host_port(address) for address in addresses]
+
+
+def _host_port(address: str) -> str:
+    parts = urlsplit(address if "://" in address else f"grpc://{address}")
+    if parts.scheme != "grpc":
+        raise SetupError(f"executor address {address}: only grpc:// is spoken between gateway and executor")
+    return parts.netloc

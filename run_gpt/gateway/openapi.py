@@ -1,0 +1,122 @@
+"""The OpenAPI description of the HTTP door, from the schemas, and a page that shows it without the outside world."""
+
+from html import escape
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from run_gpt.api.schema import SYNONYMS
+from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
+
+_REF = "#/components/schemas/"
+_ERRORS = {
+    400: "A malformed or unsupported field, or a prompt that is too long",
+    404: "No such model",
+    413: "The body is too large",
+    429: "The queue is full; see the Retry-After header",
+    500: "Something broke while the request ran",
+    503: "The model is loading, the server is draining, or no replica answers",
+    504: "The deadline passed",
+}
+_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+
+
+def describe(version: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    health = {"get": {"summary": "Whether the server lives", "responses": {"200": {"description": "It does"}}}}
+    ready = {
+        "get": {
+            "summary": "Whether a request would be served now, and the state of each replica",
+            "responses": {"200": {"description": "It would"}, "503": {"description": "It would not"}},
+        }
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "RunGPT", "version": version},
+        "paths": {
+            **{e.path: {"post": _operation(e)} for e in ENDPOINTS.values()},
+            "/health": health,
+            "/ready": ready,
+        },
+        "components": {"schemas": {**_schemas(), "Error": _ERROR_SCHEMA}},
+    }
+
+
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    kind = "text/event-stream" if endpoint.stream else "application/json"
+    told = "Events: one JSON object in each; an error is an `error` event" if endpoint.stream else "The answer"
+    responses: dict[str, Any] = {
+        "200": {"description": told, "content": {kind: {"schema": {"$ref": _REF + endpoint.answer.__name__}}}}
+    }
+    for status, description in _ERRORS.items():
+        content = {"application/json": {"schema": {"$ref": _REF + "Error"}}}
+        responses[str(status)] = {"description": description, "content": content}
+    return {
+        "summary": endpoint.summary,
+        "operationId": endpoint.path.strip("/"),
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": _REF + endpoint.request.__name__}}},
+        },
+        "responses": responses,
+    }
+
+
+def _schemas() -> dict[str, Any]:
+    """The schemas of requests (with their synonyms, which a strict reader would refuse otherwise) and answers."""
+    requests = {e.request for e in ENDPOINTS.values()}
+    answers = {e.answer for e in ENDPOINTS.values()}
+    models: list[Any] = [(m, "validation") for m in sorted(requests, key=lambda m: m.__name__)]
+    models += [(m, "serialization") for m in sorted(answers, key=lambda m: m.__name__)]
+    schemas: dict[str, Any] = models_json_schema(models, ref_template=_REF + "{model}")[1]["$defs"]
+    for request in requests:
+        properties = schemas[request.__name__]["properties"]
+        for synonym, name in SYNONYMS.items():
+            properties[synonym] = {**properties[name], "description": f"The same as `{name}`."}
+    return schemas
+
+
+def page(document: dict[str, Any]) -> str:
+    """The document as one plain HTML page: each route, and the fields of what it takes."""
+    parts = [f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>"]
+    parts.append('<p>The machine-readable form is <a href="openapi.json">openapi.json</a>.</p>')
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['summary'])}</p>")
+            if "requestBody" in operation:
+                ref = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+                parts.append(_table(document["components"]["schemas"][ref.removeprefix(_REF)]))
+            told = [f"<li>{status}: {escape(r['description'])}</li>" for status, r in operation["responses"].items()]
+            parts.append(f"<ul>{''.join(told)}</ul>")
+    style = "body{font:16px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}td{padding:.2em 1em .2em 0}"
+    head = f'<meta charset="utf-8"><title>RunGPT</title><style>{style}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
+
+
+def _table(schema: dict[str, Any]) -> str:
+    rows = []
+    for name, field in schema["properties"].items():
+        required = " (required)" if name in schema.get("required", ()) else ""
+        told = escape(field.get("description", ""))
+        rows.append(f"<tr><td><code>{escape(name)}</code>{required}</td><td>{_kind(field)}</td><td>{told}</td></tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _kind(field: dict[str, Any]) -> str:
+    kinds = [part.get("type", "object") for part in field.get("anyOf", [field])]
+    return escape(" or ".join(str(kind) for kind in kinds if kind != "null"))

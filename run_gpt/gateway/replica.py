@@ -1,0 +1,122 @@
+"""One executor as the gateway sees it: a gRPC channel of our own, the calls on it, and what is known of its state.
+
+Only the names of Jina's messages and methods are used, which are its wire format, not its private connection pool.
+"""
+
+import asyncio
+import time
+from typing import Any, Literal
+
+import grpc
+from docarray.proto import DocProto
+from jina.proto import jina_pb2
+
+from run_gpt.api.schema import Status
+from run_gpt.gateway.messages import fields_of
+
+State = Literal["connecting", "ready", "draining", "dead", "lost"]
+
+PROBE_SECONDS = 0.5
+PROBE_TIMEOUT = 2.0
+SILENT_SECONDS = 10.0
+"""A replica whose port is open but which answers no probe for so long is lost; a busy one answers late."""
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Two gateways in one process must not share a connection: each ends its own.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+]
+
+
+class Replica:
+    """One executor at `address` ("host:port").
+
+    States: connecting (not seen yet), ready, draining and dead (as it says), lost (was there, does not answer).
+    """
+
+    def __init__(self, address: str):
+        self.address = address
+        self.state: State = "connecting"
+        self.status: Status | None = None
+        self.in_flight = 0
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._unary = self._channel.unary_unary(
+            "/jina.JinaSingleDataRequestRPC/process_single_data",
+            request_serializer=jina_pb2.DataRequestProto.SerializeToString,
+            response_deserializer=jina_pb2.DataRequestProto.FromString,
+        )
+        self._stream = self._channel.unary_stream(
+            "/jina.JinaSingleDocumentRequestRPC/stream_doc",
+            request_serializer=jina_pb2.SingleDocumentRequestProto.SerializeToString,
+            response_deserializer=jina_pb2.SingleDocumentRequestProto.FromString,
+        )
+        self._heard = time.monotonic()
+        self._doubt = asyncio.Event()
+
+    def unary(self, path: str, document: DocProto | None, request_id: str, timeout: float) -> Any:
+        """The gRPC call that answers one document (or none) with a DataRequestProto."""
+        message = jina_pb2.DataRequestProto()
+        message.header.request_id, message.header.exec_endpoint = request_id, path
+        message.data.docs.docs.extend([] if document is None else [document])
+        return self._unary(message, timeout=timeout, metadata=(("endpoint", path),))
+
+    def stream(self, path: str, document: DocProto, request_id: str, timeout: float) -> Any:
+        """The gRPC call that answers one document with SingleDocumentRequestProtos."""
+        message = jina_pb2.SingleDocumentRequestProto(document=document)
+        message.header.request_id, message.header.exec_endpoint = request_id, path
+        return self._stream(message, timeout=timeout, metadata=(("endpoint", path),))
+
+    def suspect(self) -> None:
+        """A call found no connection: no further request comes here until a probe is answered."""
+        self.state = "lost"
+        self._doubt.set()
+
+    async def watch(self) -> None:
+        """Probe for ever, and at once when a call found no connection."""
+        while True:
+            await self.probe()
+            self._doubt.clear()
+            try:
+                await asyncio.wait_for(self._doubt.wait(), PROBE_SECONDS)
+            except TimeoutError:
+                continue
+            await asyncio.sleep(0.05)  # it is just gone: no storm of probes
+
+    async def probe(self) -> None:
+        """Ask for `/status` once and keep what it says."""
+        try:
+            answer = await self.unary("/status", None, "probe", PROBE_TIMEOUT)
+            self.status = Status.model_validate(fields_of(answer.data.docs.docs[0]))
+        except grpc.aio.AioRpcError as error:
+            self._unheard(gone=error.code() == grpc.StatusCode.UNAVAILABLE)
+        except (IndexError, ValueError):  # another program, or an executor of another kind, listens there
+            self._unheard(gone=True)
+        else:
+            self._heard = time.monotonic()
+            self.state = self.status.state
+
+    def _unheard(self, *, gone: bool) -> None:
+        silent = time.monotonic() - self._heard > SILENT_SECONDS
+        if self.state != "connecting" and (gone or silent):
+            self.state = "lost"
+
+    def describe(self) -> dict[str, Any]:
+        """What `/ready` says of this replica."""
+        known = self.status if self.state in ("ready", "draining", "dead") else None
+        return {
+            "address": self.address,
+            "state": self.state,
+            "in_flight": self.in_flight,
+            "running": known.running if known else None,
+            "waiting": known.waiting if known else None,
+        }
+
+    async def close(self) -> None:
+        """End the channel and all calls on it."""
+        await self._channel.close()

@@ -1,0 +1,258 @@
+"""The gRPC door: Jina's services, answered by the same service as the HTTP door.
+
+Messages are Jina's; an error is a gRPC status with the error's message, and the whole error as JSON in the trailing
+metadata `rungpt-error`. A stream that has begun ends with a document that carries the error.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from importlib.metadata import version
+from typing import Any, NoReturn, cast
+
+import grpc
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from jina.proto import jina_pb2
+
+from run_gpt.api import documents
+from run_gpt.errors import InternalError, InvalidRequest, RequestError, RequestTooLarge, UnknownEndpoint
+from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
+from run_gpt.gateway.service import Service
+
+log = logging.getLogger(__name__)
+
+ERROR_METADATA = "rungpt-error"
+MOST_TEXT = 500
+"""Characters of an error's message that are sent: metadata has 8 KiB, and a field's name may be long."""
+REQUESTS_AT_ONCE = 16
+"""Messages of one `Call` that are worked on together; their answers come in order."""
+
+
+class Servicer:
+    """Jina's gRPC services over `service`. `context` is a grpc.aio.ServicerContext."""
+
+    def __init__(self, service: Service):
+        self.service = service
+
+    def handlers(self) -> list[Any]:
+        """The handlers of all services, for `grpc.aio.Server.add_generic_rpc_handlers`. They take and give bytes."""
+
+        def unary(method: Any) -> Any:
+            return grpc.unary_unary_rpc_method_handler(method, _raw, _raw)
+
+        streaming, both = grpc.unary_stream_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        table = {
+            "jina.JinaRPC": {"Call": both(self.call, _raw, _raw)},
+            "jina.JinaSingleDataRequestRPC": {"process_single_data": unary(self.process_single_data)},
+            "jina.JinaSingleDocumentRequestRPC": {"stream_doc": streaming(self.stream_doc, _raw, _raw)},
+            "jina.JinaGatewayDryRunRPC": {"dry_run": unary(self.dry_run)},
+            "jina.JinaInfoRPC": {"_status": unary(self.info)},
+            "jina.JinaDiscoverEndpointsRPC": {"endpoint_discovery": unary(self.endpoint_discovery)},
+        }
+        return [grpc.method_handlers_generic_handler(name, methods) for name, methods in table.items()]
+
+    async def call(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """Answers DataRequests in order; the first that fails ends the call."""
+        async with aclosing(cast("Any", _in_order(lambda message: self._data(message, context), messages))) as answers:
+            try:
+                async for answer in answers:
+                    yield answer
+            except Exception as error:
+                await _abort(context, error)
+
+    async def process_single_data(self, message: bytes, context: Any) -> bytes:
+        """Answers one DataRequest."""
+        try:
+            return await self._data(message, context)
+        except Exception as error:
+            await _abort(context, error)
+
+    async def stream_doc(self, message: bytes, context: Any) -> AsyncIterator[bytes]:
+        """Answers one document with a stream of documents."""
+        begun = False
+        try:
+            proto = _parse(jina_pb2.SingleDocumentRequestProto, message, self.service.config.max_body_bytes)
+            endpoint = _endpoint(proto.header.exec_endpoint, stream=True)
+            _check_parameters(proto)
+            request = _request(endpoint, proto.document)
+            with self.service.running():  # until the last document is written
+                async with aclosing(cast("Any", self.service.stream(request, context.time_remaining()))) as events:
+                    async for event in events:
+                        yield _event(proto.header, documents.answer_to_document(event))
+                        begun = True
+        except Exception as error:
+            if not begun:
+                await _abort(context, error)
+            yield _last_event(proto.header, endpoint, _request_error(error))
+
+    async def dry_run(self, message: bytes, context: Any) -> bytes:
+        """Success if a request would be served now."""
+        status = jina_pb2.StatusProto()
+        if not self.service.ready:
+            status.code, status.description = status.ERROR, "not ready"
+        return cast("bytes", status.SerializeToString())
+
+    async def info(self, message: bytes, context: Any) -> bytes:
+        """The versions behind this door; nothing of the machine or its environment."""
+        info = jina_pb2.JinaInfoProto()
+        for name in ("rungpt", "jina", "docarray"):
+            info.jina[name] = version(name)
+        return cast("bytes", info.SerializeToString())
+
+    async def endpoint_discovery(self, message: bytes, context: Any) -> bytes:
+        """The endpoints, with the JSON schemas of their documents."""
+        answer = jina_pb2.EndpointsProto(endpoints=list(ENDPOINTS))
+        json_format.ParseDict({path: _schemas(endpoint) for path, endpoint in ENDPOINTS.items()}, answer.schemas)
+        return cast("bytes", answer.SerializeToString())
+
+    async def _data(self, message: bytes, context: Any) -> bytes:
+        """The answer to a DataRequest: its documents run together."""
+        proto = _parse(jina_pb2.DataRequestProto, message, self.service.config.max_body_bytes)
+        endpoint = _endpoint(proto.header.exec_endpoint, stream=False)
+        _check_parameters(proto)
+        if proto.data.WhichOneof("documents") == "docs_bytes":
+            raise InvalidRequest("docs_bytes is not taken here: send the documents as `docs`")
+        requests = [_request(endpoint, document) for document in proto.data.docs.docs]
+        answers = await _together([self.service.answer(request, context.time_remaining()) for request in requests])
+        answer = jina_pb2.DataRequestProto(header=proto.header)
+        answer.data.docs.docs.extend(documents.answer_to_document(a).to_protobuf() for a in answers)
+        return cast("bytes", answer.SerializeToString())
+
+
+def _raw(message: bytes) -> bytes:
+    """Messages are parsed where a failure becomes an InvalidRequest, not in gRPC."""
+    return message
+
+
+async def _together(work: list[Any]) -> list[Any]:
+    """All results in order; the first failure cancels the rest."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _in_order(
+    answer: Callable[[bytes], Awaitable[bytes]], messages: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    """The answers to messages in order, of which REQUESTS_AT_ONCE are worked on at a time."""
+    tasks: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(REQUESTS_AT_ONCE)
+
+    async def read() -> None:
+        async for message in messages:
+            task = asyncio.ensure_future(answer(message))
+            started.append(task)
+            await tasks.put(task)
+        await tasks.put(None)
+
+    started: list[asyncio.Future[bytes]] = []
+    reading = asyncio.ensure_future(read())
+    try:
+        while (task := await _next(tasks, reading)) is not None:
+            yield await task
+            started.remove(task)
+    finally:
+        reading.cancel()
+        for task in started:
+            task.cancel()
+        await asyncio.gather(reading, *started, return_exceptions=True)
+
+
+async def _next(tasks: asyncio.Queue[Any], reading: asyncio.Future[None]) -> Any:
+    """The next of `tasks`. Raises what ended `reading`, if that failed."""
+    getting: asyncio.Future[Any] = asyncio.ensure_future(tasks.get())
+    try:
+        if not reading.done():
+            await asyncio.wait((getting, reading), return_when=asyncio.FIRST_COMPLETED)
+        if reading.done() and not getting.done():
+            reading.result()
+        return await getting
+    finally:
+        getting.cancel()
+
+
+def _parse(kind: Any, message: bytes, limit: int) -> Any:
+    if len(message) > limit:
+        raise RequestTooLarge(f"the message has {len(message)} bytes, the limit is {limit} bytes")
+    try:
+        return kind.FromString(message)
+    except DecodeError as error:
+        raise InvalidRequest(f"the message is not a {kind.DESCRIPTOR.name}: {error}") from None
+
+
+def _endpoint(path: str, *, stream: bool) -> Endpoint:
+    """The endpoint at `path`. Raises UnknownEndpoint, or InvalidRequest if it is called the wrong way."""
+    endpoint = ENDPOINTS.get(path)
+    if endpoint is None:
+        raise UnknownEndpoint(f"no endpoint {path!r}: this server has {', '.join(ENDPOINTS)}")
+    if endpoint.stream != stream:
+        way = "a stream: call it with stream_doc" if endpoint.stream else "one answer: call it with post"
+        raise InvalidRequest(f"{path} gives {way}")
+    return endpoint
+
+
+def _check_parameters(proto: Any) -> None:
+    names = [name for name in proto.parameters.fields if not name.startswith("__")]  # Jina's client adds some
+    if names:
+        raise InvalidRequest(f"{names[0]}: give parameters as fields of the document", param=names[0])
+
+
+def _request(endpoint: Endpoint, message: Any) -> Any:
+    """The checked request in a document's message. Raises InvalidRequest."""
+    try:
+        return documents.message_to_request(cast("Any", endpoint.request), message, stream=endpoint.stream)
+    except RequestError:
+        raise
+    except Exception as error:  # docarray fails in many ways on what is no document
+        raise InvalidRequest(f"the document cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _event(header: Any, document: Any) -> bytes:
+    message = jina_pb2.SingleDocumentRequestProto(header=header, document=document.to_protobuf())
+    return cast("bytes", message.SerializeToString())
+
+
+def _last_event(header: Any, endpoint: Endpoint, error: RequestError) -> bytes:
+    """The document with the error; the header's status makes Jina's own client raise it."""
+    failed = jina_pb2.HeaderProto()
+    failed.CopyFrom(header)
+    failed.status.code, failed.status.description = failed.status.ERROR, error.message
+    failed.status.exception.name = type(error).__name__
+    failed.status.exception.args.append(json.dumps(error.to_dict()))
+    return _event(failed, documents.error_to_document(endpoint.answer, error))
+
+
+def _request_error(error: Exception) -> RequestError:
+    if isinstance(error, RequestError):
+        return error
+    log.error("a request failed", exc_info=error)
+    return InternalError(f"the request failed: {type(error).__name__}")
+
+
+async def _abort(context: Any, error: Exception) -> NoReturn:
+    """End the call with the error's status."""
+    failure = _request_error(error)
+    sent = {name: text[:MOST_TEXT] if text else text for name, text in failure.to_dict().items()}
+    metadata = ((ERROR_METADATA, json.dumps(sent)),)
+    await context.abort(grpc.StatusCode[failure.grpc_code], sent["message"], metadata)
+    raise AssertionError("abort raises")
+
+
+def _schemas(endpoint: Endpoint) -> dict[str, Any]:
+    def of(model: Any) -> dict[str, Any]:
+        cls = cast("Any", documents.document_class(model))
+        return {"name": cls.__name__, "model": cls.model_json_schema()}
+
+    return {
+        "input": of(endpoint.request),
+        "output": of(endpoint.answer),
+        "is_generator": endpoint.stream,
+        "is_singleton_doc": endpoint.stream,
+        "parameters": {"name": None, "model": None},
+    }

@@ -1,0 +1,147 @@
+"""Jina's two kinds of server, mended: they open at once, tell the truth about readiness, and end in time."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from jina.serve.runtimes.servers.grpc import GRPCServer
+from jina.serve.runtimes.servers.http import FastAPIBaseServer
+from uvicorn import Config, Server
+
+from run_gpt.errors import PortInUse
+from run_gpt.gateway.http import build_app
+from run_gpt.gateway.rpc import Servicer
+from run_gpt.gateway.service import Service
+
+HEALTH_SECONDS = 0.2
+STOP_SECONDS = 5.0
+"""Time that connections get to end after the drain; then they are cut."""
+
+
+class GRPCDoor(GRPCServer):  # type: ignore[misc]
+    """The gRPC server on `self.host`, `self.port`."""
+
+    def __init__(self, service: Service, interceptors: Sequence[Any] = (), **kwargs: Any):
+        super().__init__(**kwargs)
+        self.service = service
+        self.interceptors = list(interceptors)
+        self._health: asyncio.Task[None] | None = None
+
+    async def setup_server(self) -> None:
+        """Open the port; do not wait for executors."""
+        limit = self.service.config.max_body_bytes
+        options = [
+            # A little above our own limit, whose error says more than gRPC's.
+            ("grpc.max_receive_message_length", 2 * limit + 65536),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+        ]
+        self.server = grpc.aio.server(options=options, interceptors=self.interceptors)
+        handlers = Servicer(self.service).handlers()
+        self.server.add_generic_rpc_handlers(handlers)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health_servicer, self.server)
+        names = [handler.service_name() for handler in handlers]
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.server)
+        try:
+            bound = self.server.add_insecure_port(f"{self.host}:{self.port}")
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise PortInUse(f"port {self.port} on {self.host} cannot be opened: another program may listen there")
+        await self._tell_health(("", *names))
+        await self.server.start()
+        self._health = asyncio.create_task(self._keep_health(("", *names)))
+
+    async def _keep_health(self, names: Sequence[str]) -> None:
+        while True:
+            await asyncio.sleep(HEALTH_SECONDS)
+            await self._tell_health(names)
+
+    async def _tell_health(self, names: Sequence[str]) -> None:
+        """gRPC's health service says SERVING only while a request would be served."""
+        states = health_pb2.HealthCheckResponse
+        state = states.SERVING if self.service.ready else states.NOT_SERVING
+        for name in names:
+            await self.health_servicer.set(name, state)
+
+    async def shutdown(self) -> None:
+        """Cut what still runs and close the port. Called after the drain."""
+        if self._health is not None:
+            self._health.cancel()
+        await self.health_servicer.enter_graceful_shutdown()
+        await self.server.stop(grace=STOP_SECONDS)
+        await self._request_handler.close()
+        self._teardown_instrumentation()
+
+
+class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
+    """The HTTP server on `self.host`, `self.port`."""
+
+    def __init__(self, service: Service, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.service = service
+
+    @property
+    def app(self) -> Any:
+        """Our FastAPI app."""
+        return build_app(self.service)
+
+    async def setup_server(self) -> None:
+        """Open the port; do not wait for executors."""
+        config = Config(
+            app=self.app, log_level=logging.WARNING, access_log=False, lifespan="off", ws="none", **self.uvicorn_kwargs
+        )
+        try:
+            listener = socket.create_server((self.host, self.port), backlog=config.backlog)
+        except OSError as error:
+            raise PortInUse(f"port {self.port} on {self.host} cannot be opened: {error.strerror}") from error
+        # Accepted connections inherit it; asyncio would set it only on sockets that it opened itself.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.server = _Server(config, listener)
+        await self.server.open()
+
+    async def run_server(self) -> None:
+        """Serve until shutdown."""
+        await self.server.main_loop()
+
+    async def shutdown(self) -> None:
+        """Let what still runs end within STOP_SECONDS, then close the port. Called after the drain."""
+        await self.server.end(STOP_SECONDS)
+        self._teardown_instrumentation()
+
+
+class _Server(Server):
+    """uvicorn's server in parts, without its signal handlers.
+
+    Its own shutdown waits for idle connections for ever on Python 3.12.
+    """
+
+    def __init__(self, config: Config, listener: socket.socket):
+        super().__init__(config)
+        self._listener = listener
+
+    async def open(self) -> None:
+        self.config.load()
+        self.lifespan = self.config.lifespan_class(self.config)
+        await self.startup(sockets=[self._listener])
+
+    async def end(self, seconds: float) -> None:
+        self.should_exit = True
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        try:
+            await asyncio.wait_for(self._connections_closed(), seconds)
+        except TimeoutError:
+            for task in self.server_state.tasks:
+                task.cancel()
+
+    async def _connections_closed(self) -> None:
+        while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  (uvicorn tells nobody)
+            await asyncio.sleep(0.02)

@@ -1,0 +1,108 @@
+"""What both doors do with a checked request: count it, bound its time, refuse it while draining, pass it on."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, cast
+
+from run_gpt.api.schema import Answer, Request
+from run_gpt.config import GatewayConfig
+from run_gpt.errors import ModelNotFound, Unavailable
+from run_gpt.gateway.pool import ReplicaPool
+
+FLUSH_SECONDS = 2.0
+"""Time that the doors get to write the last event of a request that the drain ended."""
+
+
+class Service:
+    """The requests of one gateway."""
+
+    def __init__(self, pool: ReplicaPool, config: GatewayConfig):
+        self.pool = pool
+        self.config = config
+        self.in_flight = 0
+        self.draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def answer(self, request: Request, timeout: float | None = None) -> Answer:
+        """The whole answer, within `timeout` seconds if that is less than the server's own limit.
+
+        Raises a RequestError.
+        """
+        self.check(request)
+        with self.running():
+            return await self.pool.answer(request, _request_id(), self._limit(timeout))
+
+    async def stream(self, request: Request, timeout: float | None = None) -> AsyncIterator[Answer]:
+        """The events of the answer. Raises a RequestError; closing the iterator cancels the request."""
+        self.check(request)
+        with self.running():
+            async with aclosing(cast("Any", self.pool.stream(request, _request_id(), self._limit(timeout)))) as events:
+                async for event in events:
+                    yield event
+
+    def check(self, request: Request) -> None:
+        """Raises Unavailable or ModelNotFound for a request that cannot be served now."""
+        if self.draining:
+            raise Unavailable("the server is draining: it takes no new requests")
+        self.pool.check_ready()
+        if request.model is not None and request.model != self.pool.model:
+            raise ModelNotFound(
+                f"model {request.model!r} is not served here: this server has {self.pool.model!r}", param="model"
+            )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts a request, or what a door has still to write of it, as in flight."""
+        self.in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            if self.in_flight == 0:
+                self._idle.set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be taken now."""
+        return not self.draining and self.pool.watched and bool(self.pool.ready)
+
+    def status(self) -> dict[str, Any]:
+        """What `/ready` says."""
+        return {
+            "ready": self.ready,
+            "model": self.pool.model,
+            "draining": self.draining,
+            "in_flight": self.in_flight,
+            "replicas": {
+                "ready": len(self.pool.ready),
+                "total": len(self.pool.replicas),
+                "each": [replica.describe() for replica in self.pool.replicas],
+            },
+        }
+
+    async def drain(self) -> None:
+        """Refuse new requests; give the running ones `drain_seconds`, then end them with Unavailable."""
+        self.draining = True
+        if await self._wait_idle(self.config.drain_seconds):
+            return
+        self.pool.stop("the server stops: this request did not end in time")
+        await self._wait_idle(FLUSH_SECONDS)
+
+    async def _wait_idle(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def _limit(self, timeout: float | None) -> float:
+        limit = self.config.request_timeout
+        return limit if timeout is None else min(limit, timeout)
+
+
+def _request_id() -> str:
+    return f"rungpt-{secrets.token_hex(12)}"

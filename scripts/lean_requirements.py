@@ -1,0 +1,31 @@
+"""Prints the requirements of the gateway and the client: the project's own and its tests', without the model libraries.
+
+`make test-lean` installs them to show that neither needs torch.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+
+MODEL_LIBRARIES = {
+    "accelerate",
+    "bitsandbytes",
+    "gguf",
+    "peft",
+    "rungpt",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
+
+
+def lean_requirements() -> list[str]:
+    """The requirement lines of pyproject.toml that are not model libraries."""
+    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    return [line for line in lines if re.split(r"[^\w.-]", line)[0].lower() not in MODEL_LIBRARIES]
+
+
+if __name__ == "__main__":
+    print("\n".join(lean_requirements()))

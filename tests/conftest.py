@@ -1,0 +1,163 @@
+"""What all tests share: the marks by folder, free ports, the real server, and the check that no process is left."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+# The tests' own model and the server's share the cores: their threads must not spin on a core that the other needs.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+READY_SECONDS = 180.0  # the default model's download and conversion are in it, the first time
+STOP_SECONDS = 60.0
+MARKS = ("unit", "integration", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's mark is its folder's name."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if folder in MARKS:
+            item.add_marker(folder)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 on which nothing listens, all different."""
+    with ExitStack() as sockets:
+        bound = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for sock in bound:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in bound]
+
+
+@pytest.fixture(name="free_ports", scope="session")
+def free_ports_fixture() -> Callable[[int], list[int]]:
+    """`free_ports(2)` gives two free ports of 127.0.0.1."""
+    return free_ports
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `rungpt serve`, as a user starts it."""
+
+    process: subprocess.Popen[bytes]
+    http_port: int
+    grpc_port: int
+    log: Path
+    """What it wrote to stdout and stderr."""
+    token: str
+    """Marks its processes, wherever they end up: the value of RUNGPT_TEST_TOKEN in their environment."""
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://127.0.0.1:{self.grpc_port}"
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process of this server, the first one among them."""
+        return [process for process in psutil.process_iter() if self._mine(process)]
+
+    def _mine(self, process: psutil.Process) -> bool:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return process.environ().get("RUNGPT_TEST_TOKEN") == self.token
+        except psutil.Error:
+            return False  # gone, or another user's
+
+    def wait_ready(self, seconds: float = READY_SECONDS) -> None:
+        """Until /ready says 200. Fails, with the log, if the server dies or the time is up."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with_log = f"\n{self.log.read_text(errors='replace')}"
+            if (code := self.process.poll()) is not None:
+                pytest.fail(f"rungpt serve ended with exit code {code}:{with_log}", pytrace=False)
+            try:
+                if httpx.get(f"{self.http_url}/ready", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass  # not listening yet
+            if time.monotonic() > deadline:
+                pytest.fail(f"rungpt serve was not ready after {seconds:.0f} s:{with_log}", pytrace=False)
+            time.sleep(0.1)  # between two looks at the condition
+
+    def stop(self) -> None:
+        """SIGTERM, then what a user relies on: exit code 0, and no process left."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(STOP_SECONDS)
+        finally:
+            _, left = psutil.wait_procs(self.processes(), timeout=5)
+            names = [shlex.join(process.cmdline()) for process in left if process.is_running()]
+            for process in left:
+                process.kill()
+        log = self.log.read_text(errors="replace")
+        assert code == 0, f"rungpt serve ended with exit code {code}:\n{log}"
+        assert not names, f"rungpt serve left processes behind: {names}\n{log}"
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[Server]:
+    """`rungpt serve ARGUMENTS` on free ports, ready when the block begins, stopped and checked when it ends."""
+    http_port, grpc_port = free_ports(2)
+    token = uuid.uuid4().hex
+    log = folder / f"serve-{token[:8]}.log"
+    command = [sys.executable, "-m", "run_gpt.cli", "serve", *arguments]
+    command += ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "RUNGPT_TEST_TOKEN": token},
+        )
+    server = Server(process, http_port, grpc_port, log, token)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`with start_server("--replicas", "2") as server:` is a server of one's own; see `serving`."""
+    folder = tmp_path_factory.mktemp("servers")
+    return lambda *arguments: serving(folder, *arguments)
+
+
+@pytest.fixture(scope="session")
+def server(start_server: Callable[..., Any]) -> Iterator[Server]:
+    """The one `rungpt serve` that the tests share: the default model in fp32, so that answers can be compared."""
+    with start_server("--precision", "fp32") as running:
+        yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left() -> Iterator[None]:
+    """A test run must not leave processes on the user's machine."""
+    yield
+    left = []
+    for process in psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)[1]:
+        command = shlex.join(process.cmdline())
+        if "multiprocessing" not in command:  # Python's own resource tracker lives as long as pytest
+            left.append(command)
+            process.kill()
+    assert not left, f"the tests left processes behind: {left}"

@@ -1,0 +1,93 @@
+"""The published inference-client 0.0.8, in an environment of its own, against our server: its users change nothing.
+
+RUNGPT_SKIP_INFERENCE_CLIENT=1 leaves these tests out; so does a Python on which that client was never known to work.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from run_gpt.client import Client
+
+REQUIREMENTS = ("inference-client==0.0.8", "setuptools<81")
+# As in pyproject.toml: without them pip walks through OpenTelemetry's releases for minutes.
+CONSTRAINTS = (
+    "opentelemetry-api>=1.44,<1.45",
+    "opentelemetry-sdk>=1.44,<1.45",
+    "opentelemetry-exporter-otlp>=1.44,<1.45",
+    "opentelemetry-exporter-prometheus>=0.65b0,<0.66b0",
+    "opentelemetry-instrumentation-aiohttp-client>=0.65b0,<0.66b0",
+    "opentelemetry-instrumentation-fastapi>=0.65b0,<0.66b0",
+    "opentelemetry-instrumentation-grpc>=0.65b0,<0.66b0",
+    "setuptools<81",
+)
+ASK = """
+import json, sys
+from inference_client import Client
+endpoint, prompts, parameters = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+print(json.dumps(Client().get_model(endpoint=endpoint).generate(prompts, **parameters)))
+"""
+
+pytestmark = [
+    pytest.mark.skipif(
+        os.environ.get("RUNGPT_SKIP_INFERENCE_CLIENT") == "1", reason="RUNGPT_SKIP_INFERENCE_CLIENT is set"
+    ),
+    pytest.mark.skipif(sys.version_info >= (3, 12), reason="inference-client 0.0.8 is known to work on Python 3.11"),
+]
+
+
+@pytest.fixture(scope="session")
+def inference_python(request: pytest.FixtureRequest) -> Path:
+    """The interpreter of the client's environment, which is built once and kept in pytest's cache."""
+    key = hashlib.sha256(repr((REQUIREMENTS, CONSTRAINTS, sys.version, sys.prefix)).encode()).hexdigest()[:12]
+    folder = Path(request.config.cache.mkdir("inference-client")) / key
+    python, complete = folder / "bin" / "python", folder / "complete"
+    if not complete.exists():
+        venv.create(folder, clear=True, with_pip=True)
+        constraints = folder / "constraints.txt"
+        constraints.write_text("\n".join(CONSTRAINTS))
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--constraint", constraints]
+        subprocess.run([*pip, *REQUIREMENTS], check=True, timeout=900)
+        complete.touch()
+    return python
+
+
+@pytest.fixture
+def ask(inference_python, server):
+    """Runs the published client in its environment; gives the finished process."""
+
+    def run(prompts: str, parameters: str = "{}") -> subprocess.CompletedProcess[str]:
+        command = [inference_python, "-W", "ignore", "-c", ASK, server.grpc_url, prompts, parameters]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
+
+
+def test_it_gets_its_answer(ask, server):
+    """The same one as a new client gets."""
+    parameters = {"max_new_tokens": 8, "do_sample": False}
+    done = ask('"The capital of France is"', json.dumps(parameters))
+    assert done.returncode == 0, done.stderr
+    with Client().get_model(endpoint=server.grpc_url) as model:
+        assert json.loads(done.stdout) == model.generate("The capital of France is", **parameters).text
+
+
+def test_it_gets_the_answers_to_a_list_in_order(ask, server):
+    prompts = ["One, two, three,", "The sky is", "hi"]
+    done = ask(json.dumps(prompts), '{"max_new_tokens": 6}')
+    assert done.returncode == 0, done.stderr
+    with Client().get_model(endpoint=server.grpc_url) as model:
+        assert json.loads(done.stdout) == [answer.text for answer in model.generate(prompts, max_new_tokens=6)]
+
+
+def test_it_raises_our_error(ask):
+    done = ask('"hi"', '{"top_p": 7}')
+    assert done.returncode != 0
+    assert "BadServer" in done.stderr
+    assert "top_p: input should be less than or equal to 1, got 7" in done.stderr

@@ -1,0 +1,94 @@
+"""Every snippet of the README is run as it stands there, against a real server: a user pastes them."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+
+# The only lines that are not run, and why.
+EXEMPT = {
+    "make serve": "sets up a second environment; `rungpt serve` is what it runs then",
+    "make test": "is what runs this test",
+    "pip install .": "changes the environment in which the tests run; `make install` does the same",
+}
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """One fenced block."""
+
+    language: str
+    text: str
+    line: int
+
+
+def snippets() -> list[Snippet]:
+    text = README.read_text()
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [Snippet(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in found]
+
+
+def commands(snippet: Snippet) -> list[str]:
+    """The commands of a bash snippet; a line that ends in a backslash goes on in the next."""
+    return [line for line in re.sub(r"\\\n\s*", "", snippet.text).splitlines() if line.strip()]
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    """What a program printed; it must end well."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        arguments,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_command(command: str, start_server: Callable[..., Any], folder: Path) -> None:
+    """One command of a bash snippet. `rungpt serve` does not end: it is started, found ready, and stopped."""
+    if command in EXEMPT:
+        return
+    if command.startswith("rungpt serve") and "--dry-run" not in command:
+        with start_server(*shlex.split(command)[2:]) as server:
+            assert httpx.get(f"{server.http_url}/health").status_code == 200
+        return
+    check_output(command, run(["bash", "-euo", "pipefail", "-c", command], folder))
+
+
+def check_output(source: str, output: str) -> None:
+    """Something must be printed; a question for the capital of France must be answered with Paris."""
+    assert output.strip(), f"this printed nothing:\n{source}"
+    if "capital of France" in source:
+        assert "Paris" in output, f"{source}\nprinted:\n{output}"
+
+
+@pytest.mark.parametrize("snippet", snippets(), ids=lambda snippet: f"{snippet.language}-line-{snippet.line}")
+def test_snippet(snippet: Snippet, server: Any, start_server: Callable[..., Any], tmp_path: Path) -> None:
+    text = snippet.text.replace(":51000", f":{server.grpc_port}").replace(":52000", f":{server.http_port}")
+    if snippet.language == "python":
+        check_output(text, run([sys.executable, "-c", text], tmp_path))
+        return
+    assert snippet.language == "bash", "only bash and python snippets can be run"
+    for command in commands(Snippet("bash", text, snippet.line)):
+        run_command(command, start_server, tmp_path)
+
+
+def test_every_exemption_is_used() -> None:
+    used = {command for snippet in snippets() for command in commands(snippet)}
+    assert set(EXEMPT) <= used

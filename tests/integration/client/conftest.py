@@ -1,0 +1,229 @@
+"""The two real doors of the gateway over a scripted pool, in a thread of this process: no executor, no model."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+import uvicorn
+
+import run_gpt._jina  # noqa: F401  (before jina)
+from run_gpt.api import schema
+from run_gpt.config import GatewayConfig
+from run_gpt.errors import error_from_dict
+from run_gpt.gateway.http import build_app
+from run_gpt.gateway.legacy import LegacyInterceptor
+from run_gpt.gateway.rpc import Servicer
+from run_gpt.gateway.service import Service
+
+MODEL = "scripted"
+SECONDS = 20
+
+
+class ScriptedPool:
+    """Stands for the replica pool. What it does is told by the prompt:
+
+    "error {json}" fails with that error, "late {json}" after two events; "wait" never ends; "stop short" ends a stream
+    too early; "bug" raises what it should not; three of "meet" wait for each other; else the answer is the prompt,
+    letter by letter.
+    """
+
+    model = MODEL
+    watched = True
+    replicas = ready = (SimpleNamespace(describe=lambda: {}),)
+
+    def __init__(self) -> None:
+        self.requests: list[schema.Request] = []
+        self.waiting = threading.Event()
+        self.cancelled = threading.Event()
+        self.meeting = asyncio.Barrier(3)
+
+    def check_ready(self) -> None:
+        """Always ready."""
+
+    async def answer(self, request: schema.Request, request_id: str, limit: float) -> schema.Answer:
+        prompt = await self._begin(request)
+        text = prompt.removeprefix("late ")
+        if isinstance(request, schema.ChatRequest):
+            message = schema.ChatMessage(content=text)
+            choice = schema.ChatChoice(index=0, message=message, finish_reason="stop", logprobs=_logprobs(request))
+            return schema.ChatCompletion(choices=[choice], **_common())
+        choices = [
+            schema.Choice(index=i, text=text, finish_reason="length", logprobs=_logprobs(request))
+            for i in range(request.sequences)
+        ]
+        return schema.Completion(choices=choices, prompt=prompt, **_common())
+
+    async def stream(self, request: schema.Request, request_id: str, limit: float) -> AsyncIterator[schema.Answer]:
+        prompt = _prompt(request)
+        if not prompt.startswith("wait"):
+            await self._begin(request)
+        for position, letter in enumerate(prompt):
+            if position == 2 and prompt.startswith("late "):
+                raise error_from_dict(json.loads(prompt[5:]))
+            for index in range(request.sequences):
+                yield _chunk(request, index, letter, first=position == 0)
+        if prompt.startswith("wait"):
+            await self._begin(request)
+        for index in range(request.sequences if prompt != "stop short" else 0):
+            yield _chunk(request, index, "", reason="stop")
+
+    async def _begin(self, request: schema.Request) -> str:
+        self.requests.append(request)
+        prompt = _prompt(request)
+        if prompt.startswith("error "):
+            raise error_from_dict(json.loads(prompt[6:]))
+        if prompt == "bug":
+            raise ZeroDivisionError
+        if prompt == "wait":
+            self.waiting.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
+        if prompt == "meet":
+            await self.meeting.wait()
+        return prompt
+
+
+def _prompt(request: schema.Request) -> str:
+    return request.messages[-1].content if isinstance(request, schema.ChatRequest) else request.prompt
+
+
+def _common() -> dict[str, Any]:
+    usage = schema.Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7)
+    return {"id": "scripted-1", "created": 1_700_000_000, "model": MODEL, "usage": usage}
+
+
+def _logprobs(request: schema.Request) -> schema.Logprobs | None:
+    if request.logprobs is None:
+        return None
+    top = [schema.TopLogprob(token="é", logprob=-0.5)]
+    return schema.Logprobs(content=[schema.TokenLogprob(token="\u2028", logprob=-1.0, top_logprobs=top)])
+
+
+def _chunk(
+    request: schema.Request, index: int, text: str, *, first: bool = False, reason: schema.FinishReason | None = None
+) -> schema.Answer:
+    if isinstance(request, schema.ChatRequest):
+        delta = schema.Delta(role="assistant" if first else None, content=text)
+        chat_choice = schema.ChatChunkChoice(index=index, delta=delta, finish_reason=reason)
+        return schema.ChatCompletionChunk(choices=[chat_choice], **_common())
+    choice = schema.Choice(index=index, text=text, finish_reason=reason)
+    return schema.Completion(choices=[choice], prompt=request.prompt if first and index == 0 else None, **_common())
+
+
+class Doors:
+    """Both doors. `seen` are the Authorization values that they saw."""
+
+    def __init__(self) -> None:
+        self.pool = ScriptedPool()
+        self.seen: list[str | None] = []
+        self.grpc_port = self.http_port = 0
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://127.0.0.1:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @asynccontextmanager
+    async def open(self, grpc_port: int = 0, http_port: int = 0) -> AsyncIterator[None]:
+        service = Service(self.pool, GatewayConfig())  # type: ignore[arg-type]
+        interceptors = [_Seen(self.seen), LegacyInterceptor(service.answer)]
+        rpc = grpc.aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
+        rpc.add_generic_rpc_handlers(Servicer(service).handlers())
+        self.grpc_port = rpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
+        await rpc.start()
+        app = build_app(service)
+
+        async def seeing(scope: Any, receive: Any, send: Any) -> None:
+            self.seen.append(dict(scope["headers"]).get(b"authorization", b"").decode() or None)
+            await app(scope, receive, send)
+
+        config = uvicorn.Config(
+            seeing, host="127.0.0.1", port=http_port, log_level="warning", lifespan="off", ws="none"
+        )
+        http = uvicorn.Server(config)
+        http.install_signal_handlers = lambda: None  # type: ignore[method-assign]
+        serving = asyncio.create_task(http.serve())
+        while not http.started:
+            await asyncio.sleep(0.01)  # uvicorn tells nobody
+        self.http_port = http.servers[0].sockets[0].getsockname()[1]
+        try:
+            yield
+        finally:
+            http.should_exit = http.force_exit = True
+            for connection in list(http.server_state.connections):
+                connection.transport.abort()
+            await serving
+            await rpc.stop(grace=None)
+
+
+class _Seen(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    def __init__(self, seen: list[str | None]) -> None:
+        self._seen = seen
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        self._seen.append(dict(details.invocation_metadata).get("authorization"))
+        return await continuation(details)
+
+
+@contextmanager
+def serving_doors(grpc_port: int = 0, http_port: int = 0) -> Iterator[Doors]:
+    """The doors, open within the block."""
+    doors, opened = Doors(), threading.Event()
+    stop: list[Callable[[], object]] = []
+
+    async def run() -> None:
+        loop, closing = asyncio.get_running_loop(), asyncio.Event()
+        stop.append(lambda: loop.call_soon_threadsafe(closing.set))
+        async with doors.open(grpc_port, http_port):
+            opened.set()
+            await closing.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    assert opened.wait(SECONDS)
+    try:
+        yield doors
+    finally:
+        stop[0]()
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def all_doors() -> Iterator[Doors]:
+    """The doors that a module's tests share; use `doors`."""
+    with serving_doors() as doors:
+        yield doors
+
+
+@pytest.fixture
+def doors(all_doors: Doors) -> Doors:
+    """The doors with nothing noted yet."""
+    all_doors.pool.requests.clear()
+    all_doors.pool.waiting.clear()
+    all_doors.pool.cancelled.clear()
+    all_doors.seen.clear()
+    return all_doors
+
+
+@pytest.fixture(params=["grpc", "http"])
+def endpoint(request: pytest.FixtureRequest, doors: Doors) -> str:
+    """The URL of each door in turn."""
+    return doors.grpc_url if request.param == "grpc" else doors.http_url
+
+
+@pytest.fixture(name="serving_doors")
+def serving_doors_fixture() -> Any:
+    """`with serving_doors(grpc_port, http_port) as doors:` opens doors of one's own."""
+    return serving_doors

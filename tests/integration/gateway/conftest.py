@@ -1,0 +1,146 @@
+"""Real workers and real gateways, each a process, started as the supervisor starts them."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from waiting import wait_until
+
+EXECUTOR = Path(__file__).with_name("scripted_executor.py")
+Ports = Callable[[int], list[int]]
+
+
+@dataclass
+class Stack:
+    """A gateway and its workers."""
+
+    flow: dict[str, Any]
+    folder: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.flow['gateway']['port'][1]}"
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.flow['gateway']['port'][0]}"
+
+    @property
+    def journal(self) -> list[list[str]]:
+        """The lines that the workers wrote: what, id, worker."""
+        path = self.folder / "journal"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def log(self) -> str:
+        """What all processes wrote."""
+        return "".join(map(self.log_of, self.processes))
+
+    def log_of(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def start(self, *role: str) -> None:
+        with (self.folder / f"{''.join(role)}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "run_gpt.flows.pod", *role], stdin=subprocess.PIPE, stdout=log, stderr=log
+            )
+        assert process.stdin
+        flow = json.loads(json.dumps(self.flow))
+        if role[0] == "executor":
+            flow["executors"][0]["uses"]["with"]["name"] = f"w{role[1]}"
+        process.stdin.write((json.dumps(json.dumps(flow)) + "\n").encode())
+        process.stdin.flush()
+        self.processes["".join(role)] = process
+
+    def kill(self, name: str) -> None:
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.processes[name].wait()
+
+    def ready(self) -> dict[str, Any]:
+        """What /ready says; {} if nobody answers."""
+        try:
+            return httpx.get(f"{self.http}/ready", timeout=5).json()
+        except httpx.TransportError:
+            return {}
+
+    def wait_ready(self, replicas: int) -> None:
+        def enough() -> bool:
+            if any(process.poll() is not None for process in self.processes.values()):
+                raise AssertionError(self.log)
+            return self.ready().get("replicas", {}).get("ready") == replicas
+
+        wait_until(enough, 60)
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            assert process.stdin
+            process.stdin.close()
+
+
+@contextmanager
+def a_stack(folder: Path, ports: list[int], workers: int, settings: dict[str, Any], state: str) -> Iterator[Stack]:
+    executor = {
+        "name": "executor",
+        "host": "127.0.0.1",
+        "port": ports[2:],
+        "replicas": len(ports) - 2,
+        "uses": {
+            "jtype": "ScriptedExecutor",
+            "py_modules": [str(EXECUTOR)],
+            "with": {"journal": str(folder / "journal"), "state": state},
+        },
+    }
+    gateway = {
+        "uses": {"jtype": "RunGPTGateway", "py_modules": ["run_gpt.gateway.gateway"], "with": settings},
+        "host": "127.0.0.1",
+        "port": ports[:2],
+        "protocol": ["grpc", "http"],
+    }
+    stack = Stack({"jtype": "Flow", "gateway": gateway, "executors": [executor]}, folder)
+    try:
+        stack.start("gateway")
+        for i in range(workers):
+            stack.start("executor", str(i))
+        stack.wait_ready(workers if state == "ready" else 0)
+        yield stack
+    finally:
+        stack.stop()
+
+
+StartStack = Callable[..., Stack]
+
+
+@pytest.fixture
+def start_stack(tmp_path: Path, free_ports: Ports) -> Iterator[StartStack]:
+    """`start_stack(replicas=2)`: a stack of one's own, ended after the test."""
+    with ExitStack() as stacks:
+
+        def start(*, replicas: int = 1, workers: int | None = None, state: str = "ready", **settings: Any) -> Stack:
+            workers = replicas if workers is None else workers
+            return stacks.enter_context(a_stack(tmp_path, free_ports(2 + replicas), workers, settings, state))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, free_ports: Ports) -> Iterator[Stack]:
+    """One gateway over one worker, shared by the tests of a module. The body limit is 100,000 bytes."""
+    folder = tmp_path_factory.mktemp("stack")
+    with a_stack(folder, free_ports(3), 1, {"max_body_bytes": 100_000}, "ready") as running:
+        yield running

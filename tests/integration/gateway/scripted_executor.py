@@ -1,0 +1,127 @@
+"""An Executor without a model: the prompt is a script (JSON) that says what to answer and how to fail.
+
+Script: {"words": [...] or a number, "delay": seconds before each word, "then": one of THEN, "error": an error's dict}.
+Each request is written to the journal, a file: "begin ID", then "end ID" or "cancelled ID".
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# isort: off
+import run_gpt._jina  # noqa: F401  (before jina)
+
+# isort: on
+from docarray import DocList
+from jina import Executor, requests
+
+from run_gpt.api import documents as d
+from run_gpt.api import schema
+from run_gpt.errors import error_from_dict
+
+THEN = ("finish", "hang", "raise", "stop silently", "error")
+
+
+class ScriptedExecutor(Executor):
+    def __init__(self, journal: str = "", name: str = "", state: str = "ready", **kwargs: Any):
+        super().__init__(**kwargs)
+        self.journal, self.who, self.state = Path(journal), name, state
+
+    @requests(on="/status")
+    async def status(self, **_: Any) -> DocList[d.StatusDocument]:
+        return DocList[d.StatusDocument]([d.StatusDocument(state=self.state, model="scripted", running=0, waiting=0)])
+
+    @requests(on="/generate")
+    async def generate(self, docs: DocList[d.GenerateRequestDocument], **_: Any) -> DocList[d.CompletionDocument]:
+        answers = await asyncio.gather(*(self.whole(doc.id, doc.prompt) for doc in docs))
+        return DocList[d.CompletionDocument](
+            d.answer_to_document(
+                schema.Completion(choices=[schema.Choice(index=0, text=text, finish_reason="stop")], **about)
+            )
+            for text, about in answers
+        )
+
+    @requests(on="/chat")
+    async def chat(self, docs: DocList[d.ChatRequestDocument], **_: Any) -> DocList[d.ChatCompletionDocument]:
+        answers = await asyncio.gather(*(self.whole(doc.id, doc.messages[-1]["content"]) for doc in docs))
+        return DocList[d.ChatCompletionDocument](
+            d.answer_to_document(
+                schema.ChatCompletion(
+                    choices=[
+                        schema.ChatChoice(index=0, message=schema.ChatMessage(content=text), finish_reason="stop")
+                    ],
+                    **about,
+                )
+            )
+            for text, about in answers
+        )
+
+    @requests(on="/generate_stream")
+    async def generate_stream(self, doc: d.GenerateRequestDocument, **_: Any) -> d.CompletionDocument:
+        async for text, reason, about in self.words(doc.id, doc.prompt):
+            if isinstance(text, Exception):
+                yield d.error_to_document(schema.Completion, text)
+                return
+            yield d.answer_to_document(
+                schema.Completion(choices=[schema.Choice(index=0, text=text, finish_reason=reason)], **about)
+            )
+
+    @requests(on="/chat_stream")
+    async def chat_stream(self, doc: d.ChatRequestDocument, **_: Any) -> d.ChatCompletionChunkDocument:
+        async for text, reason, about in self.words(doc.id, doc.messages[-1]["content"]):
+            if isinstance(text, Exception):
+                yield d.error_to_document(schema.ChatCompletionChunk, text)
+                return
+            delta = schema.Delta(content=text)
+            yield d.answer_to_document(
+                schema.ChatCompletionChunk(
+                    choices=[schema.ChatChunkChoice(index=0, delta=delta, finish_reason=reason)], **about
+                )
+            )
+
+    async def whole(self, request_id: str, prompt: str) -> tuple[str, dict[str, Any]]:
+        texts = []
+        async for text, _, _ in self.words(request_id, prompt):
+            if isinstance(text, Exception):
+                raise d.WireError(text)
+            texts.append(text)
+        return "".join(texts), self.about(request_id, len(texts))
+
+    async def words(self, request_id: str, prompt: str) -> AsyncIterator[tuple[Any, Any, dict[str, Any]]]:
+        script = json.loads(prompt)
+        words = script.get("words", ["Hello", " from ", self.who])
+        words = [f"{i} " for i in range(words)] if isinstance(words, int) else words
+        then = script.get("then", "finish")
+        with self.noted(request_id):
+            for i, word in enumerate(words):
+                await asyncio.sleep(script.get("delay", 0))
+                last = then == "finish" and i == len(words) - 1
+                yield word, "stop" if last else None, self.about(request_id, i + 1)
+            if then == "hang":
+                await asyncio.sleep(3600)
+            elif then == "raise":
+                raise ZeroDivisionError("the script says so")
+            elif then == "error":
+                yield error_from_dict(script["error"]), None, {}
+
+    def about(self, request_id: str, tokens: int) -> dict[str, Any]:
+        usage = schema.Usage(prompt_tokens=1, completion_tokens=tokens, total_tokens=1 + tokens)
+        return {"id": request_id, "created": 1, "model": "scripted", "usage": usage}
+
+    @contextmanager
+    def noted(self, request_id: str) -> Iterator[None]:
+        self.note("begin", request_id)
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            self.note("cancelled", request_id)
+            raise
+        else:
+            self.note("end", request_id)
+
+    def note(self, what: str, request_id: str) -> None:
+        with self.journal.open("a") as journal:
+            journal.write(f"{what} {request_id} {self.who}\n")

@@ -1,0 +1,237 @@
+"""The HTTP door as a client sees it: shapes, errors, limits, disconnects."""
+
+import asyncio
+import json
+import socket
+import time
+from typing import Any
+
+import httpx
+import pytest
+from waiting import wait_until
+
+
+def script(**fields: Any) -> str:
+    return json.dumps(fields)
+
+
+def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """The server-sent events of a body: (kind, data)."""
+    events = []
+    for block in text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        events.append((fields.get("event", "message"), json.loads(fields["data"])))
+    return events
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    return error
+
+
+def test_generate_answers(stack: Any) -> None:
+    response = httpx.post(f"{stack.http}/generate", json={"prompt": script(words=["a", "b"])})
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer["object"] == "text_completion"
+    assert answer["id"].startswith("rungpt-")
+    assert answer["choices"] == [{"index": 0, "text": "ab", "finish_reason": "stop"}]
+    assert answer["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+
+
+def test_chat_answers(stack: Any) -> None:
+    messages = [{"role": "user", "content": script(words=["a", "b"])}]
+    answer = httpx.post(f"{stack.http}/chat", json={"messages": messages, "model": "scripted"}).json()
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "ab"}
+
+
+@pytest.mark.parametrize("path", ["/generate_stream", "/chat_stream"])
+def test_streams_are_server_sent_events(stack: Any, path: str) -> None:
+    said = script(words=["a", "b", "c"])
+    body = {"prompt": said} if "generate" in path else {"messages": [{"role": "user", "content": said}]}
+    response = httpx.post(stack.http + path, json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = events_of(response.text)
+    assert [kind for kind, _ in events] == ["message"] * 3
+    choices = [event["choices"][0] for _, event in events]
+    assert "".join(c["text"] if "text" in c else c["delta"]["content"] for c in choices) == "abc"
+    assert [c["finish_reason"] for c in choices] == [None, None, "stop"]
+
+
+def test_events_arrive_as_they_are_made(stack: Any) -> None:
+    with httpx.stream(
+        "POST", f"{stack.http}/generate_stream", json={"prompt": script(words=["a"], then="hang")}, timeout=10
+    ) as response:
+        assert '"text":"a"' in next(response.iter_lines())
+
+
+BAD_BODIES = [
+    (b"{", "not JSON"),
+    (b"\xff\xfe", "not JSON"),
+    (b'{"prompt": NaN}', "not JSON"),
+    (b"[]", "must be a JSON object, got an array"),
+    (b'"x"', "must be a JSON object, got a string"),
+    (b'{"a":' * 19_000, "nested too deeply"),
+    (b'{"prompt":' + b"[" * 49_000 + b"]" * 49_000 + b"}", ""),
+    (b"{}", "prompt: this field is required"),
+    (b'{"prompt": "x", "colour": 1}', "colour"),
+    (b'{"prompt": ""}', "prompt"),
+    (b'{"prompt": "\\ud800"}', "prompt"),
+    (b'{"prompt": "x", "\\ud800": 1}', ""),
+    (b'{"prompt": "x", "temperature": -1}', "temperature"),
+    (b'{"prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}", ""),
+    (b"", "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("body", "says"), BAD_BODIES)
+def test_a_bad_body_is_a_400_that_says_why(stack: Any, body: bytes, says: str) -> None:
+    response = httpx.post(f"{stack.http}/generate", content=body)
+    assert response.status_code == 400
+    assert says in error_of(response)["message"]
+    assert httpx.get(f"{stack.http}/ready").status_code == 200
+
+
+@pytest.mark.parametrize("length_is_told", [True, False])
+def test_a_body_over_the_limit_is_a_413_with_both_numbers(stack: Any, length_is_told: bool) -> None:
+    body = json.dumps({"prompt": "x" * 200_000}).encode()
+    content: Any = body if length_is_told else iter([body[:90_000], body[90_000:]])
+    response = httpx.post(f"{stack.http}/generate", content=content)
+    assert response.status_code == 413
+    assert "100000" in error_of(response)["message"]
+    assert str(len(body)) in error_of(response)["message"]
+
+
+def test_a_huge_body_does_not_fill_the_memory(stack: Any) -> None:
+    def endless() -> Any:
+        for _ in range(2000):
+            yield b"x" * 10_000
+
+    try:
+        response = httpx.post(f"{stack.http}/generate", content=endless())
+    except httpx.WriteError:
+        return  # cut off while it wrote: also an answer
+    assert response.status_code == 413
+
+
+def test_an_unknown_route_and_a_wrong_method_speak_the_same_error_shape(stack: Any) -> None:
+    missing = httpx.post(f"{stack.http}/generat", json={})
+    assert missing.status_code == 404
+    assert "/generate" in error_of(missing)["message"]
+    wrong = httpx.get(f"{stack.http}/generate")
+    assert wrong.status_code == 405
+    assert wrong.headers["allow"] == "POST"
+    assert "POST" in error_of(wrong)["message"]
+
+
+def test_another_model_is_a_404_that_names_the_served_one(stack: Any) -> None:
+    response = httpx.post(f"{stack.http}/generate", json={"prompt": script(), "model": "gpt-9"})
+    assert response.status_code == 404
+    assert "'gpt-9'" in error_of(response)["message"]
+    assert "'scripted'" in error_of(response)["message"]
+
+
+ERRORS = [
+    ("invalid_value", 400),
+    ("context_length_exceeded", 400),
+    ("invalid_api_key", 401),
+    ("model_not_found", 404),
+    ("request_too_large", 413),
+    ("queue_full", 429),
+    ("internal_error", 500),
+    ("unavailable", 503),
+    ("deadline_exceeded", 504),
+]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+@pytest.mark.parametrize(("code", "status"), ERRORS)
+def test_an_executors_error_keeps_its_code(stack: Any, path: str, code: str, status: int) -> None:
+    error = {"message": "so it is", "code": code, "param": "prompt"}
+    response = httpx.post(stack.http + path, json={"prompt": script(words=[], then="error", error=error)})
+    assert response.status_code == status
+    told = error_of(response)
+    assert (told["message"], told["code"], told["param"]) == ("so it is", code, "prompt")
+    assert ("retry-after" in response.headers) == (status == 429)
+
+
+@pytest.mark.parametrize("then", ["raise", "stop silently", "error"])
+def test_a_stream_that_fails_ends_with_an_error_event(stack: Any, then: str) -> None:
+    error = {"message": "so it is", "code": "internal_error"}
+    said = script(words=["a", "b"], then=then, error=error)
+    events = events_of(httpx.post(f"{stack.http}/generate_stream", json={"prompt": said}).text)
+    assert [kind for kind, _ in events] == ["message", "message", "error"]
+    assert events[-1][1]["error"]["code"] == "internal_error"
+
+
+def test_an_exception_in_the_executor_is_a_500(stack: Any) -> None:
+    response = httpx.post(f"{stack.http}/generate", json={"prompt": script(then="raise")})
+    assert response.status_code == 500
+    assert "the script says so" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+async def test_a_client_that_goes_away_ends_its_request_at_once(stack: Any, path: str) -> None:
+    """Otherwise a closed browser tab keeps a slot busy until the answer is complete."""
+    before = len(stack.journal)
+    words = ["a"] if path == "/generate_stream" else []
+    async with httpx.AsyncClient() as client:
+        call = asyncio.create_task(client.post(stack.http + path, json={"prompt": script(words=words, then="hang")}))
+        await asyncio.to_thread(wait_until, lambda: len(stack.journal) > before)
+        request_id = stack.journal[-1][1]
+        gone = time.monotonic()
+        call.cancel()
+    await asyncio.to_thread(wait_until, lambda: any(line[:2] == ["cancelled", request_id] for line in stack.journal))
+    assert time.monotonic() - gone < 2
+    await asyncio.to_thread(wait_until, lambda: stack.ready()["in_flight"] == 0)
+
+
+async def test_a_slow_reader_gets_every_event_and_holds_nobody_up(stack: Any) -> None:
+    count = 3000
+    async with httpx.AsyncClient(timeout=30) as client:
+        request = client.stream("POST", f"{stack.http}/generate_stream", json={"prompt": script(words=count)})
+        async with request as response:
+            lines = response.aiter_lines()
+            await anext(lines)
+            other = await client.post(f"{stack.http}/generate", json={"prompt": script(words=["x"])})
+            assert other.status_code == 200
+            events = [line async for line in lines if line]
+    assert len(events) == count - 1
+
+
+def test_the_description_has_the_schemas_and_the_page_needs_no_network(stack: Any) -> None:
+    document = httpx.get(f"{stack.http}/openapi.json").json()
+    body = document["paths"]["/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    fields = document["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"]
+    assert {"prompt", "max_new_tokens", "max_tokens", "stop"} <= set(fields)
+    page = httpx.get(f"{stack.http}/docs").text
+    assert "max_new_tokens" in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_health_and_readiness(stack: Any) -> None:
+    assert httpx.get(f"{stack.http}/health").status_code == 200
+    status = httpx.get(f"{stack.http}/ready").json()
+    assert (status["ready"], status["model"], status["draining"]) == (True, "scripted", False)
+    assert status["replicas"]["total"] == 1
+    assert status["replicas"]["each"][0]["state"] == "ready"
+
+
+def test_the_gateway_holds_no_torch(stack: Any) -> None:
+    """200 MB and seconds of start that it does not need."""
+    import psutil
+
+    maps = psutil.Process(stack.processes["gateway"].pid).memory_maps()
+    assert not [m.path for m in maps if "libtorch" in m.path]
+
+
+def test_a_client_that_goes_away_in_its_body_leaves_no_trace(stack: Any) -> None:
+    """A log full of tracebacks hides the ones that matter."""
+    with socket.create_connection(("127.0.0.1", stack.flow["gateway"]["port"][1])) as half:
+        half.sendall(b'POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"prompt":')
+    assert httpx.get(f"{stack.http}/ready").status_code == 200
+    assert "Traceback" not in stack.log_of("gateway")

@@ -1,0 +1,100 @@
+"""Schemas as Jina documents and back: a field lost on the way is an option ignored or an answer cut."""
+
+import json
+
+import pytest
+from docarray.proto import DocProto
+from pydantic import ValidationError
+
+import run_gpt._jina  # noqa: F401  (before jina)
+from run_gpt.api import documents, schema
+from run_gpt.errors import InternalError, InvalidRequest, QueueFull
+
+USAGE = schema.Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+COMMON = {"id": "x", "created": 1_700_000_000, "model": "m", "usage": USAGE}
+LOGPROBS = schema.Logprobs(
+    content=[schema.TokenLogprob(token="a", logprob=-1.5, top_logprobs=[schema.TopLogprob(token="b", logprob=-2.0)])]
+)
+REQUESTS = [
+    {"prompt": "hi"},
+    {"prompt": "é\u2028", "temperature": 1, "stop": ["a", "b"], "logit_bias": {"5": -1.5}, "echo": False, "n": 2},
+    {"prompt": "x", "num_beams": 3, "length_penalty": -0.5},
+]
+ANSWERS = [
+    schema.Completion(choices=[schema.Choice(index=0, text="", logprobs=LOGPROBS)], prompt="p", **COMMON),
+    schema.ChatCompletion(
+        choices=[schema.ChatChoice(index=0, message=schema.ChatMessage(content="hi"), finish_reason="stop")], **COMMON
+    ),
+    schema.ChatCompletionChunk(choices=[schema.ChatChunkChoice(index=1, delta=schema.Delta(content="é"))], **COMMON),
+    schema.Completion(choices=[], **COMMON),
+]
+
+
+def _sent(document):
+    """The message as it arrives at the other end."""
+    return DocProto.FromString(document.to_protobuf().SerializeToString())
+
+
+@pytest.mark.parametrize("fields", REQUESTS)
+def test_a_request_comes_back_as_it_was(fields):
+    request = schema.GenerateRequest.parse(fields)
+    message = _sent(documents.request_to_document(request))
+    assert documents.message_to_request(schema.GenerateRequest, message) == request
+
+
+def test_a_chat_comes_back_as_it_was():
+    request = schema.ChatRequest.parse(
+        {"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "x"}]}
+    )
+    message = _sent(documents.request_to_document(request))
+    assert documents.message_to_request(schema.ChatRequest, message) == request
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
+def test_an_answer_comes_back_as_it_was(answer):
+    cls = documents.document_class(type(answer))
+    document = cls.from_protobuf(_sent(documents.answer_to_document(answer)))
+    assert documents.document_to_answer(type(answer), document) == answer
+
+
+def test_a_field_that_docarray_would_drop_is_refused_by_name():
+    message = _sent(documents.request_to_document(schema.GenerateRequest.parse({"prompt": "hi"})))
+    message.data["tempreature"].float = 1.0
+    with pytest.raises(InvalidRequest, match="tempreature"):
+        documents.message_to_request(schema.GenerateRequest, message)
+
+
+def test_a_field_of_another_kind_is_refused_by_name():
+    message = DocProto()
+    message.data["prompt"].list.SetInParent()
+    with pytest.raises(InvalidRequest, match="prompt"):
+        documents.message_to_request(schema.GenerateRequest, message)
+
+
+def test_an_error_in_a_document_is_raised():
+    document = documents.error_to_document(schema.Completion, QueueFull("full"))
+    document = documents.document_class(schema.Completion).from_protobuf(_sent(document))
+    with pytest.raises(QueueFull, match="full"):
+        documents.document_to_answer(schema.Completion, document)
+
+
+def test_an_empty_document_is_no_answer():
+    with pytest.raises(InternalError, match="empty"):
+        documents.document_to_answer(schema.Completion, documents.document_class(schema.Completion)())
+
+
+def test_an_answer_that_lacks_a_part_is_no_answer():
+    document = documents.answer_to_document(ANSWERS[0])
+    document.usage = None
+    with pytest.raises(ValidationError):
+        documents.document_to_answer(schema.Completion, document)
+
+
+def test_an_executors_error_crosses_jina():
+    error = documents.error_from_args([str(arg) for arg in documents.WireError(QueueFull("full", param="x")).args])
+    assert (type(error), error.to_dict()) == (QueueFull, QueueFull("full", param="x").to_dict())
+
+
+@pytest.mark.parametrize("args", [[], [""], ["division by zero"], ["[]"], ["3"], [json.dumps({"code": "?"})]])
+def test_a_foreign_error_becomes_an_internal_one(args):
+    assert type(documents.error_from_args(args)) is InternalError

@@ -1,0 +1,36 @@
+"""The error table: a user's `except` must catch over the wire what it catches in one process."""
+
+import pytest
+
+from run_gpt import errors
+
+CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.RequestError)]
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CLASSES if cls is not errors.RequestError])
+def test_each_error_comes_back_as_its_own_class(cls):
+    error = errors.error_from_dict(cls("what", param="field").to_dict())
+    assert type(error) is cls
+    assert (error.message, error.param) == ("what", "field")
+
+
+@pytest.mark.parametrize("fields", [{}, {"code": "?", "message": None}, {"code": None}])
+def test_an_unknown_error_is_an_internal_one(fields):
+    error = errors.error_from_dict(fields)
+    assert type(error) is errors.InternalError
+    assert error.message
+
+
+def test_the_table_of_the_design():
+    table = {(cls.http_status, cls.grpc_code) for cls in CLASSES}
+    assert table == {
+        (400, "INVALID_ARGUMENT"),
+        (401, "UNAUTHENTICATED"),
+        (404, "NOT_FOUND"),
+        (405, "UNIMPLEMENTED"),
+        (413, "RESOURCE_EXHAUSTED"),
+        (429, "RESOURCE_EXHAUSTED"),
+        (500, "INTERNAL"),
+        (503, "UNAVAILABLE"),
+        (504, "DEADLINE_EXCEEDED"),
+    }

@@ -1,0 +1,118 @@
+"""What a request may hold, and the line that says what is wrong with it: the field, the limit, the value."""
+
+import pytest
+
+from run_gpt.api.schema import ChatRequest, Choice, Completion, GenerateRequest, Usage
+from run_gpt.errors import InvalidRequest
+
+
+def _parse(stream=False, **fields):
+    return GenerateRequest.parse({"prompt": "hi", **fields}, stream=stream)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"model": "\ud800"}, "model"),
+        ({"unknown": 1}, "unknown"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": "5"}, "max_new_tokens"),
+        ({"max_new_tokens": 5.0}, "max_new_tokens"),
+        ({"max_new_tokens": True}, "max_new_tokens"),
+        ({"max_tokens": 0}, "max_new_tokens"),
+        ({"max_tokens": 5, "max_new_tokens": 6}, "max_tokens"),
+        ({"n": 2, "num_return_sequences": 3}, "n"),
+        ({"stop": "a", "stop_str": "b"}, "stop_str"),
+        ({"n": 65}, "num_return_sequences"),
+        ({"min_new_tokens": 6, "max_new_tokens": 5}, "min_new_tokens"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 0, "do_sample": True}, "temperature"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_k": 2**31}, "top_k"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"seed": 2**31}, "seed"),
+        ({"stop": ""}, "stop.0"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"length_penalty": 1.0}, "length_penalty"),
+        ({"num_beams": 2, "temperature": 0.5}, "num_beams"),
+        ({"num_beams": 2, "n": 3}, "num_return_sequences"),
+        ({"num_beams": 2, "seed": 1}, "seed"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(fields, param):
+    with pytest.raises(InvalidRequest) as raised:
+        _parse(**fields)
+    assert raised.value.param == param
+    assert "\n" not in str(raised.value)
+    assert param.split(".")[0] in str(raised.value)
+
+
+def test_a_long_value_is_cut_in_the_message():
+    with pytest.raises(InvalidRequest) as raised:
+        _parse(max_new_tokens="x" * 1000)
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize("fields", [{"num_beams": 2}, {"best_of": 2}])
+def test_what_cannot_be_streamed_is_refused_in_a_stream_only(fields):
+    assert _parse(**fields)
+    with pytest.raises(InvalidRequest, match="streamed"):
+        _parse(stream=True, **fields)
+
+
+def test_both_spellings_mean_the_same():
+    one = _parse(max_tokens=5, n=2, stop_str="a")
+    assert one == _parse(max_new_tokens=5, num_return_sequences=2, stop=["a"])
+    assert one == _parse(max_tokens=5, max_new_tokens=5, n=2, stop=["a"])
+    assert (one.sequences, one.stops) == (2, ("a",))
+
+
+@pytest.mark.parametrize(
+    ("fields", "samples"),
+    [
+        ({}, False),
+        ({"temperature": 0}, False),
+        ({"temperature": 0, "top_p": 0.9}, False),
+        ({"temperature": 1}, True),
+        ({"top_k": 50}, True),
+        ({"min_p": 0.1}, True),
+        ({"temperature": 0.9, "do_sample": False}, False),
+        ({"do_sample": True}, True),
+    ],
+)
+def test_when_tokens_are_drawn(fields, samples):
+    assert _parse(**fields).samples is samples
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{"role": "robot", "content": "hi"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": "\ud800"}],
+        [{"role": "user", "content": "hi", "name": "x"}],
+        "hi",
+    ],
+)
+def test_messages_that_are_none(messages):
+    with pytest.raises(InvalidRequest, match="messages"):
+        ChatRequest.parse({"messages": messages})
+
+
+def test_the_json_leaves_out_what_does_not_apply_but_keeps_an_open_finish_reason():
+    usage = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
+    event = Completion(id="x", created=1, model="m", usage=usage, choices=[Choice(index=0, text="hi")])
+    assert '"finish_reason":null' in event.to_json()
+    assert "logprobs" not in event.to_json()
+    assert 'prompt"' not in event.to_json()
+    assert Completion.model_validate_json(event.to_json()) == event

@@ -1,0 +1,127 @@
+"""The gateway's pure parts: addresses, JSON, server-sent events, the service's counting and refusing."""
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from run_gpt.api.schema import GenerateRequest
+from run_gpt.config import GatewayConfig
+from run_gpt.errors import InvalidRequest, ModelNotFound, QueueFull, SetupError, Unavailable
+from run_gpt.gateway.gateway import executor_addresses
+from run_gpt.gateway.http import error_event, parse_json
+from run_gpt.gateway.openapi import describe
+from run_gpt.gateway.service import Service
+
+
+class FakePool:
+    """A pool with one ready replica that answers when told to."""
+
+    def __init__(self) -> None:
+        self.ready, self.replicas = [object()], []
+        self.model, self.watched = "m", True
+        self.go = asyncio.Event()
+        self.stopped = ""
+
+    def check_ready(self) -> None:
+        if not self.ready:
+            raise Unavailable("no replica")
+
+    def stop(self, why: str) -> None:
+        self.stopped = why
+        self.go.set()
+
+    async def answer(self, request: Any, request_id: str, timeout: float) -> Any:
+        await self.go.wait()
+        if self.stopped:
+            raise Unavailable(self.stopped)
+        return SimpleNamespace(id=request_id, timeout=timeout)
+
+
+def service(**config: float) -> tuple[Service, FakePool]:
+    pool = FakePool()
+    return Service(pool, GatewayConfig(**config)), pool  # type: ignore[arg-type]
+
+
+def test_addresses_in_each_form_that_jina_gives() -> None:
+    assert executor_addresses('{"e": ["grpc://127.0.0.1:1", "h:2"]}') == ["127.0.0.1:1", "h:2"]
+    assert executor_addresses('{"e": {"GRPC": ["h:1"]}}') == ["h:1"]
+    with pytest.raises(SetupError, match="one executor"):
+        executor_addresses('{"a": [], "b": []}')
+    with pytest.raises(SetupError, match="only grpc"):
+        executor_addresses('{"a": ["grpcs://h:1"]}')
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b'"x"', b"null", b"NaN", b"\xff", b'{"a": Infinity}'])
+def test_a_body_that_is_no_object_is_an_invalid_request_in_one_line(body: bytes) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        parse_json(body)
+    assert "\n" not in raised.value.message
+
+
+def test_an_error_event_is_one_event_with_the_error_object() -> None:
+    kind, data, *rest = error_event(QueueFull("full\nof ünïcode")).decode().split("\n")
+    assert (kind, rest) == ("event: error", ["", ""])
+    assert json.loads(data.removeprefix("data: "))["error"]["code"] == "queue_full"
+
+
+async def test_requests_are_counted_and_bounded_by_the_shorter_limit() -> None:
+    served, pool = service(request_timeout=10)
+    tasks = [asyncio.create_task(served.answer(GenerateRequest(prompt="x"), t)) for t in (None, 3, 99)]
+    await asyncio.sleep(0)
+    assert served.in_flight == 3
+    pool.go.set()
+    answers: list[Any] = await asyncio.gather(*tasks)
+    assert [a.timeout for a in answers] == [10, 3, 10]
+    assert len({a.id for a in answers}) == 3
+    assert served.in_flight == 0
+
+
+async def test_another_model_is_refused_by_name() -> None:
+    served, _ = service()
+    with pytest.raises(ModelNotFound, match=r"'other'.*'m'"):
+        served.check(GenerateRequest(prompt="x", model="other"))
+    served.check(GenerateRequest(prompt="x", model="m"))
+
+
+async def test_draining_refuses_new_requests_and_waits_for_running_ones() -> None:
+    served, pool = service(drain_seconds=10)
+    running = asyncio.create_task(served.answer(GenerateRequest(prompt="x")))
+    await asyncio.sleep(0)
+    drain = asyncio.create_task(served.drain())
+    await asyncio.sleep(0)
+    assert not served.ready
+    with pytest.raises(Unavailable, match="draining"):
+        await served.answer(GenerateRequest(prompt="x"))
+    assert not drain.done()
+    pool.go.set()
+    await asyncio.gather(running, drain)
+    assert pool.stopped == ""
+
+
+async def test_a_drain_ends_what_takes_too_long() -> None:
+    served, _ = service(drain_seconds=0.01)
+    running = asyncio.create_task(served.answer(GenerateRequest(prompt="x")))
+    await asyncio.sleep(0)
+    await served.drain()
+    with pytest.raises(Unavailable, match="did not end in time"):
+        await running
+
+
+async def test_without_its_watchers_a_service_is_not_ready() -> None:
+    """A background task that died must not leave a server that says it is fine."""
+    served, pool = service()
+    assert served.ready
+    pool.watched = False
+    assert not served.ready
+
+
+def test_the_description_is_whole() -> None:
+    """Each reference leads somewhere, or a client generator fails on it."""
+    document = describe("1")
+    text = json.dumps(document)
+    references = {part.split('"')[0] for part in text.split('"$ref": "#/components/schemas/')[1:]}
+    assert references <= set(document["components"]["schemas"])
+    assert {"max_tokens", "n", "stop_str"} <= set(document["components"]["schemas"]["GenerateRequest"]["properties"])

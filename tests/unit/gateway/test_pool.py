@@ -1,0 +1,216 @@
+"""The pool's promises, with scripted calls for the wire: who gets a request, what is tried again, what is an error."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+
+from run_gpt.api import documents
+from run_gpt.api.schema import Choice, Completion, GenerateRequest, Status, Usage
+from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
+from run_gpt.gateway.pool import Progress, ReplicaPool, error_of_status, least_busy
+
+READY = Status(state="ready", model="m", running=0, waiting=0)
+REQUEST = GenerateRequest(prompt="x")
+
+
+def completion(text: str, reason: Any = None, index: int = 0) -> Completion:
+    usage = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
+    return Completion(
+        id="i", created=1, model="m", usage=usage, choices=[Choice(index=index, text=text, finish_reason=reason)]
+    )
+
+
+def failure(code: grpc.StatusCode, details: str = "") -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=details)
+
+
+GONE = failure(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+LATE = failure(grpc.StatusCode.DEADLINE_EXCEEDED)
+BROKEN = failure(grpc.StatusCode.UNKNOWN, "ZeroDivisionError")
+
+
+class ScriptedCall:
+    """Stands for a gRPC call: gives its items one by one; an exception is raised; "hang" waits to be cancelled."""
+
+    def __init__(self, items: list[Any]):
+        self.items = items
+        self.cancelled = asyncio.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    async def _item(self, item: Any) -> Any:
+        if item == "hang":
+            await self.cancelled.wait()
+            raise asyncio.CancelledError
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        for item in self.items:
+            yield await self._item(item)
+
+    def __await__(self) -> Any:
+        return self._item(self.items[0]).__await__()
+
+
+class ScriptedReplica:
+    """Stands for a replica: each call plays the next script."""
+
+    def __init__(self, *scripts: list[Any]):
+        self.scripts = list(scripts)
+        self.calls: list[ScriptedCall] = []
+        self.state = "ready"
+        self.status = READY
+        self.in_flight = 0
+
+    def _call(self, *_: Any) -> ScriptedCall:
+        self.calls.append(ScriptedCall(self.scripts[len(self.calls)]))
+        return self.calls[-1]
+
+    unary = stream = _call
+
+    def suspect(self) -> None:
+        self.state = "lost"
+
+
+def pool_of(*replicas: Any) -> ReplicaPool:
+    pool = ReplicaPool([])
+    pool.replicas = list(replicas)
+    return pool
+
+
+def header(**status: Any) -> Any:
+    return SimpleNamespace(status=SimpleNamespace(code=0, ERROR=1, **status))
+
+
+def unary(text: str) -> Any:
+    message = documents.answer_to_document(completion(text, "stop")).to_protobuf()
+    return SimpleNamespace(header=header(), data=SimpleNamespace(docs=SimpleNamespace(docs=[message])))
+
+
+def event(text: str, reason: Any = None, index: int = 0) -> Any:
+    message = documents.answer_to_document(completion(text, reason, index)).to_protobuf()
+    return SimpleNamespace(header=header(), document=message)
+
+
+def error_event(error: RequestError) -> Any:
+    return SimpleNamespace(header=header(), document=documents.error_to_document(Completion, error).to_protobuf())
+
+
+async def read(pool: ReplicaPool, request: GenerateRequest = REQUEST) -> tuple[str, RequestError | None]:
+    text = ""
+    try:
+        async for answer in pool.stream(request, "id", 5):
+            text += answer.text
+    except RequestError as error:
+        return text, error
+    return text, None
+
+
+def test_the_least_busy_replica_is_chosen_and_ties_take_turns() -> None:
+    a, b, c = (SimpleNamespace(in_flight=n) for n in (1, 0, 0))
+    assert [least_busy([a, b, c], turn) for turn in range(4)] == [b, c, b, c]  # type: ignore[list-item]
+
+
+async def test_without_a_ready_replica_a_request_is_refused_at_once() -> None:
+    replica = ScriptedReplica()
+    for state, says in (("connecting", "loading"), ("lost", "no replica"), ("dead", "dead"), ("draining", "draining")):
+        replica.state = state
+        with pytest.raises(Unavailable, match=says):
+            await pool_of(replica).answer(REQUEST, "id", 5)
+
+
+async def test_a_unary_request_goes_to_another_replica_when_the_connection_fails() -> None:
+    bad, good = ScriptedReplica([GONE]), ScriptedReplica([unary("hello")])
+    assert (await pool_of(bad, good).answer(REQUEST, "id", 5)).text == "hello"
+    assert (bad.state, bad.in_flight, good.in_flight) == ("lost", 0, 0)
+
+
+@pytest.mark.parametrize(("error", "kind"), [(LATE, DeadlineExceeded), (BROKEN, InternalError)])
+async def test_no_other_failure_is_tried_again(error: Exception, kind: type[RequestError]) -> None:
+    """A request that breaks one replica must not go on to break the next."""
+    first, second = ScriptedReplica([error]), ScriptedReplica([unary("no")])
+    with pytest.raises(kind):
+        await pool_of(first, second).answer(REQUEST, "id", 5)
+    assert second.calls == []
+
+
+async def test_a_stream_is_tried_again_only_before_its_first_event() -> None:
+    bad, good = ScriptedReplica([GONE]), ScriptedReplica([event("a"), event("b", "stop")])
+    assert await read(pool_of(bad, good)) == ("ab", None)
+    bad, good = ScriptedReplica([event("a"), GONE]), ScriptedReplica([event("no", "stop")])
+    text, error = await read(pool_of(bad, good))
+    assert (text, type(error).__mro__[1], good.calls) == ("a", Unavailable, [])
+
+
+async def test_a_stream_that_stops_before_it_is_complete_is_an_error() -> None:
+    for script in ([], [event("a")], [event("a", "stop", 0), event("b", None, 1)]):
+        request = GenerateRequest(prompt="x", n=2)
+        text, error = await read(pool_of(ScriptedReplica(script)), request)
+        assert isinstance(error, InternalError)
+        assert text == "".join("ab"[: len(script)])
+
+
+async def test_a_failure_after_the_last_event_changes_nothing() -> None:
+    assert await read(pool_of(ScriptedReplica([event("a", "stop"), GONE]))) == ("a", None)
+
+
+async def test_the_error_that_a_stream_carries_is_raised() -> None:
+    text, error = await read(pool_of(ScriptedReplica([event("a"), error_event(QueueFull("full"))])))
+    assert (text, type(error), str(error)) == ("a", QueueFull, "full")
+
+
+async def test_a_reader_that_stops_cancels_the_call() -> None:
+    replica = ScriptedReplica([event("a"), "hang"])
+    events: Any = pool_of(replica).stream(REQUEST, "id", 5)
+    await anext(events)
+    assert replica.in_flight == 1
+    await events.aclose()
+    assert replica.calls[0].cancelled.is_set()
+    assert replica.in_flight == 0
+
+
+async def test_a_cancelled_caller_cancels_the_call_and_is_cancelled() -> None:
+    replica = ScriptedReplica(["hang"])
+    task = asyncio.create_task(pool_of(replica).answer(REQUEST, "id", 5))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert replica.calls[0].cancelled.is_set()
+    assert replica.in_flight == 0
+
+
+async def test_a_stopped_pool_ends_what_runs_and_takes_nothing() -> None:
+    replica = ScriptedReplica(["hang"], [event("a"), "hang"])
+    pool = pool_of(replica)
+    answer, stream = asyncio.create_task(pool.answer(REQUEST, "id", 5)), asyncio.create_task(read(pool))
+    while len(replica.calls) < 2:
+        await asyncio.sleep(0)
+    pool.stop("the server stops")
+    with pytest.raises(Unavailable, match="the server stops"):
+        await answer
+    text, error = await stream
+    assert (text, str(error)) == ("a", "the server stops")
+    with pytest.raises(Unavailable):
+        await pool.answer(REQUEST, "id", 5)
+
+
+def test_an_answer_is_complete_when_each_choice_has_its_reason() -> None:
+    progress = Progress(2)
+    assert not progress.begun
+    progress.add(completion("a", "stop", 0))
+    progress.add(completion("a", "stop", 0))
+    assert (progress.begun, progress.complete) == (True, False)
+    progress.add(completion("b", "length", 1))
+    assert progress.complete
+
+
+def test_the_message_of_a_missed_deadline_gives_the_limit() -> None:
+    assert "2.5 s" in error_of_status(grpc.StatusCode.DEADLINE_EXCEEDED, "", 2.5).message

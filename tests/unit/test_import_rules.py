@@ -1,0 +1,98 @@
+"""Imports run downwards only, and the light rooms stay light.
+
+Without this a user of `rungpt --help` or of the client would one day wait seconds for torch, and a change in the
+engine could break the gateway.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BASE = {"config", "errors"}
+
+# Room -> the rooms that it may import, from the lowest room up. `config`, `errors` and `_jina` import nothing of ours.
+RULES: dict[str, set[str]] = {
+    "config": set(),
+    "errors": set(),
+    "_jina": set(),
+    "api": BASE,
+    "models": BASE,
+    "engine": BASE,
+    "model": {"engine", "models", "api"} | BASE,
+    "executors": {"model", "engine", "models", "api", "_jina"} | BASE,
+    "gateway": {"api", "_jina"} | BASE,
+    "flows": {"_jina"} | BASE,
+    "deploy": {"flows"} | BASE,
+    "client": {"api"} | BASE,
+}
+RULES["cli"] = set(RULES)
+RULES["__init__"] = {"model", "client"} | BASE
+
+HEAVY = ("torch", "transformers", "jina", "docarray")
+LIGHT_MODULES = ("run_gpt", "run_gpt.cli", "run_gpt.client", "run_gpt.api.schema", "run_gpt.flows", "run_gpt.models")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Each module's dotted name and file."""
+    for folder, package in (("run_gpt", "run_gpt"), ("executors", "run_gpt.executors"), ("flows", "run_gpt.flows")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            yield ".".join((package, *parts)).removesuffix(".__init__"), path
+
+
+# The public names of `run_gpt` itself that are loaded from a room.
+PUBLIC = {"Client": "client", "Model": "model", "create_model": "model"}
+
+
+def room_of(module: str) -> str:
+    """`run_gpt.engine.scheduler` belongs to `engine`, `run_gpt` itself to `__init__`."""
+    parts = module.split(".")
+    return PUBLIC.get(parts[1], parts[1]) if len(parts) > 1 else "__init__"
+
+
+def imported(path: Path, module: str) -> Iterator[str]:
+    """The dotted names of ours that a module imports, anywhere in it, relative imports resolved."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*parents, *([node.module] if node.module else [])])
+            # `from run_gpt import errors` names a room; `from run_gpt import __version__` names run_gpt itself.
+            names = [f"{source}.{alias.name}" if source == "run_gpt" else source for alias in node.names]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "run_gpt":
+            names = [f"run_gpt.{node.attr}"]
+        else:
+            continue
+        yield from (name for name in names if name.startswith("run_gpt."))
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: str(value).removeprefix(str(ROOT)))
+def test_a_module_imports_only_rooms_below_its_own(module: str, path: Path) -> None:
+    room = room_of(module)
+    assert room in RULES, f"{module} is in a room that RULES does not know"
+    for name in imported(path, module):
+        target = room_of(name)
+        if target in RULES and target != room:
+            assert target in RULES[room], f"{module} imports {name}, and {room} must not import {target}"
+
+
+def test_the_rules_run_downwards() -> None:
+    rooms = list(RULES)
+    for i, room in enumerate(rooms):
+        assert RULES[room] <= set(rooms[:i]), f"{room} may import a room that stands above it"
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_a_light_module_imports_nothing_heavy(module: str) -> None:
+    code = f"import {module}, json, sys; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []

@@ -1,0 +1,120 @@
+"""The project's own promises: one version, documents that match the code, and constraints that cover the dependencies.
+
+Without this the README would drift from what the server does, and `make install` from what was tested.
+"""
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import run_gpt
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def script(name: str) -> ModuleType:
+    """A file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def requirement_names(lines: list[str]) -> set[str]:
+    """The normalised names of requirement lines."""
+    return {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", line)[0]).lower() for line in lines}
+
+
+def constraints() -> list[str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_readme_has_the_parameters_and_errors_that_the_code_has() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert script("readme_tables").with_tables(text) == text, "run: python scripts/readme_tables.py --write"
+
+
+def test_there_is_one_version() -> None:
+    assert run_gpt.__version__ == version("rungpt") == PROJECT["project"]["version"]
+    assert f"## {run_gpt.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_package_is_declared() -> None:
+    """A folder that pyproject.toml does not name would be missing from the wheel, and from a user's machine."""
+    packages = {
+        str(path.parent.relative_to(ROOT)).replace("/", ".")
+        for folder in ("run_gpt", "executors", "flows")
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    mapped = {name if name.startswith("run_gpt") else f"run_gpt.{name}" for name in packages}
+    assert mapped == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_every_dependency_is_constrained_to_one_version() -> None:
+    lines = constraints()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "a local part such as +cpu is not portable"
+    project = PROJECT["project"]
+    wanted = requirement_names([*project["dependencies"], *project["optional-dependencies"]["dev"]])
+    assert wanted - {"rungpt"} <= requirement_names(lines)
+
+
+def third_party_imports() -> set[str]:
+    """The top-level names of what the package imports, anywhere in it, but for the standard library."""
+    names = set()
+    for folder in ("run_gpt", "executors", "flows"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                    names.add(str(node.module).split(".")[0])
+    return names - {"run_gpt", *sys.stdlib_module_names}
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """What is imported but comes along by chance is gone the day another package drops it."""
+    project = PROJECT["project"]
+    declared = requirement_names([*project["dependencies"], *project["optional-dependencies"]["adapters"]])
+    homes = packages_distributions()
+    for name in third_party_imports():
+        assert requirement_names(homes.get(name, [name])) & declared, f"{name} is imported but not declared"
+
+
+def test_the_lean_environment_has_no_model_library() -> None:
+    names = requirement_names(script("lean_requirements").lean_requirements())
+    assert {"jina", "httpx", "pytest"} <= names
+    assert not names & {"torch", "transformers", "tokenizers", "accelerate", "bitsandbytes", "gguf", "peft", "rungpt"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "run_gpt").rglob("*.py")), ids=lambda path: path.name)
+def test_every_module_says_what_it_owns(path: Path) -> None:
+    text = path.read_text()
+    assert not text.strip() or text.startswith(('"""', "#!")), "begin with one sentence that says what this module owns"
+
+
+def test_the_licence_is_the_whole_apache_licence() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Version 2.0, January 2004" in text
+    assert "APPENDIX: How to apply the Apache License to your work." in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="make is not usual there")
+def test_make_says_which_python_it_needs(tmp_path: Path) -> None:
+    """A user with too old a Python reads one line, not a page of pip's."""
+    arguments = [f"VENV={tmp_path / 'venv'}", "PYTHON=no-such-python"]
+    done = subprocess.run(["make", "-C", str(ROOT), "install", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "RunGPT needs Python 3.11 to 3.13" in done.stderr
+    assert not (tmp_path / "venv").exists()
