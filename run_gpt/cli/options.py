@@ -18,7 +18,7 @@ PARAMETERS = "Request"
 ModelName = Annotated[
     str,
     typer.Argument(
-        metavar="[MODEL]", help="A catalogue name (see `rungpt models list`), a hub id, a folder or a GGUF file."
+        metavar="MODEL", help="A catalogue name (see `rungpt models list`), a hub id, a folder or a GGUF file."
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""Progress bars on stderr for the long steps of other rooms."""
+"""Progress bars on stderr for the long steps of other rooms; without a terminal, a line for each step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +13,23 @@ console = Console(stderr=True, highlight=False)
 
 @contextmanager
 def progress_bars() -> Iterator[OnProgress]:
-    """A callback that draws a bar for each step: a spinner where the total is not known."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
-        tasks: dict[str, TaskID] = {}
+    """A callback that shows each step: with a bar, or a spinner where the total is not known."""
+    tasks: dict[str, TaskID] = {}
+    if not console.is_terminal:
 
-        def show(step: str, done: int, total: int | None) -> None:
+        def tell(step: str, done: int, total: int | None) -> None:
             if step not in tasks:
-                if not console.is_terminal:
-                    console.print(f"{step} ...")
+                tasks[step] = TaskID(len(tasks))
+                console.print(f"{step} ...", markup=False, soft_wrap=True)
+
+        yield tell
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+
+        def draw(step: str, done: int, total: int | None) -> None:
+            if step not in tasks:
                 tasks[step] = progress.add_task(step, total=total)
             progress.update(tasks[step], completed=done, total=total)
 
-        yield show
+        yield draw

@@ -68,7 +68,7 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def _serve(self, messages: AsyncIterator[bytes], context: Any) -> None:
         """Answer each message, several at a time, in their order: the client matches answers to prompts by order."""
-        running: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(MOST_TOGETHER)
+        running: asyncio.Queue[asyncio.Task[bytes | None] | None] = asyncio.Queue(MOST_TOGETHER)
 
         async def read() -> None:
             async for message in messages:
@@ -78,11 +78,20 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async with asyncio.TaskGroup() as group:
             group.create_task(read())
             while (task := await running.get()) is not None:
-                await context.write(await task)
+                if (answer := await task) is None:
+                    # Raised here, between two writes: gRPC cannot end a call in the middle of one.
+                    raise DecodeError
+                await context.write(answer)
 
-    async def _respond(self, message: bytes) -> bytes:
-        """The message, as an older Executor gives it back: with the answers in its documents, or with an error."""
-        request = LegacyRequest.FromString(message)
+    async def _respond(self, message: bytes) -> bytes | None:
+        """The message, as an older Executor gives it back: with the answers in its documents, or with an error.
+
+        None for a message that cannot be read.
+        """
+        try:
+            request = LegacyRequest.FromString(message)
+        except DecodeError:
+            return None
         try:
             if request.header.exec_endpoint != ENDPOINT:
                 raise InvalidRequest(f"{request.header.exec_endpoint!r}: older clients can call {ENDPOINT!r} here")
