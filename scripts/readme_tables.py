@@ -54,9 +54,11 @@ def errors_table() -> str:
 
 
 def _subclasses(cls: type[errors.RequestError]) -> Iterator[type[errors.RequestError]]:
+    """The subclasses in `run_gpt.errors`; a room may have finer ones of its own, which look the same from outside."""
     for child in cls.__subclasses__():
-        yield child
-        yield from _subclasses(child)
+        if child.__module__ == errors.__name__:
+            yield child
+            yield from _subclasses(child)
 
 
 TABLES = {"parameters": parameters_table, "errors": errors_table}

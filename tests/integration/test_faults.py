@@ -41,6 +41,7 @@ def workers(server):
 async def test_a_killed_replica_loses_no_unary_request_and_no_stream_silently_and_comes_back(start_server):
     with start_server("--replicas", "2", "--precision", "fp32") as server:
         async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
+            await replicas_ready(client, 2)
             expected = (await client.post("/generate", json=SHORT)).json()["choices"][0]["text"]
             began = [asyncio.Event() for _ in range(4)]
             streams = [asyncio.create_task(read_stream(client, LONG, event)) for event in began]
