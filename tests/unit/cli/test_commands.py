@@ -1,0 +1,99 @@
+"""What a user types: the options are understood, and what is wrong is one line that says what to do."""
+
+import socket
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from run_gpt.api.schema import ChatRequest, GenerateRequest
+from run_gpt.cli import main, options
+from run_gpt.cli.app import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def fail(monkeypatch, capsys, *arguments):
+    """What `rungpt ARGUMENTS` says on stderr when it ends with exit code 1."""
+    monkeypatch.setattr("sys.argv", ["rungpt", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("rungpt: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("spelling", ["--device-map", "--device_map"])
+def test_options_take_hyphens_and_underscores(spelling):
+    done = run("serve", "smollm2", "--precision", "fp16", spelling, "balanced", "--dry-run")
+    assert done.exit_code == 0, done.output
+    settings = yaml.safe_load(done.stdout)["executors"][0]["uses"]["with"]
+    assert settings == {"model_name": "smollm2", "precision": "fp16", "device_map": "balanced"}
+
+
+def test_a_dry_run_prints_the_whole_flow():
+    done = run(
+        "serve", "--dry-run", "--replicas", "3", "--http-port", "8080", "--max-running", "4", "--drain-seconds", "5"
+    )
+    flow = yaml.safe_load(done.stdout)
+    assert flow["gateway"]["port"] == [51000, 8080]
+    assert flow["gateway"]["uses"]["with"] == {"drain_seconds": 5.0}
+    assert flow["executors"][0]["replicas"] == 3
+    assert flow["executors"][0]["uses"]["with"]["max_running"] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [(None, None), ("auto", "auto"), ("0,1", [0, 1]), ("2", [2]), ('{"": "cpu"}', {"": "cpu"})],
+)
+def test_a_device_map_is_a_name_a_list_or_a_map(text, value):
+    assert options._parse_device_map(text) == value
+
+
+@pytest.mark.parametrize("schema", [GenerateRequest, ChatRequest])
+def test_every_parameter_of_a_request_has_its_option(schema):
+    command = "generate" if schema is GenerateRequest else "chat"
+    text = CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--help"]).stdout
+    for name in set(schema.model_fields) - {"model", "prompt", "messages"}:
+        assert f"--{name.replace('_', '-')}" in text
+
+
+def test_the_version_is_that_of_the_distribution():
+    from importlib.metadata import version
+
+    assert run("--version").stdout == f"rungpt {version('rungpt')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", ""], "prompt"),
+        (["generate", "hi", "--temperature", "5"], "temperature: input should be less than or equal to 2, got 5.0"),
+        (["generate", "hi", "--num-beams", "2", "--seed", "1"], "seed = 1: this does not go with beam search"),
+        (["generate", "hi", "--logit-bias", "5"], "write ID=VALUE"),
+        (["generate", "hi", "--logprobs", "1"], "add --json"),
+        (["generate", "hi", "--device-map", "{"], "this is no JSON"),
+        (["chat", "hi", "--endpoint", "somewhere"], "grpc://HOST:PORT"),
+        (["chat", "hi", "--endpoint", "http://127.0.0.1:9"], "is `rungpt serve` running there?"),
+        (["serve", "smolm2"], "did you mean smollm2"),
+        (["generate", "hi", "--model", "./nothing-here"], "there is no file or folder"),
+        (["models", "show", "nothing"], "rungpt models list"),
+        (["models", "rm", "nothing"], "rungpt models list"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_wrong_is_one_line_before_a_model_is_loaded(monkeypatch, capsys, arguments, words):
+    assert words in fail(monkeypatch, capsys, *arguments)
+
+
+def test_a_port_in_use_is_told_with_the_option_that_changes_it(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = fail(monkeypatch, capsys, "serve", "--http-port", port)
+    assert port in said
+    assert "--http-port" in said
