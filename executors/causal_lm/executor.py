@@ -1,6 +1,5 @@
 """`CausalLMExecutor`: hosts one model as a Jina Executor; documents in, documents out."""
 
-import asyncio
 import logging
 import os
 import signal
@@ -24,6 +23,7 @@ from run_gpt.api.documents import (
     WireError,
 )
 from run_gpt.api.schema import ChatCompletionChunk, ChatRequest, Completion, GenerateRequest, Parameters
+from run_gpt.api.together import together
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.errors import InternalError, RequestError, SetupError
 from run_gpt.model import load_model
@@ -104,14 +104,10 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
         super().close()
 
     async def _answers(self, kind: type[Parameters], docs: Any) -> list[BaseDoc]:
-        tasks = [asyncio.ensure_future(self._answer_one(kind, doc)) for doc in docs]
         try:
-            return await asyncio.gather(*tasks)
+            return await together([self._answer_one(kind, doc) for doc in docs])
         except Exception as error:
             raise WireError(_request_error(error)) from error
-        finally:
-            for task in tasks:
-                task.cancel()
 
     async def _answer_one(self, kind: type[Parameters], doc: BaseDoc) -> BaseDoc:
         request = cast("Any", documents.document_to_request(kind, doc))

@@ -25,6 +25,7 @@ from run_gpt.api.schema import (
     Message,
     Request,
 )
+from run_gpt.api.together import together
 from run_gpt.errors import Unavailable
 
 Messages = str | Sequence[Message | dict[str, str]]
@@ -69,7 +70,7 @@ class LanguageModel(ABC):
         """Continue `prompt`: a Completion, or one for each of a list of prompts, which run together."""
         self._check_open()
         requests = [GenerateRequest.parse({**parameters, "prompt": text}) for text in _as_list(prompt)]
-        answers = cast("list[Completion]", await _all([self._answer(request, timeout) for request in requests]))
+        answers = cast("list[Completion]", await together([self._answer(request, timeout) for request in requests]))
         return answers if _is_list(prompt) else answers[0]
 
     async def agenerate_stream(
@@ -211,17 +212,6 @@ def _as_messages(messages: Messages) -> Any:
     if not isinstance(messages, Sequence):
         return messages
     return [m.model_dump() if isinstance(m, Message) else m for m in messages]
-
-
-async def _all(calls: list[Any]) -> list[Any]:
-    """All results in order; the first error cancels the rest and is raised as it is."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _merged(streams: list[AsyncIterator[Completion]], sequences: int) -> AsyncIterator[Completion]:

@@ -15,7 +15,8 @@ def run_server(config: ServeConfig) -> int:
     check_doors(config)  # before a long download
     with progress_bars() as on_progress:
         models.fetch(ModelConfig.of(config), on_progress=on_progress)
-    status = Status("starting", console=console)
+    copies = "" if config.replicas == 1 else f" in {config.replicas} replicas"
+    status = Status(f"Loading {models.served_name(ModelConfig.of(config))}{copies}", console=console)
 
     def show(event: Event) -> None:
         if event.kind == "output":
@@ -23,9 +24,7 @@ def run_server(config: ServeConfig) -> int:
         elif event.kind == "ready":
             status.stop()
             console.print(welcome(config), markup=False, soft_wrap=True)
-        elif console.is_terminal and event.kind in ("starting", "pod_ready"):
-            status.update(event.message)
-        else:
+        elif not (console.is_terminal and event.kind in ("starting", "pod_ready")):  # there the spinner says enough
             console.print(event.message, markup=False, soft_wrap=True)
 
     with status:

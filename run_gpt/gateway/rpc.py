@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from jina.proto import jina_pb2
 
 from run_gpt.api import documents
+from run_gpt.api.together import together
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, RequestTooLarge, UnknownEndpoint
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
 from run_gpt.gateway.service import Service
@@ -116,7 +117,7 @@ class Servicer:
         if proto.data.WhichOneof("documents") == "docs_bytes":
             raise InvalidRequest("docs_bytes is not taken here: send the documents as `docs`")
         requests = [_request(endpoint, document) for document in proto.data.docs.docs]
-        answers = await _together([self.service.answer(request, context.time_remaining()) for request in requests])
+        answers = await together([self.service.answer(request, context.time_remaining()) for request in requests])
         answer = jina_pb2.DataRequestProto(header=proto.header)
         answer.data.docs.docs.extend(documents.answer_to_document(a).to_protobuf() for a in answers)
         return cast("bytes", answer.SerializeToString())
@@ -125,17 +126,6 @@ class Servicer:
 def _raw(message: bytes) -> bytes:
     """Messages are parsed where a failure becomes an InvalidRequest, not in gRPC."""
     return message
-
-
-async def _together(work: list[Any]) -> list[Any]:
-    """All results in order; the first failure cancels the rest."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _in_order(
