@@ -49,6 +49,8 @@ class EngineConfig(_Config):
     """Sequences that are decoded together."""
     max_waiting: int = 256
     """Sequences that may wait for a place; one more is refused with QueueFull."""
+    max_step_tokens: int = 512
+    """Tokens that one step takes; a prompt with more is taken in parts, between which the running answers go on."""
     max_context: int | None = None
     """Tokens of prompt and answer together; default: what the model was trained for."""
 

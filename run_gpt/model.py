@@ -37,9 +37,9 @@ from run_gpt.api.schema import (
 )
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.engine import request as engine_request
+from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine, Engine
 from run_gpt.engine.request import SamplingParams, TokenEvent
-from run_gpt.engine.runner import GenericRunner
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from run_gpt.models import LoadedModel, OnProgress, load, no_progress, render_chat
 
@@ -57,6 +57,7 @@ def create_model(
     cache_dir: Path | None = None,
     max_running: int = EngineConfig.max_running,
     max_waiting: int = EngineConfig.max_waiting,
+    max_step_tokens: int = EngineConfig.max_step_tokens,
     max_context: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> "Model":
@@ -76,7 +77,9 @@ def create_model(
         allow_pickle=allow_pickle,
         cache_dir=cache_dir,
     )
-    engine_config = EngineConfig(max_running=max_running, max_waiting=max_waiting, max_context=max_context)
+    engine_config = EngineConfig(
+        max_running=max_running, max_waiting=max_waiting, max_step_tokens=max_step_tokens, max_context=max_context
+    )
     return load_model(model_config, engine_config, on_progress=on_progress)
 
 
@@ -93,7 +96,7 @@ def load_model(
     def decode(ids: Sequence[int]) -> str:
         return cast("str", loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    engine = BatchEngine(GenericRunner(loaded.model), decode, engine_config, **engine_options)
+    engine = BatchEngine(choose_runner(loaded.model), decode, engine_config, **engine_options)
     return Model(loaded, engine, engine_config.max_context)
 
 

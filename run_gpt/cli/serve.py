@@ -32,6 +32,9 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(min=0, help="Sequences that may wait; one more gets a 429.", rich_help_panel=SIZE)
     ] = ServeConfig.max_waiting,
+    max_step_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens in one step; longer prompts are taken in parts.", rich_help_panel=SIZE)
+    ] = ServeConfig.max_step_tokens,
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of prompt and answer together.", rich_help_panel=SIZE)
     ] = None,
@@ -58,6 +61,7 @@ def serve(
         replicas=replicas,
         max_running=max_running,
         max_waiting=max_waiting,
+        max_step_tokens=max_step_tokens,
         max_context=max_context,
         request_timeout=request_timeout,
         drain_seconds=drain_seconds,

@@ -133,6 +133,7 @@ class BatchEngine(Engine):
         self.scheduler = Scheduler(
             max_running=config.max_running,
             max_waiting=config.max_waiting,
+            max_step_tokens=config.max_step_tokens,
             end_ids=runner.end_ids,
             new_text=self._new_text,
         )
@@ -198,7 +199,7 @@ class BatchEngine(Engine):
     def _loop(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self.scheduler.waiting or self.scheduler.running)
+                self._changed.wait_for(lambda: self._stopping or self.scheduler.has_work)
                 if self._stopping:
                     return
                 plan = self.scheduler.plan()
@@ -216,12 +217,17 @@ class BatchEngine(Engine):
         self._runner.release(plan.released)
         logits = []
         if plan.prefill:
-            prompts = [row.request.prompt_ids for row in plan.prefill]
-            logits.append(self._runner.prefill([row.slot for row in plan.prefill], prompts))
+            after_prompts = self._runner.prefill(plan.prefill)
+            logits.append(after_prompts)
+            if plan.forks:
+                self._runner.fork([(fork.source.slot, fork.row.slot) for fork in plan.forks])
+                ending = [chunk.row for chunk in plan.prefill if chunk.last]
+                logits.append(after_prompts[[ending.index(fork.source) for fork in plan.forks]])
         if plan.decode:
             last = [row.token_ids[-1] for row in plan.decode]
             logits.append(self._runner.decode([row.slot for row in plan.decode], last))
-        return self._sample(torch.cat(logits), plan.rows) if logits else []
+        rows = [some for some in logits if len(some)]
+        return self._sample(torch.cat(rows), plan.rows) if rows else []
 
     def _sample(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | RequestError]:
         """A token for each row; a row whose parameters break the sampler fails alone."""

@@ -7,9 +7,9 @@ import torch
 import transformers
 
 from run_gpt.config import EngineConfig
+from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.request import Request, SamplingParams
-from run_gpt.engine.runner import GenericRunner
 
 SIZE = {"vocab_size": 128, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
 LLAMA = {
@@ -40,6 +40,7 @@ FAMILIES = {
         **SIZE,
     },
     "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, **SIZE},
+    "Mamba": {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, **SIZE},
     "Mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256, **SIZE},
 }
 REQUESTS = 7
@@ -87,7 +88,9 @@ def model(request):
 
 @pytest.fixture
 def engine(model):
-    engine = BatchEngine(GenericRunner(model), lambda ids: "".join(f"{i} " for i in ids), EngineConfig(max_running=3))
+    engine = BatchEngine(
+        choose_runner(model), lambda ids: "".join(f"{i} " for i in ids), EngineConfig(max_running=3, max_step_tokens=16)
+    )
     yield engine
     engine.shutdown()
     engine.scheduler.check()
@@ -100,6 +103,19 @@ async def test_a_busy_batch_gives_the_tokens_of_generate_alone(model, engine):
     # More requests than slots, so that rows join while others are in the middle and leave at different times.
     busy = await asyncio.gather(*(run(engine, str(i), prompt) for i, prompt in enumerate(texts)))
     assert [_until_end(tokens) for tokens in busy] == [_until_end(tokens) for tokens in alone]
+
+
+async def test_every_sequence_of_a_request_gives_the_tokens_of_generate_alone(model, engine):
+    """The sequences share one run of the prompt, which here takes several steps, beside another request."""
+    prompt = prompts()[-1]
+    request = Request(id="n", prompt_ids=tuple(prompt), max_new_tokens=NEW_TOKENS, sequences=2)
+    other = asyncio.create_task(run(engine, "other", prompts()[0]))
+    texts = ["", ""]
+    async for event in engine.submit(request):
+        texts[event.index] += event.text
+    await other
+    alone = _until_end(generate(model, prompt)[0])
+    assert [_until_end([int(token) for token in text.split()]) for text in texts] == [alone, alone]
 
 
 async def test_penalties_give_the_tokens_of_generate_alone(model, engine):

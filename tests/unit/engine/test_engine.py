@@ -29,9 +29,13 @@ class ScriptedRunner:
         self.steps = 0
         self.held = set()
 
-    def prefill(self, slots, prompts):
-        self.held |= set(slots)
-        return self._next([prompt[-1] for prompt in prompts])
+    def prefill(self, chunks):
+        self.held |= {chunk.slot for chunk in chunks}
+        return self._next([chunk.token_ids[-1] for chunk in chunks if chunk.last])
+
+    def fork(self, pairs):
+        assert {source for source, _ in pairs} <= self.held
+        self.held |= {target for _, target in pairs}
 
     def decode(self, slots, token_ids):
         assert set(slots) <= self.held
@@ -53,7 +57,7 @@ class ScriptedRunner:
         if self.failures:
             self.failures -= 1
             raise RuntimeError("scripted")
-        return torch.nn.functional.one_hot(torch.tensor(last) + 1, VOCABULARY).float()
+        return torch.nn.functional.one_hot(torch.tensor(last, dtype=torch.long) + 1, VOCABULARY).float()
 
 
 def decode(ids):
@@ -101,6 +105,14 @@ async def test_requests_share_steps_and_do_not_mix(engine, runner):
     answers = await asyncio.gather(*tasks)
     assert [a.text for a in answers] == [decode(range(10 * i + 1, 10 * i + 5)) for i in range(1, 4)]
     assert runner.steps <= 8  # a step for each token, and one more prefill when the first came a step earlier
+
+
+async def test_all_sequences_of_a_request_answer(engine, runner):
+    texts = ["", "", ""]
+    async for event in engine.submit(request(sequences=3)):
+        texts[event.index] += event.text
+    assert texts == [decode([11, 12, 13])] * 3
+    await until(lambda: not runner.held)  # an idle engine holds no memory
 
 
 async def test_a_consumer_that_goes_frees_its_slot(engine, runner):

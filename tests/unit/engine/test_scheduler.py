@@ -16,10 +16,11 @@ def decode(ids):
     return "".join(f"<{i}>" for i in ids)
 
 
-def scheduler(max_running=2, max_waiting=4, decode=decode):
+def scheduler(max_running=2, max_waiting=4, decode=decode, max_step_tokens=100):
     return Scheduler(
         max_running=max_running,
         max_waiting=max_waiting,
+        max_step_tokens=max_step_tokens,
         end_ids=[END],
         new_text=lambda request: TextStream(decode, request.prompt_ids, request.stop),
     )
@@ -42,10 +43,10 @@ def test_first_come_first_served_and_a_free_slot_is_used_in_the_next_step():
     for name, tokens in (("a", 1), ("b", 3), ("c", 1), ("d", 1)):
         s.add(request(name, tokens))
     plan, outcomes = step(s)
-    assert [row.request.id for row in plan.prefill] == ["a", "b"]
+    assert [chunk.row.request.id for chunk in plan.prefill] == ["a", "b"]
     assert [event.finish_reason for _, event in outcomes] == ["length", None]
     plan, _ = step(s)
-    assert [row.request.id for row in plan.prefill] == ["c"]
+    assert [chunk.row.request.id for chunk in plan.prefill] == ["c"]
     assert [row.request.id for row in plan.decode] == ["b"]
     assert plan.released == (plan.prefill[0].slot,)
     plan, outcomes = step(s)
@@ -104,9 +105,49 @@ def test_a_row_whose_text_fails_ends_alone():
     assert [row.request.id for row in s.running] == ["b"]
 
 
+def test_a_long_prompt_is_taken_in_parts_between_which_the_others_go_on():
+    s = scheduler(max_step_tokens=4)
+    s.add(request("short", tokens=9))
+    step(s)
+    s.add(Request(id="long", prompt_ids=tuple(range(10)), max_new_tokens=1))
+    parts = []
+    while s.running and not any(chunk.last for chunk in parts):
+        plan, _ = step(s)
+        parts += plan.prefill
+        assert [row.request.id for row in plan.decode] == ["short"]
+    assert [(chunk.start, chunk.end, chunk.last) for chunk in parts] == [
+        (0, 3, False),
+        (3, 6, False),
+        (6, 9, False),
+        (9, 10, True),
+    ]
+    assert [chunk.token_ids for chunk in parts][-1] == (9,)
+
+
+def test_the_sequences_of_a_request_run_its_prompt_once():
+    s = scheduler(max_running=4, max_step_tokens=1)
+    s.add(request("a", tokens=2, sequences=3))
+    first, outcomes = step(s)
+    assert (len(first.prefill), first.forks, outcomes) == (1, (), [])
+    second, outcomes = step(s)
+    assert [(chunk.start, chunk.end) for chunk in second.prefill] == [(1, 2)]
+    assert [(fork.source.index, fork.row.index) for fork in second.forks] == [(0, 1), (0, 2)]
+    assert [row.index for row, _ in outcomes] == [0, 1, 2]
+    assert [row.index for row in step(s)[0].decode] == [0, 1, 2]
+
+
+def test_a_sequence_for_which_there_was_no_slot_runs_the_prompt_itself():
+    s = scheduler(max_running=1)
+    s.add(request("a", tokens=1, sequences=2))
+    assert step(s)[0].forks == ()
+    plan, [(row, event)] = step(s)
+    assert [chunk.row.index for chunk in plan.prefill] == [1]
+    assert (row.index, event.finish_reason) == (1, "length")
+
+
 @given(st.lists(st.tuples(st.sampled_from("asxf"), st.integers(0, 9)), max_size=60))
 def test_every_row_ends_once_and_every_slot_comes_back(actions):
-    s = scheduler(max_running=3, max_waiting=5)
+    s = scheduler(max_running=3, max_waiting=5, max_step_tokens=2)
     asked, ended, aborted = {}, [], set()
 
     def note(outcomes):
