@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, get_args
 DEFAULT_MODEL = "smollm2"
 Precision = Literal["auto", "fp32", "fp16", "bf16", "bit8", "bit4"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+Runner = Literal["auto", "fast", "generic", "alone"]
 DEVICE_MAPS = ("single", "balanced", "auto", "sequential")
 
 
@@ -51,6 +52,8 @@ class EngineConfig(_Config):
     """Sequences that may wait for a place; one more is refused with QueueFull."""
     max_step_tokens: int = 512
     """Tokens that one step takes; a prompt with more is taken in parts, between which the running answers go on."""
+    runner: Runner = "auto"
+    """`fast` for Llama and its like, `generic` for every family, `alone` for one row at a time; `auto` chooses."""
     max_context: int | None = None
     """Tokens of prompt and answer together; default: what the model was trained for."""
 

@@ -35,7 +35,7 @@ from run_gpt.api.schema import (
     TopLogprob,
     Usage,
 )
-from run_gpt.config import EngineConfig, ModelConfig
+from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine, Engine
@@ -58,6 +58,7 @@ def create_model(
     max_running: int = EngineConfig.max_running,
     max_waiting: int = EngineConfig.max_waiting,
     max_step_tokens: int = EngineConfig.max_step_tokens,
+    runner: Runner = EngineConfig.runner,
     max_context: int | None = None,
     on_progress: OnProgress = no_progress,
 ) -> "Model":
@@ -78,7 +79,11 @@ def create_model(
         cache_dir=cache_dir,
     )
     engine_config = EngineConfig(
-        max_running=max_running, max_waiting=max_waiting, max_step_tokens=max_step_tokens, max_context=max_context
+        max_running=max_running,
+        max_waiting=max_waiting,
+        max_step_tokens=max_step_tokens,
+        runner=runner,
+        max_context=max_context,
     )
     return load_model(model_config, engine_config, on_progress=on_progress)
 
@@ -96,7 +101,7 @@ def load_model(
     def decode(ids: Sequence[int]) -> str:
         return cast("str", loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    engine = BatchEngine(choose_runner(loaded.model), decode, engine_config, **engine_options)
+    engine = BatchEngine(choose_runner(loaded.model, engine_config), decode, engine_config, **engine_options)
     return Model(loaded, engine, engine_config.max_context)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from run_gpt.cli import options
-from run_gpt.config import DEFAULT_MODEL, ServeConfig
+from run_gpt.config import DEFAULT_MODEL, Runner, ServeConfig
 
 DOORS = "Doors"
 SIZE = "Size"
@@ -35,6 +35,10 @@ def serve(
     max_step_tokens: Annotated[
         int, typer.Option(min=1, help="Tokens in one step; longer prompts are taken in parts.", rich_help_panel=SIZE)
     ] = ServeConfig.max_step_tokens,
+    runner: Annotated[
+        Runner,
+        typer.Option(help="fast: Llama and its like; generic: every family; alone: row by row.", rich_help_panel=SIZE),
+    ] = ServeConfig.runner,
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of prompt and answer together.", rich_help_panel=SIZE)
     ] = None,
@@ -62,6 +66,7 @@ def serve(
         max_running=max_running,
         max_waiting=max_waiting,
         max_step_tokens=max_step_tokens,
+        runner=runner,
         max_context=max_context,
         request_timeout=request_timeout,
         drain_seconds=drain_seconds,

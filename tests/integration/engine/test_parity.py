@@ -1,15 +1,20 @@
 """Parity is the law: in fp32 and greedy, a request in a busy batch gives the tokens of `model.generate` alone."""
 
 import asyncio
+import copy
 
 import pytest
 import torch
 import transformers
 
 from run_gpt.config import EngineConfig
+from run_gpt.engine.alone import AloneRunner
 from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine
+from run_gpt.engine.generic import GenericRunner
+from run_gpt.engine.llama import LlamaRunner
 from run_gpt.engine.request import Request, SamplingParams
+from run_gpt.errors import SetupError
 
 SIZE = {"vocab_size": 128, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
 LLAMA = {
@@ -24,8 +29,9 @@ LLAMA = {
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, **SIZE}
 FAMILIES = {
     "Llama": LLAMA,
-    "Mistral": LLAMA,
+    "Mistral": {**LLAMA, "sliding_window": None},
     "Qwen2": LLAMA,
+    "Qwen3": {**LLAMA, "head_dim": 8},
     "Gemma": {**LLAMA, "head_dim": 8},
     "GPTNeoX": {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"},
     "GPT2": GPT2,
@@ -86,11 +92,14 @@ def model(request):
     return build(request.param)
 
 
-@pytest.fixture
-def engine(model):
-    engine = BatchEngine(
-        choose_runner(model), lambda ids: "".join(f"{i} " for i in ids), EngineConfig(max_running=3, max_step_tokens=16)
-    )
+@pytest.fixture(params=["auto", "generic", "alone"])
+def engine(model, request):
+    runner = request.param
+    if runner == "generic" and model._is_stateful:
+        pytest.skip("it has no key-value cache")
+    config = EngineConfig(max_running=3, max_step_tokens=16, runner=runner)
+    # A copy, since the fast runner takes the model's layers over.
+    engine = BatchEngine(choose_runner(copy.deepcopy(model), config), lambda ids: "".join(f"{i} " for i in ids), config)
     yield engine
     engine.shutdown()
     engine.scheduler.check()
@@ -128,3 +137,29 @@ async def test_penalties_give_the_tokens_of_generate_alone(model, engine):
 
 def _until_end(tokens):
     return tokens[: tokens.index(2)] if 2 in tokens else tokens
+
+
+def test_the_fast_runner_is_chosen_where_it_is_right(model):
+    fast = model.config.model_type in ("llama", "mistral", "qwen2", "qwen3")
+    wanted = LlamaRunner if fast else AloneRunner if model._is_stateful else GenericRunner
+    assert type(choose_runner(copy.deepcopy(model), EngineConfig())) is wanted
+    if not fast:
+        with pytest.raises(SetupError, match="--runner fast"):
+            choose_runner(model, EngineConfig(runner="fast"))
+
+
+def test_a_sliding_window_is_left_to_the_model_itself():
+    config = transformers.MistralConfig(**{**LLAMA, "sliding_window": 8})
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    assert type(choose_runner(model, EngineConfig())) is GenericRunner
+
+
+async def test_beam_search_is_that_of_generate(model, engine):
+    prompt = prompts()[1]
+    theirs = generate(model, prompt, num_beams=3, num_return_sequences=2, early_stopping=True, length_penalty=0.5)
+    request = Request(
+        id="b", prompt_ids=tuple(prompt), max_new_tokens=NEW_TOKENS, num_beams=3, sequences=2, length_penalty=0.5
+    )
+    texts = {event.index: event.text async for event in engine.submit(request)}
+    ours = [[int(token) for token in texts[i].split()] for i in range(2)]
+    assert [_until_end(tokens) for tokens in ours] == [_until_end(tokens) for tokens in theirs]
