@@ -207,7 +207,8 @@ class LlamaRunner:
         return logits
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, (x.shape[-1],), weight, self._epsilon)
+        """RMSNorm, in fp32 whatever the weights are: in bf16 its sum of squares would lose what tells words apart."""
+        return F.rms_norm(x.float(), (x.shape[-1],), eps=self._epsilon).to(x.dtype) * weight
 
 
 def _lazy_zeros(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
