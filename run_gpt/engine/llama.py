@@ -25,7 +25,7 @@ from run_gpt.engine.scheduler import Chunk
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies do not change with the length of the text."""
-FIRST_COLUMNS = 256
+FIRST_COLUMNS = 512
 """Columns of a slot's cache at first; doubled when a row is longer."""
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -155,11 +155,9 @@ class LlamaRunner:
                 cache[target, :, :length] = cache[source, :, :length]
 
     def release(self, slots: Sequence[int]) -> None:
-        """See ModelRunner. When no slot is in use, a cache that has grown is given back."""
+        """See ModelRunner. A cache that has grown stays so: to grow it anew costs a long prompt a second."""
         for slot in slots:
             self._lengths[slot] = 0
-        if self._columns > FIRST_COLUMNS and not any(self._lengths):
-            self.reset()
 
     def reset(self) -> None:
         """See ModelRunner."""
