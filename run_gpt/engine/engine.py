@@ -145,7 +145,7 @@ class BatchEngine(Engine):
         self._unfinished: dict[str, int] = {}
         self._beams: dict[str, threading.Event] = {}
         self._beam_thread = ThreadPoolExecutor(1, thread_name_prefix="rungpt-beam")
-        self._thread = threading.Thread(target=self._loop, name="rungpt-engine", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="rungpt-engine", daemon=True)
         self._thread.start()
 
     async def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
@@ -196,8 +196,21 @@ class BatchEngine(Engine):
             self._unfinished[request.id] = request.sequences
             self._changed.notify_all()
 
+    def _live(self) -> None:
+        """The thread: whatever ends it but `shutdown`, nobody is left waiting and the engine says that it is dead."""
+        try:
+            self._loop()
+        except Exception as error:
+            self._die(self._explain(error))
+
+    def _die(self, reason: str) -> None:
+        with self._changed:
+            self._state = "dead"
+            self._end_all(Unavailable(f"the engine is dead: {reason}"))
+        self._on_dead()
+
     def _loop(self) -> None:
-        while True:
+        while self._state != "dead":
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or self.scheduler.has_work)
                 if self._stopping:
@@ -206,7 +219,7 @@ class BatchEngine(Engine):
             try:
                 results = self._run(plan)
             except Exception as error:
-                self._step_failed(plan, error)
+                self._step_failed(error)
                 continue
             self._failures = 0
             with self._changed:
@@ -270,18 +283,15 @@ class BatchEngine(Engine):
         for request_id in list(self._mailboxes):
             self._outcome(request_id, error)
 
-    def _step_failed(self, plan: StepPlan, error: Exception) -> None:
+    def _step_failed(self, error: Exception) -> None:
         self._failures += 1
         reason = self._explain(error)
         self._runner.reset()
         with self._changed:
             # The reset took every row's cache, so rows that this step did not run cannot go on either.
             self._deliver(self.scheduler.fail(self.scheduler.running, InternalError(reason)))
-            if self._failures < 2:
-                return
-            self._state = "dead"
-            self._end_all(Unavailable(f"the engine is dead: {reason}"))
-        self._on_dead()
+        if self._failures == 2:
+            self._die(reason)
 
     def _explain(self, error: Exception) -> str:
         text = str(error).strip().split("\n")[0]

@@ -169,6 +169,25 @@ async def test_two_failed_steps_kill_the_engine_and_it_says_so(runner):
     engine.shutdown()
 
 
+async def test_an_engine_whose_thread_breaks_leaves_nobody_waiting(runner):
+    def broken():
+        raise RuntimeError("no memory to reset")
+
+    died = threading.Event()
+    engine = BatchEngine(runner, decode, EngineConfig(max_running=1, max_waiting=4), on_dead=died.set)
+    runner.failures, runner.reset = 1, broken
+    runner.gate.clear()
+    tasks = [asyncio.create_task(collect(engine, request(str(i)))) for i in range(2)]
+    await until(lambda: len(engine._mailboxes) == 2)
+    runner.gate.set()
+    for error in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(error, Unavailable)
+        assert "no memory to reset" in error.message
+    await until(died.is_set)
+    assert engine.stats().state == "dead"
+    engine.shutdown()
+
+
 async def test_shutdown_drains_what_runs_and_refuses_what_comes(runner):
     engine = BatchEngine(runner, decode, EngineConfig(max_running=2, max_waiting=4))
     runner.gate.clear()
