@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 DEFAULT_MODEL = "smollm2"
 Precision = Literal["auto", "fp32", "fp16", "bf16", "bit8", "bit4"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-Runner = Literal["auto", "fast", "generic", "alone"]
+Runner = Literal["auto", "native", "fast", "generic", "alone"]
 DEVICE_MAPS = ("single", "balanced", "auto", "sequential")
 
 
@@ -46,16 +46,24 @@ class ModelConfig(_Config):
 class EngineConfig(_Config):
     """How many sequences an engine takes."""
 
-    max_running: int = 16
+    max_running: int = 64
     """Sequences that are decoded together."""
     max_waiting: int = 256
     """Sequences that may wait for a place; one more is refused with QueueFull."""
     max_step_tokens: int = 512
     """Tokens that one step takes; a prompt with more is taken in parts, between which the running answers go on."""
     runner: Runner = "auto"
-    """`fast` for Llama and its like, `generic` for every family, `alone` for one row at a time; `auto` chooses."""
+    """`native` for Llama and its like on a CPU, `fast` for them on a GPU or without a compiler, `generic` for every
+    family, `alone` for one row at a time; `auto` chooses."""
     max_context: int | None = None
     """Tokens of prompt and answer together; default: what the model was trained for."""
+    max_cache_tokens: int | None = None
+    """Tokens that all sequences together may hold in the cache, those kept for reuse included; a sequence for which
+    there is no room waits. Default: what half of the free memory holds, at least one whole context."""
+    reuse_prefixes: bool = True
+    """Keep what ended sequences left in the cache, for prompts that begin like them."""
+    speculate: bool = True
+    """Draft tokens from earlier text while there is little to do, and let the model check several at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

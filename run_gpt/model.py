@@ -29,6 +29,7 @@ from run_gpt.api.schema import (
     GenerateRequest,
     Logprobs,
     Parameters,
+    PromptTokensDetails,
     Request,
     Status,
     TokenLogprob,
@@ -37,11 +38,13 @@ from run_gpt.api.schema import (
 )
 from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request
-from run_gpt.engine.choice import choose_runner
-from run_gpt.engine.engine import BatchEngine, Engine
+from run_gpt.engine.engine import Engine
+from run_gpt.engine.native.runner import fits_config
 from run_gpt.engine.request import SamplingParams, TokenEvent
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from run_gpt.launch import start_engine, start_kernels
 from run_gpt.models import LoadedModel, OnProgress, load, no_progress, render_chat
+from run_gpt.models.cache import cache_root
 
 
 def create_model(
@@ -60,6 +63,9 @@ def create_model(
     max_step_tokens: int = EngineConfig.max_step_tokens,
     runner: Runner = EngineConfig.runner,
     max_context: int | None = None,
+    max_cache_tokens: int | None = None,
+    reuse_prefixes: bool = EngineConfig.reuse_prefixes,
+    speculate: bool = EngineConfig.speculate,
     on_progress: OnProgress = no_progress,
 ) -> "Model":
     """Load a model into this process.
@@ -84,6 +90,9 @@ def create_model(
         max_step_tokens=max_step_tokens,
         runner=runner,
         max_context=max_context,
+        max_cache_tokens=max_cache_tokens,
+        reuse_prefixes=reuse_prefixes,
+        speculate=speculate,
     )
     return load_model(model_config, engine_config, on_progress=on_progress)
 
@@ -96,13 +105,20 @@ def load_model(
     **engine_options: Any,
 ) -> "Model":
     """`create_model` from configurations; `engine_options` go to the engine's constructor."""
-    loaded = load(model_config, on_progress=on_progress)
+    kernels = start_kernels(engine_config, model_config.device, cache_root(model_config.cache_dir) / "kernels")
+    loaded = load(
+        model_config,
+        can_pack=fits_config if kernels else lambda _: False,
+        on_progress=on_progress,
+    )
 
     def decode(ids: Sequence[int]) -> str:
         return cast("str", loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    engine = BatchEngine(choose_runner(loaded.model, engine_config), decode, engine_config, **engine_options)
-    return Model(loaded, engine, engine_config.max_context)
+    wait = model_config.precision != "auto"
+    engine = start_engine(loaded, decode, engine_config, kernels, wait=wait, **engine_options)
+    limits = [limit for limit in (engine_config.max_context, engine.scheduler.slots.max_tokens) if limit]
+    return Model(loaded, engine, min(limits, default=None))
 
 
 class Model(LanguageModel):
@@ -247,11 +263,15 @@ class _Writer:
         self._created = int(time.time())
         self._prompt_tokens = len(prepared.prompt_ids)
         self._completion_tokens = 0
+        self._cached_tokens = 0
         self._begun: set[int] = set()
 
     def count(self, events: Sequence[TokenEvent]) -> None:
-        """Count these events' tokens in `usage`."""
+        """Count these events' tokens in `usage`; what was reused of the prompt is what the first sequence reused."""
         self._completion_tokens += sum(event.tokens for event in events)
+        for event in events:
+            if event.index == 0:
+                self._cached_tokens = event.cached_tokens
 
     def answer(self, sequences: Sequence[TokenEvent]) -> Answer:
         """The whole answer; each event is a whole sequence."""
@@ -301,6 +321,7 @@ class _Writer:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             total_tokens=self._prompt_tokens + self._completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached_tokens),
         )
         return {"id": self._id, "created": self._created, "model": self._model.name, "usage": usage}
 

@@ -198,12 +198,23 @@ class Logprobs(BaseModel):
     content: list[TokenLogprob]
 
 
+class PromptTokensDetails(BaseModel):
+    """What became of the prompt's tokens, in OpenAI's shape."""
+
+    cached_tokens: int = 0
+    """Those that an earlier prompt or answer had left in the cache, so that they were not run again."""
+
+
 class Usage(BaseModel):
     """Tokens counted so far."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    # Other servers leave it out, or say null.
+    prompt_tokens_details: Annotated[
+        PromptTokensDetails, BeforeValidator(lambda value: {} if value is None else value)
+    ] = PromptTokensDetails()
 
 
 class Choice(BaseModel):

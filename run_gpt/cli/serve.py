@@ -42,6 +42,18 @@ def serve(
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of prompt and answer together.", rich_help_panel=SIZE)
     ] = None,
+    max_cache_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens in the cache, of all sequences; default: by free memory.", rich_help_panel=SIZE
+        ),
+    ] = None,
+    reuse_prefixes: Annotated[
+        bool, typer.Option(help="Reuse the cache for prompts that begin like earlier ones.", rich_help_panel=SIZE)
+    ] = ServeConfig.reuse_prefixes,
+    speculate: Annotated[
+        bool, typer.Option(help="Draft tokens from earlier text and check several at once.", rich_help_panel=SIZE)
+    ] = ServeConfig.speculate,
     request_timeout: Annotated[
         float, typer.Option(min=0.001, help="Seconds until a request gets a 504.", rich_help_panel=DOORS)
     ] = ServeConfig.request_timeout,
@@ -68,6 +80,9 @@ def serve(
         max_step_tokens=max_step_tokens,
         runner=runner,
         max_context=max_context,
+        max_cache_tokens=max_cache_tokens,
+        reuse_prefixes=reuse_prefixes,
+        speculate=speculate,
         request_timeout=request_timeout,
         drain_seconds=drain_seconds,
         max_body_bytes=max_body_bytes,

@@ -10,14 +10,21 @@ import torch
 
 from run_gpt.engine.beams import beam_search, end_ids_of
 from run_gpt.engine.request import Request
-from run_gpt.engine.scheduler import Chunk
+from run_gpt.engine.scheduler import Copy, Run
 
 # What transformers' models call that which they carry from one step to the next.
 _STATES = ("past_key_values", "cache_params", "state")
 
 
 class AloneRunner:
-    """A ModelRunner that keeps a state for each row and never runs two rows together."""
+    """A ModelRunner that keeps a state for each row and never runs two rows together.
+
+    A state is that after its last token: it can neither be cut nor be taken over at an earlier one.
+    """
+
+    reuses_prefixes = False
+    cheap_tokens = 1
+    cache_bytes_per_token = 0
 
     def __init__(self, model: Any):
         self._model = model
@@ -27,22 +34,30 @@ class AloneRunner:
         self.end_ids = end_ids_of(model)
 
     @torch.inference_mode()
-    def prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """See ModelRunner. These models take a prompt whole or token by token, so the last part runs all of it."""
-        whole = [chunk for chunk in chunks if chunk.last]
-        self.release([chunk.slot for chunk in whole])
-        logits = [self._forward(chunk.slot, chunk.row.request.prompt_ids) for chunk in whole]
+    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner. These models take a prompt whole or token by token, so its last part runs all of it."""
+        logits = []
+        prompts: dict[tuple[int, ...], tuple[int, torch.Tensor]] = {}
+        for run in runs:
+            prompt_ids = run.row.request.prompt_ids
+            if not run.wanted:
+                continue
+            if run.end > len(prompt_ids):
+                logits.append(self._run(run.slot, run.token_ids))
+            elif prompt_ids in prompts:  # another sequence of the same request, most often
+                source, after = prompts[prompt_ids]
+                self._states[run.slot] = copy.deepcopy(self._states[source])
+                logits.append(after)
+            else:
+                self.release([run.slot])
+                logits.append(self._run(run.slot, prompt_ids))
+                prompts[prompt_ids] = run.slot, logits[-1]
         return torch.cat(logits) if logits else torch.empty(0, 0)
 
-    def fork(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """See ModelRunner."""
-        for source, target in pairs:
-            self._states[target] = copy.deepcopy(self._states[source])
-
-    @torch.inference_mode()
-    def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> torch.Tensor:
-        """See ModelRunner."""
-        return torch.cat([self._forward(slot, [token]) for slot, token in zip(slots, token_ids, strict=True)])
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """See ModelRunner: there are none, for no prefix is reused."""
+        if copies:
+            raise NotImplementedError("the state of this model cannot be reused")
 
     def release(self, slots: Sequence[int]) -> None:
         """See ModelRunner."""
@@ -57,7 +72,7 @@ class AloneRunner:
         """See ModelRunner."""
         return beam_search(self._model, request, stopped)
 
-    def _forward(self, slot: int, token_ids: Sequence[int]) -> torch.Tensor:
+    def _run(self, slot: int, token_ids: Sequence[int]) -> torch.Tensor:
         """[1, vocabulary]: the logits after the last of these tokens."""
         ids = torch.tensor([list(token_ids)], device=self._model.device)
         out = self._model(ids, **{self._name: self._states.get(slot)}, use_cache=True)

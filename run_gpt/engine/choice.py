@@ -1,25 +1,39 @@
 """Which runner runs a model."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from run_gpt.config import EngineConfig
+from run_gpt.config import EngineConfig, Runner
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.errors import SetupError
 
+if TYPE_CHECKING:
+    from run_gpt.engine.native.binding import Kernels
 
-def choose_runner(model: Any, config: EngineConfig) -> ModelRunner:
+
+def choose_runner(
+    model: Any, config: EngineConfig, *, kernels: "Kernels | None" = None, pack: str | None = None
+) -> ModelRunner:
     """The fastest runner that is right for a transformers model, or the one that `config.runner` names.
 
-    Raises SetupError for a runner that is not right for it.
+    `kernels`: those of the native runner; None: it cannot be had. `pack`: see LoadedModel. Raises SetupError for a
+    runner that is not right for the model.
     """
     from run_gpt.engine import llama
     from run_gpt.engine.alone import AloneRunner
     from run_gpt.engine.generic import GenericRunner
+    from run_gpt.engine.native import runner as native
 
     stateful = getattr(model, "_is_stateful", False)
-    wanted = config.runner
+    fits_native = kernels is not None and native.fits(model)
+    wanted: Runner = config.runner
     if wanted == "auto":
-        wanted = "alone" if stateful else "fast" if llama.fits(model) else "generic"
+        fast: Runner = "native" if fits_native else "fast" if llama.fits(model) else "generic"
+        wanted = "alone" if stateful else fast
+    if wanted == "native" and not fits_native:
+        raise SetupError(
+            f"--runner native: it runs {', '.join(llama.FAMILIES)} in fp32 or bf16 on a CPU, in sizes that are "
+            f"multiples of 32, and this is {model.config.model_type} on {model.device}; leave the option out"
+        )
     if wanted == "fast" and not llama.fits(model):
         raise SetupError(
             f"--runner fast: it runs {', '.join(llama.FAMILIES)} in fp32, fp16 or bf16 on one device, and this is "
@@ -27,6 +41,11 @@ def choose_runner(model: Any, config: EngineConfig) -> ModelRunner:
         )
     if wanted == "generic" and stateful:
         raise SetupError(f"--runner generic: {model.config.model_type} has no key-value cache; leave the option out")
+    if wanted == "native":
+        assert kernels is not None  # else it does not fit
+        runner = native.NativeRunner(model, kernels, config, pack=pack)
+        runner.take_over()
+        return runner
     if wanted == "fast":
         return llama.LlamaRunner(model, config.max_running)
     return GenericRunner(model) if wanted == "generic" else AloneRunner(model)

@@ -1,36 +1,44 @@
 """The engine: a thread that plans, runs and commits step after step, and the queues between it and its users."""
 
-import asyncio
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 
 from run_gpt.config import EngineConfig
+from run_gpt.engine.mailbox import Mailbox
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.sampler import Sampler
-from run_gpt.engine.scheduler import Outcome, Row, Sampled, Scheduler, StepPlan
+from run_gpt.engine.scheduler import Outcome, Result, Row, Scheduler, StepPlan
 from run_gpt.engine.text import Decode, TextStream
-from run_gpt.errors import DeadlineExceeded, InternalError, InvalidRequest, QueueFull, RequestError, Unavailable
+from run_gpt.engine.verify import choose_tokens
+from run_gpt.errors import InternalError, InvalidRequest, QueueFull, RequestError, Unavailable
 
 State = Literal["ready", "draining", "dead"]
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What an engine is doing."""
+    """What an engine is doing, and what it has done since its start (see scheduler.Counters)."""
 
     state: State
     running: int
     """Sequences that are being decoded."""
     waiting: int
     """Sequences that wait for a place."""
+    kept: int = 0
+    """Slots that hold an ended sequence for reuse."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    steps: int = 0
 
 
 class Engine(ABC):
@@ -55,60 +63,6 @@ class Engine(ABC):
     @abstractmethod
     def shutdown(self, drain_seconds: float = 0.0) -> None:
         """Take no more requests, let those that run finish for so long, end the rest with Unavailable. Blocks."""
-
-
-class Mailbox:
-    """Carries the events of one request from the engine's thread to a consumer's event loop.
-
-    What arrives while the consumer is busy is merged into one event for each sequence, so that a consumer that is
-    slower than the engine gets fewer and larger events, not a longer queue.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._arrived = asyncio.Event()
-        self._lock = threading.Lock()
-        self._events: dict[int, TokenEvent] = {}
-        self._ended = False
-        self._error: RequestError | None = None
-
-    def put(self, event: TokenEvent) -> None:
-        """Deliver an event."""
-        with self._lock:
-            earlier = self._events.get(event.index)
-            self._events[event.index] = earlier + event if earlier else event
-        self._wake()
-
-    def end(self, error: RequestError | None = None) -> None:
-        """The last delivery: no more events, or an error after them."""
-        with self._lock:
-            self._ended, self._error = True, error
-        self._wake()
-
-    async def events(self, deadline: float | None) -> AsyncIterator[TokenEvent]:
-        """What arrives, until the end. Raises the error it ended with, or DeadlineExceeded."""
-        while True:
-            try:
-                async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
-                    await self._arrived.wait()
-            except TimeoutError:
-                raise DeadlineExceeded("the request's time was up before its answer was complete") from None
-            self._arrived.clear()
-            with self._lock:
-                events, self._events = list(self._events.values()), {}
-                ended, error = self._ended, self._error
-            for event in events:
-                yield event
-            if ended:
-                if error is not None:
-                    raise error
-                return
-
-    def _wake(self) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._arrived.set)
-        except RuntimeError:  # the consumer's loop is closed: nobody is left to read
-            return
 
 
 class BatchEngine(Engine):
@@ -136,7 +90,11 @@ class BatchEngine(Engine):
             max_step_tokens=config.max_step_tokens,
             end_ids=runner.end_ids,
             new_text=self._new_text,
+            max_cache_tokens=config.max_cache_tokens,
+            reuse_prefixes=config.reuse_prefixes and runner.reuses_prefixes,
+            cheap_tokens=self._cheap_tokens(),
         )
+        self._next_runner: ModelRunner | None = None
         self._changed = threading.Condition()
         self._state: State = "ready"
         self._stopping = False
@@ -168,7 +126,14 @@ class BatchEngine(Engine):
     def stats(self) -> EngineStats:
         """See Engine."""
         with self._changed:
-            return EngineStats(self._state, len(self.scheduler.running), len(self.scheduler.waiting) + len(self._beams))
+            scheduler = self.scheduler
+            return EngineStats(
+                self._state,
+                len(scheduler.running),
+                len(scheduler.waiting) + len(self._beams),
+                len(scheduler.slots.kept),
+                **asdict(scheduler.counters),
+            )
 
     def shutdown(self, drain_seconds: float = 0.0) -> None:
         """See Engine."""
@@ -181,6 +146,17 @@ class BatchEngine(Engine):
             self._changed.notify_all()
         self._thread.join()
         self._beam_thread.shutdown()
+
+    def replace_runner(self, runner: ModelRunner) -> bool:
+        """Go on with another runner of the same model, between two steps; blocks. False: the engine ended before.
+
+        Rows that run are run anew, from their tokens so far. Both runners reuse prefixes, or neither does.
+        """
+        with self._changed:
+            self._next_runner = runner
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._next_runner is None or self._stopping or self._state == "dead")
+            return self._next_runner is None
 
     def _admit(self, request: Request, mailbox: Mailbox) -> None:
         with self._changed:
@@ -207,14 +183,19 @@ class BatchEngine(Engine):
         with self._changed:
             self._state = "dead"
             self._end_all(Unavailable(f"the engine is dead: {reason}"))
+            self._changed.notify_all()
         self._on_dead()
 
     def _loop(self) -> None:
         while self._state != "dead":
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self.scheduler.has_work)
+                self._changed.wait_for(lambda: self._stopping or self._next_runner or self.scheduler.has_work)
                 if self._stopping:
                     return
+                if self._next_runner is not None:
+                    self._runner, self._next_runner = self._next_runner, None
+                    self.scheduler.restart(self._cheap_tokens())
+                    self._changed.notify_all()
                 plan = self.scheduler.plan()
             try:
                 results = self._run(plan)
@@ -225,31 +206,11 @@ class BatchEngine(Engine):
             with self._changed:
                 self._deliver(self.scheduler.commit(plan, results))
 
-    def _run(self, plan: StepPlan) -> list[Sampled | RequestError]:
-        """The step itself: logits for the plan's rows, and a token for each."""
+    def _run(self, plan: StepPlan) -> list[Result]:
+        """The step itself: tokens for each of the plan's runs of which logits are wanted."""
         self._runner.release(plan.released)
-        logits = []
-        if plan.prefill:
-            after_prompts = self._runner.prefill(plan.prefill)
-            logits.append(after_prompts)
-            if plan.forks:
-                self._runner.fork([(fork.source.slot, fork.row.slot) for fork in plan.forks])
-                ending = [chunk.row for chunk in plan.prefill if chunk.last]
-                logits.append(after_prompts[[ending.index(fork.source) for fork in plan.forks]])
-        if plan.decode:
-            last = [row.token_ids[-1] for row in plan.decode]
-            logits.append(self._runner.decode([row.slot for row in plan.decode], last))
-        rows = [some for some in logits if len(some)]
-        return self._sample(torch.cat(rows), plan.rows) if rows else []
-
-    def _sample(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | RequestError]:
-        """A token for each row; a row whose parameters break the sampler fails alone."""
-        try:
-            return self._sampler(logits.clone(), rows)
-        except Exception as error:
-            if len(rows) == 1:
-                return [InternalError(f"sampling failed: {error}")]
-            return [self._sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+        self._runner.copy(plan.copies)
+        return choose_tokens(self._sampler, self._runner.forward(plan.runs), plan.runs) if plan.runs else []
 
     def _deliver(self, outcomes: Sequence[tuple[Row, Outcome]]) -> None:
         for row, outcome in outcomes:
@@ -288,8 +249,7 @@ class BatchEngine(Engine):
         reason = self._explain(error)
         self._runner.reset()
         with self._changed:
-            # The reset took every row's cache, so rows that this step did not run cannot go on either.
-            self._deliver(self.scheduler.fail(self.scheduler.running, InternalError(reason)))
+            self._deliver(self.scheduler.fail(InternalError(reason)))
         if self._failures == 2:
             self._die(reason)
 
@@ -297,8 +257,8 @@ class BatchEngine(Engine):
         text = str(error).strip().split("\n")[0]
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
             return (
-                f"out of memory in the model: lower --max-running (now {self._config.max_running}) or --max-context, "
-                "or use a smaller --precision"
+                f"out of memory in the model: lower --max-cache-tokens (now {self._config.max_cache_tokens}), "
+                f"--max-running (now {self._config.max_running}) or --max-context, or use a smaller --precision"
             )
         return f"the model failed: {type(error).__name__}: {text}"
 
@@ -333,6 +293,9 @@ class BatchEngine(Engine):
                 return TokenEvent(index, shown, count, "stop")
         rest, stopped = text.finish()
         return TokenEvent(index, shown + rest, len(token_ids), "stop" if stopped else "length")
+
+    def _cheap_tokens(self) -> int:
+        return self._runner.cheap_tokens if self._config.speculate else 1
 
     def _new_text(self, request: Request) -> TextStream:
         return TextStream(self._decode, request.prompt_ids, request.stop)

@@ -3,7 +3,8 @@
 Rows are aligned at their ends: the batch has one last column, which all rows share, and rows that are shorter have
 padding in front, which a mask hides and true positions do not count. That is what transformers' own batched
 generation does, so every model that can do that runs here, whatever its positions are made of (rotary, learned, ALiBi).
-A step writes one column. Rows that join or leave move the cache once.
+A step of rows that continue by one token writes one column. Rows that join or leave move the cache once: a row that
+leaves, for it has ended and is kept for reuse, or checks a draft, gets a cache of its own, without padding.
 """
 
 import inspect
@@ -16,13 +17,16 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from run_gpt.engine.beams import beam_search, end_ids_of
+from run_gpt.engine.memory import cache_bytes_per_token
 from run_gpt.engine.request import Request
-from run_gpt.engine.scheduler import Chunk
+from run_gpt.engine.scheduler import Copy, Run
 
 GROWTH = 64
 """Columns that are added when the cache is full."""
 PADDING_LIMIT = 1.5
 """Prompts run together while the longest has at most so many times the tokens of the shortest."""
+CHEAP_TOKENS = 5
+"""One row with four drafts, or two with one each: each row with drafts is a call of the model of its own."""
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
@@ -46,6 +50,11 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         self._set(buffers, end)
         return self.keys, self.values
 
+    def crop(self, columns: int) -> None:
+        """Keep the first `columns` columns."""
+        assert self._buffers is not None
+        self._set(self._buffers, columns)
+
     def _grown(self, which: int, states: torch.Tensor, end: int) -> torch.Tensor:
         buffer = states.new_zeros(*states.shape[:-2], end + GROWTH, states.shape[-1])
         if self._buffers is not None:
@@ -56,9 +65,15 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         self._buffers, self.columns, self.is_initialized = buffers, columns, True
         self.keys, self.values = (buffer[..., :columns, :] for buffer in buffers)
 
+    def cut_out(self, row: int, start: int, end: int) -> "_Layer":
+        """A layer of one row's columns, on a copy."""
+        part = _Layer()
+        part.update(self.keys[row : row + 1, :, start:end], self.values[row : row + 1, :, start:end])
+        return part
+
     @classmethod
     def joined(cls, parts: "Sequence[tuple[_Layer, torch.Tensor]]", columns: int) -> "_Layer":
-        """A layer of the chosen rows of several layers, of which the last `columns` columns are kept."""
+        """A layer of the chosen rows of several layers, of which the last `columns` columns are kept, on a copy."""
         buffers = []
         for which in (0, 1):
             like = parts[0][0].keys if which == 0 else parts[0][0].values
@@ -76,150 +91,174 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         return joined
 
 
-@dataclass
+@dataclass(eq=False)
 class _Batch:
-    """Rows that run together."""
+    """Rows that run together, or one that is kept."""
 
     slots: list[int]
     mask: torch.Tensor
-    """[rows, columns]: 1 where there is a token, 0 for padding."""
+    """[rows, columns]: 1 where there is a token, 0 for padding, which is in front."""
     cache: Cache
 
-    def rows(self, slots: set[int]) -> torch.Tensor:
-        """The numbers of the rows of these slots."""
-        return torch.tensor([i for i, slot in enumerate(self.slots) if slot in slots], dtype=torch.long)
+    def length(self, slot: int) -> int:
+        """The tokens that a slot holds."""
+        return int(self.mask[self.slots.index(slot)].sum())
+
+    def cut_out(self, slot: int, length: int, new_slot: int) -> "_Batch":
+        """A batch of `new_slot` alone, without padding, that holds a copy of the first `length` tokens of `slot`."""
+        row, padding = self.slots.index(slot), self.mask.shape[1] - self.length(slot)
+        layers = [layer.cut_out(row, padding, padding + length) for layer in self.cache.layers]
+        return _Batch([new_slot], self.mask.new_ones(1, length), Cache(layers=layers))
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` tokens of the only row."""
+        self.mask = self.mask[:, :length]
+        for layer in self.cache.layers:
+            layer.crop(length)
 
 
 class GenericRunner:
-    """A ModelRunner over one dense batch."""
+    """A ModelRunner over dense batches: one for the rows that continue by one token, others for what is kept."""
+
+    reuses_prefixes = True
+    cheap_tokens = CHEAP_TOKENS
 
     def __init__(self, model: Any):
         self._model = model
         takes = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in takes
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        self._batch: _Batch | None = None
-        self._prefilled: list[_Batch] = []
+        self._takes_wanted = "logits_to_keep" in takes
+        self._batches: list[_Batch] = []
+        self.cache_bytes_per_token = cache_bytes_per_token(model)
         self.end_ids = end_ids_of(model)
 
     @torch.inference_mode()
-    def prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """See ModelRunner. Whole prompts of like length run together, parts of a long one alone."""
-        self.release([chunk.slot for chunk in chunks if chunk.start == 0])
-        whole = [chunk for chunk in chunks if chunk.start == 0 and chunk.last]
-        logits: dict[int, torch.Tensor] = {}
+    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner. Rows that continue by a token run together, whole prompts of like length, others alone."""
+        self.release([run.slot for run in runs if run.start == 0])
+        for run in runs:
+            if run.start and self._batch_of(run.slot).length(run.slot) > run.start:
+                self._alone(run.slot).crop(run.start)
+        logits: dict[int, torch.Tensor] = {}  # by slot
+        continued = [run for run in runs if run.start and len(run.token_ids) == 1]
+        if continued:
+            logits.update(self._continue(continued))
+        whole = [run for run in runs if run.start == 0 and run.wanted == 1]
         for group in _alike(whole):
             batch, ids = _padded(group)
-            self._prefilled.append(batch)
-            logits.update(zip(batch.slots, self._forward(batch, ids), strict=True))
-        for chunk in chunks:
-            if chunk.slot not in logits:
-                after = self._run_part(chunk)
-                if chunk.last:
-                    logits[chunk.slot] = after
-        return torch.stack([logits[chunk.slot] for chunk in chunks if chunk.last]) if logits else torch.empty(0, 0)
+            self._batches.append(batch)
+            logits.update(zip(batch.slots, self._run(batch, ids, 1), strict=True))
+        for run in runs:
+            if run.slot not in logits:
+                logits[run.slot] = self._run_alone(run)
+        return torch.cat([logits[run.slot][-run.wanted :] for run in runs if run.wanted] or [torch.empty(0, 0)])
 
-    def _run_part(self, chunk: Chunk) -> torch.Tensor:
-        """[vocabulary]: the logits after a part of a prompt, which has a batch of its own until it is whole."""
-        if chunk.start == 0:
-            batch, ids = _padded([chunk])
-            self._prefilled.append(batch)
+    def _continue(self, runs: Sequence[Run]) -> dict[int, torch.Tensor]:
+        """Each slot's logits, [1, vocabulary]."""
+        batch = self._composed([run.slot for run in runs])
+        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.slots), 1)], dim=1)
+        token_ids = {run.slot: run.token_ids for run in runs}
+        logits = self._run(batch, torch.tensor([token_ids[slot] for slot in batch.slots]), 1)
+        return dict(zip(batch.slots, logits, strict=True))
+
+    def _run_alone(self, run: Run) -> torch.Tensor:
+        """[wanted, or 1, vocabulary]: a part of a prompt, or a row's last token and its drafts."""
+        if run.start == 0:
+            batch, ids = _padded([run])
+            self._batches.append(batch)
         else:
-            batch = next(batch for batch in self._prefilled if batch.slots == [chunk.slot])
-            ids = torch.tensor([chunk.token_ids])
+            batch, ids = self._alone(run.slot), torch.tensor([run.token_ids])
             batch.mask = torch.cat([batch.mask, torch.ones_like(ids)], dim=1)
-        return self._forward(batch, ids)[0]
-
-    def fork(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """See ModelRunner."""
-        for i, batch in enumerate(self._prefilled):
-            copies = [(batch.slots.index(source), target) for source, target in pairs if source in batch.slots]
-            if copies:
-                rows = torch.tensor([*range(len(batch.slots)), *(row for row, _ in copies)])
-                columns = batch.mask.shape[1]
-                layers = [_Layer.joined([(layer, rows)], columns) for layer in batch.cache.layers]
-                slots = [*batch.slots, *(target for _, target in copies)]
-                self._prefilled[i] = _Batch(slots, batch.mask[rows], Cache(layers=layers))
+        return self._run(batch, ids, max(1, run.wanted))[0]
 
     @torch.inference_mode()
-    def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> torch.Tensor:
+    def copy(self, copies: Sequence[Copy]) -> None:
         """See ModelRunner."""
-        batch = self._composed(list(slots))
-        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.slots), 1)], dim=1)
-        by_slot = dict(zip(slots, token_ids, strict=True))
-        logits = self._forward(batch, torch.tensor([[by_slot[slot]] for slot in batch.slots]))
-        order = {slot: row for row, slot in enumerate(batch.slots)}
-        return logits[[order[slot] for slot in slots]]
+        for copy in copies:
+            self.release([copy.target])
+            self._batches.append(self._batch_of(copy.source).cut_out(copy.source, copy.length, copy.target))
 
     def release(self, slots: Sequence[int]) -> None:
-        """See ModelRunner. A row's memory goes when the batch is next composed."""
-        for batch in self._batches():
+        """See ModelRunner. The memory of a row in a batch goes when the batch is next composed."""
+        for batch in self._batches:
             batch.slots = [-1 if slot in slots else slot for slot in batch.slots]
-        if not any(slot >= 0 for batch in self._batches() for slot in batch.slots):
-            self.reset()
+        self._batches = [batch for batch in self._batches if any(slot >= 0 for slot in batch.slots)]
 
     def reset(self) -> None:
         """See ModelRunner."""
-        self._batch = None
-        self._prefilled.clear()
+        self._batches.clear()
 
     def beam_search(self, request: Request, stopped: threading.Event) -> list[list[int]]:
         """See ModelRunner."""
         return beam_search(self._model, request, stopped)
 
-    def _batches(self) -> list[_Batch]:
-        return [*([self._batch] if self._batch else []), *self._prefilled]
+    def _batch_of(self, slot: int) -> _Batch:
+        return next(batch for batch in self._batches if slot in batch.slots)
+
+    def _alone(self, slot: int) -> _Batch:
+        """The batch of this slot alone, cut out of the one that it was in."""
+        batch = self._batch_of(slot)
+        if len(batch.slots) == 1:
+            return batch
+        alone = batch.cut_out(slot, batch.length(slot), slot)
+        self.release([slot])
+        self._batches.append(alone)
+        return alone
 
     def _composed(self, slots: list[int]) -> _Batch:
         """The one batch of exactly these slots: what it was, or with rows that joined and without those that left."""
         wanted = set(slots)
-        if self._batch is not None and set(self._batch.slots) == wanted:
-            return self._batch
-        parts = [(batch, rows) for batch in self._batches() if len(rows := batch.rows(wanted))]
-        lengths = [int(batch.mask[rows].any(0).flip(0).nonzero().max()) + 1 for batch, rows in parts]
-        columns = max(lengths)
+        for slot in {slot for batch in self._batches if wanted & set(batch.slots) for slot in batch.slots} - wanted:
+            if slot >= 0:
+                self._alone(slot)
+        parts = [batch for batch in self._batches if wanted & set(batch.slots)]
+        if len(parts) == 1 and set(parts[0].slots) == wanted:
+            return parts[0]
+        rows = [torch.tensor([i for i, slot in enumerate(batch.slots) if slot >= 0]) for batch in parts]
+        columns = max(int(batch.mask[row].sum(1).max()) for batch, row in zip(parts, rows, strict=True))
         masks = []
-        for batch, rows in parts:
-            kept = batch.mask[rows][:, -columns:]
+        for batch, row in zip(parts, rows, strict=True):
+            kept = batch.mask[row][:, -columns:]
             masks.append(torch.nn.functional.pad(kept, (columns - kept.shape[1], 0)))
         layers = [
-            _Layer.joined([(batch.cache.layers[i], rows) for batch, rows in parts], columns)
-            for i in range(len(parts[0][0].cache.layers))
+            _Layer.joined([(batch.cache.layers[i], row) for batch, row in zip(parts, rows, strict=True)], columns)
+            for i in range(len(parts[0].cache.layers))
         ]
-        joined = [batch.slots[row] for batch, rows in parts for row in rows.tolist()]
-        self._batch = _Batch(joined, torch.cat(masks), Cache(layers=layers))
-        # What this step has prefilled joins in the next one.
-        self._prefilled = [b for b in self._prefilled if not wanted & set(b.slots) and any(s >= 0 for s in b.slots)]
-        return self._batch
+        joined = [slot for batch in parts for slot in batch.slots if slot >= 0]
+        composed = _Batch(joined, torch.cat(masks), Cache(layers=layers))
+        self._batches = [*(batch for batch in self._batches if batch not in parts), composed]
+        return composed
 
-    def _forward(self, batch: _Batch, ids: torch.Tensor) -> torch.Tensor:
-        """[rows, vocabulary]: the logits after the last column. `batch.mask` covers `ids`, the new columns, already."""
+    def _run(self, batch: _Batch, ids: torch.Tensor, wanted: int) -> torch.Tensor:
+        """[rows, wanted, vocabulary]: the logits after the last columns. `batch.mask` covers `ids` already."""
         device = self._model.device
         inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": batch.mask.to(device)}
         if self._takes_positions:
             positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
             inputs["position_ids"] = positions[:, -ids.shape[1] :].to(device)
-        out = self._model(**inputs, past_key_values=batch.cache, use_cache=True, **self._last_only)
-        return out.logits[:, -1]  # type: ignore[no-any-return]
+        if self._takes_wanted:
+            inputs["logits_to_keep"] = wanted
+        out = self._model(**inputs, past_key_values=batch.cache, use_cache=True)
+        return out.logits[:, -wanted:]  # type: ignore[no-any-return]
 
 
-def _alike(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+def _alike(runs: Sequence[Run]) -> list[list[Run]]:
     """Whole prompts in groups that run together: sorted by length, so that padding costs little."""
-    groups: list[list[Chunk]] = []
-    for chunk in sorted(chunks, key=lambda chunk: chunk.end):
-        if groups and chunk.end <= PADDING_LIMIT * groups[-1][0].end:
-            groups[-1].append(chunk)
+    groups: list[list[Run]] = []
+    for run in sorted(runs, key=lambda run: run.end):
+        if groups and run.end <= PADDING_LIMIT * groups[-1][0].end:
+            groups[-1].append(run)
         else:
-            groups.append([chunk])
+            groups.append([run])
     return groups
 
 
-def _padded(chunks: Sequence[Chunk]) -> tuple[_Batch, torch.Tensor]:
-    """A new batch for parts that begin their prompts, and their token ids: [rows, columns], padded in front."""
-    columns = max(chunk.end for chunk in chunks)
-    ids = torch.zeros(len(chunks), columns, dtype=torch.long)
+def _padded(runs: Sequence[Run]) -> tuple[_Batch, torch.Tensor]:
+    """A new batch for runs that begin their rows, and their token ids: [rows, columns], padded in front."""
+    columns = max(run.end for run in runs)
+    ids = torch.zeros(len(runs), columns, dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for row, chunk in enumerate(chunks):
-        ids[row, columns - chunk.end :] = torch.tensor(chunk.token_ids)
-        mask[row, columns - chunk.end :] = 1
-    return _Batch([chunk.slot for chunk in chunks], mask, Cache(layer_class_to_replicate=_Layer)), ids
+    for row, run in enumerate(runs):
+        ids[row, columns - run.end :] = torch.tensor(run.token_ids)
+        mask[row, columns - run.end :] = 1
+    return _Batch([run.slot for run in runs], mask, Cache(layer_class_to_replicate=_Layer)), ids

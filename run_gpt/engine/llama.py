@@ -1,46 +1,58 @@
 """The fast runner for Llama and its like (Llama, Mistral, Qwen 2 and 3, SmolLM): the forward pass written out.
 
 What it saves against transformers' own: the projections of one input are one product; the prompts of a step run as one
-matrix without padding; keys and values lie in one place for each slot and are never moved when rows join or leave; and
+matrix without padding, with the rows that continue; keys and values are never moved when rows join or leave; and
 little runs between the products, which for a small model is where the time goes.
 """
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import numpy
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from run_gpt.engine.beams import beam_search, end_ids_of
+from run_gpt.engine.blocks import BlockCache, Places
+from run_gpt.engine.memory import cache_bytes_per_token
 from run_gpt.engine.packed import joined_linear
 from run_gpt.engine.request import Request
-from run_gpt.engine.scheduler import Chunk
+from run_gpt.engine.scheduler import Copy, Run
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies do not change with the length of the text."""
-FIRST_COLUMNS = 512
-"""Columns of a slot's cache at first; doubled when a row is longer."""
+BLOCK_ON_GPU = 64
+"""Tokens of a block of the cache."""
+BLOCK_ON_CPU = 2048
+"""A row lies in one piece then, mostly; memory that is not written costs nothing there."""
+CHEAP_ON_GPU = 64
+"""A step reads all weights whatever it computes: a GPU has computed some dozens of tokens by the time they are read."""
+CHEAP_ON_CPU = 8
 
-Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""From queries [tokens, heads, size] and a layer's whole cache of keys and values to what they attend to."""
+AttendLayer = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""The same for the number of a layer and the tokens' queries, keys and values, which it puts into the cache."""
 
 
 def fits(model: Any) -> bool:
     """Whether this runner gives what the model itself would: a known family in plain weights on one device."""
-    config = model.config
-    if config.model_type not in FAMILIES or config.hidden_act != "silu":
-        return False
-    if config.rope_parameters.get("rope_type") not in ROTARY_KINDS or _slides(config):
+    if not fits_config(model.config):
         return False
     plain = all(type(m) is nn.Linear for name, m in model.named_modules() if name.endswith(("_proj", "lm_head")))
     hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
     return plain and not hooked and model.lm_head.weight.is_floating_point()
+
+
+def fits_config(config: Any) -> bool:
+    """What of `fits` a model's configuration tells, before it is loaded."""
+    if config.model_type not in FAMILIES or config.hidden_act != "silu":
+        return False
+    return config.rope_parameters.get("rope_type") in ROTARY_KINDS and not _slides(config)
 
 
 def _slides(config: Any) -> bool:
@@ -64,7 +76,13 @@ class _Layer:
 
 
 class LlamaRunner:
-    """A ModelRunner over a dense cache: for each layer keys and values, [slots, heads, columns, size]."""
+    """A ModelRunner over a cache in blocks.
+
+    The linear layers run over all tokens of a step. Attention runs row by row; on a GPU, where each call costs more
+    than what it computes, the rows that continue by one token run together.
+    """
+
+    reuses_prefixes = True
 
     def __init__(self, model: Any, max_running: int):
         config = model.config
@@ -72,122 +90,115 @@ class LlamaRunner:
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._epsilon = config.rms_norm_eps
-        self._slots = max_running
         self._like = model.lm_head.weight.new_empty(0)
         self._layers = [_fused(layer) for layer in model.model.layers]
         self._head = _taken_over(model, "lm_head")
-        self._columns = 0
-        self._caches: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._lengths = [0] * max_running
+        gpu = self._like.device.type != "cpu"
+        self._together = gpu
+        self.cheap_tokens = CHEAP_ON_GPU if gpu else CHEAP_ON_CPU
+        self.cache_bytes_per_token = cache_bytes_per_token(model)
         self.end_ids = end_ids_of(model)
-        self._make_room(FIRST_COLUMNS)
+        block = BLOCK_ON_GPU if gpu else BLOCK_ON_CPU
+        self._cache = BlockCache(len(self._layers), max_running, self._kv_heads, self._size, block, self._like)
+        self._rotary = self._like, self._like
 
     @torch.inference_mode()
-    def prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
         """See ModelRunner."""
-        self._make_room(max(chunk.end for chunk in chunks))
-        ends = list(accumulate(chunk.end - chunk.start for chunk in chunks))
+        for run in runs:
+            self._cache.hold(run.slot, run.end)
         device = self._like.device
+        # The rows that run together come first, so that they and every other run are a piece of the step's tokens.
+        together = [run for run in runs if self._together and len(run.token_ids) == 1]
+        alone = [run for run in runs if not (self._together and len(run.token_ids) == 1)]
+        ordered = [*together, *alone]
+        sizes = accumulate(len(run.token_ids) for run in ordered)
+        ends = {run.slot: end for run, end in zip(ordered, sizes, strict=True)}
+        ids = torch.tensor([token for run in ordered for token in run.token_ids], device=device)
+        positions = torch.cat([torch.arange(run.start, run.end) for run in ordered]).to(device)
+        written = torch.cat([_indices(self._cache.places(run.slot, run.end, run.start), device) for run in ordered])
+        attends = [(slice(ends[run.slot] - len(run.token_ids), ends[run.slot]), self._alone(run)) for run in alone]
+        if together:
+            attends.append((slice(0, len(together)), self._rows_together(together)))
 
         def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = self._caches[i]
-            parts = []
-            for chunk, end in zip(chunks, ends, strict=True):
-                rows = slice(end - (chunk.end - chunk.start), end)
-                keys[chunk.slot, :, chunk.start : chunk.end] = k[rows].transpose(0, 1)
-                values[chunk.slot, :, chunk.start : chunk.end] = v[rows].transpose(0, 1)
-                # Causal by the columns' numbers: a later part of a prompt sees all of the earlier ones.
-                mask = None if chunk.start == 0 else _causal(chunk.start, chunk.end, device)
-                out = F.scaled_dot_product_attention(
-                    q[rows].transpose(0, 1)[None],
-                    keys[None, chunk.slot, :, : chunk.end],
-                    values[None, chunk.slot, :, : chunk.end],
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    enable_gqa=True,
-                )
-                parts.append(out[0].transpose(0, 1))
-            return torch.cat(parts)
+            keys, values = self._cache.layers[i]
+            keys[written], values[written] = k, v
+            out = torch.empty_like(q)
+            for tokens, attend_some in attends:
+                out[tokens] = attend_some(q[tokens], keys, values)
+            return out
 
-        ids = torch.tensor([token for chunk in chunks for token in chunk.token_ids], device=device)
-        positions = torch.cat([torch.arange(chunk.start, chunk.end, device=device) for chunk in chunks])
-        hidden = self._run(ids, positions, attend)
-        for chunk in chunks:
-            self._lengths[chunk.slot] = chunk.end
-        return self._logits(hidden[[end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.last]])
+        angles = self._angles(positions, max(run.end for run in runs))
+        hidden = self._run(ids, angles, attend)
+        wanted = [place for run in runs for place in range(ends[run.slot] - run.wanted, ends[run.slot])]
+        return self._logits(hidden if wanted == list(range(len(ids))) else hidden[wanted])
 
-    @torch.inference_mode()
-    def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> torch.Tensor:
-        """See ModelRunner."""
-        lengths = [self._lengths[slot] for slot in slots]
-        self._make_room(max(lengths) + 1)
-        device = self._like.device
-        rows, columns = torch.tensor(slots, device=device), max(lengths) + 1
-        positions = torch.tensor(lengths, device=device)
-        mask = (torch.arange(columns, device=device) <= positions[:, None])[:, None, None]
-        # Slots are given out from the lowest: those in use lie together, mostly, and their cache is read in place.
-        together = list(slots) == list(range(slots[0], slots[0] + len(slots)))
-        where = slice(slots[0], slots[0] + len(slots)) if together else rows
+    def _alone(self, run: Run) -> Attend:
+        """Attention of one row's tokens: causal by position, so that a later part sees all of the earlier ones."""
+        places = self._cache.places(run.slot, run.end)
+        mask = None if run.start == 0 or len(run.token_ids) == 1 else _causal(run.start, run.end, self._like.device)
 
-        def attend(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            keys, values = self._caches[i]
-            keys[rows, :, positions] = k
-            values[rows, :, positions] = v
+        def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            out = F.scaled_dot_product_attention(
+                q.transpose(0, 1)[None],
+                keys[places].transpose(0, 1)[None],
+                values[places].transpose(0, 1)[None],
+                attn_mask=mask,
+                is_causal=run.start == 0,
+                enable_gqa=True,
+            )
+            return out[0].transpose(0, 1)
+
+        return attend
+
+    def _rows_together(self, runs: Sequence[Run]) -> Attend:
+        """Attention of rows that continue by one token each."""
+        table, mask = self._cache.table({run.slot: run.end for run in runs})
+
+        def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
             # The heads that share keys are the queries of one head.
             out = F.scaled_dot_product_attention(
-                q.view(len(slots), self._kv_heads, -1, self._size),
-                keys[where, :, :columns],
-                values[where, :, :columns],
-                attn_mask=mask,
+                q.reshape(len(runs), self._kv_heads, -1, self._size),
+                keys[table].transpose(1, 2),
+                values[table].transpose(1, 2),
+                attn_mask=mask[:, None, None],
             )
-            return out.view(len(slots), self._heads, self._size)
+            return out.reshape(len(runs), self._heads, self._size)
 
-        hidden = self._run(torch.tensor(token_ids, device=device), positions, attend)
-        for slot in slots:
-            self._lengths[slot] += 1
-        return self._logits(hidden)
+        return attend
 
-    def fork(self, pairs: Sequence[tuple[int, int]]) -> None:
+    @torch.inference_mode()
+    def copy(self, copies: Sequence[Copy]) -> None:
         """See ModelRunner."""
-        for source, target in pairs:
-            length = self._lengths[target] = self._lengths[source]
-            for cache in (tensor for pair in self._caches for tensor in pair):
-                cache[target, :, :length] = cache[source, :, :length]
+        for copy in copies:
+            self._cache.copy(copy.source, copy.target, copy.length)
 
     def release(self, slots: Sequence[int]) -> None:
-        """See ModelRunner. A cache that has grown stays so: to grow it anew costs a long prompt a second."""
+        """See ModelRunner."""
         for slot in slots:
-            self._lengths[slot] = 0
+            self._cache.hold(slot, 0)
 
     def reset(self) -> None:
         """See ModelRunner."""
-        self._lengths = [0] * self._slots
-        self._columns, self._caches = 0, []
-        self._make_room(FIRST_COLUMNS)
+        self._cache.reset()
 
     def beam_search(self, request: Request, stopped: threading.Event) -> list[list[int]]:
         """See ModelRunner."""
         return beam_search(self._model, request, stopped)
 
-    def _make_room(self, columns: int) -> None:
-        """Let each slot hold so many columns."""
-        if columns <= self._columns:
-            return
-        grown = max(columns, 2 * self._columns)
-        shape = (self._slots, self._kv_heads, grown, self._size)
-        old, self._columns = self._caches, grown
-        self._caches = [(_lazy_zeros(shape, self._like), _lazy_zeros(shape, self._like)) for _ in self._layers]
-        for new_pair, old_pair in zip(self._caches, old, strict=False):
-            for new, used in zip(new_pair, old_pair, strict=True):
-                for slot, length in enumerate(self._lengths):
-                    new[slot, :, :length] = used[slot, :, :length]
-        positions = torch.arange(grown, device=self._like.device)[None]
-        self._cos, self._sin = (t[0, :, None] for t in self._model.model.rotary_emb(self._like, positions))
+    def _angles(self, positions: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of these positions, [tokens, 1, size], from a table that grows with the longest row."""
+        if longest > len(self._rotary[0]):
+            known = torch.arange(max(longest, 2 * len(self._rotary[0])), device=self._like.device)[None]
+            cos, sin = self._model.model.rotary_emb(self._like, known)
+            self._rotary = cos[0, :, None], sin[0, :, None]
+        return self._rotary[0][positions], self._rotary[1][positions]
 
-    def _run(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    def _run(self, ids: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], attend: AttendLayer) -> torch.Tensor:
         """[tokens, hidden]: what the layers make of these tokens. `attend` gets q, k, v as [tokens, heads, size]."""
         hidden: torch.Tensor = self._model.model.embed_tokens(ids)
-        cos, sin = self._cos[positions], self._sin[positions]
+        cos, sin = angles
         split = [self._heads, self._kv_heads, self._kv_heads]
         for i, layer in enumerate(self._layers):
             q, k, v = layer.qkv(self._norm(hidden, layer.norm)).view(len(ids), -1, self._size).split(split, dim=1)
@@ -209,13 +220,9 @@ class LlamaRunner:
         return F.rms_norm(x.float(), (x.shape[-1],), eps=self._epsilon).to(x.dtype) * weight
 
 
-def _lazy_zeros(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """Zeros, since what is masked must still be finite; on a CPU, memory that is only taken when it is written."""
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    count = math.prod(shape) * like.element_size()
-    zeros: torch.Tensor = torch.from_numpy(numpy.zeros(count, dtype=numpy.uint8))
-    return zeros.view(like.dtype).view(*shape)
+def _indices(places: Places, device: Any) -> torch.Tensor:
+    """[tokens]."""
+    return torch.arange(places.start, places.stop, device=device) if isinstance(places, slice) else places
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -66,6 +66,8 @@ class TokenEvent:
     """Number of new tokens."""
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int = 0
+    """Tokens of the prompt that were reused and not run: the same in each of the sequence's events."""
 
     def __add__(self, later: "TokenEvent") -> "TokenEvent":
         """This event and a later one of the same sequence as one."""
@@ -75,4 +77,5 @@ class TokenEvent:
             self.tokens + later.tokens,
             later.finish_reason,
             self.logprobs + later.logprobs,
+            later.cached_tokens,
         )

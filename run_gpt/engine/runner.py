@@ -1,4 +1,4 @@
-"""The only code that calls the model: prompts and tokens in, logits out."""
+"""The only code that calls the model: runs of tokens in, logits out."""
 
 import threading
 from collections.abc import Sequence
@@ -7,28 +7,39 @@ from typing import Protocol
 import torch
 
 from run_gpt.engine.request import Request
-from run_gpt.engine.scheduler import Chunk
+from run_gpt.engine.scheduler import Copy, Run
 
 
 class ModelRunner(Protocol):
-    """Runs a model over slots, each of which holds the cache of one row."""
+    """Runs a model over slots, each of which holds the cache of one sequence of tokens.
+
+    The order within a step: `release`, `copy`, `forward`.
+    """
 
     end_ids: tuple[int, ...]
     """The token ids that end a sequence."""
+    reuses_prefixes: bool
+    """Whether `copy` works and a run may start in the middle of what a slot holds; False for models with a state."""
+    cheap_tokens: int
+    """Tokens up to which a step takes about as long as with one; speculation fills them. 1: never speculate."""
 
-    def prefill(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Run these parts of prompts. A part that starts at 0 begins its slot anew; others follow what is there.
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Memory of one token in one slot; 0: not known, or no such cache."""
+        ...
 
-        Returns [chunks that are the last of their prompt, vocabulary]: the logits of the token after the prompt.
+    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+        """Run these tokens, parts of prompts and continued rows together; at most one run for each slot.
+
+        A run that starts before the end of what its slot holds replaces what is there from `start` on (a rejected
+        draft, a reused slot); one that starts at 0 begins its slot anew.
+
+        Returns [sum of the runs' `wanted`, vocabulary], in the runs' order: the logits after each wanted token.
         """
         ...
 
-    def fork(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy what the first slot of each pair holds after its prompt, which this step ended, into the second."""
-        ...
-
-    def decode(self, slots: Sequence[int], token_ids: Sequence[int]) -> torch.Tensor:
-        """Continue each slot by one token. Returns [rows, vocabulary]: the token after it."""
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """One after the other: let `target` hold the first `length` tokens of `source`, whose row may still run."""
         ...
 
     def release(self, slots: Sequence[int]) -> None:

@@ -1,13 +1,45 @@
 """From logits to tokens: one pass over all rows, each with parameters of its own; nothing leaks between rows."""
 
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from run_gpt.engine.request import SamplingParams, TokenLogprob
 from run_gpt.engine.scheduler import Row, Sampled
+from run_gpt.engine.slots import token_array
 from run_gpt.errors import InternalError, RequestError
+
+CANDIDATES = 256
+"""Likeliest tokens that are looked at before a whole vocabulary is sorted."""
+BLOCK = 256
+"""Weights that are summed up before they are cumulated."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a token is to be chosen: after a row's history and the drafted tokens that were found right."""
+
+    row: Row
+    accepted: tuple[int, ...] = ()
+
+    @property
+    def params(self) -> SamplingParams:
+        """How it is to be chosen."""
+        return self.row.request.sampling
+
+    @property
+    def history(self) -> "array[int]":
+        """Prompt and answer up to here."""
+        return self.row.history + token_array(self.accepted)
+
+    @property
+    def answer(self) -> "array[int]":
+        """The answer up to here."""
+        return self.history[len(self.row.request.prompt_ids) :]
 
 
 class Sampler:
@@ -21,61 +53,138 @@ class Sampler:
     def __init__(self, end_ids: Sequence[int]):
         self._end_ids = list(end_ids)
 
-    def __call__(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled | RequestError]:
-        """One result for each row. `logits`: [rows, vocabulary], any float type; they may be changed."""
-        broken = logits.isnan().any(-1).tolist()
-        logits = logits.float()
-        logprobs = {i: self._logprobs(logits[i]) for i, row in enumerate(rows) if _wants_logprobs(row)}
-        for i, row in enumerate(rows):
-            self._penalise(logits[i], row)
-        tokens = logits.argmax(-1)
-        drawn = [i for i, row in enumerate(rows) if row.request.sampling.do_sample and not broken[i]]
-        if drawn:
-            tokens[drawn] = self._draw(logits[drawn], [rows[i] for i in drawn])
+    def __call__(self, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:
+        """One result for each position. `logits`: [positions, vocabulary], any float type; they are left as they are.
+
+        Most rows are greedy and nothing more: they cost the one argmax. Only rows with more wishes are copied.
+        """
+        likeliest = _argmax(logits)
+        # argmax takes a NaN for the largest number, so that one anywhere in a row shows in what it chose.
+        broken = logits.gather(-1, likeliest.unsqueeze(-1)).isnan().squeeze(-1).tolist()
+        tokens = likeliest.tolist()
+        special = [i for i, at in enumerate(positions) if not self._is_plain(at, tokens[i])]
+        if special:
+            chosen = self._choose(logits[special].float(), [positions[i] for i in special])
+            for i, token in zip(special, chosen, strict=True):
+                tokens[i] = token
         return [
             InternalError("the model gave NaN for its logits: try another precision (bf16 or fp32)")
             if broken[i]
-            else Sampled(token, _token_logprob(logprobs.get(i), token, rows[i].request.sampling.logprobs))
-            for i, token in enumerate(tokens.tolist())
+            else Sampled(tokens[i], _logprob(logits[i], tokens[i], at.params.logprobs))
+            for i, at in enumerate(positions)
         ]
 
-    def _penalise(self, logits: torch.Tensor, row: Row) -> None:
-        """Penalties, bans and biases of one row, in place. `logits`: [vocabulary]."""
-        params = row.request.sampling
-        if params.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(set(row.history)), device=logits.device)
-            values = logits[seen]
-            penalty = params.repetition_penalty
-            logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
-        if (params.presence_penalty or params.frequency_penalty) and row.token_ids:
-            counts = Counter(row.token_ids)
-            answered = torch.tensor(list(counts), device=logits.device)
-            times = torch.tensor(list(counts.values()), device=logits.device, dtype=logits.dtype)
-            logits[answered] -= params.presence_penalty + params.frequency_penalty * times
-        for token_id, bias in params.logit_bias.items():
-            logits[token_id] += bias
-        if params.no_repeat_ngram_size:
-            logits[_repeats(row.history, params.no_repeat_ngram_size)] = -torch.inf
-        if len(row.token_ids) < params.min_new_tokens:
-            logits[self._end_ids] = -torch.inf
+    def _choose(self, logits: torch.Tensor, positions: Sequence[Position]) -> list[int]:
+        """Token ids. `logits`: [positions, vocabulary] in fp32; they are changed."""
+        self._penalise(logits, positions)
+        tokens = _argmax(logits)
+        drawn = [i for i, at in enumerate(positions) if at.params.do_sample]
+        if drawn:
+            tokens[drawn] = self._draw(logits[drawn], [positions[i].row for i in drawn])
+        return tokens.tolist()
+
+    def _penalise(self, logits: torch.Tensor, positions: Sequence[Position]) -> None:
+        """Penalties, biases and bans, in place. `logits`: [positions, vocabulary]."""
+        seen, factors = _Cells(), []
+        added, terms = _Cells(), []
+        banned = _Cells()
+        for i, at in enumerate(positions):
+            params = at.params
+            if params.repetition_penalty != 1.0:
+                factors += [params.repetition_penalty] * seen.add(i, set(at.history))
+            if params.presence_penalty or params.frequency_penalty:
+                counts = Counter(at.answer)
+                added.add(i, counts)
+                terms += [-params.presence_penalty - params.frequency_penalty * times for times in counts.values()]
+            added.add(i, params.logit_bias)
+            terms += params.logit_bias.values()
+            if params.no_repeat_ngram_size:
+                banned.add(i, _repeats(at.history, params.no_repeat_ngram_size))
+            if at.row.answered + len(at.accepted) < params.min_new_tokens:
+                banned.add(i, self._end_ids)
+        if seen.tokens:
+            where, factor = seen.index(logits), torch.tensor(factors, device=logits.device)
+            values = logits[where]
+            logits[where] = torch.where(values > 0, values / factor, values * factor)
+        if added.tokens:
+            logits.index_put_(added.index(logits), torch.tensor(terms, device=logits.device), accumulate=True)
+        if banned.tokens:
+            logits[banned.index(logits)] = -torch.inf
 
     def _draw(self, logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """A token id for each row: [rows]. `logits`: [rows, vocabulary]; all -inf but one is fine."""
+        """A token id for each row: [rows]. `logits`: [rows, vocabulary]; all -inf but one is fine.
+
+        What one row draws does not depend on the others: each goes its way by its own parameters and logits.
+        """
         params = [row.request.sampling for row in rows]
         logits = logits / _column([p.temperature for p in params], logits)
-        if any(p.top_k or p.top_p < 1 or p.min_p for p in params):
-            ordered, order = logits.sort(-1, descending=True)
-            # Back into the vocabulary's order: a row must not draw otherwise because another one truncates.
-            logits = logits.scatter(-1, order, _truncate(ordered, params))
-        mass = logits.double().softmax(-1).cumsum(-1)
-        uniform = _column([row.random.random() for row in rows], mass)
-        # The first token whose cumulated mass passes the number; the clamp guards the rounding of the last sum.
-        index = torch.searchsorted(mass, uniform * mass[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
-        return index.squeeze(-1)
+        uniform = torch.tensor([row.random.random() for row in rows], dtype=torch.float64, device=logits.device)
+        tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+        left = list(range(len(rows)))
+        cut = [i for i in left if params[i].top_k or params[i].top_p < 1 or params[i].min_p]
+        if cut:
+            chosen = self._draw_of_likeliest(logits[cut], [params[i] for i in cut], uniform[cut])
+            done = (chosen >= 0).tolist()
+            tokens[cut] = chosen
+            left = [i for i in left if i not in cut or not done[cut.index(i)]]
+            if wide := [i for i in left if i in cut]:  # a flat distribution: all of it must be sorted
+                ordered, order = logits[wide].sort(-1, descending=True)
+                logits[wide] = logits[wide].scatter(-1, order, _truncate(ordered, [params[i] for i in wide]))
+        if left:
+            weights = (logits[left] - logits[left].amax(-1, keepdim=True)).exp()
+            tokens[left] = _pick(weights, uniform[left])
+        return tokens
 
     @staticmethod
-    def _logprobs(logits: torch.Tensor) -> torch.Tensor:
-        return logits.log_softmax(-1)
+    def _draw_of_likeliest(
+        logits: torch.Tensor, params: Sequence[SamplingParams], uniform: torch.Tensor
+    ) -> torch.Tensor:
+        """A token id for each row, where top-k, top-p and min-p leave none but its CANDIDATES likeliest; else -1."""
+        count = min(CANDIDATES, logits.shape[-1])
+        values, indices = logits.topk(count)
+        top_k = [p.top_k if 0 < p.top_k < count else count for p in params]
+        by_k = torch.tensor([k < count for k in top_k], device=logits.device)
+        # Among the k likeliest, probabilities are of those; else of all.
+        first_k = values.masked_fill(torch.arange(count, device=logits.device) >= _column(top_k, values), -torch.inf)
+        total = torch.where(by_k, first_k.logsumexp(-1), logits.logsumexp(-1)).unsqueeze(-1)
+        probability = (first_k - total).exp()
+        before = probability.cumsum(-1) - probability
+        top_p, floor = _column([p.top_p for p in params], values), _column([p.min_p for p in params], values)
+        kept = (before < top_p) & (probability >= floor * probability[:, :1])
+        kept[:, 0] = True
+        covered = by_k | ~kept[:, -1] | (count == logits.shape[-1])
+        # In the vocabulary's order, as all draws are.
+        indices, order = indices.sort(-1)
+        weights = ((first_k - first_k[:, :1]).exp() * kept).gather(-1, order)
+        chosen = indices.gather(-1, _pick(weights, uniform).unsqueeze(-1)).squeeze(-1)
+        return torch.where(covered, chosen, -1)
+
+    def _is_plain(self, at: Position, likeliest: int) -> bool:
+        """Whether the likeliest token is the answer, as the logits stand."""
+        params = at.params
+        if params.presence_penalty or params.frequency_penalty or params.logit_bias or params.no_repeat_ngram_size:
+            return False
+        ends = likeliest in self._end_ids and at.row.answered + len(at.accepted) < params.min_new_tokens
+        return not (params.do_sample or ends or params.repetition_penalty != 1.0)
+
+
+class _Cells:
+    """Cells of a matrix [rows, vocabulary], collected row by row so that one operation changes them all."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.tokens: list[int] = []
+
+    def add(self, row: int, tokens: Iterable[int]) -> int:
+        """Add cells of one row; returns how many."""
+        before = len(self.tokens)
+        self.tokens += tokens
+        self.rows += [row] * (len(self.tokens) - before)
+        return len(self.tokens) - before
+
+    def index(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cells as an index of `like`."""
+        return torch.tensor(self.rows, device=like.device), torch.tensor(self.tokens, device=like.device)
 
 
 def _truncate(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
@@ -102,13 +211,36 @@ def _repeats(history: Sequence[int], size: int) -> list[int]:
     return [history[i + size - 1] for i in range(len(history) - size + 1) if history[i : i + size - 1] == end]
 
 
-def _wants_logprobs(row: Row) -> bool:
-    return row.request.sampling.logprobs is not None
+def _argmax(logits: torch.Tensor) -> torch.Tensor:
+    """[rows]. On a CPU by numpy, which takes a sixth of torch's time."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return torch.from_numpy(logits.numpy().argmax(-1))
+    return logits.argmax(-1)
 
 
-def _token_logprob(logprobs: torch.Tensor | None, token_id: int, count: int | None) -> TokenLogprob | None:
-    if logprobs is None:
+def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first index of each row whose cumulated weight passes `uniform` of the sum: [rows]. `weights`: [rows, n].
+
+    First among blocks of weights, then within one, so that few sums are cumulated.
+    """
+    rows = torch.arange(len(weights), device=weights.device)
+    blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)).view(len(weights), -1, BLOCK)
+    mass = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    wanted = uniform * mass[:, -1]
+    block = torch.searchsorted(mass, wanted.unsqueeze(-1), right=True).squeeze(-1).clamp(max=mass.shape[-1] - 1)
+    inside = blocks[rows, block].double()
+    within = wanted - (mass[rows, block] - inside.sum(-1))
+    index = torch.searchsorted(inside.cumsum(-1), within.unsqueeze(-1), right=True).squeeze(-1)
+    # The last that weighs anything: sums of another order may round to a little less.
+    last = BLOCK - 1 - (inside.flip(-1) > 0).int().argmax(-1)
+    return block * BLOCK + index.minimum(last)
+
+
+def _logprob(logits: torch.Tensor, token_id: int, count: int | None) -> TokenLogprob | None:
+    """Log-probabilities under the model itself, of the token and of the `count` likeliest. `logits`: [vocabulary]."""
+    if count is None:
         return None
-    top = logprobs.topk(count or 0)
+    logprobs = logits.float().log_softmax(-1)
+    top = logprobs.topk(count)
     likeliest = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
     return TokenLogprob(token_id, float(logprobs[token_id]), likeliest)

@@ -3,115 +3,33 @@
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
-from run_gpt.engine.request import FinishReason, Request, TokenEvent, TokenLogprob
+from run_gpt.engine.plan import Counters, Outcome, Result, Row, Run, Sampled, StepPlan
+from run_gpt.engine.request import FinishReason, Request, TokenEvent
+from run_gpt.engine.slots import Copy, Slots
 from run_gpt.engine.text import TextStream
-from run_gpt.errors import InternalError, QueueFull, RequestError
+from run_gpt.errors import ContextLengthExceeded, InternalError, QueueFull, RequestError
 
-WAITING = -1
-
-
-@dataclass(eq=False)
-class Row:
-    """One sequence of a request, from the queue to its end."""
-
-    request: Request
-    index: int
-    text: TextStream
-    random: random.Random
-    token_ids: list[int] = field(default_factory=list)
-    """The answer so far."""
-    first: "Row | None" = None
-    """The first sequence of its request, whose prompt it shares; None for the first itself."""
-    computed: int = 0
-    """Tokens of the prompt that have been run, or are being run by the step that was planned last."""
-    forks_from: "Row | None" = None
-    """The row that runs this one's prompt, while it does."""
-    slot: int = WAITING
-    """Its place in the batch, which it keeps when it has ended, for a step may still be running on it."""
-    ended: bool = False
-
-    @property
-    def history(self) -> Sequence[int]:
-        """Prompt and answer so far."""
-        return (*self.request.prompt_ids, *self.token_ids)
-
-    @property
-    def prefilled(self) -> bool:
-        """Whether its whole prompt has been run, or is being run by the step that was planned last."""
-        return self.computed == len(self.request.prompt_ids)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The part of a row's prompt that one step runs: tokens `start` up to, not with, `end`."""
-
-    row: Row
-    start: int
-    end: int
-
-    @property
-    def slot(self) -> int:
-        """The row's slot."""
-        return self.row.slot
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The tokens of this part."""
-        return self.row.request.prompt_ids[self.start : self.end]
-
-    @property
-    def last(self) -> bool:
-        """Whether the prompt ends with this part."""
-        return self.end == len(self.row.request.prompt_ids)
-
-
-@dataclass(frozen=True)
-class Fork:
-    """A row that takes over what another one's prompt left in its slot."""
-
-    source: Row
-    row: Row
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """One step: slots to free, parts of prompts to run, then copies of prompts, and rows to continue by one token."""
-
-    released: tuple[int, ...]
-    prefill: tuple[Chunk, ...]
-    forks: tuple[Fork, ...]
-    decode: tuple[Row, ...]
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """The rows that get a token: those whose prompt ends in this step, the forks, those that continue."""
-        ending = [chunk.row for chunk in self.prefill if chunk.last]
-        return (*ending, *(fork.row for fork in self.forks), *self.decode)
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What the sampler chose for a row."""
-
-    token_id: int
-    logprob: TokenLogprob | None = None
-
-
-Outcome = TokenEvent | RequestError
+__all__ = ["Copy", "Counters", "Outcome", "Result", "Row", "Run", "Sampled", "Scheduler", "StepPlan"]
 
 
 class Scheduler:
     """First come, first served, into a fixed number of slots.
 
     A step runs every row that is past its prompt, and of the others' prompts no more than `max_step_tokens` tokens: a
-    long prompt takes several steps, between which the others go on. The sequences of one request run its prompt once.
+    long prompt takes several steps, between which the others go on. While a step has fewer tokens than `cheap_tokens`,
+    continued rows are given drafts to check.
 
-    Contract: `plan` says what runs; the caller runs it and gives `commit` one result for each of the plan's rows.
-    Between the two, `add` and `abort` may be called: rows that went are skipped by `commit`, and their slots are given
-    out, and named in `released`, by the next `plan`. Every row ends exactly once: by an event with a finish reason or
-    by an error, from `commit` or `fail`; or without a word by `abort`, whose caller asked for that.
+    A row reserves memory for its prompt and longest answer when it gets its slot; one for which there is none waits,
+    and all behind it. The one exception to the order: with `reuse_prefixes` the further sequences of a request wait
+    until the prompt of the first has been run, which they reuse. Until then others may go first, and keep what they
+    get; after that these are served by their place in the queue.
+
+    Contract: `plan` says what runs; the caller runs it and calls `commit` with a result for each of the plan's runs of
+    which logits are wanted, or `fail`, before the next `plan`. Between the two, `add` and `abort` may be called: rows
+    that went are skipped by `commit`, and their slots are given out by the next `plan`. Every row ends exactly once:
+    by an event with a finish reason or by an error, from `commit` or `fail`; or without a word by `abort`, whose caller
+    asked for that.
     """
 
     def __init__(
@@ -122,19 +40,35 @@ class Scheduler:
         max_step_tokens: int,
         end_ids: Sequence[int],
         new_text: Callable[[Request], TextStream],
+        max_cache_tokens: int | None = None,
+        reuse_prefixes: bool = False,
+        cheap_tokens: int = 1,
     ):
+        """`max_cache_tokens`: what all slots may hold together; None is no limit. `cheap_tokens` 1: no drafts."""
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.max_step_tokens = max_step_tokens
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
+        self.slots = Slots(max_running, max_cache_tokens, keep=reuse_prefixes)
+        self.counters = Counters()
+        self._reuse_prefixes = reuse_prefixes
+        self._cheap_tokens = cheap_tokens
         self._end_ids = frozenset(end_ids)
         self._new_text = new_text
-        self._free = list(range(max_running - 1, -1, -1))
-        self._released: list[int] = []
 
     def add(self, request: Request) -> None:
-        """Queue a request's sequences. Raises QueueFull when they would make more than `max_waiting` wait."""
+        """Queue a request's sequences.
+
+        Raises QueueFull when they would make more than `max_waiting` wait, ContextLengthExceeded for one that could
+        never have memory.
+        """
+        limit = self.slots.max_tokens
+        if limit is not None and _reserve(request) > limit:
+            raise ContextLengthExceeded(
+                f"prompt and answer may have {_reserve(request)} tokens, the cache holds {limit} (--max-cache-tokens): "
+                "ask for a shorter answer or shorten the prompt"
+            )
         must_wait = len(self.waiting) + request.sequences - (self.max_running - len(self.running))
         if must_wait > self.max_waiting:
             raise QueueFull(
@@ -144,7 +78,7 @@ class Scheduler:
         first = None
         for index in range(request.sequences):
             seed = None if request.sampling.seed is None else f"{request.sampling.seed}/{index}"
-            row = Row(request, index, self._new_text(request), random.Random(seed), first=first)
+            row = Row(request, index, self._new_text(request), random.Random(seed), first)
             self.waiting.append(row)
             first = first or row
 
@@ -155,90 +89,136 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether the next plan would hold anything: rows to run, or slots to free."""
-        return bool(self.waiting or self.running or self._released)
+        return bool(self.waiting or self.running or self.slots.released)
 
     def plan(self) -> StepPlan:
         """Say what the next step runs; free slots go to the rows that waited longest."""
-        decode = [row for row in self.running if row.prefilled]
-        budget = max(1, self.max_step_tokens - len(decode))
-        chunks: list[Chunk] = []
-        for row in self.running:
-            if budget and not row.prefilled and row.forks_from is None:
-                budget -= self._run_prompt(row, budget, chunks)
-        while self.waiting and self._free:
-            row = self.waiting[0]
-            if shared := self._shared_prompt(row, chunks):
-                row.forks_from = row.first
-            elif not budget:
+        continued = [row for row in self.running if row.prefilled]
+        budget = max(1, self.max_step_tokens - len(continued))
+        prompts: list[Run] = []
+        for row in [row for row in self.running if not row.prefilled]:
+            budget -= self._run_prompt(row, budget, prompts)
+        for row in list(self.waiting):
+            if not budget or not self.slots.has_free:
                 break
-            self._place(self.waiting.popleft())
-            if not shared:
-                budget -= self._run_prompt(row, budget, chunks)
-        released = tuple(self._released)
-        self._released.clear()
-        return StepPlan(released, tuple(chunks), self._forks(chunks), tuple(decode))
-
-    def _place(self, row: Row) -> None:
-        row.slot = self._free.pop()
-        self.running.append(row)
-
-    @staticmethod
-    def _run_prompt(row: Row, budget: int, chunks: list[Chunk]) -> int:
-        """Plan the next part of a row's prompt; returns its tokens."""
-        start = row.computed
-        row.computed = min(start + budget, len(row.request.prompt_ids))
-        chunks.append(Chunk(row, start, row.computed))
-        return row.computed - start
-
-    @staticmethod
-    def _shared_prompt(row: Row, chunks: Sequence[Chunk]) -> bool:
-        """Whether the first sequence of its request is still running the prompt, in this step or later ones."""
-        first = row.first
-        if first is None or first.ended or first.slot == WAITING:
-            return False
-        return not first.prefilled or any(chunk.row is first for chunk in chunks)
-
-    def _forks(self, chunks: Sequence[Chunk]) -> tuple[Fork, ...]:
-        """The rows whose prompt has been run by another row when this step's `chunks` have."""
-        ending = [chunk.row for chunk in chunks if chunk.last]
-        forks = [Fork(row.forks_from, row) for row in self.running if row.forks_from in ending and row.forks_from]
-        for fork in forks:
-            fork.row.computed, fork.row.forks_from = fork.source.computed, None
-        return tuple(forks)
-
-    def commit(self, plan: StepPlan, results: Sequence[Sampled | RequestError]) -> list[tuple[Row, Outcome]]:
-        """Append each row's token and say what is new; a row that ended frees its slot."""
-        outcomes: list[tuple[Row, Outcome]] = []
-        for row, result in zip(plan.rows, results, strict=True):
-            if row.ended:  # aborted while the step ran
+            if self._waits_for_first(row):
                 continue
-            outcome = result if isinstance(result, RequestError) else self._append(row, result)
-            outcomes.append((row, outcome))
+            if not self._place(row):
+                break
+            budget -= self._run_prompt(row, budget, prompts)
+        # What the others leave of the cheap tokens is for drafts, the same number for each row.
+        room = self._cheap_tokens - sum(len(run.token_ids) for run in prompts)
+        runs = [_continue(row, room // len(continued) - 1) for row in continued]
+        plan = StepPlan(tuple(self.slots.released), tuple(self.slots.copies), (*runs, *prompts))
+        self.slots.released.clear()
+        self.slots.copies.clear()
+        return plan
+
+    def _waits_for_first(self, row: Row) -> bool:
+        first = row.first
+        return self._reuse_prefixes and first is not None and not first.ended and not first.prefilled
+
+    def _place(self, row: Row) -> bool:
+        """Give a row a slot, if there is memory for it."""
+        row.place = self.slots.take(row.history, _reserve(row.request))
+        if row.place is None:
+            return False
+        self.waiting.remove(row)
+        self.running.append(row)
+        row.cached = row.place.length
+        self.counters.prompt_tokens += len(row.request.prompt_ids)
+        self.counters.cached_tokens += row.cached
+        return True
+
+    @staticmethod
+    def _run_prompt(row: Row, budget: int, runs: list[Run]) -> int:
+        """Plan the next part of a row's prompt; returns its tokens, none when the budget is used up.
+
+        After `restart` the answer so far is run with it.
+        """
+        assert row.place is not None
+        start = row.place.length
+        part = tuple(row.history[start : start + budget])
+        if part:
+            runs.append(Run(row, start, part, wanted=int(start + len(part) == len(row.history))))
+        return len(part)
+
+    def commit(self, plan: StepPlan, results: Sequence[Result]) -> list[tuple[Row, Outcome]]:
+        """Append each row's tokens and say what is new; a row that ended frees its slot.
+
+        `results`: for each of the plan's runs with `wanted` > 0 the tokens that were sampled, one more than drafts
+        were right, or the error that ends the row.
+        """
+        self.counters.steps += bool(plan.runs)
+        remaining = iter(results)
+        outcomes: list[tuple[Row, Outcome]] = []
+        for run in plan.runs:
+            result = next(remaining) if run.wanted else ()
+            if run.row.ended:  # aborted while the step ran
+                continue
+            if isinstance(result, RequestError):
+                outcomes.append((run.row, result))
+                continue
+            if result:
+                outcomes.append((run.row, self._append(run, result)))
+            self._computed(run, len(result))
+        if next(remaining, None) is not None:
+            raise ValueError("more results than runs of which logits are wanted")
         self._drop([row for row, outcome in outcomes if not isinstance(outcome, TokenEvent) or outcome.finish_reason])
         return outcomes
 
-    def fail(self, rows: Sequence[Row], error: RequestError) -> list[tuple[Row, Outcome]]:
-        """End these rows with an error; those that have ended already are left out."""
-        alive = [row for row in rows if not row.ended]
-        self._drop(alive)
-        return [(row, error) for row in alive]
+    def _computed(self, run: Run, sampled: int) -> None:
+        """Note what the slot holds now: what was run, but for drafts that were wrong or came after the row's end."""
+        row, drafted = run.row, len(run.drafted)
+        assert row.place is not None
+        accepted = max(0, sampled - 1)
+        row.place.length = min(run.end - drafted + accepted, len(row.history))
+        if drafted:
+            row.drafts.learn(row.history, drafted, accepted)
+            self.counters.drafted_tokens += drafted
+            self.counters.accepted_tokens += accepted
+
+    def fail(self, error: RequestError) -> list[tuple[Row, Outcome]]:
+        """A step failed and the runner was reset: end all rows that run, for their caches are gone with the others."""
+        failed = list(self.running)
+        self._drop(failed)
+        self.slots.forget()
+        return [(row, error) for row in failed]
+
+    def restart(self, cheap_tokens: int) -> None:
+        """Another runner goes on from here, which holds nothing: what rows have is run anew, and they go on."""
+        self._cheap_tokens = cheap_tokens
+        self.slots.forget()
 
     def check(self) -> None:
-        """The invariants: each slot is free or used by one row, and waiting rows have none. Raises AssertionError."""
-        used = [row.slot for row in self.running]
-        if sorted([*self._free, *used]) != list(range(self.max_running)):
-            raise AssertionError(f"slots: {self._free} free, {used} used, of {self.max_running}")
-        if any(row.slot != WAITING or row.ended for row in self.waiting) or any(row.ended for row in self.running):
-            raise AssertionError("a row is in a queue that does not fit its state")
+        """The invariants: rows are where their state says, slots hold what they say, memory suffices.
 
-    def _append(self, row: Row, sampled: Sampled) -> Outcome:
-        """Order: append, end-of-sequence ids, stop texts, length."""
-        row.token_ids.append(sampled.token_id)
-        try:
-            text, finish = self._advance_text(row, sampled.token_id)
-        except Exception as error:  # a tokenizer's fault ends this row, not its neighbours
-            return InternalError(f"the answer's text failed: {error}")
-        return TokenEvent(row.index, text, 1, finish, (sampled.logprob,) if sampled.logprob else ())
+        Raises AssertionError.
+        """
+        _must(all(row.place is None and not row.ended for row in self.waiting), "a waiting row has a slot or has ended")
+        _must(all(row.place is not None and not row.ended for row in self.running), "a running row has no slot")
+        used = [row.place for row in self.running if row.place is not None]
+        reserved = [slot for slot in self.slots.all if slot.reserved]
+        _must(sorted(s.number for s in used) == [s.number for s in reserved], "slots in use are not those of the rows")
+        _must(all(row.place and row.place.token_ids is row.history for row in self.running), "a slot is another row's")
+        self.slots.check()
+
+    def _append(self, run: Run, result: Sequence[Sampled]) -> Outcome:
+        """Append tokens until one ends the row. Order: append, end-of-sequence ids, stop texts, length."""
+        row = run.row
+        event = TokenEvent(row.index, "", 0, cached_tokens=row.cached)
+        for sampled in result:
+            row.history.append(sampled.token_id)
+            self.counters.generated_tokens += 1
+            try:
+                text, finish = self._advance_text(row, sampled.token_id)
+            except Exception as error:  # a tokenizer's fault ends this row, not its neighbours
+                return InternalError(f"the answer's text failed: {error}")
+            logprobs = (sampled.logprob,) if sampled.logprob else ()
+            event += TokenEvent(row.index, text, 1, finish, logprobs, row.cached)
+            if finish:
+                break
+        return event
 
     def _advance_text(self, row: Row, token_id: int) -> tuple[str, FinishReason | None]:
         if token_id in self._end_ids:
@@ -246,7 +226,7 @@ class Scheduler:
         text, stopped = row.text.push(token_id)
         if stopped:
             return text, "stop"
-        if len(row.token_ids) < row.request.max_new_tokens:
+        if row.answered < row.request.max_new_tokens:
             return text, None
         rest, stopped = row.text.finish()
         return text + rest, "stop" if stopped else "length"
@@ -254,9 +234,25 @@ class Scheduler:
     def _drop(self, rows: Sequence[Row]) -> None:
         for row in rows:
             row.ended = True
-            if row.slot == WAITING:
+            if row.place is None:
                 self.waiting.remove(row)
             else:
                 self.running.remove(row)
-                self._free.append(row.slot)
-                self._released.append(row.slot)
+                self.slots.free(row.place)
+
+
+def _reserve(request: Request) -> int:
+    """Tokens that a sequence of this request may come to hold."""
+    return len(request.prompt_ids) + request.max_new_tokens
+
+
+def _continue(row: Row, most: int) -> Run:
+    """The run of a row's last token and of at most `most` drafted ones, never past the longest answer."""
+    left = row.request.max_new_tokens - row.answered
+    drafted = row.drafts.draft(row.history, min(most, left - 1))
+    return Run(row, len(row.history) - 1, (row.history[-1], *drafted), wanted=1 + len(drafted))
+
+
+def _must(holds: bool, message: str) -> None:
+    if not holds:
+        raise AssertionError(message)

@@ -19,8 +19,10 @@ from run_gpt.models.quiet import quiet_transformers
 
 _RECORD = "converted.json"
 _MAGIC = b"GGUF"
+# The engine's own 4 and 8 bits have the grids of these.
+_KEPT_BY = {"Q4_0": "bit4", "Q4_1": "bit4", "Q8_0": "bit8"}
 # A new number makes old conversions stale: raise it when what is written changes.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def file_identity(file: Path) -> str:
@@ -58,13 +60,23 @@ def convert_gguf(
         check()
         _convert(gguf, folder, f"Converting {name}", on_progress)
         weights = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
-        (folder / _RECORD).write_text(json.dumps({"name": name, "source": str(gguf), "sizes": weights}))
+        record = {"name": name, "source": str(gguf), "sizes": weights, "precision": _precision(gguf)}
+        (folder / _RECORD).write_text(json.dumps(record))
 
     return cache.ensure(key, fill, on_progress=on_progress)
 
 
+def is_converted(folder: Path) -> bool:
+    """Whether a folder was made by `convert_gguf`."""
+    return (folder / _RECORD).is_file()
+
+
 def converted_record(folder: Path) -> dict[str, Any]:
-    """What `convert_gguf` noted about a folder: `name`, `source` (the GGUF file), `sizes` of the weight files."""
+    """What `convert_gguf` noted about a folder.
+
+    `name`, `source` (the GGUF file), `sizes` of the weight files, and `precision`: bit4 or bit8 if most of the file is
+    in a form that these keep without a loss, else null.
+    """
     record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
     return record
 
@@ -111,6 +123,16 @@ def _write(gguf: Path, folder: Path) -> None:
     require_space(folder, sum(p.numel() * p.element_size() for p in model.parameters()), gguf.name)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _precision(gguf: Path) -> str | None:
+    from gguf import GGUFReader
+
+    held: dict[str | None, int] = {}
+    for tensor in GGUFReader(gguf).tensors:
+        precision = _KEPT_BY.get(tensor.tensor_type.name)
+        held[precision] = held.get(precision, 0) + int(tensor.n_bytes)
+    return max(held, key=lambda precision: held[precision])
 
 
 def _split_digits(tokenizer: Any, gguf: Path) -> None:

@@ -2,13 +2,16 @@
 
 import importlib.util
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
-from run_gpt.models.convert import converted_record
+from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles, adapter_folder, fetch
 from run_gpt.models.placement import QUANTISED, Placement, choose_placement
 from run_gpt.models.progress import OnProgress, no_progress
@@ -35,16 +38,32 @@ class LoadedModel:
     """Where the inputs go, such as `cpu` or `cuda:0`."""
     notes: tuple[str, ...]
     """Lines for the user where a wish could not be taken literally."""
+    pack: str | None = None
+    """bit8 or bit4: the weights are plain, for the runner to pack into so many bits. None: they stay as they are."""
 
 
-def load(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> LoadedModel:
-    """Fetch the model if need be and load it. Raises ModelNotFound, DownloadError, ModelLoadError, ChecksumMismatch."""
+def load(
+    config: ModelConfig,
+    *,
+    can_pack: Callable[[Any], bool] = lambda model_config: False,
+    on_progress: OnProgress = no_progress,
+) -> LoadedModel:
+    """Fetch the model if need be and load it.
+
+    `can_pack`: whether the runner to be packs 8- and 4-bit weights itself, for a transformers configuration. Then a
+    GGUF file keeps its own precision in `auto`. Raises ModelNotFound, DownloadError, ModelLoadError, ChecksumMismatch.
+    """
     placement = choose_placement(config)  # before a long download
-    _require_extras(config)
+    _require_adapters(config)
     files = fetch(config, on_progress=on_progress)
     on_progress(f"Loading {files.name}", 0, None)
     _check_weights(files, config)
     with quiet_transformers():
+        pack = _pack(files, config, placement, can_pack)
+        if pack is not None:
+            placement = replace(placement, precision="fp32", dtype=torch.float32)
+        elif placement.precision in QUANTISED:
+            _require_bitsandbytes(placement)
         tokenizer = _tokenizer(files, config)
         model = _model(files, config, placement)
         if config.adapter_name_or_path is not None:
@@ -56,17 +75,45 @@ def load(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Loade
         tokenizer=tokenizer,
         name=files.name,
         context_length=context,
-        precision=placement.precision,
+        precision=pack or placement.precision,
         device=str(model.device),
-        notes=(*placement.notes, *notes),
+        notes=(*placement.notes, *(() if pack else _slow_on_cpu(placement)), *notes),
+        pack=pack,
     )
 
 
-def _require_extras(config: ModelConfig) -> None:
+def _pack(files: ModelFiles, config: ModelConfig, placement: Placement, can_pack: Callable[[Any], bool]) -> str | None:
+    """See LoadedModel."""
+    wanted = placement.precision if placement.precision in QUANTISED else None
+    if config.precision == "auto" and config.adapter_name_or_path is None:  # a merged adapter leaves the file's grid
+        wanted = converted_record(files.folder)["precision"] if is_converted(files.folder) else None
+    if wanted is None or placement.device.type != "cpu" or placement.device_map is not None:
+        return None
+    from transformers import AutoConfig
+
+    try:
+        model_config = AutoConfig.from_pretrained(
+            files.folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        raise _load_error(files, "configuration", error) from error
+    return wanted if can_pack(model_config) else None
+
+
+def _require_adapters(config: ModelConfig) -> None:
     if config.adapter_name_or_path is not None and importlib.util.find_spec("peft") is None:
         raise ModelLoadError("a LoRA adapter needs peft: pip install 'rungpt[adapters]'")
-    if config.precision in QUANTISED and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelLoadError(f"{config.precision} needs bitsandbytes: pip install bitsandbytes, or use fp16 or bf16")
+
+
+def _require_bitsandbytes(placement: Placement) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelLoadError(f"{placement.precision} needs bitsandbytes: pip install bitsandbytes, or use fp16 or bf16")
+
+
+def _slow_on_cpu(placement: Placement) -> list[str]:
+    if placement.precision in QUANTISED and placement.device.type == "cpu":
+        return [f"{placement.precision} of this model on a CPU saves memory, not time: fp32 or bf16 answer faster here"]
+    return []
 
 
 def _check_weights(files: ModelFiles, config: ModelConfig) -> None:
@@ -80,7 +127,7 @@ def _check_weights(files: ModelFiles, config: ModelConfig) -> None:
         )
     if not weights and not pickled:
         raise ModelLoadError(f"{files.folder} holds no weights: there is no .safetensors file")
-    if (files.folder / "converted.json").is_file():
+    if is_converted(files.folder):
         for name, size in converted_record(files.folder)["sizes"].items():
             if not (files.folder / name).is_file() or (files.folder / name).stat().st_size != size:
                 raise ModelLoadError(_damaged(files, files.folder / name, "it is cut short or gone"))

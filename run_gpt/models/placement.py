@@ -37,8 +37,6 @@ def choose_placement(config: ModelConfig) -> Placement:
         raise ModelLoadError(f"{config.precision} needs a CUDA GPU or the CPU: use --device cpu, or precision fp16")
     precision = _best_precision(device) if config.precision == "auto" else config.precision
     device_map, max_memory, notes = _device_map(config, device)
-    if precision in QUANTISED and device.type == "cpu":
-        notes.append(f"{precision} on a CPU saves memory, not time: fp32 or bf16 answer faster here")
     return Placement(device, precision, _dtype(precision, device), device_map, max_memory, tuple(notes))
 
 

@@ -74,7 +74,12 @@ def hello():
 def test_an_answer_has_all_text_and_counts_all_tokens(hello):
     answer = hello[0].generate("ab")
     assert (answer.text, str(answer), answer.prompt, answer.model) == ("hello", "hello", "ab", "scripted")
-    assert answer.usage.model_dump() == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
+    assert answer.usage.model_dump() == {
+        "prompt_tokens": 2,
+        "completion_tokens": 4,
+        "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert answer.choices[0].finish_reason == "stop"
 
 
@@ -150,6 +155,19 @@ def test_best_of_gives_the_likeliest_and_counts_all():
     assert engine.asked[0].sequences == 3
     assert [(c.index, c.text, c.logprobs) for c in answer.choices] == [(0, "B", None), (1, "C", None)]
     assert answer.usage.completion_tokens == 4
+
+
+@pytest.mark.parametrize("parameters", [{"n": 2}, {"best_of": 2, "n": 1}], ids=str)
+def test_what_was_cached_is_what_the_first_sequence_reused(parameters):
+    """The others reuse the prompt of the first one: to count that would say that nearly nothing had to be run."""
+    logprob = (TokenLogprob(65, -0.5),)
+    events = [TokenEvent(i, "A", 1, "stop", logprob, cached) for i, cached in enumerate((3, 9))]
+    model, _ = model_of(*events)
+    with model:
+        assert model.generate("x", temperature=1.0, **parameters).usage.prompt_tokens_details.cached_tokens == 3
+        if "n" in parameters and "best_of" not in parameters:
+            chunks = list(model.generate_stream("x", temperature=1.0, **parameters))
+            assert [chunk.usage.prompt_tokens_details.cached_tokens for chunk in chunks] == [3, 3]
 
 
 def test_logprobs_name_their_tokens():

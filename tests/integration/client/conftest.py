@@ -96,7 +96,8 @@ def _prompt(request: schema.Request) -> str:
 
 
 def _common() -> dict[str, Any]:
-    usage = schema.Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7)
+    cached = schema.PromptTokensDetails(cached_tokens=2)
+    usage = schema.Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7, prompt_tokens_details=cached)
     return {"id": "scripted-1", "created": 1_700_000_000, "model": MODEL, "usage": usage}
 
 

@@ -74,6 +74,7 @@ def test_an_answer_has_all_its_parts(model):
     assert [choice.text for choice in answer.choices] == ["hi", "hi"]
     assert (answer.choices[1].index, answer.choices[1].finish_reason) == (1, "length")
     assert (answer.prompt, answer.model, answer.usage.total_tokens) == ("hi", "scripted", 7)
+    assert answer.usage.prompt_tokens_details.cached_tokens == 2
 
 
 def test_a_stream_joins_to_the_unary_answer(model):

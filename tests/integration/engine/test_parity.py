@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -12,9 +13,14 @@ from run_gpt.engine.alone import AloneRunner
 from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.generic import GenericRunner
-from run_gpt.engine.llama import LlamaRunner
+from run_gpt.engine.llama import LlamaRunner, fits
+from run_gpt.engine.memory import cache_bytes_per_token
+from run_gpt.engine.native.binding import Kernels
+from run_gpt.engine.native.build import built, unsupported
+from run_gpt.engine.native.runner import NativeRunner
 from run_gpt.engine.request import Request, SamplingParams
 from run_gpt.errors import SetupError
+from run_gpt.models.cache import cache_root
 
 SIZE = {"vocab_size": 128, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
 LLAMA = {
@@ -70,18 +76,18 @@ def prompts():
     return [torch.randint(3, 128, (3 + 5 * i,), generator=generator).tolist() for i in range(REQUESTS)]
 
 
-def generate(model, prompt, **options):
+def generate(model, prompt, tokens=NEW_TOKENS, **options):
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS, **options
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, **options
         )
     return out[:, ids.shape[1] :].tolist()
 
 
-async def run(engine, name, prompt, **more):
+async def run(engine, name, prompt, tokens=NEW_TOKENS, **more):
     text = ""
-    request = Request(id=name, prompt_ids=tuple(prompt), max_new_tokens=NEW_TOKENS, **more)
+    request = Request(id=name, prompt_ids=tuple(prompt), max_new_tokens=tokens, **more)
     async for event in engine.submit(request):
         text += event.text
     return [int(token) for token in text.split()]
@@ -92,14 +98,37 @@ def model(request):
     return build(request.param)
 
 
-@pytest.fixture(params=["auto", "generic", "alone"])
-def engine(model, request):
-    runner = request.param
+def start(model, **options):
+    config = EngineConfig(max_running=3, max_step_tokens=16, **options)
+    # A copy, since the fast runners take the model's layers over.
+    runner = choose_runner(copy.deepcopy(model), config, kernels=kernels() if options["runner"] == "native" else None)
+    if type(runner) is LlamaRunner and options["runner"] == "fast":
+        # As on a GPU: rows attend together, over blocks of which each row has several.
+        runner._together, runner._cache._block = True, 4
+    return BatchEngine(runner, lambda ids: "".join(f"{i} " for i in ids), config)
+
+
+@cache
+def kernels():
+    if unsupported() is not None:
+        pytest.skip(str(unsupported()))
+    return Kernels(built(cache_root() / "kernels"))
+
+
+def skip_what_does_not_fit(model, runner):
     if runner == "generic" and model._is_stateful:
         pytest.skip("it has no key-value cache")
-    config = EngineConfig(max_running=3, max_step_tokens=16, runner=runner)
-    # A copy, since the fast runner takes the model's layers over.
-    engine = BatchEngine(choose_runner(copy.deepcopy(model), config), lambda ids: "".join(f"{i} " for i in ids), config)
+    if runner in ("native", "fast") and not fits(model):
+        pytest.skip("it is not one of the fast runners'")
+
+
+@pytest.fixture(params=["auto", "native", "fast", "generic", "alone", "plain"])
+def engine(model, request):
+    """Each runner, with reuse and speculation; `plain` is without."""
+    runner = "auto" if request.param == "plain" else request.param
+    skip_what_does_not_fit(model, runner)
+    on = request.param != "plain"
+    engine = start(model, runner=runner, reuse_prefixes=on, speculate=on)
     yield engine
     engine.shutdown()
     engine.scheduler.check()
@@ -127,6 +156,48 @@ async def test_every_sequence_of_a_request_gives_the_tokens_of_generate_alone(mo
     assert [_until_end([int(token) for token in text.split()]) for text in texts] == [alone, alone]
 
 
+async def test_what_was_kept_of_earlier_rows_gives_the_tokens_of_generate_alone(model, engine):
+    """A prompt again, one that goes on after its answer and one that leaves it in the middle, all at once and alone."""
+    for i, prompt in enumerate(prompts()[4:]):
+        answer = generate(model, prompt)[0]
+        turns = [prompt, prompt + answer + [5, 6, 7], [*prompt[:-2], 9]]
+        alone = [_until_end(generate(model, turn)[0]) for turn in turns]
+        await run(engine, f"first {i}", prompt)
+        busy = await asyncio.gather(*(run(engine, f"{i} {j}", turn) for j, turn in enumerate(turns)))
+        assert [_until_end(tokens) for tokens in busy] == alone
+        for j, turn in enumerate(turns):
+            assert _until_end(await run(engine, f"{i} {j} alone", turn)) == alone[j]
+    assert (engine.stats().cached_tokens > 0) == engine.scheduler._reuse_prefixes
+
+
+async def test_drafts_give_the_tokens_of_generate_alone(model, engine):
+    """Answers that repeat themselves, as those of such models do; one row, two, and more than are drafted for."""
+    texts = [prompt[:6] * 2 for prompt in prompts()[3:]]
+    alone = [_until_end(generate(model, prompt, tokens=40)[0]) for prompt in texts]
+    for together in (1, 2, 4):
+        busy = await asyncio.gather(*(run(engine, f"{together} {i}", p, 40) for i, p in enumerate(texts[:together])))
+        assert [_until_end(tokens) for tokens in busy] == alone[:together]
+    assert (engine.stats().accepted_tokens > 0) == (engine.scheduler._cheap_tokens > 1)
+
+
+async def test_right_and_wrong_drafts_give_the_tokens_of_generate_alone(model, engine, monkeypatch):
+    """Drafts of which every other one is right but for its last token."""
+    texts = prompts()[:3]
+    alone = [generate(model, prompt)[0] for prompt in texts]
+
+    def draft(drafts, history, most):
+        known = next(p + a for p, a in zip(texts, alone, strict=True) if p + a[: len(history) - len(p)] == [*history])
+        right = known[len(history) : len(history) + max(0, min(most, 3))]
+        return (*right[:-1], right[-1] ^ len(history) % 2) if right else ()
+
+    monkeypatch.setattr("run_gpt.engine.draft.PromptLookup.draft", draft)
+    for together in (1, 2, 3):
+        busy = await asyncio.gather(*(run(engine, f"{together} {i}", p) for i, p in enumerate(texts[:together])))
+        assert [_until_end(tokens) for tokens in busy] == [_until_end(tokens) for tokens in alone[:together]]
+    stats = engine.stats()
+    assert (0 < stats.accepted_tokens < stats.drafted_tokens) == (engine.scheduler._cheap_tokens > 1)
+
+
 async def test_penalties_give_the_tokens_of_generate_alone(model, engine):
     prompt = prompts()[2]
     sampling = SamplingParams(repetition_penalty=1.3, no_repeat_ngram_size=2, min_new_tokens=5)
@@ -139,13 +210,28 @@ def _until_end(tokens):
     return tokens[: tokens.index(2)] if 2 in tokens else tokens
 
 
+def test_the_size_of_a_tokens_cache_is_what_the_configuration_tells(model):
+    """If it were larger, more requests would be taken than memory holds."""
+    if model._is_stateful:
+        return
+    with torch.inference_mode():
+        cache = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    assert cache_bytes_per_token(model) == sum(tensor.numel() * tensor.element_size() for tensor in tensors) // 3
+
+
 def test_the_fast_runner_is_chosen_where_it_is_right(model):
     fast = model.config.model_type in ("llama", "mistral", "qwen2", "qwen3")
     wanted = LlamaRunner if fast else AloneRunner if model._is_stateful else GenericRunner
     assert type(choose_runner(copy.deepcopy(model), EngineConfig())) is wanted
+    if unsupported() is None:
+        best = choose_runner(copy.deepcopy(model), EngineConfig(), kernels=kernels())
+        assert type(best) is (NativeRunner if fast else wanted)
     if not fast:
         with pytest.raises(SetupError, match="--runner fast"):
             choose_runner(model, EngineConfig(runner="fast"))
+        with pytest.raises(SetupError, match="--runner native"):
+            choose_runner(model, EngineConfig(runner="native"))
 
 
 def test_a_sliding_window_is_left_to_the_model_itself():

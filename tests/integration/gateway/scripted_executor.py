@@ -108,7 +108,10 @@ class ScriptedExecutor(Executor):
                 yield error_from_dict(script["error"]), None, {}
 
     def about(self, request_id: str, tokens: int) -> dict[str, Any]:
-        usage = schema.Usage(prompt_tokens=1, completion_tokens=tokens, total_tokens=1 + tokens)
+        cached = schema.PromptTokensDetails(cached_tokens=8)
+        usage = schema.Usage(
+            prompt_tokens=9, completion_tokens=tokens, total_tokens=9 + tokens, prompt_tokens_details=cached
+        )
         return {"id": request_id, "created": 1, "model": "scripted", "usage": usage}
 
     @contextmanager

@@ -38,7 +38,12 @@ def test_generate_answers(stack: Any) -> None:
     assert answer["object"] == "text_completion"
     assert answer["id"].startswith("rungpt-")
     assert answer["choices"] == [{"index": 0, "text": "ab", "finish_reason": "stop"}]
-    assert answer["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    assert answer["usage"] == {
+        "prompt_tokens": 9,
+        "completion_tokens": 2,
+        "total_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 8},
+    }
 
 
 def test_chat_answers(stack: Any) -> None:

@@ -10,7 +10,8 @@ import run_gpt._jina  # noqa: F401  (before jina)
 from run_gpt.api import documents, schema
 from run_gpt.errors import InternalError, InvalidRequest, QueueFull
 
-USAGE = schema.Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+CACHED = schema.PromptTokensDetails(cached_tokens=8)
+USAGE = schema.Usage(prompt_tokens=9, completion_tokens=2, total_tokens=11, prompt_tokens_details=CACHED)
 COMMON = {"id": "x", "created": 1_700_000_000, "model": "m", "usage": USAGE}
 LOGPROBS = schema.Logprobs(
     content=[schema.TokenLogprob(token="a", logprob=-1.5, top_logprobs=[schema.TopLogprob(token="b", logprob=-2.0)])]

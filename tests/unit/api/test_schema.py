@@ -2,7 +2,7 @@
 
 import pytest
 
-from run_gpt.api.schema import ChatRequest, Choice, Completion, GenerateRequest, Usage
+from run_gpt.api.schema import ChatRequest, Choice, Completion, GenerateRequest, PromptTokensDetails, Usage
 from run_gpt.errors import InvalidRequest
 
 
@@ -110,9 +110,23 @@ def test_messages_that_are_none(messages):
 
 
 def test_the_json_leaves_out_what_does_not_apply_but_keeps_an_open_finish_reason():
-    usage = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
+    usage = Usage(
+        prompt_tokens=9,
+        completion_tokens=1,
+        total_tokens=10,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=8),
+    )
     event = Completion(id="x", created=1, model="m", usage=usage, choices=[Choice(index=0, text="hi")])
     assert '"finish_reason":null' in event.to_json()
     assert "logprobs" not in event.to_json()
     assert 'prompt"' not in event.to_json()
+    assert '"prompt_tokens_details":{"cached_tokens":8}' in event.to_json()
     assert Completion.model_validate_json(event.to_json()) == event
+
+
+@pytest.mark.parametrize(
+    "details", [{}, {"prompt_tokens_details": None}, {"prompt_tokens_details": {"audio_tokens": 0}}]
+)
+def test_usage_of_servers_that_do_not_count_what_was_cached(details):
+    usage = Usage.model_validate({"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2, **details})
+    assert usage.prompt_tokens_details.cached_tokens == 0

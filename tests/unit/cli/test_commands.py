@@ -47,6 +47,18 @@ def test_a_dry_run_prints_the_whole_flow():
     assert flow["executors"][0]["uses"]["with"]["max_running"] == 4
 
 
+def test_the_engines_options_reach_the_executor():
+    options = ["--max-cache-tokens", "4096", "--no-reuse-prefixes", "--no-speculate", "--max-step-tokens", "64"]
+    settings = yaml.safe_load(run("serve", "--dry-run", *options).stdout)["executors"][0]["uses"]["with"]
+    assert settings == {
+        "model_name": "smollm2",
+        "max_step_tokens": 64,
+        "max_cache_tokens": 4096,
+        "reuse_prefixes": False,
+        "speculate": False,
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [(None, None), ("auto", "auto"), ("0,1", [0, 1]), ("2", [2]), ('{"": "cpu"}', {"": "cpu"})],

@@ -17,32 +17,52 @@ VOCABULARY = 100
 
 
 class ScriptedRunner:
-    """Counts up from the last token of the prompt; each step waits for the gate, and may be told to fail."""
+    """Counts up from the last token of the prompt; each step waits for the gate, and may be told to fail.
+
+    Keeps what each slot holds, as a model's cache would.
+    """
 
     end_ids = (END,)
     vocabulary = VOCABULARY
+    reuses_prefixes = True
+    cheap_tokens = 8
+    cache_bytes_per_token = 0
+    period = VOCABULARY - 1
+    """After so many numbers it begins at 1 again."""
 
     def __init__(self):
         self.gate = threading.Event()
         self.gate.set()
         self.failures = 0
         self.steps = 0
-        self.held = set()
+        self.inside = False
+        self.held = {}
 
-    def prefill(self, chunks):
-        self.held |= {chunk.slot for chunk in chunks}
-        return self._next([chunk.token_ids[-1] for chunk in chunks if chunk.last])
+    def forward(self, runs):
+        last = []
+        for run in runs:
+            before = self.held.get(run.slot, [])[: run.start]
+            assert before == list(run.row.history[: run.start])
+            self.held[run.slot] = [*before, *run.token_ids]
+            last += run.token_ids[len(run.token_ids) - run.wanted :]
+        self.inside = True
+        assert self.gate.wait(10)
+        self.inside = False
+        self.steps += 1
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("scripted")
+        after = torch.tensor(last, dtype=torch.long) % self.period + 1
+        return torch.nn.functional.one_hot(after, VOCABULARY).float()
 
-    def fork(self, pairs):
-        assert {source for source, _ in pairs} <= self.held
-        self.held |= {target for _, target in pairs}
-
-    def decode(self, slots, token_ids):
-        assert set(slots) <= self.held
-        return self._next(token_ids)
+    def copy(self, copies):
+        for copy in copies:
+            assert len(self.held[copy.source]) >= copy.length
+            self.held[copy.target] = self.held[copy.source][: copy.length]
 
     def release(self, slots):
-        self.held -= set(slots)
+        for slot in slots:
+            self.held.pop(slot, None)
 
     def reset(self):
         self.held.clear()
@@ -50,14 +70,6 @@ class ScriptedRunner:
     def beam_search(self, request, stopped):
         self.gate.wait(10)
         return [[5, 6, END], [5, 7]][: request.sequences]
-
-    def _next(self, last):
-        assert self.gate.wait(10)
-        self.steps += 1
-        if self.failures:
-            self.failures -= 1
-            raise RuntimeError("scripted")
-        return torch.nn.functional.one_hot(torch.tensor(last, dtype=torch.long) + 1, VOCABULARY).float()
 
 
 def decode(ids):
@@ -70,13 +82,25 @@ def runner():
 
 
 @pytest.fixture
-def engine(runner):
-    engine = BatchEngine(runner, decode, EngineConfig(max_running=3, max_waiting=4))
-    yield engine
+def start(runner):
+    """Makes engines; whatever a test does with one, its scheduler's invariants hold at the end."""
+    engines = []
+
+    def start(on_dead=lambda: None, **config):
+        engines.append(BatchEngine(runner, decode, EngineConfig(max_waiting=4, **config), on_dead))
+        return engines[-1]
+
+    yield start
     runner.gate.set()
-    engine.shutdown()
-    engine.scheduler.check()
-    assert not engine._mailboxes
+    for engine in engines:
+        engine.shutdown()
+        engine.scheduler.check()
+        assert not engine._mailboxes
+
+
+@pytest.fixture
+def engine(start):
+    return start(max_running=3)
 
 
 def request(name="a", first=10, tokens=3, **more):
@@ -112,7 +136,13 @@ async def test_all_sequences_of_a_request_answer(engine, runner):
     async for event in engine.submit(request(sequences=3)):
         texts[event.index] += event.text
     assert texts == [decode([11, 12, 13])] * 3
-    await until(lambda: not runner.held)  # an idle engine holds no memory
+    assert engine.stats().kept == 3
+
+
+async def test_without_reuse_an_idle_engine_holds_no_memory(start, runner):
+    engine = start(max_running=3, reuse_prefixes=False)
+    await collect(engine, request())
+    await until(lambda: not runner.held)
 
 
 async def test_a_consumer_that_goes_frees_its_slot(engine, runner):
@@ -121,8 +151,7 @@ async def test_a_consumer_that_goes_frees_its_slot(engine, runner):
     await events.aclose()
     stats = engine.stats()
     assert (stats.running, stats.waiting) == (0, 0)
-    await collect(engine, request("b", tokens=1))
-    assert len(runner.held) <= 1
+    assert (await collect(engine, request("b", tokens=1))).text == decode([11])
 
 
 async def test_the_queue_is_bounded(engine, runner):
@@ -151,9 +180,9 @@ async def test_a_failed_step_fails_its_rows_and_the_engine_lives_on(engine, runn
     assert engine.stats().state == "ready"
 
 
-async def test_two_failed_steps_kill_the_engine_and_it_says_so(runner):
+async def test_two_failed_steps_kill_the_engine_and_it_says_so(start, runner):
     died = threading.Event()
-    engine = BatchEngine(runner, decode, EngineConfig(max_running=1, max_waiting=4), on_dead=died.set)
+    engine = start(died.set, max_running=1)
     runner.failures = 2
     runner.gate.clear()
     tasks = [asyncio.create_task(collect(engine, request(str(i)))) for i in range(4)]
@@ -166,15 +195,14 @@ async def test_two_failed_steps_kill_the_engine_and_it_says_so(runner):
     assert engine.stats().state == "dead"
     with pytest.raises(Unavailable, match="dead"):
         await collect(engine, request("late"))
-    engine.shutdown()
 
 
-async def test_an_engine_whose_thread_breaks_leaves_nobody_waiting(runner):
+async def test_an_engine_whose_thread_breaks_leaves_nobody_waiting(start, runner):
     def broken():
         raise RuntimeError("no memory to reset")
 
     died = threading.Event()
-    engine = BatchEngine(runner, decode, EngineConfig(max_running=1, max_waiting=4), on_dead=died.set)
+    engine = start(died.set, max_running=1)
     runner.failures, runner.reset = 1, broken
     runner.gate.clear()
     tasks = [asyncio.create_task(collect(engine, request(str(i)))) for i in range(2)]
@@ -185,11 +213,10 @@ async def test_an_engine_whose_thread_breaks_leaves_nobody_waiting(runner):
         assert "no memory to reset" in error.message
     await until(died.is_set)
     assert engine.stats().state == "dead"
-    engine.shutdown()
 
 
-async def test_shutdown_drains_what_runs_and_refuses_what_comes(runner):
-    engine = BatchEngine(runner, decode, EngineConfig(max_running=2, max_waiting=4))
+async def test_shutdown_drains_what_runs_and_refuses_what_comes(start, runner):
+    engine = start(max_running=2)
     runner.gate.clear()
     running = asyncio.create_task(collect(engine, request(tokens=5)))
     await until(lambda: engine.stats().running == 1)
@@ -202,8 +229,8 @@ async def test_shutdown_drains_what_runs_and_refuses_what_comes(runner):
     await stopping
 
 
-async def test_shutdown_ends_what_does_not_finish_in_time(runner):
-    engine = BatchEngine(runner, decode, EngineConfig(max_running=1, max_waiting=4))
+async def test_shutdown_ends_what_does_not_finish_in_time(start, runner):
+    engine = start(max_running=1)
     tasks = [asyncio.create_task(collect(engine, request(str(i), tokens=10**9))) for i in range(2)]
     runner.gate.clear()
     await until(lambda: len(engine._mailboxes) == 2)
@@ -222,6 +249,58 @@ async def test_a_slow_consumer_gets_fewer_events_and_no_less_text(engine, runner
     assert len(rest) == 1
     assert first.text + rest[0].text == decode(range(11, 61))
     assert first.tokens + rest[0].tokens == 50
+
+
+def long_request(name, *more, tokens=4):
+    return Request(id=name, prompt_ids=(*range(20, 40), *more), max_new_tokens=tokens)
+
+
+async def test_a_prompt_that_begins_like_an_earlier_one_says_what_it_reused(engine, runner):
+    first = await collect(engine, long_request("a"))
+    assert (first.text, first.cached_tokens) == (decode(range(40, 44)), 0)
+    # The earlier answer's last token was never run, so that the fourth one is new.
+    second = await collect(engine, long_request("b", 40, 41, 42, 43, 60))
+    assert (second.text, second.cached_tokens) == (decode(range(61, 65)), 23)
+    stats = engine.stats()
+    assert (stats.prompt_tokens, stats.cached_tokens, stats.generated_tokens) == (45, 23, 8)
+    assert (stats.steps, stats.kept) == (8, 1)
+
+
+async def test_a_failed_step_forgets_what_was_kept(engine, runner):
+    await collect(engine, long_request("a"))
+    runner.failures = 1
+    with pytest.raises(InternalError):
+        await collect(engine, long_request("b"))
+    assert (await collect(engine, long_request("c"))).cached_tokens == 0
+
+
+async def test_an_answer_that_repeats_itself_takes_fewer_steps(engine, runner):
+    runner.period = 5
+    answer = await collect(engine, request(tokens=40))
+    assert answer.text == decode([i % 5 + 1 for i in range(40)])
+    assert runner.steps < 20
+    stats = engine.stats()
+    assert 20 < stats.accepted_tokens <= stats.drafted_tokens
+    assert stats.generated_tokens == 40
+
+
+async def test_speculation_can_be_switched_off(start, runner):
+    engine, runner.period = start(max_running=3, speculate=False), 5
+    await collect(engine, request(tokens=40))
+    assert (runner.steps, engine.stats().drafted_tokens) == (40, 0)
+
+
+async def test_a_consumer_that_goes_during_a_step_leaves_a_prefix_that_is_right(engine, runner):
+    """The step that runs on its slot is not undone: what is kept must be what was there before."""
+    events = engine.submit(long_request("a", tokens=10**6))
+    await anext(events)
+    runner.gate.clear()
+    await until(lambda: runner.inside)
+    await events.aclose()
+    runner.gate.set()
+    answer = await collect(engine, long_request("b", 40, 41, 50))
+    assert answer.text == decode(range(51, 55))
+    assert answer.cached_tokens >= 20
 
 
 async def test_beam_search_answers_with_whole_sequences(engine):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from run_gpt.engine.request import Request, SamplingParams
-from run_gpt.engine.sampler import Sampler
+from run_gpt.engine.sampler import Position, Sampler, _truncate
 from run_gpt.engine.scheduler import Row
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import InternalError
@@ -17,11 +17,23 @@ VOCABULARY = 40
 
 def row(token_ids=(), prompt=(3, 4), seed="0", **params):
     request = Request(id="r", prompt_ids=tuple(prompt), max_new_tokens=9, sampling=SamplingParams(**params))
-    return Row(request, 0, TextStream(str, ()), random.Random(seed), list(token_ids))
+    row = Row(request, 0, TextStream(str, ()), random.Random(seed))
+    row.history.extend(token_ids)
+    return row
 
 
 def choose(logits, *rows):
-    return Sampler([END])(logits.clone(), rows)
+    """What the sampler chooses, which leaves the logits as they were."""
+    before = logits.clone()
+    chosen = Sampler([END])(logits, [Position(row) for row in rows])
+    torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
+    return chosen
+
+
+def penalised(logits, *positions):
+    got = logits.clone()
+    Sampler([END])._penalise(got, positions)
+    return got
 
 
 @pytest.fixture
@@ -73,20 +85,46 @@ def test_penalties_are_those_of_transformers(logits):
     from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
     history = torch.tensor([[3, 4, 5, 6, 5]])
-    got = logits[0].clone()
-    Sampler([END])._penalise(got, row([5, 6, 5], repetition_penalty=1.7, no_repeat_ngram_size=2))
+    got = penalised(logits[:1], Position(row([5, 6, 5], repetition_penalty=1.7, no_repeat_ngram_size=2)))[0]
     want = RepetitionPenaltyLogitsProcessor(1.7)(history, logits[:1].clone())
     want = NoRepeatNGramLogitsProcessor(2)(history, want)[0]
     torch.testing.assert_close(got, want)
 
 
 def test_presence_and_frequency_count_the_answer_only(logits):
-    got = logits[0].clone()
-    Sampler([END])._penalise(got, row([5, 5, 6], presence_penalty=0.5, frequency_penalty=0.25))
-    taken = logits[0] - got
+    params = {"presence_penalty": 0.5, "frequency_penalty": 0.25}
+    taken = (logits[:1] - penalised(logits[:1], Position(row([5, 5, 6], **params))))[0]
     assert taken[5].item() == pytest.approx(1.0)
     assert taken[6].item() == pytest.approx(0.75)
     assert taken[3].item() == 0  # in the prompt
+
+
+def test_drafted_tokens_that_were_right_count_like_the_answer(logits):
+    params = {
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.25,
+        "no_repeat_ngram_size": 2,
+        "logit_bias": {5: 0.125},
+        "min_new_tokens": 3,
+    }
+    drafted = penalised(logits[:1], Position(row([5, 6], **params), (5,)))
+    torch.testing.assert_close(drafted, penalised(logits[:1], Position(row([5, 6, 5], **params))), rtol=0, atol=0)
+    assert not torch.equal(drafted, penalised(logits[:1], Position(row([5, 6], **params))))
+
+
+def test_penalties_stay_in_their_row(logits):
+    rows = [row([5], repetition_penalty=1.5), row([6], presence_penalty=1.0), row([7], logit_bias={8: 2.0})]
+    together = penalised(logits, *map(Position, rows))
+    for i, one in enumerate(rows):
+        torch.testing.assert_close(together[i : i + 1], penalised(logits[i : i + 1], Position(one)), rtol=0, atol=0)
+
+
+def test_greedy_and_penalised_rows_do_not_disturb_each_other(logits):
+    likeliest = logits.argmax(-1).tolist()
+    plain, banned, again = choose(logits, row(), row(logit_bias={likeliest[1]: -100.0}), row())
+    assert [plain.token_id, again.token_id] == [likeliest[0], likeliest[2]]
+    assert banned.token_id == logits[1].topk(2).indices[1].item()
 
 
 def test_bias_and_held_back_end(logits):
@@ -111,3 +149,22 @@ def test_a_row_with_nan_fails_alone(logits):
     assert isinstance(broken, InternalError)
     assert first.token_id == logits[0].argmax().item()
     assert third.token_id < VOCABULARY
+    for params in ({}, {"repetition_penalty": 1.1}):
+        assert isinstance(choose(logits, row(), row(**params), row())[1], InternalError)
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 300, "top_p": 0.95, "temperature": 1.7}]
+)
+@pytest.mark.parametrize("flatness", [0.02, 1.0, 8.0])
+def test_a_draw_of_a_large_vocabulary_is_that_of_its_cumulated_probabilities(params, flatness):
+    """Whether a few candidates are enough or all must be sorted: the first token that passes the number."""
+    logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(8)) * flatness
+    sampling = SamplingParams(do_sample=True, **params)
+    ordered, order = (logits / sampling.temperature).sort(-1, descending=True)
+    kept = torch.zeros_like(logits).scatter(-1, order, _truncate(ordered, [sampling]))
+    mass = kept.double().softmax(-1).cumsum(-1)[0]
+    for seed in range(40):
+        expected = int(torch.searchsorted(mass, random.Random(seed).random() * mass[-1], right=True))
+        [sampled] = choose(logits, row(seed=seed, do_sample=True, **params))
+        assert sampled.token_id == expected

@@ -40,6 +40,9 @@ def test_every_setting_comes_back_from_the_yaml_as_it_was() -> None:
         cache_dir=Path("/tmp/models"),
         max_running=3,
         max_context=512,
+        max_cache_tokens=4096,
+        reuse_prefixes=False,
+        speculate=False,
         drain_seconds=1.5,
     )
     flow = yaml.safe_load(render_flow(config))

@@ -9,7 +9,8 @@ from run_gpt.api import schema as s
 from run_gpt.errors import InternalError, QueueFull
 from run_gpt.gateway.messages import answer_of
 
-USAGE = s.Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+CACHED = s.PromptTokensDetails(cached_tokens=8)
+USAGE = s.Usage(prompt_tokens=9, completion_tokens=2, total_tokens=11, prompt_tokens_details=CACHED)
 TOP = [s.TopLogprob(token="é", logprob=-0.5)]
 LOGPROBS = s.Logprobs(content=[s.TokenLogprob(token="é", logprob=-1.0, top_logprobs=TOP)])
 ABOUT: Any = {"id": "i", "created": 2**31 - 1, "model": "m", "usage": USAGE}

@@ -1,0 +1,183 @@
+"""The compiled kernels as Python calls: what `kernels.cpp` declares, with tensors that are checked."""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMATS = {"fp32": 0, "bf16": 1, "bit8": 2, "bit4": 3}
+LANES = 16
+"""Outputs of a panel."""
+GROUP = 32
+"""Inputs that share a scale in bit8 and bit4."""
+
+
+class MatrixStruct(Structure):
+    """See Matrix in model.h."""
+
+    _fields_ = (
+        ("format", c_int32),
+        ("outputs", c_int32),
+        ("inputs", c_int32),
+        ("data", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class LayerStruct(Structure):
+    """See Layer in model.h."""
+
+    _fields_ = (
+        *((name, MatrixStruct) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, c_void_p) for name in ("norm", "mlp_norm", "q_norm", "k_norm")),
+    )
+
+
+_SIZES = (
+    *("layers", "hidden", "heads", "kv_heads", "head_size", "intermediate", "vocabulary"),
+    *("slots", "positions", "bf16_cache"),
+)
+
+
+class ModelStruct(Structure):
+    """See Model in model.h."""
+
+    _fields_ = (
+        *((name, c_int32) for name in _SIZES),
+        ("epsilon", c_float),
+        ("attention_scale", c_float),
+        ("layer", POINTER(LayerStruct)),
+        ("embedding", MatrixStruct),
+        ("head", MatrixStruct),
+        *((name, c_void_p) for name in ("norm", "cos", "sin", "keys", "values")),
+    )
+
+
+_SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
+    "context": (c_void_p, [c_int32]),
+    "free": (None, [c_void_p]),
+    "matrix_bytes": (c_int64, [c_int32] * 3),
+    "cache_bytes": (c_int64, [POINTER(ModelStruct)]),
+    "pack": (c_float, [c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32, c_int32]),
+    "linear": (None, [c_void_p, POINTER(MatrixStruct), c_void_p, c_int32, c_void_p]),
+    "unpack": (None, [POINTER(MatrixStruct), c_void_p, c_int32, c_void_p]),
+    "reserve": (c_void_p, [c_int64, c_int32]),
+    "unreserve": (None, [c_void_p, c_int64]),
+    "release": (None, [POINTER(ModelStruct), c_int32]),
+    "copy": (None, [POINTER(ModelStruct), c_int32, c_int32, c_int32]),
+    "forward": (
+        None,
+        [c_void_p, POINTER(ModelStruct), c_int32, c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_void_p],
+    ),
+}
+
+
+class Kernels:
+    """The functions of the compiled library, each under its name without `rungpt_`."""
+
+    def __init__(self, library: Path):
+        loaded = ctypes.CDLL(str(library))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(loaded, f"rungpt_{name}")
+            function.restype, function.argtypes = result, arguments
+            setattr(self, name, function)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the kernels have no function {name!r}")
+
+
+class Memory:
+    """Zeroed memory outside of Python's: see rungpt_reserve in kernels.cpp. Raises MemoryError if there is none."""
+
+    def __init__(self, kernels: Kernels, size: int, *, dense: bool):
+        self._kernels, self._size, self._taken = kernels, size, 0
+        self.address: int = kernels.reserve(size, dense)
+        if not self.address:
+            raise MemoryError(f"no address space for {size} bytes")
+
+    def take(self, size: int) -> int:
+        """The address of so many bytes of it, at a multiple of 64."""
+        start, self._taken = self._taken, (self._taken + size + 63) // 64 * 64
+        if self._taken > self._size:
+            raise MemoryError(f"{self._taken} bytes of {self._size}")
+        return self.address + start
+
+    def __del__(self) -> None:
+        if getattr(self, "address", None):
+            self._kernels.unreserve(self.address, self._size)
+
+
+class Matrix:
+    """A linear layer's weights in panels. `error`: the largest, as a part of what the weight's group can hold."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        precision: str,
+        parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+        *,
+        interleaved: bool = False,
+        memory: Memory | None = None,
+    ):
+        """Pack weights into `memory`, by default some of its own.
+
+        `parts`: pairs of a weight [outputs, inputs] and a bias or None, whose outputs are joined. All but the last have
+        whole panels. `interleaved`: their panels come in turn, not one part after the other; they are of one size.
+        """
+        self.kernels = kernels
+        self.precision = precision
+        self.outputs, self.inputs = sum(len(weight) for weight, _ in parts), parts[0][0].shape[1]
+        number = FORMATS[precision]
+        self.bytes: int = kernels.matrix_bytes(number, self.outputs, self.inputs)
+        self._memory = memory or Memory(kernels, self.bytes + LANES * 4, dense=True)
+        data = self._memory.take(self.bytes)
+        self._bias = None
+        if any(bias is not None for _, bias in parts):
+            self._bias = torch.zeros((self.outputs + LANES - 1) // LANES * LANES)
+        self.error = 0.0
+        panel, outputs = 0, 0
+        for i, (weight, bias) in enumerate(parts):
+            plain = weight.detach().float().contiguous()
+            first, step = (i, len(parts)) if interleaved else (panel, 1)
+            packed = kernels.pack(number, plain.data_ptr(), len(plain), self.inputs, data, first, step)
+            self.error = max(self.error, packed)
+            if bias is not None and self._bias is not None:
+                self._bias[outputs : outputs + len(plain)] = bias.detach().float()
+            panel, outputs = panel + len(plain) // LANES, outputs + len(plain)
+        self.struct = MatrixStruct(
+            number,
+            self.outputs,
+            self.inputs,
+            data,
+            None if self._bias is None else self._bias.data_ptr(),
+        )
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight: [..., inputs] in fp32."""
+        flat = indices.reshape(-1).to(torch.int64).contiguous()
+        if len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < self.outputs:
+            raise IndexError(f"row {flat.tolist()} of {self.outputs}")
+        out = torch.empty(len(flat), self.inputs)
+        self.kernels.unpack(self.struct, flat.data_ptr(), len(flat), out.data_ptr())
+        return out.view(*indices.shape, self.inputs)
+
+
+class Context:
+    """Threads and scratch memory; used by one thread at a time."""
+
+    def __init__(self, kernels: Kernels, threads: int):
+        self.kernels = kernels
+        self.handle = kernels.context(threads)
+
+    def __del__(self) -> None:
+        self.kernels.free(self.handle)
+
+    def linear(self, matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
+        """[..., inputs] -> [..., outputs], in the type of `x`."""
+        rows = x.detach().reshape(-1, matrix.inputs).float().contiguous()
+        out = torch.empty(len(rows), matrix.outputs)
+        self.kernels.linear(self.handle, matrix.struct, rows.data_ptr(), len(rows), out.data_ptr())
+        return out.view(*x.shape[:-1], matrix.outputs).to(x.dtype)

@@ -1,0 +1,97 @@
+"""Compiles the kernels for this machine, once, and keeps what came of it in the cache."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from run_gpt.errors import SetupError
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+"""It includes the headers beside it."""
+NEEDS = {"avx2", "fma", "f16c"}
+"""What a CPU must have; AVX-512 with VNNI and bf16 is used where it is there."""
+_OPTIONS = (
+    *("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+)
+_SECONDS = 300
+
+
+def unsupported() -> str | None:
+    """Why this machine cannot build or run the kernels; None if it can."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return f"they are written for Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
+    if missing := NEEDS - set(_cpu_flags()):
+        return f"this CPU has no {', '.join(sorted(missing))}"
+    if _compiler() is None:
+        return "there is no C++ compiler: install g++ (Debian: apt install g++), or name one in $CXX"
+    return None
+
+
+def library(folder: Path, target: str = "native") -> Path:
+    """Where in `folder` the compiled library lies, or will. `target`: see `built`. Raises SetupError if none can."""
+    if reason := unsupported():
+        raise SetupError(f"the native kernels cannot run here: {reason}")
+    return folder / f"kernels-{_identity(_options(target))}.so"
+
+
+@cache
+def built(folder: Path, target: str = "native") -> Path:
+    """The compiled library in `folder`, which is made if need be; takes about 10 s the first time.
+
+    `target`: for which CPUs, by the compiler's name for them; default: this one. Raises SetupError with the reason, and
+    with what the compiler said.
+    """
+    wanted = library(folder, target)
+    if wanted.is_file():
+        return wanted
+    compiler = str(_compiler())  # there is one: `library` has looked
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch, wanted.name)
+        command = [compiler, *_options(target), str(SOURCE), "-o", str(made)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise SetupError(f"the native kernels cannot be compiled: {error}") from error
+        if done.returncode:
+            said = "\n".join(line for line in done.stderr.splitlines() if "error" in line) or done.stderr[-500:]
+            raise SetupError(f"the native kernels cannot be compiled with {compiler}: {said}")
+        ctypes.CDLL(str(made))  # what does not load must not stay
+        made.replace(wanted)
+    return wanted
+
+
+@cache
+def _compiler() -> str | None:
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (found := shutil.which(name)):
+            return found
+    return None
+
+
+@cache
+def _cpu_flags() -> tuple[str, ...]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return tuple(sorted(line.split(":", 1)[1].split()))
+    return ()
+
+
+def _options(target: str) -> list[str]:
+    return [*_OPTIONS, f"-march={target}"]
+
+
+def _identity(options: Sequence[str]) -> str:
+    """Changes with the source, the options, the compiler and the CPU: a cache may be shared between machines."""
+    version = subprocess.run([str(_compiler()), "--version"], capture_output=True, text=True, check=False).stdout
+    sources = [file.read_text() for file in sorted((*SOURCE.parent.glob("*.h"), SOURCE))]
+    parts = (*sources, *options, version, *_cpu_flags())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,201 @@
+// The forward pass of Llama and its like on an x86-64 CPU: one call runs any mix of prompts and continued rows.
+//
+// Weights lie in panels of 16 outputs, so that a vector register holds one number for each of them and a product needs
+// no horizontal sums. 4- and 8-bit weights have a scale (and a minimum) for each 32 inputs, as GGUF's Q4_1 and Q8_0;
+// their inputs are quantised to 8 bits with a scale for each 32 of a row, as llama.cpp does it, so that rows do not
+// disturb each other. All else is fp32: sums, norms, rotations, softmax. Threads run the pass together, with a barrier
+// between its parts.
+
+#include <sys/mman.h>
+
+#include <new>
+
+#include "attention.h"
+#include "linear.h"
+
+using namespace rungpt;
+
+namespace {
+
+// x * weight / sqrt(mean(x^2) + epsilon)
+void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
+  f16v squares = {};
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) squares += load(x + i) * load(x + i);
+  float sum = total(squares);
+  for (; i < n; i++) sum += x[i] * x[i];
+  const float factor = 1.0f / std::sqrt(sum / n + epsilon);
+  for (i = 0; i < n; i++) out[i] = x[i] * factor * weight[i];
+}
+
+void rotate(float* x, const float* cos, const float* sin, int size) {
+  for (int i = 0; i < size / 2; i++) {
+    const float a = x[i], b = x[i + size / 2];
+    x[i] = a * cos[i] - b * sin[i];
+    x[i + size / 2] = b * cos[i] + a * sin[i];
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+struct Context {
+  explicit Context(int threads) : team(threads) {}
+  Team team;
+  Inputs inputs;
+  std::vector<float> x, wide, attended, active;
+  std::vector<Segment> segments;
+};
+
+Context* rungpt_context(int threads) { return new (std::nothrow) Context(threads); }
+
+void rungpt_free(Context* context) { delete context; }
+
+int64_t rungpt_matrix_bytes(int format, int outputs, int inputs) {
+  return (int64_t)panel_bytes(format, inputs) * panels(outputs);
+}
+
+float rungpt_pack(int format, const float* weights, int outputs, int inputs, uint8_t* data, int panel, int step) {
+  return pack(format, weights, outputs, inputs, data, panel, step);
+}
+
+// Of keys and of values, each.
+int64_t rungpt_cache_bytes(const Model* m) {
+  return (int64_t)m->slots * m->layers * m->kv_heads * m->positions * padded_size(*m) * element_bytes(*m);
+}
+
+// One linear layer for itself: x [rows, inputs] -> out [rows, outputs].
+void rungpt_linear(Context* c, const Matrix* matrix, const float* x, int rows, float* out) {
+  c->inputs.resize(rows, matrix->inputs);
+  c->team.run([&] {
+    c->team.loop(rows, 1,
+                 [&](int r) { c->inputs.put(matrix->format, r, x + (size_t)r * matrix->inputs, matrix->inputs); });
+    product<false>(c->team, *matrix, c->inputs, rows, out, matrix->outputs);
+  });
+}
+
+// Rows of a matrix as fp32: [rows, inputs].
+void rungpt_unpack(const Matrix* matrix, const int64_t* rows, int count, float* out) {
+  for (int i = 0; i < count; i++) unpack_row(*matrix, (int)rows[i], out + (size_t)i * matrix->inputs);
+}
+
+// Address space of so many bytes: zeros, which take memory where they are written. Null if there is none. `dense`: all
+// of it will be written and read in order, so that huge pages pay; a cache is sparse, a short row would take one for
+// each head.
+void* rungpt_reserve(int64_t bytes, int dense) {
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) return nullptr;
+  madvise(p, bytes, dense ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+  return p;
+}
+
+void rungpt_unreserve(void* p, int64_t bytes) { munmap(p, bytes); }
+
+// Gives the memory of one slot back.
+void rungpt_release(const Model* model, int slot) {
+  const size_t page = 4096, bytes = rungpt_cache_bytes(model) / model->slots;
+  for (uint8_t* cache : {model->keys, model->values}) {
+    const uintptr_t start = ((uintptr_t)cache + bytes * slot + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)cache + bytes * (slot + 1)) / page * page;
+    if (start < end) madvise((void*)start, end - start, MADV_DONTNEED);
+  }
+}
+
+// The first `length` positions of one slot into another.
+void rungpt_copy(const Model* model, int source, int target, int length) {
+  const Model& m = *model;
+  const size_t blocks = (length + LANES - 1) / LANES, element = element_bytes(m);
+  for (int layer = 0; layer < m.layers; layer++)
+    for (int head = 0; head < m.kv_heads; head++) {
+      std::memcpy(keys_of(m, layer, target, head), keys_of(m, layer, source, head),
+                  blocks * LANES * m.head_size * element);
+      std::memcpy(values_of(m, layer, target, head), values_of(m, layer, source, head),
+                  blocks * LANES * padded_size(m) * element);
+    }
+}
+
+// Runs `count` tokens, each at its position of its slot; tokens of one slot follow each other. Their keys and values
+// are written to the cache. logits: [wanted, vocabulary], for the tokens of these numbers.
+void rungpt_forward(Context* c, const Model* model, int count, const int64_t* tokens, const int32_t* slots,
+                    const int32_t* positions, int wanted, const int32_t* which, float* logits) {
+  const Model& m = *model;
+  const int size = m.head_size, q_width = m.heads * size, kv_width = m.kv_heads * size, wide = q_width + 2 * kv_width;
+  const int shared = m.heads / m.kv_heads, together = std::max(1, QUERIES / shared);
+  c->inputs.resize(std::max(count, wanted), std::max({m.hidden, q_width, m.intermediate}));
+  c->x.resize((size_t)count * m.hidden);
+  c->wide.resize((size_t)count * wide);
+  c->attended.resize((size_t)count * q_width);
+  c->active.resize((size_t)count * m.intermediate);
+  c->segments.clear();
+  for (int i = 0; i < count; i++) {
+    const bool follows = i > 0 && slots[i] == slots[i - 1] && positions[i] == positions[i - 1] + 1;
+    if (follows && c->segments.back().count < together)
+      c->segments.back().count++;
+    else
+      c->segments.push_back({i, 1});
+  }
+  float *x = c->x.data(), *qkv = c->wide.data(), *attended = c->attended.data(), *active = c->active.data();
+  const int grain = std::max(1, count / (4 * c->team.size()));
+
+  c->team.run([&] {
+    Team& team = c->team;
+    Inputs& inputs = c->inputs;
+    std::vector<float> normed(std::max(m.hidden, size));
+
+    auto norm_in = [&](const Matrix& next, const float* weight, int rows, auto row_of) {
+      team.loop(rows, std::max(1, rows / (4 * team.size())), [&](int i) {
+        rms_norm(x + (size_t)row_of(i) * m.hidden, weight, m.hidden, m.epsilon, normed.data());
+        inputs.put(next.format, i, normed.data(), m.hidden);
+      });
+    };
+    auto same = [](int i) { return i; };
+
+    team.loop(count, grain, [&](int i) { unpack_row(m.embedding, (int)tokens[i], x + (size_t)i * m.hidden); });
+    for (int l = 0; l < m.layers; l++) {
+      const Layer& layer = m.layer[l];
+      norm_in(layer.qkv, layer.norm, count, same);
+      product<false>(team, layer.qkv, inputs, count, qkv, wide);
+      team.loop(count, grain, [&](int i) {
+        float* row = qkv + (size_t)i * wide;
+        const float *cos = m.cos + (size_t)positions[i] * (size / 2), *sin = m.sin + (size_t)positions[i] * (size / 2);
+        for (int h = 0; h < m.heads + m.kv_heads; h++) {
+          float* head = row + (size_t)h * size;
+          const float* weight = h < m.heads ? layer.q_norm : layer.k_norm;
+          if (weight) {
+            rms_norm(head, weight, size, m.epsilon, normed.data());
+            std::memcpy(head, normed.data(), size * 4);
+          }
+          rotate(head, cos, sin, size);
+        }
+        const bool last = i + 1 == count || slots[i + 1] != slots[i];
+        for (int h = 0; h < m.kv_heads; h++)
+          write_cache(m, l, slots[i], h, positions[i], row + q_width + h * size, row + q_width + kv_width + h * size,
+                      last);
+      });
+      const int segments = (int)c->segments.size();
+      team.loop(segments * m.kv_heads, 1, [&](int item) {
+        // The latest first: they see the most, and the last to be taken should be short.
+        const Segment& s = c->segments[segments - 1 - item / m.kv_heads];
+        const int h = item % m.kv_heads, slot = slots[s.first], at = positions[s.first];
+        const float* q = qkv + (size_t)s.first * wide + h * shared * size;
+        float* out = attended + (size_t)s.first * q_width + h * shared * size;
+        if (m.bf16_cache)
+          attend<true>(m, l, slot, h, at, s.count, q, wide, out, q_width);
+        else
+          attend<false>(m, l, slot, h, at, s.count, q, wide, out, q_width);
+      });
+      team.loop(count, grain,
+                [&](int i) { inputs.put(layer.output.format, i, attended + (size_t)i * q_width, q_width); });
+      product<true>(team, layer.output, inputs, count, x, m.hidden);
+      norm_in(layer.gate_up, layer.mlp_norm, count, same);
+      gated_product(team, layer.gate_up, inputs, count, active, m.intermediate);
+      team.loop(count, grain,
+                [&](int i) { inputs.put(layer.down.format, i, active + (size_t)i * m.intermediate, m.intermediate); });
+      product<true>(team, layer.down, inputs, count, x, m.hidden);
+    }
+    norm_in(m.head, m.norm, wanted, [&](int i) { return which[i]; });
+    product<false>(team, m.head, inputs, wanted, logits, m.vocabulary);
+  });
+}
+}

@@ -1,0 +1,29 @@
+// What Python describes: see binding.py, which has the same structures.
+#pragma once
+
+#include <cstdint>
+
+enum Format { F32 = 0, BF16 = 1, Q8 = 2, Q4 = 3 };
+
+extern "C" {
+
+struct Matrix {
+  int32_t format, outputs, inputs;
+  const uint8_t* data;
+  const float* bias;  // [outputs, filled up to 16], or null
+};
+
+struct Layer {
+  Matrix qkv, output, gate_up, down;               // gate_up: panels of gate and of up in turn
+  const float *norm, *mlp_norm, *q_norm, *k_norm;  // the last two: [head size], or null
+};
+
+struct Model {
+  int32_t layers, hidden, heads, kv_heads, head_size, intermediate, vocabulary, slots, positions, bf16_cache;
+  float epsilon, attention_scale;
+  const Layer* layer;
+  Matrix embedding, head;
+  const float *norm, *cos, *sin;  // cos, sin: [positions, head size / 2]
+  uint8_t *keys, *values;         // zeroed; see cache_bytes
+};
+}

@@ -1,0 +1,168 @@
+"""The native runner: one call of a compiled forward pass for each step, whatever mix of prompts and answers it runs."""
+
+import threading
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from run_gpt.config import EngineConfig
+from run_gpt.engine import llama
+from run_gpt.engine.beams import beam_search, end_ids_of
+from run_gpt.engine.native.binding import GROUP, LANES, Context, Kernels, Memory, ModelStruct
+from run_gpt.engine.native.weights import PackedWeights
+from run_gpt.engine.request import Request
+from run_gpt.engine.scheduler import Run
+from run_gpt.engine.slots import Copy
+from run_gpt.errors import ModelLoadError
+
+MAX_SIZE = 512
+"""Of an attention head."""
+BLOCK = 64
+"""Positions that attention takes together: a slot holds whole blocks."""
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+"""Of the weights that are not packed into fewer bits."""
+
+
+def fits(model: Any) -> bool:
+    """Whether this runner gives what the model itself would: see `llama.fits`; on a CPU, in sizes that it can pack."""
+    plain = model.dtype in (torch.float32, torch.bfloat16)
+    return plain and model.device.type == "cpu" and llama.fits(model) and fits_config(model.config)
+
+
+def fits_config(config: Any) -> bool:
+    """What of `fits` a model's configuration tells, before it is loaded."""
+    if not llama.fits_config(config):
+        return False
+    size = _head_size(config)
+    sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads * size)
+    return (
+        all(width % GROUP == 0 for width in sizes)
+        and config.num_key_value_heads * size % LANES == 0
+        and size % 2 == 0
+        and size <= MAX_SIZE
+        and not getattr(config, "mlp_bias", False)
+    )
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+class NativeRunner:
+    """A ModelRunner over compiled kernels.
+
+    A row's logits do not depend on what runs beside it, to the last bit: the order of its sums does not.
+    """
+
+    reuses_prefixes = True
+    cheap_tokens = 8
+    """A step of one token waits for the weights to come from memory; with 8 it takes about 1.5 times as long."""
+
+    def __init__(self, model: Any, kernels: Kernels, config: EngineConfig, *, pack: str | None = None):
+        """Pack the model's weights, in its own precision or in `pack` (bit8, bit4).
+
+        The model itself stays as it is until `take_over`, so that another runner may use it meanwhile. The cache is
+        fp32 for fp32 weights, else bf16. Raises ModelLoadError if there is no address space for it.
+        """
+        self._model, self._kernels = model, kernels
+        self._context = Context(kernels, torch.get_num_threads())
+        self.end_ids = end_ids_of(model)
+        precision = pack or PRECISIONS[model.dtype]
+        self._weights = PackedWeights(model, kernels, precision)
+        shape, size = model.config, _head_size(model.config)
+        context = min(shape.max_position_embeddings, config.max_context or shape.max_position_embeddings)
+        positions = (context + BLOCK - 1) // BLOCK * BLOCK
+        cos, sin = (
+            self._weights.floats(table[0, :, : size // 2])
+            for table in model.model.rotary_emb(torch.empty(0, dtype=torch.float32), torch.arange(positions)[None])
+        )
+        self._struct = ModelStruct(
+            layers=shape.num_hidden_layers,
+            hidden=shape.hidden_size,
+            heads=shape.num_attention_heads,
+            kv_heads=shape.num_key_value_heads,
+            head_size=size,
+            intermediate=shape.intermediate_size,
+            vocabulary=self._weights.head.outputs,
+            slots=config.max_running,
+            positions=positions,
+            bf16_cache=precision != "fp32",
+            epsilon=shape.rms_norm_eps,
+            attention_scale=size**-0.5,
+            layer=self._weights.layers,
+            embedding=self._weights.embedding.struct,
+            head=self._weights.head.struct,
+            norm=self._weights.norm,
+            cos=cos,
+            sin=sin,
+        )
+        try:
+            self._cache = [Memory(kernels, kernels.cache_bytes(self._struct), dense=False) for _ in range(2)]
+        except MemoryError as error:
+            raise ModelLoadError(
+                f"no address space for {config.max_running} slots of {positions} tokens: lower --max-running or "
+                "--max-context"
+            ) from error
+        self._struct.keys, self._struct.values = (memory.address for memory in self._cache)
+
+    def take_over(self) -> None:
+        """Free the model's own weights: beam search uses the packed ones from now on."""
+        self._weights.take_over()
+
+    @property
+    def error(self) -> float:
+        """The largest error of a packed weight: see Matrix."""
+        return self._weights.error
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """See ModelRunner."""
+        return int(2 * self._kernels.cache_bytes(self._struct) // (self._struct.slots * self._struct.positions))
+
+    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner."""
+        tokens = [token for run in runs for token in run.token_ids]
+        if not tokens or not 0 <= min(tokens) <= max(tokens) < self._struct.vocabulary:
+            raise IndexError(f"token ids {min(tokens, default=None)} to {max(tokens, default=None)}")
+        if (last := max(run.start + len(run.token_ids) for run in runs)) > self._struct.positions:
+            raise IndexError(f"{last} tokens, of {self._struct.positions}")
+        ends = accumulate(len(run.token_ids) for run in runs)
+        which = [i for run, end in zip(runs, ends, strict=True) for i in range(end - run.wanted, end)]
+        inputs = [
+            torch.tensor(tokens, dtype=torch.int64),
+            torch.tensor([run.slot for run in runs for _ in run.token_ids], dtype=torch.int32),
+            torch.tensor([run.start + i for run in runs for i in range(len(run.token_ids))], dtype=torch.int32),
+        ]
+        wanted = torch.tensor(which, dtype=torch.int32)
+        logits = torch.empty(len(which), self._struct.vocabulary)
+        addresses = [tensor.data_ptr() for tensor in inputs]
+        self._kernels.forward(
+            self._context.handle,
+            self._struct,
+            len(tokens),
+            *addresses,
+            len(which),
+            wanted.data_ptr(),
+            logits.data_ptr(),
+        )
+        return logits
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """See ModelRunner."""
+        for copy in copies:
+            self._kernels.copy(self._struct, copy.source, copy.target, copy.length)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """See ModelRunner."""
+        for slot in slots:
+            self._kernels.release(self._struct, slot)
+
+    def reset(self) -> None:
+        """See ModelRunner."""
+        self.release(range(self._struct.slots))
+
+    def beam_search(self, request: Request, stopped: threading.Event) -> list[list[int]]:
+        """See ModelRunner."""
+        return beam_search(self._model, request, stopped)

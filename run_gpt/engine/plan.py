@@ -1,0 +1,109 @@
+"""What scheduler, runner and sampler speak of: rows, the tokens of them that a step runs, and what became of them."""
+
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from run_gpt.engine.draft import PromptLookup
+from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
+from run_gpt.engine.slots import Copy, Slot, token_array
+from run_gpt.engine.text import TextStream
+from run_gpt.errors import RequestError
+
+
+@dataclass(eq=False)
+class Row:
+    """One sequence of a request, from the queue to its end."""
+
+    request: Request
+    index: int
+    text: TextStream
+    random: random.Random
+    first: "Row | None" = None
+    """The first sequence of its request, whose prompt it shares; None for the first itself."""
+    history: "array[int]" = field(init=False)
+    """Prompt and answer so far."""
+    drafts: PromptLookup = field(default_factory=PromptLookup)
+    place: Slot | None = None
+    """Its slot; None while it waits. An ended row keeps it, for a step may still be running there."""
+    cached: int = 0
+    """Tokens of its prompt that it did not run, for a slot held them."""
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.history = token_array(self.request.prompt_ids)
+
+    @property
+    def answered(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.history) - len(self.request.prompt_ids)
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether all of its tokens but the last have been run."""
+        return self.place is not None and self.place.length >= len(self.history) - 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens of one row that one step runs: a part of its prompt, or its last token and what was drafted after it."""
+
+    row: Row
+    start: int
+    """Position of the first of them."""
+    token_ids: tuple[int, ...]
+    wanted: int
+    """Of how many of the last tokens the logits are wanted: 0 for a part that is not the prompt's last."""
+
+    @property
+    def slot(self) -> int:
+        """The number of the row's slot."""
+        assert self.row.place is not None  # only rows with a slot run
+        return self.row.place.number
+
+    @property
+    def end(self) -> int:
+        """The position after the last of them."""
+        return self.start + len(self.token_ids)
+
+    @property
+    def drafted(self) -> tuple[int, ...]:
+        """What was drafted after the row's last token; the logits of each token but the last one judge the next."""
+        return self.token_ids[len(self.token_ids) - self.wanted + 1 :] if self.wanted else ()
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step: slots to free, then copies between slots, then tokens to run."""
+
+    released: tuple[int, ...]
+    copies: tuple[Copy, ...]
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the sampler chose for a row."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+
+
+@dataclass
+class Counters:
+    """What was done since the start."""
+
+    prompt_tokens: int = 0
+    """Of the prompts of all sequences that got a slot, those that were reused included."""
+    cached_tokens: int = 0
+    """Of these, reused and not run."""
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of these, found right."""
+    steps: int = 0
+
+
+Outcome = TokenEvent | RequestError
+Result = Sequence[Sampled] | RequestError

@@ -1,0 +1,58 @@
+"""From a step's logits to each row's tokens: drafts are judged by the same sampling that would have run without them.
+
+The first token of a row is chosen as always. While it is the one that was drafted, the logits after the draft are those
+of the text so far, and the next token is chosen from them. So a greedy answer does not change, and a sampled one
+is drawn from the same distribution, with the same number of draws for each of its tokens.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+
+from run_gpt.engine.sampler import Position, Sampler
+from run_gpt.engine.scheduler import Result, Run, Sampled
+from run_gpt.errors import InternalError, RequestError
+
+
+def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -> list[Result]:
+    """For each run with `wanted` > 0 its tokens, one more than drafts were right, or the error that ends its row.
+
+    `logits`: [sum of the runs' `wanted`, vocabulary]. One pass for each place in the drafts, over all rows together.
+    """
+    runs = [run for run in runs if run.wanted]
+    offsets = [end - run.wanted for end, run in zip(accumulate(run.wanted for run in runs), runs, strict=True)]
+    results: list[list[Sampled]] = [[] for _ in runs]
+    errors: dict[int, RequestError] = {}
+    going, place = list(range(len(runs))), 0
+    while going:
+        chosen = _sample(
+            sampler,
+            _rows(logits, [offsets[i] + place for i in going]),
+            [Position(runs[i].row, runs[i].drafted[:place]) for i in going],
+        )
+        right = []
+        for i, token in zip(going, chosen, strict=True):
+            if isinstance(token, RequestError):
+                errors[i] = token
+                continue
+            results[i].append(token)
+            if runs[i].drafted[place : place + 1] == (token.token_id,):
+                right.append(i)
+        going, place = right, place + 1
+    return [errors.get(i, result) for i, result in enumerate(results)]
+
+
+def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """These rows, without a copy when they are all."""
+    return logits if len(rows) == len(logits) else logits[rows]
+
+
+def _sample(sampler: Sampler, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:
+    """A token for each position; a row whose parameters break the sampler fails alone."""
+    try:
+        return sampler(logits, positions)
+    except Exception as error:
+        if len(positions) == 1:
+            return [InternalError(f"sampling failed: {error}")]
+        return [_sample(sampler, logits[i : i + 1], [at])[0] for i, at in enumerate(positions)]

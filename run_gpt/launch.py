@@ -1,0 +1,91 @@
+"""Starts an engine for a loaded model: with the fastest runner at once, or as soon as its kernels are compiled."""
+
+import logging
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from run_gpt.config import EngineConfig
+from run_gpt.engine import native
+from run_gpt.engine.choice import choose_runner
+from run_gpt.engine.engine import BatchEngine
+from run_gpt.engine.memory import fitting_tokens
+from run_gpt.engine.native.build import unsupported
+from run_gpt.engine.native.runner import NativeRunner, fits
+from run_gpt.engine.text import Decode
+from run_gpt.errors import SetupError
+from run_gpt.models import LoadedModel
+
+if TYPE_CHECKING:
+    from run_gpt.engine.native.binding import Kernels
+
+_log = logging.getLogger("run_gpt")
+
+
+def start_kernels(config: EngineConfig, device: str | None, folder: Path) -> "Future[Kernels] | None":
+    """Begin to compile the native kernels, unless another runner or a GPU is wanted, or this machine cannot.
+
+    Raises SetupError if the native runner is wanted and this machine cannot.
+    """
+    on_gpu = device != "cpu" if device else torch.cuda.is_available()
+    if config.runner not in ("auto", "native") or on_gpu:
+        return None
+    if reason := unsupported():
+        if config.runner == "native":
+            raise SetupError(f"--runner native: {reason}")
+        _log.warning("answers will come slower than they could, without the native kernels: %s", reason)
+        return None
+    return native.building(folder)
+
+
+def start_engine(
+    loaded: LoadedModel,
+    decode: Decode,
+    config: EngineConfig,
+    kernels: "Future[Kernels] | None",
+    *,
+    wait: bool = False,
+    **options: Any,
+) -> BatchEngine:
+    """An engine for `loaded`; `options` go to its constructor.
+
+    While kernels are being compiled the generic runner serves, which leaves the model as it is, and then the native one
+    goes on from there. `wait`: not before. Raises SetupError if `config.runner` cannot run the model, or if kernels
+    that are waited for cannot be compiled.
+    """
+    native_soon = kernels is not None and fits(loaded.model)
+    meanwhile = native_soon and not wait and config.runner == "auto" and not kernels.done()  # type: ignore[union-attr]
+    if meanwhile:
+        runner = choose_runner(loaded.model, replace(config, runner="generic"))
+    else:
+        built = _result(kernels, must=wait or config.runner == "native") if native_soon else None  # type: ignore[arg-type]
+        runner = choose_runner(loaded.model, config, kernels=built, pack=loaded.pack)
+    if config.max_cache_tokens is None:
+        context = min(loaded.context_length, config.max_context or loaded.context_length)
+        config = replace(config, max_cache_tokens=fitting_tokens(runner.cache_bytes_per_token, loaded.device, context))
+    engine = BatchEngine(runner, decode, config, **options)
+    if meanwhile:
+        kernels.add_done_callback(lambda done: _go_on(done, engine, loaded, config))  # type: ignore[union-attr]
+    return engine
+
+
+def _go_on(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel, config: EngineConfig) -> None:
+    """In the thread that compiled: pack the weights beside the runner that serves, then replace it."""
+    if (built := _result(kernels, must=False)) is None:
+        return
+    runner = NativeRunner(loaded.model, built, config, pack=loaded.pack)
+    if engine.replace_runner(runner):
+        runner.take_over()
+
+
+def _result(kernels: "Future[Kernels]", *, must: bool) -> "Kernels | None":
+    try:
+        return kernels.result()
+    except SetupError as error:
+        if must:
+            raise
+        _log.warning("answers will come slower than they could: %s", error)
+        return None

@@ -1,0 +1,100 @@
+"""A contender of scripts/engine_benchmark.py in a process of its own.
+
+So its memory is its own, and the benchmark can take the contenders in turn: a busy minute of the machine falls on all.
+"""
+
+import multiprocessing
+import resource
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+import psutil
+from benchmark_contenders import Contender
+
+LIMIT_SECONDS = 900.0
+"""Longest that one measurement may take."""
+SHORT_SECONDS = 1.0
+"""A shorter call says little of what others do: the system counts processor time in hundredths."""
+DISTURBING = 0.1
+"""Cores. OpenMP's threads wait for the slowest one of them, so that a busy neighbour can slow torch tenfold."""
+
+
+class Process:
+    """A contender in a process of its own, which does nothing unless it is asked."""
+
+    def __init__(self, contender: Contender):
+        self.contender = contender
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, contender), daemon=True)
+        self._process.start()
+        other.close()
+        self.name = str(self._reply())
+        self.disturbed = 0.0
+        """Cores that other programs used while this one was measured, at worst."""
+
+    def call(self, method: str, **arguments: Any) -> dict[str, float]:
+        """What the contender's method returns. Raises SystemExit if it fails or takes more than LIMIT_SECONDS."""
+        start, busy, own = time.perf_counter(), busy_seconds(), self._seconds()
+        self._connection.send((method, arguments))
+        reply = cast("dict[str, float]", self._reply())
+        wall = time.perf_counter() - start
+        others = (busy_seconds() - busy - (self._seconds() - own)) / wall
+        if wall > SHORT_SECONDS:
+            self.disturbed = max(self.disturbed, others)
+            if others > DISTURBING:
+                print(f"  while {self.name} ran, other programs used {others:.1f} cores", file=sys.stderr, flush=True)
+        return reply
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        self._process.join()
+
+    def _seconds(self) -> float:
+        """Processor time that the contender has used."""
+        return float(sum(psutil.Process(self._process.pid).cpu_times()[:2]))
+
+    def _reply(self) -> Any:
+        try:
+            if not self._connection.poll(LIMIT_SECONDS):
+                raise SystemExit(f"{self.contender}: no answer in {LIMIT_SECONDS:.0f} s")
+            reply, error = self._connection.recv()
+        except EOFError:
+            raise SystemExit(f"{self.contender}: its process has died") from None
+        if error is not None:
+            raise SystemExit(f"{self.contender}: {error}")
+        return reply
+
+
+def _serve(connection: Connection, contender: Contender) -> None:
+    """The life of a contender's process: says its name, then answers calls."""
+    try:
+        loaded: Any = contender.load()
+        connection.send((loaded.name, None))
+        while True:
+            method, arguments = connection.recv()
+            if method == "memory":
+                connection.send(({"model": loaded.memory / 1e6, "peak": peak_bytes() / 1e6}, None))
+            else:
+                connection.send((getattr(loaded, method)(**arguments), None))
+    except EOFError:
+        return  # the benchmark has gone
+    except Exception as error:
+        connection.send((None, f"{type(error).__name__}: {error}"))
+
+
+def peak_bytes() -> int:
+    """Most memory that this process ever had in use."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def busy_seconds() -> float:
+    """Processor time that all programs of this machine have used, and what other machines took from a virtual one."""
+    times = psutil.cpu_times()._asdict()
+    return float(
+        sum(seconds for name, seconds in times.items() if name not in ("idle", "iowait", "guest", "guest_nice"))
+    )

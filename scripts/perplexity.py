@@ -1,0 +1,215 @@
+"""Measures the perplexity of a text: by the runners that serve, and by transformers' own forward pass.
+
+Perplexity is exp of the mean negative log-likelihood of a token (natural logarithm, in fp32). The text is cut into
+windows of 1,024 tokens that do not overlap; a window's first token is context only, so 1,023 of each count, and what
+is left at the end does not. A text of fewer than 50,000 tokens is refused: the differences that matter are small.
+
+A runner is fed as the engine feeds it: in steps of --step tokens of --rows windows at a time. Runners take other
+kernels for few tokens than for many, so measure both:
+
+    python scripts/perplexity.py --text FILE --precision bf16 bit8                    prompts: 512 tokens a step
+    python scripts/perplexity.py --text FILE --precision bf16 bit8 --step 1           one stream: a token a step
+    python scripts/perplexity.py --text FILE --precision bf16 bit8 --step 1 --rows 16 16 streams
+
+Every text that the runs to be compared share will do. The figures in docs/engine.md are of "The Rust Programming
+Language" (Klabnik, Nichols, Krycho and others; MIT or Apache-2.0), which comes with `rustup component add rust-docs`
+as share/doc/rust/html/book/print.html. Of an HTML file the paragraphs are taken, without code blocks.
+
+The table goes to stdout, progress to stderr.
+"""
+
+import argparse
+import gc
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+
+from run_gpt.config import DEFAULT_MODEL, PRECISIONS, EngineConfig, ModelConfig, Runner
+from run_gpt.engine.request import Request
+from run_gpt.engine.scheduler import Row, Run
+from run_gpt.engine.slots import Slot
+from run_gpt.engine.text import TextStream
+from run_gpt.model import load_model
+from run_gpt.models import load
+
+WINDOW = 1024
+LEAST_TOKENS = 50_000
+BASELINES = ("bf16", "fp32")
+"""Precisions of transformers' own forward pass; the first one is what the others are compared with."""
+
+Windows = list[list[int]]
+Losses = Iterator[torch.Tensor]
+
+
+class Paragraphs(HTMLParser):
+    """The texts of an HTML file's <p> elements."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.texts: list[str] = []
+        self._open = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        """See HTMLParser."""
+        if tag == "p":
+            self._open = True
+            self.texts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        """See HTMLParser."""
+        if tag == "p":
+            self._open = False
+
+    def handle_data(self, data: str) -> None:
+        """See HTMLParser."""
+        if self._open:
+            self.texts[-1] += data
+
+
+def read_text(path: Path) -> str:
+    """The file's text. Raises SystemExit if there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"cannot read {path}: {error}") from error
+    if path.suffix in (".html", ".htm"):
+        return "\n\n".join(" ".join(paragraph.split()) for paragraph in Paragraphs(text).texts)
+    return text
+
+
+def windows(tokenizer: Any, text: str, limit: int) -> Windows:
+    """The text's tokens in windows, up to `limit` tokens. Raises SystemExit if there are too few."""
+    ids = tokenizer(text)["input_ids"][:limit]
+    if len(ids) < LEAST_TOKENS:
+        raise SystemExit(f"the text has {len(ids)} tokens, {LEAST_TOKENS} are needed: give a longer one")
+    return [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW + 1, WINDOW)]
+
+
+def losses(logits: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+    """Negative log-likelihood of each target. `logits`: [targets or more, vocabulary]; those after them are left."""
+    wanted = torch.tensor(targets, device=logits.device, dtype=torch.long)
+    return torch.nn.functional.cross_entropy(logits[: len(wanted)].float(), wanted, reduction="none").cpu()
+
+
+@torch.inference_mode()
+def losses_of_model(model: Any, all_windows: Windows) -> Losses:
+    """By the model's own forward pass, a window at a time."""
+    for ids in all_windows:
+        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+        yield losses(logits, ids[1:])
+
+
+def losses_of_runner(runner: Any, all_windows: Windows, step: int, rows: int) -> Losses:
+    """By the runner, as the engine calls it: `rows` windows side by side, `step` tokens of each at a time."""
+    for first in range(0, len(all_windows), rows):
+        group = [(row_of(ids, slot), ids) for slot, ids in enumerate(all_windows[first : first + rows])]
+        for start in range(0, WINDOW, step):
+            runs = []
+            for row, ids in group:
+                part = tuple(ids[start : start + step])
+                runs.append(Run(row, start, part, wanted=len(part)))
+            logits = runner.forward(runs)
+            if len(logits) != sum(run.wanted for run in runs):
+                raise SystemExit(f"{type(runner).__name__} knows only the logits after a prompt: use --step 1")
+            parts = logits.split([run.wanted for run in runs])
+            for (_, ids), run, part in zip(group, runs, parts, strict=True):
+                yield losses(part, ids[start + 1 : run.end + 1])
+        runner.release(range(len(group)))
+
+
+def row_of(ids: list[int], slot: int) -> Row:
+    """The scheduler's row for a window that runs in this slot."""
+    request = Request(id=str(slot), prompt_ids=tuple(ids), max_new_tokens=1)
+    return Row(request, 0, TextStream(lambda _: "", (), ()), random.Random(0), place=Slot(slot))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table."""
+
+    name: str
+    tokens: int
+    perplexity: float
+    seconds: float
+
+    def line(self, reference: "Result") -> str:
+        """It and how far it is from the reference, as Markdown."""
+        change = 100 * (self.perplexity / reference.perplexity - 1)
+        return f"| {self.name} | {self.perplexity:.4f} | {change:+.2f} % |"
+
+
+def measured(name: str, parts: Losses) -> Result:
+    """Adds up the losses."""
+    start = time.perf_counter()
+    total, count = 0.0, 0
+    for part in parts:
+        total, count = total + float(part.double().sum()), count + len(part)
+    result = Result(name, count, math.exp(total / count), time.perf_counter() - start)
+    print(f"{name}: {result.perplexity:.4f} in {result.seconds:.0f} s", file=sys.stderr, flush=True)
+    return result
+
+
+def of_transformers(options: argparse.Namespace, text: str, precision: str) -> Result:
+    """The perplexity by transformers' own forward pass."""
+    loaded = load(ModelConfig(model_name=options.model, precision=precision))
+    cut = windows(loaded.tokenizer, text, options.max_tokens)
+    return measured(f"transformers, {loaded.precision}", losses_of_model(loaded.model, cut))
+
+
+def of_runner(options: argparse.Namespace, text: str, precision: str, runner: Any) -> Result:
+    """The perplexity by a runner, as `rungpt serve` would load and choose it."""
+    config = EngineConfig(runner=runner, max_running=options.rows)
+    with load_model(ModelConfig(model_name=options.model, precision=precision), config) as model:
+        cut = windows(model._tokenizer, text, options.max_tokens)
+        # The engine is idle: nobody else calls its runner.
+        parts = losses_of_runner(cast("Any", model._engine)._runner, cut, options.step, options.rows)
+        return measured(f"RunGPT, {model.precision}, runner {runner}", parts)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("model", nargs="?", default=DEFAULT_MODEL, help="what `rungpt serve` takes; default: %(default)s")
+    add("--text", type=Path, required=True, metavar="FILE", help="text (UTF-8) or HTML of at least 50,000 tokens")
+    add("--precision", nargs="+", choices=PRECISIONS, default=["auto"], help="one or several; default: auto")
+    add("--runner", nargs="+", choices=get_args(Runner), default=["auto"], help="one or several; default: auto")
+    add("--step", type=int, default=EngineConfig.max_step_tokens, help="tokens of a row a step; default: %(default)s")
+    add("--rows", type=int, default=1, help="windows side by side; default: %(default)s")
+    add("--max-tokens", type=int, default=65_536, help="tokens of the text that are taken; default: %(default)s")
+    add("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    options = parser.parse_args()
+    text = read_text(options.text)
+
+    results = []
+    for precision in BASELINES:
+        results.append(of_transformers(options, text, precision))
+        gc.collect()
+    for precision, runner in product(options.precision, options.runner):
+        results.append(of_runner(options, text, precision, runner))
+        gc.collect()
+    print(f"| | perplexity | against {results[0].name} |\n|---|---|---|")
+    print("\n".join(result.line(results[0]) for result in results))
+    print(
+        f"\n{options.model} on {results[0].tokens} tokens of {options.text.name} in windows of {WINDOW}; runners with "
+        f"{options.step} tokens of {options.rows} rows in a step."
+    )
+    if options.json is not None:
+        figures = [{**vars(result)} for result in results]
+        settings = {**vars(options), "text": options.text.name, "json": None}
+        options.json.write_text(json.dumps({"settings": settings, "results": figures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Wrong tokens or wrong memory by the compiled kernels, if these failed; for this CPU and for one with AVX2 only."""
+
+import pytest
+import torch
+import transformers
+from plain_run import Run
+
+from run_gpt.config import EngineConfig
+from run_gpt.engine.native.binding import FORMATS, Context, Kernels, Matrix
+from run_gpt.engine.native.build import built, unsupported
+from run_gpt.engine.native.runner import NativeRunner, fits
+from run_gpt.engine.slots import Copy
+from run_gpt.models.cache import cache_root
+
+pytestmark = pytest.mark.skipif(unsupported() is not None, reason=str(unsupported()))
+SIZE = {"vocab_size": 200, "max_position_embeddings": 256, "num_hidden_layers": 2, "intermediate_size": 96}
+SHAPES = {
+    "a head of each kind": ("Llama", {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}),
+    "a head for each key": ("Llama", {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2}),
+    "many heads for one key, more than attention takes at once": (
+        "Llama",
+        {"hidden_size": 160, "num_attention_heads": 20, "num_key_value_heads": 1, "head_dim": 16},
+    ),
+    "heads that fill no vector": (
+        "Llama",
+        {"hidden_size": 160, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 20},
+    ),
+    "wide heads": ("Mistral", {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 144}),
+    "biases": ("Qwen2", {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}),
+    "norms of queries and keys, tied": (
+        "Qwen3",
+        {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=["native", "x86-64-v3"])
+def kernels(request):
+    return Kernels(built(cache_root() / "kernels", request.param))
+
+
+def build(shape, dtype=torch.float32):
+    torch.manual_seed(0)
+    family, sizes = SHAPES[shape]
+    config = getattr(transformers, f"{family}Config")(**{**SIZE, **sizes})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)
+            elif "bias" in name:
+                parameter.normal_()
+            else:
+                parameter.uniform_(0.5, 1.5)
+    return model.to(dtype)
+
+
+def reference(model, ids):
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].float()
+
+
+@pytest.fixture(params=SHAPES)
+def shape(request):
+    return request.param
+
+
+def tokens(count, seed=1):
+    return tuple(torch.randint(0, 200, (count,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+def close(ours, theirs, relative):
+    return (ours - theirs).norm() <= relative * theirs.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 30])
+@pytest.mark.parametrize("precision", FORMATS)
+def test_a_product_is_that_of_the_weights_it_holds(kernels, precision, rows):
+    torch.manual_seed(rows)
+    weight, bias, x = torch.randn(72, 96), torch.randn(72), torch.randn(rows, 96)
+    matrix = Matrix(kernels, precision, [(weight[:32], bias[:32]), (weight[32:], bias[32:])])
+    held = matrix.rows(torch.arange(72))
+    assert close(held, weight, {"fp32": 0, "bf16": 0.003, "bit8": 0.01, "bit4": 0.1}[precision])
+    # What is quantised has inputs of 8 bits, too.
+    tolerance = {"fp32": 1e-6, "bf16": 0.004}.get(precision, 0.01)
+    assert close(Context(kernels, 2).linear(matrix, x), torch.nn.functional.linear(x, held, bias), tolerance)
+
+
+def grid(kind):
+    """Weights as a GGUF file of this kind holds them: [64, 64]."""
+    generator = torch.Generator().manual_seed(5)
+    codes = torch.randint(0, 16, (64, 2, 32), generator=generator).float()
+    scale = (torch.rand(64, 2, 1, generator=generator) * 0.02 + 0.001).half().float()
+    if kind == "Q4_1":
+        codes[..., 0], codes[..., 1] = 0, 15
+        return (codes * scale + torch.randn(64, 2, 1, generator=generator).half().float()).view(64, 64)
+    if kind == "Q4_0":  # the number of largest size is eight steps below zero, or above it
+        codes[..., 0] = 0
+        sign = torch.randint(0, 2, (64, 2, 1), generator=generator) * 2 - 1
+        return ((codes - 8) * scale * sign).view(64, 64)
+    wide = torch.randint(-127, 128, (64, 2, 32), generator=generator).float()
+    wide[..., 3] = 127
+    return (wide * scale).view(64, 64)
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("Q4_0", "bit4"), ("Q4_1", "bit4"), ("Q8_0", "bit8")])
+def test_the_weights_of_a_gguf_file_are_held_without_a_loss(kernels, kind, precision):
+    weight = grid(kind)
+    matrix = Matrix(kernels, precision, [(weight, None)])
+    assert matrix.error < 1e-6
+    assert torch.allclose(matrix.rows(torch.arange(64)), weight, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_a_number_stays_none(kernels):
+    for precision in FORMATS:
+        matrix = Matrix(kernels, precision, [(torch.randn(32, 64), None)])
+        x = torch.randn(3, 64)
+        x[1, 5] = torch.nan
+        out = Context(kernels, 1).linear(matrix, x)
+        assert out[1].isnan().all()
+        assert not out[[0, 2]].isnan().any()
+
+
+def test_a_pass_is_that_of_the_model(kernels, shape):
+    model, ids = build(shape), tokens(150)
+    assert fits(model)
+    expected = reference(model, ids)
+    runner = NativeRunner(model, kernels, EngineConfig(max_running=3))
+    assert close(runner.forward([Run(1, 0, ids, 150)]), expected, 1e-5)
+    runner.take_over()  # and the model's own pass on the packed weights is what it was
+    assert close(reference(model, ids), expected, 1e-5)
+
+
+def test_a_row_is_the_same_to_the_last_bit_whatever_runs_beside_it(kernels, shape):
+    """In parts or whole, alone or in a batch, from a copied prefix, after a draft that was wrong, in each precision."""
+    ids, other = tokens(150), tokens(150, seed=2)
+    for precision in FORMATS:
+        pack = precision if precision.startswith("bit") else None
+        model = build(shape, torch.bfloat16 if precision == "bf16" else torch.float32)
+        runner = NativeRunner(model, kernels, EngineConfig(max_running=4), pack=pack)
+        whole = runner.forward([Run(0, 0, ids, 150)])
+        first = runner.forward([Run(2, 0, other[:70], 0), Run(1, 0, ids[:67], 1)])
+        runner.forward([Run(1, 67, other[:9], 9)])
+        second = runner.forward([Run(2, 70, other[70:71], 1), Run(1, 67, ids[67:68], 1), Run(3, 0, other[:3], 1)])
+        third = runner.forward([Run(1, 68, ids[68:], 82)])
+        assert torch.equal(torch.cat([first, second[1:2], third]), whole[66:])
+        runner.copy([Copy(1, 3, 77)])
+        assert torch.equal(runner.forward([Run(3, 77, ids[77:], 73)]), whole[77:])
+        runner.release([1])
+        assert torch.equal(runner.forward([Run(1, 0, ids[:20], 20)]), whole[:20])
+
+
+def test_a_broken_row_leaves_nothing_for_the_next_one_in_its_slot(kernels):
+    model, ids = build("biases"), tokens(40)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[199] = torch.nan
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    for dtype in (torch.float32, torch.bfloat16):
+        runner = NativeRunner(model.to(dtype), kernels, EngineConfig(max_running=1))
+        clean = tuple(min(token, 198) for token in ids)
+        expected = runner.forward([Run(0, 0, clean, 40)])
+        assert runner.forward([Run(0, 0, (199,) * 60, 1)]).isnan().all()
+        assert torch.equal(runner.forward([Run(0, 0, clean, 40)]), expected)
+
+
+def test_what_does_not_fit_is_refused(kernels):
+    runner = NativeRunner(build("biases"), kernels, EngineConfig(max_running=1, max_context=64))
+    with pytest.raises(IndexError, match="200"):
+        runner.forward([Run(0, 0, (5, 200), 1)])
+    with pytest.raises(IndexError, match="65 tokens, of 64"):
+        runner.forward([Run(0, 64, (5,), 1)])
+    for change in ({"intermediate_size": 100}, {"mlp_bias": True}, {"hidden_act": "gelu"}):
+        config = transformers.LlamaConfig(**{**SIZE, "hidden_size": 64, "num_attention_heads": 4, **change})
+        assert not fits(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def test_weights_and_cache_take_the_memory_they_say(kernels):
+    runner = NativeRunner(build("a head of each kind", torch.bfloat16), kernels, EngineConfig(max_running=3))
+    assert runner.cache_bytes_per_token == 2 * 2 * 2 * 16 * 2  # keys and values, layers, heads, size, bytes
