@@ -1,6 +1,6 @@
 """Which runner runs a model."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from run_gpt.config import EngineConfig, Runner
 from run_gpt.engine.runner import ModelRunner
@@ -29,6 +29,8 @@ def choose_runner(
     if wanted == "auto":
         fast: Runner = "native" if fits_native else "fast" if llama.fits(model) else "generic"
         wanted = "alone" if stateful else fast
+    if wanted not in get_args(Runner):
+        raise SetupError(f"runner {wanted!r} is not one of {', '.join(get_args(Runner))}")
     if wanted == "native" and not fits_native:
         raise SetupError(
             f"--runner native: it runs {', '.join(llama.FAMILIES)} in fp32 or bf16 on a CPU, in sizes that are "

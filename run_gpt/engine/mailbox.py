@@ -3,10 +3,45 @@
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 
 from run_gpt.engine.request import TokenEvent
 from run_gpt.errors import DeadlineExceeded, RequestError
+
+
+class _Waker:
+    """Sets asyncio events of one loop from another thread: all that gather until the loop looks, by one call.
+
+    A call writes to the loop's socket, which for the rows of a large batch takes longer than the rest of a step's end.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self._loop = weakref.ref(loop)  # the loop is the key under which this lies
+        self._lock = threading.Lock()
+        self._waiting: list[asyncio.Event] = []
+
+    def set(self, event: asyncio.Event) -> None:
+        """Set it soon."""
+        with self._lock:
+            self._waiting.append(event)
+            called = len(self._waiting) > 1
+        if not called:
+            loop = self._loop()
+            try:
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._set_all)
+            except RuntimeError:  # the consumers' loop is closed: nobody is left to read
+                self._set_all()
+
+    def _set_all(self) -> None:
+        with self._lock:
+            events, self._waiting = self._waiting, []
+        for event in events:
+            event.set()
+
+
+_wakers: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Waker]" = weakref.WeakKeyDictionary()
 
 
 class Mailbox:
@@ -17,7 +52,8 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        self._waker = _wakers.setdefault(loop, _Waker(loop))
         self._arrived = asyncio.Event()
         self._lock = threading.Lock()
         self._events: dict[int, TokenEvent] = {}
@@ -29,13 +65,13 @@ class Mailbox:
         with self._lock:
             earlier = self._events.get(event.index)
             self._events[event.index] = earlier + event if earlier else event
-        self._wake()
+        self._waker.set(self._arrived)
 
     def end(self, error: RequestError | None = None) -> None:
         """The last delivery: no more events, or an error after them."""
         with self._lock:
             self._ended, self._error = True, error
-        self._wake()
+        self._waker.set(self._arrived)
 
     async def events(self, deadline: float | None) -> AsyncIterator[TokenEvent]:
         """What arrives, until the end. Raises the error it ended with, or DeadlineExceeded."""
@@ -55,9 +91,3 @@ class Mailbox:
                 if error is not None:
                     raise error
                 return
-
-    def _wake(self) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._arrived.set)
-        except RuntimeError:  # the consumer's loop is closed: nobody is left to read
-            return

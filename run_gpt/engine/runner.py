@@ -34,7 +34,8 @@ class ModelRunner(Protocol):
         A run that starts before the end of what its slot holds replaces what is there from `start` on (a rejected
         draft, a reused slot); one that starts at 0 begins its slot anew.
 
-        Returns [sum of the runs' `wanted`, vocabulary], in the runs' order: the logits after each wanted token.
+        Returns [sum of the runs' `wanted`, vocabulary], in the runs' order: the logits after each wanted token. They
+        may be overwritten by the next call.
         """
         ...
 

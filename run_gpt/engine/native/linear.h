@@ -12,7 +12,7 @@ namespace rungpt {
 
 constexpr int GROUP = 32;  // inputs that share a scale
 constexpr int TILE = 8;    // rows that one pass over a panel takes
-constexpr float PEAK = 2.5;// see Inputs
+constexpr float PEAK = 4;  // see Inputs
 
 INLINE int panels(int outputs) { return (outputs + LANES - 1) / LANES; }
 

@@ -106,6 +106,8 @@ class NativeRunner:
                 "--max-context"
             ) from error
         self._struct.keys, self._struct.values = (memory.address for memory in self._cache)
+        # Kept from step to step: new memory for 64 rows takes a millisecond to be zeroed by the system.
+        self._logits = torch.empty(0, self._struct.vocabulary)
 
     def take_over(self) -> None:
         """Free the model's own weights: beam search uses the packed ones from now on."""
@@ -136,7 +138,9 @@ class NativeRunner:
             torch.tensor([run.start + i for run in runs for i in range(len(run.token_ids))], dtype=torch.int32),
         ]
         wanted = torch.tensor(which, dtype=torch.int32)
-        logits = torch.empty(len(which), self._struct.vocabulary)
+        if len(which) > len(self._logits):
+            self._logits = torch.empty(len(which), self._struct.vocabulary)
+        logits = self._logits[: len(which)]
         addresses = [tensor.data_ptr() for tensor in inputs]
         self._kernels.forward(
             self._context.handle,

@@ -55,6 +55,11 @@ def build(shape, dtype=torch.float32):
     return model.to(dtype)
 
 
+def forward(runner, runs):
+    """The logits, which the next call does not overwrite."""
+    return runner.forward(runs).clone()
+
+
 def reference(model, ids):
     with torch.inference_mode():
         return model(torch.tensor([ids])).logits[0].float()
@@ -126,7 +131,7 @@ def test_a_pass_is_that_of_the_model(kernels, shape):
     assert fits(model)
     expected = reference(model, ids)
     runner = NativeRunner(model, kernels, EngineConfig(max_running=3))
-    assert close(runner.forward([Run(1, 0, ids, 150)]), expected, 1e-5)
+    assert close(forward(runner, [Run(1, 0, ids, 150)]), expected, 1e-5)
     runner.take_over()  # and the model's own pass on the packed weights is what it was
     assert close(reference(model, ids), expected, 1e-5)
 
@@ -138,16 +143,16 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_runs_beside_it(kernels, shap
         pack = precision if precision.startswith("bit") else None
         model = build(shape, torch.bfloat16 if precision == "bf16" else torch.float32)
         runner = NativeRunner(model, kernels, EngineConfig(max_running=4), pack=pack)
-        whole = runner.forward([Run(0, 0, ids, 150)])
-        first = runner.forward([Run(2, 0, other[:70], 0), Run(1, 0, ids[:67], 1)])
-        runner.forward([Run(1, 67, other[:9], 9)])
-        second = runner.forward([Run(2, 70, other[70:71], 1), Run(1, 67, ids[67:68], 1), Run(3, 0, other[:3], 1)])
-        third = runner.forward([Run(1, 68, ids[68:], 82)])
+        whole = forward(runner, [Run(0, 0, ids, 150)])
+        first = forward(runner, [Run(2, 0, other[:70], 0), Run(1, 0, ids[:67], 1)])
+        forward(runner, [Run(1, 67, other[:9], 9)])
+        second = forward(runner, [Run(2, 70, other[70:71], 1), Run(1, 67, ids[67:68], 1), Run(3, 0, other[:3], 1)])
+        third = forward(runner, [Run(1, 68, ids[68:], 82)])
         assert torch.equal(torch.cat([first, second[1:2], third]), whole[66:])
         runner.copy([Copy(1, 3, 77)])
-        assert torch.equal(runner.forward([Run(3, 77, ids[77:], 73)]), whole[77:])
+        assert torch.equal(forward(runner, [Run(3, 77, ids[77:], 73)]), whole[77:])
         runner.release([1])
-        assert torch.equal(runner.forward([Run(1, 0, ids[:20], 20)]), whole[:20])
+        assert torch.equal(forward(runner, [Run(1, 0, ids[:20], 20)]), whole[:20])
 
 
 def test_a_broken_row_leaves_nothing_for_the_next_one_in_its_slot(kernels):
@@ -158,17 +163,17 @@ def test_a_broken_row_leaves_nothing_for_the_next_one_in_its_slot(kernels):
     for dtype in (torch.float32, torch.bfloat16):
         runner = NativeRunner(model.to(dtype), kernels, EngineConfig(max_running=1))
         clean = tuple(min(token, 198) for token in ids)
-        expected = runner.forward([Run(0, 0, clean, 40)])
-        assert runner.forward([Run(0, 0, (199,) * 60, 1)]).isnan().all()
-        assert torch.equal(runner.forward([Run(0, 0, clean, 40)]), expected)
+        expected = forward(runner, [Run(0, 0, clean, 40)])
+        assert forward(runner, [Run(0, 0, (199,) * 60, 1)]).isnan().all()
+        assert torch.equal(forward(runner, [Run(0, 0, clean, 40)]), expected)
 
 
 def test_what_does_not_fit_is_refused(kernels):
     runner = NativeRunner(build("biases"), kernels, EngineConfig(max_running=1, max_context=64))
     with pytest.raises(IndexError, match="200"):
-        runner.forward([Run(0, 0, (5, 200), 1)])
+        forward(runner, [Run(0, 0, (5, 200), 1)])
     with pytest.raises(IndexError, match="65 tokens, of 64"):
-        runner.forward([Run(0, 64, (5,), 1)])
+        forward(runner, [Run(0, 64, (5,), 1)])
     for change in ({"intermediate_size": 100}, {"mlp_bias": True}, {"hidden_act": "gelu"}):
         config = transformers.LlamaConfig(**{**SIZE, "hidden_size": 64, "num_attention_heads": 4, **change})
         assert not fits(transformers.AutoModelForCausalLM.from_config(config))

@@ -249,3 +249,8 @@ async def test_beam_search_is_that_of_generate(model, engine):
     texts = {event.index: event.text async for event in engine.submit(request)}
     ours = [[int(token) for token in texts[i].split()] for i in range(2)]
     assert [_until_end(tokens) for tokens in ours] == [_until_end(tokens) for tokens in theirs]
+
+
+def test_an_unknown_runner_is_refused(model):
+    with pytest.raises(SetupError, match="'quick' is not one of auto, native"):
+        choose_runner(model, EngineConfig(runner="quick"))
