@@ -29,7 +29,7 @@ class ModelConfig(_Config):
     adapter_name_or_path: str | None = None
     """A LoRA adapter in PEFT format: a local folder or a hub id."""
     precision: str = "auto"
-    """One of PRECISIONS; `auto` is the fastest without loss on the device."""
+    """One of PRECISIONS; `auto` is a GGUF file's own where the native runner has it, else the fastest without loss."""
     device: str | None = None
     """A torch device; default: the first GPU if there is one, else the CPU."""
     device_map: str | dict[str, Any] | list[int] | None = None

@@ -1,5 +1,6 @@
 """What all tests share: the marks by folder, free ports, the real server, and the check that no process is left."""
 
+import importlib.util
 import os
 import shlex
 import signal
@@ -17,6 +18,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
+from run_gpt.engine.native.build import built, unsupported
+from run_gpt.models.cache import cache_root
 
 # The tests' own model and the server's share the cores: their threads must not spin on a core that the other needs.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
@@ -148,6 +152,13 @@ def server(start_server: Callable[..., Any]) -> Iterator[Server]:
     """The one `rungpt serve` that the tests share: the default model in fp32, so that answers can be compared."""
     with start_server("--precision", "fp32") as running:
         yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels() -> None:
+    """Compile them before any model loads: while they are, another runner answers, which rounds differently."""
+    if importlib.util.find_spec("torch") and unsupported() is None:
+        built(cache_root() / "kernels")
 
 
 @pytest.fixture(scope="session", autouse=True)
