@@ -115,7 +115,7 @@ def load_model(
     def decode(ids: Sequence[int]) -> str:
         return cast("str", loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    wait = model_config.precision != "auto"
+    wait = model_config.precision in ("bit8", "bit4")  # what serves meanwhile would take the memory of fp32
     engine = start_engine(loaded, decode, engine_config, kernels, wait=wait, **engine_options)
     limits = [limit for limit in (engine_config.max_context, engine.scheduler.slots.max_tokens) if limit]
     return Model(loaded, engine, min(limits, default=None))

@@ -36,7 +36,10 @@ RULES["cli"] = set(RULES)
 RULES["__init__"] = {"model", "client"} | BASE
 
 HEAVY = ("torch", "transformers", "jina", "docarray")
-LIGHT_MODULES = ("run_gpt", "run_gpt.cli", "run_gpt.client", "run_gpt.api.schema", "run_gpt.flows", "run_gpt.models")
+LIGHT_MODULES = (
+    *("run_gpt", "run_gpt.cli", "run_gpt.client", "run_gpt.api.schema", "run_gpt.flows", "run_gpt.models"),
+    *(f"run_gpt.engine.{name}" for name in ("scheduler", "slots", "draft", "text", "request", "mailbox")),
+)
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -57,20 +57,35 @@ static void write_cache(const Model& m, int layer, int slot, int head, int at, c
   }
 }
 
-// scores[i, 0 .. 16) of `N` queries against one block of keys; queries: [N, stride] words (pairs of bf16, or fp32)
-template <bool HALF, int N>
-INLINE void score_block(const uint8_t* keys, int size, const uint32_t* queries, int stride, float* scores) {
-  f16v sums[N] = {};
-  for (int i = 0; i < (HALF ? size / 2 : size); i++) {
-    u16v k = *(const u16u*)(keys + (size_t)i * 64);
-    for (int q = 0; q < N; q++) {
-      if (HALF)
-        sums[q] = dot2(sums[q], k, queries[(size_t)q * stride + i]);
-      else
-        sums[q] += (f16v)k * ((const float*)queries)[(size_t)q * stride + i];
-    }
+// scores[i, 0 .. 16 BLOCKS) of `N` queries against blocks of keys; queries: [N, size] words (pairs of bf16, or fp32).
+// Each score is a sum of its own, so that few queries take several blocks at once rather than wait for one sum's end.
+template <bool HALF, int N, int BLOCKS>
+INLINE void score_blocks(const uint8_t* keys, int size, const uint32_t* queries, float* scores) {
+  const int steps = HALF ? size / 2 : size;
+  f16v sums[BLOCKS][N] = {};
+  for (int i = 0; i < steps; i++) {
+    u16v k[BLOCKS];
+    for (int b = 0; b < BLOCKS; b++) k[b] = *(const u16u*)(keys + ((size_t)b * steps + i) * 64);
+    for (int q = 0; q < N; q++)
+      for (int b = 0; b < BLOCKS; b++) {
+        if (HALF)
+          sums[b][q] = dot2(sums[b][q], k[b], queries[(size_t)q * size + i]);
+        else
+          sums[b][q] += (f16v)k[b] * ((const float*)queries)[(size_t)q * size + i];
+      }
   }
-  for (int q = 0; q < N; q++) store(scores + q * BLOCK, sums[q]);
+  for (int q = 0; q < N; q++)
+    for (int b = 0; b < BLOCKS; b++) store(scores + q * BLOCK + b * LANES, sums[b][q]);
+}
+
+template <bool HALF, int N>
+static void score_rows(const uint8_t* keys, int size, int blocks, const uint32_t* queries, float* scores) {
+  constexpr int TOGETHER = N > 4 ? 1 : 4;
+  const size_t bytes = (size_t)LANES * size * (HALF ? 2 : 4);
+  int b = 0;
+  for (; b + TOGETHER <= blocks; b += TOGETHER)
+    score_blocks<HALF, N, TOGETHER>(keys + b * bytes, size, queries, scores + b * LANES);
+  for (; b < blocks; b++) score_blocks<HALF, N, 1>(keys + b * bytes, size, queries, scores + b * LANES);
 }
 
 // out[i, 0 .. 16 WIDTH) += weights[i] * values for `N` queries; weights: [N, BLOCK] words, one for each `count`
@@ -95,14 +110,16 @@ INLINE void add_values(const uint8_t* values, int padded, int count, const uint3
 }
 
 template <bool HALF>
-static void score(const uint8_t* keys, int size, const uint32_t* queries, int stride, int n, float* scores) {
-  for (; n >= 8; n -= 8, queries += 8 * stride, scores += 8 * BLOCK)
-    score_block<HALF, 8>(keys, size, queries, stride, scores);
-  if (n >= 4)
-    score_block<HALF, 4>(keys, size, queries, stride, scores), n -= 4, queries += 4 * stride, scores += 4 * BLOCK;
-  if (n == 3) score_block<HALF, 3>(keys, size, queries, stride, scores);
-  if (n == 2) score_block<HALF, 2>(keys, size, queries, stride, scores);
-  if (n == 1) score_block<HALF, 1>(keys, size, queries, stride, scores);
+static void score(const uint8_t* keys, int size, int blocks, const uint32_t* queries, int n, float* scores) {
+  for (; n >= 8; n -= 8, queries += (size_t)8 * size, scores += 8 * BLOCK)
+    score_rows<HALF, 8>(keys, size, blocks, queries, scores);
+  if (n >= 4) {
+    score_rows<HALF, 4>(keys, size, blocks, queries, scores);
+    n -= 4, queries += (size_t)4 * size, scores += 4 * BLOCK;
+  }
+  if (n == 3) score_rows<HALF, 3>(keys, size, blocks, queries, scores);
+  if (n == 2) score_rows<HALF, 2>(keys, size, blocks, queries, scores);
+  if (n == 1) score_rows<HALF, 1>(keys, size, blocks, queries, scores);
 }
 
 template <bool HALF, int WIDTH>
@@ -123,16 +140,10 @@ static void attend(const Model& m, int layer, int slot, int head, int position, 
   const uint8_t* keys = keys_of(m, layer, slot, head);
   const uint8_t* values = values_of(m, layer, slot, head);
   thread_local std::vector<uint32_t> queries, weights;
-  thread_local std::vector<float> sums;
+  thread_local std::vector<float> scratch, sums;
   queries.resize((size_t)n * size), weights.resize((size_t)n * BLOCK), sums.assign((size_t)n * padded, 0.0f);
-  alignas(64) float scores_of[QUERIES * BLOCK];
-  std::vector<float> many;  // more heads share a kv head than a tile holds
-  float* scores = scores_of;
-  if (n > QUERIES) many.resize((size_t)n * BLOCK), scores = many.data();
-  float highest_of[QUERIES], total_of[QUERIES];
-  std::vector<float> more;
-  float *tops = highest_of, *totals = total_of;
-  if (n > QUERIES) more.resize(2 * n), tops = more.data(), totals = tops + n;
+  scratch.resize((size_t)n * (BLOCK + 2));
+  float *scores = scratch.data(), *tops = scores + (size_t)n * BLOCK, *totals = tops + n;
   const float factor = m.attention_scale * LOG2E;
   for (int i = 0; i < n; i++) {
     const float* from = q + (size_t)(i / shared) * q_stride + i % shared * size;
@@ -146,9 +157,7 @@ static void attend(const Model& m, int layer, int slot, int head, int position, 
   const int end = position + count;  // of the positions that the last query sees
   for (int start = 0; start < end; start += BLOCK) {
     const int here = std::min(BLOCK, end - start), blocks = (here + LANES - 1) / LANES;
-    for (int b = 0; b < blocks; b++)
-      score<HALF>(keys + (size_t)(start + b * LANES) * size * element_bytes(m), size, queries.data(), size, n,
-                  scores + b * LANES);
+    score<HALF>(keys + (size_t)start * size * element_bytes(m), size, blocks, queries.data(), n, scores);
     for (int i = 0; i < n; i++) {
       const int sees = position + i / shared + 1 - start;  // positions of this block that the query sees
       float* s = scores + i * BLOCK;

@@ -66,6 +66,7 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "unpack": (None, [POINTER(MatrixStruct), c_void_p, c_int32, c_void_p]),
     "reserve": (c_void_p, [c_int64, c_int32]),
     "unreserve": (None, [c_void_p, c_int64]),
+    "trim": (None, []),
     "release": (None, [POINTER(ModelStruct), c_int32]),
     "copy": (None, [POINTER(ModelStruct), c_int32, c_int32, c_int32]),
     "forward": (

@@ -6,6 +6,7 @@
 // disturb each other. All else is fp32: sums, norms, rotations, softmax. Threads run the pass together, with a barrier
 // between its parts.
 
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <new>
@@ -88,6 +89,13 @@ void* rungpt_reserve(int64_t bytes, int dense) {
   if (p == MAP_FAILED) return nullptr;
   madvise(p, bytes, dense ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   return p;
+}
+
+// Gives memory back that was freed, which the C library would keep for later.
+void rungpt_trim() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 void rungpt_unreserve(void* p, int64_t bytes) { munmap(p, bytes); }

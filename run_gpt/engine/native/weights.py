@@ -40,6 +40,9 @@ class PackedWeights:
         """Let the model's own forward pass use the packed weights as well; its own are freed."""
         for owner, name, module in self._places:
             setattr(owner, name, module)
+        for parameter in self._model.parameters():  # norms and the like: views of a file that would stay mapped
+            parameter.data = parameter.detach().clone()
+        self._kernels.trim()
 
     def floats(self, tensor: torch.Tensor) -> int:
         """The address of a copy in fp32, which is kept."""

@@ -182,3 +182,10 @@ def test_what_does_not_fit_is_refused(kernels):
 def test_weights_and_cache_take_the_memory_they_say(kernels):
     runner = NativeRunner(build("a head of each kind", torch.bfloat16), kernels, EngineConfig(max_running=3))
     assert runner.cache_bytes_per_token == 2 * 2 * 2 * 16 * 2  # keys and values, layers, heads, size, bytes
+
+
+def test_the_models_own_weights_are_freed(kernels, shape):
+    model = build(shape)
+    NativeRunner(model, kernels, EngineConfig(max_running=1)).take_over()
+    assert not [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)]
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
