@@ -23,7 +23,7 @@ def counts(usage):
 
 @pytest.fixture(scope="module")
 def local():
-    with create_model() as model:
+    with create_model(precision="fp32") as model:  # as the server's
         yield model
 
 
@@ -49,7 +49,7 @@ def test_chat_is_the_same_everywhere_and_knows_paris(server, local, remote, over
         answer = model.chat(MESSAGES, **PARAMETERS)
         assert (answer.text, counts(answer.usage)) == (expected.text, counts(expected.usage))
     command = [sys.executable, "-m", "run_gpt.cli", "chat", QUESTION, "--max-new-tokens", "24", "--no-do-sample"]
-    for where in ([], ["--endpoint", server.grpc_url]):
+    for where in (["--precision", "fp32"], ["--endpoint", server.grpc_url]):
         done = subprocess.run([*command, "--json", *where], capture_output=True, text=True, timeout=120, check=True)
         answer = json.loads(done.stdout)
         assert answer["choices"][0]["message"]["content"] == expected.text
