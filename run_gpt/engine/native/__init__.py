@@ -32,5 +32,5 @@ def _build(folder: Path, future: "Future[Kernels]") -> None:
         future.set_result(Kernels(built(folder)))
     except SetupError as error:
         future.set_exception(error)
-    except OSError as error:  # a full disk, a library that does not load
+    except Exception as error:  # a full disk, a library that does not load: whoever waits must hear of it
         future.set_exception(SetupError(f"the native kernels cannot be compiled: {error}"))

@@ -36,7 +36,7 @@ INLINE size_t panel_bytes(int format, int inputs) {
 //
 // For 4- and 8-bit weights: 8 bits with a scale for each group of 32, as llama.cpp has it; but where a group's largest
 // number is more than PEAK times the row's root mean square, 16 bits, in two halves. Such groups, a few outlying inputs
-// that every model has and their neighbours, cause nearly all of the error: with them in 16 bits it is that of bf16.
+// that every model has and their neighbours, cause nearly all of the error: with them in 16 bits it is near bf16's.
 struct Inputs {
   std::vector<uint8_t> codes;  // [rows, inputs] of fp32, bf16 or int8
   std::vector<int8_t> low;     // [rows, inputs]: the low halves of the groups in 16 bits
