@@ -217,6 +217,7 @@ def _model(
             use_safetensors=None if config.allow_pickle else True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
             **options,
         )
         if source is None:
@@ -226,11 +227,11 @@ def _model(
     except Exception as error:
         cause = getattr(options.get("quantization_config"), "error", None) or error
         raise _load_error(files, f"model in {placement.precision} on {placement.device}", cause) from error
-    if report["missing_keys"]:
-        names = sorted(report["missing_keys"])
-        raise ModelLoadError(
-            _damaged(files, files.folder, f"it has no weights for {names[0]}, of {len(names)} missing")
-        )
+    if missing := sorted(report["missing_keys"]):
+        raise ModelLoadError(_damaged(files, files.folder, f"no weights for {missing[0]}, of {len(missing)} missing"))
+    for name, found, expected in report["mismatched_keys"]:
+        why = f"{name} has the shape {list(found)}, and the configuration says {list(expected)}"
+        raise ModelLoadError(_damaged(files, files.folder, why))
     if packer is not None and packer.precision in QUANTISED:
         model.float()  # the little that is not packed
     return model
