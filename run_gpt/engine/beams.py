@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.request import Request
 
 
@@ -15,8 +16,13 @@ def end_ids_of(model: Any) -> tuple[int, ...]:
     return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
 
 
-def beam_search(model: Any, request: Request, stopped: threading.Event) -> list[list[int]]:
-    """The answers' token ids, best first, each up to its end of sequence. Ends early once `stopped` is set."""
+def beam_search(
+    model: Any, request: Request, stopped: threading.Event, adapters: Adapters, lora: Lora | None
+) -> list[list[int]]:
+    """The answers' token ids, best first, each up to its end of sequence. Ends early once `stopped` is set.
+
+    `adapters`: those of the model, of which all beams have `lora`.
+    """
     from transformers import StoppingCriteriaList
 
     def stop(ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -24,7 +30,7 @@ def beam_search(model: Any, request: Request, stopped: threading.Event) -> list[
 
     params, end_ids = request.sampling, end_ids_of(model)
     ids = torch.tensor([request.prompt_ids], device=model.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), adapters.rows([lora]):
         answers = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -12,7 +12,7 @@ import torch
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError, RunGPTError
 from run_gpt.models.convert import converted_record, is_converted
-from run_gpt.models.files import ModelFiles, adapter_folder, fetch
+from run_gpt.models.files import ModelFiles, fetch
 from run_gpt.models.gguf_weights import gguf_weights
 from run_gpt.models.packing import Packer, PackingConfig
 from run_gpt.models.placement import QUANTISED, Placement, choose_placement
@@ -61,7 +61,6 @@ def load(
     ChecksumMismatch.
     """
     placement = choose_placement(config)  # before a long download
-    _require_adapters(config)
     files = fetch(config, on_progress=on_progress)
     on_progress(f"Loading {files.name}", 0, None)
     _check_weights(files, config)
@@ -74,8 +73,6 @@ def load(
             _require_bitsandbytes(placement)
         tokenizer = _tokenizer(files, config)
         model = _model(files, config, placement, model_config, packer)
-        if config.adapter_name_or_path is not None:
-            model = _with_adapter(model, config, placement)
     model.eval().requires_grad_(False)
     context, notes = _context_length(model, tokenizer)
     return LoadedModel(
@@ -115,11 +112,6 @@ def _model_config(files: ModelFiles, config: ModelConfig) -> Any:
         )
     except Exception as error:
         raise _load_error(files, "configuration", error) from error
-
-
-def _require_adapters(config: ModelConfig) -> None:
-    if config.adapter_name_or_path is not None and importlib.util.find_spec("peft") is None:
-        raise ModelLoadError("a LoRA adapter needs peft: pip install 'rungpt[adapters]'")
 
 
 def _require_bitsandbytes(placement: Placement) -> None:
@@ -250,20 +242,6 @@ def _quantization(placement: Placement) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=placement.dtype,
     )
-
-
-def _with_adapter(model: Any, config: ModelConfig, placement: Placement) -> Any:
-    """The model with the adapter merged into its weights; into quantised weights that would lose it, so not there."""
-    from peft import PeftModel
-
-    folder = adapter_folder(config)
-    try:
-        adapted = PeftModel.from_pretrained(model, folder)
-        if placement.precision in QUANTISED:
-            return adapted.get_base_model()  # with the adapter's layers beside the quantised ones
-        return adapted.merge_and_unload()
-    except Exception as error:
-        raise ModelLoadError(f"the adapter in {folder} does not fit this model: {_first_line(error)}") from error
 
 
 def _load_error(files: ModelFiles, what: str, error: Exception) -> ModelLoadError:
