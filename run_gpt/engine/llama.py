@@ -76,7 +76,7 @@ class _Layer:
     gate_up: nn.Module
     down: nn.Module
     paths: list[tuple[str, int]]
-    """Where each of the seven projections stands in the model, and its outputs, in the order of these fields."""
+    """Where those that are joined stand in the model, and their outputs: q, k, v, gate and up."""
 
 
 class LlamaRunner:
@@ -232,16 +232,17 @@ class LlamaRunner:
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
             attended = attend(i, _rotated(q, cos, sin), _rotated(k, cos, sin), v)
-            attended = attended.reshape(len(ids), -1)
-            hidden = hidden + self._adapted(attended, layer.output(attended), layer.paths[3:4])
+            hidden = hidden + layer.output(attended.reshape(len(ids), -1))
             normed = self._norm(hidden, layer.mlp_norm)
-            gate, up = self._adapted(normed, layer.gate_up(normed), layer.paths[4:6]).chunk(2, dim=-1)
-            active = F.silu(gate) * up
-            hidden = hidden + self._adapted(active, layer.down(active), layer.paths[6:])
+            gate, up = self._adapted(normed, layer.gate_up(normed), layer.paths[3:]).chunk(2, dim=-1)
+            hidden = hidden + layer.down(F.silu(gate) * up)
         return hidden
 
     def _adapted(self, x: torch.Tensor, out: torch.Tensor, parts: Sequence[tuple[str, int]]) -> torch.Tensor:
-        """The output of joined layers, given by path and outputs, with what the rows' adapters add to each."""
+        """The output of joined layers, given by path and outputs, with what the rows' adapters add to each.
+
+        A layer that is not joined with others is the model's own, whose hook does it.
+        """
         if not self._adapters.active:
             return out
         split = torch.split(out, [outputs for _, outputs in parts], dim=-1)
@@ -276,7 +277,7 @@ def _causal(start: int, end: int, device: Any) -> torch.Tensor:
 
 def _fused(layer: Any, path: str) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    names = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    names = (*(f"self_attn.{name}_proj" for name in "qkv"), "mlp.gate_proj", "mlp.up_proj")
     paths = [(f"{path}.{name}", int(layer.get_submodule(name).out_features)) for name in names]
     return _Layer(
         norm=layer.input_layernorm.weight,
