@@ -69,8 +69,8 @@ class AloneRunner:
         self._states.clear()
 
     def beam_search(self, request: Request, stopped: threading.Event) -> list[list[int]]:
-        """See ModelRunner."""
-        return beam_search(self._model, request, stopped)
+        """See ModelRunner. A plain list of states, such as RWKV's, cannot follow its beam."""
+        return beam_search(self._model, request, stopped, use_cache=self._name != "state")
 
     def _run(self, slot: int, token_ids: Sequence[int]) -> torch.Tensor:
         """[1, vocabulary]: the logits after the last of these tokens."""

@@ -15,8 +15,11 @@ def end_ids_of(model: Any) -> tuple[int, ...]:
     return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
 
 
-def beam_search(model: Any, request: Request, stopped: threading.Event) -> list[list[int]]:
-    """The answers' token ids, best first, each up to its end of sequence. Ends early once `stopped` is set."""
+def beam_search(model: Any, request: Request, stopped: threading.Event, *, use_cache: bool = True) -> list[list[int]]:
+    """The answers' token ids, best first, each up to its end of sequence. Ends early once `stopped` is set.
+
+    Without `use_cache` each step runs the whole text again: for models whose states transformers cannot reorder.
+    """
     from transformers import StoppingCriteriaList
 
     def stop(ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
@@ -37,6 +40,7 @@ def beam_search(model: Any, request: Request, stopped: threading.Event) -> list[
             repetition_penalty=params.repetition_penalty,
             no_repeat_ngram_size=params.no_repeat_ngram_size,
             early_stopping=True,
+            use_cache=use_cache,
             pad_token_id=end_ids[0] if end_ids else 0,
             stopping_criteria=StoppingCriteriaList([stop]),
         )

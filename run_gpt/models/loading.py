@@ -1,6 +1,7 @@
 """Loads a model and its tokenizer from a local folder, as the configuration asks. Importing this imports torch."""
 
 import importlib.util
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,11 +12,13 @@ import torch
 
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
+from run_gpt.models.chat_template import end_with_turns
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles, adapter_folder, fetch
 from run_gpt.models.placement import QUANTISED, Placement, choose_placement
 from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.models.quiet import quiet_transformers
+from run_gpt.models.templates import PLAIN, ChatTemplate, find_template
 
 _NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30
 _UNKNOWN_CONTEXT = 2048
@@ -40,6 +43,8 @@ class LoadedModel:
     """Lines for the user where a wish could not be taken literally."""
     pack: str | None = None
     """bit8 or bit4: the weights are plain, for the runner to pack into so many bits. None: they stay as they are."""
+    chat_template: ChatTemplate | None = None
+    """Of a tokenizer without a template of its own; its stop texts are those that are no tokens."""
 
 
 def load(
@@ -59,6 +64,7 @@ def load(
     on_progress(f"Loading {files.name}", 0, None)
     _check_weights(files, config)
     with quiet_transformers():
+        config = _without_needless_code(files, config)
         pack = _pack(files, config, placement, can_pack)
         if pack is not None:
             placement = replace(placement, precision="fp32", dtype=torch.float32)
@@ -70,6 +76,7 @@ def load(
             model = _with_adapter(model, config, placement)
     model.eval().requires_grad_(False)
     context, notes = _context_length(model, tokenizer)
+    template = _chat_template(files, model, tokenizer)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -77,8 +84,9 @@ def load(
         context_length=context,
         precision=pack or placement.precision,
         device=str(model.device),
-        notes=(*placement.notes, *(() if pack else _slow_on_cpu(placement)), *notes),
+        notes=(*placement.notes, *(() if pack else _slow_on_cpu(placement)), *notes, *_unusual(model, template)),
         pack=pack,
+        chat_template=template,
     )
 
 
@@ -98,6 +106,28 @@ def _pack(files: ModelFiles, config: ModelConfig, placement: Placement, can_pack
     except Exception as error:
         raise _load_error(files, "configuration", error) from error
     return wanted if can_pack(model_config) else None
+
+
+def _without_needless_code(files: ModelFiles, config: ModelConfig) -> ModelConfig:
+    """The configuration, without trust for the code of a checkpoint that transformers' own classes can run."""
+    if _model_type(files) != "moss":
+        return config
+    from run_gpt.models import moss
+
+    moss.register()
+    return replace(config, trust_remote_code=False)
+
+
+def _model_type(files: ModelFiles) -> str | None:
+    """The `model_type` in config.json. Raises ModelLoadError if that file is damaged."""
+    file = files.folder / "config.json"
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(_damaged(files, file, _first_line(error))) from error
+    if not isinstance(found, dict):
+        raise ModelLoadError(_damaged(files, file, "it is not a JSON object"))
+    return found.get("model_type")
 
 
 def _require_adapters(config: ModelConfig) -> None:
@@ -185,6 +215,27 @@ def _model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
         )
     except Exception as error:
         raise _load_error(files, f"model in {placement.precision} on {placement.device}", error) from error
+
+
+def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplate | None:
+    """See LoadedModel."""
+    if tokenizer.chat_template:
+        return None
+    template = find_template(files.name, files.folder.name, model.config.model_type)
+    return end_with_turns(model, tokenizer, template)
+
+
+def _unusual(model: Any, template: ChatTemplate | None) -> list[str]:
+    """Notes on what a user would not expect of a language model."""
+    notes = []
+    if template is not None and template.name == PLAIN.name:
+        notes.append("this model has no chat template: chats are written as plain lines, `User: ...`, `Assistant: ...`")
+    if getattr(model, "_is_stateful", False):
+        notes.append(
+            f"{model.config.model_type} keeps a state instead of a key-value cache: its requests run one after the "
+            "other, without reuse of prefixes and without speculation"
+        )
+    return notes
 
 
 def _quantization(placement: Placement) -> Any:

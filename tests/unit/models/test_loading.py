@@ -21,7 +21,9 @@ IDS = torch.tensor([[1, 6, 7]])
 def test_the_weights_have_the_precision_asked_for(tiny_model: Path, precision: str, dtype: torch.dtype) -> None:
     loaded = load(ModelConfig(model_name=str(tiny_model), precision=precision, device="cpu"))
     assert (loaded.name, loaded.precision, loaded.device, loaded.context_length) == ("tiny", precision, "cpu", 96)
-    assert loaded.notes == ()
+    assert loaded.notes == (
+        "this model has no chat template: chats are written as plain lines, `User: ...`, `Assistant: ...`",
+    )
     assert not loaded.model.training
     assert {p.dtype for p in loaded.model.parameters()} == {dtype}
     assert torch.isfinite(loaded.model(IDS).logits).all()
