@@ -1,10 +1,11 @@
 """Starts an engine for a loaded model: with the fastest runner at once, or as soon as its kernels are compiled."""
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -14,10 +15,12 @@ from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.memory import fitting_tokens
 from run_gpt.engine.native.build import unsupported
-from run_gpt.engine.native.runner import NativeRunner, fits
+from run_gpt.engine.native.runner import NativeRunner, fits, fits_config
+from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.text import Decode
 from run_gpt.errors import SetupError
 from run_gpt.models import LoadedModel
+from run_gpt.models.loading import PackerFor
 
 if TYPE_CHECKING:
     from run_gpt.engine.native.binding import Kernels
@@ -25,13 +28,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger("run_gpt")
 
 
-def start_kernels(config: EngineConfig, device: str | None, folder: Path) -> "Future[Kernels] | None":
+def start_kernels(
+    config: EngineConfig, device: str | None, folder: Path, *, quantised: bool = False
+) -> "Future[Kernels] | None":
     """Begin to compile the native kernels, unless another runner or a GPU is wanted, or this machine cannot.
+
+    `quantised`: bit8 or bit4 is wanted, which the generic runner does with these kernels, too.
 
     Raises SetupError if the native runner is wanted and this machine cannot.
     """
     on_gpu = device != "cpu" if device else torch.cuda.is_available()
-    if config.runner not in ("auto", "native") or on_gpu:
+    runners = ("auto", "native", "generic", "alone") if quantised else ("auto", "native")
+    if config.runner not in runners or on_gpu:
         return None
     if reason := unsupported():
         if config.runner == "native":
@@ -41,28 +49,47 @@ def start_kernels(config: EngineConfig, device: str | None, folder: Path) -> "Fu
     return native.building(folder)
 
 
+def packer_for(kernels: "Future[Kernels] | None", config: EngineConfig) -> PackerFor:
+    """What holds a model's weights while it is loaded: see `load`.
+
+    Our own kernels, for a model that the native runner will run, if they are compiled; and for any model in bit8 or
+    bit4, for which they are waited for: what could serve meanwhile would take the memory of whole weights.
+    """
+
+    def choose(model_config: Any, precision: str, own: Mapping[str, str]) -> PackedWeights | None:
+        native = config.runner in ("auto", "native") and fits_config(model_config)
+        quantised = precision in ("bit8", "bit4") and config.runner != "fast"
+        if kernels is None or not (quantised or (native and (own or kernels.done()))):
+            return None
+        built = _result(kernels, must=config.runner == "native")
+        return None if built is None else PackedWeights(built, precision, own=own, joined=native)
+
+    return choose
+
+
 def start_engine(
     loaded: LoadedModel,
     decode: Decode,
     config: EngineConfig,
     kernels: "Future[Kernels] | None",
-    *,
-    wait: bool = False,
     **options: Any,
 ) -> BatchEngine:
     """An engine for `loaded`; `options` go to its constructor.
 
     While kernels are being compiled the generic runner serves, which leaves the model as it is, and then the native one
-    goes on from there. `wait`: not before. Raises SetupError if `config.runner` cannot run the model, or if kernels
-    that are waited for cannot be compiled.
+    goes on from there. Raises SetupError if `config.runner` cannot run the model, or if kernels that are asked for
+    cannot be compiled.
     """
-    native_soon = kernels is not None and fits(loaded.model)
-    meanwhile = native_soon and not wait and config.runner == "auto" and not kernels.done()  # type: ignore[union-attr]
+    packed = cast("PackedWeights | None", loaded.packer)
+    native_soon = packed is None and kernels is not None and fits(loaded.model)
+    meanwhile = native_soon and config.runner == "auto" and not kernels.done()  # type: ignore[union-attr]
     if meanwhile:
         runner = choose_runner(loaded.model, replace(config, runner="generic"))
     else:
-        built = _result(kernels, must=wait or config.runner == "native") if native_soon else None  # type: ignore[arg-type]
-        runner = choose_runner(loaded.model, config, kernels=built, pack=loaded.pack)
+        if native_soon and config.runner in ("auto", "native"):
+            built = _result(kernels, must=config.runner == "native")  # type: ignore[arg-type]
+            packed = PackedWeights.of(loaded.model, built, loaded.precision) if built is not None else None
+        runner = choose_runner(loaded.model, config, packed=packed)
     if config.max_cache_tokens is None:
         context = min(loaded.context_length, config.max_context or loaded.context_length)
         config = replace(config, max_cache_tokens=fitting_tokens(runner.cache_bytes_per_token, loaded.device, context))
@@ -76,7 +103,7 @@ def _go_on(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel,
     """In the thread that compiled: pack the weights beside the runner that serves, then replace it."""
     if (built := _result(kernels, must=False)) is None:
         return
-    runner = NativeRunner(loaded.model, built, config, pack=loaded.pack)
+    runner = NativeRunner(loaded.model, PackedWeights.of(loaded.model, built, loaded.precision), config)
     if engine.replace_runner(runner):
         runner.take_over()
 

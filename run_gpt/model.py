@@ -39,10 +39,9 @@ from run_gpt.api.schema import (
 from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.engine import Engine
-from run_gpt.engine.native.runner import fits_config
 from run_gpt.engine.request import SamplingParams, TokenEvent
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
-from run_gpt.launch import start_engine, start_kernels
+from run_gpt.launch import packer_for, start_engine, start_kernels
 from run_gpt.models import LoadedModel, OnProgress, load, no_progress, render_chat
 from run_gpt.models.cache import cache_root
 
@@ -105,18 +104,15 @@ def load_model(
     **engine_options: Any,
 ) -> "Model":
     """`create_model` from configurations; `engine_options` go to the engine's constructor."""
-    kernels = start_kernels(engine_config, model_config.device, cache_root(model_config.cache_dir) / "kernels")
-    loaded = load(
-        model_config,
-        can_pack=fits_config if kernels else lambda _: False,
-        on_progress=on_progress,
-    )
+    quantised = model_config.precision in ("bit8", "bit4")
+    folder = cache_root(model_config.cache_dir) / "kernels"
+    kernels = start_kernels(engine_config, model_config.device, folder, quantised=quantised)
+    loaded = load(model_config, packer_for=packer_for(kernels, engine_config), on_progress=on_progress)
 
     def decode(ids: Sequence[int]) -> str:
         return cast("str", loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    wait = model_config.precision in ("bit8", "bit4")  # what serves meanwhile would take the memory of fp32
-    engine = start_engine(loaded, decode, engine_config, kernels, wait=wait, **engine_options)
+    engine = start_engine(loaded, decode, engine_config, kernels, **engine_options)
     limits = [limit for limit in (engine_config.max_context, engine.scheduler.slots.max_tokens) if limit]
     return Model(loaded, engine, min(limits, default=None))
 

@@ -7,16 +7,14 @@ from run_gpt.engine.runner import ModelRunner
 from run_gpt.errors import SetupError
 
 if TYPE_CHECKING:
-    from run_gpt.engine.native.binding import Kernels
+    from run_gpt.engine.native.weights import PackedWeights
 
 
-def choose_runner(
-    model: Any, config: EngineConfig, *, kernels: "Kernels | None" = None, pack: str | None = None
-) -> ModelRunner:
+def choose_runner(model: Any, config: EngineConfig, *, packed: "PackedWeights | None" = None) -> ModelRunner:
     """The fastest runner that is right for a transformers model, or the one that `config.runner` names.
 
-    `kernels`: those of the native runner; None: it cannot be had. `pack`: see LoadedModel. Raises SetupError for a
-    runner that is not right for the model.
+    `packed`: what holds the model's weights; joined they are for the native runner, which nothing else can be.
+    Raises SetupError for a runner that is not right for the model.
     """
     from run_gpt.engine import llama
     from run_gpt.engine.alone import AloneRunner
@@ -24,16 +22,16 @@ def choose_runner(
     from run_gpt.engine.native import runner as native
 
     stateful = getattr(model, "_is_stateful", False)
-    fits_native = kernels is not None and native.fits(model)
+    fits_native = packed is not None and packed.joined
     wanted: Runner = config.runner
     if wanted == "auto":
-        fast: Runner = "native" if fits_native else "fast" if llama.fits(model) else "generic"
+        fast: Runner = "native" if fits_native else "fast" if packed is None and llama.fits(model) else "generic"
         wanted = "alone" if stateful else fast
     if wanted not in get_args(Runner):
         raise SetupError(f"runner {wanted!r} is not one of {', '.join(get_args(Runner))}")
     if wanted == "native" and not fits_native:
         raise SetupError(
-            f"--runner native: it runs {', '.join(llama.FAMILIES)} in fp32 or bf16 on a CPU, in sizes that are "
+            f"--runner native: it runs {', '.join(llama.FAMILIES)} on a CPU, in sizes that are "
             f"multiples of 32, and this is {model.config.model_type} on {model.device}; leave the option out"
         )
     if wanted == "fast" and not llama.fits(model):
@@ -44,8 +42,8 @@ def choose_runner(
     if wanted == "generic" and stateful:
         raise SetupError(f"--runner generic: {model.config.model_type} has no key-value cache; leave the option out")
     if wanted == "native":
-        assert kernels is not None  # else it does not fit
-        runner = native.NativeRunner(model, kernels, config, pack=pack)
+        assert packed is not None  # else it does not fit
+        runner = native.NativeRunner(model, packed, config)
         runner.take_over()
         return runner
     if wanted == "fast":

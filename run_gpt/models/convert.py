@@ -1,6 +1,7 @@
-"""Turns a GGUF file, once, into a folder that loads fast: safetensors, configuration, tokenizer and chat template.
+"""Turns a GGUF file, once, into a folder that loads fast: configuration, tokenizer, chat template, place of weights.
 
 transformers reads GGUF itself but takes 15 to 40 s, most of it for metadata and tokenizer; the folder takes under one.
+The weights stay in the file, where that can be; else the folder has them as safetensors.
 """
 
 import hashlib
@@ -14,15 +15,14 @@ from typing import Any
 
 from run_gpt.errors import ModelLoadError, RunGPTError
 from run_gpt.models.cache import ModelCache, is_disk_full, require_space
+from run_gpt.models.gguf_weights import held_precisions, write_index
 from run_gpt.models.progress import OnProgress
 from run_gpt.models.quiet import quiet_transformers
 
 _RECORD = "converted.json"
 _MAGIC = b"GGUF"
-# The engine's own 4 and 8 bits have the grids of these.
-_KEPT_BY = {"Q4_0": "bit4", "Q4_1": "bit4", "Q8_0": "bit8"}
 # A new number makes old conversions stale: raise it when what is written changes.
-_FORMAT = 2
+_FORMAT = 3
 
 
 def file_identity(file: Path) -> str:
@@ -60,7 +60,8 @@ def convert_gguf(
         check()
         _convert(gguf, folder, f"Converting {name}", on_progress)
         weights = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
-        record = {"name": name, "source": str(gguf), "sizes": weights, "precision": _precision(gguf)}
+        precision, precisions = held_precisions(gguf, folder)
+        record = {"name": name, "source": str(gguf), "sizes": weights, "precision": precision, "precisions": precisions}
         (folder / _RECORD).write_text(json.dumps(record))
 
     return cache.ensure(key, fill, on_progress=on_progress)
@@ -74,8 +75,8 @@ def is_converted(folder: Path) -> bool:
 def converted_record(folder: Path) -> dict[str, Any]:
     """What `convert_gguf` noted about a folder.
 
-    `name`, `source` (the GGUF file), `sizes` of the weight files, and `precision`: bit4 or bit8 if most of the file is
-    in a form that these keep without a loss, else null.
+    `name`, `source` (the GGUF file), `sizes` of its weight files, `precision` in which the engine holds most of the
+    file best (or null), and `precisions` of single parameters.
     """
     record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
     return record
@@ -107,32 +108,30 @@ def _convert(gguf: Path, folder: Path, step: str, on_progress: OnProgress) -> No
 
 def _write(gguf: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # fp32, although the file holds less: a quantised weight times its scale does not fit 16 bits without a loss.
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-        local_files_only=True,
-    )
+    config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
     _split_digits(tokenizer, gguf)
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    require_space(folder, sum(p.numel() * p.element_size() for p in model.parameters()), gguf.name)
-    model.save_pretrained(folder)
+    tokenizer.model_max_length = config.max_position_embeddings
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if write_index(gguf, folder, model):
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+    else:
+        # fp32, although the file holds less: a quantised weight times its scale does not fit 16 bits without a loss.
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            local_files_only=True,
+        )
+        require_space(folder, sum(p.numel() * p.element_size() for p in model.parameters()), gguf.name)
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _precision(gguf: Path) -> str | None:
-    from gguf import GGUFReader
-
-    held: dict[str | None, int] = {}
-    for tensor in GGUFReader(gguf).tensors:
-        precision = _KEPT_BY.get(tensor.tensor_type.name)
-        held[precision] = held.get(precision, 0) + int(tensor.n_bytes)
-    return max(held, key=lambda precision: held[precision])
 
 
 def _split_digits(tokenizer: Any, gguf: Path) -> None:

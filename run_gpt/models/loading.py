@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from run_gpt.config import ModelConfig
-from run_gpt.errors import ModelLoadError
+from run_gpt.errors import ModelLoadError, RunGPTError
 from run_gpt.models.chat_template import end_with_turns
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles, adapter_folder, fetch
+from run_gpt.models.gguf_weights import gguf_weights
+from run_gpt.models.packing import Packer, PackingConfig
 from run_gpt.models.placement import QUANTISED, Placement, choose_placement
 from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.models.quiet import quiet_transformers
@@ -41,22 +43,27 @@ class LoadedModel:
     """Where the inputs go, such as `cpu` or `cuda:0`."""
     notes: tuple[str, ...]
     """Lines for the user where a wish could not be taken literally."""
-    pack: str | None = None
-    """bit8 or bit4: the weights are plain, for the runner to pack into so many bits. None: they stay as they are."""
+    packer: Packer | None = None
+    """What holds the weights, if the model itself does not."""
     chat_template: ChatTemplate | None = None
     """Of a tokenizer without a template of its own; its stop texts are those that are no tokens."""
+
+
+PackerFor = Callable[[Any, str, Mapping[str, str]], Packer | None]
+"""From a transformers configuration, a precision, and the precisions of single parameters that a GGUF file has by name,
+to what packs them so; None: nothing does."""
 
 
 def load(
     config: ModelConfig,
     *,
-    can_pack: Callable[[Any], bool] = lambda model_config: False,
+    packer_for: PackerFor = lambda model_config, precision, own: None,
     on_progress: OnProgress = no_progress,
 ) -> LoadedModel:
     """Fetch the model if need be and load it.
 
-    `can_pack`: whether the runner to be packs 8- and 4-bit weights itself, for a transformers configuration. Then a
-    GGUF file keeps its own precision in `auto`. Raises ModelNotFound, DownloadError, ModelLoadError, ChecksumMismatch.
+    `packer_for` is asked for a model as a whole on the CPU. Raises ModelNotFound, DownloadError, ModelLoadError,
+    ChecksumMismatch.
     """
     placement = choose_placement(config)  # before a long download
     _require_adapters(config)
@@ -65,13 +72,14 @@ def load(
     _check_weights(files, config)
     with quiet_transformers():
         config = _without_needless_code(files, config)
-        pack = _pack(files, config, placement, can_pack)
-        if pack is not None:
-            placement = replace(placement, precision="fp32", dtype=torch.float32)
+        model_config = _model_config(files, config)
+        packer = _packer(files, config, placement, model_config, packer_for)
+        if packer is not None:
+            placement = replace(placement, precision=packer.precision)
         elif placement.precision in QUANTISED:
             _require_bitsandbytes(placement)
         tokenizer = _tokenizer(files, config)
-        model = _model(files, config, placement)
+        model = _model(files, config, placement, model_config, packer)
         if config.adapter_name_or_path is not None:
             model = _with_adapter(model, config, placement)
     model.eval().requires_grad_(False)
@@ -82,30 +90,39 @@ def load(
         tokenizer=tokenizer,
         name=files.name,
         context_length=context,
-        precision=pack or placement.precision,
+        precision=placement.precision,
         device=str(model.device),
-        notes=(*placement.notes, *(() if pack else _slow_on_cpu(placement)), *notes, *_unusual(model, template)),
-        pack=pack,
+        notes=(*placement.notes, *(() if packer else _slow_on_cpu(placement)), *notes, *_unusual(model, template)),
+        packer=packer,
         chat_template=template,
     )
 
 
-def _pack(files: ModelFiles, config: ModelConfig, placement: Placement, can_pack: Callable[[Any], bool]) -> str | None:
-    """See LoadedModel."""
-    wanted = placement.precision if placement.precision in QUANTISED else None
-    if config.precision == "auto" and config.adapter_name_or_path is None:  # a merged adapter leaves the file's grid
-        wanted = converted_record(files.folder)["precision"] if is_converted(files.folder) else None
-    if wanted is None or placement.device.type != "cpu" or placement.device_map is not None:
+def _packer(
+    files: ModelFiles, config: ModelConfig, placement: Placement, model_config: Any, packer_for: PackerFor
+) -> Packer | None:
+    if placement.device.type != "cpu" or placement.device_map is not None:
         return None
+    if getattr(model_config, "quantization_config", None) is not None:  # by another tool, which has a format of its own
+        return None
+    if config.precision == "auto" and is_converted(files.folder):
+        record = converted_record(files.folder)
+        if record["precision"] is not None:
+            packer = packer_for(model_config, record["precision"], record["precisions"])
+            if packer is not None:
+                return packer
+    return packer_for(model_config, placement.precision, {})
+
+
+def _model_config(files: ModelFiles, config: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     try:
-        model_config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             files.folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
     except Exception as error:
         raise _load_error(files, "configuration", error) from error
-    return wanted if can_pack(model_config) else None
 
 
 def _without_needless_code(files: ModelFiles, config: ModelConfig) -> ModelConfig:
@@ -142,12 +159,16 @@ def _require_bitsandbytes(placement: Placement) -> None:
 
 def _slow_on_cpu(placement: Placement) -> list[str]:
     if placement.precision in QUANTISED and placement.device.type == "cpu":
-        return [f"{placement.precision} of this model on a CPU saves memory, not time: fp32 or bf16 answer faster here"]
+        return [
+            f"{placement.precision} without our own kernels saves memory, not time: fp32 or bf16 answer faster here"
+        ]
     return []
 
 
 def _check_weights(files: ModelFiles, config: ModelConfig) -> None:
     """Raise ModelLoadError if the folder has no weights of an allowed kind, or a file that is not whole."""
+    if gguf_weights(files.folder) is not None:
+        return
     weights = sorted(files.folder.glob("*.safetensors"))
     pickled = sorted(files.folder.glob("*.bin"))
     if not weights and pickled and not config.allow_pickle:
@@ -193,28 +214,56 @@ def _tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
         raise _load_error(files, "tokenizer", error) from error
 
 
-def _model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
-    from transformers import AutoModelForCausalLM
+def _model(
+    files: ModelFiles, config: ModelConfig, placement: Placement, model_config: Any, packer: Packer | None
+) -> Any:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
 
-    options: dict[str, Any] = {}
-    if placement.precision in QUANTISED:
-        options["quantization_config"] = _quantization(placement)
-        options["device_map"] = placement.device_map or {"": "cpu"}
+    options: dict[str, Any] = {"dtype": placement.dtype, "trust_remote_code": config.trust_remote_code}
+    if packer is not None:
+        # In the file's own type: what is cast would be copied as a whole before it is packed.
+        options |= {"dtype": "auto", "quantization_config": PackingConfig(packer, files.folder)}
+    elif placement.precision in QUANTISED:
+        options |= {
+            "quantization_config": _quantization(placement),
+            "device_map": placement.device_map or {"": "cpu"},
+        }
     elif placement.device_map is not None:
         options["device_map"] = placement.device_map
     if placement.max_memory is not None:
         options["max_memory"] = placement.max_memory
+    source: Any = files.folder
+    model_class: Any = AutoModelForCausalLM
+    if (weights := gguf_weights(files.folder, packer.takes if packer else lambda name: False)) is not None:
+        source, model_class = None, MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]
+        options |= {
+            "state_dict": weights,
+            "config": model_config,
+            "dtype": placement.dtype if packer is None else torch.float32,
+        }
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            files.folder,
-            dtype=placement.dtype,
+        model, report = model_class.from_pretrained(
+            source,
             use_safetensors=None if config.allow_pickle else True,
-            trust_remote_code=config.trust_remote_code,
             local_files_only=True,
+            output_loading_info=True,
             **options,
         )
+        if source is None:
+            model.generation_config = GenerationConfig.from_pretrained(files.folder, local_files_only=True)
+    except RunGPTError:
+        raise
     except Exception as error:
-        raise _load_error(files, f"model in {placement.precision} on {placement.device}", error) from error
+        cause = getattr(options.get("quantization_config"), "error", None) or error
+        raise _load_error(files, f"model in {placement.precision} on {placement.device}", cause) from error
+    if report["missing_keys"]:
+        names = sorted(report["missing_keys"])
+        raise ModelLoadError(
+            _damaged(files, files.folder, f"it has no weights for {names[0]}, of {len(names)} missing")
+        )
+    if packer is not None and packer.precision in QUANTISED:
+        model.float()  # the little that is not packed
+    return model
 
 
 def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplate | None:

@@ -14,7 +14,7 @@ from run_gpt.engine.native.build import unsupported
 from run_gpt.engine.native.runner import NativeRunner
 from run_gpt.engine.request import Request
 from run_gpt.errors import SetupError
-from run_gpt.launch import start_engine, start_kernels
+from run_gpt.launch import packer_for, start_engine, start_kernels
 from run_gpt.models import LoadedModel
 from run_gpt.models.cache import cache_root
 
@@ -23,7 +23,7 @@ CONFIG = EngineConfig(max_running=3)
 pytestmark = pytest.mark.skipif(unsupported() is not None, reason=str(unsupported()))
 
 
-def loaded(pack=None):
+def loaded():
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=128,
@@ -39,7 +39,7 @@ def loaded(pack=None):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(8)
-    return LoadedModel(model, None, "tiny", 256, "fp32", "cpu", (), pack)
+    return LoadedModel(model, None, "tiny", 256, "fp32", "cpu", ())
 
 
 def decode(ids):
@@ -98,9 +98,11 @@ def test_what_is_waited_for_must_come():
     failed = Future()
     failed.set_exception(SetupError("no such option"))
     with pytest.raises(SetupError, match="no such option"):
-        start_engine(loaded("bit4"), decode, CONFIG, failed, wait=True)
-    with pytest.raises(SetupError, match="no such option"):
         start_engine(loaded(), decode, EngineConfig(runner="native"), failed)
+    config = loaded().model.config
+    with pytest.raises(SetupError, match="no such option"):
+        packer_for(failed, EngineConfig(runner="native"))(config, "bit4", {})
+    assert packer_for(failed, CONFIG)(config, "bit4", {}) is None  # bitsandbytes, or plain weights, do it then
 
 
 def test_an_engine_that_ends_before_leaves_the_model_as_it_is():

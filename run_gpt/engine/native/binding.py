@@ -2,17 +2,21 @@
 
 import ctypes
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 
-FORMATS = {"fp32": 0, "bf16": 1, "bit8": 2, "bit4": 3}
+FORMATS = {"fp32": 0, "bf16": 1, "bit8": 2, "bit4": 3, "fp16": 4}
 LANES = 16
 """Outputs of a panel."""
 GROUP = 32
 """Inputs that share a scale in bit8 and bit4."""
+ROWS_AT_ONCE = 256
+"""Outputs of a weight that are packed together, by one thread; whole panels."""
 
 
 class MatrixStruct(Structure):
@@ -112,49 +116,56 @@ class Memory:
 
 
 class Matrix:
-    """A linear layer's weights in panels. `error`: the largest, as a part of what the weight's group can hold."""
+    """A linear layer's weights in panels: zeros, until they are filled in. `error`: the largest of a weight, as a part
+    of what its group can hold."""
 
     def __init__(
         self,
         kernels: Kernels,
         precision: str,
-        parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+        outputs: int,
+        inputs: int,
         *,
-        interleaved: bool = False,
+        bias: bool = False,
         memory: Memory | None = None,
     ):
-        """Pack weights into `memory`, by default some of its own.
-
-        `parts`: pairs of a weight [outputs, inputs] and a bias or None, whose outputs are joined. All but the last have
-        whole panels. `interleaved`: their panels come in turn, not one part after the other; they are of one size.
-        """
+        """Take room in `memory`, by default in some of its own."""
         self.kernels = kernels
-        self.precision = precision
-        self.outputs, self.inputs = sum(len(weight) for weight, _ in parts), parts[0][0].shape[1]
-        number = FORMATS[precision]
-        self.bytes: int = kernels.matrix_bytes(number, self.outputs, self.inputs)
-        self._memory = memory or Memory(kernels, self.bytes + LANES * 4, dense=True)
-        data = self._memory.take(self.bytes)
-        self._bias = None
-        if any(bias is not None for _, bias in parts):
-            self._bias = torch.zeros((self.outputs + LANES - 1) // LANES * LANES)
+        self.precision, self.outputs, self.inputs = precision, outputs, inputs
         self.error = 0.0
-        panel, outputs = 0, 0
-        for i, (weight, bias) in enumerate(parts):
-            plain = weight.detach().float().contiguous()
-            first, step = (i, len(parts)) if interleaved else (panel, 1)
-            packed = kernels.pack(number, plain.data_ptr(), len(plain), self.inputs, data, first, step)
-            self.error = max(self.error, packed)
-            if bias is not None and self._bias is not None:
-                self._bias[outputs : outputs + len(plain)] = bias.detach().float()
-            panel, outputs = panel + len(plain) // LANES, outputs + len(plain)
+        number = FORMATS[precision]
+        size = kernels.matrix_bytes(number, outputs, inputs)
+        self._memory = memory or Memory(kernels, size + 63, dense=True)
+        self._bias: torch.Tensor | None = None
+        if bias:  # on the CPU and in fp32, also while transformers loads a model, with other defaults for both
+            room = (outputs + LANES - 1) // LANES * LANES
+            self._bias = torch.zeros(room, dtype=torch.float32, device="cpu")
         self.struct = MatrixStruct(
-            number,
-            self.outputs,
-            self.inputs,
-            data,
-            None if self._bias is None else self._bias.data_ptr(),
+            number, outputs, inputs, self._memory.take(size), None if self._bias is None else self._bias.data_ptr()
         )
+
+    def fill(self, weight: torch.Tensor, *, panel: int = 0, step: int = 1) -> None:
+        """Pack a weight [outputs, inputs] into every `step`th panel from `panel` on; only the last may have room left.
+
+        Some rows at a time, so that none but those are ever held as fp32.
+        """
+
+        def pack(start: int) -> float:
+            rows = weight[start : start + ROWS_AT_ONCE].detach().float().contiguous()
+            first = panel + start // LANES * step
+            data = self.struct.data
+            error: float = self.kernels.pack(
+                self.struct.format, rows.data_ptr(), len(rows), self.inputs, data, first, step
+            )
+            return error
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            self.error = max(self.error, *threads.map(pack, range(0, len(weight), ROWS_AT_ONCE)))
+
+    def fill_bias(self, bias: torch.Tensor, *, start: int = 0) -> None:
+        """Set the bias of the outputs from `start` on."""
+        assert self._bias is not None
+        self._bias[start : start + len(bias)] = bias.detach().float()
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows of the weight: [..., inputs] in fp32."""
@@ -167,11 +178,12 @@ class Matrix:
 
 
 class Context:
-    """Threads and scratch memory; used by one thread at a time."""
+    """Threads and scratch memory; one thread at a time uses them, another waits."""
 
     def __init__(self, kernels: Kernels, threads: int):
         self.kernels = kernels
         self.handle = kernels.context(threads)
+        self._lock = Lock()
 
     def __del__(self) -> None:
         self.kernels.free(self.handle)
@@ -180,5 +192,6 @@ class Context:
         """[..., inputs] -> [..., outputs], in the type of `x`."""
         rows = x.detach().reshape(-1, matrix.inputs).float().contiguous()
         out = torch.empty(len(rows), matrix.outputs)
-        self.kernels.linear(self.handle, matrix.struct, rows.data_ptr(), len(rows), out.data_ptr())
+        with self._lock:
+            self.kernels.linear(self.handle, matrix.struct, rows.data_ptr(), len(rows), out.data_ptr())
         return out.view(*x.shape[:-1], matrix.outputs).to(x.dtype)

@@ -26,6 +26,7 @@ INLINE size_t panel_bytes(int format, int inputs) {
     case F32:
       return (size_t)inputs * LANES * 4;
     case BF16:
+    case F16:
       return (size_t)inputs * LANES * 2;
     default:
       return (size_t)inputs / GROUP * group_bytes(format);
@@ -38,7 +39,7 @@ INLINE size_t panel_bytes(int format, int inputs) {
 // number is more than PEAK times the row's root mean square, 16 bits, in two halves. Such groups, a few outlying inputs
 // that every model has and their neighbours, cause nearly all of the error: with them in 16 bits it is near bf16's.
 struct Inputs {
-  std::vector<uint8_t> codes;  // [rows, inputs] of fp32, bf16 or int8
+  std::vector<uint8_t> codes;  // [rows, inputs] of fp32 (for fp16 too), bf16 or int8
   std::vector<int8_t> low;     // [rows, inputs]: the low halves of the groups in 16 bits
   std::vector<uint8_t> fine;   // [rows, groups]: whether a group is in 16 bits
   std::vector<float> scales;   // [rows, groups]
@@ -51,7 +52,7 @@ struct Inputs {
   }
 
   void put(int format, int row, const float* x, int inputs) {
-    if (format == F32) {
+    if (format == F32 || format == F16) {
       std::memcpy(codes.data() + (size_t)row * inputs * 4, x, (size_t)inputs * 4);
     } else if (format == BF16) {
       scaled_bf16(x, 1.0f, inputs, (uint16_t*)codes.data() + (size_t)row * inputs);
@@ -191,11 +192,13 @@ INLINE void bf16_panel(const uint8_t* w, int inputs, const Inputs& x, int row, f
     for (int r = 0; r < ROWS; r++) sums[r] += partial[c][r];
 }
 
-template <int ROWS>
-INLINE void f32_panel(const uint8_t* w, int inputs, const Inputs& x, int row, f16v* sums) {
+// fp32 inputs, weights in fp32 or fp16
+template <int FORMAT, int ROWS>
+INLINE void plain_panel(const uint8_t* w, int inputs, const Inputs& x, int row, f16v* sums) {
   const float* rows = (const float*)x.codes.data() + (size_t)row * inputs;
   for (int i = 0; i < inputs; i++) {
-    f16v v = load((const float*)w + (size_t)i * LANES);
+    const size_t at = (size_t)i * LANES;
+    const f16v v = FORMAT == F16 ? halves((const uint16_t*)w + at) : load((const float*)w + at);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) sums[r] += v * rows[(size_t)r * inputs + i];
   }
@@ -209,7 +212,10 @@ static void panel_rows(const Matrix& m, int panel, const Inputs& x, int row, f16
   for (int r = 0; r < ROWS; r++) local[r] = start;
   switch (m.format) {
     case F32:
-      f32_panel<ROWS>(w, m.inputs, x, row, local);
+      plain_panel<F32, ROWS>(w, m.inputs, x, row, local);
+      break;
+    case F16:
+      plain_panel<F16, ROWS>(w, m.inputs, x, row, local);
       break;
     case BF16:
       bf16_panel<ROWS>(w, m.inputs, x, row, local);
@@ -288,6 +294,8 @@ static void unpack_row(const Matrix& m, int row, float* out) {
   for (int i = 0; i < m.inputs; i++) {
     if (m.format == F32) {
       out[i] = ((const float*)w)[(size_t)i * LANES + lane];
+    } else if (m.format == F16) {
+      out[i] = half_to_float(((const uint16_t*)w)[(size_t)i * LANES + lane]);
     } else if (m.format == BF16) {
       out[i] = bf16_to_float(((const uint16_t*)w)[(size_t)(i / 2) * 2 * LANES + lane * 2 + i % 2]);
     } else {
@@ -354,6 +362,10 @@ static float pack(int format, const float* weights, int outputs, int inputs, uin
       if (row >= outputs) zeros.resize(inputs), from = zeros.data();
       if (format == F32) {
         for (int i = 0; i < inputs; i++) ((float*)w)[(size_t)i * LANES + lane] = from[i];
+        continue;
+      }
+      if (format == F16) {
+        for (int i = 0; i < inputs; i++) ((uint16_t*)w)[(size_t)i * LANES + lane] = float_to_half(from[i]);
         continue;
       }
       if (format == BF16) {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-enum Format { F32 = 0, BF16 = 1, Q8 = 2, Q4 = 3 };
+enum Format { F32 = 0, BF16 = 1, Q8 = 2, Q4 = 3, F16 = 4 };
 
 extern "C" {
 

@@ -10,7 +10,7 @@ import torch
 from run_gpt.config import EngineConfig
 from run_gpt.engine import llama
 from run_gpt.engine.beams import beam_search, end_ids_of
-from run_gpt.engine.native.binding import GROUP, LANES, Context, Kernels, Memory, ModelStruct
+from run_gpt.engine.native.binding import GROUP, LANES, Context, Memory, ModelStruct
 from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Run
@@ -21,14 +21,13 @@ MAX_SIZE = 512
 """Of an attention head."""
 BLOCK = 64
 """Positions that attention takes together: a slot holds whole blocks."""
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Of the weights that are not packed into fewer bits."""
 
 
 def fits(model: Any) -> bool:
     """Whether this runner gives what the model itself would: see `llama.fits`; on a CPU, in sizes that it can pack."""
-    plain = model.dtype in (torch.float32, torch.bfloat16)
-    return plain and model.device.type == "cpu" and llama.fits(model) and fits_config(model.config)
+    return model.dtype in PRECISIONS and model.device.type == "cpu" and llama.fits(model) and fits_config(model.config)
 
 
 def fits_config(config: Any) -> bool:
@@ -61,17 +60,17 @@ class NativeRunner:
     """A step of one token waits for the weights to come from memory: with 4 it takes 1.4 times as long, with 8 2.3.
     Drafts that are right pay for that; rows whose drafts are wrong get none."""
 
-    def __init__(self, model: Any, kernels: Kernels, config: EngineConfig, *, pack: str | None = None):
-        """Pack the model's weights, in its own precision or in `pack` (bit8, bit4).
+    def __init__(self, model: Any, weights: PackedWeights, config: EngineConfig):
+        """`weights`: the model's, joined. The cache is fp32 for weights in fp32 or fp16, else bf16.
 
-        The model itself stays as it is until `take_over`, so that another runner may use it meanwhile. The cache is
-        fp32 for fp32 weights, else bf16. Raises ModelLoadError if there is no address space for it.
+        The model itself stays as it is until `take_over`, so that another runner may use it meanwhile. Raises
+        ModelLoadError if there is no address space for the cache.
         """
-        self._model, self._kernels = model, kernels
+        kernels = weights.kernels
+        self._model, self._kernels, self._weights = model, kernels, weights
         self._context = Context(kernels, torch.get_num_threads())
         self.end_ids = end_ids_of(model)
-        precision = pack or PRECISIONS[model.dtype]
-        self._weights = PackedWeights(model, kernels, precision)
+        weights.link(model)
         shape, size = model.config, _head_size(model.config)
         context = min(shape.max_position_embeddings, config.max_context or shape.max_position_embeddings)
         positions = (context + BLOCK - 1) // BLOCK * BLOCK
@@ -89,7 +88,7 @@ class NativeRunner:
             vocabulary=self._weights.head.outputs,
             slots=config.max_running,
             positions=positions,
-            bf16_cache=precision != "fp32",
+            bf16_cache=weights.precision not in ("fp32", "fp16"),
             epsilon=shape.rms_norm_eps,
             attention_scale=size**-0.5,
             layer=self._weights.layers,
@@ -112,12 +111,7 @@ class NativeRunner:
 
     def take_over(self) -> None:
         """Free the model's own weights: beam search uses the packed ones from now on."""
-        self._weights.take_over()
-
-    @property
-    def error(self) -> float:
-        """The largest error of a packed weight: see Matrix."""
-        return self._weights.error
+        self._weights.replace(self._model)
 
     @property
     def cache_bytes_per_token(self) -> int:

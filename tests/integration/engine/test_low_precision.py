@@ -9,6 +9,7 @@ from run_gpt.engine.llama import LlamaRunner
 from run_gpt.engine.native.binding import Kernels
 from run_gpt.engine.native.build import built, unsupported
 from run_gpt.engine.native.runner import NativeRunner
+from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.models import load, render_chat
 from run_gpt.models.cache import cache_root
 
@@ -40,7 +41,9 @@ def test_the_weights_of_a_4_bit_file_lose_no_more_than_bf16_does():
     with torch.inference_mode():
         exact = loaded.model(torch.tensor([ids])).logits[:, -1]
     kernels, config = Kernels(built(cache_root() / "kernels")), EngineConfig(max_running=1)
-    packed = first_logits(NativeRunner(loaded.model, kernels, config, pack="bit4"), ids)
-    plain = first_logits(NativeRunner(loaded.model.bfloat16(), kernels, config), ids)
+    packed, plain = (
+        first_logits(NativeRunner(loaded.model, PackedWeights.of(loaded.model, kernels, precision), config), ids)
+        for precision in ("bit4", "bf16")
+    )
     assert (packed - exact).abs().mean() < 1.3 * (plain - exact).abs().mean()
     assert packed.argmax() == exact.argmax()

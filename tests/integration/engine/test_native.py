@@ -9,6 +9,7 @@ from run_gpt.config import EngineConfig
 from run_gpt.engine.native.binding import FORMATS, Context, Kernels, Matrix
 from run_gpt.engine.native.build import built, unsupported
 from run_gpt.engine.native.runner import NativeRunner, fits
+from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.slots import Copy
 from run_gpt.models.cache import cache_root
 
@@ -39,7 +40,7 @@ def kernels(request):
     return Kernels(built(cache_root() / "kernels", request.param))
 
 
-def build(shape, dtype=torch.float32):
+def build(shape):
     torch.manual_seed(0)
     family, sizes = SHAPES[shape]
     config = getattr(transformers, f"{family}Config")(**{**SIZE, **sizes})
@@ -52,7 +53,19 @@ def build(shape, dtype=torch.float32):
                 parameter.normal_()
             else:
                 parameter.uniform_(0.5, 1.5)
-    return model.to(dtype)
+    return model
+
+
+def native(model, kernels, precision="fp32", **config):
+    return NativeRunner(model, PackedWeights.of(model, kernels, precision), EngineConfig(**config))
+
+
+def matrix_of(kernels, precision, weight, bias=None):
+    matrix = Matrix(kernels, precision, *weight.shape, bias=bias is not None)
+    matrix.fill(weight)
+    if bias is not None:
+        matrix.fill_bias(bias)
+    return matrix
 
 
 def forward(runner, runs):
@@ -83,11 +96,11 @@ def close(ours, theirs, relative):
 def test_a_product_is_that_of_the_weights_it_holds(kernels, precision, rows):
     torch.manual_seed(rows)
     weight, bias, x = torch.randn(72, 96), torch.randn(72), torch.randn(rows, 96)
-    matrix = Matrix(kernels, precision, [(weight[:32], bias[:32]), (weight[32:], bias[32:])])
+    matrix = matrix_of(kernels, precision, weight, bias)
     held = matrix.rows(torch.arange(72))
-    assert close(held, weight, {"fp32": 0, "bf16": 0.003, "bit8": 0.01, "bit4": 0.1}[precision])
+    assert close(held, weight, {"fp32": 0, "fp16": 0.0003, "bf16": 0.003, "bit8": 0.01, "bit4": 0.1}[precision])
     # What is quantised has inputs of 8 bits, too.
-    tolerance = {"fp32": 1e-6, "bf16": 0.004}.get(precision, 0.01)
+    tolerance = {"fp32": 1e-6, "fp16": 1e-6, "bf16": 0.004}.get(precision, 0.01)
     assert close(Context(kernels, 2).linear(matrix, x), torch.nn.functional.linear(x, held, bias), tolerance)
 
 
@@ -111,14 +124,14 @@ def grid(kind):
 @pytest.mark.parametrize(("kind", "precision"), [("Q4_0", "bit4"), ("Q4_1", "bit4"), ("Q8_0", "bit8")])
 def test_the_weights_of_a_gguf_file_are_held_without_a_loss(kernels, kind, precision):
     weight = grid(kind)
-    matrix = Matrix(kernels, precision, [(weight, None)])
+    matrix = matrix_of(kernels, precision, weight)
     assert matrix.error < 1e-6
     assert torch.allclose(matrix.rows(torch.arange(64)), weight, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_not_a_number_stays_none(kernels):
     for precision in FORMATS:
-        matrix = Matrix(kernels, precision, [(torch.randn(32, 64), None)])
+        matrix = matrix_of(kernels, precision, torch.randn(32, 64))
         x = torch.randn(3, 64)
         x[1, 5] = torch.nan
         out = Context(kernels, 1).linear(matrix, x)
@@ -130,7 +143,7 @@ def test_a_pass_is_that_of_the_model(kernels, shape):
     model, ids = build(shape), tokens(150)
     assert fits(model)
     expected = reference(model, ids)
-    runner = NativeRunner(model, kernels, EngineConfig(max_running=3))
+    runner = native(model, kernels, max_running=3)
     assert close(forward(runner, [Run(1, 0, ids, 150)]), expected, 1e-5)
     runner.take_over()  # and the model's own pass on the packed weights is what it was
     assert close(reference(model, ids), expected, 1e-5)
@@ -140,9 +153,7 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_runs_beside_it(kernels, shap
     """In parts or whole, alone or in a batch, from a copied prefix, after a draft that was wrong, in each precision."""
     ids, other = tokens(150), tokens(150, seed=2)
     for precision in FORMATS:
-        pack = precision if precision.startswith("bit") else None
-        model = build(shape, torch.bfloat16 if precision == "bf16" else torch.float32)
-        runner = NativeRunner(model, kernels, EngineConfig(max_running=4), pack=pack)
+        runner = native(build(shape), kernels, precision, max_running=4)
         whole = forward(runner, [Run(0, 0, ids, 150)])
         first = forward(runner, [Run(2, 0, other[:70], 0), Run(1, 0, ids[:67], 1)])
         forward(runner, [Run(1, 67, other[:9], 9)])
@@ -160,8 +171,8 @@ def test_a_broken_row_leaves_nothing_for_the_next_one_in_its_slot(kernels):
     with torch.no_grad():
         model.model.embed_tokens.weight[199] = torch.nan
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    for dtype in (torch.float32, torch.bfloat16):
-        runner = NativeRunner(model.to(dtype), kernels, EngineConfig(max_running=1))
+    for precision in ("fp32", "bf16"):
+        runner = native(model, kernels, precision, max_running=1)
         clean = tuple(min(token, 198) for token in ids)
         expected = forward(runner, [Run(0, 0, clean, 40)])
         assert forward(runner, [Run(0, 0, (199,) * 60, 1)]).isnan().all()
@@ -169,7 +180,7 @@ def test_a_broken_row_leaves_nothing_for_the_next_one_in_its_slot(kernels):
 
 
 def test_what_does_not_fit_is_refused(kernels):
-    runner = NativeRunner(build("biases"), kernels, EngineConfig(max_running=1, max_context=64))
+    runner = native(build("biases"), kernels, max_running=1, max_context=64)
     with pytest.raises(IndexError, match="200"):
         forward(runner, [Run(0, 0, (5, 200), 1)])
     with pytest.raises(IndexError, match="65 tokens, of 64"):
@@ -180,12 +191,13 @@ def test_what_does_not_fit_is_refused(kernels):
 
 
 def test_weights_and_cache_take_the_memory_they_say(kernels):
-    runner = NativeRunner(build("a head of each kind", torch.bfloat16), kernels, EngineConfig(max_running=3))
+    runner = native(build("a head of each kind"), kernels, "bf16", max_running=3)
     assert runner.cache_bytes_per_token == 2 * 2 * 2 * 16 * 2  # keys and values, layers, heads, size, bytes
 
 
 def test_the_models_own_weights_are_freed(kernels, shape):
     model = build(shape)
-    NativeRunner(model, kernels, EngineConfig(max_running=1)).take_over()
+    native(model, kernels, max_running=1).take_over()
     assert not [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)]
+    assert not [name for name, parameter in model.named_parameters() if parameter.dim() > 1 and parameter.numel()]
     assert all(p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())

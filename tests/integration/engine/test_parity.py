@@ -17,7 +17,8 @@ from run_gpt.engine.llama import LlamaRunner, fits
 from run_gpt.engine.memory import cache_bytes_per_token
 from run_gpt.engine.native.binding import Kernels
 from run_gpt.engine.native.build import built, unsupported
-from run_gpt.engine.native.runner import NativeRunner
+from run_gpt.engine.native.runner import fits as fits_native
+from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request, SamplingParams
 from run_gpt.errors import SetupError
 from run_gpt.models.cache import cache_root
@@ -61,7 +62,8 @@ def model(request):
 def start(model, **options):
     config = EngineConfig(max_running=3, max_step_tokens=16, **options)
     # A copy, since the fast runners take the model's layers over.
-    runner = choose_runner(copy.deepcopy(model), config, kernels=kernels() if options["runner"] == "native" else None)
+    own = copy.deepcopy(model)
+    runner = choose_runner(own, config, packed=packed(own) if options["runner"] == "native" else None)
     if type(runner) is LlamaRunner and options["runner"] == "fast":
         # As on a GPU: rows attend together, over blocks of which each row has several.
         runner._together, runner._cache._block = True, 4
@@ -73,6 +75,10 @@ def kernels():
     if unsupported() is not None:
         pytest.skip(str(unsupported()))
     return Kernels(built(cache_root() / "kernels"))
+
+
+def packed(model):
+    return PackedWeights.of(model, kernels(), "fp32")
 
 
 def skip_what_does_not_fit(model, runner):
@@ -186,8 +192,7 @@ def test_the_fast_runner_is_chosen_where_it_is_right(family):
     wanted = LlamaRunner if fast else AloneRunner if model._is_stateful else GenericRunner
     assert type(choose_runner(copy.deepcopy(model), EngineConfig())) is wanted
     if unsupported() is None:
-        best = choose_runner(copy.deepcopy(model), EngineConfig(), kernels=kernels())
-        assert type(best) is (NativeRunner if fast else wanted)
+        assert fits_native(model) == fast
     if not fast:
         with pytest.raises(SetupError, match="--runner fast"):
             choose_runner(model, EngineConfig(runner="fast"))

@@ -1,0 +1,153 @@
+"""The weights of a GGUF file under transformers' names, read one at a time from where they lie in it."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from run_gpt.errors import ModelLoadError
+
+_INDEX = "weights.json"
+_ROWS_AT_ONCE = 4096
+_LARGE = ("token_embd.weight", "output.weight")
+# Those of transformers' steps from a tensor of the file to one of the model that need no other tensor.
+_SIMPLE = ("TensorProcessor", "LlamaTensorProcessor", "Gemma2TensorProcessor", "BloomTensorProcessor")
+# The engine's own 4 and 8 bits have the grids of Q4_0, Q4_1 and Q8_0, and meet those of Q4_K nearly; what has fewer
+# bits fits 4 with a small loss, and what has more, or levels that are not even, fits 8.
+_HELD_AS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+_IN_4_BITS = {
+    *("Q4_0", "Q4_1", "Q4_K", "Q2_K", "Q3_K"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0"),
+}
+
+
+class GgufTensor:
+    """One tensor of the file, as transformers takes the lazy tensors of a checkpoint."""
+
+    def __init__(self, file: Path, entry: Mapping[str, Any], processor: Any, in_parts: Callable[[], bool]):
+        """`in_parts`: whether who asks for the whole of it takes slices of rows instead."""
+        self._file, self._entry, self._processor, self._in_parts = file, entry, processor, in_parts
+        self.shape = tuple(entry["shape"])
+
+    def __getitem__(self, index: Any) -> Any:
+        """Rows of it (a slice), or the whole (an ellipsis), in fp32. Raises ModelLoadError if the file lacks them."""
+        import numpy as np
+        import torch
+
+        if isinstance(index, slice):
+            return torch.from_numpy(self._read(*index.indices(self.shape[0])[:2]))
+        # No processor touches these, and in fp32 one of them may be larger than all the rest of a packed model.
+        if self._entry["tensor"] in _LARGE and self._in_parts():
+            return self
+        weights = self._processor.process(self._read(0, self.shape[0]), self._entry["tensor"]).weights
+        return torch.from_numpy(np.ascontiguousarray(weights))
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def to(self, **_: Any) -> "GgufTensor":
+        """It stays in the file: see torch.Tensor.to."""
+        return self
+
+    def dim(self) -> int:
+        """See torch.Tensor.dim."""
+        return len(self.shape)
+
+    def _read(self, start: int, end: int) -> Any:
+        import numpy as np
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        entry, kind = self._entry, GGMLQuantizationType[self._entry["type"]]
+        row = entry["bytes"] // self.shape[0]
+        wanted = (end - start) * row
+        data = np.fromfile(self._file, dtype=np.uint8, count=wanted, offset=entry["offset"] + start * row)
+        if len(data) != wanted:
+            raise ModelLoadError(f"{self._file} is cut short: {entry['tensor']} is not whole; download it again")
+        values = np.empty((end - start, *self.shape[1:]), dtype=np.float32)
+        rows = data.reshape(end - start, -1) if len(self.shape) > 1 else data
+        for first in range(0, end - start, _ROWS_AT_ONCE) if len(self.shape) > 1 else ():
+            part = slice(first, first + _ROWS_AT_ONCE)
+            values[part] = dequantize(rows[part], kind).reshape(values[part].shape)
+        return values if len(self.shape) > 1 else dequantize(rows, kind)
+
+
+def gguf_weights(folder: Path, in_parts: Callable[[str], bool] = lambda name: False) -> dict[str, GgufTensor] | None:
+    """The weights that `folder` refers to, by parameter; None if it holds its weights itself.
+
+    `in_parts`: see GgufTensor. Raises ModelLoadError if the GGUF file has gone.
+    """
+    if not (folder / _INDEX).is_file():
+        return None
+    index = json.loads((folder / _INDEX).read_text())
+    file = Path(index["file"])
+    if not file.is_file():
+        raise ModelLoadError(f"{file} has gone, which holds the weights: put it back, or give its new path")
+    config = json.loads((folder / "config.json").read_text())
+    processor = _processor(index["architecture"])(config=config)
+    return {
+        name: GgufTensor(file, entry, processor, partial(in_parts, name)) for name, entry in index["tensors"].items()
+    }
+
+
+def write_index(gguf: Path, folder: Path, model: Any) -> bool:
+    """Note in `folder` where the weights of `model` (on the meta device) lie in the file.
+
+    Returns False, and notes nothing, if they are not there one by one: then they must be converted.
+    """
+    from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+    reader = GGUFReader(gguf)
+    architecture = reader.fields["general.architecture"].contents()
+    processor = _processor(architecture)
+    if processor.__name__ not in _SIMPLE:
+        return False
+    names = get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
+    tensors = {}
+    for tensor in reader.tensors:
+        if tensor.name in names:
+            tensors[names[tensor.name]] = {
+                "tensor": tensor.name,
+                "type": tensor.tensor_type.name,
+                "shape": [int(size) for size in reversed(tensor.shape)],
+                "offset": int(tensor.data_offset),
+                "bytes": int(tensor.n_bytes),
+            }
+    tied = set(model.all_tied_weights_keys)
+    if {name for name, _ in model.named_parameters()} - tied - tensors.keys():
+        return False
+    index = {"file": str(gguf.resolve()), "architecture": architecture, "tensors": tensors}
+    (folder / _INDEX).write_text(json.dumps(index))
+    return True
+
+
+def held_precisions(gguf: Path, folder: Path) -> tuple[str | None, dict[str, str]]:
+    """The engine's precision in which most of the file is held as it is, and that of each matrix that `folder` notes.
+
+    None: it is of no one kind that we know.
+    """
+    from gguf import GGUFReader
+
+    held: dict[str, int] = {}
+    for tensor in GGUFReader(gguf).tensors:
+        if len(tensor.shape) > 1:
+            precision = _held_as(tensor.tensor_type.name)
+            held[precision] = held.get(precision, 0) + int(tensor.n_bytes)
+    if not (folder / _INDEX).is_file():
+        each = {}
+    else:
+        tensors = json.loads((folder / _INDEX).read_text())["tensors"]
+        each = {name: _held_as(entry["type"]) for name, entry in tensors.items() if len(entry["shape"]) > 1}
+    return max(held, key=lambda precision: held[precision], default=None), each
+
+
+def _held_as(kind: str) -> str:
+    return _HELD_AS.get(kind, "bit4" if kind in _IN_4_BITS else "bit8")
+
+
+def _processor(architecture: str) -> Any:
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+
+    return TENSOR_PROCESSORS.get(architecture, TensorProcessor)
