@@ -1,11 +1,9 @@
 """Loads a model and its tokenizer from a local folder, as the configuration asks. Importing this imports torch."""
 
 import importlib.util
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError, RunGPTError
 from run_gpt.models.chat_template import end_with_turns
+from run_gpt.models.checks import check_files, check_tokenizer, damaged, first_line
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles, adapter_folder, fetch
 from run_gpt.models.gguf_weights import gguf_weights
@@ -69,9 +68,9 @@ def load(
     _require_adapters(config)
     files = fetch(config, on_progress=on_progress)
     on_progress(f"Loading {files.name}", 0, None)
-    _check_weights(files, config)
+    model_type = check_files(files, allow_pickle=config.allow_pickle).get("model_type")
     with quiet_transformers():
-        config = _without_needless_code(files, config)
+        config = _without_needless_code(model_type, config)
         model_config = _model_config(files, config)
         packer = _packer(files, config, placement, model_config, packer_for)
         if packer is not None:
@@ -125,26 +124,14 @@ def _model_config(files: ModelFiles, config: ModelConfig) -> Any:
         raise _load_error(files, "configuration", error) from error
 
 
-def _without_needless_code(files: ModelFiles, config: ModelConfig) -> ModelConfig:
+def _without_needless_code(model_type: str | None, config: ModelConfig) -> ModelConfig:
     """The configuration, without trust for the code of a checkpoint that transformers' own classes can run."""
-    if _model_type(files) != "moss":
+    if model_type != "moss":
         return config
     from run_gpt.models import moss
 
     moss.register()
     return replace(config, trust_remote_code=False)
-
-
-def _model_type(files: ModelFiles) -> str | None:
-    """The `model_type` in config.json. Raises ModelLoadError if that file is damaged."""
-    file = files.folder / "config.json"
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(_damaged(files, file, _first_line(error))) from error
-    if not isinstance(found, dict):
-        raise ModelLoadError(_damaged(files, file, "it is not a JSON object"))
-    return found.get("model_type")
 
 
 def _require_adapters(config: ModelConfig) -> None:
@@ -165,44 +152,6 @@ def _slow_on_cpu(placement: Placement) -> list[str]:
     return []
 
 
-def _check_weights(files: ModelFiles, config: ModelConfig) -> None:
-    """Raise ModelLoadError if the folder has no weights of an allowed kind, or a file that is not whole."""
-    if gguf_weights(files.folder) is not None:
-        return
-    weights = sorted(files.folder.glob("*.safetensors"))
-    pickled = sorted(files.folder.glob("*.bin"))
-    if not weights and pickled and not config.allow_pickle:
-        raise ModelLoadError(
-            f"{files.folder} has only pickled weights ({pickled[0].name}), which can run any code when loaded: if you "
-            "trust them, set allow_pickle=True (--allow-pickle)"
-        )
-    if not weights and not pickled:
-        raise ModelLoadError(f"{files.folder} holds no weights: there is no .safetensors file")
-    if is_converted(files.folder):
-        for name, size in converted_record(files.folder)["sizes"].items():
-            if not (files.folder / name).is_file() or (files.folder / name).stat().st_size != size:
-                raise ModelLoadError(_damaged(files, files.folder / name, "it is cut short or gone"))
-    for file in weights:
-        _open_weights(files, file)
-
-
-def _open_weights(files: ModelFiles, file: Path) -> None:
-    """Read the header, which says how long the file must be."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            opened.keys()
-    except (SafetensorError, OSError) as error:
-        raise ModelLoadError(_damaged(files, file, str(error).splitlines()[0])) from error
-
-
-def _damaged(files: ModelFiles, file: Path, reason: str) -> str:
-    return (
-        f"cannot read {file} ({reason}): fetch it again; what the cache holds goes with `rungpt models rm {files.name}`"
-    )
-
-
 def _tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
@@ -211,6 +160,8 @@ def _tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
             files.folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
     except Exception as error:
+        if "trust_remote_code" not in str(error):
+            check_tokenizer(files)
         raise _load_error(files, "tokenizer", error) from error
 
 
@@ -258,9 +209,7 @@ def _model(
         raise _load_error(files, f"model in {placement.precision} on {placement.device}", cause) from error
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
-        raise ModelLoadError(
-            _damaged(files, files.folder, f"it has no weights for {names[0]}, of {len(names)} missing")
-        )
+        raise damaged(files, files.folder, f"it has no weights for {names[0]}, of {len(names)} missing")
     if packer is not None and packer.precision in QUANTISED:
         model.float()  # the little that is not packed
     return model
@@ -313,20 +262,18 @@ def _with_adapter(model: Any, config: ModelConfig, placement: Placement) -> Any:
             return adapted.get_base_model()  # with the adapter's layers beside the quantised ones
         return adapted.merge_and_unload()
     except Exception as error:
-        raise ModelLoadError(f"the adapter in {folder} does not fit this model: {_first_line(error)}") from error
+        raise ModelLoadError(f"the adapter in {folder} does not fit this model: {first_line(error)}") from error
 
 
 def _load_error(files: ModelFiles, what: str, error: Exception) -> ModelLoadError:
-    reason = _first_line(error)
+    reason = first_line(error)
     if "trust_remote_code" in str(error):
         reason = "it comes with its own Python code, which runs only with trust_remote_code=True (--trust-remote-code)"
+    elif "ignore_mismatched_sizes" in str(error):
+        reason = "its weights have other sizes than its config.json says: one of the two is another model's, or damaged"
     elif "out of memory" in str(error).lower():
         reason += "; a smaller precision (bf16, bit8, bit4) or device_map='auto' needs less memory there"
     return ModelLoadError(f"cannot load the {what} from {files.folder}: {reason}")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _context_length(model: Any, tokenizer: Any) -> tuple[int, list[str]]:
