@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import resource
+import sys
 import time
 import uuid
 from dataclasses import dataclass
@@ -83,7 +85,7 @@ class TransformersGenerate(Prompts):
         super().__init__(loaded.tokenizer)
         self.model = loaded.model
         self.name = f"transformers `generate`, {loaded.precision}"
-        self.memory = resident_bytes() - before
+        self.memory, self.loading = resident_bytes() - before, peak_bytes() - before
 
     def streams(self, number: int, streams: int, new_tokens: int, same: bool) -> dict[str, float]:
         """Tokens per second: whole requests, and decode steps alone."""
@@ -165,7 +167,7 @@ class RunGPTEngine(Prompts):
         super().__init__(model._tokenizer)
         self.engine = model._engine
         self.name = f"RunGPT, {model.precision}" + ("" if contender.runner == "auto" else f", {contender.runner}")
-        self.memory = resident_bytes() - before
+        self.memory, self.loading = resident_bytes() - before, peak_bytes() - before
 
     def streams(self, number: int, streams: int, new_tokens: int, same: bool) -> dict[str, float]:
         """Tokens per second: whole requests, and decode steps alone."""
@@ -231,13 +233,27 @@ class RunGPTEngine(Prompts):
 
 
 def prepared(contender: Contender) -> int:
-    """The bytes in use with torch and transformers, without the model."""
+    """The bytes in use with all modules and the tokenizer, without the model."""
     import torch
-    import transformers  # noqa: F401
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    import run_gpt.model  # noqa: F401
+    from run_gpt.config import ModelConfig
+    from run_gpt.models import fetch
 
     if contender.threads is not None:
         torch.set_num_threads(contender.threads)
+    folder = fetch(ModelConfig(model_name=contender.model)).folder
+    AutoTokenizer.from_pretrained(folder)
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     return resident_bytes()
+
+
+def peak_bytes() -> int:
+    """Most memory that this process ever had in use."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def resident_bytes() -> int:

@@ -4,14 +4,13 @@ So its memory is its own, and the benchmark can take the contenders in turn: a b
 """
 
 import multiprocessing
-import resource
 import sys
 import time
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
 import psutil
-from benchmark_contenders import Contender
+from benchmark_contenders import Contender, peak_bytes
 
 LIMIT_SECONDS = 900.0
 """Longest that one measurement may take."""
@@ -77,19 +76,14 @@ def _serve(connection: Connection, contender: Contender) -> None:
         while True:
             method, arguments = connection.recv()
             if method == "memory":
-                connection.send(({"model": loaded.memory / 1e6, "peak": peak_bytes() / 1e6}, None))
+                sizes = {"model": loaded.memory, "loading": loaded.loading, "peak": peak_bytes()}
+                connection.send(({name: size / 1e6 for name, size in sizes.items()}, None))
             else:
                 connection.send((getattr(loaded, method)(**arguments), None))
     except EOFError:
         return  # the benchmark has gone
     except Exception as error:
         connection.send((None, f"{type(error).__name__}: {error}"))
-
-
-def peak_bytes() -> int:
-    """Most memory that this process ever had in use."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def busy_seconds() -> float:

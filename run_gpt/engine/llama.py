@@ -50,7 +50,8 @@ def fits(model: Any) -> bool:
 
 def fits_config(config: Any) -> bool:
     """What of `fits` a model's configuration tells, before it is loaded."""
-    if config.model_type not in FAMILIES or config.hidden_act != "silu":
+    own_code = getattr(config, "auto_map", None)  # what comes with the model may be another one under the same name
+    if config.model_type not in FAMILIES or config.hidden_act != "silu" or own_code:
         return False
     return config.rope_parameters.get("rope_type") in ROTARY_KINDS and not _slides(config)
 

@@ -198,6 +198,7 @@ def _model(
             use_safetensors=None if config.allow_pickle else True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
             **options,
         )
         if source is None:
@@ -207,9 +208,11 @@ def _model(
     except Exception as error:
         cause = getattr(options.get("quantization_config"), "error", None) or error
         raise _load_error(files, f"model in {placement.precision} on {placement.device}", cause) from error
-    if report["missing_keys"]:
-        names = sorted(report["missing_keys"])
-        raise damaged(files, files.folder, f"it has no weights for {names[0]}, of {len(names)} missing")
+    if missing := sorted(report["missing_keys"]):
+        raise damaged(files, files.folder, f"no weights for {missing[0]}, of {len(missing)} missing")
+    for name, found, expected in report["mismatched_keys"]:
+        why = f"{name} has the shape {list(found)}, and the configuration says {list(expected)}"
+        raise damaged(files, files.folder, why)
     if packer is not None and packer.precision in QUANTISED:
         model.float()  # the little that is not packed
     return model
@@ -269,8 +272,6 @@ def _load_error(files: ModelFiles, what: str, error: Exception) -> ModelLoadErro
     reason = first_line(error)
     if "trust_remote_code" in str(error):
         reason = "it comes with its own Python code, which runs only with trust_remote_code=True (--trust-remote-code)"
-    elif "ignore_mismatched_sizes" in str(error):
-        reason = "its weights have other sizes than its config.json says: one of the two is another model's, or damaged"
     elif "out of memory" in str(error).lower():
         reason += "; a smaller precision (bf16, bit8, bit4) or device_map='auto' needs less memory there"
     return ModelLoadError(f"cannot load the {what} from {files.folder}: {reason}")
