@@ -129,6 +129,7 @@ class Model(LanguageModel):
         self.context_length = min(loaded.context_length, max_context or loaded.context_length)
         """Most tokens of prompt and answer together."""
         self._tokenizer = loaded.tokenizer
+        self._chat_template = loaded.chat_template
         self._vocabulary = len(loaded.tokenizer)
         self._engine = engine
 
@@ -178,7 +179,7 @@ class Model(LanguageModel):
             prompt_ids=tuple(prompt_ids),
             max_new_tokens=self._max_new_tokens(request, len(prompt_ids)),
             sampling=self._sampling(request),
-            stop=request.stops,
+            stop=self._stops(request),
             sequences=request.best_of or request.sequences,
             num_beams=request.num_beams or 1,
             length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
@@ -187,11 +188,17 @@ class Model(LanguageModel):
 
     def _prompt_ids(self, request: Request) -> list[int]:
         if isinstance(request, ChatRequest):
-            return render_chat(self._tokenizer, [message.model_dump() for message in request.messages])
+            messages = [message.model_dump() for message in request.messages]
+            return render_chat(self._tokenizer, messages, self._chat_template)
         ids = cast("list[int]", self._tokenizer(request.prompt, return_attention_mask=False)["input_ids"])
         if not ids:
             raise InvalidRequest(f"prompt = {request.prompt!r}: the tokenizer makes no token of it", param="prompt")
         return ids
+
+    def _stops(self, request: Request) -> tuple[str, ...]:
+        """The request's stop texts; in a chat also those that end a turn."""
+        in_chat = isinstance(request, ChatRequest) and self._chat_template is not None
+        return (*request.stops, *(self._chat_template.stop if in_chat else ()))  # type: ignore[union-attr]
 
     def _max_new_tokens(self, request: Request, prompt_tokens: int) -> int:
         room = self.context_length - prompt_tokens

@@ -94,8 +94,8 @@ class AloneRunner:
         self._adapters.remove(lora)
 
     def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
-        """See ModelRunner."""
-        return beam_search(self._model, request, stopped, self._adapters, lora)
+        """See ModelRunner. A plain list of states, such as RWKV's, cannot follow its beam."""
+        return beam_search(self._model, request, stopped, self._adapters, lora, use_cache=self._name != "state")
 
     def _run(self, run: Run, token_ids: Sequence[int]) -> torch.Tensor:
         """[1, vocabulary]: the logits after the last of these tokens."""

@@ -17,11 +17,18 @@ def end_ids_of(model: Any) -> tuple[int, ...]:
 
 
 def beam_search(
-    model: Any, request: Request, stopped: threading.Event, adapters: Adapters, lora: Lora | None
+    model: Any,
+    request: Request,
+    stopped: threading.Event,
+    adapters: Adapters,
+    lora: Lora | None,
+    *,
+    use_cache: bool = True,
 ) -> list[list[int]]:
     """The answers' token ids, best first, each up to its end of sequence. Ends early once `stopped` is set.
 
-    `adapters`: those of the model, of which all beams have `lora`.
+    `adapters`: those of the model, of which all beams have `lora`. Without `use_cache` each step runs the whole text
+    again: for models whose states transformers cannot reorder.
     """
     from transformers import StoppingCriteriaList
 
@@ -43,6 +50,7 @@ def beam_search(
             repetition_penalty=params.repetition_penalty,
             no_repeat_ngram_size=params.no_repeat_ngram_size,
             early_stopping=True,
+            use_cache=use_cache,
             pad_token_id=end_ids[0] if end_ids else 0,
             stopping_criteria=StoppingCriteriaList([stop]),
         )

@@ -20,6 +20,8 @@ def cache_bytes_per_token(model: Any) -> int:
     """Bytes of the keys and values of one token, as the model's configuration tells; 0 when it does not."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        heads = 1  # Falcon 7B; its newer architecture caches the keys of all heads
     if not heads:
         return 0
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

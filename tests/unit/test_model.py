@@ -54,6 +54,7 @@ def model_of(*events, max_context=None):
         precision="fp32",
         device="cpu",
         notes=(),
+        chat_template=None,
         context_length=100,
         tokenizer=ScriptedTokenizer(),
     )

@@ -46,6 +46,11 @@ def test_the_readme_has_the_parameters_and_errors_that_the_code_has() -> None:
     assert script("readme_tables").with_tables(text) == text, "run: python scripts/readme_tables.py --write"
 
 
+def test_the_model_zoo_is_that_of_the_catalogue() -> None:
+    text = (ROOT / "MODEL_ZOO.md").read_text()
+    assert script("model_zoo").model_zoo() == text, "run: python scripts/model_zoo.py --write"
+
+
 def test_there_is_one_version() -> None:
     assert run_gpt.__version__ == version("rungpt") == PROJECT["project"]["version"]
     assert f"## {run_gpt.__version__}" in (ROOT / "CHANGELOG.md").read_text()

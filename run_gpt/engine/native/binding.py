@@ -136,7 +136,10 @@ class Matrix:
         number = FORMATS[precision]
         size = kernels.matrix_bytes(number, outputs, inputs)
         self._memory = memory or Memory(kernels, size + 63, dense=True)
-        self._bias = torch.zeros((outputs + LANES - 1) // LANES * LANES) if bias else None
+        self._bias: torch.Tensor | None = None
+        if bias:  # on the CPU and in fp32, also while transformers loads a model, with other defaults for both
+            room = (outputs + LANES - 1) // LANES * LANES
+            self._bias = torch.zeros(room, dtype=torch.float32, device="cpu")
         self.struct = MatrixStruct(
             number, outputs, inputs, self._memory.take(size), None if self._bias is None else self._bias.data_ptr()
         )

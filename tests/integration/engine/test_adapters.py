@@ -215,7 +215,8 @@ async def test_beams_have_the_adapter_of_their_request(case, start, adapters):
     got = await asyncio.gather(
         answer(engine, "1", ids, num_beams=3, adapter="a"), answer(engine, "2", ids, num_beams=3)
     )
-    options = {"num_beams": 3, "early_stopping": True}
+    # RWKV's state is not one that transformers can hand from beam to beam.
+    options = {"num_beams": 3, "early_stopping": True, "use_cache": family != "Rwkv"}
     assert got == [theirs(family, folder, ids, **options), theirs(family, None, ids, **options)]
 
 

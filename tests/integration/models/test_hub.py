@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,6 +28,10 @@ class Hub:
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     """Paths of the requests so far."""
+    stalled: Event = field(default_factory=Event)
+    """Half of a file of weights is sent, and the rest is not until `go_on`."""
+    go_on: Event = field(default_factory=Event)
+    slow: bool = False
 
 
 def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -68,8 +76,15 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             for name, value in {**headers, "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+            if self.command == "HEAD":
+                return
+            if hub.slow and self.path.endswith(".safetensors"):
+                self.wfile.write(body[: len(body) // 2])
+                self.wfile.flush()
+                hub.stalled.set()
+                hub.go_on.wait(60)
+                body = body[len(body) // 2 :]
+            self.wfile.write(body)
 
     return Handler
 
@@ -93,6 +108,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     thread = Thread(target=httpd.serve_forever, args=(0.05,))
     thread.start()
     yield server
+    server.go_on.set()
     httpd.shutdown()
     thread.join(10)
     httpd.server_close()
@@ -147,3 +163,58 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub, monkeypatch: pytest.
     with pytest.raises(DownloadError, match="check the network") as caught:
         fetch(ModelConfig(model_name="org/tiny"))
     assert "\n" not in caught.value.message
+
+
+FETCH = """
+from run_gpt.config import ModelConfig
+from run_gpt.models import fetch
+
+def tell(step, done, total):
+    if "Waiting for another process" in step:
+        print("waits", flush=True)
+
+print(fetch(ModelConfig(model_name="org/tiny"), on_progress=tell).folder, flush=True)
+"""
+
+
+@contextmanager
+def fetching(hub: Hub) -> Iterator[subprocess.Popen[str]]:
+    """A process of a user's that fetches the model."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    process = subprocess.Popen([sys.executable, "-c", FETCH], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_second_process_waits_for_the_first_ones_download(hub: Hub) -> None:
+    hub.repos["org/tiny"], hub.slow = MODEL, True
+    with fetching(hub) as first:
+        assert hub.stalled.wait(60)
+        with fetching(hub) as second:
+            assert line_of(second) == "waits"
+            hub.go_on.set()
+            folder = line_of(first)
+            assert line_of(second) == folder
+    assert (Path(folder) / "model.safetensors").read_bytes() == MODEL["model.safetensors"]
+    assert len([path for path in hub.asked if path.endswith("model.safetensors")]) == 2  # HEAD and GET, once
+
+
+def test_a_download_that_is_killed_is_no_model_and_is_fetched_again(hub: Hub) -> None:
+    hub.repos["org/tiny"], hub.slow = MODEL, True
+    with fetching(hub) as first:
+        assert hub.stalled.wait(60)
+        first.kill()
+        first.wait()
+    assert not any(model.cached for model in list_models() if model.source == "org/tiny")
+    hub.slow = False
+    hub.go_on.set()
+    folder = fetch(ModelConfig(model_name="org/tiny")).folder
+    assert (folder / "model.safetensors").read_bytes() == MODEL["model.safetensors"]

@@ -140,7 +140,7 @@ def test_weights_that_are_missing_or_of_another_shape_are_named(
 ) -> None:
     name = "lm_head.weight"
     for change, words in (
-        (lambda tensors: tensors.pop(name), f"no weights for {name}"),
+        (lambda tensors: tensors.pop(name), f"lacks {name}"),
         (lambda tensors: tensors.update({name: torch.zeros(7, 256)}), name),
     ):
         folder = shutil.copytree(checkpoint, tmp_path / f"bad{len(words)}")

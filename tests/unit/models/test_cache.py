@@ -1,6 +1,8 @@
 """The cache's promise: what it shows is whole, and two processes never write the same model at once."""
 
 import errno
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -36,6 +38,34 @@ def test_what_a_killed_process_left_is_thrown_away(cache: Path) -> None:
     folder = ModelCache().ensure("files/one", lambda folder: (folder / "whole").touch())
     assert [file.name for file in folder.iterdir()] == ["whole"]
     assert not left.exists()
+
+
+HALF = """
+import pathlib, time
+from run_gpt.models.cache import ModelCache
+
+def fill(folder):
+    (folder / "half").write_bytes(b"x" * 100)
+    print("half", flush=True)
+    time.sleep(600)
+
+ModelCache().ensure("files/one", fill)
+"""
+
+
+def test_a_process_that_is_killed_leaves_nothing_that_looks_whole(cache: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HALF], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+    finally:
+        process.kill()
+        process.communicate()
+    models = ModelCache()
+    assert models.get("files/one") is None
+    assert models.keys("files") == []
+    folder = models.ensure("files/one", lambda folder: (folder / "whole").touch())  # its lock went with it
+    assert [file.name for file in folder.iterdir()] == ["whole"]
 
 
 def test_a_second_process_waits_for_the_first_and_uses_its_result() -> None:

@@ -1,10 +1,12 @@
 """A user types a short name; without these it would find the wrong model, or none."""
 
+import families
 import pytest
 
 from run_gpt.config import DEFAULT_MODEL, ModelConfig
 from run_gpt.errors import ModelNotFound
 from run_gpt.models import CATALOGUE, fetch, find, near_matches, served_name
+from run_gpt.models.catalogue import FAMILIES
 
 
 def test_every_name_and_alias_finds_its_entry_and_no_other() -> None:
@@ -30,3 +32,9 @@ def test_an_unknown_name_is_answered_with_near_ones() -> None:
     assert near_matches("smolm2")[0] == "smollm2"
     with pytest.raises(ModelNotFound, match=r"no model 'smolm2'.*rungpt models list.*did you mean smollm2"):
         fetch(ModelConfig(model_name="smolm2"))
+
+
+def test_every_family_has_a_model_and_is_tested() -> None:
+    assert {entry.family for entry in CATALOGUE} == set(FAMILIES)
+    tested = {families.build(family).config.model_type for family in families.FAMILIES.values()}
+    assert set(FAMILIES.values()) - {"moss"} <= tested  # MOSS is written as a checkpoint of its own type

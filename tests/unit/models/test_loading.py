@@ -1,11 +1,15 @@
 """Loading: the precision and place that were asked for, and one clear line for each kind of damage."""
 
-import importlib.util
+import json
+import shutil
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from families import write_checkpoint
 
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
@@ -21,7 +25,9 @@ IDS = torch.tensor([[1, 6, 7]])
 def test_the_weights_have_the_precision_asked_for(tiny_model: Path, precision: str, dtype: torch.dtype) -> None:
     loaded = load(ModelConfig(model_name=str(tiny_model), precision=precision, device="cpu"))
     assert (loaded.name, loaded.precision, loaded.device, loaded.context_length) == ("tiny", precision, "cpu", 96)
-    assert loaded.notes == ()
+    assert loaded.notes == (
+        "this model has no chat template: chats are written as plain lines, `User: ...`, `Assistant: ...`",
+    )
     assert not loaded.model.training
     assert {p.dtype for p in loaded.model.parameters()} == {dtype}
     assert torch.isfinite(loaded.model(IDS).logits).all()
@@ -77,19 +83,104 @@ def test_a_dict_maps_parts_and_offloads_to_disk(tiny_model: Path) -> None:
     assert split.device == "cpu"
 
 
-def test_a_truncated_weight_file_is_named(tiny_model: Path) -> None:
-    file = tiny_model / "model.safetensors"
+@pytest.fixture(scope="module")
+def whole_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint("llama", tmp_path_factory.mktemp("parts") / "tiny")
+
+
+@pytest.fixture
+def parts(whole_parts: Path, tmp_path: Path) -> Path:
+    """A checkpoint in several parts, which the test may damage."""
+    return Path(shutil.copytree(whole_parts, tmp_path / "tiny"))
+
+
+PART, INDEX = "model-00002-of-00004.safetensors", "model.safetensors.index.json"
+
+
+def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ModelLoadError, match=r"cannot read .*model.safetensors") as caught:
-        load(ModelConfig(model_name=str(tiny_model)))
+
+
+def change_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """A safetensors file is the length of its header (64 bits), the header as JSON, and the numbers."""
+    data = file.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    changed = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(changed)) + changed + data[8 + length :])
+
+
+def first_tensor(header: dict[str, Any]) -> str:
+    return next(name for name in header if name != "__metadata__")
+
+
+def lie_about_a_size(header: dict[str, Any]) -> None:
+    header[first_tensor(header)]["shape"][0] *= 2
+
+
+def lie_about_a_name(header: dict[str, Any]) -> None:
+    header["another"] = header.pop(first_tensor(header))
+
+
+def lie_about_an_end(header: dict[str, Any]) -> None:
+    header[first_tensor(header)]["data_offsets"][1] += 1000
+
+
+def lose_a_weight(file: Path) -> None:
+    index = json.loads(file.read_text())
+    del index["weight_map"]["lm_head.weight"]
+    file.write_text(json.dumps(index))
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "a part cut short": (PART, cut, "not fully covered"),
+    "an empty part": (PART, lambda file: file.write_bytes(b""), "header too small"),
+    "a part of something else": (PART, lambda file: file.write_bytes(b"x" * 1000), "header too large"),
+    "a part that is missing": (PART, Path.unlink, f"it is missing, and {INDEX} names it"),
+    "a size that is not true": (PART, lambda file: change_header(file, lie_about_a_size), "invalid shape"),
+    "a name that is not true": (PART, lambda file: change_header(file, lie_about_a_name), "it lacks model.layers"),
+    "an end that is not true": (PART, lambda file: change_header(file, lie_about_an_end), "invalid"),
+    "an index cut short": (INDEX, cut, "delimiter|Expecting|Unterminated"),
+    "an index of nothing": (INDEX, lambda file: file.write_text("{}"), "does not say which file holds"),
+    "an index that is missing": (INDEX, Path.unlink, "it is missing, though the weights are in parts"),
+    "a configuration cut short": ("config.json", cut, "delimiter|Expecting|Unterminated"),
+    "a configuration that is a list": ("config.json", lambda file: file.write_text("[]"), "not a JSON object"),
+    "a configuration of bytes": ("config.json", lambda file: file.write_bytes(b"\xff\x00"), "can't decode"),
+    "generation settings cut short": ("generation_config.json", cut, "delimiter|Expecting|Unterminated"),
+    "tokenizer settings cut short": ("tokenizer_config.json", cut, "delimiter|Expecting|Unterminated"),
+    "a tokenizer cut short": ("tokenizer.json", cut, "EOF"),
+    "a tokenizer without a model": ("tokenizer.json", lambda file: file.write_text("{}"), "Model missing"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_file_is_named(parts: Path, what: str) -> None:
+    name, damage, reason = DAMAGE[what]
+    damage(parts / name)
+    with pytest.raises(ModelLoadError, match=reason) as caught:
+        load(ModelConfig(model_name=str(parts)))
+    assert str(parts / name) in caught.value.message
     assert "\n" not in caught.value.message
 
 
-def test_a_damaged_configuration_is_one_line(tiny_model: Path) -> None:
-    (tiny_model / "config.json").write_text("{")
-    with pytest.raises(ModelLoadError, match=str(tiny_model)) as caught:
-        load(ModelConfig(model_name=str(tiny_model)))
-    assert "\n" not in caught.value.message
+def test_weights_that_no_file_has_are_not_made_up(parts: Path) -> None:
+    lose_a_weight(parts / INDEX)
+    with pytest.raises(ModelLoadError, match=rf"{parts}.*no weights for lm_head.weight"):
+        load(ModelConfig(model_name=str(parts), precision="fp32", device="cpu"))
+
+
+def test_weights_of_another_size_are_told(parts: Path) -> None:
+    config = (parts / "config.json").read_text()
+    (parts / "config.json").write_text(config.replace('"hidden_size": 64', '"hidden_size": 32'))
+    with pytest.raises(ModelLoadError, match=rf"{parts}.*has the shape .*configuration says"):
+        load(ModelConfig(model_name=str(parts), precision="fp32", device="cpu"))
+
+
+def test_a_folder_without_a_tokenizer_says_what_it_lacks(parts: Path) -> None:
+    (parts / "tokenizer.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"holds no tokenizer: there is no tokenizer.json"):
+        load(ModelConfig(model_name=str(parts)))
 
 
 @pytest.mark.parametrize(
@@ -119,32 +210,83 @@ def test_a_damaged_gguf_file_is_named_and_nothing_is_kept(tmp_path: Path, cache:
     assert list((cache / "converted").iterdir()) == []
 
 
-def test_pickled_weights_need_the_flag(tiny_model: Path) -> None:
+def pickle_weights(folder: Path) -> None:
+    """Let each part be as PyTorch saves it."""
     from safetensors.torch import load_file
 
-    weights = load_file(tiny_model / "model.safetensors")
-    (tiny_model / "model.safetensors").unlink()
-    torch.save(weights, tiny_model / "pytorch_model.bin")
-    with pytest.raises(ModelLoadError, match="--allow-pickle"):
-        load(ModelConfig(model_name=str(tiny_model)))
-    assert load(ModelConfig(model_name=str(tiny_model), allow_pickle=True)).name == "tiny"
+    for file in folder.glob("*.safetensors"):
+        torch.save(load_file(file), folder / f"{file.stem.replace('model', 'pytorch_model')}.bin")
+        file.unlink()
+    index = (folder / INDEX).read_text().replace("model-", "pytorch_model-").replace(".safetensors", ".bin")
+    (folder / INDEX).unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(index)
 
 
-def test_code_of_the_model_needs_the_flag(tiny_model: Path) -> None:
+def test_pickled_weights_need_the_flag(parts: Path, whole_parts: Path) -> None:
+    pickle_weights(parts)
+    with pytest.raises(ModelLoadError, match=r"pytorch_model-00001-of-00004.bin.*--allow-pickle"):
+        load(ModelConfig(model_name=str(parts)))
+    theirs = load(ModelConfig(model_name=str(parts), allow_pickle=True, precision="fp32", device="cpu"))
+    ours = load(ModelConfig(model_name=str(whole_parts), precision="fp32", device="cpu"))
+    assert torch.equal(theirs.model(IDS).logits, ours.model(IDS).logits)
+
+
+def test_a_pickled_part_that_is_missing_is_named(parts: Path) -> None:
+    pickle_weights(parts)
+    (parts / "pytorch_model-00003-of-00004.bin").unlink()
+    with pytest.raises(ModelLoadError, match=r"pytorch_model-00003-of-00004.bin \(it is missing"):
+        load(ModelConfig(model_name=str(parts), allow_pickle=True))
+
+
+class Trap:
+    """Would write a file when it is unpickled."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def test_pickled_weights_run_no_code_even_with_the_flag(parts: Path, tmp_path: Path) -> None:
+    pickle_weights(parts)
+    torch.save({"lm_head.weight": Trap(tmp_path / "ran")}, parts / "pytorch_model-00001-of-00004.bin")
+    with pytest.raises(ModelLoadError) as caught:
+        load(ModelConfig(model_name=str(parts), allow_pickle=True))
+    assert str(parts) in caught.value.message
+    assert not (tmp_path / "ran").exists()
+
+
+OWN_CODE = """
+import pathlib
+from transformers import LlamaConfig, LlamaForCausalLM
+
+pathlib.Path(__file__).with_name("ran").touch()
+
+
+class Config(LlamaConfig):
+    model_type = "mine"
+
+
+class Model(LlamaForCausalLM):
+    config_class = Config
+"""
+
+
+def test_code_of_the_model_needs_the_flag(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     config = (tiny_model / "config.json").read_text()
     own = '{"auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}, "model_type": "mine",'
     config = config.replace('"model_type": "llama",', "").replace("{", own, 1)
     (tiny_model / "config.json").write_text(config)
-    (tiny_model / "mine.py").write_text("raise SystemExit('the code ran')")
+    (tiny_model / "mine.py").write_text(OWN_CODE)
     with pytest.raises(ModelLoadError, match="--trust-remote-code"):
         load(ModelConfig(model_name=str(tiny_model)))
-
-
-def test_a_missing_peft_gives_the_pip_line(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else found(name))
-    with pytest.raises(ModelLoadError, match=r"pip install 'rungpt\[adapters\]'"):
-        load(ModelConfig(model_name=str(tiny_model), adapter_name_or_path="somewhere"))
+    assert not list(tmp_path.rglob("ran"))
+    loaded = load(ModelConfig(model_name=str(tiny_model), trust_remote_code=True, device="cpu"))
+    assert loaded.model.config.model_type == "mine"
+    assert list(tmp_path.rglob("ran"))
 
 
 def test_a_folder_without_an_adapter_is_named(tiny_model: Path) -> None:

@@ -1,0 +1,118 @@
+"""Whether the files of a checkpoint are whole and of an allowed kind: what is not is named before anything loads."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from run_gpt.errors import ModelLoadError
+from run_gpt.models.convert import converted_record, is_converted
+from run_gpt.models.files import ModelFiles
+from run_gpt.models.gguf_weights import gguf_weights
+
+# transformers goes on without the second where it cannot read it, and then the model ends at other tokens.
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
+_PART = re.compile(r"(.*)-\d{5}-of-\d{5}")
+
+
+def check_files(files: ModelFiles, *, allow_pickle: bool) -> dict[str, Any]:
+    """What config.json says. Raises ModelLoadError if a file is damaged or missing, or the weights are pickled.
+
+    Of weights it reads the headers, which say how long the files must be and what they hold.
+    """
+    found = {name: _json(files, files.folder / name) for name in _SETTINGS if (files.folder / name).exists()}
+    if gguf_weights(files.folder) is None:
+        _check_weights(files, allow_pickle)
+    return found.get("config.json", {})
+
+
+def damaged(files: ModelFiles, file: Path, reason: str) -> ModelLoadError:
+    """The error for a file that is not whole."""
+    return ModelLoadError(
+        f"cannot read {file} ({reason}): fetch it again; what the cache holds goes with `rungpt models rm {files.name}`"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def check_tokenizer(files: ModelFiles) -> None:
+    """Raise ModelLoadError if it is the files that keep a tokenizer from loading. Slow: for after a failure."""
+    from tokenizers import Tokenizer
+
+    own_code = any(files.folder.glob("tokenization_*.py"))  # which may have files of any name
+    if not own_code and not any((files.folder / name).exists() for name in _TOKENIZERS):
+        raise ModelLoadError(f"{files.folder} holds no tokenizer: there is no {', '.join(_TOKENIZERS)}")
+    if (file := files.folder / "tokenizer.json").exists():
+        try:
+            Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises Exception itself
+            raise damaged(files, file, first_line(error)) from error
+
+
+def _check_weights(files: ModelFiles, allow_pickle: bool) -> None:
+    weights = sorted(files.folder.glob("*.safetensors"))
+    pickled = sorted(files.folder.glob("*.bin"))
+    if not weights and pickled and not allow_pickle:
+        raise ModelLoadError(
+            f"{files.folder} has only pickled weights ({pickled[0].name}), which can run any code when loaded: if you "
+            "trust them, set allow_pickle=True (--allow-pickle)"
+        )
+    if not weights and not pickled:
+        raise ModelLoadError(f"{files.folder} holds no weights: there is no .safetensors file")
+    if is_converted(files.folder):
+        for name, size in converted_record(files.folder)["sizes"].items():
+            if not (files.folder / name).is_file() or (files.folder / name).stat().st_size != size:
+                raise damaged(files, files.folder / name, "it is cut short or gone")
+    held = {file.name: _tensors(files, file) for file in weights}
+    for index in _indices(files, weights or pickled):
+        _check_index(files, index, held if weights else {file.name: None for file in pickled})
+
+
+def _tensors(files: ModelFiles, file: Path) -> set[str]:
+    """The names of the tensors in a file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return set(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise damaged(files, file, first_line(error)) from error
+
+
+def _indices(files: ModelFiles, weights: list[Path]) -> list[Path]:
+    """The files that say which part of the weights lies where."""
+    parts = {match[1] + file.suffix for file in weights if (match := _PART.fullmatch(file.stem))}
+    whole = {file.name for file in weights}
+    indices = [files.folder / f"{name}.index.json" for name in sorted(parts - whole)]
+    for index in indices:
+        if not index.exists():
+            raise damaged(files, index, "it is missing, though the weights are in parts")
+    return indices
+
+
+def _check_index(files: ModelFiles, index: Path, held: Mapping[str, set[str] | None]) -> None:
+    """`held`: by file, the tensors in it, or None where that cannot be told."""
+    weight_map = _json(files, index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise damaged(files, index, "it does not say which file holds which weight")
+    for tensor, name in weight_map.items():
+        if name not in held:
+            raise damaged(files, files.folder / name, f"it is missing, and {index.name} names it")
+        tensors = held[name]
+        if tensors is not None and tensor not in tensors:
+            raise damaged(files, files.folder / name, f"it lacks {tensor}, which {index.name} says that it holds")
+
+
+def _json(files: ModelFiles, file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(files, file, first_line(error)) from error
+    if not isinstance(found, dict):
+        raise damaged(files, file, "it is not a JSON object")
+    return found

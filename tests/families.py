@@ -1,0 +1,223 @@
+"""Tiny checkpoints of every family, as the hub holds them: a configuration, safetensors in shards, a tokenizer."""
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import tokenizers
+import torch
+import transformers
+
+VOCABULARY = 320
+CONTEXT = 1024
+END = "</s>"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_TEXT = """In a village by the sea lived a miller who spoke with nobody but his cat. Every morning the cat asked for
+news, and every morning the miller said that the wind was good. What is the capital of France? User: Assistant: 0123
+def add(a, b): return a + b  # the sum of two numbers, "quoted" or not; Instruct: Output: USER: ASSISTANT: system"""
+_SPECIAL = ["<pad>", "<s>", END, "<|im_start|>", "<|im_end|>", "<|USER|>", "<|ASSISTANT|>", "<|SYSTEM|>", "<eoh>"]
+_IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+}
+_NEOX = {name: value for name, value in _LLAMA.items() if name != "num_key_value_heads"}
+_GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}
+_FALCON = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "bias": False,
+    "alibi": False,
+}
+WINDOW = 8
+"""Tokens of the sliding windows here: fewer than a prompt and its answer have."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: transformers' class, and what its configuration holds beside its defaults."""
+
+    architecture: str
+    config: dict[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    """None: the hub's tokenizers of this family have none."""
+    runner: str = "generic"
+    """What `--runner auto` takes on a CPU that the native kernels know."""
+    scale: float = 8
+    """By which the initial matrices are multiplied, so that answers vary."""
+    precisions: tuple[str, ...] = ("bf16", "fp16", "bit8", "bit4")
+    """In which it is tested beside fp32."""
+
+
+FAMILIES = {
+    "llama": Family("Llama", _LLAMA, CHATML, runner="native"),
+    "llama-3": Family(
+        "Llama",
+        {
+            **_LLAMA,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        CHATML,
+        runner="native",
+    ),
+    "vicuna": Family("Llama", _LLAMA, runner="native"),
+    "stablelm-tuned": Family("GPTNeoX", {**_NEOX, "use_parallel_residual": False}),
+    "stablelm-2": Family("StableLm", {**_LLAMA, "use_qkv_bias": True, "num_key_value_heads": 4}, CHATML),
+    "pythia": Family("GPTNeoX", _NEOX),
+    "mpt-7b-chat": Family("Mpt", {"d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": CONTEXT}),
+    "gpt-j": Family("GPTJ", {**_GPT2, "rotary_dim": 8}),
+    "moss": Family("CodeGen", {**_GPT2, "rotary_dim": 8, "n_ctx": CONTEXT}),
+    "rwkv-raven": Family(
+        "Rwkv",
+        {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "context_length": CONTEXT},
+        runner="alone",
+        scale=2,
+    ),
+    # transformers' class multiplies with the numbers of its layers' weights itself, which packed weights do not have.
+    "mamba": Family(
+        "Mamba",
+        {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
+        runner="alone",
+        scale=2,
+        precisions=("bf16", "fp16"),
+    ),
+    "falcon-7b-instruct": Family("Falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
+    "falcon-40b": Family("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-rw": Family(
+        "Falcon", {**_FALCON, "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False}
+    ),
+    "bloom": Family("Bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": CONTEXT}),
+    "opt": Family(
+        "OPT",
+        {
+            "hidden_size": 64,
+            "word_embed_proj_dim": 64,
+            "ffn_dim": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": CONTEXT,
+        },
+    ),
+    "gpt2": Family("GPT2", _GPT2),
+    "phi-2": Family("Phi", {**_LLAMA, "num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
+    "phi-3": Family("Phi3", _LLAMA, CHATML),
+    "qwen2": Family("Qwen2", _LLAMA, CHATML, runner="native"),
+    "qwen3": Family("Qwen3", {**_LLAMA, "head_dim": 32}, CHATML, runner="native"),
+    "gemma-2": Family("Gemma2", {**_LLAMA, "head_dim": 16, "sliding_window": WINDOW}, CHATML),
+    "gemma-3": Family("Gemma3Text", {**_LLAMA, "head_dim": 16, "sliding_window": WINDOW}, CHATML),
+    "mistral": Family("Mistral", {**_LLAMA, "sliding_window": None}, CHATML, runner="native"),
+    "mistral-v0.1": Family("Mistral", {**_LLAMA, "sliding_window": WINDOW}, CHATML),
+    "mixtral": Family("Mixtral", {**_LLAMA, "num_local_experts": 4, "sliding_window": None}, CHATML),
+}
+
+
+def write_checkpoint(name: str, folder: Path) -> Path:
+    """Write the family's checkpoint, the same at each call; returns `folder`."""
+    family = FAMILIES[name]
+    build(family).save_pretrained(folder, max_shard_size="150kB")
+    tokenizer = copied_tokenizer()
+    tokenizer.chat_template = family.chat_template
+    tokenizer.save_pretrained(folder)
+    if name == "moss":
+        _as_moss_names_it(folder)
+        _as_gpt2_files(folder)
+    return folder
+
+
+def build(family: Family) -> Any:
+    """A model with random weights, large enough that its answers vary."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family.architecture}Config")(**_IDS, **family.config)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    embeddings = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+            elif parameter is not embeddings:
+                parameter.mul_(family.scale)
+    return model
+
+
+def copied_tokenizer() -> Any:
+    """A byte-level BPE tokenizer of one's own."""
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(_trained()),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token=END,
+        additional_special_tokens=_SPECIAL[3:],
+        model_max_length=CONTEXT,
+    )
+
+
+@functools.cache
+def _trained() -> str:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=_SPECIAL,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT.splitlines(), trainer)
+    return tokenizer.to_str()
+
+
+def _as_moss_names_it(folder: Path) -> None:
+    """Change what `fnlp/moss-moon-003-sft` has otherwise: the names of its classes, code of its own, and the causal
+    mask of each layer among the weights."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    classes = {"AutoConfig": "configuration_moss.MossConfig", "AutoModelForCausalLM": "modeling_moss.MossForCausalLM"}
+    file.write_text(json.dumps({**config, "model_type": "moss", "architectures": [], "auto_map": classes}))
+    for name in ("configuration_moss", "modeling_moss", "tokenization_moss"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the code of the checkpoint ran')")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    shard = next(iter(index["weight_map"].values()))
+    weights = safetensors.torch.load_file(folder / shard)
+    for layer in range(config["n_layer"]):
+        name = f"transformer.h.{layer}.attn.causal_mask"
+        weights[name] = torch.ones(1, 1, CONTEXT, CONTEXT, dtype=torch.bool).tril()
+        index["weight_map"][name] = shard
+    safetensors.torch.save_file(weights, folder / shard, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _as_gpt2_files(folder: Path) -> None:
+    """The tokenizer in the files of GPT-2's, without tokenizer.json, under the class name of MOSS."""
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in whole["model"]["merges"]]
+    tokens = {"bos_token": "<s>", "eos_token": END, "unk_token": "<s>", "pad_token": "<pad>"}
+    special = {**tokens, "additional_special_tokens": _SPECIAL[3:]}
+    settings = {"auto_map": {"AutoTokenizer": ["tokenization_moss.MossTokenizer", None]}, "model_max_length": CONTEXT}
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    for name, content in {
+        "vocab.json": whole["model"]["vocab"],
+        "added_tokens.json": {token["content"]: token["id"] for token in whole["added_tokens"]},
+        "special_tokens_map.json": special,
+        "tokenizer_config.json": {"tokenizer_class": "MossTokenizer", **settings, **special},
+    }.items():
+        (folder / name).write_text(json.dumps(content))
