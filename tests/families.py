@@ -1,12 +1,14 @@
 """Tiny checkpoints of every family, as the hub holds them: a configuration, safetensors in shards, a tokenizer."""
 
 import functools
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import sentencepiece
 import tokenizers
 import torch
 import transformers
@@ -183,6 +185,33 @@ def _trained() -> str:
     )
     tokenizer.train_from_iterator(_TEXT.splitlines(), trainer)
     return tokenizer.to_str()
+
+
+def as_sentencepiece_files(folder: Path) -> sentencepiece.SentencePieceProcessor:
+    """The tokenizer in SentencePiece's own file, without tokenizer.json, as Vicuna and the first LLaMA have it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_TEXT.splitlines() * 3),
+        model_writer=model,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    tokens = {"bos_token": "<s>", "eos_token": END, "unk_token": "<unk>"}
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "legacy": False,
+        "model_max_length": CONTEXT,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **tokens}))
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
 def _as_moss_names_it(folder: Path) -> None:
