@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from run_gpt.engine.beams import beam_search, end_ids_of
+from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Copy, Run
 
@@ -28,6 +29,7 @@ class AloneRunner:
 
     def __init__(self, model: Any):
         self._model = model
+        self._adapters = Adapters(model)
         self._states: dict[int, Any] = {}
         takes = inspect.signature(model.forward).parameters
         self._name = next(name for name in _STATES if name in takes)
@@ -37,22 +39,37 @@ class AloneRunner:
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
         """See ModelRunner. These models take a prompt whole or token by token, so its last part runs all of it."""
         logits = []
-        prompts: dict[tuple[int, ...], tuple[int, torch.Tensor]] = {}
+        prompts: dict[Any, tuple[int, torch.Tensor]] = {}
         for run in runs:
             prompt_ids = run.row.request.prompt_ids
             if not run.wanted:
                 continue
             if run.end > len(prompt_ids):
-                logits.append(self._run(run.slot, run.token_ids))
-            elif prompt_ids in prompts:  # another sequence of the same request, most often
-                source, after = prompts[prompt_ids]
+                logits.append(self._run(run, run.token_ids))
+            elif (prompt_ids, run.adapter) in prompts:  # another sequence of the same request, most often
+                source, after = prompts[prompt_ids, run.adapter]
                 self._states[run.slot] = copy.deepcopy(self._states[source])
                 logits.append(after)
             else:
                 self.release([run.slot])
-                logits.append(self._run(run.slot, prompt_ids))
-                prompts[prompt_ids] = run.slot, logits[-1]
+                logits.append(self._run(run, prompt_ids))
+                prompts[prompt_ids, run.adapter] = run.slot, logits[-1]
         return torch.cat(logits) if logits else torch.empty(0, 0)
+
+    @torch.inference_mode()
+    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner. The last part of a prompt runs all of it."""
+        sums = []
+        for run in runs:
+            prompt_ids = run.row.request.prompt_ids
+            if run.end < len(prompt_ids):
+                sums.append(torch.zeros(self._model.config.hidden_size, device=self._model.device))
+                continue
+            ids = torch.tensor([prompt_ids], device=self._model.device)
+            with self._adapters.rows([run.adapter]):
+                states = self._model.base_model(ids).last_hidden_state[0].float()
+            sums.append(states[-1] if run.row.request.pooling == "last" else states.sum(0))
+        return torch.stack(sums)
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """See ModelRunner: there are none, for no prefix is reused."""
@@ -68,13 +85,22 @@ class AloneRunner:
         """See ModelRunner."""
         self._states.clear()
 
-    def beam_search(self, request: Request, stopped: threading.Event) -> list[list[int]]:
-        """See ModelRunner. A plain list of states, such as RWKV's, cannot follow its beam."""
-        return beam_search(self._model, request, stopped, use_cache=self._name != "state")
+    def add_adapter(self, lora: Lora) -> None:
+        """See ModelRunner."""
+        self._adapters.add(lora)
 
-    def _run(self, slot: int, token_ids: Sequence[int]) -> torch.Tensor:
+    def remove_adapter(self, lora: Lora) -> None:
+        """See ModelRunner."""
+        self._adapters.remove(lora)
+
+    def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
+        """See ModelRunner. A plain list of states, such as RWKV's, cannot follow its beam."""
+        return beam_search(self._model, request, stopped, self._adapters, lora, use_cache=self._name != "state")
+
+    def _run(self, run: Run, token_ids: Sequence[int]) -> torch.Tensor:
         """[1, vocabulary]: the logits after the last of these tokens."""
         ids = torch.tensor([list(token_ids)], device=self._model.device)
-        out = self._model(ids, **{self._name: self._states.get(slot)}, use_cache=True)
-        self._states[slot] = out[self._name]
+        with self._adapters.rows([run.adapter]):
+            out = self._model(ids, **{self._name: self._states.get(run.slot)}, use_cache=True)
+        self._states[run.slot] = out[self._name]
         return out.logits[:, -1]  # type: ignore[no-any-return]

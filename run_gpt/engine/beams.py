@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.request import Request
 
 
@@ -15,10 +16,19 @@ def end_ids_of(model: Any) -> tuple[int, ...]:
     return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
 
 
-def beam_search(model: Any, request: Request, stopped: threading.Event, *, use_cache: bool = True) -> list[list[int]]:
+def beam_search(
+    model: Any,
+    request: Request,
+    stopped: threading.Event,
+    adapters: Adapters,
+    lora: Lora | None,
+    *,
+    use_cache: bool = True,
+) -> list[list[int]]:
     """The answers' token ids, best first, each up to its end of sequence. Ends early once `stopped` is set.
 
-    Without `use_cache` each step runs the whole text again: for models whose states transformers cannot reorder.
+    `adapters`: those of the model, of which all beams have `lora`. Without `use_cache` each step runs the whole text
+    again: for models whose states transformers cannot reorder.
     """
     from transformers import StoppingCriteriaList
 
@@ -27,7 +37,7 @@ def beam_search(model: Any, request: Request, stopped: threading.Event, *, use_c
 
     params, end_ids = request.sampling, end_ids_of(model)
     ids = torch.tensor([request.prompt_ids], device=model.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), adapters.rows([lora]):
         answers = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -2,22 +2,23 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 
 from run_gpt.config import EngineConfig
+from run_gpt.engine.lora import Lora
 from run_gpt.engine.mailbox import Mailbox
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.sampler import Sampler
-from run_gpt.engine.scheduler import Outcome, Result, Row, Scheduler, StepPlan
+from run_gpt.engine.scheduler import Outcome, Result, Row, Scheduler, StepPlan, Sums
 from run_gpt.engine.text import Decode, TextStream
 from run_gpt.engine.verify import choose_tokens
-from run_gpt.errors import InternalError, InvalidRequest, QueueFull, RequestError, Unavailable
+from run_gpt.errors import InternalError, InvalidRequest, ModelNotFound, QueueFull, RequestError, Unavailable
 
 State = Literal["ready", "draining", "dead"]
 
@@ -57,6 +58,25 @@ class Engine(ABC):
         """End a request without a word to its consumer; an unknown id is no error."""
 
     @abstractmethod
+    def load_adapter(self, name: str, weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Let requests name this LoRA adapter (see lora.Lora for `weights`); blocks until they can.
+
+        Raises InvalidRequest if the name is taken or the adapter does not fit, Unavailable if the engine ends.
+        """
+
+    @abstractmethod
+    def unload_adapter(self, name: str) -> None:
+        """Refuse this adapter from now on, and free it when the requests that have it have ended; blocks until then.
+
+        Raises ModelNotFound if there is none of this name, Unavailable if the engine ends before.
+        """
+
+    @property
+    @abstractmethod
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that requests may name."""
+
+    @abstractmethod
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
 
@@ -94,7 +114,9 @@ class BatchEngine(Engine):
             reuse_prefixes=config.reuse_prefixes and runner.reuses_prefixes,
             cheap_tokens=self._cheap_tokens(),
         )
-        self._next_runner: ModelRunner | None = None
+        self._errands: list[tuple[Callable[[], None], Future[None]]] = []
+        self._loras: dict[str, Lora] = {}
+        self._lora_of: dict[str, Lora] = {}
         self._changed = threading.Condition()
         self._state: State = "ready"
         self._stopping = False
@@ -142,6 +164,7 @@ class BatchEngine(Engine):
                 self._state = "draining"
             self._changed.wait_for(lambda: not self._mailboxes, timeout=drain_seconds)
             self._stopping = True
+            self._refuse_errands()
             self._end_all(Unavailable("the server was stopped before the answer was complete"))
             self._changed.notify_all()
         self._thread.join()
@@ -150,13 +173,94 @@ class BatchEngine(Engine):
     def replace_runner(self, runner: ModelRunner) -> bool:
         """Go on with another runner of the same model, between two steps; blocks. False: the engine ended before.
 
-        Rows that run are run anew, from their tokens so far. Both runners reuse prefixes, or neither does.
+        Rows that run are run anew, from their tokens so far. Both runners reuse prefixes, or neither does. Raises
+        ValueError if an adapter does not fit the other runner.
         """
+
+        def replace() -> None:
+            for lora in {*self._loras.values(), *self._lora_of.values()}:
+                runner.add_adapter(lora)
+            self._runner = runner
+            self.scheduler.restart(self._cheap_tokens())
+
+        try:
+            self._between_steps(replace)
+        except Unavailable:
+            return False
+        return True
+
+    def load_adapter(self, name: str, weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """See Engine."""
+        lora = Lora(name, weights)
+
+        def load() -> None:
+            if name in self._loras:
+                raise InvalidRequest(
+                    f"name = {name!r}: an adapter of this name is loaded: unload it first", param="name"
+                )
+            self._runner.add_adapter(lora)
+            self._loras[name] = lora
+
+        try:
+            self._between_steps(load)
+        except ValueError as error:
+            raise InvalidRequest(f"the adapter {name!r} does not fit: {error}", param="path") from error
+
+    def unload_adapter(self, name: str) -> None:
+        """See Engine."""
         with self._changed:
-            self._next_runner = runner
+            lora = self._lora(name)
+            del self._loras[name]
+            self._changed.wait_for(lambda: lora not in self._lora_of.values() or self._over)
+
+        def unload() -> None:
+            self._runner.remove_adapter(lora)
+            self.scheduler.slots.drop(lora)
+
+        self._between_steps(unload)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """See Engine."""
+        return tuple(self._loras)
+
+    def _lora(self, name: str) -> Lora:
+        if name not in self._loras:
+            there = f"there are {', '.join(self._loras)}" if self._loras else "none is loaded"
+            raise ModelNotFound(f"adapter = {name!r} is not loaded: {there}", param="adapter")
+        return self._loras[name]
+
+    def _between_steps(self, errand: Callable[[], None]) -> None:
+        """Let the engine's thread do something with the runner while it does not run; blocks.
+
+        Raises what that raises, and Unavailable if the engine ends before.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            self._errands.append((errand, done))
+            if self._over:
+                self._refuse_errands()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._next_runner is None or self._stopping or self._state == "dead")
-            return self._next_runner is None
+        done.result()
+
+    def _do_errands(self) -> None:
+        for errand, done in self._errands:
+            try:
+                errand()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+        self._errands.clear()
+
+    def _refuse_errands(self) -> None:
+        for _, done in self._errands:
+            done.set_exception(Unavailable(f"the engine is {self._state}"))
+        self._errands.clear()
+
+    @property
+    def _over(self) -> bool:
+        return self._stopping or self._state == "dead"
 
     def _admit(self, request: Request, mailbox: Mailbox) -> None:
         with self._changed:
@@ -164,10 +268,13 @@ class BatchEngine(Engine):
                 raise Unavailable(f"the engine is {self._state}: ask another replica, or try again later")
             if request.id in self._mailboxes:
                 raise InvalidRequest(f"id = {request.id!r}: a request with this id is running", param="id")
+            lora = None if request.adapter is None else self._lora(request.adapter)
             if request.num_beams > 1:
-                self._start_beams(request)
+                self._start_beams(request, lora)
             else:
-                self.scheduler.add(request)
+                self.scheduler.add(request, lora)
+            if lora is not None:
+                self._lora_of[request.id] = lora
             self._mailboxes[request.id] = mailbox
             self._unfinished[request.id] = request.sequences
             self._changed.notify_all()
@@ -182,6 +289,7 @@ class BatchEngine(Engine):
     def _die(self, reason: str) -> None:
         with self._changed:
             self._state = "dead"
+            self._refuse_errands()
             self._end_all(Unavailable(f"the engine is dead: {reason}"))
             self._changed.notify_all()
         self._on_dead()
@@ -189,28 +297,27 @@ class BatchEngine(Engine):
     def _loop(self) -> None:
         while self._state != "dead":
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._next_runner or self.scheduler.has_work)
+                self._changed.wait_for(lambda: self._stopping or self._errands or self.scheduler.has_work)
                 if self._stopping:
                     return
-                if self._next_runner is not None:
-                    self._runner, self._next_runner = self._next_runner, None
-                    self.scheduler.restart(self._cheap_tokens())
-                    self._changed.notify_all()
+                self._do_errands()
                 plan = self.scheduler.plan()
             try:
-                results = self._run(plan)
+                results, sums = self._run(plan)
             except Exception as error:
                 self._step_failed(error)
                 continue
             self._failures = 0
             with self._changed:
-                self._deliver(self.scheduler.commit(plan, results))
+                self._deliver(self.scheduler.commit(plan, results, sums))
 
-    def _run(self, plan: StepPlan) -> list[Result]:
-        """The step itself: tokens for each of the plan's runs of which logits are wanted."""
+    def _run(self, plan: StepPlan) -> tuple[list[Result], list[Sums]]:
+        """The step itself: tokens for each of the plan's runs of which logits are wanted, sums for the pooled ones."""
         self._runner.release(plan.released)
         self._runner.copy(plan.copies)
-        return choose_tokens(self._sampler, self._runner.forward(plan.runs), plan.runs) if plan.runs else []
+        answering, pooled = [[run for run in plan.runs if run.pooled is which] for which in (False, True)]
+        results = choose_tokens(self._sampler, self._runner.forward(answering), answering) if answering else []
+        return results, self._runner.embed(pooled).tolist() if pooled else []
 
     def _deliver(self, outcomes: Sequence[tuple[Row, Outcome]]) -> None:
         for row, outcome in outcomes:
@@ -236,6 +343,7 @@ class BatchEngine(Engine):
     def _forget(self, request_id: str) -> None:
         self._mailboxes.pop(request_id, None)
         self._unfinished.pop(request_id, None)
+        self._lora_of.pop(request_id, None)
         if (stopped := self._beams.pop(request_id, None)) is not None:
             stopped.set()
         self._changed.notify_all()
@@ -262,19 +370,19 @@ class BatchEngine(Engine):
             )
         return f"the model failed: {type(error).__name__}: {text}"
 
-    def _start_beams(self, request: Request) -> None:
+    def _start_beams(self, request: Request, lora: Lora | None) -> None:
         """Beam search runs beside the batch, one request at a time, in a thread of its own."""
         if len(self._beams) >= self._config.max_waiting:
             raise QueueFull(f"{len(self._beams)} beam searches wait, the limit is {self._config.max_waiting}")
         self._beams[request.id] = stopped = threading.Event()
-        self._beam_thread.submit(self._search_beams, request, stopped)
+        self._beam_thread.submit(self._search_beams, request, stopped, lora)
 
-    def _search_beams(self, request: Request, stopped: threading.Event) -> None:
+    def _search_beams(self, request: Request, stopped: threading.Event, lora: Lora | None) -> None:
         if stopped.is_set():
             return
         outcomes: list[Outcome]
         try:
-            answers = self._runner.beam_search(request, stopped)
+            answers = self._runner.beam_search(request, stopped, lora)
             outcomes = [self._beam_event(request, index, ids) for index, ids in enumerate(answers)]
         except Exception as error:
             outcomes = [InternalError(self._explain(error))]

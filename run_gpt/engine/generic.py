@@ -17,6 +17,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from run_gpt.engine.beams import beam_search, end_ids_of
+from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.memory import cache_bytes_per_token
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Copy, Run
@@ -125,6 +126,8 @@ class GenericRunner:
 
     def __init__(self, model: Any):
         self._model = model
+        self._adapters = Adapters(model)
+        self._loras: dict[int, Lora | None] = {}  # by slot
         takes = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in takes
         self._takes_wanted = "logits_to_keep" in takes
@@ -135,23 +138,40 @@ class GenericRunner:
     @torch.inference_mode()
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
         """See ModelRunner. Rows that continue by a token run together, whole prompts of like length, others alone."""
-        self.release([run.slot for run in runs if run.start == 0])
-        for run in runs:
-            if run.start and self._batch_of(run.slot).length(run.slot) > run.start:
-                self._alone(run.slot).crop(run.start)
+        self._begin(runs)
         logits: dict[int, torch.Tensor] = {}  # by slot
         continued = [run for run in runs if run.start and len(run.token_ids) == 1]
         if continued:
             logits.update(self._continue(continued))
         whole = [run for run in runs if run.start == 0 and run.wanted == 1]
         for group in _alike(whole):
-            batch, ids = _padded(group)
-            self._batches.append(batch)
+            batch, ids = self._grown(group)
             logits.update(zip(batch.slots, self._run(batch, ids, 1), strict=True))
         for run in runs:
             if run.slot not in logits:
                 logits[run.slot] = self._run_alone(run)
         return torch.cat([logits[run.slot][-run.wanted :] for run in runs if run.wanted] or [torch.empty(0, 0)])
+
+    @torch.inference_mode()
+    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner. Whole prompts of like length run together, others alone."""
+        self._begin(runs)
+        sums: dict[int, torch.Tensor] = {}  # by slot
+        groups = [*_alike([run for run in runs if run.start == 0]), *([run] for run in runs if run.start)]
+        for group in groups:
+            batch, ids = self._grown(group)
+            states = self._call(self._model.base_model, batch, ids).last_hidden_state.float()
+            mask = batch.mask[:, -ids.shape[1] :].to(states.device)
+            sums.update(zip(batch.slots, (states * mask[..., None]).sum(1), strict=True))
+        return torch.stack([sums[run.slot] for run in runs])
+
+    def _begin(self, runs: Sequence[Run]) -> None:
+        """Let slots hold what stands before these runs, and no more."""
+        self.release([run.slot for run in runs if run.start == 0])
+        for run in runs:
+            self._loras[run.slot] = run.adapter
+            if run.start and self._batch_of(run.slot).length(run.slot) > run.start:
+                self._alone(run.slot).crop(run.start)
 
     def _continue(self, runs: Sequence[Run]) -> dict[int, torch.Tensor]:
         """Each slot's logits, [1, vocabulary]."""
@@ -163,13 +183,18 @@ class GenericRunner:
 
     def _run_alone(self, run: Run) -> torch.Tensor:
         """[wanted, or 1, vocabulary]: a part of a prompt, or a row's last token and its drafts."""
-        if run.start == 0:
-            batch, ids = _padded([run])
+        batch, ids = self._grown([run])
+        return self._run(batch, ids, max(1, run.wanted))[0]
+
+    def _grown(self, runs: Sequence[Run]) -> tuple[_Batch, torch.Tensor]:
+        """A batch that has room for runs that begin their rows, or for one that goes on, and its token ids."""
+        if runs[0].start == 0:
+            batch, ids = _padded(runs)
             self._batches.append(batch)
         else:
-            batch, ids = self._alone(run.slot), torch.tensor([run.token_ids])
+            batch, ids = self._alone(runs[0].slot), torch.tensor([runs[0].token_ids])
             batch.mask = torch.cat([batch.mask, torch.ones_like(ids)], dim=1)
-        return self._run(batch, ids, max(1, run.wanted))[0]
+        return batch, ids
 
     @torch.inference_mode()
     def copy(self, copies: Sequence[Copy]) -> None:
@@ -188,9 +213,17 @@ class GenericRunner:
         """See ModelRunner."""
         self._batches.clear()
 
-    def beam_search(self, request: Request, stopped: threading.Event) -> list[list[int]]:
+    def add_adapter(self, lora: Lora) -> None:
         """See ModelRunner."""
-        return beam_search(self._model, request, stopped)
+        self._adapters.add(lora)
+
+    def remove_adapter(self, lora: Lora) -> None:
+        """See ModelRunner."""
+        self._adapters.remove(lora)
+
+    def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
+        """See ModelRunner."""
+        return beam_search(self._model, request, stopped, self._adapters, lora)
 
     def _batch_of(self, slot: int) -> _Batch:
         return next(batch for batch in self._batches if slot in batch.slots)
@@ -230,16 +263,19 @@ class GenericRunner:
         return composed
 
     def _run(self, batch: _Batch, ids: torch.Tensor, wanted: int) -> torch.Tensor:
-        """[rows, wanted, vocabulary]: the logits after the last columns. `batch.mask` covers `ids` already."""
+        """[rows, wanted, vocabulary]: the logits after the last columns."""
+        options = {"logits_to_keep": wanted} if self._takes_wanted else {}
+        return self._call(self._model, batch, ids, **options).logits[:, -wanted:]  # type: ignore[no-any-return]
+
+    def _call(self, model: Any, batch: _Batch, ids: torch.Tensor, **options: Any) -> Any:
+        """What the model, or its part below the output layer, gives. `batch.mask` covers `ids` already."""
         device = self._model.device
         inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": batch.mask.to(device)}
         if self._takes_positions:
             positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
             inputs["position_ids"] = positions[:, -ids.shape[1] :].to(device)
-        if self._takes_wanted:
-            inputs["logits_to_keep"] = wanted
-        out = self._model(**inputs, past_key_values=batch.cache, use_cache=True)
-        return out.logits[:, -wanted:]  # type: ignore[no-any-return]
+        with self._adapters.rows([self._loras.get(slot) for slot in batch.slots]):
+            return model(**inputs, past_key_values=batch.cache, use_cache=True, **options)
 
 
 def _alike(runs: Sequence[Run]) -> list[list[Run]]:

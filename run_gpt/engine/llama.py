@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from run_gpt.engine.beams import beam_search, end_ids_of
 from run_gpt.engine.blocks import BlockCache, Places
+from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.memory import cache_bytes_per_token
 from run_gpt.engine.packed import joined_linear
 from run_gpt.engine.request import Request
@@ -74,6 +75,8 @@ class _Layer:
     mlp_norm: torch.Tensor
     gate_up: nn.Module
     down: nn.Module
+    paths: list[tuple[str, int]]
+    """Where those that are joined stand in the model, and their outputs: q, k, v, gate and up."""
 
 
 class LlamaRunner:
@@ -88,11 +91,12 @@ class LlamaRunner:
     def __init__(self, model: Any, max_running: int):
         config = model.config
         self._model = model
+        self._adapters = Adapters(model)
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._epsilon = config.rms_norm_eps
         self._like = model.lm_head.weight.new_empty(0)
-        self._layers = [_fused(layer) for layer in model.model.layers]
+        self._layers = [_fused(layer, f"model.layers.{i}") for i, layer in enumerate(model.model.layers)]
         self._head = _taken_over(model, "lm_head")
         gpu = self._like.device.type != "cpu"
         self._together = gpu
@@ -106,6 +110,19 @@ class LlamaRunner:
     @torch.inference_mode()
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
         """See ModelRunner."""
+        hidden, ends = self._hidden(runs)
+        wanted = [place for run in runs for place in range(ends[run.slot] - run.wanted, ends[run.slot])]
+        return self._logits(hidden if wanted == list(range(len(hidden))) else hidden[wanted])
+
+    @torch.inference_mode()
+    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner."""
+        hidden, ends = self._hidden(runs)
+        states = self._norm(hidden, self._model.model.norm.weight).float()
+        return torch.stack([states[ends[run.slot] - len(run.token_ids) : ends[run.slot]].sum(0) for run in runs])
+
+    def _hidden(self, runs: Sequence[Run]) -> tuple[torch.Tensor, dict[int, int]]:
+        """What the layers make of all tokens, [tokens, hidden], and where each slot's tokens end."""
         for run in runs:
             self._cache.hold(run.slot, run.end)
         device = self._like.device
@@ -131,9 +148,8 @@ class LlamaRunner:
             return out
 
         angles = self._angles(positions, max(run.end for run in runs))
-        hidden = self._run(ids, angles, attend)
-        wanted = [place for run in runs for place in range(ends[run.slot] - run.wanted, ends[run.slot])]
-        return self._logits(hidden if wanted == list(range(len(ids))) else hidden[wanted])
+        with self._adapters.rows([run.adapter for run in ordered for _ in run.token_ids]):
+            return self._run(ids, angles, attend), ends
 
     def _alone(self, run: Run) -> Attend:
         """Attention of one row's tokens: causal by position, so that a later part sees all of the earlier ones."""
@@ -184,9 +200,17 @@ class LlamaRunner:
         """See ModelRunner."""
         self._cache.reset()
 
-    def beam_search(self, request: Request, stopped: threading.Event) -> list[list[int]]:
+    def add_adapter(self, lora: Lora) -> None:
         """See ModelRunner."""
-        return beam_search(self._model, request, stopped)
+        self._adapters.add(lora)
+
+    def remove_adapter(self, lora: Lora) -> None:
+        """See ModelRunner."""
+        self._adapters.remove(lora)
+
+    def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
+        """See ModelRunner."""
+        return beam_search(self._model, request, stopped, self._adapters, lora)
 
     def _angles(self, positions: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of these positions, [tokens, 1, size], from a table that grows with the longest row."""
@@ -202,14 +226,27 @@ class LlamaRunner:
         cos, sin = angles
         split = [self._heads, self._kv_heads, self._kv_heads]
         for i, layer in enumerate(self._layers):
-            q, k, v = layer.qkv(self._norm(hidden, layer.norm)).view(len(ids), -1, self._size).split(split, dim=1)
+            normed = self._norm(hidden, layer.norm)
+            qkv = self._adapted(normed, layer.qkv(normed), layer.paths[:3])
+            q, k, v = qkv.view(len(ids), -1, self._size).split(split, dim=1)  # type: ignore[no-untyped-call]
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
             attended = attend(i, _rotated(q, cos, sin), _rotated(k, cos, sin), v)
             hidden = hidden + layer.output(attended.reshape(len(ids), -1))
-            gate, up = layer.gate_up(self._norm(hidden, layer.mlp_norm)).chunk(2, dim=-1)
+            normed = self._norm(hidden, layer.mlp_norm)
+            gate, up = self._adapted(normed, layer.gate_up(normed), layer.paths[3:]).chunk(2, dim=-1)
             hidden = hidden + layer.down(F.silu(gate) * up)
         return hidden
+
+    def _adapted(self, x: torch.Tensor, out: torch.Tensor, parts: Sequence[tuple[str, int]]) -> torch.Tensor:
+        """The output of joined layers, given by path and outputs, with what the rows' adapters add to each.
+
+        A layer that is not joined with others is the model's own, whose hook does it.
+        """
+        if not self._adapters.active:
+            return out
+        split = torch.split(out, [outputs for _, outputs in parts], dim=-1)
+        return torch.cat([self._adapters(path, x, one) for (path, _), one in zip(parts, split, strict=True)], dim=-1)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[rows, vocabulary]."""
@@ -238,8 +275,10 @@ def _causal(start: int, end: int, device: Any) -> torch.Tensor:
     return columns <= columns[start:, None]
 
 
-def _fused(layer: Any) -> _Layer:
+def _fused(layer: Any, path: str) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
+    names = (*(f"self_attn.{name}_proj" for name in "qkv"), "mlp.gate_proj", "mlp.up_proj")
+    paths = [(f"{path}.{name}", int(layer.get_submodule(name).out_features)) for name in names]
     return _Layer(
         norm=layer.input_layernorm.weight,
         qkv=_taken_over(attention, "q_proj", "k_proj", "v_proj"),
@@ -249,6 +288,7 @@ def _fused(layer: Any) -> _Layer:
         mlp_norm=layer.post_attention_layernorm.weight,
         gate_up=_taken_over(mlp, "gate_proj", "up_proj"),
         down=_taken_over(mlp, "down_proj"),
+        paths=paths,
     )
 
 

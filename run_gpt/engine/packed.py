@@ -41,6 +41,7 @@ class Slice(nn.Module):
         super().__init__()
         self._joined = [joined]  # in a list, so that it is not a child: it has a place of its own
         self._start, self._end = start, end
+        self.in_features, self.out_features = int(joined.in_features), end - start  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See nn.Linear."""
@@ -58,6 +59,7 @@ def joined_linear(parts: Sequence[nn.Linear]) -> tuple[nn.Module, list[nn.Module
     else:
         joined = nn.Linear(1, 1, bias=bias is not None, device="meta")
         joined.weight = nn.Parameter(weight, requires_grad=False)
+        joined.out_features, joined.in_features = weight.shape
         joined.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     if len(parts) == 1:
         return joined, [joined]

@@ -4,6 +4,7 @@ import random
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from run_gpt.engine.draft import PromptLookup
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
@@ -20,6 +21,8 @@ class Row:
     index: int
     text: TextStream
     random: random.Random
+    adapter: Any = None
+    """Its LoRA adapter (see lora.Lora), if it has one."""
     first: "Row | None" = None
     """The first sequence of its request, whose prompt it shares; None for the first itself."""
     history: "array[int]" = field(init=False)
@@ -27,6 +30,8 @@ class Row:
     drafts: PromptLookup = field(default_factory=PromptLookup)
     place: Slot | None = None
     """Its slot; None while it waits. An ended row keeps it, for a step may still be running there."""
+    sums: tuple[float, ...] = ()
+    """Of an embedding: the hidden states so far."""
     cached: int = 0
     """Tokens of its prompt that it did not run, for a slot held them."""
     ended: bool = False
@@ -61,6 +66,16 @@ class Run:
         """The number of the row's slot."""
         assert self.row.place is not None  # only rows with a slot run
         return self.row.place.number
+
+    @property
+    def adapter(self) -> Any:
+        """The LoRA adapter of the row (see lora.Lora), if it has one."""
+        return self.row.adapter
+
+    @property
+    def pooled(self) -> bool:
+        """Whether its row is an embedding: hidden states are wanted, and no logits."""
+        return self.row.request.pooling is not None
 
     @property
     def end(self) -> int:
@@ -107,3 +122,5 @@ class Counters:
 
 Outcome = TokenEvent | RequestError
 Result = Sequence[Sampled] | RequestError
+Sums = Sequence[float]
+"""Of the hidden states of a run's tokens."""

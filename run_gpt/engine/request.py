@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
+Pooling = Literal["mean", "last"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,10 @@ class Request:
     num_beams: int = 1
     """Above 1: beam search, which runs beside the batch and gives all its text at the end."""
     length_penalty: float = 1.0
+    adapter: str | None = None
+    """The name of a loaded LoRA adapter; None: the model itself."""
+    pooling: Pooling | None = None
+    """Set: no answer, but an embedding of the prompt, of all its tokens or of the last one; `max_new_tokens` is 0."""
     deadline: float | None = None
     """On time.monotonic's clock; a request that has not ended by then ends with DeadlineExceeded. None: never."""
 
@@ -68,6 +73,8 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int = 0
     """Tokens of the prompt that were reused and not run: the same in each of the sequence's events."""
+    embedding: tuple[float, ...] = ()
+    """In the only event of a request with `pooling`: the pooled hidden state after the last norm, of length 1."""
 
     def __add__(self, later: "TokenEvent") -> "TokenEvent":
         """This event and a later one of the same sequence as one."""
@@ -78,4 +85,5 @@ class TokenEvent:
             later.finish_reason,
             self.logprobs + later.logprobs,
             later.cached_tokens,
+            later.embedding,
         )

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from run_gpt.engine.lora import Lora
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Copy, Run
 
@@ -39,6 +40,21 @@ class ModelRunner(Protocol):
         """
         ...
 
+    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+        """Run these tokens as `forward` does, for their hidden states.
+
+        Returns [runs, hidden size] in fp32: the sum over each run's tokens of the state after the model's last norm.
+        """
+        ...
+
+    def add_adapter(self, lora: Lora) -> None:
+        """Let runs have this adapter. Raises ValueError if it does not fit the model, or this runner."""
+        ...
+
+    def remove_adapter(self, lora: Lora) -> None:
+        """Forget this adapter, which no row has any more."""
+        ...
+
     def copy(self, copies: Sequence[Copy]) -> None:
         """One after the other: let `target` hold the first `length` tokens of `source`, whose row may still run."""
         ...
@@ -51,6 +67,6 @@ class ModelRunner(Protocol):
         """Free what all slots hold; after a failed step."""
         ...
 
-    def beam_search(self, request: Request, stopped: threading.Event) -> list[list[int]]:
+    def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
         """The answers' token ids, best first; called from a thread of its own. Ends early once `stopped` is set."""
         ...

@@ -1,16 +1,18 @@
 """Which rows run in the next step, and what became of them. Policy only: no torch, no threads, no clock of its own."""
 
+import math
+import operator
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from run_gpt.engine.plan import Counters, Outcome, Result, Row, Run, Sampled, StepPlan
+from run_gpt.engine.plan import Counters, Outcome, Result, Row, Run, Sampled, StepPlan, Sums
 from run_gpt.engine.request import FinishReason, Request, TokenEvent
 from run_gpt.engine.slots import Copy, Slots
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import ContextLengthExceeded, InternalError, QueueFull, RequestError
 
-__all__ = ["Copy", "Counters", "Outcome", "Result", "Row", "Run", "Sampled", "Scheduler", "StepPlan"]
+__all__ = ["Copy", "Counters", "Outcome", "Result", "Row", "Run", "Sampled", "Scheduler", "StepPlan", "Sums"]
 
 
 class Scheduler:
@@ -57,8 +59,8 @@ class Scheduler:
         self._end_ids = frozenset(end_ids)
         self._new_text = new_text
 
-    def add(self, request: Request) -> None:
-        """Queue a request's sequences.
+    def add(self, request: Request, adapter: object = None) -> None:
+        """Queue a request's sequences, all with this LoRA adapter.
 
         Raises QueueFull when they would make more than `max_waiting` wait, ContextLengthExceeded for one that could
         never have memory.
@@ -78,7 +80,7 @@ class Scheduler:
         first = None
         for index in range(request.sequences):
             seed = None if request.sampling.seed is None else f"{request.sampling.seed}/{index}"
-            row = Row(request, index, self._new_text(request), random.Random(seed), first)
+            row = Row(request, index, self._new_text(request), random.Random(seed), adapter, first)
             self.waiting.append(row)
             first = first or row
 
@@ -93,10 +95,10 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Say what the next step runs; free slots go to the rows that waited longest."""
-        continued = [row for row in self.running if row.prefilled]
+        continued = [row for row in self.running if row.prefilled and row.request.pooling is None]
         budget = max(1, self.max_step_tokens - len(continued))
         prompts: list[Run] = []
-        for row in [row for row in self.running if not row.prefilled]:
+        for row in [row for row in self.running if row not in continued]:
             budget -= self._run_prompt(row, budget, prompts)
         for row in list(self.waiting):
             if not budget or not self.slots.has_free:
@@ -120,7 +122,9 @@ class Scheduler:
 
     def _place(self, row: Row) -> bool:
         """Give a row a slot, if there is memory for it."""
-        row.place = self.slots.take(row.history, _reserve(row.request))
+        # A mean is of all tokens: all must be run.
+        reuse = row.request.pooling != "mean"
+        row.place = self.slots.take(row.history, _reserve(row.request), row.adapter, reuse=reuse)
         if row.place is None:
             return False
         self.waiting.remove(row)
@@ -134,27 +138,37 @@ class Scheduler:
     def _run_prompt(row: Row, budget: int, runs: list[Run]) -> int:
         """Plan the next part of a row's prompt; returns its tokens, none when the budget is used up.
 
-        After `restart` the answer so far is run with it.
+        After `restart` the answer so far is run with it. Of what is pooled by its last token that token is a run of
+        its own.
         """
         assert row.place is not None
-        start = row.place.length
-        part = tuple(row.history[start : start + budget])
+        start, end = row.place.length, len(row.history)
+        if row.request.pooling == "last" and start < end - 1:
+            end -= 1
+        part = tuple(row.history[start : min(end, start + budget)])
         if part:
-            runs.append(Run(row, start, part, wanted=int(start + len(part) == len(row.history))))
+            last = row.request.pooling is None and start + len(part) == end
+            runs.append(Run(row, start, part, wanted=int(last)))
         return len(part)
 
-    def commit(self, plan: StepPlan, results: Sequence[Result]) -> list[tuple[Row, Outcome]]:
+    def commit(self, plan: StepPlan, results: Sequence[Result], sums: Sequence[Sums] = ()) -> list[tuple[Row, Outcome]]:
         """Append each row's tokens and say what is new; a row that ended frees its slot.
 
         `results`: for each of the plan's runs with `wanted` > 0 the tokens that were sampled, one more than drafts
-        were right, or the error that ends the row.
+        were right, or the error that ends the row. `sums`: for each of the pooled runs.
         """
         self.counters.steps += bool(plan.runs)
-        remaining = iter(results)
+        remaining, pooled = iter(results), iter(sums)
         outcomes: list[tuple[Row, Outcome]] = []
         for run in plan.runs:
             result = next(remaining) if run.wanted else ()
+            states = next(pooled) if run.pooled else ()
             if run.row.ended:  # aborted while the step ran
+                continue
+            if run.pooled:
+                self._computed(run, 0)
+                if (outcome := _pool(run, states)) is not None:
+                    outcomes.append((run.row, outcome))
                 continue
             if isinstance(result, RequestError):
                 outcomes.append((run.row, result))
@@ -162,7 +176,7 @@ class Scheduler:
             if result:
                 outcomes.append((run.row, self._append(run, result)))
             self._computed(run, len(result))
-        if next(remaining, None) is not None:
+        if next(remaining, None) is not None or next(pooled, None) is not None:
             raise ValueError("more results than runs of which logits are wanted")
         self._drop([row for row, outcome in outcomes if not isinstance(outcome, TokenEvent) or outcome.finish_reason])
         return outcomes
@@ -189,6 +203,8 @@ class Scheduler:
         """Another runner goes on from here, which holds nothing: what rows have is run anew, and they go on."""
         self._cheap_tokens = cheap_tokens
         self.slots.forget()
+        for row in self.running:
+            row.sums = ()
 
     def check(self) -> None:
         """The invariants: rows are where their state says, slots hold what they say, memory suffices.
@@ -244,6 +260,23 @@ class Scheduler:
 def _reserve(request: Request) -> int:
     """Tokens that a sequence of this request may come to hold."""
     return len(request.prompt_ids) + request.max_new_tokens
+
+
+def _pool(run: Run, states: Sums) -> Outcome | None:
+    """Add a run's hidden states to those of its row; the event with the embedding, if that was the last of them.
+
+    Of length 1 a sum and a mean are the same.
+    """
+    row = run.row
+    added = row.sums and row.request.pooling == "mean"
+    row.sums = tuple(map(operator.add, row.sums, states)) if added else tuple(states)
+    if run.end < len(row.history):
+        return None
+    length = math.hypot(*row.sums)
+    if not math.isfinite(length) or not length:
+        return InternalError("the model gave no number for its hidden state: try another precision (bf16 or fp32)")
+    embedding = tuple(value / length for value in row.sums)
+    return TokenEvent(row.index, "", 0, "stop", cached_tokens=row.cached, embedding=embedding)
 
 
 def _continue(row: Row, most: int) -> Run:

@@ -32,6 +32,8 @@ class Slot:
     """The history of its row, or of its last one."""
     length: int = 0
     """How many of them the cache holds."""
+    adapter: object = None
+    """The LoRA adapter by which it was computed: for rows of another, or of none, it is of no use."""
     reserved: int = 0
     """Tokens that its row may come to hold; 0: no row runs in it."""
     used: int = 0
@@ -73,13 +75,14 @@ class Slots:
         """Tokens for which memory is set aside in all slots together."""
         return sum(slot.tokens for slot in self.all)
 
-    def take(self, history: "array[int]", reserve: int) -> Slot | None:
+    def take(self, history: "array[int]", reserve: int, adapter: object = None, *, reuse: bool = True) -> Slot | None:
         """A slot for a row that has run nothing yet; its `length` says how much of `history` it holds already.
 
         The longest common beginning with what any slot holds is reused, but never all of the history: the last token
-        must be run for its logits. None: all slots are taken, or there is no memory before a row has ended.
+        must be run for its logits. `reuse` False: nothing is. None: all slots are taken, or there is no memory before a
+        row has ended.
         """
-        source, length = self._longest_prefix(history)
+        source, length = self._longest_prefix(history, adapter) if reuse else (None, 0)
         slot = self._choose(source, length, reserve)
         if slot is None:
             return None
@@ -88,7 +91,7 @@ class Slots:
             if source is not None:
                 self.copies.append(Copy(source.number, slot.number, length))
                 self._touch(source)
-        slot.token_ids, slot.length, slot.reserved = history, length, reserve
+        slot.token_ids, slot.length, slot.reserved, slot.adapter = history, length, reserve, adapter
         self._touch(slot)
         return slot
 
@@ -99,12 +102,18 @@ class Slots:
         if not self._keep or not slot.length:  # a step that ran when its row was aborted may have left something
             self._release(slot)
 
+    def drop(self, adapter: object) -> None:
+        """Keep nothing that this adapter has computed; no row has it any more."""
+        for slot in self.kept:
+            if slot.adapter is adapter:
+                self._release(slot)
+
     def forget(self) -> None:
         """The runner was reset, or is another one: no slot holds anything."""
         for slot in self.all:
             slot.length = 0
             if not slot.reserved:
-                slot.token_ids, slot.used = token_array(()), 0
+                slot.token_ids, slot.used, slot.adapter = token_array(()), 0, None
         self.released.clear()
 
     def check(self) -> None:
@@ -146,13 +155,13 @@ class Slots:
         beside = {slot for slot in self.all if slot.reserved} | staying
         return self.max_tokens is None or reserve + sum(slot.tokens for slot in beside) <= self.max_tokens
 
-    def _longest_prefix(self, history: "array[int]") -> tuple[Slot | None, int]:
-        """The slot that shares the longest beginning with `history`, and how many tokens that is."""
+    def _longest_prefix(self, history: "array[int]", adapter: object) -> tuple[Slot | None, int]:
+        """The slot of this adapter that shares the longest beginning with `history`, and how many tokens that is."""
         best, longest = None, MIN_PREFIX - 1
         for slot in self.all if self._keep else ():
             most = min(slot.length, len(history) - 1)
             # Nothing to find in most slots: only one that shares more than the best so far is searched.
-            if most > longest and slot.token_ids[: longest + 1] == history[: longest + 1]:
+            if most > longest and slot.adapter is adapter and slot.token_ids[: longest + 1] == history[: longest + 1]:
                 best, longest = slot, _common(slot.token_ids, history, longest + 1, most)
         return best, longest if best else 0
 
@@ -161,7 +170,7 @@ class Slots:
             self._release(slot)
 
     def _release(self, slot: Slot) -> None:
-        slot.token_ids, slot.length, slot.used = token_array(()), 0, 0
+        slot.token_ids, slot.length, slot.used, slot.adapter = token_array(()), 0, 0, None
         self.released.append(slot.number)
 
     def _touch(self, slot: Slot) -> None:

@@ -13,7 +13,7 @@ from run_gpt.errors import ModelLoadError, RunGPTError
 from run_gpt.models.chat_template import end_with_turns
 from run_gpt.models.checks import check_files, check_tokenizer, damaged, first_line
 from run_gpt.models.convert import converted_record, is_converted
-from run_gpt.models.files import ModelFiles, adapter_folder, fetch
+from run_gpt.models.files import ModelFiles, fetch
 from run_gpt.models.gguf_weights import gguf_weights
 from run_gpt.models.packing import Packer, PackingConfig
 from run_gpt.models.placement import QUANTISED, Placement, choose_placement
@@ -65,7 +65,6 @@ def load(
     ChecksumMismatch.
     """
     placement = choose_placement(config)  # before a long download
-    _require_adapters(config)
     files = fetch(config, on_progress=on_progress)
     on_progress(f"Loading {files.name}", 0, None)
     model_type = check_files(files, allow_pickle=config.allow_pickle).get("model_type")
@@ -79,8 +78,6 @@ def load(
             _require_bitsandbytes(placement)
         tokenizer = _tokenizer(files, config)
         model = _model(files, config, placement, model_config, packer)
-        if config.adapter_name_or_path is not None:
-            model = _with_adapter(model, config, placement)
     model.eval().requires_grad_(False)
     context, notes = _context_length(model, tokenizer)
     template = _chat_template(files, model, tokenizer)
@@ -132,11 +129,6 @@ def _without_needless_code(model_type: str | None, config: ModelConfig) -> Model
 
     moss.register()
     return replace(config, trust_remote_code=False)
-
-
-def _require_adapters(config: ModelConfig) -> None:
-    if config.adapter_name_or_path is not None and importlib.util.find_spec("peft") is None:
-        raise ModelLoadError("a LoRA adapter needs peft: pip install 'rungpt[adapters]'")
 
 
 def _require_bitsandbytes(placement: Placement) -> None:
@@ -252,20 +244,6 @@ def _quantization(placement: Placement) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=placement.dtype,
     )
-
-
-def _with_adapter(model: Any, config: ModelConfig, placement: Placement) -> Any:
-    """The model with the adapter merged into its weights; into quantised weights that would lose it, so not there."""
-    from peft import PeftModel
-
-    folder = adapter_folder(config)
-    try:
-        adapted = PeftModel.from_pretrained(model, folder)
-        if placement.precision in QUANTISED:
-            return adapted.get_base_model()  # with the adapter's layers beside the quantised ones
-        return adapted.merge_and_unload()
-    except Exception as error:
-        raise ModelLoadError(f"the adapter in {folder} does not fit this model: {first_line(error)}") from error
 
 
 def _load_error(files: ModelFiles, what: str, error: Exception) -> ModelLoadError:

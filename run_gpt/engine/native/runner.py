@@ -10,6 +10,7 @@ import torch
 from run_gpt.config import EngineConfig
 from run_gpt.engine import llama
 from run_gpt.engine.beams import beam_search, end_ids_of
+from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.native.binding import GROUP, LANES, Context, Memory, ModelStruct
 from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request
@@ -70,6 +71,7 @@ class NativeRunner:
         self._model, self._kernels, self._weights = model, kernels, weights
         self._context = Context(kernels, torch.get_num_threads())
         self.end_ids = end_ids_of(model)
+        self._adapters = Adapters(model)  # for beam search, in the model's own forward pass
         weights.link(model)
         shape, size = model.config, _head_size(model.config)
         context = min(shape.max_position_embeddings, config.max_context or shape.max_position_embeddings)
@@ -112,6 +114,7 @@ class NativeRunner:
     def take_over(self) -> None:
         """Free the model's own weights: beam search uses the packed ones from now on."""
         self._weights.replace(self._model)
+        self._adapters.refresh()
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -162,6 +165,18 @@ class NativeRunner:
         """See ModelRunner."""
         self.release(range(self._struct.slots))
 
-    def beam_search(self, request: Request, stopped: threading.Event) -> list[list[int]]:
+    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
         """See ModelRunner."""
-        return beam_search(self._model, request, stopped)
+        raise NotImplementedError("the native runner gives no embeddings: use --runner generic")
+
+    def add_adapter(self, lora: Lora) -> None:
+        """See ModelRunner."""
+        raise ValueError("the native runner has no adapters: use --runner generic")
+
+    def remove_adapter(self, lora: Lora) -> None:
+        """See ModelRunner."""
+        self._adapters.remove(lora)
+
+    def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
+        """See ModelRunner."""
+        return beam_search(self._model, request, stopped, self._adapters, lora)

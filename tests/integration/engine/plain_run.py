@@ -11,6 +11,7 @@ class Run:
     start: int
     token_ids: tuple[int, ...]
     wanted: int
+    adapter: None = None
 
     @property
     def end(self) -> int:

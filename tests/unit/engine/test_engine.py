@@ -67,7 +67,7 @@ class ScriptedRunner:
     def reset(self):
         self.held.clear()
 
-    def beam_search(self, request, stopped):
+    def beam_search(self, request, stopped, lora=None):
         self.gate.wait(10)
         return [[5, 6, END], [5, 7]][: request.sequences]
 
@@ -246,9 +246,9 @@ async def test_a_slow_consumer_gets_fewer_events_and_no_less_text(engine, runner
     first = await anext(events)
     await until(lambda: not engine._mailboxes)
     rest = [event async for event in events]
-    assert len(rest) == 1
-    assert first.text + rest[0].text == decode(range(11, 61))
-    assert first.tokens + rest[0].tokens == 50
+    assert len(rest) <= 1  # none, if all of it was there when the consumer first got to look
+    assert "".join(event.text for event in (first, *rest)) == decode(range(11, 61))
+    assert sum(event.tokens for event in (first, *rest)) == 50
 
 
 def long_request(name, *more, tokens=4):

@@ -16,7 +16,7 @@ def test_64_slots_of_8000_tokens_are_compared_in_no_time():
     slots.free(slots.all[63])
     prompt = token_array([*range(7950), 11, 12])
     begin = time.perf_counter()
-    source, length = slots._longest_prefix(prompt)
+    source, length = slots._longest_prefix(prompt, None)
     taken = time.perf_counter() - begin
     assert length == 7950
     assert source.number >= 50

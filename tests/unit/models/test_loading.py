@@ -1,6 +1,5 @@
 """Loading: the precision and place that were asked for, and one clear line for each kind of damage."""
 
-import importlib.util
 import json
 import shutil
 import struct
@@ -302,13 +301,6 @@ def test_code_of_the_model_needs_the_flag(tiny_model: Path, tmp_path: Path, monk
     loaded = load(ModelConfig(model_name=str(tiny_model), trust_remote_code=True, device="cpu"))
     assert loaded.model.config.model_type == "mine"
     assert list(tmp_path.rglob("ran"))
-
-
-def test_a_missing_peft_gives_the_pip_line(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else found(name))
-    with pytest.raises(ModelLoadError, match=r"pip install 'rungpt\[adapters\]'"):
-        load(ModelConfig(model_name=str(tiny_model), adapter_name_or_path="somewhere"))
 
 
 def test_a_folder_without_an_adapter_is_named(tiny_model: Path) -> None:
