@@ -1,12 +1,14 @@
 """Tiny checkpoints of every family, as the hub holds them: a configuration, safetensors in shards, a tokenizer."""
 
 import functools
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import sentencepiece
 import tokenizers
 import torch
 import transformers
@@ -137,6 +139,8 @@ def write_checkpoint(name: str, folder: Path) -> Path:
     tokenizer = copied_tokenizer()
     tokenizer.chat_template = family.chat_template
     tokenizer.save_pretrained(folder)
+    if family.architecture in ("Mpt", "Falcon", "CodeGen"):
+        _with_code(folder, family.architecture)
     if name == "moss":
         _as_moss_names_it(folder)
         _as_gpt2_files(folder)
@@ -185,15 +189,47 @@ def _trained() -> str:
     return tokenizer.to_str()
 
 
+def as_sentencepiece_files(folder: Path) -> sentencepiece.SentencePieceProcessor:
+    """The tokenizer in SentencePiece's own file, without tokenizer.json, as Vicuna and the first LLaMA have it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_TEXT.splitlines() * 3),
+        model_writer=model,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    tokens = {"bos_token": "<s>", "eos_token": END, "unk_token": "<unk>"}
+    settings = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "legacy": False,
+        "model_max_length": CONTEXT,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **tokens, "model_max_length": CONTEXT}))
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def _with_code(folder: Path, architecture: str) -> None:
+    """Code that comes with the hub's checkpoints from before transformers had these families; here it must not run."""
+    file = folder / "config.json"
+    classes = {"AutoConfig": f"configuration.{architecture}Config", "AutoModelForCausalLM": "modeling.ForCausalLM"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": classes}))
+    for name in ("configuration", "modeling", "tokenization_moss"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the code of the checkpoint ran')")
+
+
 def _as_moss_names_it(folder: Path) -> None:
-    """Change what `fnlp/moss-moon-003-sft` has otherwise: the names of its classes, code of its own, and the causal
-    mask of each layer among the weights."""
+    """Change what `fnlp/moss-moon-003-sft` has otherwise: the names, and each layer's causal mask with the weights."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
-    classes = {"AutoConfig": "configuration_moss.MossConfig", "AutoModelForCausalLM": "modeling_moss.MossForCausalLM"}
-    file.write_text(json.dumps({**config, "model_type": "moss", "architectures": [], "auto_map": classes}))
-    for name in ("configuration_moss", "modeling_moss", "tokenization_moss"):
-        (folder / f"{name}.py").write_text("raise SystemExit('the code of the checkpoint ran')")
+    file.write_text(json.dumps({**config, "model_type": "moss", "architectures": ["MossForCausalLM"]}))
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     shard = next(iter(index["weight_map"].values()))
     weights = safetensors.torch.load_file(folder / shard)

@@ -42,6 +42,7 @@ def first_line(error: Exception) -> str:
 
 def check_tokenizer(files: ModelFiles) -> None:
     """Raise ModelLoadError if it is the files that keep a tokenizer from loading. Slow: for after a failure."""
+    from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
 
     own_code = any(files.folder.glob("tokenization_*.py"))  # which may have files of any name
@@ -52,6 +53,11 @@ def check_tokenizer(files: ModelFiles) -> None:
             Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises Exception itself
             raise damaged(files, file, first_line(error)) from error
+    elif (file := files.folder / "tokenizer.model").exists():
+        try:
+            SentencePieceProcessor(model_file=str(file))
+        except (OSError, RuntimeError) as error:
+            raise damaged(files, file, "it is not a SentencePiece model") from error
 
 
 def _check_weights(files: ModelFiles, allow_pickle: bool) -> None:

@@ -9,10 +9,16 @@ from run_gpt.engine.engine import Engine, EngineStats
 from run_gpt.engine.request import TokenEvent, TokenLogprob
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from run_gpt.model import Model
+from run_gpt.models.templates import PLAIN
 
 
 class ScriptedTokenizer:
     """One token for each character."""
+
+    chat_template = None
+
+    def apply_chat_template(self, messages, **_):
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
 
     def __call__(self, text, **_):
         return {"input_ids": [ord(c) for c in text]}
@@ -47,14 +53,14 @@ class ScriptedEngine(Engine):
         self.closed = True
 
 
-def model_of(*events, max_context=None):
+def model_of(*events, max_context=None, chat_template=None):
     engine = ScriptedEngine(*events)
     loaded = SimpleNamespace(
         name="scripted",
         precision="fp32",
         device="cpu",
         notes=(),
-        chat_template=None,
+        chat_template=chat_template,
         context_length=100,
         tokenizer=ScriptedTokenizer(),
     )
@@ -126,6 +132,17 @@ def test_max_context_lowers_the_models_own():
     with model:
         model.generate("x" * 10)
     assert engine.asked[0].max_new_tokens == 10
+
+
+def test_a_chat_ends_where_its_template_ends_a_turn():
+    """Else a model without a token for it would go on with the user's next question."""
+    model, engine = model_of(*HELLO, chat_template=PLAIN)
+    with model:
+        model.chat("hi", stop=["."])
+        model.generate("hi", stop=["."])
+    assert engine.asked[0].stop == (".", *PLAIN.stop)
+    assert "\nUser:" in PLAIN.stop
+    assert engine.asked[1].stop == (".",)
 
 
 @pytest.mark.parametrize(

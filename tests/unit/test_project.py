@@ -51,6 +51,23 @@ def test_the_model_zoo_is_that_of_the_catalogue() -> None:
     assert script("model_zoo").model_zoo() == text, "run: python scripts/model_zoo.py --write"
 
 
+def test_the_support_matrix_has_the_families_that_are_tested() -> None:
+    """A row that no checkpoint stands behind would be a promise that nothing keeps."""
+    from families import FAMILIES
+
+    text = (ROOT / "docs" / "support-matrix.md").read_text()
+    table = text.split("<!-- families: compared with tests/families.py -->")[1].split("<!-- end -->")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()[2:]]
+    assert {(row[0].strip("`"), row[1], row[2].split(",")[0]) for row in rows} == {
+        (name, family.architecture, family.runner) for name, family in FAMILIES.items()
+    }
+    assert {row[0].strip("`") for row in rows if row[5] != "yes"} == {
+        name for name, family in FAMILIES.items() if "bit4" not in family.precisions
+    }
+    for name in set(re.findall(r"`(?:tests/[\w/]*)?(test_\w+\.py)`", text)):
+        assert list((ROOT / "tests").rglob(name)), f"docs/support-matrix.md names {name}, which is not there"
+
+
 def test_there_is_one_version() -> None:
     assert run_gpt.__version__ == version("rungpt") == PROJECT["project"]["version"]
     assert f"## {run_gpt.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import write_checkpoint
+from families import as_sentencepiece_files, write_checkpoint
 
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
@@ -175,6 +175,20 @@ def test_weights_of_another_size_are_told(parts: Path) -> None:
     (parts / "config.json").write_text(config.replace('"hidden_size": 64', '"hidden_size": 32'))
     with pytest.raises(ModelLoadError, match=rf"{parts}.*has the shape .*configuration says"):
         load(ModelConfig(model_name=str(parts), precision="fp32", device="cpu"))
+
+
+def test_a_tokenizer_in_sentencepieces_file_makes_its_tokens(parts: Path) -> None:
+    theirs = as_sentencepiece_files(parts)
+    ours = load(ModelConfig(model_name=str(parts))).tokenizer
+    for text in ("In a village", "USER: What  is\nthat? 0123 ASSISTANT:", "日本 é"):
+        assert ours(text)["input_ids"] == [1, *theirs.encode(text)]
+
+
+def test_a_damaged_sentencepiece_file_is_named(parts: Path) -> None:
+    as_sentencepiece_files(parts)
+    cut(parts / "tokenizer.model")
+    with pytest.raises(ModelLoadError, match=r"tokenizer.model \(it is not a SentencePiece model"):
+        load(ModelConfig(model_name=str(parts)))
 
 
 def test_a_folder_without_a_tokenizer_says_what_it_lacks(parts: Path) -> None:
