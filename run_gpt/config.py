@@ -27,7 +27,9 @@ class ModelConfig(_Config):
     model_path: str | None = None
     """A local folder or GGUF file to load instead of what `model_name` would find; the name stays."""
     adapter_name_or_path: str | None = None
-    """A LoRA adapter in PEFT format: a local folder or a hub id."""
+    """A LoRA adapter in PEFT format, a local folder or a hub id, for the requests that name none."""
+    adapters: dict[str, str] | None = None
+    """More of them, by the name that a request chooses them by."""
     precision: str = "auto"
     """One of PRECISIONS; `auto` is a GGUF file's own where the native runner has it, else the fastest without loss."""
     device: str | None = None
@@ -76,6 +78,8 @@ class GatewayConfig(_Config):
     """Seconds that running requests get to finish when the server is told to stop."""
     max_body_bytes: int = 4 * 1024 * 1024
     """Largest request body, in bytes."""
+    runtime_adapters: bool = False
+    """Let requests load and unload adapters, by paths on the machine of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)

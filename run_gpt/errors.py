@@ -5,6 +5,7 @@ RunGPTError
 │   ├── InvalidRequest          400 INVALID_ARGUMENT
 │   │   └── ContextLengthExceeded
 │   ├── AuthenticationError     401 UNAUTHENTICATED
+│   ├── Forbidden               403 PERMISSION_DENIED
 │   ├── ModelNotFound           404 NOT_FOUND
 │   ├── UnknownEndpoint         404 NOT_FOUND
 │   ├── MethodNotAllowed        405 UNIMPLEMENTED
@@ -71,8 +72,15 @@ class AuthenticationError(RequestError):
     type, code = "authentication_error", "invalid_api_key"
 
 
+class Forbidden(RequestError):
+    """The server was started without the option that allows this; the message names it."""
+
+    http_status, grpc_code = 403, "PERMISSION_DENIED"
+    type, code = "invalid_request_error", "forbidden"
+
+
 class ModelNotFound(RequestError):
-    """No such model on this server, in the catalogue, on the hub or on disk."""
+    """No such model or adapter on this server, in the catalogue, on the hub or on disk."""
 
     http_status, grpc_code = 404, "NOT_FOUND"
     type, code = "invalid_request_error", "model_not_found"

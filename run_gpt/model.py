@@ -13,37 +13,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from run_gpt.answers import AnswerWriter, mean_logprob
+from run_gpt.api.adapters import AdapterList, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedRequest
 from run_gpt.api.language_model import LanguageModel
 from run_gpt.api.schema import (
+    BASE,
     DEFAULT_MAX_NEW_TOKENS,
     Answer,
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatMessage,
+    AnyRequest,
     ChatRequest,
-    Choice,
-    Completion,
-    Delta,
-    GenerateRequest,
-    Logprobs,
     Parameters,
-    PromptTokensDetails,
     Request,
     Status,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
 )
+from run_gpt.api.together import together
 from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.engine import Engine
 from run_gpt.engine.request import SamplingParams, TokenEvent
-from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, ModelNotFound, SetupError
 from run_gpt.launch import packer_for, start_engine, start_kernels
 from run_gpt.models import LoadedModel, OnProgress, load, no_progress, render_chat
+from run_gpt.models.adapters import read_adapter
 from run_gpt.models.cache import cache_root
+from run_gpt.models.files import adapter_folder, default_adapter, startup_adapters
+
+TEXTS_AT_ONCE = 64
+"""Of one request for embeddings: more would take the queue from others."""
 
 
 def create_model(
@@ -55,6 +52,7 @@ def create_model(
     device_map: str | dict[str, Any] | list[int] | None = None,
     trust_remote_code: bool = False,
     *,
+    adapters: dict[str, str] | None = None,
     allow_pickle: bool = False,
     cache_dir: Path | None = None,
     max_running: int = EngineConfig.max_running,
@@ -76,6 +74,7 @@ def create_model(
         model_name=model_name,
         model_path=model_path,
         adapter_name_or_path=adapter_name_or_path,
+        adapters=adapters,
         precision=precision,
         device=device,
         device_map=device_map,
@@ -114,13 +113,21 @@ def load_model(
 
     engine = start_engine(loaded, decode, engine_config, kernels, **engine_options)
     limits = [limit for limit in (engine_config.max_context, engine.scheduler.slots.max_tokens) if limit]
-    return Model(loaded, engine, min(limits, default=None))
+    model = Model(loaded, engine, model_config, min(limits, default=None))
+    try:
+        for name, path in startup_adapters(model_config).items():
+            on_progress(f"Loading the adapter {name}", 0, None)
+            model.put_adapter(name, path)
+    except InvalidRequest as error:
+        model.shutdown()
+        raise ModelLoadError(error.message) from error
+    return model
 
 
 class Model(LanguageModel):
     """A loaded model and its engine. Close it, or use it as a context manager, to free its memory."""
 
-    def __init__(self, loaded: LoadedModel, engine: Engine, max_context: int | None = None):
+    def __init__(self, loaded: LoadedModel, engine: Engine, config: ModelConfig, max_context: int | None = None):
         self.name = loaded.name
         self.precision = loaded.precision
         self.device = loaded.device
@@ -132,6 +139,8 @@ class Model(LanguageModel):
         self._chat_template = loaded.chat_template
         self._vocabulary = len(loaded.tokenizer)
         self._engine = engine
+        self._config = config
+        self._default_adapter = default_adapter(config)
 
     def status(self) -> Status:
         """What the engine is doing."""
@@ -146,23 +155,32 @@ class Model(LanguageModel):
         """End the engine; requests that run end with Unavailable."""
         await asyncio.to_thread(self.shutdown)
 
-    async def _answer(self, request: Request, timeout: float | None = None) -> Answer:
+    async def _answer(self, request: AnyRequest, timeout: float | None = None) -> Answer:
         """See LanguageModel."""
+        self._check_model(request)
+        if isinstance(request, EmbedRequest):
+            return await self._embeddings(request, timeout)
+        if isinstance(request, Request):
+            return await self._text(request, timeout)
+        return await asyncio.to_thread(self._change_adapters, request)
+
+    async def _text(self, request: Request, timeout: float | None) -> Answer:
         prepared = await asyncio.to_thread(self._prepare, request, timeout)
         sequences = [TokenEvent(index, "", 0) for index in range(prepared.sequences)]
         async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
             async for event in events:
                 sequences[event.index] += event
-        best = sorted(sequences, key=_mean_logprob, reverse=True) if request.best_of else sequences
-        writer = _Writer(self, request, prepared)
+        best = sorted(sequences, key=mean_logprob, reverse=True) if request.best_of else sequences
+        writer = AnswerWriter(self.name, self._token_text, request, prepared)
         writer.count(sequences)
         return writer.answer([replace(s, index=i) for i, s in enumerate(best[: request.sequences])])
 
     async def _stream(self, request: Request, timeout: float | None = None) -> AsyncIterator[Answer]:
         """See LanguageModel."""
+        self._check_model(request)
         request.check_stream()
         prepared = await asyncio.to_thread(self._prepare, request, timeout)
-        writer = _Writer(self, request, prepared)
+        writer = AnswerWriter(self.name, self._token_text, request, prepared)
         async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
             async for event in events:
                 writer.count([event])
@@ -170,9 +188,7 @@ class Model(LanguageModel):
                     yield writer.chunk(event)
 
     def _prepare(self, request: Request, timeout: float | None) -> engine_request.Request:
-        """The engine's request. Raises ModelNotFound, InvalidRequest, ContextLengthExceeded."""
-        if request.model not in (None, self.name):
-            raise ModelNotFound(f"model = {request.model!r} is not served here: {self.name!r} is", param="model")
+        """The engine's request. Raises InvalidRequest, ContextLengthExceeded."""
         prompt_ids = self._prompt_ids(request)
         return engine_request.Request(
             id=f"{'chatcmpl' if isinstance(request, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}",
@@ -183,16 +199,87 @@ class Model(LanguageModel):
             sequences=request.best_of or request.sequences,
             num_beams=request.num_beams or 1,
             length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
+            adapter=self._adapter(request.adapter),
             deadline=None if timeout is None else time.monotonic() + timeout,
         )
+
+    def _check_model(self, request: AnyRequest) -> None:
+        if request.model not in (None, self.name):
+            raise ModelNotFound(f"model = {request.model!r} is not served here: {self.name!r} is", param="model")
+
+    def _adapter(self, name: str | None) -> str | None:
+        """The engine's name of the adapter that a request names, or does not."""
+        return self._default_adapter if name is None else None if name == BASE else name
+
+    async def _embeddings(self, request: EmbedRequest, timeout: float | None) -> Embeddings:
+        prompts = await asyncio.to_thread(lambda: [self._text_ids(text, "texts") for text in request.texts])
+        for ids in prompts:
+            if len(ids) > self.context_length:
+                raise ContextLengthExceeded(
+                    f"a text has {len(ids)} tokens, the model's context holds {self.context_length}: shorten it",
+                    param="texts",
+                )
+        deadline = None if timeout is None else time.monotonic() + timeout
+        some = asyncio.Semaphore(TEXTS_AT_ONCE)
+
+        async def embed(ids: list[int]) -> list[float]:
+            prepared = engine_request.Request(
+                id=f"embd-{uuid.uuid4().hex}",
+                prompt_ids=tuple(ids),
+                max_new_tokens=0,
+                adapter=self._adapter(request.adapter),
+                pooling=request.pooling or "mean",
+                deadline=deadline,
+            )
+            async with some, aclosing(cast("Any", self._engine.submit(prepared))) as events:
+                return [list(event.embedding) async for event in events][-1]
+
+        vectors = await together([embed(ids) for ids in prompts])
+        count = sum(len(ids) for ids in prompts)
+        return Embeddings(
+            id=f"embd-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=self.name,
+            data=[Embedding(index=i, embedding=vector) for i, vector in enumerate(vectors)],
+            usage=EmbeddingUsage(prompt_tokens=count, total_tokens=count),
+        )
+
+    def _change_adapters(self, request: AnyRequest) -> AdapterList:
+        if isinstance(request, LoadAdapterRequest):
+            self.put_adapter(request.name, request.path)
+        elif isinstance(request, UnloadAdapterRequest):
+            self._engine.unload_adapter(request.name)
+            if request.name == self._default_adapter:
+                self._default_adapter = None
+        return AdapterList(
+            id=f"adpt-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=self.name,
+            adapters=list(self._engine.adapters),
+            default=self._default_adapter,
+        )
+
+    def put_adapter(self, name: str, path: str) -> None:
+        """Load a LoRA adapter; blocks. Raises InvalidRequest."""
+        if name == BASE:
+            raise InvalidRequest(f"name = {name!r}: that is the model itself", param="name")
+        try:
+            folder = adapter_folder(path, self._config)
+            weights = read_adapter(folder, allow_pickle=self._config.allow_pickle)
+        except (SetupError, ModelNotFound) as error:
+            raise InvalidRequest(f"path: {error.message}", param="path") from error
+        self._engine.load_adapter(name, weights)
 
     def _prompt_ids(self, request: Request) -> list[int]:
         if isinstance(request, ChatRequest):
             messages = [message.model_dump() for message in request.messages]
             return render_chat(self._tokenizer, messages, self._chat_template)
-        ids = cast("list[int]", self._tokenizer(request.prompt, return_attention_mask=False)["input_ids"])
+        return self._text_ids(request.prompt, "prompt")
+
+    def _text_ids(self, text: str, param: str) -> list[int]:
+        ids = cast("list[int]", self._tokenizer(text, return_attention_mask=False)["input_ids"])
         if not ids:
-            raise InvalidRequest(f"prompt = {request.prompt!r}: the tokenizer makes no token of it", param="prompt")
+            raise InvalidRequest(f"{param} = {text!r}: the tokenizer makes no token of it", param=param)
         return ids
 
     def _stops(self, request: Request) -> tuple[str, ...]:
@@ -229,14 +316,6 @@ class Model(LanguageModel):
             given.setdefault("logprobs", 0)
         return SamplingParams(do_sample=request.samples, logit_bias=bias, **given)
 
-    def token_logprob(self, token: engine_request.TokenLogprob) -> TokenLogprob:
-        """A token's log-probability as the wire shows it."""
-        return TokenLogprob(
-            token=self._token_text(token.token_id),
-            logprob=token.logprob,
-            top_logprobs=[TopLogprob(token=self._token_text(i), logprob=value) for i, value in token.top],
-        )
-
     def _token_text(self, token_id: int) -> str:
         return cast("str", self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
 
@@ -254,85 +333,3 @@ _SAMPLING = (
     "seed",
     "logprobs",
 )
-
-
-class _Writer:
-    """Writes the answer to one request: as a whole, or event by event."""
-
-    def __init__(self, model: Model, request: Request, prepared: engine_request.Request):
-        self._model = model
-        self._request = request
-        self._id = prepared.id
-        self._created = int(time.time())
-        self._prompt_tokens = len(prepared.prompt_ids)
-        self._completion_tokens = 0
-        self._cached_tokens = 0
-        self._begun: set[int] = set()
-
-    def count(self, events: Sequence[TokenEvent]) -> None:
-        """Count these events' tokens in `usage`; what was reused of the prompt is what the first sequence reused."""
-        self._completion_tokens += sum(event.tokens for event in events)
-        for event in events:
-            if event.index == 0:
-                self._cached_tokens = event.cached_tokens
-
-    def answer(self, sequences: Sequence[TokenEvent]) -> Answer:
-        """The whole answer; each event is a whole sequence."""
-        if isinstance(self._request, GenerateRequest):
-            return self._completion(sequences, prompt=self._request.prompt)
-        choices = [
-            ChatChoice(
-                index=s.index,
-                message=ChatMessage(content=s.text),
-                finish_reason=s.finish_reason,
-                logprobs=self._logprobs(s),
-            )
-            for s in sequences
-        ]
-        return ChatCompletion(choices=choices, **self._common())
-
-    def chunk(self, event: TokenEvent) -> Answer:
-        """One event of a stream."""
-        first_of_all, first = not self._begun, event.index not in self._begun
-        self._begun.add(event.index)
-        if isinstance(self._request, GenerateRequest):
-            return self._completion([event], prompt=self._request.prompt if first_of_all else None, echo=first)
-        choice = ChatChunkChoice(
-            index=event.index,
-            delta=Delta(role="assistant" if first else None, content=event.text),
-            finish_reason=event.finish_reason,
-            logprobs=self._logprobs(event),
-        )
-        return ChatCompletionChunk(choices=[choice], **self._common())
-
-    def _completion(self, events: Sequence[TokenEvent], prompt: str | None, echo: bool = True) -> Completion:
-        request = cast("GenerateRequest", self._request)
-        before = request.prompt if request.echo and echo else ""
-        choices = [
-            Choice(
-                index=event.index,
-                text=before + event.text,
-                finish_reason=event.finish_reason,
-                logprobs=self._logprobs(event),
-            )
-            for event in events
-        ]
-        return Completion(choices=choices, prompt=prompt, **self._common())
-
-    def _common(self) -> dict[str, Any]:
-        usage = Usage(
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            total_tokens=self._prompt_tokens + self._completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached_tokens),
-        )
-        return {"id": self._id, "created": self._created, "model": self._model.name, "usage": usage}
-
-    def _logprobs(self, event: TokenEvent) -> Logprobs | None:
-        if self._request.logprobs is None:
-            return None
-        return Logprobs(content=[self._model.token_logprob(token) for token in event.logprobs])
-
-
-def _mean_logprob(sequence: TokenEvent) -> float:
-    return sum(token.logprob for token in sequence.logprobs) / max(len(sequence.logprobs), 1)

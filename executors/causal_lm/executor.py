@@ -13,16 +13,24 @@ from docarray import BaseDoc, DocList
 from jina import Executor, requests
 
 from run_gpt.api import documents
+from run_gpt.api.adapters import ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.documents import (
+    AdapterListDocument,
     ChatCompletionChunkDocument,
     ChatCompletionDocument,
     ChatRequestDocument,
     CompletionDocument,
+    EmbeddingsDocument,
+    EmbedRequestDocument,
     GenerateRequestDocument,
+    ListAdaptersRequestDocument,
+    LoadAdapterRequestDocument,
     StatusDocument,
+    UnloadAdapterRequestDocument,
     WireError,
 )
-from run_gpt.api.schema import ChatCompletionChunk, ChatRequest, Completion, GenerateRequest, Parameters
+from run_gpt.api.embeddings import EmbedRequest
+from run_gpt.api.schema import AnyRequest, ChatCompletionChunk, ChatRequest, Completion, GenerateRequest
 from run_gpt.api.together import together
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.errors import InternalError, RequestError, SetupError
@@ -34,7 +42,11 @@ log = logging.getLogger(__name__)
 _JINAS = {"metas", "requests", "runtime_args", "workspace", "dynamic_batching"}
 
 # Jina makes a number of each setting that looks like one, and a text of what YAML has no type for.
-_MEANT = {"model_name": str, "model_path": str, "adapter_name_or_path": str, "device": str, "cache_dir": Path}
+_MEANT: dict[str, Any] = {
+    **dict.fromkeys(("model_name", "model_path", "adapter_name_or_path", "device"), str),
+    "cache_dir": Path,
+    "adapters": lambda adapters: {str(name): str(path) for name, path in adapters.items()},
+}
 
 
 class CausalLMExecutor(Executor):  # type: ignore[misc]
@@ -93,6 +105,28 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
             async for event in events:
                 yield event
 
+    @requests(on="/embed")
+    async def embed(self, docs: DocList[EmbedRequestDocument], **_: Any) -> DocList[EmbeddingsDocument]:
+        """Make a vector of each text. Raises WireError."""
+        return DocList[EmbeddingsDocument](await self._answers(EmbedRequest, docs))
+
+    @requests(on="/adapters")
+    async def adapters(self, docs: DocList[ListAdaptersRequestDocument], **_: Any) -> DocList[AdapterListDocument]:
+        """The adapters that requests may name."""
+        return DocList[AdapterListDocument](await self._answers(ListAdaptersRequest, docs))
+
+    @requests(on="/adapters/load")
+    async def load_adapter(self, docs: DocList[LoadAdapterRequestDocument], **_: Any) -> DocList[AdapterListDocument]:
+        """Load an adapter. Raises WireError."""
+        return DocList[AdapterListDocument](await self._answers(LoadAdapterRequest, docs))
+
+    @requests(on="/adapters/unload")
+    async def unload_adapter(
+        self, docs: DocList[UnloadAdapterRequestDocument], **_: Any
+    ) -> DocList[AdapterListDocument]:
+        """Unload an adapter. Raises WireError."""
+        return DocList[AdapterListDocument](await self._answers(UnloadAdapterRequest, docs))
+
     @requests(on="/status")
     async def status(self, **_: Any) -> DocList[StatusDocument]:
         """What the engine is doing."""
@@ -103,17 +137,17 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
         self.model.shutdown()
         super().close()
 
-    async def _answers(self, kind: type[Parameters], docs: Any) -> list[BaseDoc]:
+    async def _answers(self, kind: type[AnyRequest], docs: Any) -> list[BaseDoc]:
         try:
             return await together([self._answer_one(kind, doc) for doc in docs])
         except Exception as error:
             raise WireError(_request_error(error)) from error
 
-    async def _answer_one(self, kind: type[Parameters], doc: BaseDoc) -> BaseDoc:
+    async def _answer_one(self, kind: type[AnyRequest], doc: BaseDoc) -> BaseDoc:
         request = cast("Any", documents.document_to_request(kind, doc))
         return documents.answer_to_document(await self.model._answer(request))
 
-    async def _events(self, kind: type[Parameters], answer: Any, doc: BaseDoc) -> AsyncGenerator[BaseDoc, None]:
+    async def _events(self, kind: type[AnyRequest], answer: Any, doc: BaseDoc) -> AsyncGenerator[BaseDoc, None]:
         try:
             request = cast("Any", documents.document_to_request(kind, doc, stream=True))
             async with aclosing(cast("Any", self.model._stream(request))) as events:

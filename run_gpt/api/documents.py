@@ -13,10 +13,10 @@ from docarray import BaseDoc
 from docarray.proto import DocProto
 from pydantic import BaseModel, ValidationError, create_model
 
-from run_gpt.api import schema
+from run_gpt.api import adapters, embeddings, schema
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
 
-AnyRequest = TypeVar("AnyRequest", bound=schema.Parameters)
+Asked = TypeVar("Asked", bound=schema.AnyRequest)
 
 
 def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
@@ -58,9 +58,21 @@ ChatRequestDocument = _document_class(schema.ChatRequest)
 CompletionDocument = _document_class(schema.Completion)
 ChatCompletionDocument = _document_class(schema.ChatCompletion)
 ChatCompletionChunkDocument = _document_class(schema.ChatCompletionChunk)
+EmbedRequestDocument = _document_class(embeddings.EmbedRequest)
+EmbeddingsDocument = _document_class(embeddings.Embeddings)
+ListAdaptersRequestDocument = _document_class(adapters.ListAdaptersRequest)
+LoadAdapterRequestDocument = _document_class(adapters.LoadAdapterRequest)
+UnloadAdapterRequestDocument = _document_class(adapters.UnloadAdapterRequest)
+AdapterListDocument = _document_class(adapters.AdapterList)
 StatusDocument = _document_class(schema.Status)
 
 _DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
+    embeddings.EmbedRequest: EmbedRequestDocument,
+    embeddings.Embeddings: EmbeddingsDocument,
+    adapters.ListAdaptersRequest: ListAdaptersRequestDocument,
+    adapters.LoadAdapterRequest: LoadAdapterRequestDocument,
+    adapters.UnloadAdapterRequest: UnloadAdapterRequestDocument,
+    adapters.AdapterList: AdapterListDocument,
     schema.GenerateRequest: GenerateRequestDocument,
     schema.ChatRequest: ChatRequestDocument,
     schema.Completion: CompletionDocument,
@@ -75,12 +87,12 @@ def document_class(model: type[BaseModel]) -> type[BaseDoc]:
     return _DOCUMENTS[model]
 
 
-def request_to_document(request: schema.Request) -> BaseDoc:
+def request_to_document(request: schema.AnyRequest) -> BaseDoc:
     """The document of a checked request."""
     return document_class(type(request))(**request.model_dump(exclude_none=True))
 
 
-def message_to_request(model: type[AnyRequest], message: DocProto, *, stream: bool = False) -> AnyRequest:
+def message_to_request(model: type[Asked], message: DocProto, *, stream: bool = False) -> Asked:
     """The request that a document's message carries, checked. Raises InvalidRequest.
 
     For the door: docarray drops a field it does not know when it makes a document of a message.
@@ -96,7 +108,7 @@ def message_to_request(model: type[AnyRequest], message: DocProto, *, stream: bo
     return document_to_request(model, document, stream=stream)
 
 
-def document_to_request(model: type[AnyRequest], document: BaseDoc, *, stream: bool = False) -> AnyRequest:
+def document_to_request(model: type[Asked], document: BaseDoc, *, stream: bool = False) -> Asked:
     """The request that a document carries, checked. Raises InvalidRequest."""
     fields = {name: value for name, value in document.model_dump(exclude={"id"}).items() if value is not None}
     return model.parse(fields, stream=stream)
@@ -120,7 +132,7 @@ def document_to_answer(model: type[schema.AnyAnswer], document: BaseDoc) -> sche
     data = document.model_dump()
     if (error := data.pop("error")) is not None:
         raise error_from_dict(error)
-    if data.get("choices") is None:
+    if data.get("model") is None:
         raise InternalError("the model server gave an empty answer")
     return model.model_validate(data)
 

@@ -1,6 +1,6 @@
 """The calls of a model, the same for one in this process and for one behind a server.
 
-A subclass supplies two coroutines: `_answer` and `_stream`. The eight public calls, sync and async, for one prompt or
+A subclass supplies two coroutines: `_answer` and `_stream`. The public calls, sync and async, for one prompt or
 several, are written here once.
 """
 
@@ -11,12 +11,15 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, Self, TypeVar, cast, overload
+from typing import Any, Literal, Self, TypeVar, cast, overload
 
+from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.loop_thread import Future, LoopThread, result
 from run_gpt.api.schema import (
     Answer,
     AnyAnswer,
+    AnyRequest,
     ChatCompletion,
     ChatCompletionChunk,
     ChatRequest,
@@ -36,7 +39,7 @@ _creation = threading.Lock()
 
 
 class LanguageModel(ABC):
-    """Generate and chat. `parameters` are those of `run_gpt.api.schema.Parameters`, in either spelling.
+    """Generate, chat, embed. `parameters` are those of `run_gpt.api.schema.Parameters`, in either spelling.
 
     Every call raises InvalidRequest for a parameter that is wrong, DeadlineExceeded after `timeout` seconds, and
     Unavailable once the model is closed. A stream begins when it is first read; one that is not read to its end is
@@ -47,7 +50,7 @@ class LanguageModel(ABC):
     _closed = False
 
     @abstractmethod
-    async def _answer(self, request: Request, timeout: float | None) -> Answer:
+    async def _answer(self, request: AnyRequest, timeout: float | None) -> Answer:
         """The whole answer to one request."""
 
     @abstractmethod
@@ -104,6 +107,43 @@ class LanguageModel(ABC):
             async for event in events:
                 yield event
 
+    async def aembed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        pooling: Literal["mean", "last"] | None = None,
+        adapter: str | None = None,
+        timeout: float | None = None,
+    ) -> Embeddings:
+        """A vector for each text: see EmbedRequest. The texts run together."""
+        self._check_open()
+        fields = {"texts": _as_list(texts), "pooling": pooling, "adapter": adapter}
+        return cast("Embeddings", await self._answer(EmbedRequest.parse(fields), timeout))
+
+    async def aadapters(self, *, timeout: float | None = None) -> list[str]:
+        """The names of the LoRA adapters that requests may name."""
+        self._check_open()
+        return cast("AdapterList", await self._answer(ListAdaptersRequest.parse({}), timeout)).adapters
+
+    async def aload_adapter(self, name: str, path: str, *, timeout: float | None = None) -> list[str]:
+        """Load the LoRA adapter in the folder `path` (or with this hub id), where the model is; returns all names.
+
+        Raises InvalidRequest if the name is taken or the adapter cannot be had or does not fit, Forbidden on a server
+        that does not let its adapters be changed.
+        """
+        self._check_open()
+        request = LoadAdapterRequest.parse({"name": name, "path": path})
+        return cast("AdapterList", await self._answer(request, timeout)).adapters
+
+    async def aunload_adapter(self, name: str, *, timeout: float | None = None) -> list[str]:
+        """Unload a LoRA adapter, once the requests that have it have ended; returns the names of the others.
+
+        Raises ModelNotFound if there is none of this name, Forbidden as `aload_adapter`.
+        """
+        self._check_open()
+        request = UnloadAdapterRequest.parse({"name": name})
+        return cast("AdapterList", await self._answer(request, timeout)).adapters
+
     @overload
     def generate(self, prompt: str, *, timeout: float | None = None, **parameters: Any) -> Completion: ...
     @overload
@@ -131,6 +171,29 @@ class LanguageModel(ABC):
     ) -> Iterator[ChatCompletionChunk]:
         """See `achat_stream`."""
         return self._iterate(self.achat_stream(messages, timeout=timeout, **parameters))
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        pooling: Literal["mean", "last"] | None = None,
+        adapter: str | None = None,
+        timeout: float | None = None,
+    ) -> Embeddings:
+        """See `aembed`."""
+        return result(self._submit(self.aembed(texts, pooling=pooling, adapter=adapter, timeout=timeout)))
+
+    def adapters(self, *, timeout: float | None = None) -> list[str]:
+        """See `aadapters`."""
+        return result(self._submit(self.aadapters(timeout=timeout)))
+
+    def load_adapter(self, name: str, path: str, *, timeout: float | None = None) -> list[str]:
+        """See `aload_adapter`."""
+        return result(self._submit(self.aload_adapter(name, path, timeout=timeout)))
+
+    def unload_adapter(self, name: str, *, timeout: float | None = None) -> list[str]:
+        """See `aunload_adapter`."""
+        return result(self._submit(self.aunload_adapter(name, timeout=timeout)))
 
     def close(self) -> None:
         """End what the model holds: its engine or its connections, and its thread. Running calls end with an error."""

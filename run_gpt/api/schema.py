@@ -24,16 +24,39 @@ StopTexts = Annotated[
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=list[str] | str),
 ]
 
+BASE = "base"
+"""Names the model itself where a request could name an adapter."""
+ADAPTER = f"Name of a loaded LoRA adapter, or `{BASE}` for the model itself; default: the server's."
+
 # The OpenAI spelling of a parameter, and the transformers spelling that this project uses.
 SYNONYMS = {"max_tokens": "max_new_tokens", "n": "num_return_sequences", "stop_str": "stop"}
 
 
-class Parameters(BaseModel):
-    """What both kinds of request have in common. Unset (None) means the default that the description gives."""
+class AnyRequest(BaseModel):
+    """What every request has in common. Unset (None) means the default that the description gives."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     model: Text | None = Field(None, description="The served model's name; another name is a 404.")
+
+    @classmethod
+    def parse(cls, data: dict[str, Any], *, stream: bool = False) -> Self:
+        """Check `data` and build the request. Raises InvalidRequest, which names the field, the limit and the value."""
+        try:
+            request = cls.model_validate(data)
+        except ValidationError as error:
+            raise invalid_request(error) from None
+        return request.check_stream() if stream else request
+
+    def check_stream(self) -> Self:
+        """This request, if its answer can be streamed. Raises InvalidRequest."""
+        raise InvalidRequest("this request has no streamed answer")
+
+
+class Parameters(AnyRequest):
+    """What both kinds of request for a text have in common."""
+
+    adapter: Text | None = Field(None, description=ADAPTER)
     max_new_tokens: int | None = Field(
         None,
         ge=1,
@@ -138,15 +161,6 @@ class Parameters(BaseModel):
     def stops(self) -> tuple[str, ...]:
         """The stop texts, none to sixteen."""
         return tuple(self.stop or ())
-
-    @classmethod
-    def parse(cls, data: dict[str, Any], *, stream: bool = False) -> Self:
-        """Check `data` and build the request. Raises InvalidRequest, which names the field, the limit and the value."""
-        try:
-            request = cls.model_validate(data)
-        except ValidationError as error:
-            raise invalid_request(error) from None
-        return request.check_stream() if stream else request
 
     def check_stream(self) -> Self:
         """This request, if its answer can be streamed. Raises InvalidRequest."""
@@ -264,6 +278,15 @@ class Answer(BaseModel):
     id: str
     created: int
     model: str
+
+    def to_json(self) -> str:
+        """The wire's JSON: fields that do not apply are left out, an unknown `finish_reason` stays as null."""
+        return self.model_dump_json(exclude=_absent(self))
+
+
+class Generation(Answer):
+    """An answer that is a text, or what is new of it."""
+
     usage: Usage
 
     @property
@@ -274,12 +297,8 @@ class Answer(BaseModel):
     def __str__(self) -> str:
         return self.text
 
-    def to_json(self) -> str:
-        """The wire's JSON: fields that do not apply are left out, an unknown `finish_reason` stays as null."""
-        return self.model_dump_json(exclude=_absent(self))
 
-
-class Completion(Answer):
+class Completion(Generation):
     """The answer to `generate`; as an event of a stream, `choices` holds the new text only."""
 
     object: Literal["text_completion"] = "text_completion"
@@ -291,7 +310,7 @@ class Completion(Answer):
         return self.choices[0].text if self.choices else ""
 
 
-class ChatCompletion(Answer):
+class ChatCompletion(Generation):
     """The answer to `chat`."""
 
     object: Literal["chat.completion"] = "chat.completion"
@@ -302,7 +321,7 @@ class ChatCompletion(Answer):
         return self.choices[0].message.content if self.choices else ""
 
 
-class ChatCompletionChunk(Answer):
+class ChatCompletionChunk(Generation):
     """An event of a streamed answer to `chat`."""
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -325,6 +344,7 @@ class Status(BaseModel):
 
 
 Request = GenerateRequest | ChatRequest
+"""Those that are answered with a text."""
 AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
 
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from run_gpt.cli import ask, models, serve
+from run_gpt.cli import adapters, ask, models, serve
 
 app = typer.Typer(
     help="Serve large language models over gRPC and HTTP, or use them right here.",
@@ -35,4 +35,6 @@ def rungpt(
 app.command()(serve.serve)
 app.command()(ask.generate)
 app.command()(ask.chat)
+app.command()(ask.embed)
 app.add_typer(models.app, name="models")
+app.add_typer(adapters.app, name="adapters")

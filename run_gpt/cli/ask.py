@@ -1,12 +1,14 @@
 """`rungpt generate` and `rungpt chat`: with a model in this process, or against a server."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from run_gpt.api.embeddings import EmbedRequest
 from run_gpt.api.schema import Answer, ChatRequest, GenerateRequest, Parameters
 from run_gpt.cli import options
 from run_gpt.errors import RequestError, SetupError
@@ -95,6 +97,28 @@ def chat(
             except RequestError as error:  # a conversation outlives a question that cannot be answered
                 messages.pop()
                 print(f"rungpt: {error.message}", file=sys.stderr)
+
+
+@options.with_loading
+def embed(
+    texts: Annotated[list[str], typer.Argument(help="One text or several; - reads them from stdin, one a line.")],
+    model: ModelOption = None,
+    endpoint: Endpoint = None,
+    pooling: Annotated[Literal["mean", "last"], typer.Option(help="Of all tokens, or of the last one.")] = "mean",
+    use_adapter: Annotated[
+        str | None, typer.Option("--use-adapter", help="A loaded adapter, or base for the model itself.")
+    ] = None,
+    timeout: Timeout = None,
+    loading: dict[str, Any] | None = None,
+) -> None:
+    """Print a vector for each text, as one line of JSON."""
+    if texts == ["-"]:
+        texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    request = EmbedRequest.parse({"texts": texts, "pooling": pooling, "adapter": use_adapter})
+    with _open(model, endpoint, loading or {}) as opened:
+        answer = opened.embed(request.texts, pooling=pooling, adapter=use_adapter, timeout=timeout)
+    for vector in answer.vectors:
+        print(json.dumps(vector))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any
@@ -32,7 +33,12 @@ _LOADING: dict[str, tuple[str, Any, Any, str]] = {
         None,
         "single, balanced, auto, sequential, GPU numbers such as 0,1, or accelerate's map as JSON.",
     ),
-    "adapter_name_or_path": ("--adapter", str | None, None, "A LoRA adapter in PEFT format: a folder or a hub id."),
+    "adapters": (
+        "--adapter",
+        list[str],
+        [],
+        "A LoRA adapter (PEFT): a folder or a hub id, for requests that name none; or NAME=PATH; several times.",
+    ),
     "trust_remote_code": ("--trust-remote-code", bool, False, "Run Python code that comes with the model."),
     "allow_pickle": ("--allow-pickle", bool, False, "Load pickled weights, which can run any code."),
 }
@@ -48,7 +54,8 @@ def with_loading(command: Command) -> Command:
     ]
 
     def collect(given: dict[str, Any]) -> dict[str, Any]:
-        return {**given, "device_map": _parse_device_map(given["device_map"])}
+        adapters = _parse_adapters(given.pop("adapters"))
+        return {**given, **adapters, "device_map": _parse_device_map(given["device_map"])}
 
     return _extended(command, "loading", options, collect)
 
@@ -94,13 +101,32 @@ _LISTS = {"stop": "May be given several times.", "logit_bias": "Written as ID=VA
 def _parameter(name: str, schema: type[Parameters]) -> inspect.Parameter:
     field = schema.model_fields[name]
     text = " ".join([(field.description or "").replace("`", ""), _LISTS.get(name, "")]).strip()
-    flag = f"--{name.replace('_', '-')}"
+    # `--adapter` says what is loaded.
+    flag = "--use-adapter" if name == "adapter" else f"--{name.replace('_', '-')}"
     if bool in getattr(field.annotation, "__args__", ()):
         flag = f"{flag}/--no-{flag[2:]}"
     option = typer.Option(flag, help=text, show_default=False, rich_help_panel=PARAMETERS)
     if name in _LISTS:
         return _keyword(name, list[str], [], option)
     return _keyword(name, field.annotation, None, option)
+
+
+_NAMED_ADAPTER = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)")
+
+
+def _parse_adapters(texts: list[str]) -> dict[str, Any]:
+    """ModelConfig's two fields of adapters."""
+    default, named = None, {}
+    for text in texts:
+        if match := _NAMED_ADAPTER.fullmatch(text):
+            if match[1] in named:
+                raise SetupError(f"--adapter {text}: there are two adapters called {match[1]}")
+            named[match[1]] = match[2]
+        elif default is not None:
+            raise SetupError(f"--adapter {text}: only one may have no name; write NAME={text}")
+        else:
+            default = text
+    return {"adapter_name_or_path": default, "adapters": named or None}
 
 
 def _parse_device_map(text: str | None) -> str | dict[str, Any] | list[int] | None:

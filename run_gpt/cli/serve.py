@@ -63,6 +63,10 @@ def serve(
     max_body_bytes: Annotated[
         int, typer.Option(min=1, help="Largest request body; a larger one gets a 413.", rich_help_panel=DOORS)
     ] = ServeConfig.max_body_bytes,
+    runtime_adapters: Annotated[
+        bool,
+        typer.Option("--runtime-adapters", help="Let requests load and unload LoRA adapters.", rich_help_panel=DOORS),
+    ] = ServeConfig.runtime_adapters,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the Flow's YAML, which `jina flow --uses FILE` runs, and end.")
     ] = False,
@@ -86,6 +90,7 @@ def serve(
         request_timeout=request_timeout,
         drain_seconds=drain_seconds,
         max_body_bytes=max_body_bytes,
+        runtime_adapters=runtime_adapters,
         **(loading or {}),
     )
     if dry_run:

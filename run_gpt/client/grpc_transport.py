@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from run_gpt.api.schema import Answer, Request
+from run_gpt.api.schema import Answer, AnyRequest, Request
 from run_gpt.client import wire
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.transport import broken, not_rungpt, read_answer, route, too_late, unreachable
@@ -57,7 +57,7 @@ class GrpcTransport:
         self._channel: Any = None
         self._closed = False
 
-    async def answer(self, request: Request, timeout: float | None) -> Answer:
+    async def answer(self, request: AnyRequest, timeout: float | None) -> Answer:
         """See Transport."""
         method = self._open().unary_unary(
             wire.UNARY,

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from run_gpt.api.schema import Answer, Request
+from run_gpt.api.schema import Answer, AnyRequest, Request
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.sse import EventDecoder
 from run_gpt.client.transport import broken, not_rungpt, read_answer, route, too_late, unreachable
@@ -28,7 +28,7 @@ class HttpTransport:
             self._headers["Authorization"] = f"Bearer {token}"
         self._pools: dict[asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None]]] = {}
 
-    async def answer(self, request: Request, timeout: float | None) -> Answer:
+    async def answer(self, request: AnyRequest, timeout: float | None) -> Answer:
         """See Transport."""
         async with self._sent(request, timeout, stream=False) as (response, deadline):
             body = await _within(deadline, response.aread())
@@ -55,7 +55,7 @@ class HttpTransport:
 
     @asynccontextmanager
     async def _sent(
-        self, request: Request, timeout: float | None, *, stream: bool
+        self, request: AnyRequest, timeout: float | None, *, stream: bool
     ) -> AsyncIterator[tuple[httpx.Response, float | None]]:
         """The response to a request, its status checked, and the time at which it must be complete."""
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout

@@ -1,11 +1,14 @@
 """`Model`: the calls of a language model, answered by a server."""
 
 from collections.abc import AsyncIterator
+from typing import TypeVar
 
 from run_gpt.api.language_model import LanguageModel
-from run_gpt.api.schema import Answer, Request
+from run_gpt.api.schema import Answer, AnyRequest, Request
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.transport import Transport, complete
+
+Named = TypeVar("Named", bound=AnyRequest)
 
 
 class Model(LanguageModel):
@@ -27,13 +30,13 @@ class Model(LanguageModel):
         self._closed = True
         await self._transport.aclose()
 
-    async def _answer(self, request: Request, timeout: float | None) -> Answer:
+    async def _answer(self, request: AnyRequest, timeout: float | None) -> Answer:
         return await self._transport.answer(self._named(request), timeout)
 
     def _stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
         return complete(self._transport.stream(self._named(request), timeout), request.sequences)
 
-    def _named(self, request: Request) -> Request:
+    def _named(self, request: Named) -> Named:
         if self.name is None or request.model is not None:
             return request
         return request.model_copy(update={"model": self.name})

@@ -6,12 +6,16 @@ from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
 
+from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.schema import (
     Answer,
+    AnyRequest,
     ChatCompletion,
     ChatCompletionChunk,
     ChatRequest,
     Completion,
+    GenerateRequest,
     Request,
 )
 from run_gpt.client.endpoint import Endpoint
@@ -21,7 +25,7 @@ from run_gpt.errors import DeadlineExceeded, InternalError, Unavailable, error_f
 class Transport(Protocol):
     """A way to a server. Its calls raise RequestErrors only, and may come from any thread's event loop."""
 
-    async def answer(self, request: Request, timeout: float | None) -> Answer:
+    async def answer(self, request: AnyRequest, timeout: float | None) -> Answer:
         """The whole answer."""
 
     def stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
@@ -31,25 +35,34 @@ class Transport(Protocol):
         """Close all connections."""
 
 
-def route(request: Request, *, stream: bool) -> str:
-    """The path that answers the request, the same on both doors."""
-    path = "/chat" if isinstance(request, ChatRequest) else "/generate"
+# Of each kind of request: its path, the same on both doors, what answers it, and what an event of a stream is.
+_KINDS: dict[type[AnyRequest], tuple[str, type[Answer], type[Answer] | None]] = {
+    GenerateRequest: ("/generate", Completion, Completion),
+    ChatRequest: ("/chat", ChatCompletion, ChatCompletionChunk),
+    EmbedRequest: ("/embed", Embeddings, None),
+    ListAdaptersRequest: ("/adapters", AdapterList, None),
+    LoadAdapterRequest: ("/adapters/load", AdapterList, None),
+    UnloadAdapterRequest: ("/adapters/unload", AdapterList, None),
+}
+
+
+def route(request: AnyRequest, *, stream: bool) -> str:
+    """The path that answers the request."""
+    path, _, _ = _KINDS[type(request)]
     return f"{path}_stream" if stream else path
 
 
-def read_answer(request: Request, fields: Any, endpoint: Endpoint, *, stream: bool) -> Answer:
+def read_answer(request: AnyRequest, fields: Any, endpoint: Endpoint, *, stream: bool) -> Answer:
     """The answer that the server's fields make. Raises the error that they hold, InternalError if they hold neither."""
     if not isinstance(fields, dict):
         raise not_rungpt(endpoint, f"{fields!r:.80}")
     if isinstance(error := fields.get("error"), dict):
         raise error_from_dict(error)
-    if fields.get("choices") is None:
+    if fields.get("model") is None:
         raise InternalError(f"{endpoint} gave an empty answer")
-    model: type[Answer] = Completion
-    if isinstance(request, ChatRequest):
-        model = ChatCompletionChunk if stream else ChatCompletion
+    _, whole, event = _KINDS[type(request)]
     try:
-        return model.model_validate(fields)
+        return (cast("type[Answer]", event) if stream else whole).model_validate(fields)
     except ValidationError as error:
         raise not_rungpt(endpoint, str(error).replace("\n", " ")[:200]) from error
 

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from run_gpt.api.protobuf import message_classes
-from run_gpt.api.schema import Request
+from run_gpt.api.schema import AnyRequest, Request
 
 UNARY = "/jina.JinaSingleDataRequestRPC/process_single_data"
 STREAM = "/jina.JinaSingleDocumentRequestRPC/stream_doc"
@@ -42,7 +42,7 @@ DataRequest = _classes.DataRequest
 SingleDocumentRequest = _classes.SingleDocumentRequest
 
 
-def unary_message(endpoint: str, request: Request) -> Any:
+def unary_message(endpoint: str, request: AnyRequest) -> Any:
     """The message that asks `endpoint` for one whole answer."""
     docs = _classes.DocList(docs=[document(request.model_dump(exclude_none=True))])
     return DataRequest(header=_header(endpoint), data=_classes.Data(docs=docs))

@@ -29,13 +29,17 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         request_timeout: float = GatewayConfig.request_timeout,
         drain_seconds: float = GatewayConfig.drain_seconds,
         max_body_bytes: int = GatewayConfig.max_body_bytes,
+        runtime_adapters: bool = GatewayConfig.runtime_adapters,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if unknown := kwargs.keys() - vars(self.runtime_args).keys() - _JINAS:
             raise SetupError(f"RunGPTGateway has no setting {', '.join(map(repr, sorted(unknown)))}")
         config = GatewayConfig(
-            request_timeout=request_timeout, drain_seconds=drain_seconds, max_body_bytes=max_body_bytes
+            request_timeout=request_timeout,
+            drain_seconds=drain_seconds,
+            max_body_bytes=max_body_bytes,
+            runtime_adapters=runtime_adapters,
         )
         self.pool = ReplicaPool(executor_addresses(self.runtime_args.deployments_addresses))
         self.service = Service(self.pool, config)

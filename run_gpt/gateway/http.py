@@ -45,7 +45,8 @@ def build_app(service: Service) -> FastAPI:
     document = openapi.describe(about_us["version"])
 
     for endpoint in ENDPOINTS.values():
-        app.add_api_route(endpoint.path, _handler(service, endpoint), methods=["POST"], name=endpoint.path)
+        methods = ["GET", "POST"] if endpoint.readable else ["POST"]
+        app.add_api_route(endpoint.path, _handler(service, endpoint), methods=methods, name=endpoint.path)
 
     async def about() -> Response:
         return _json(about_us)
@@ -75,7 +76,8 @@ def build_app(service: Service) -> FastAPI:
 
 def _handler(service: Service, endpoint: Endpoint) -> Any:
     async def handle(http_request: Request) -> Response:
-        request = _parse(endpoint, await read_body(http_request, service.config.max_body_bytes))
+        body = await read_body(http_request, service.config.max_body_bytes)
+        request = _parse(endpoint, b"{}" if http_request.method == "GET" else body)
         if not endpoint.stream:
             answer = await _unless_gone(http_request, service.answer(request))
             return Response(answer.to_json(), media_type="application/json")

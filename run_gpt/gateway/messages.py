@@ -36,7 +36,7 @@ def answer_of(model: type[AnyAnswer], document: DocProto) -> AnyAnswer:
     fields = fields_of(document)
     if (error := fields.get("error")) is not None:
         raise error_from_dict(error)
-    if fields.get("choices") is None:
+    if fields.get("model") is None:
         raise InternalError("the model server gave an empty answer")
     try:
         return model.model_validate(fields)

@@ -11,7 +11,8 @@ from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
 _REF = "#/components/schemas/"
 _ERRORS = {
     400: "A malformed or unsupported field, or a prompt that is too long",
-    404: "No such model",
+    403: "The server was started without the option that allows this",
+    404: "No such model or adapter",
     413: "The body is too large",
     429: "The queue is full; see the Retry-After header",
     500: "Something broke while the request ran",
@@ -49,12 +50,20 @@ def describe(version: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "RunGPT", "version": version},
         "paths": {
-            **{e.path: {"post": _operation(e)} for e in ENDPOINTS.values()},
+            **{e.path: _methods(e) for e in ENDPOINTS.values()},
             "/health": health,
             "/ready": ready,
         },
         "components": {"schemas": {**_schemas(), "Error": _ERROR_SCHEMA}},
     }
+
+
+def _methods(endpoint: Endpoint) -> dict[str, Any]:
+    post = _operation(endpoint)
+    if not endpoint.readable:
+        return {"post": post}
+    get = {name: value for name, value in post.items() if name != "requestBody"}
+    return {"get": {**get, "operationId": f"get_{get['operationId']}"}, "post": post}
 
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
@@ -68,7 +77,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         responses[str(status)] = {"description": description, "content": content}
     return {
         "summary": endpoint.summary,
-        "operationId": endpoint.path.strip("/"),
+        "operationId": endpoint.path.strip("/").replace("/", "_"),
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": _REF + endpoint.request.__name__}}},
@@ -87,7 +96,8 @@ def _schemas() -> dict[str, Any]:
     for request in requests:
         properties = schemas[request.__name__]["properties"]
         for synonym, name in SYNONYMS.items():
-            properties[synonym] = {**properties[name], "description": f"The same as `{name}`."}
+            if name in properties:
+                properties[synonym] = {**properties[name], "description": f"The same as `{name}`."}
     return schemas
 
 

@@ -13,8 +13,9 @@ from typing import Any, cast
 import grpc
 
 from run_gpt.api import documents
-from run_gpt.api.schema import Answer, Request
+from run_gpt.api.schema import Answer, AnyRequest, Request
 from run_gpt.errors import DeadlineExceeded, InternalError, RequestError, Unavailable
+from run_gpt.gateway.adapters import AdapterChanges
 from run_gpt.gateway.endpoints import Endpoint, endpoint_of
 from run_gpt.gateway.messages import answer_of, check_header
 from run_gpt.gateway.replica import Replica
@@ -23,6 +24,8 @@ from run_gpt.gateway.replica import Replica
 # asyncio.CancelledError).
 _NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 ATTEMPTS = 3
+ADAPTER_SECONDS = 60.0
+"""Longest that one replica may take to change an adapter."""
 
 
 class ConnectionFailed(Unavailable):
@@ -33,7 +36,8 @@ class ReplicaPool:
     """The replicas at `addresses` ("host:port"). Start and close it on one event loop."""
 
     def __init__(self, addresses: Sequence[str]):
-        self.replicas = [Replica(address) for address in addresses]
+        self.adapters = AdapterChanges(self._ask)
+        self.replicas = [Replica(address, self.adapters.bring_up_to_date) for address in addresses]
         self._watchers: list[asyncio.Task[None]] = []
         self._turn = 0
         self._calls: set[Any] = set()
@@ -77,7 +81,16 @@ class ReplicaPool:
         if not self.ready:
             raise Unavailable(_why_not([replica.state for replica in self.replicas]))
 
-    async def answer(self, request: Request, request_id: str, timeout: float) -> Answer:
+    async def _ask(self, replica: Replica, request: AnyRequest) -> Answer:
+        """The answer of this replica and no other. Raises a RequestError."""
+        endpoint, request_id = endpoint_of(request, stream=False), f"rungpt-{endpoint_of(request, stream=False).path}"
+        call = replica.unary(endpoint.path, _message(request, request_id), request_id, ADAPTER_SECONDS)
+        try:
+            return _unary_answer(endpoint, await call)
+        except grpc.aio.AioRpcError as error:
+            raise error_of_status(error.code(), error.details() or "", ADAPTER_SECONDS) from error
+
+    async def answer(self, request: AnyRequest, request_id: str, timeout: float) -> Answer:
         """The answer to `request` within `timeout` seconds. Raises a RequestError."""
         endpoint, document = endpoint_of(request, stream=False), _message(request, request_id)
         deadline = time.monotonic() + timeout
@@ -197,7 +210,7 @@ def _left(deadline: float) -> float:
     return max(0.001, deadline - time.monotonic())
 
 
-def _message(request: Request, request_id: str) -> Any:
+def _message(request: AnyRequest, request_id: str) -> Any:
     document = documents.request_to_document(request)
     cast("Any", document).id = request_id
     return document.to_protobuf()

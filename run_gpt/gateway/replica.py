@@ -4,7 +4,9 @@ Only the names of Jina's messages and methods are used, which are its wire forma
 """
 
 import asyncio
+import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import grpc
@@ -12,7 +14,10 @@ from docarray.proto import DocProto
 from jina.proto import jina_pb2
 
 from run_gpt.api.schema import Status
+from run_gpt.errors import RequestError
 from run_gpt.gateway.messages import fields_of
+
+log = logging.getLogger(__name__)
 
 State = Literal["connecting", "ready", "draining", "dead", "lost"]
 
@@ -40,8 +45,10 @@ class Replica:
     States: connecting (not seen yet), ready, draining and dead (as it says), lost (was there, does not answer).
     """
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, prepare: "Callable[[Replica], Awaitable[None]] | None" = None):
+        """`prepare`: what is awaited each time that it says it is ready and was not, before it counts as ready."""
         self.address = address
+        self._prepare = prepare
         self.state: State = "connecting"
         self.status: Status | None = None
         self.in_flight = 0
@@ -99,7 +106,18 @@ class Replica:
             self._unheard(gone=True)
         else:
             self._heard = time.monotonic()
+            if self.status.state == "ready" and self.state != "ready" and not await self._prepared():
+                return
             self.state = self.status.state
+
+    async def _prepared(self) -> bool:
+        try:
+            if self._prepare is not None:
+                await self._prepare(self)
+        except RequestError as error:
+            log.warning("the replica at %s is not what the others are: %s", self.address, error.message)
+            return False
+        return True
 
     def _unheard(self, *, gone: bool) -> None:
         silent = time.monotonic() - self._heard > SILENT_SECONDS

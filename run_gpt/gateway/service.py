@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
-from run_gpt.api.schema import Answer, Request
+from run_gpt.api.schema import Answer, AnyRequest, Request
 from run_gpt.config import GatewayConfig
-from run_gpt.errors import ModelNotFound, Unavailable
+from run_gpt.errors import Forbidden, ModelNotFound, Unavailable
+from run_gpt.gateway.adapters import Change
 from run_gpt.gateway.pool import ReplicaPool
 
 FLUSH_SECONDS = 2.0
@@ -26,13 +27,15 @@ class Service:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def answer(self, request: Request, timeout: float | None = None) -> Answer:
+    async def answer(self, request: AnyRequest, timeout: float | None = None) -> Answer:
         """The whole answer, within `timeout` seconds if that is less than the server's own limit.
 
         Raises a RequestError.
         """
         self.check(request)
         with self.running():
+            if isinstance(request, Change):
+                return await self.pool.adapters.make(request, self.pool.ready)
             return await self.pool.answer(request, _request_id(), self._limit(timeout))
 
     async def stream(self, request: Request, timeout: float | None = None) -> AsyncIterator[Answer]:
@@ -43,8 +46,10 @@ class Service:
                 async for event in events:
                     yield event
 
-    def check(self, request: Request) -> None:
-        """Raises Unavailable or ModelNotFound for a request that cannot be served now."""
+    def check(self, request: AnyRequest) -> None:
+        """Raises Unavailable, ModelNotFound or Forbidden for a request that cannot be served now."""
+        if isinstance(request, Change) and not self.config.runtime_adapters:
+            raise Forbidden("adapters cannot be changed here: start the server with --runtime-adapters")
         if self.draining:
             raise Unavailable("the server is draining: it takes no new requests")
         self.pool.check_ready()

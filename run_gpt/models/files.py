@@ -1,6 +1,7 @@
 """From a model's name to a local folder that transformers can load."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from run_gpt.models.catalogue import CatalogueEntry, HubSource, WheelSource, fin
 from run_gpt.models.convert import catalogue_key, convert_gguf, converted_key, file_identity
 from run_gpt.models.hub import fetch_from_hub, is_hub_id
 from run_gpt.models.progress import OnProgress, no_progress
+
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ def fetch(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Mode
     or ChecksumMismatch, each in one line that says what to do.
     """
     cache = ModelCache(config.cache_dir)
-    if config.adapter_name_or_path is not None:
-        adapter_folder(config, on_progress=on_progress)
+    for path in startup_adapters(config).values():
+        adapter_folder(path, config, on_progress=on_progress)
     name = served_name(config)
     if config.model_path is not None:
         return ModelFiles(name, _local(cache, config.model_path, on_progress))
@@ -70,25 +74,46 @@ def fetch_entry(
     return _fetch_and_convert(cache, entry, entry.source, on_progress)
 
 
-def adapter_folder(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Path:
-    """The local folder of the configuration's LoRA adapter. Raises ModelLoadError, ModelNotFound, DownloadError."""
-    name = str(config.adapter_name_or_path)
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if not is_hub_id(name):
-            raise ModelLoadError(f"no adapter folder {name}: give a folder with adapter_config.json, or a hub id")
-        cache = ModelCache(config.cache_dir)
-        folder = fetch_from_hub(
-            cache, name, allow_pickle=config.allow_pickle, again=False, on_progress=on_progress, why="adapter"
-        )
-    if not (folder / "adapter_config.json").is_file():
-        raise ModelLoadError(f"{folder} holds no LoRA adapter: there is no adapter_config.json")
-    if not (folder / "adapter_model.safetensors").is_file() and not config.allow_pickle:
-        raise ModelLoadError(
-            f"{folder} has no adapter_model.safetensors; pickled weights are loaded only with allow_pickle=True "
-            "(--allow-pickle)"
-        )
-    return folder
+def startup_adapters(config: ModelConfig) -> dict[str, str]:
+    """The LoRA adapters of a configuration: name to path, the one for requests that name none first.
+
+    That one is called as the last part of its path. Raises ModelLoadError for a name that is not one or is there twice.
+    """
+    adapters = dict(config.adapters or {})
+    if config.adapter_name_or_path is not None:
+        name = default_adapter(config)
+        if name in adapters:
+            raise ModelLoadError(f"two adapters are called {name!r}: name one of them otherwise (--adapter NAME=PATH)")
+        adapters = {str(name): config.adapter_name_or_path, **adapters}
+    for name in adapters:
+        if not _ADAPTER_NAME.fullmatch(name) or name == _BASE:
+            raise ModelLoadError(
+                f"adapter {name!r}: a name has letters, digits, '.', '_' and '-' and is not {_BASE!r}, which is the "
+                "model itself; name it with --adapter NAME=PATH"
+            )
+    return adapters
+
+
+def default_adapter(config: ModelConfig) -> str | None:
+    """The name of the adapter for requests that name none."""
+    path = config.adapter_name_or_path
+    return None if path is None else Path(path).expanduser().resolve().name if Path(path).exists() else Path(path).name
+
+
+def adapter_folder(name_or_path: str, config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Path:
+    """The local folder of a LoRA adapter, fetched if need be.
+
+    Raises ModelLoadError, ModelNotFound, DownloadError.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if not is_hub_id(name_or_path):
+        raise ModelLoadError(f"no adapter folder {name_or_path}: give a folder with adapter_config.json, or a hub id")
+    cache = ModelCache(config.cache_dir)
+    return fetch_from_hub(
+        cache, name_or_path, allow_pickle=config.allow_pickle, again=False, on_progress=on_progress, why="adapter"
+    )
 
 
 def unknown_model(name: str) -> ModelNotFound:

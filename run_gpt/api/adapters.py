@@ -1,0 +1,36 @@
+"""LoRA adapters of a running server: list, load, unload."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from run_gpt.api.schema import Answer, AnyRequest, NonEmpty
+
+NAME_PATTERN = r"^[A-Za-z0-9][\w.-]*$"
+AdapterName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
+
+
+class ListAdaptersRequest(AnyRequest):
+    """Say which adapters a request may name."""
+
+
+class LoadAdapterRequest(AnyRequest):
+    """Load an adapter in every replica."""
+
+    name: AdapterName = Field(description="What requests will call it.")
+    path: NonEmpty = Field(description="A folder in PEFT's format, on the machine of the model, or a hub id.")
+
+
+class UnloadAdapterRequest(AnyRequest):
+    """Unload an adapter in every replica; the requests that have it end first."""
+
+    name: AdapterName = Field(description="Its name.")
+
+
+class AdapterList(Answer):
+    """The adapters that requests may name."""
+
+    object: Literal["list"] = "list"
+    adapters: list[str]
+    default: str | None = None
+    """The one of requests that name none; None: the model itself."""
