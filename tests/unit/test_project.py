@@ -108,7 +108,7 @@ def third_party_imports() -> set[str]:
 def test_every_import_is_a_declared_dependency() -> None:
     """What is imported but comes along by chance is gone the day another package drops it."""
     project = PROJECT["project"]
-    declared = requirement_names([*project["dependencies"], *project["optional-dependencies"]["adapters"]])
+    declared = requirement_names(project["dependencies"])
     homes = packages_distributions()
     for name in third_party_imports():
         assert requirement_names(homes.get(name, [name])) & declared, f"{name} is imported but not declared"

@@ -40,6 +40,18 @@ class LayerStruct(Structure):
     )
 
 
+class LoraStruct(Structure):
+    """See Lora in model.h."""
+
+    _fields_ = (*((name, c_int32) for name in ("rank", "outputs", "inputs")), ("a", c_void_p), ("b", c_void_p))
+
+
+class LoraLayerStruct(Structure):
+    """See LoraLayer in model.h."""
+
+    _fields_ = tuple((name, LoraStruct) for name in ("q", "k", "v", "output", "gate", "up", "down"))
+
+
 _SIZES = (
     *("layers", "hidden", "heads", "kv_heads", "head_size", "intermediate", "vocabulary"),
     *("slots", "positions", "bf16_cache"),
@@ -75,7 +87,12 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "copy": (None, [POINTER(ModelStruct), c_int32, c_int32, c_int32]),
     "forward": (
         None,
-        [c_void_p, POINTER(ModelStruct), c_int32, c_void_p, c_void_p, c_void_p, c_int32, c_void_p, c_void_p],
+        [
+            *(c_void_p, POINTER(ModelStruct)),
+            *(c_int32, c_void_p, c_void_p, c_void_p, c_void_p),
+            *(c_int32, c_void_p, c_void_p),
+            *(c_int32, c_void_p, c_void_p),
+        ],
     ),
 }
 

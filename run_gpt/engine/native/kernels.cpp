@@ -45,7 +45,8 @@ struct Context {
   explicit Context(int threads) : team(threads) {}
   Team team;
   Inputs inputs;
-  std::vector<float> x, wide, attended, active;
+  std::vector<float> x, wide, attended, active, extra;
+  std::vector<uint8_t> extra_of;
   std::vector<Segment> segments;
 };
 
@@ -124,9 +125,12 @@ void rungpt_copy(const Model* model, int source, int target, int length) {
 }
 
 // Runs `count` tokens, each at its position of its slot; tokens of one slot follow each other. Their keys and values
-// are written to the cache. logits: [wanted, vocabulary], for the tokens of these numbers.
+// are written to the cache. loras: null, or for each token the layers of its adapter, or null.
+// logits: [wanted, vocabulary], for the tokens of these numbers.
+// states: [runs, hidden], sums of the hidden states after the last norm, of the tokens up to those of `ends`.
 void rungpt_forward(Context* c, const Model* model, int count, const int64_t* tokens, const int32_t* slots,
-                    const int32_t* positions, int wanted, const int32_t* which, float* logits) {
+                    const int32_t* positions, const LoraLayer* const* loras, int wanted, const int32_t* which,
+                    float* logits, int runs, const int32_t* ends, float* states) {
   const Model& m = *model;
   const int size = m.head_size, q_width = m.heads * size, kv_width = m.kv_heads * size, wide = q_width + 2 * kv_width;
   const int shared = m.heads / m.kv_heads, together = std::max(1, QUERIES / shared);
@@ -135,6 +139,10 @@ void rungpt_forward(Context* c, const Model* model, int count, const int64_t* to
   c->wide.resize((size_t)count * wide);
   c->attended.resize((size_t)count * q_width);
   c->active.resize((size_t)count * m.intermediate);
+  if (loras) {
+    c->extra.resize((size_t)count * 2 * m.intermediate);
+    c->extra_of.assign(count, 0);
+  }
   c->segments.clear();
   for (int i = 0; i < count; i++) {
     const bool follows = i > 0 && slots[i] == slots[i - 1] && positions[i] == positions[i - 1] + 1;
@@ -149,7 +157,7 @@ void rungpt_forward(Context* c, const Model* model, int count, const int64_t* to
   c->team.run([&] {
     Team& team = c->team;
     Inputs& inputs = c->inputs;
-    std::vector<float> normed(std::max(m.hidden, size));
+    std::vector<float> normed(std::max(m.hidden, size)), middle;
 
     auto norm_in = [&](const Matrix& next, const float* weight, int rows, auto row_of) {
       team.loop(rows, std::max(1, rows / (4 * team.size())), [&](int i) {
@@ -158,12 +166,30 @@ void rungpt_forward(Context* c, const Model* model, int count, const int64_t* to
       });
     };
     auto same = [](int i) { return i; };
+    // What adapters add: a part of its own, so that without one it costs nothing.
+    auto adapt = [&](auto add) {
+      if (!loras) return;
+      team.loop(count, grain, [&](int i) {
+        if (loras[i]) add(i, loras[i]);
+      });
+    };
+    auto norm_of = [&](int i, const float* weight) {
+      rms_norm(x + (size_t)i * m.hidden, weight, m.hidden, m.epsilon, normed.data());
+      return normed.data();
+    };
 
     team.loop(count, grain, [&](int i) { unpack_row(m.embedding, (int)tokens[i], x + (size_t)i * m.hidden); });
     for (int l = 0; l < m.layers; l++) {
       const Layer& layer = m.layer[l];
       norm_in(layer.qkv, layer.norm, count, same);
       product<false>(team, layer.qkv, inputs, count, qkv, wide);
+      adapt([&](int i, const LoraLayer* lora) {
+        const float* in = norm_of(i, layer.norm);
+        float* row = qkv + (size_t)i * wide;
+        add_lora(lora[l].q, in, middle, row);
+        add_lora(lora[l].k, in, middle, row + q_width);
+        add_lora(lora[l].v, in, middle, row + q_width + kv_width);
+      });
       team.loop(count, grain, [&](int i) {
         float* row = qkv + (size_t)i * wide;
         const float *cos = m.cos + (size_t)positions[i] * (size / 2), *sin = m.sin + (size_t)positions[i] * (size / 2);
@@ -196,12 +222,35 @@ void rungpt_forward(Context* c, const Model* model, int count, const int64_t* to
       team.loop(count, grain,
                 [&](int i) { inputs.put(layer.output.format, i, attended + (size_t)i * q_width, q_width); });
       product<true>(team, layer.output, inputs, count, x, m.hidden);
+      adapt([&](int i, const LoraLayer* lora) {
+        float* row = x + (size_t)i * m.hidden;
+        add_lora(lora[l].output, attended + (size_t)i * q_width, middle, row);
+        float* more = c->extra.data() + (size_t)i * 2 * m.intermediate;
+        c->extra_of[i] = lora[l].gate.a || lora[l].up.a;
+        if (!c->extra_of[i]) return;
+        std::memset(more, 0, (size_t)2 * m.intermediate * sizeof(float));
+        const float* in = norm_of(i, layer.mlp_norm);
+        add_lora(lora[l].gate, in, middle, more);
+        add_lora(lora[l].up, in, middle, more + m.intermediate);
+      });
       norm_in(layer.gate_up, layer.mlp_norm, count, same);
-      gated_product(team, layer.gate_up, inputs, count, active, m.intermediate);
+      gated_product(team, layer.gate_up, inputs, count, active, m.intermediate, loras ? c->extra.data() : nullptr,
+                    c->extra_of.data());
       team.loop(count, grain,
                 [&](int i) { inputs.put(layer.down.format, i, active + (size_t)i * m.intermediate, m.intermediate); });
       product<true>(team, layer.down, inputs, count, x, m.hidden);
+      adapt([&](int i, const LoraLayer* lora) {
+        add_lora(lora[l].down, active + (size_t)i * m.intermediate, middle, x + (size_t)i * m.hidden);
+      });
     }
+    team.loop(runs, 1, [&](int r) {
+      float* sum = states + (size_t)r * m.hidden;
+      std::memset(sum, 0, m.hidden * sizeof(float));
+      for (int i = r ? ends[r - 1] : 0; i < ends[r]; i++) {
+        const float* state = norm_of(i, m.norm);
+        for (int j = 0; j < m.hidden; j++) sum[j] += state[j];
+      }
+    });
     norm_in(m.head, m.norm, wanted, [&](int i) { return which[i]; });
     product<false>(team, m.head, inputs, wanted, logits, m.vocabulary);
   });

@@ -273,8 +273,10 @@ static void product(Team& team, const Matrix& m, const Inputs& x, int rows, floa
   });
 }
 
-// out: [rows, intermediate]: silu(gate) * up
-static void gated_product(Team& team, const Matrix& m, const Inputs& x, int rows, float* out, int stride) {
+// out: [rows, intermediate]: silu(gate) * up. `extra`: null, or what is added to the gate and to up of the rows for
+// which `extra_of` is true, [rows, 2 * intermediate].
+static void gated_product(Team& team, const Matrix& m, const Inputs& x, int rows, float* out, int stride,
+                          const float* extra, const uint8_t* extra_of) {
   int count = panels(m.outputs) / 2;
   team.loop(count, std::max(1, count / (8 * team.size())), [&](int i) {
     for (int row = 0; row < rows; row += TILE) {
@@ -282,9 +284,31 @@ static void gated_product(Team& team, const Matrix& m, const Inputs& x, int rows
       int n = std::min(TILE, rows - row);
       multiply(m, 2 * i, x, row, n, gate);
       multiply(m, 2 * i + 1, x, row, n, up);
-      for (int r = 0; r < n; r++) store(out + (size_t)(row + r) * stride + i * LANES, silu(gate[r]) * up[r]);
+      for (int r = 0; r < n; r++) {
+        if (extra && extra_of[row + r]) {
+          const float* more = extra + (size_t)(row + r) * 2 * stride + i * LANES;
+          gate[r] += load(more), up[r] += load(more + stride);
+        }
+        store(out + (size_t)(row + r) * stride + i * LANES, silu(gate[r]) * up[r]);
+      }
     }
   });
+}
+
+// out [outputs] += what an adapter makes of x [inputs]; `middle` is room for its rank.
+static void add_lora(const Lora& lora, const float* x, std::vector<float>& middle, float* out) {
+  if (!lora.a) return;
+  if ((int)middle.size() < lora.rank) middle.resize(lora.rank);
+  for (int j = 0; j < lora.rank; j++) {
+    f16v sums = {};
+    for (int i = 0; i < lora.inputs; i += LANES) sums += load(lora.a + (size_t)j * lora.inputs + i) * load(x + i);
+    middle[j] = total(sums);
+  }
+  for (int i = 0; i < lora.outputs; i += LANES) {
+    f16v sums = load(out + i);
+    for (int j = 0; j < lora.rank; j++) sums += load(lora.b + (size_t)j * lora.outputs + i) * middle[j];
+    store(out + i, sums);
+  }
 }
 
 // One row of weights as fp32: [inputs]

@@ -18,6 +18,16 @@ struct Layer {
   const float *norm, *mlp_norm, *q_norm, *k_norm;  // the last two: [head size], or null
 };
 
+// What a LoRA adapter adds to one linear layer: out += b^T (a x). Null where it adds nothing.
+struct Lora {
+  int32_t rank, outputs, inputs;
+  const float *a, *b;  // [rank, inputs], [rank, outputs]
+};
+
+struct LoraLayer {
+  Lora q, k, v, output, gate, up, down;
+};
+
 struct Model {
   int32_t layers, hidden, heads, kv_heads, head_size, intermediate, vocabulary, slots, positions, bf16_cache;
   float epsilon, attention_scale;

@@ -12,6 +12,7 @@ from run_gpt.engine import llama
 from run_gpt.engine.beams import beam_search, end_ids_of
 from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.native.binding import GROUP, LANES, Context, Memory, ModelStruct
+from run_gpt.engine.native.loras import NativeLoras
 from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Run
@@ -71,6 +72,7 @@ class NativeRunner:
         self._model, self._kernels, self._weights = model, kernels, weights
         self._context = Context(kernels, torch.get_num_threads())
         self.end_ids = end_ids_of(model)
+        self._loras = NativeLoras(len(model.model.layers))
         self._adapters = Adapters(model)  # for beam search, in the model's own forward pass
         weights.link(model)
         shape, size = model.config, _head_size(model.config)
@@ -123,33 +125,37 @@ class NativeRunner:
 
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
         """See ModelRunner."""
+        ends = accumulate(len(run.token_ids) for run in runs)
+        which = [i for run, end in zip(runs, ends, strict=True) for i in range(end - run.wanted, end)]
+        wanted = torch.tensor(which, dtype=torch.int32)
+        if len(which) > len(self._logits):
+            self._logits = torch.empty(len(which), self._struct.vocabulary)
+        logits = self._logits[: len(which)]
+        self._run(runs, (len(which), wanted.data_ptr(), logits.data_ptr()), (0, None, None))
+        return logits
+
+    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner."""
+        ends = torch.tensor(list(accumulate(len(run.token_ids) for run in runs)), dtype=torch.int32)
+        states = torch.empty(len(runs), self._struct.hidden)
+        self._run(runs, (0, None, None), (len(runs), ends.data_ptr(), states.data_ptr()))
+        return states
+
+    def _run(self, runs: Sequence[Run], logits: tuple[Any, ...], states: tuple[Any, ...]) -> None:
+        """The pass. `logits` and `states`: see rungpt_forward."""
         tokens = [token for run in runs for token in run.token_ids]
         if not tokens or not 0 <= min(tokens) <= max(tokens) < self._struct.vocabulary:
             raise IndexError(f"token ids {min(tokens, default=None)} to {max(tokens, default=None)}")
         if (last := max(run.start + len(run.token_ids) for run in runs)) > self._struct.positions:
             raise IndexError(f"{last} tokens, of {self._struct.positions}")
-        ends = accumulate(len(run.token_ids) for run in runs)
-        which = [i for run, end in zip(runs, ends, strict=True) for i in range(end - run.wanted, end)]
         inputs = [
             torch.tensor(tokens, dtype=torch.int64),
             torch.tensor([run.slot for run in runs for _ in run.token_ids], dtype=torch.int32),
             torch.tensor([run.start + i for run in runs for i in range(len(run.token_ids))], dtype=torch.int32),
         ]
-        wanted = torch.tensor(which, dtype=torch.int32)
-        if len(which) > len(self._logits):
-            self._logits = torch.empty(len(which), self._struct.vocabulary)
-        logits = self._logits[: len(which)]
         addresses = [tensor.data_ptr() for tensor in inputs]
-        self._kernels.forward(
-            self._context.handle,
-            self._struct,
-            len(tokens),
-            *addresses,
-            len(which),
-            wanted.data_ptr(),
-            logits.data_ptr(),
-        )
-        return logits
+        loras = self._loras.of_tokens(runs)
+        self._kernels.forward(self._context.handle, self._struct, len(tokens), *addresses, loras, *logits, *states)
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """See ModelRunner."""
@@ -165,17 +171,16 @@ class NativeRunner:
         """See ModelRunner."""
         self.release(range(self._struct.slots))
 
-    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
-        """See ModelRunner."""
-        raise NotImplementedError("the native runner gives no embeddings: use --runner generic")
-
     def add_adapter(self, lora: Lora) -> None:
         """See ModelRunner."""
-        raise ValueError("the native runner has no adapters: use --runner generic")
+        self._adapters.check(lora)
+        self._loras.add(lora)
+        self._adapters.add(lora)
 
     def remove_adapter(self, lora: Lora) -> None:
         """See ModelRunner."""
         self._adapters.remove(lora)
+        self._loras.remove(lora)
 
     def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
         """See ModelRunner."""

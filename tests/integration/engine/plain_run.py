@@ -11,7 +11,7 @@ class Run:
     start: int
     token_ids: tuple[int, ...]
     wanted: int
-    adapter: None = None
+    adapter: object = None
 
     @property
     def end(self) -> int:

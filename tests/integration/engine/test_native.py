@@ -1,11 +1,14 @@
 """Wrong tokens or wrong memory by the compiled kernels, if these failed; for this CPU and for one with AVX2 only."""
 
+import copy
+
 import pytest
 import torch
 import transformers
 from plain_run import Run
 
 from run_gpt.config import EngineConfig
+from run_gpt.engine.lora import Lora
 from run_gpt.engine.native.binding import FORMATS, Context, Kernels, Matrix
 from run_gpt.engine.native.build import built, unsupported
 from run_gpt.engine.native.runner import NativeRunner, fits
@@ -201,3 +204,71 @@ def test_the_models_own_weights_are_freed(kernels, shape):
     assert not [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Embedding)]
     assert not [name for name, parameter in model.named_parameters() if parameter.dim() > 1 and parameter.numel()]
     assert all(p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
+
+
+def lora_of(model, rank, seed, projections=("q", "k", "v", "o", "gate", "up", "down")):
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, module in model.named_modules():
+        if name.endswith(tuple(f".{projection}_proj" for projection in projections)):
+            a = torch.randn(rank, module.in_features, generator=generator) * 0.1
+            weights[name] = a, torch.randn(module.out_features, rank, generator=generator) * 0.1
+    return Lora(f"lora-{seed}", weights)
+
+
+def merged(model, lora):
+    model = copy.deepcopy(model)
+    for name, (a, b) in lora.weights.items():
+        model.get_submodule(name).weight.data += b @ a
+    return model
+
+
+def test_rows_with_adapters_are_those_of_merged_weights_whatever_runs_beside_them(kernels, shape):
+    model, ids, other = build(shape), tokens(60), tokens(60, seed=2)
+    one, two = lora_of(model, 8, 1), lora_of(model, 3, 2, ("q", "v", "down"))
+    expected = [reference(merged(model, lora), ids) for lora in (one, two)]
+    for precision in FORMATS:
+        runner = native(model, kernels, precision, max_running=4)
+        plain = forward(runner, [Run(0, 0, ids, 60)])
+        runner.add_adapter(one)
+        runner.add_adapter(two)
+        alone = [forward(runner, [Run(1, 0, ids, 60, lora)]) for lora in (one, two)]
+        for ours, theirs in zip(alone, expected, strict=True):
+            assert close(ours, theirs, {"fp32": 1e-5, "fp16": 2e-3, "bf16": 0.03, "bit8": 0.1, "bit4": 0.8}[precision])
+        begin = [Run(0, 0, ids[:30], 30), Run(1, 0, ids[:30], 30, one), Run(2, 0, other[:9], 0, two)]
+        first = forward(runner, begin)
+        end = [Run(1, 30, ids[30:], 30, one), Run(2, 0, ids, 60, two), Run(3, 0, other, 1), Run(0, 30, ids[30:], 30)]
+        second = forward(runner, end)
+        assert torch.equal(torch.cat([first[:30], second[91:]]), plain)
+        assert torch.equal(torch.cat([first[30:], second[:30]]), alone[0])
+        assert torch.equal(second[30:90], alone[1])
+        runner.remove_adapter(one)
+        assert torch.equal(forward(runner, [Run(1, 0, ids, 60, two)]), alone[1])
+        assert torch.equal(forward(runner, [Run(1, 0, ids, 60)]), plain)
+
+
+def test_hidden_states_are_summed_for_each_run(kernels, shape):
+    model, ids, other = build(shape), tokens(60), tokens(40, seed=2)
+    lora = lora_of(model, 4, 3)
+    with torch.inference_mode():
+        states = [
+            copied.base_model(torch.tensor([text])).last_hidden_state[0]
+            for copied, text in ((model, ids), (merged(model, lora), other))
+        ]
+    runner = native(model, kernels, max_running=3)
+    runner.add_adapter(lora)
+    first = runner.embed([Run(0, 0, ids[:50], 0), Run(1, 0, other, 0, lora)])
+    second = runner.embed([Run(0, 50, ids[50:], 0)])
+    assert close(first[0] + second[0], states[0].sum(0), 1e-5)
+    assert close(first[1], states[1].sum(0), 1e-5)
+
+
+def test_an_adapter_of_another_layer_is_refused(kernels):
+    model = build("biases")
+    runner = native(model, kernels, max_running=1)
+    with pytest.raises(ValueError, match=r"lm_head.*--runner generic"):
+        runner.add_adapter(Lora("head", {"lm_head": (torch.ones(2, 64), torch.ones(200, 2))}))
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.up_proj has 64 inputs"):
+        runner.add_adapter(Lora("wide", {"model.layers.0.mlp.up_proj": (torch.ones(2, 96), torch.ones(96, 2))}))
+    with pytest.raises(ValueError, match=r"no layer model\.layers\.7"):
+        runner.add_adapter(Lora("deep", {"model.layers.7.mlp.up_proj": (torch.ones(2, 64), torch.ones(96, 2))}))
