@@ -102,6 +102,7 @@ FAMILIES = {
         scale=2,
         precisions=("bf16", "fp16"),
     ),
+    "lfm2": Family("Lfm2", {**_LLAMA, "layer_types": ["conv", "full_attention"]}, CHATML, runner="alone"),
     "falcon-7b-instruct": Family("Falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
     "falcon-40b": Family("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-rw": Family(
@@ -125,7 +126,16 @@ FAMILIES = {
     "qwen2": Family("Qwen2", _LLAMA, CHATML, runner="native"),
     "qwen3": Family("Qwen3", {**_LLAMA, "head_dim": 32}, CHATML, runner="native"),
     "gemma-2": Family("Gemma2", {**_LLAMA, "head_dim": 16, "sliding_window": WINDOW}, CHATML),
-    "gemma-3": Family("Gemma3Text", {**_LLAMA, "head_dim": 16, "sliding_window": WINDOW}, CHATML),
+    "gemma-3": Family(
+        "Gemma3Text",
+        {
+            **_LLAMA,
+            "head_dim": 16,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        CHATML,
+    ),
     "mistral": Family("Mistral", {**_LLAMA, "sliding_window": None}, CHATML, runner="native"),
     "mistral-v0.1": Family("Mistral", {**_LLAMA, "sliding_window": WINDOW}, CHATML),
     "mixtral": Family("Mixtral", {**_LLAMA, "num_local_experts": 4, "sliding_window": None}, CHATML),

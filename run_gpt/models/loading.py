@@ -79,6 +79,7 @@ def load(
         tokenizer = _tokenizer(files, config)
         model = _model(files, config, placement, model_config, packer)
     model.eval().requires_grad_(False)
+    _mark_state(model)
     context, notes = _context_length(model, tokenizer)
     template = _chat_template(files, model, tokenizer)
     return LoadedModel(
@@ -216,6 +217,15 @@ def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplat
         return None
     template = find_template(files.name, files.folder.name, model.config.model_type)
     return end_with_turns(model, tokenizer, template)
+
+
+def _mark_state(model: Any) -> None:
+    """Let a model say that it keeps a state: transformers marks most of those that do, but not LFM2 and its like."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    if any(type(layer) not in plain for layer in DynamicCache(config=model.config).layers):
+        model._is_stateful = True
 
 
 def _unusual(model: Any, template: ChatTemplate | None) -> list[str]:

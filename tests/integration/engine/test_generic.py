@@ -26,7 +26,7 @@ class Counted:
     def step(self, *runs):
         """Runs are (slot, start, tokens)."""
         self._calls.clear()
-        rows = {slot: SimpleNamespace(place=SimpleNamespace(number=slot)) for slot, _, _ in runs}
+        rows = {slot: SimpleNamespace(place=SimpleNamespace(number=slot), adapter=None) for slot, _, _ in runs}
         logits = self.runner.forward([Run(rows[slot], at, tuple(range(count)), count) for slot, at, count in runs])
         assert logits.shape == (sum(count for _, _, count in runs), 50)
         return sorted(self._calls)
