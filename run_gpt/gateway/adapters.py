@@ -7,7 +7,7 @@ from typing import cast
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.schema import Answer, AnyRequest
-from run_gpt.errors import ModelNotFound, RequestError
+from run_gpt.errors import InvalidRequest, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.replica import Replica
 
 log = logging.getLogger(__name__)
@@ -23,18 +23,16 @@ class AdapterChanges:
         self._ask = ask
         self._paths: dict[str, str | None] = {}
         """Of what was loaded the path; None: unloaded."""
+        self._unloaded: set[str] = set()
+        """What a replica that starts again may have under these names is not what is meant by them now."""
         self._one_at_a_time = asyncio.Lock()
 
-    async def make(self, change: Change, replicas: Sequence[Replica]) -> Answer:
-        """Make the change in these replicas, or in none. Raises the RequestError of the first that refuses."""
-        async with self._one_at_a_time:
-            if isinstance(change, LoadAdapterRequest):
-                answer = await self._load(change, replicas)
-                self._paths[change.name] = change.path
-            else:
-                answer = await self._unload(change, replicas)
-                self._paths[change.name] = None
-            return answer
+    async def make(self, change: Change, ready: Callable[[], Sequence[Replica]]) -> Answer:
+        """Make the change in every replica that is ready then. Raises a RequestError.
+
+        What is loaded is in all of them or in none. A client that goes away does not stop a change half-way.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._make(change, ready)))
 
     async def bring_up_to_date(self, replica: Replica) -> None:
         """Make the changes in a replica that was started again. Raises a RequestError."""
@@ -43,34 +41,54 @@ class AdapterChanges:
                 return
             there = cast("AdapterList", await self._ask(replica, ListAdaptersRequest.parse({}))).adapters
             for name, path in self._paths.items():
-                if path is not None and name not in there:
-                    await self._ask(replica, LoadAdapterRequest.parse({"name": name, "path": path}))
-                elif path is None and name in there:
+                stale = name in there and name in self._unloaded
+                if stale:
                     await self._ask(replica, UnloadAdapterRequest.parse({"name": name}))
+                if path is not None and (stale or name not in there):
+                    await self._ask(replica, LoadAdapterRequest.parse({"name": name, "path": path}))
+
+    async def _make(self, change: Change, ready: Callable[[], Sequence[Replica]]) -> Answer:
+        async with self._one_at_a_time:
+            replicas = ready()  # now, not before: one that came back while this waited has to hear of it, too
+            if not replicas:
+                raise Unavailable("no replica is ready: try again in a moment")
+            if isinstance(change, LoadAdapterRequest):
+                return await self._load(change, replicas)
+            return await self._unload(change, replicas)
 
     async def _load(self, change: LoadAdapterRequest, replicas: Sequence[Replica]) -> Answer:
-        done: list[Replica] = []
-        try:
-            for replica in replicas:
+        """One replica after the other, so that what does not fit is refused by the first."""
+        for count, replica in enumerate(replicas):
+            try:
                 answer = await self._ask(replica, change)
-                done.append(replica)
-        except RequestError:
-            for replica in done:
-                await self._undo(replica, change.name)
-            raise
+            except RequestError as error:
+                # One that refused has nothing to undo; one that was lost or late may have loaded it.
+                await self._undo(replicas[: count + (not isinstance(error, InvalidRequest))], change.name)
+                raise
+        self._paths[change.name] = change.path
         return answer
 
     async def _unload(self, change: UnloadAdapterRequest, replicas: Sequence[Replica]) -> Answer:
-        """One that has it no more is no error, if another had it: it was started again meanwhile."""
-        answers = await asyncio.gather(*(self._ask(replica, change) for replica in replicas), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, Answer):
-                return answer
-        failed = [answer for answer in answers if isinstance(answer, BaseException)]
-        raise next((error for error in failed if isinstance(error, ModelNotFound)), failed[0])
+        """One that has it no more is no error, if another had it: it was started again meanwhile.
 
-    async def _undo(self, replica: Replica, name: str) -> None:
-        try:
-            await self._ask(replica, UnloadAdapterRequest.parse({"name": name}))
-        except RequestError as error:
-            log.warning("adapter %s stays in the replica at %s: %s", name, replica.address, error.message)
+        A replica that fails is late, or gone: it refuses the adapter already, or hears of this when it comes back.
+        """
+        answers = await asyncio.gather(*(self._ask(replica, change) for replica in replicas), return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        if len(errors) == len(answers) and all(isinstance(error, ModelNotFound) for error in errors):
+            raise errors[0]
+        self._paths[change.name] = None
+        self._unloaded.add(change.name)
+        for error in errors:
+            if not isinstance(error, ModelNotFound):
+                raise error
+        return next(answer for answer in answers if isinstance(answer, Answer))
+
+    async def _undo(self, replicas: Sequence[Replica], name: str) -> None:
+        for replica in replicas:
+            try:
+                await self._ask(replica, UnloadAdapterRequest.parse({"name": name}))
+            except ModelNotFound:
+                continue  # it had not loaded it
+            except RequestError as error:
+                log.warning("adapter %s may stay in the replica at %s: %s", name, replica.address, error.message)

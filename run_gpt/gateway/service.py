@@ -35,7 +35,7 @@ class Service:
         self.check(request)
         with self.running():
             if isinstance(request, Change):
-                return await self.pool.adapters.make(request, self.pool.ready)
+                return await self.pool.adapters.make(request, lambda: self.pool.ready)
             return await self.pool.answer(request, _request_id(), self._limit(timeout))
 
     async def stream(self, request: Request, timeout: float | None = None) -> AsyncIterator[Answer]:
