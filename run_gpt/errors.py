@@ -159,6 +159,7 @@ _BY_CODE: dict[str, type[RequestError]] = {
         InvalidRequest,
         ContextLengthExceeded,
         AuthenticationError,
+        Forbidden,
         ModelNotFound,
         UnknownEndpoint,
         MethodNotAllowed,

@@ -19,6 +19,7 @@ from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.transport import broken, not_rungpt, read_answer, route, too_late, unreachable
 from run_gpt.errors import (
     AuthenticationError,
+    Forbidden,
     InternalError,
     InvalidRequest,
     ModelNotFound,
@@ -42,6 +43,7 @@ _OPTIONS = (
 _BY_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.UNAUTHENTICATED: AuthenticationError,
+    grpc.StatusCode.PERMISSION_DENIED: Forbidden,
     grpc.StatusCode.NOT_FOUND: ModelNotFound,
     grpc.StatusCode.RESOURCE_EXHAUSTED: QueueFull,
 }

@@ -37,16 +37,17 @@ class Adapters:
         self._current = threading.local()
 
     def add(self, lora: Lora) -> None:
-        """Let rows have this adapter. Raises what `check` does."""
-        self.check(lora)
+        """Let rows have this adapter. Raises ValueError if a layer is not there, or has another shape."""
+        self._check(lora)
         device = self._model.device
         self._weights[lora] = {path: (a.to(device), b.to(device)) for path, (a, b) in lora.weights.items()}
         self.refresh()
 
-    def check(self, lora: Lora) -> None:
-        """Raises ValueError if a layer of an adapter is not there, or has another shape."""
+    def _check(self, lora: Lora) -> None:
         for path, (a, b) in lora.weights.items():
             outputs, inputs = self._shape(path)
+            if a.shape[0] != b.shape[1]:
+                raise ValueError(f"{path} has an A of rank {a.shape[0]} and a B of rank {b.shape[1]}")
             if (b.shape[0], a.shape[1]) != (outputs, inputs):
                 raise ValueError(
                     f"{path} has {inputs} inputs and {outputs} outputs, the adapter's has {a.shape[1]} and {b.shape[0]}"

@@ -7,13 +7,13 @@ holds a document tells which of the two kinds a stream is.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from run_gpt.api.protobuf import message_classes
-from run_gpt.api.schema import Answer, GenerateRequest
+from run_gpt.api.schema import Answer, Completion, GenerateRequest
 from run_gpt.errors import InternalError, InvalidRequest, RequestError
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return request.SerializeToString()  # type: ignore[no-any-return]
 
     async def _text(self, request: GenerateRequest) -> str:
-        return (await self._answer(request)).text
+        return cast("Completion", await self._answer(request)).text
 
 
 def is_legacy(message: bytes) -> bool | None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from run_gpt.config import ModelConfig
 from run_gpt.engine.engine import Engine, EngineStats
 from run_gpt.engine.request import TokenEvent, TokenLogprob
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
@@ -46,6 +47,14 @@ class ScriptedEngine(Engine):
     def abort(self, request_id):
         raise AssertionError("nothing is aborted here")
 
+    adapters = ()
+
+    def load_adapter(self, name, weights):
+        self.adapters = (*self.adapters, name)
+
+    def unload_adapter(self, name):
+        self.adapters = tuple(there for there in self.adapters if there != name)
+
     def stats(self):
         return EngineStats("ready", 1, 2)
 
@@ -53,7 +62,7 @@ class ScriptedEngine(Engine):
         self.closed = True
 
 
-def model_of(*events, max_context=None, chat_template=None):
+def model_of(*events, max_context=None, chat_template=None, config=None):
     engine = ScriptedEngine(*events)
     loaded = SimpleNamespace(
         name="scripted",
@@ -64,7 +73,7 @@ def model_of(*events, max_context=None, chat_template=None):
         context_length=100,
         tokenizer=ScriptedTokenizer(),
     )
-    return Model(loaded, engine, max_context), engine
+    return Model(loaded, engine, config or ModelConfig(), max_context), engine
 
 
 HELLO = (TokenEvent(0, "hel", 2), TokenEvent(0, "", 1), TokenEvent(0, "lo", 1, "stop"))

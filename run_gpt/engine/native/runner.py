@@ -173,9 +173,12 @@ class NativeRunner:
 
     def add_adapter(self, lora: Lora) -> None:
         """See ModelRunner."""
-        self._adapters.check(lora)
-        self._loras.add(lora)
         self._adapters.add(lora)
+        try:
+            self._loras.add(lora)
+        except ValueError:
+            self._adapters.remove(lora)
+            raise
 
     def remove_adapter(self, lora: Lora) -> None:
         """See ModelRunner."""

@@ -26,6 +26,7 @@ def test_the_table_of_the_design():
     assert table == {
         (400, "INVALID_ARGUMENT"),
         (401, "UNAUTHENTICATED"),
+        (403, "PERMISSION_DENIED"),
         (404, "NOT_FOUND"),
         (405, "UNIMPLEMENTED"),
         (413, "RESOURCE_EXHAUSTED"),

@@ -14,6 +14,7 @@ from families import as_sentencepiece_files, write_checkpoint
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
 from run_gpt.models import load
+from run_gpt.models.adapters import read_adapter
 from run_gpt.models.placement import choose_placement, has_native_bf16
 
 IDS = torch.tensor([[1, 6, 7]])
@@ -305,7 +306,23 @@ def test_code_of_the_model_needs_the_flag(tiny_model: Path, tmp_path: Path, monk
 
 def test_a_folder_without_an_adapter_is_named(tiny_model: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"adapter_config.json"):
-        load(ModelConfig(model_name=str(tiny_model), adapter_name_or_path=str(tiny_model)))
+        read_adapter(tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"adapter_name_or_path": "here/one", "adapters": {"one": "there"}}, "two adapters are called 'one'"),
+        ({"adapters": {"base": "there"}}, "'base', which is the model itself"),
+        ({"adapters": {"a b": "there"}}, "adapter 'a b'"),
+        ({"adapters": {"one": "nowhere"}}, "no adapter folder nowhere"),
+    ],
+)
+def test_adapters_that_cannot_be_named_or_found_are_refused_before_a_download(
+    tiny_model: Path, config: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=words):
+        load(ModelConfig(model_name=str(tiny_model), **config))
 
 
 def test_a_load_is_silent(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
