@@ -34,6 +34,9 @@ class ModelConfig(_Config):
     """A torch device; default: the first GPU if there is one, else the CPU."""
     device_map: str | dict[str, Any] | list[int] | None = None
     """One of DEVICE_MAPS, a list of device ids, or accelerate's dict; default: `single`."""
+    max_memory: dict[str | int, str | int] | None = None
+    """Most memory for weights by GPU number or `cpu`, such as `{"cpu": "8GB", 0: "10GiB"}`, for maps that are made by
+    memory; what does not fit goes on, to the CPU and to disk."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     allow_pickle: bool = False

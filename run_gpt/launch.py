@@ -30,7 +30,7 @@ def start_kernels(config: EngineConfig, device: str | None, folder: Path) -> "Fu
 
     Raises SetupError if the native runner is wanted and this machine cannot.
     """
-    on_gpu = device != "cpu" if device else torch.cuda.is_available()
+    on_gpu = device.partition(":")[0] != "cpu" if device else torch.cuda.is_available()
     if config.runner not in ("auto", "native") or on_gpu:
         return None
     if reason := unsupported():

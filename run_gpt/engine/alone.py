@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from run_gpt.devices import input_device
 from run_gpt.engine.beams import beam_search, end_ids_of
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Copy, Run
@@ -74,7 +75,7 @@ class AloneRunner:
 
     def _run(self, slot: int, token_ids: Sequence[int]) -> torch.Tensor:
         """[1, vocabulary]: the logits after the last of these tokens."""
-        ids = torch.tensor([list(token_ids)], device=self._model.device)
+        ids = torch.tensor([list(token_ids)], device=input_device(self._model))
         out = self._model(ids, **{self._name: self._states.get(slot)}, use_cache=True)
         self._states[slot] = out[self._name]
         return out.logits[:, -1]  # type: ignore[no-any-return]

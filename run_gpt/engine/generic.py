@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from run_gpt.devices import input_device
 from run_gpt.engine.beams import beam_search, end_ids_of
 from run_gpt.engine.memory import cache_bytes_per_token
 from run_gpt.engine.request import Request
@@ -231,7 +232,7 @@ class GenericRunner:
 
     def _run(self, batch: _Batch, ids: torch.Tensor, wanted: int) -> torch.Tensor:
         """[rows, wanted, vocabulary]: the logits after the last columns. `batch.mask` covers `ids` already."""
-        device = self._model.device
+        device = input_device(self._model)
         inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": batch.mask.to(device)}
         if self._takes_positions:
             positions = (batch.mask.cumsum(1) - 1).clamp(min=0)

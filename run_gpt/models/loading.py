@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 import torch
 
 from run_gpt.config import ModelConfig
+from run_gpt.devices import input_device
 from run_gpt.errors import ModelLoadError
+from run_gpt.models.cache import cache_root
 from run_gpt.models.convert import converted_record, is_converted
+from run_gpt.models.device_map import one_at_a_time
 from run_gpt.models.files import ModelFiles, adapter_folder, fetch
 from run_gpt.models.placement import QUANTISED, Placement, choose_placement
+from run_gpt.models.preflight import offload_folder, remove_with, settled
 from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.models.quiet import quiet_transformers
 
@@ -58,6 +63,7 @@ def load(
     files = fetch(config, on_progress=on_progress)
     on_progress(f"Loading {files.name}", 0, None)
     _check_weights(files, config)
+    placement = settled(placement, config, files.folder)
     with quiet_transformers():
         pack = _pack(files, config, placement, can_pack)
         if pack is not None:
@@ -76,7 +82,7 @@ def load(
         name=files.name,
         context_length=context,
         precision=pack or placement.precision,
-        device=str(model.device),
+        device=str(input_device(model)),
         notes=(*placement.notes, *(() if pack else _slow_on_cpu(placement)), *notes),
         pack=pack,
     )
@@ -174,17 +180,25 @@ def _model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
         options["device_map"] = placement.device_map
     if placement.max_memory is not None:
         options["max_memory"] = placement.max_memory
+    folder = None if placement.device_map is None else offload_folder(cache_root(config.cache_dir))
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             files.folder,
             dtype=placement.dtype,
             use_safetensors=None if config.allow_pickle else True,
             trust_remote_code=config.trust_remote_code,
             local_files_only=True,
+            offload_folder=folder,
             **options,
         )
     except Exception as error:
+        shutil.rmtree(folder or "", ignore_errors=True)
         raise _load_error(files, f"model in {placement.precision} on {placement.device}", error) from error
+    if folder is not None:
+        remove_with(model, folder)
+    if hasattr(model, "hf_device_map"):
+        one_at_a_time(model)
+    return model
 
 
 def _quantization(placement: Placement) -> Any:
