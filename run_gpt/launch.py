@@ -11,13 +11,16 @@ import torch
 from run_gpt.config import EngineConfig
 from run_gpt.engine import native
 from run_gpt.engine.choice import choose_runner
+from run_gpt.engine.compiled import compile_forward
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.memory import fitting_tokens
 from run_gpt.engine.native.build import unsupported
 from run_gpt.engine.native.runner import NativeRunner, fits
+from run_gpt.engine.parallel import ParallelRunner
 from run_gpt.engine.text import Decode
 from run_gpt.errors import SetupError
 from run_gpt.models import LoadedModel
+from run_gpt.parallel import Followers
 
 if TYPE_CHECKING:
     from run_gpt.engine.native.binding import Kernels
@@ -25,13 +28,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger("run_gpt")
 
 
-def start_kernels(config: EngineConfig, device: str | None, folder: Path) -> "Future[Kernels] | None":
+def start_kernels(
+    config: EngineConfig, device: str | None, folder: Path, *, parallel: bool = False
+) -> "Future[Kernels] | None":
     """Begin to compile the native kernels, unless another runner or a GPU is wanted, or this machine cannot.
 
     Raises SetupError if the native runner is wanted and this machine cannot.
     """
     on_gpu = device.partition(":")[0] != "cpu" if device else torch.cuda.is_available()
-    if config.runner not in ("auto", "native") or on_gpu:
+    wanted = [flag for flag, on in (("--compile", config.compile), ("--tensor-parallel", parallel)) if on]
+    if wanted and config.runner not in ("auto", "generic"):
+        raise SetupError(f"{wanted[0]} is for the generic runner: leave --runner {config.runner} out")
+    if wanted or config.runner not in ("auto", "native") or on_gpu:
         return None
     if reason := unsupported():
         if config.runner == "native":
@@ -48,6 +56,7 @@ def start_engine(
     kernels: "Future[Kernels] | None",
     *,
     wait: bool = False,
+    followers: Followers | None = None,
     **options: Any,
 ) -> BatchEngine:
     """An engine for `loaded`; `options` go to its constructor.
@@ -62,14 +71,30 @@ def start_engine(
         runner = choose_runner(loaded.model, replace(config, runner="generic"))
     else:
         built = _result(kernels, must=wait or config.runner == "native") if native_soon else None  # type: ignore[arg-type]
-        runner = choose_runner(loaded.model, config, kernels=built, pack=loaded.pack)
+        plain = followers is not None or config.compile
+        wanted = replace(config, runner="generic") if plain else config
+        runner = choose_runner(loaded.model, wanted, kernels=built, pack=loaded.pack)
+    if followers is not None:
+        runner = _parallel(runner, followers, loaded.device)
+        options["on_shutdown"] = followers.close
+    if config.compile:
+        compile_forward(loaded.model)
     if config.max_cache_tokens is None:
         context = min(loaded.context_length, config.max_context or loaded.context_length)
         config = replace(config, max_cache_tokens=fitting_tokens(runner.cache_bytes_per_token, loaded.device, context))
     engine = BatchEngine(runner, decode, config, **options)
+    if followers is not None:
+        followers.watch(engine.fail)
     if meanwhile:
         kernels.add_done_callback(lambda done: _go_on(done, engine, loaded, config))  # type: ignore[union-attr]
     return engine
+
+
+def _parallel(runner: Any, followers: Followers, device: str) -> ParallelRunner:
+    """The runner of the first process once all have their share; on a CPU the shares lie in the same memory."""
+    followers.wait_loaded()
+    shares = 1 if device == "cpu" else followers.size
+    return ParallelRunner(runner, followers.tell, followers.group, runner.cache_bytes_per_token // shares)
 
 
 def _go_on(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel, config: EngineConfig) -> None:

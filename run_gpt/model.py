@@ -38,6 +38,7 @@ from run_gpt.api.schema import (
 )
 from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request
+from run_gpt.engine.compiled import prepare_compiler
 from run_gpt.engine.engine import Engine
 from run_gpt.engine.native.runner import fits_config
 from run_gpt.engine.request import SamplingParams, TokenEvent
@@ -45,6 +46,7 @@ from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from run_gpt.launch import start_engine, start_kernels
 from run_gpt.models import LoadedModel, OnProgress, load, no_progress, render_chat
 from run_gpt.models.cache import cache_root
+from run_gpt.parallel import start_followers
 
 
 def create_model(
@@ -59,6 +61,8 @@ def create_model(
     allow_pickle: bool = False,
     cache_dir: Path | None = None,
     max_memory: dict[str | int, str | int] | None = None,
+    tensor_parallel: int = 1,
+    compile: bool = EngineConfig.compile,
     max_running: int = EngineConfig.max_running,
     max_waiting: int = EngineConfig.max_waiting,
     max_step_tokens: int = EngineConfig.max_step_tokens,
@@ -82,6 +86,7 @@ def create_model(
         device=device,
         device_map=device_map,
         max_memory=max_memory,
+        tensor_parallel=tensor_parallel,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         cache_dir=cache_dir,
@@ -95,6 +100,7 @@ def create_model(
         max_cache_tokens=max_cache_tokens,
         reuse_prefixes=reuse_prefixes,
         speculate=speculate,
+        compile=compile,
     )
     return load_model(model_config, engine_config, on_progress=on_progress)
 
@@ -107,7 +113,23 @@ def load_model(
     **engine_options: Any,
 ) -> "Model":
     """`create_model` from configurations; `engine_options` go to the engine's constructor."""
-    kernels = start_kernels(engine_config, model_config.device, cache_root(model_config.cache_dir) / "kernels")
+    parallel = model_config.tensor_parallel != 1
+    cache = cache_root(model_config.cache_dir)
+    kernels = start_kernels(engine_config, model_config.device, cache / "kernels", parallel=parallel)
+    if engine_config.compile:
+        prepare_compiler(cache / "compiled")
+    followers = start_followers(model_config) if parallel else None
+    try:
+        return _loaded(model_config, engine_config, kernels, on_progress, followers=followers, **engine_options)
+    except BaseException:
+        if followers is not None:
+            followers.close()
+        raise
+
+
+def _loaded(
+    model_config: ModelConfig, engine_config: EngineConfig, kernels: Any, on_progress: OnProgress, **options: Any
+) -> "Model":
     loaded = load(
         model_config,
         can_pack=fits_config if kernels else lambda _: False,
@@ -118,7 +140,7 @@ def load_model(
         return cast("str", loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     wait = model_config.precision in ("bit8", "bit4")  # what serves meanwhile would take the memory of fp32
-    engine = start_engine(loaded, decode, engine_config, kernels, wait=wait, **engine_options)
+    engine = start_engine(loaded, decode, engine_config, kernels, wait=wait, **options)
     limits = [limit for limit in (engine_config.max_context, engine.scheduler.slots.max_tokens) if limit]
     return Model(loaded, engine, min(limits, default=None))
 

@@ -38,6 +38,7 @@ _LOADING: dict[str, tuple[str, Any, Any, str]] = {
         None,
         "Most memory for weights, such as cpu=8GB,0=10GB, with a device map; the rest goes to the CPU and to disk.",
     ),
+    "tensor_parallel": ("--tensor-parallel", int, 1, "Processes that each hold a share of every layer."),
     "adapter_name_or_path": ("--adapter", str | None, None, "A LoRA adapter in PEFT format: a folder or a hub id."),
     "trust_remote_code": ("--trust-remote-code", bool, False, "Run Python code that comes with the model."),
     "allow_pickle": ("--allow-pickle", bool, False, "Load pickled weights, which can run any code."),

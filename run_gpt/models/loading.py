@@ -63,7 +63,8 @@ def load(
     files = fetch(config, on_progress=on_progress)
     on_progress(f"Loading {files.name}", 0, None)
     _check_weights(files, config)
-    placement = settled(placement, config, files.folder)
+    if config.tensor_parallel == 1:
+        placement = settled(placement, config, files.folder)
     with quiet_transformers():
         pack = _pack(files, config, placement, can_pack)
         if pack is not None:
@@ -180,7 +181,11 @@ def _model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
         options["device_map"] = placement.device_map
     if placement.max_memory is not None:
         options["max_memory"] = placement.max_memory
-    folder = None if placement.device_map is None else offload_folder(cache_root(config.cache_dir))
+    if config.tensor_parallel > 1:
+        from transformers.distributed import DistributedConfig
+
+        options = {"distributed_config": DistributedConfig(tp_size=config.tensor_parallel)}
+    folder = None if "device_map" not in options else offload_folder(cache_root(config.cache_dir))
     try:
         model = AutoModelForCausalLM.from_pretrained(
             files.folder,
