@@ -37,6 +37,8 @@ def start_kernels(
     """
     on_gpu = device.partition(":")[0] != "cpu" if device else torch.cuda.is_available()
     wanted = [flag for flag, on in (("--compile", config.compile), ("--tensor-parallel", parallel)) if on]
+    if len(wanted) > 1:
+        raise SetupError(f"{' and '.join(wanted)} do not go together: leave one out")
     if wanted and config.runner not in ("auto", "generic"):
         raise SetupError(f"{wanted[0]} is for the generic runner: leave --runner {config.runner} out")
     if wanted or config.runner not in ("auto", "native") or on_gpu:
@@ -78,6 +80,8 @@ def start_engine(
         runner = _parallel(runner, followers, loaded.device)
         options["on_shutdown"] = followers.close
     if config.compile:
+        if hasattr(loaded.model, "hf_device_map"):
+            raise SetupError("--compile is for a model on one device: leave it or --device-map out")
         compile_forward(loaded.model)
     if config.max_cache_tokens is None:
         context = min(loaded.context_length, config.max_context or loaded.context_length)

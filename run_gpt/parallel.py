@@ -39,6 +39,7 @@ class Followers:
     def __init__(self, config: ModelConfig):
         import torch
         import torch.distributed as dist
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         if dist.is_initialized():
             raise SetupError("tensor_parallel: one such model in a process, and there is one: close it, or use another")
@@ -46,7 +47,7 @@ class Followers:
         self._closed = False
         self._threads = torch.get_num_threads()
         share = max(1, self._threads // self.size)
-        self._store = dist.TCPStore("127.0.0.1", 0, self.size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        self._store = TCPStore("127.0.0.1", 0, self.size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
         env = {**os.environ, "OMP_NUM_THREADS": str(share)}
         self._processes = [
             subprocess.Popen(
@@ -188,7 +189,7 @@ def main() -> None:
     calls = _calls_until_closed()
     join: _Join = pickle.load(calls)
     import torch
-    import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     from run_gpt.engine.generic import GenericRunner
     from run_gpt.engine.parallel import follow
@@ -198,7 +199,7 @@ def main() -> None:
     words.write(b"here\n")
     words.flush()
     try:
-        store = dist.TCPStore("127.0.0.1", join.port, join.config.tensor_parallel, is_master=False, timeout=TIMEOUT)
+        store = TCPStore("127.0.0.1", join.port, join.config.tensor_parallel, is_master=False, timeout=TIMEOUT)
         group = _join(store, join.rank, join.config.tensor_parallel)
         runner = GenericRunner(load(join.config).model)
     except RunGPTError as error:

@@ -10,7 +10,7 @@ from run_gpt import models
 from run_gpt.devices import free_bytes
 from run_gpt.errors import SetupError
 from run_gpt.models.cache import size_text
-from run_gpt.models.estimate import BYTES, Estimate, estimate_folder
+from run_gpt.models.estimate import BYTES, Estimate, estimate_entry, estimate_folder
 
 app = typer.Typer(help="The models that can be served: list, fetch, look at, delete.", no_args_is_help=True)
 
@@ -62,7 +62,11 @@ def show(name: Name) -> None:
             table.add_row(label, value)
     console = Console(soft_wrap=True)
     console.print(table)
-    if info.folder and (estimate := estimate_folder(info.folder)):
+    estimate = estimate_folder(info.folder) if info.folder else None
+    if estimate is None and info.parameters:
+        estimate = estimate_entry(info.parameters)
+        console.print("About, by its number of parameters:")
+    if estimate is not None:
         console.print(_memory_table(estimate, free_bytes("cpu")))
 
 
@@ -73,7 +77,8 @@ def _memory_table(estimate: Estimate, free: int) -> Table:
         weights, cache = estimate.weights(precision), estimate.cache(precision)
         short = "fits with a shorter --max-context" if estimate.least(precision) <= free else "does not fit"
         verdict = "fits" if weights + cache <= free else short
-        table.add_row(precision, size_text(weights), size_text(cache), size_text(weights + cache), verdict)
+        cache_text = size_text(cache) if cache else "not known"
+        table.add_row(precision, size_text(weights), cache_text, size_text(weights + cache), verdict)
     return table
 
 

@@ -28,5 +28,5 @@ def compile_forward(model: Any) -> None:
     """
     from run_gpt.engine import generic
 
-    generic._Layer.update = torch._dynamo.disable(generic._Layer.update)  # type: ignore[method-assign]
+    generic._Layer.update = torch._dynamo.disable(generic._Layer.update)  # type: ignore
     model.forward = torch.compile(model.forward, dynamic=True)

@@ -102,6 +102,6 @@ def follow(runner: GenericRunner, calls: IO[bytes], group: Any) -> None:
         except EOFError:
             return
         if name == "beam_search":
-            runner.beam_search(*arguments, _SharedStop(None, group))
+            runner.beam_search(arguments[0], _SharedStop(None, group))
         else:
             getattr(runner, name)(*arguments)

@@ -75,6 +75,11 @@ def estimate_folder(folder: Path) -> Estimate | None:
     return Estimate(**counts, cache_numbers=_cache_numbers(config), context=_first(config, *_CONTEXTS))
 
 
+def estimate_entry(parameters: int) -> Estimate:
+    """Of a model that is not here, by the catalogue's number: about."""
+    return Estimate(inner=parameters, outer=0, vectors=0)
+
+
 def refusal(needed: int, free: int, where: str, ways: list[str]) -> str:
     """The line for a model that does not fit. `ways`: options with which it would."""
     out = f": use {' or '.join(ways)}" if ways else ": use a smaller model, or a machine with more memory"

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import httpx
 import psutil
 import pytest
 import torch
@@ -90,6 +91,15 @@ async def test_a_share_that_is_killed_ends_the_engine(folder):
     finally:
         await model.aclose()
     assert not children()
+
+
+def test_a_server_of_two_shares_answers_and_ends(folder, start_server):
+    options = ("--precision", "fp32", "--device", "cpu", "--tensor-parallel", "2")
+    with start_server(folder, *options) as server:
+        assert sum("run_gpt.parallel" in process.cmdline() for process in server.processes()) == 1
+        body = {"prompt": "w5 w6 w7", "max_new_tokens": 4, "min_new_tokens": 4}
+        answer = httpx.post(f"{server.http_url}/generate", json=body, timeout=60).json()
+        assert answer["usage"]["completion_tokens"] == 4
 
 
 def test_what_cannot_be_split_says_so(folder, tmp_path):
