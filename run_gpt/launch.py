@@ -76,6 +76,8 @@ def start_engine(
         plain = followers is not None or config.compile
         wanted = replace(config, runner="generic") if plain else config
         runner = choose_runner(loaded.model, wanted, kernels=built, pack=loaded.pack)
+    if remove := getattr(loaded.model, "remove_offloaded", None):
+        options["on_shutdown"] = remove
     if followers is not None:
         runner = _parallel(runner, followers, loaded.device)
         options["on_shutdown"] = followers.close

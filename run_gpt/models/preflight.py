@@ -47,9 +47,9 @@ def offload_folder(root: Path) -> Path:
 
 
 def remove_with(model: Any, folder: Path) -> None:
-    """Delete the folder now if nothing was written to it, else with the model."""
+    """Delete the folder now if nothing was written to it, else with the model, or by its `remove_offloaded()`."""
     if any(folder.iterdir()):
-        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+        model.remove_offloaded = weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     else:
         folder.rmdir()
 

@@ -13,7 +13,7 @@ from run_gpt.engine.generic import GenericRunner
 from run_gpt.engine.request import Request
 from run_gpt.errors import ModelLoadError
 from run_gpt.launch import start_engine
-from run_gpt.models import load
+from run_gpt.models import fetch, load
 from run_gpt.models.estimate import estimate_folder
 
 PARTS = {
@@ -114,10 +114,7 @@ def test_pickled_weights_are_offloaded_into_a_folder_that_goes_with_the_model(sh
     ids = torch.tensor([[3, 4, 5]])
     assert torch.equal(loaded.model(ids).logits, model(ids).logits)
     assert list(cache.iterdir())
-    del loaded
-    import gc
-
-    gc.collect()
+    start_engine(loaded, decode, EngineConfig(), None).shutdown()
     assert not list(cache.iterdir())
 
 
@@ -142,6 +139,12 @@ def test_the_estimate_is_what_the_weights_take(shards, precision):
     assert estimate.weights(precision) == sum(p.nbytes for p in model.parameters())
     assert estimate.context == json.loads((shards / "config.json").read_text())["max_position_embeddings"]
     assert estimate.cache_numbers == 2 * 3 * 2 * 8
+
+
+def test_the_estimate_of_the_default_model_is_what_it_takes():
+    folder = fetch(ModelConfig()).folder
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    assert estimate_folder(folder).weights("bf16") == sum(p.nbytes for p in model.parameters())
 
 
 @pytest.mark.parametrize(
