@@ -28,6 +28,12 @@ def input_device(model: Any) -> Any:
     return torch.device(next((part for part in parts if str(part) not in ("cpu", "disk")), "cpu"))
 
 
+def is_split(model: Any) -> bool:
+    """Whether a transformers model's weights are on several devices, or on disk."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    return len(places) > 1 or "disk" in places
+
+
 def free_bytes(device: str) -> int:
     """Memory that may still be taken on a torch device, such as `cpu` or `cuda:0`, within the limit of a container."""
     kind = device.partition(":")[0]

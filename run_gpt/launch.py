@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from run_gpt.config import EngineConfig
+from run_gpt.devices import is_split
 from run_gpt.engine import native
 from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.compiled import compile_forward
@@ -74,6 +75,11 @@ def start_engine(
     else:
         built = _result(kernels, must=wait or config.runner == "native") if native_soon else None  # type: ignore[arg-type]
         plain = followers is not None or config.compile
+        if plain and getattr(loaded.model, "_is_stateful", False):
+            raise SetupError(
+                f"--compile and --tensor-parallel are for models with a key-value cache, and this is "
+                f"{loaded.model.config.model_type}: leave them out"
+            )
         wanted = replace(config, runner="generic") if plain else config
         runner = choose_runner(loaded.model, wanted, kernels=built, pack=loaded.pack)
     if remove := getattr(loaded.model, "remove_offloaded", None):
@@ -82,7 +88,7 @@ def start_engine(
         runner = _parallel(runner, followers, loaded.device)
         options["on_shutdown"] = followers.close
     if config.compile:
-        if hasattr(loaded.model, "hf_device_map"):
+        if is_split(loaded.model):
             raise SetupError("--compile is for a model on one device: leave it or --device-map out")
         compile_forward(loaded.model)
     if config.max_cache_tokens is None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from run_gpt.config import ModelConfig
-from run_gpt.devices import input_device
+from run_gpt.devices import input_device, is_split
 from run_gpt.errors import ModelLoadError
 from run_gpt.models.cache import cache_root
 from run_gpt.models.convert import converted_record, is_converted
@@ -201,7 +201,7 @@ def _model(files: ModelFiles, config: ModelConfig, placement: Placement) -> Any:
         raise _load_error(files, f"model in {placement.precision} on {placement.device}", error) from error
     if folder is not None:
         remove_with(model, folder)
-    if hasattr(model, "hf_device_map"):
+    if is_split(model):
         one_at_a_time(model)
     return model
 

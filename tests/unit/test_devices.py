@@ -45,3 +45,9 @@ def test_a_containers_limit_counts(tmp_path, files, free):
 def test_inputs_of_an_offloaded_model_go_where_it_is_computed(parts, device):
     model = SimpleNamespace(device=torch.device("meta"), hf_device_map=parts)
     assert devices.input_device(model) == torch.device(device)
+    assert devices.is_split(model)
+
+
+def test_a_model_on_one_device_is_not_split():
+    assert not devices.is_split(SimpleNamespace())
+    assert not devices.is_split(SimpleNamespace(hf_device_map={"": "cuda:0"}))

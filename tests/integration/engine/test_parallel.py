@@ -1,6 +1,8 @@
 """Shares of a model that answer otherwise than the whole, or processes that stay behind, if these failed."""
 
 import asyncio
+import subprocess
+import sys
 
 import httpx
 import psutil
@@ -69,6 +71,7 @@ async def test_two_shares_answer_as_the_whole_and_leave_nobody_behind(folder):
         assert "".join(chunk.choices[0].text for chunk in model.generate_stream("w5 w6 w7", max_new_tokens=4))
     finally:
         await model.aclose()
+    assert len({tuple(tokens) for tokens in got}) > 3  # answers that vary
     for tokens, prompt, more in zip(got, [*PROMPTS, PROMPTS[0]], [{}] * 5 + [{"num_beams": 2}], strict=True):
         ids, extra = torch.tensor([prompt]), {"early_stopping": True} if more else {}
         out = whole.generate(
@@ -100,6 +103,21 @@ def test_a_server_of_two_shares_answers_and_ends(folder, start_server):
         body = {"prompt": "w5 w6 w7", "max_new_tokens": 4, "min_new_tokens": 4}
         answer = httpx.post(f"{server.http_url}/generate", json=body, timeout=60).json()
         assert answer["usage"]["completion_tokens"] == 4
+
+
+def test_the_shares_end_with_a_process_that_is_killed(folder):
+    code = (
+        "import sys, run_gpt; "
+        "model = run_gpt.create_model(sys.argv[1], precision='fp32', device='cpu', tensor_parallel=2); "
+        "print('loaded', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "loaded\n"
+        others = psutil.Process(first.pid).children()
+        assert any("run_gpt.parallel" in other.cmdline() for other in others)
+        first.kill()
+    assert psutil.wait_procs(others, timeout=30)[1] == []
 
 
 def test_what_cannot_be_split_says_so(folder, tmp_path):

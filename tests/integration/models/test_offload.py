@@ -9,9 +9,10 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from run_gpt.config import EngineConfig, ModelConfig
+from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.generic import GenericRunner
 from run_gpt.engine.request import Request
-from run_gpt.errors import ModelLoadError
+from run_gpt.errors import ModelLoadError, SetupError
 from run_gpt.launch import start_engine
 from run_gpt.models import fetch, load
 from run_gpt.models.estimate import estimate_folder
@@ -80,6 +81,9 @@ async def test_an_offloaded_model_answers_as_the_whole_one(shards, tmp_path, wis
     prompts = [list(range(3 + i, 9 + 5 * i)) for i in range(5)]
     split = load(config(shards, tmp_path, **wish))
     assert "disk" in split.model.hf_device_map.values()
+    for runner in ("native", "fast"):
+        with pytest.raises(SetupError, match=f"--runner {runner}: .*one device"):
+            choose_runner(split.model, EngineConfig(runner=runner))
     assert split.device == "cpu"
     engine = start_engine(split, decode, EngineConfig(max_running=3, max_step_tokens=16), None)
     try:
@@ -88,6 +92,7 @@ async def test_an_offloaded_model_answers_as_the_whole_one(shards, tmp_path, wis
         got = await asyncio.gather(*(answer(engine, str(i), p) for i, p in enumerate(prompts)), beams)
     finally:
         engine.shutdown()
+    assert len(set(got)) > 3  # answers that vary
     options = [{}] * len(prompts) + [{"num_beams": 2, "early_stopping": True}]
     for text, prompt, more in zip(got, [*prompts, prompts[0]], options, strict=True):
         ids = torch.tensor([prompt])
