@@ -15,7 +15,7 @@ from run_gpt.models.cache import size_text
 
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "bit8": 1 + 2 / 32, "bit4": 0.5 + 4 / 32}
 """Of a weight; 8 and 4 bits have scales for each group of 32. In bit4 embeddings and output layer are bit8."""
-SHORT_CONTEXT = 2048
+SHORT_CONTEXT = 512
 """Tokens of cache without which nobody is served: less than a whole context, which few requests fill."""
 
 _OUTER = ("embed", "lm_head", "wte", "wpe", "output")
@@ -104,7 +104,10 @@ def _cache_numbers(config: dict[str, Any]) -> int:
     if not heads:
         return 0
     size = _first(config, "head_dim") or hidden // heads
-    return 2 * layers * (_first(config, "num_key_value_heads") or heads) * size
+    kept = _first(config, "num_key_value_heads", "num_kv_heads") or heads
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):  # Falcon's first generation
+        kept = 1
+    return 2 * layers * kept * size
 
 
 def _first(config: dict[str, Any], *names: str) -> int:

@@ -1,5 +1,6 @@
 """Downloads of hours for models that cannot run here, or refusals of those that can, if these failed."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,27 @@ def test_few_bits_have_scales_and_a_better_outer_layer() -> None:
     assert estimate.weights("bit8") == 3520 * 34 // 32 + 40
     assert estimate.weights("bit4") == 3200 * 20 // 32 + 320 * 34 // 32 + 40
     assert estimate.cache("bf16") == 8 * 4096 * 2
-    assert estimate.least("fp32") == 4 * 3530 + 8 * 2048 * 4
+    assert estimate.least("fp32") == 4 * 3530 + 8 * 512 * 4
+
+
+@pytest.mark.parametrize(
+    ("more", "numbers"),
+    [
+        ({"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}, 2 * 2 * 32),
+        ({"n_layer": 2, "n_embd": 32, "n_head": 4}, 2 * 2 * 32),
+        ({"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}, 2 * 2 * 16),
+        ({"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "multi_query": True}, 2 * 2 * 8),
+        ({"text_config": {"num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 3, "hidden_size": 9}}, 2 * 12),
+        ({"num_hidden_layers": 2, "hidden_size": 32}, 0),
+    ],
+)
+def test_the_cache_is_that_of_the_family(tmp_path: Path, more: dict[str, Any], numbers: int) -> None:
+    header = b'{"a.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}'
+    (tmp_path / "config.json").write_text(json.dumps(more))
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    estimate = estimate_folder(tmp_path)
+    assert estimate is not None
+    assert estimate.cache_numbers == numbers
 
 
 def test_damage_is_left_to_the_loader(tmp_path: Path) -> None:
