@@ -36,6 +36,11 @@ class ModelConfig(_Config):
     """A torch device; default: the first GPU if there is one, else the CPU."""
     device_map: str | dict[str, Any] | list[int] | None = None
     """One of DEVICE_MAPS, a list of device ids, or accelerate's dict; default: `single`."""
+    max_memory: dict[str | int, str | int] | None = None
+    """Most memory for weights by GPU number or `cpu`, such as `{"cpu": "8GB", 0: "10GiB"}`, for maps that are made by
+    memory; what does not fit goes on, to the CPU and to disk."""
+    tensor_parallel: int = 1
+    """Processes that each hold a share of every layer; transformers must have a plan for the model's family."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     allow_pickle: bool = False
@@ -64,6 +69,8 @@ class EngineConfig(_Config):
     there is no room waits. Default: what half of the free memory holds, at least one whole context."""
     reuse_prefixes: bool = True
     """Keep what ended sequences left in the cache, for prompts that begin like them."""
+    compile: bool = False
+    """Compile the model's own forward pass with torch.compile; the generic runner serves."""
     speculate: bool = True
     """Draft tokens from earlier text while there is little to do, and let the model check several at once."""
 

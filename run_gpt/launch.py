@@ -10,17 +10,21 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from run_gpt.config import EngineConfig
+from run_gpt.devices import is_split
 from run_gpt.engine import native
 from run_gpt.engine.choice import choose_runner
+from run_gpt.engine.compiled import compile_forward
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.memory import fitting_tokens
 from run_gpt.engine.native.build import unsupported
 from run_gpt.engine.native.runner import NativeRunner, fits, fits_config
 from run_gpt.engine.native.weights import PackedWeights
+from run_gpt.engine.parallel import ParallelRunner
 from run_gpt.engine.text import Decode
 from run_gpt.errors import SetupError
 from run_gpt.models import LoadedModel
 from run_gpt.models.loading import PackerFor
+from run_gpt.parallel import Followers
 
 if TYPE_CHECKING:
     from run_gpt.engine.native.binding import Kernels
@@ -29,7 +33,7 @@ _log = logging.getLogger("run_gpt")
 
 
 def start_kernels(
-    config: EngineConfig, device: str | None, folder: Path, *, quantised: bool = False
+    config: EngineConfig, device: str | None, folder: Path, *, quantised: bool = False, parallel: bool = False
 ) -> "Future[Kernels] | None":
     """Begin to compile the native kernels, unless another runner or a GPU is wanted, or this machine cannot.
 
@@ -37,9 +41,14 @@ def start_kernels(
 
     Raises SetupError if the native runner is wanted and this machine cannot.
     """
-    on_gpu = device != "cpu" if device else torch.cuda.is_available()
+    on_gpu = device.partition(":")[0] != "cpu" if device else torch.cuda.is_available()
+    wanted = [flag for flag, on in (("--compile", config.compile), ("--tensor-parallel", parallel)) if on]
+    if len(wanted) > 1:
+        raise SetupError(f"{' and '.join(wanted)} do not go together: leave one out")
+    if wanted and config.runner not in ("auto", "generic"):
+        raise SetupError(f"{wanted[0]} is for the generic runner: leave --runner {config.runner} out")
     runners = ("auto", "native", "generic", "alone") if quantised else ("auto", "native")
-    if config.runner not in runners or on_gpu:
+    if wanted or config.runner not in runners or on_gpu:
         return None
     if reason := unsupported():
         if config.runner == "native":
@@ -72,6 +81,8 @@ def start_engine(
     decode: Decode,
     config: EngineConfig,
     kernels: "Future[Kernels] | None",
+    *,
+    followers: Followers | None = None,
     **options: Any,
 ) -> BatchEngine:
     """An engine for `loaded`; `options` go to its constructor.
@@ -89,14 +100,39 @@ def start_engine(
         if native_soon and config.runner in ("auto", "native"):
             built = _result(kernels, must=config.runner == "native")  # type: ignore[arg-type]
             packed = PackedWeights.of(loaded.model, built, loaded.precision) if built is not None else None
-        runner = choose_runner(loaded.model, config, packed=packed)
+        plain = followers is not None or config.compile
+        if plain and getattr(loaded.model, "_is_stateful", False):
+            raise SetupError(
+                f"--compile and --tensor-parallel are for models with a key-value cache, and this is "
+                f"{loaded.model.config.model_type}: leave them out"
+            )
+        wanted = replace(config, runner="generic") if plain else config
+        runner = choose_runner(loaded.model, wanted, packed=packed)
+    if remove := getattr(loaded.model, "remove_offloaded", None):
+        options["on_shutdown"] = remove
+    if followers is not None:
+        runner = _parallel(runner, followers, loaded.device)
+        options["on_shutdown"] = followers.close
+    if config.compile:
+        if is_split(loaded.model):
+            raise SetupError("--compile is for a model on one device: leave it or --device-map out")
+        compile_forward(loaded.model)
     if config.max_cache_tokens is None:
         context = min(loaded.context_length, config.max_context or loaded.context_length)
         config = replace(config, max_cache_tokens=fitting_tokens(runner.cache_bytes_per_token, loaded.device, context))
     engine = BatchEngine(runner, decode, config, **options)
+    if followers is not None:
+        followers.watch(engine.fail)
     if meanwhile:
         kernels.add_done_callback(lambda done: _go_on(done, engine, loaded, config))  # type: ignore[union-attr]
     return engine
+
+
+def _parallel(runner: Any, followers: Followers, device: str) -> ParallelRunner:
+    """The runner of the first process once all have their share; on a CPU the shares lie in the same memory."""
+    followers.wait_loaded()
+    shares = 1 if device == "cpu" else followers.size
+    return ParallelRunner(runner, followers.tell, followers.group, runner.cache_bytes_per_token // shares)
 
 
 def _go_on(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel, config: EngineConfig) -> None:

@@ -30,6 +30,7 @@ from run_gpt.api.schema import (
 from run_gpt.api.together import together
 from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request
+from run_gpt.engine.compiled import prepare_compiler
 from run_gpt.engine.engine import Engine
 from run_gpt.engine.request import SamplingParams, TokenEvent
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, ModelNotFound, SetupError
@@ -38,6 +39,7 @@ from run_gpt.models import LoadedModel, OnProgress, load, no_progress, render_ch
 from run_gpt.models.adapters import read_adapter
 from run_gpt.models.cache import cache_root
 from run_gpt.models.files import adapter_folder, default_adapter, startup_adapters
+from run_gpt.parallel import start_followers
 
 TEXTS_AT_ONCE = 64
 """Of one request for embeddings: more would take the queue from others."""
@@ -55,6 +57,9 @@ def create_model(
     adapters: dict[str, str] | None = None,
     allow_pickle: bool = False,
     cache_dir: Path | None = None,
+    max_memory: dict[str | int, str | int] | None = None,
+    tensor_parallel: int = 1,
+    compile: bool = EngineConfig.compile,
     max_running: int = EngineConfig.max_running,
     max_waiting: int = EngineConfig.max_waiting,
     max_step_tokens: int = EngineConfig.max_step_tokens,
@@ -78,6 +83,8 @@ def create_model(
         precision=precision,
         device=device,
         device_map=device_map,
+        max_memory=max_memory,
+        tensor_parallel=tensor_parallel,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         cache_dir=cache_dir,
@@ -91,6 +98,7 @@ def create_model(
         max_cache_tokens=max_cache_tokens,
         reuse_prefixes=reuse_prefixes,
         speculate=speculate,
+        compile=compile,
     )
     return load_model(model_config, engine_config, on_progress=on_progress)
 
@@ -103,15 +111,32 @@ def load_model(
     **engine_options: Any,
 ) -> "Model":
     """`create_model` from configurations; `engine_options` go to the engine's constructor."""
+    parallel = model_config.tensor_parallel != 1
     quantised = model_config.precision in ("bit8", "bit4")
-    folder = cache_root(model_config.cache_dir) / "kernels"
-    kernels = start_kernels(engine_config, model_config.device, folder, quantised=quantised)
+    cache = cache_root(model_config.cache_dir)
+    kernels = start_kernels(
+        engine_config, model_config.device, cache / "kernels", quantised=quantised, parallel=parallel
+    )
+    if engine_config.compile:
+        prepare_compiler(cache / "compiled")
+    followers = start_followers(model_config) if parallel else None
+    try:
+        return _loaded(model_config, engine_config, kernels, on_progress, followers=followers, **engine_options)
+    except BaseException:
+        if followers is not None:
+            followers.close()
+        raise
+
+
+def _loaded(
+    model_config: ModelConfig, engine_config: EngineConfig, kernels: Any, on_progress: OnProgress, **options: Any
+) -> "Model":
     loaded = load(model_config, packer_for=packer_for(kernels, engine_config), on_progress=on_progress)
 
     def decode(ids: Sequence[int]) -> str:
         return cast("str", loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    engine = start_engine(loaded, decode, engine_config, kernels, **engine_options)
+    engine = start_engine(loaded, decode, engine_config, kernels, **options)
     limits = [limit for limit in (engine_config.max_context, engine.scheduler.slots.max_tokens) if limit]
     model = Model(loaded, engine, model_config, min(limits, default=None))
     try:

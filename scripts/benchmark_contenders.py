@@ -11,6 +11,8 @@ from typing import Any, cast
 
 Ids = list[int]
 
+COMPILED = "+compile"
+"""Ends the name of a runner whose model is compiled."""
 PEERS_PROMPT = "Once upon a time, in a land far away,"
 PASSAGE = (
     "The harbour lies in the north of the island. Every morning at six the ferry Margarethe leaves it with mail, milk "
@@ -161,7 +163,10 @@ class RunGPTEngine(Prompts):
 
         before = prepared(contender)
         config = EngineConfig(
-            max_running=contender.max_running, runner=cast("Any", contender.runner), speculate=contender.speculate
+            max_running=contender.max_running,
+            runner=cast("Any", str(contender.runner).removesuffix(COMPILED)),
+            speculate=contender.speculate,
+            compile=str(contender.runner).endswith(COMPILED),
         )
         model = load_model(ModelConfig(model_name=contender.model, precision=contender.precision), config)
         super().__init__(model._tokenizer)

@@ -7,8 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from run_gpt import models
+from run_gpt.devices import free_bytes
 from run_gpt.errors import SetupError
 from run_gpt.models.cache import size_text
+from run_gpt.models.estimate import BYTES, Estimate, estimate_entry, estimate_folder
 
 app = typer.Typer(help="The models that can be served: list, fetch, look at, delete.", no_args_is_help=True)
 
@@ -58,7 +60,26 @@ def show(name: Name) -> None:
     ):
         if value:
             table.add_row(label, value)
-    Console(soft_wrap=True).print(table)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    estimate = estimate_folder(info.folder) if info.folder else None
+    if estimate is None and info.parameters:
+        estimate = estimate_entry(info.parameters)
+        console.print("About, by its number of parameters:")
+    if estimate is not None:
+        console.print(_memory_table(estimate, free_bytes("cpu")))
+
+
+def _memory_table(estimate: Estimate, free: int) -> Table:
+    """What each precision takes, and whether the free memory of the CPU holds it."""
+    table = Table("precision", "weights", "cache of one context", "sum", "on this CPU", box=None, pad_edge=False)
+    for precision in BYTES:
+        weights, cache = estimate.weights(precision), estimate.cache(precision)
+        short = "fits with a shorter --max-context" if estimate.least(precision) <= free else "does not fit"
+        verdict = "fits" if weights + cache <= free else short
+        cache_text = size_text(cache) if cache else "not known"
+        table.add_row(precision, size_text(weights), cache_text, size_text(weights + cache), verdict)
+    return table
 
 
 @app.command()

@@ -39,6 +39,13 @@ _LOADING: dict[str, tuple[str, Any, Any, str]] = {
         [],
         "A LoRA adapter (PEFT): a folder or a hub id, for requests that name none; or NAME=PATH; several times.",
     ),
+    "max_memory": (
+        "--max-memory",
+        str | None,
+        None,
+        "Most memory for weights, such as cpu=8GB,0=10GB, with a device map; the rest goes to the CPU and to disk.",
+    ),
+    "tensor_parallel": ("--tensor-parallel", int, 1, "Processes that each hold a share of every layer."),
     "trust_remote_code": ("--trust-remote-code", bool, False, "Run Python code that comes with the model."),
     "allow_pickle": ("--allow-pickle", bool, False, "Load pickled weights, which can run any code."),
 }
@@ -55,7 +62,8 @@ def with_loading(command: Command) -> Command:
 
     def collect(given: dict[str, Any]) -> dict[str, Any]:
         adapters = _parse_adapters(given.pop("adapters"))
-        return {**given, **adapters, "device_map": _parse_device_map(given["device_map"])}
+        maps = _parse_device_map(given["device_map"]), _parse_max_memory(given["max_memory"])
+        return {**given, **adapters, "device_map": maps[0], "max_memory": maps[1]}
 
     return _extended(command, "loading", options, collect)
 
@@ -140,6 +148,21 @@ def _parse_device_map(text: str | None) -> str | dict[str, Any] | list[int] | No
             raise SetupError(f"--device-map {text}: this is no JSON: {error}") from None
     parts = text.split(",")
     return [int(part) for part in parts] if all(part.isdecimal() for part in parts) else text
+
+
+def _parse_max_memory(text: str | None) -> dict[str, Any] | None:
+    """`cpu=8GB,0=10GB`, or the same as JSON; the loader checks what it means."""
+    if text is None:
+        return None
+    if text.startswith("{"):
+        try:
+            return dict(json.loads(text))
+        except ValueError as error:
+            raise SetupError(f"--max-memory {text}: this is no JSON: {error}") from None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(key.strip() and value.strip() for key, _, value in pairs):
+        raise SetupError(f"--max-memory {text}: write NAME=SIZE, such as cpu=8GB,0=10GB")
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _parse_bias(pairs: list[str]) -> dict[str, float]:

@@ -54,6 +54,10 @@ def serve(
     speculate: Annotated[
         bool, typer.Option(help="Draft tokens from earlier text and check several at once.", rich_help_panel=SIZE)
     ] = ServeConfig.speculate,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the model with torch.compile; generic runner.", rich_help_panel=SIZE),
+    ] = ServeConfig.compile,
     request_timeout: Annotated[
         float, typer.Option(min=0.001, help="Seconds until a request gets a 504.", rich_help_panel=DOORS)
     ] = ServeConfig.request_timeout,
@@ -87,6 +91,7 @@ def serve(
         max_cache_tokens=max_cache_tokens,
         reuse_prefixes=reuse_prefixes,
         speculate=speculate,
+        compile=compile,
         request_timeout=request_timeout,
         drain_seconds=drain_seconds,
         max_body_bytes=max_body_bytes,

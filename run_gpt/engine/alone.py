@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from run_gpt.devices import input_device
 from run_gpt.engine.beams import beam_search, end_ids_of
 from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.request import Request
@@ -99,7 +100,7 @@ class AloneRunner:
 
     def _run(self, run: Run, token_ids: Sequence[int]) -> torch.Tensor:
         """[1, vocabulary]: the logits after the last of these tokens."""
-        ids = torch.tensor([list(token_ids)], device=self._model.device)
+        ids = torch.tensor([list(token_ids)], device=input_device(self._model))
         with self._adapters.rows([run.adapter]):
             out = self._model(ids, **{self._name: self._states.get(run.slot)}, use_cache=True)
         self._states[run.slot] = out[self._name]

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from run_gpt.devices import input_device
 from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.request import Request
 
@@ -36,7 +37,7 @@ def beam_search(
         return torch.full((ids.shape[0],), stopped.is_set(), device=ids.device)
 
     params, end_ids = request.sampling, end_ids_of(model)
-    ids = torch.tensor([request.prompt_ids], device=model.device)
+    ids = torch.tensor([request.prompt_ids], device=input_device(model))
     with torch.inference_mode(), adapters.rows([lora]):
         answers = model.generate(
             ids,

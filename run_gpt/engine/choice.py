@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, get_args
 
 from run_gpt.config import EngineConfig, Runner
+from run_gpt.devices import is_split
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.errors import SetupError
 
@@ -32,12 +33,12 @@ def choose_runner(model: Any, config: EngineConfig, *, packed: "PackedWeights | 
     if wanted == "native" and not fits_native:
         raise SetupError(
             f"--runner native: it runs {', '.join(llama.FAMILIES)} on a CPU, in sizes that are "
-            f"multiples of 32, and this is {model.config.model_type} on {model.device}; leave the option out"
+            f"multiples of 32, and this is {_described(model)}; leave the option out"
         )
     if wanted == "fast" and not llama.fits(model):
         raise SetupError(
             f"--runner fast: it runs {', '.join(llama.FAMILIES)} in fp32, fp16 or bf16 on one device, and this is "
-            f"{model.config.model_type}; leave the option out"
+            f"{_described(model)}; leave the option out"
         )
     if wanted == "generic" and stateful:
         raise SetupError(f"--runner generic: {model.config.model_type} has no key-value cache; leave the option out")
@@ -49,3 +50,9 @@ def choose_runner(model: Any, config: EngineConfig, *, packed: "PackedWeights | 
     if wanted == "fast":
         return llama.LlamaRunner(model, config.max_running)
     return GenericRunner(model) if wanted == "generic" else AloneRunner(model)
+
+
+def _described(model: Any) -> str:
+    """What a runner says that it cannot run."""
+    where = "split, not on one device" if is_split(model) else f"on {model.device}"
+    return f"{model.config.model_type} {where}"

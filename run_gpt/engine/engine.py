@@ -98,11 +98,13 @@ class BatchEngine(Engine):
         decode: Decode,
         config: EngineConfig,
         on_dead: Callable[[], None] = lambda: None,
+        on_shutdown: Callable[[], None] = lambda: None,
     ):
         self._runner = runner
         self._decode = decode
         self._config = config
         self._on_dead = on_dead
+        self._on_shutdown = on_shutdown
         self._sampler = Sampler(runner.end_ids)
         self.scheduler = Scheduler(
             max_running=config.max_running,
@@ -169,6 +171,7 @@ class BatchEngine(Engine):
             self._changed.notify_all()
         self._thread.join()
         self._beam_thread.shutdown()
+        self._on_shutdown()
 
     def replace_runner(self, runner: ModelRunner) -> bool:
         """Go on with another runner of the same model, between two steps; blocks. False: the engine ended before.
@@ -262,6 +265,11 @@ class BatchEngine(Engine):
     def _over(self) -> bool:
         return self._stopping or self._state == "dead"
 
+    def fail(self, reason: str) -> None:
+        """End the engine from outside, for what its runner needs is gone; from any thread."""
+        if self._state != "dead":
+            self._die(reason)
+
     def _admit(self, request: Request, mailbox: Mailbox) -> None:
         with self._changed:
             if self._state != "ready":
@@ -288,6 +296,8 @@ class BatchEngine(Engine):
 
     def _die(self, reason: str) -> None:
         with self._changed:
+            if self._state == "dead":
+                return
             self._state = "dead"
             self._refuse_errands()
             self._end_all(Unavailable(f"the engine is dead: {reason}"))

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from run_gpt.devices import input_device
 from run_gpt.engine.beams import beam_search, end_ids_of
 from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.memory import cache_bytes_per_token
@@ -269,7 +270,7 @@ class GenericRunner:
 
     def _call(self, model: Any, batch: _Batch, ids: torch.Tensor, **options: Any) -> Any:
         """What the model, or its part below the output layer, gives. `batch.mask` covers `ids` already."""
-        device = self._model.device
+        device = input_device(self._model)
         inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": batch.mask.to(device)}
         if self._takes_positions:
             positions = (batch.mask.cumsum(1) - 1).clamp(min=0)

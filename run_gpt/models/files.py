@@ -2,15 +2,18 @@
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from run_gpt.config import DEFAULT_MODEL, ModelConfig
+from run_gpt.devices import free_bytes
 from run_gpt.errors import ModelLoadError, ModelNotFound
 from run_gpt.models.cache import ModelCache
 from run_gpt.models.catalogue import CatalogueEntry, HubSource, WheelSource, find, near_matches
 from run_gpt.models.convert import catalogue_key, convert_gguf, converted_key, file_identity
-from run_gpt.models.hub import fetch_from_hub, is_hub_id
+from run_gpt.models.estimate import BYTES, estimate_entry, refusal
+from run_gpt.models.hub import cached_snapshot, fetch_from_hub, is_hub_id
 from run_gpt.models.progress import OnProgress, no_progress
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -51,6 +54,7 @@ def fetch(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Mode
     wanted = config.model_name or DEFAULT_MODEL
     entry = find(wanted)
     if entry is not None:
+        require_room_before_download(cache, entry, config)
         return ModelFiles(name, fetch_entry(cache, entry, allow_pickle=config.allow_pickle, on_progress=on_progress))
     if _is_path(wanted):
         return ModelFiles(name, _local(cache, wanted, on_progress))
@@ -72,6 +76,30 @@ def fetch_entry(
     if isinstance(entry.source, HubSource):
         return fetch_from_hub(cache, entry.source.repo, allow_pickle=allow_pickle, again=again, on_progress=on_progress)
     return _fetch_and_convert(cache, entry, entry.source, on_progress)
+
+
+def require_room_before_download(cache: ModelCache, entry: CatalogueEntry, config: ModelConfig) -> None:
+    """Refuse to fetch what cannot fit the CPU's memory; the exact check comes with the files.
+
+    Silent where a GPU or a device map may take it, and a twentieth is let pass: the catalogue rounds. Raises
+    ModelLoadError.
+    """
+    gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+    on_cpu = config.device.partition(":")[0] == "cpu" if config.device else not gpu and sys.platform == "linux"
+    if not on_cpu or config.device_map not in (None, "single") or not isinstance(entry.source, HubSource):
+        return
+    if cached_snapshot(cache, entry.source.repo, allow_pickle=config.allow_pickle) is not None:
+        return
+    about = estimate_entry(entry.parameters)
+    precision = config.precision if config.precision in BYTES else "bf16"
+    needed, free = about.weights(precision), free_bytes("cpu")
+    if 0.95 * needed <= free:
+        return
+    fitting = [name for name in ("bit8", "bit4") if about.weights(name) < min(free, needed)][:1]
+    ways = [*(f"--precision {name}" for name in fitting)]
+    raise ModelLoadError(
+        f"{entry.name}: {refusal(needed, free, 'cpu', [*ways, '--device-map auto'])} (nothing was fetched)"
+    )
 
 
 def startup_adapters(config: ModelConfig) -> dict[str, str]:

@@ -91,6 +91,13 @@ def gguf_weights(folder: Path, in_parts: Callable[[str], bool] = lambda name: Fa
     }
 
 
+def gguf_shapes(folder: Path) -> dict[str, list[int]]:
+    """The shapes of the weights that `folder` refers to, by parameter; empty if it refers to none."""
+    if not (folder / _INDEX).is_file():
+        return {}
+    return {name: entry["shape"] for name, entry in json.loads((folder / _INDEX).read_text())["tensors"].items()}
+
+
 def write_index(gguf: Path, folder: Path, model: Any) -> bool:
     """Note in `folder` where the weights of `model` (on the meta device) lie in the file.
 

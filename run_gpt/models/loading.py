@@ -1,24 +1,23 @@
 """Loads a model and its tokenizer from a local folder, as the configuration asks. Importing this imports torch."""
 
 import importlib.util
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from run_gpt.config import ModelConfig
-from run_gpt.errors import ModelLoadError, RunGPTError
+from run_gpt.devices import input_device
+from run_gpt.errors import ModelLoadError
 from run_gpt.models.chat_template import end_with_turns
-from run_gpt.models.checks import check_files, check_tokenizer, damaged, first_line
+from run_gpt.models.checks import check_files, check_tokenizer
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles, fetch
-from run_gpt.models.gguf_weights import gguf_weights
-from run_gpt.models.packing import Packer, PackingConfig
+from run_gpt.models.packing import Packer
 from run_gpt.models.placement import QUANTISED, Placement, choose_placement
+from run_gpt.models.preflight import settled
 from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.models.quiet import quiet_transformers
+from run_gpt.models.reading import load_error, read_model
 from run_gpt.models.templates import PLAIN, ChatTemplate, find_template
 
 _NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30
@@ -68,6 +67,8 @@ def load(
     files = fetch(config, on_progress=on_progress)
     on_progress(f"Loading {files.name}", 0, None)
     model_type = check_files(files, allow_pickle=config.allow_pickle).get("model_type")
+    if config.tensor_parallel == 1:
+        placement = settled(placement, config, files.folder)
     with quiet_transformers():
         config = _without_needless_code(model_type, config)
         model_config = _model_config(files, config)
@@ -77,7 +78,7 @@ def load(
         elif placement.precision in QUANTISED:
             _require_bitsandbytes(placement)
         tokenizer = _tokenizer(files, config)
-        model = _model(files, config, placement, model_config, packer)
+        model = read_model(files, config, placement, model_config, packer)
     model.eval().requires_grad_(False)
     _mark_state(model)
     context, notes = _context_length(model, tokenizer)
@@ -88,7 +89,7 @@ def load(
         name=files.name,
         context_length=context,
         precision=placement.precision,
-        device=str(model.device),
+        device=str(input_device(model)),
         notes=(*placement.notes, *(() if packer else _slow_on_cpu(placement)), *notes, *_unusual(model, template)),
         packer=packer,
         chat_template=template,
@@ -119,7 +120,7 @@ def _model_config(files: ModelFiles, config: ModelConfig) -> Any:
             files.folder, trust_remote_code=config.trust_remote_code, local_files_only=True
         )
     except Exception as error:
-        raise _load_error(files, "configuration", error) from error
+        raise load_error(files, "configuration", error) from error
 
 
 def _without_needless_code(model_type: str | None, config: ModelConfig) -> ModelConfig:
@@ -155,60 +156,7 @@ def _tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
     except Exception as error:
         if "trust_remote_code" not in str(error):
             check_tokenizer(files)
-        raise _load_error(files, "tokenizer", error) from error
-
-
-def _model(
-    files: ModelFiles, config: ModelConfig, placement: Placement, model_config: Any, packer: Packer | None
-) -> Any:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
-
-    options: dict[str, Any] = {"dtype": placement.dtype, "trust_remote_code": config.trust_remote_code}
-    if packer is not None:
-        # In the file's own type: what is cast would be copied as a whole before it is packed.
-        options |= {"dtype": "auto", "quantization_config": PackingConfig(packer, files.folder)}
-    elif placement.precision in QUANTISED:
-        options |= {
-            "quantization_config": _quantization(placement),
-            "device_map": placement.device_map or {"": "cpu"},
-        }
-    elif placement.device_map is not None:
-        options["device_map"] = placement.device_map
-    if placement.max_memory is not None:
-        options["max_memory"] = placement.max_memory
-    source: Any = files.folder
-    model_class: Any = AutoModelForCausalLM
-    if (weights := gguf_weights(files.folder, packer.takes if packer else lambda name: False)) is not None:
-        source, model_class = None, MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]
-        options |= {
-            "state_dict": weights,
-            "config": model_config,
-            "dtype": placement.dtype if packer is None else torch.float32,
-        }
-    try:
-        model, report = model_class.from_pretrained(
-            source,
-            use_safetensors=None if config.allow_pickle else True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
-            **options,
-        )
-        if source is None:
-            model.generation_config = GenerationConfig.from_pretrained(files.folder, local_files_only=True)
-    except RunGPTError:
-        raise
-    except Exception as error:
-        cause = getattr(options.get("quantization_config"), "error", None) or error
-        raise _load_error(files, f"model in {placement.precision} on {placement.device}", cause) from error
-    if missing := sorted(report["missing_keys"]):
-        raise damaged(files, files.folder, f"no weights for {missing[0]}, of {len(missing)} missing")
-    for name, found, expected in report["mismatched_keys"]:
-        why = f"{name} has the shape {list(found)}, and the configuration says {list(expected)}"
-        raise damaged(files, files.folder, why)
-    if packer is not None and packer.precision in QUANTISED:
-        model.float()  # the little that is not packed
-    return model
+        raise load_error(files, "tokenizer", error) from error
 
 
 def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplate | None:
@@ -239,30 +187,6 @@ def _unusual(model: Any, template: ChatTemplate | None) -> list[str]:
             "other, without reuse of prefixes and without speculation"
         )
     return notes
-
-
-def _quantization(placement: Placement) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if placement.precision == "bit8":
-        # It logs a line for each product whose input is not fp16: on a CPU the other layers are kept in fp32.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=placement.dtype,
-    )
-
-
-def _load_error(files: ModelFiles, what: str, error: Exception) -> ModelLoadError:
-    reason = first_line(error)
-    if "trust_remote_code" in str(error):
-        reason = "it comes with its own Python code, which runs only with trust_remote_code=True (--trust-remote-code)"
-    elif "out of memory" in str(error).lower():
-        reason += "; a smaller precision (bf16, bit8, bit4) or device_map='auto' needs less memory there"
-    return ModelLoadError(f"cannot load the {what} from {files.folder}: {reason}")
 
 
 def _context_length(model: Any, tokenizer: Any) -> tuple[int, list[str]]:

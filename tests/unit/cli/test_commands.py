@@ -1,11 +1,13 @@
 """What a user types: the options are understood, and what is wrong is one line that says what to do."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from run_gpt import models
 from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.cli import main, options
 from run_gpt.cli.app import app
@@ -65,6 +67,38 @@ def test_the_engines_options_reach_the_executor():
 )
 def test_a_device_map_is_a_name_a_list_or_a_map(text, value):
     assert options._parse_device_map(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (None, None),
+        ("cpu=8GB,0=10GB", {"cpu": "8GB", "0": "10GB"}),
+        ('{"cpu": 1000}', {"cpu": 1000}),
+    ],
+)
+def test_memory_limits_are_pairs_or_json(text, value):
+    assert options._parse_max_memory(text) == value
+
+
+@pytest.mark.parametrize("text", ["8GB", "cpu=", '{"cpu'])
+def test_other_memory_limits_are_one_line(monkeypatch, capsys, text):
+    assert "--max-memory" in fail(monkeypatch, capsys, "serve", "--dry-run", "--max-memory", text)
+
+
+def test_show_says_what_each_precision_takes(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    header = b'{"a.weight": {"dtype": "F32", "shape": [64, 64], "data_offsets": [0, 16384]}}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    info = replace(models.show("smollm2"), folder=tmp_path)
+    monkeypatch.setattr(models, "show", lambda name: info)
+    lines = run("models", "show", "smollm2").stdout.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.startswith(("fp32", "bf16", "bit8", "bit4"))}
+    assert "16.4 kB" in rows["fp32"]
+    assert "8.2 kB" in rows["bf16"]
+    assert "4.4 kB" in rows["bit8"]
+    assert "2.6 kB" in rows["bit4"]
+    assert all(line.rstrip().endswith("fits") for line in rows.values())
 
 
 @pytest.mark.parametrize("schema", [GenerateRequest, ChatRequest])

@@ -35,6 +35,9 @@ def test_every_setting_comes_back_from_the_yaml_as_it_was() -> None:
     config = ServeConfig(
         model_name="größe: # 'x'",
         device_map={"model.layers.0": 0, "lm_head": "cpu"},
+        max_memory={"cpu": "8GB", "0": 1000},
+        tensor_parallel=2,
+        compile=True,
         precision="fp16",
         trust_remote_code=True,
         cache_dir=Path("/tmp/models"),

@@ -1,0 +1,127 @@
+"""Over which devices a model is split: the user's device map and memory limits, as accelerate takes them."""
+
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from functools import wraps
+from typing import Any
+
+import torch
+
+from run_gpt.config import DEVICE_MAPS, ModelConfig
+from run_gpt.devices import free_bytes
+from run_gpt.errors import ModelLoadError
+
+DeviceMap = dict[str, Any] | str | None
+Memory = dict[int | str, int] | None
+
+FREE_SHARE = 0.8
+"""Of the CPU's free memory, for the weights that stay there when the rest goes to disk: layers come back from disk one
+at a time to be computed, and the cache has to be somewhere."""
+
+_UNITS = {"": 1, "B": 1, **{f"{unit}B": 1000**i for i, unit in enumerate("KMGT", start=1)}}
+_UNITS |= {f"{unit}IB": 1024**i for i, unit in enumerate("KMGT", start=1)}
+
+
+def choose_device_map(config: ModelConfig, device: torch.device) -> tuple[DeviceMap, Memory]:
+    """accelerate's device map (None: the whole model on the CPU, without accelerate), and its memory limits.
+
+    Raises ModelLoadError for a map that is unknown, for GPUs that are not here, and for limits that no map reads.
+    """
+    wish = config.device_map
+    limits = parse_max_memory(config.max_memory)
+    if limits is not None:
+        require_gpus([part for part in limits if isinstance(part, int)], "max_memory")
+        if isinstance(wish, dict) or wish in (None, "single"):
+            raise ModelLoadError(
+                "max_memory bounds the maps that are made by memory: add device_map='auto' (--device-map auto), "
+                "balanced, sequential or a list of GPUs"
+            )
+    if isinstance(wish, list):
+        require_gpus(wish, f"device_map {wish}")
+        return "balanced", _of_gpus(wish, limits)
+    if isinstance(wish, dict):
+        return _checked(wish, device), None
+    if wish is not None and wish not in DEVICE_MAPS:
+        raise ModelLoadError(
+            f"device_map {wish!r} is not one of {', '.join(DEVICE_MAPS)}; a list of GPU numbers or a dict works too"
+        )
+    if wish in (None, "single"):
+        return _whole(device), None
+    if device.type == "mps":
+        raise ModelLoadError(f"device_map {wish!r} splits over GPUs, the CPU and disk, not mps: leave it out")
+    if device.type == "cpu":  # GPUs that are there are not wanted
+        limit = (limits or {}).get("cpu", int(FREE_SHARE * free_bytes("cpu")))
+        return wish, {"cpu": limit}
+    return wish, limits
+
+
+def one_at_a_time(model: Any) -> None:
+    """Let one thread at a time run a split model's forward pass, so that beam search may run beside the batch.
+
+    accelerate brings the weights of an offloaded layer and takes them away again: from another thread, too.
+    """
+    forward, lock = model.forward, threading.Lock()
+
+    @wraps(forward)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            return forward(*args, **kwargs)
+
+    model.forward = locked
+
+
+def parse_max_memory(limits: Mapping[Any, Any] | None) -> Memory:
+    """Bytes by GPU number or `cpu`. Raises ModelLoadError for another key, or a value that is no size."""
+    if limits is None:
+        return None
+    parsed: dict[int | str, int] = {}
+    for key, value in limits.items():
+        part = int(key) if str(key).isdecimal() else str(key)
+        if isinstance(part, str) and part != "cpu":
+            raise ModelLoadError(f"max_memory: {key!r} is neither cpu nor the number of a GPU, such as cpu=8GB,0=10GB")
+        parsed[part] = _bytes(value)
+    return parsed
+
+
+def _bytes(value: Any) -> int:
+    """Of `8GB` (8 * 10**9), `8GiB` (8 * 2**30) or a plain number."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", str(value).strip().upper())
+    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
+        raise ModelLoadError(f"max_memory: {value!r} is no size: write 8GB, 7.5GiB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _checked(parts: dict[str, Any], device: torch.device) -> DeviceMap:
+    """The map itself, or that of the whole model on one device if it says no more than that."""
+    gpus: set[int] = set()
+    for name, part in parts.items():
+        if isinstance(part, bool) or not (isinstance(part, int) or re.fullmatch(r"cpu|disk|cuda(:\d+)?", str(part))):
+            raise ModelLoadError(f"device_map: {name!r} is on {part!r}, which is not cpu, disk or the number of a GPU")
+        if isinstance(part, int):
+            gpus.add(part)
+        elif part.startswith("cuda"):
+            gpus.add(torch.device(part).index or 0)
+    require_gpus(sorted(gpus), "device_map")
+    return None if set(parts.values()) == {"cpu"} and device.type == "cpu" else parts
+
+
+def _whole(device: torch.device) -> DeviceMap:
+    return None if device.type == "cpu" else {"": str(device)}
+
+
+def _of_gpus(gpus: Iterable[int], limits: Memory) -> Memory:
+    from accelerate.utils import get_max_memory
+
+    known = get_max_memory(limits)
+    return {part: size for part, size in known.items() if part in set(gpus) or part == "cpu"}
+
+
+def require_gpus(wanted: Iterable[int], what: str) -> None:
+    have = torch.cuda.device_count()
+    missing = [str(index) for index in wanted if not 0 <= index < have]
+    if missing:
+        there = f"GPUs 0 to {have - 1}" if have else "no GPU"
+        raise ModelLoadError(
+            f"{what}: this machine has no GPU {', '.join(missing)} (torch sees {there}); leave this setting out"
+        )

@@ -1,0 +1,118 @@
+"""Whether a model fits: the bytes of its weights in each precision and of its cache, from files and without torch.
+
+Safetensors files say in their headers (8 bytes of length, then JSON) what they hold, so that the count is exact.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from run_gpt.models.cache import size_text
+from run_gpt.models.gguf_weights import gguf_shapes
+
+BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "bit8": 1 + 2 / 32, "bit4": 0.5 + 4 / 32}
+"""Of a weight; 8 and 4 bits have scales for each group of 32. In bit4 embeddings and output layer are bit8."""
+SHORT_CONTEXT = 512
+"""Tokens of cache without which nobody is served: less than a whole context, which few requests fill."""
+
+_OUTER = ("embed", "lm_head", "wte", "wpe", "output")
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a model takes."""
+
+    inner: int
+    """Weights of matrices, but for those of the embeddings and the output layer."""
+    outer: int
+    """Weights of embeddings and output layer."""
+    vectors: int
+    """Other weights: norms and biases, never in fewer bits."""
+    cache_numbers: int = 0
+    """Keys and values of one token, as a count of numbers; 0: not known."""
+    context: int = 0
+    """Tokens of prompt and answer together; 0: not known."""
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return self.inner + self.outer + self.vectors
+
+    def weights(self, precision: str) -> int:
+        """Bytes of all weights: exact for fp32, fp16 and bf16."""
+        plain = BYTES[precision] if BYTES[precision] >= 2 else 4.0
+        outer = BYTES["bit8" if precision == "bit4" else precision]
+        return int(self.inner * BYTES[precision] + self.outer * outer + self.vectors * plain)
+
+    def cache(self, precision: str, tokens: int | None = None) -> int:
+        """Bytes of the keys and values of so many tokens, by default of one context."""
+        return self.cache_numbers * (self.context if tokens is None else tokens) * (4 if precision == "fp32" else 2)
+
+    def least(self, precision: str) -> int:
+        """Bytes without which the model cannot serve: weights, and the cache of a short context."""
+        return self.weights(precision) + self.cache(precision, min(self.context, SHORT_CONTEXT))
+
+
+def estimate_folder(folder: Path) -> Estimate | None:
+    """Of a model's folder; None if it has no safetensors to count, or a configuration that cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        shapes = {name: shape for file in sorted(folder.glob("*.safetensors")) for name, shape in _shapes(file)}
+        if not shapes:
+            shapes = gguf_shapes(folder)
+    except (OSError, ValueError, struct.error):  # damage: the loader names it
+        return None
+    if not shapes:
+        return None
+    if config.get("tie_word_embeddings") and len(shapes) > 1:
+        shapes.pop("lm_head.weight", None)  # some files hold it twice
+    counts = {"inner": 0, "outer": 0, "vectors": 0}
+    for name, shape in shapes.items():
+        outer = any(part in name.lower() for part in _OUTER) and "layers." not in name and "h." not in name
+        counts["vectors" if len(shape) < 2 else "outer" if outer else "inner"] += math.prod(shape)
+    return Estimate(**counts, cache_numbers=_cache_numbers(config), context=_first(config, *_CONTEXTS))
+
+
+def estimate_entry(parameters: int) -> Estimate:
+    """Of a model that is not here, by the catalogue's number: about."""
+    return Estimate(inner=parameters, outer=0, vectors=0)
+
+
+def refusal(needed: int, free: int, where: str, ways: list[str]) -> str:
+    """The line for a model that does not fit. `ways`: options with which it would."""
+    out = f": use {' or '.join(ways)}" if ways else ": use a smaller model, or a machine with more memory"
+    return f"it needs {size_text(needed)}, {size_text(free)} free on {where}{out}"
+
+
+def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        if length > file.stat().st_size:
+            raise ValueError(f"{file} is cut short")
+        header = json.loads(opened.read(length))
+    yield from ((name, entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _cache_numbers(config: dict[str, Any]) -> int:
+    """0 for a model whose configuration does not tell."""
+    config = config.get("text_config") or config
+    heads = _first(config, "num_attention_heads", "n_head", "n_heads")
+    layers = _first(config, "num_hidden_layers", "n_layer", "n_layers")
+    hidden = _first(config, "hidden_size", "n_embd", "d_model")
+    if not heads:
+        return 0
+    size = _first(config, "head_dim") or hidden // heads
+    kept = _first(config, "num_key_value_heads", "num_kv_heads") or heads
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):  # Falcon's first generation
+        kept = 1
+    return 2 * layers * kept * size
+
+
+def _first(config: dict[str, Any], *names: str) -> int:
+    config = config.get("text_config") or config
+    return next((value for name in names if isinstance(value := config.get(name), int) and value > 0), 0)

@@ -1,0 +1,79 @@
+"""Before a model is loaded: whether it fits, what would, and where the parts of one that does not fit go."""
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from run_gpt.config import ModelConfig
+from run_gpt.devices import free_bytes
+from run_gpt.errors import ModelLoadError
+from run_gpt.models.convert import converted_record, is_converted
+from run_gpt.models.estimate import Estimate, estimate_folder, refusal
+from run_gpt.models.placement import QUANTISED, Placement
+
+
+def settled(placement: Placement, config: ModelConfig, folder: Path) -> Placement:
+    """The placement once the files are here: a map that need not split a model on the CPU splits nothing.
+
+    Raises ModelLoadError, with what would help, for a model that cannot fit. Where the files do not tell, or a map
+    offloads what does not fit, nothing is refused.
+    """
+    estimate = estimate_folder(folder)
+    precision = placement.precision
+    if config.precision == "auto" and is_converted(folder):
+        precision = converted_record(folder).get("precision") or precision
+    if estimate is not None and placement.device.type == "cpu" and isinstance(placement.device_map, str):
+        limit = (placement.max_memory or {}).get("cpu", 0)
+        if estimate.weights(precision) <= limit:
+            note = f"device map {placement.device_map!r}: the whole model fits the CPU's memory and is there"
+            return replace(placement, device_map=None, max_memory=None, notes=(*placement.notes, note))
+    if placement.precision in QUANTISED and _uses_disk(placement):
+        raise ModelLoadError(
+            f"{placement.precision} cannot be offloaded to disk, which this device map does: use --precision bf16, or "
+            "leave --device-map out"
+        )
+    if estimate is not None and _is_single(placement):
+        _require_room(estimate, precision, placement)
+    return placement
+
+
+def offload_folder(root: Path) -> Path:
+    """A new folder for weights that must be written anew to be offloaded; safetensors are read where they lie."""
+    root.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="offload-", dir=root))
+
+
+def remove_with(model: Any, folder: Path) -> None:
+    """Delete the folder now if nothing was written to it, else with the model, or by its `remove_offloaded()`."""
+    if any(folder.iterdir()):
+        model.remove_offloaded = weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    else:
+        folder.rmdir()
+
+
+def _uses_disk(placement: Placement) -> bool:
+    if isinstance(placement.device_map, dict):
+        return "disk" in placement.device_map.values()
+    return placement.device_map is not None and placement.device.type == "cpu"
+
+
+def _is_single(placement: Placement) -> bool:
+    """Whether all of the model must fit one device."""
+    return placement.device_map is None or placement.device_map == {"": str(placement.device)}
+
+
+def _require_room(estimate: Estimate, precision: str, placement: Placement) -> None:
+    where = str(placement.device)
+    needed, free = estimate.least(precision), free_bytes(where)
+    if needed <= free:
+        return
+    smaller = [name for name in ("bf16", "bit8", "bit4") if estimate.weights(name) < estimate.weights(precision)]
+    if placement.device.type == "mps":
+        smaller = [name for name in smaller if name not in QUANTISED]
+    ways = [f"--precision {name}" for name in smaller if estimate.least(name) <= free][:1]
+    if placement.device.type != "mps" and precision not in QUANTISED:
+        ways.append("--device-map auto")
+    raise ModelLoadError(refusal(needed, free, where, ways))

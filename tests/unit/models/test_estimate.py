@@ -1,0 +1,79 @@
+"""Downloads of hours for models that cannot run here, or refusals of those that can, if these failed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from run_gpt.config import ModelConfig
+from run_gpt.errors import ModelLoadError
+from run_gpt.models import files
+from run_gpt.models.cache import ModelCache
+from run_gpt.models.catalogue import find
+from run_gpt.models.estimate import Estimate, estimate_folder
+
+
+def check(cache: Path, **wish: Any) -> None:
+    entry = find("mistral-7b")
+    assert entry is not None
+    files.require_room_before_download(ModelCache(cache), entry, ModelConfig(**wish))
+
+
+@pytest.mark.parametrize(
+    ("free", "wish", "reason"),
+    [
+        (8, {}, r"mistral-7b: it needs 14.5 GB, 8.0 GB free on cpu: use --precision bit8 or --device-map auto"),
+        (5, {"precision": "fp32"}, "29.0 GB.*--precision bit4"),
+        (2, {"precision": "bit4"}, r"free on cpu: use --device-map auto"),
+        (15, {}, None),
+        (14, {}, None),
+        (2, {"device_map": "auto"}, None),
+        (2, {"device": "cuda"}, None),
+    ],
+)
+def test_what_cannot_fit_is_not_fetched(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, free: int, wish: dict[str, Any], reason: str | None
+) -> None:
+    monkeypatch.setattr(files, "free_bytes", lambda device: free * 10**9)
+    wish = {"device": "cpu", **wish}
+    if reason is None:
+        check(cache, **wish)
+    else:
+        with pytest.raises(ModelLoadError, match=reason):
+            check(cache, **wish)
+
+
+def test_few_bits_have_scales_and_a_better_outer_layer() -> None:
+    estimate = Estimate(inner=3200, outer=320, vectors=10, cache_numbers=8, context=4096)
+    assert estimate.weights("bit8") == 3520 * 34 // 32 + 40
+    assert estimate.weights("bit4") == 3200 * 20 // 32 + 320 * 34 // 32 + 40
+    assert estimate.cache("bf16") == 8 * 4096 * 2
+    assert estimate.least("fp32") == 4 * 3530 + 8 * 512 * 4
+
+
+@pytest.mark.parametrize(
+    ("more", "numbers"),
+    [
+        ({"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}, 2 * 2 * 32),
+        ({"n_layer": 2, "n_embd": 32, "n_head": 4}, 2 * 2 * 32),
+        ({"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}, 2 * 2 * 16),
+        ({"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "multi_query": True}, 2 * 2 * 8),
+        ({"text_config": {"num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 3, "hidden_size": 9}}, 2 * 12),
+        ({"num_hidden_layers": 2, "hidden_size": 32}, 0),
+    ],
+)
+def test_the_cache_is_that_of_the_family(tmp_path: Path, more: dict[str, Any], numbers: int) -> None:
+    header = b'{"a.weight": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}'
+    (tmp_path / "config.json").write_text(json.dumps(more))
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    estimate = estimate_folder(tmp_path)
+    assert estimate is not None
+    assert estimate.cache_numbers == numbers
+
+
+def test_damage_is_left_to_the_loader(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 20)
+    assert estimate_folder(tmp_path) is None
+    assert estimate_folder(tmp_path / "nowhere") is None
