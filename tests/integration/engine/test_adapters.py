@@ -296,6 +296,7 @@ CHANGES = {
     "use_dora": (True, "use_dora"),
     "bias": ("all", "bias"),
     "modules_to_save": (["lm_head"], "modules_to_save"),
+    "init_lora_weights": ("pissa_niter_4", "init_lora_weights"),
     "r": (5, "rank 4, and adapter_config.json says 5"),
     "lora_alpha": ("much", "lora_alpha"),
 }

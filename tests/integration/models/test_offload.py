@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.engine.choice import choose_runner
@@ -148,7 +148,8 @@ def test_the_estimate_is_what_the_weights_take(shards, precision):
 
 def test_the_estimate_of_the_default_model_is_what_it_takes():
     folder = fetch(ModelConfig()).folder
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
     assert estimate_folder(folder).weights("bf16") == sum(p.nbytes for p in model.parameters())
 
 

