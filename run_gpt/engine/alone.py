@@ -64,9 +64,9 @@ class AloneRunner:
         for run in runs:
             prompt_ids = run.row.request.prompt_ids
             if run.end < len(prompt_ids):
-                sums.append(torch.zeros(self._model.config.hidden_size, device=self._model.device))
+                sums.append(torch.zeros(self._model.config.hidden_size, device=input_device(self._model)))
                 continue
-            ids = torch.tensor([prompt_ids], device=self._model.device)
+            ids = torch.tensor([prompt_ids], device=input_device(self._model))
             with self._adapters.rows([run.adapter]):
                 states = self._model.base_model(ids).last_hidden_state[0].float()
             sums.append(states[-1] if run.row.request.pooling == "last" else states.sum(0))

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from run_gpt.devices import input_device
+
 Rows = Sequence["Lora | None"]
 
 
@@ -39,7 +41,7 @@ class Adapters:
     def add(self, lora: Lora) -> None:
         """Let rows have this adapter. Raises ValueError if a layer is not there, or has another shape."""
         self._check(lora)
-        device = self._model.device
+        device = input_device(self._model)
         self._weights[lora] = {path: (a.to(device), b.to(device)) for path, (a, b) in lora.weights.items()}
         self.refresh()
 

@@ -59,16 +59,21 @@ def choose_device_map(config: ModelConfig, device: torch.device) -> tuple[Device
 def one_at_a_time(model: Any) -> None:
     """Let one thread at a time run a split model's forward pass, so that beam search may run beside the batch.
 
-    accelerate brings the weights of an offloaded layer and takes them away again: from another thread, too.
+    accelerate brings the weights of an offloaded layer and takes them away again: from another thread, too. Embeddings
+    run the part below the output layer alone.
     """
-    forward, lock = model.forward, threading.Lock()
+    lock = threading.RLock()
+    for module in (model, model.base_model):
+        module.forward = _locked(module.forward, lock)
 
+
+def _locked(forward: Any, lock: Any) -> Any:
     @wraps(forward)
-    def locked(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         with lock:
             return forward(*args, **kwargs)
 
-    model.forward = locked
+    return run
 
 
 def parse_max_memory(limits: Mapping[Any, Any] | None) -> Memory:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.generic import GenericRunner
+from run_gpt.engine.lora import Lora
 from run_gpt.engine.request import Request
 from run_gpt.errors import ModelLoadError, SetupError
 from run_gpt.launch import start_engine
@@ -99,6 +100,37 @@ async def test_an_offloaded_model_answers_as_the_whole_one(shards, tmp_path, wis
         out = whole.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10, **more)
         assert [int(token) for token in text.split()] == [t for t in out[0, len(prompt) :].tolist() if t != 2]
     assert not list(tmp_path.iterdir())  # safetensors are read where they lie
+
+
+async def test_embeddings_and_beams_of_an_offloaded_model_take_turns(shards, tmp_path):
+    """Each brings the weights and takes them away again."""
+    split = load(config(shards, tmp_path, device_map={"": "disk"}))
+    engine = start_engine(split, decode, EngineConfig(), None)
+
+    async def embed(name):
+        request = Request(id=name, prompt_ids=(3, 4, 5, 6), max_new_tokens=0, pooling="mean")
+        return [event async for event in engine.submit(request)]
+
+    async def embed_many():
+        return [await embed(str(i)) for i in range(40)]
+
+    try:
+        many = asyncio.create_task(embed_many())
+        beams = await asyncio.gather(*(answer(engine, f"beams {i}", [3, 4, 5], num_beams=3) for i in range(8)))
+        await many
+    finally:
+        engine.shutdown()
+    assert len(set(beams)) == 1
+
+
+def test_an_adapter_of_an_offloaded_model_has_its_numbers(shards, tmp_path):
+    runner = choose_runner(load(config(shards, tmp_path, device_map={"": "disk"})).model, EngineConfig())
+    a, b = torch.ones(2, 32), torch.ones(32, 2)
+    path = "model.layers.0.self_attn.q_proj"
+    runner.add_adapter(lora := Lora("ones", {path: (a, b)}))
+    x = torch.ones(1, 1, 32)
+    with runner._adapters.rows([lora]):
+        assert torch.equal(runner._adapters(path, x, torch.zeros(1, 1, 32)), x @ a.T @ b.T)
 
 
 def test_a_map_that_need_not_split_splits_nothing(shards, tmp_path):
