@@ -132,7 +132,8 @@ def _parallel(runner: Any, followers: Followers, device: str) -> ParallelRunner:
     """The runner of the first process once all have their share; on a CPU the shares lie in the same memory."""
     followers.wait_loaded()
     shares = 1 if device == "cpu" else followers.size
-    return ParallelRunner(runner, followers.tell, followers.group, runner.cache_bytes_per_token // shares)
+    cache_bytes = runner.cache_bytes_per_token // shares
+    return ParallelRunner(runner, followers.tell, followers.group, cache_bytes, followers.kill)
 
 
 def _go_on(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel, config: EngineConfig) -> None:

@@ -82,6 +82,11 @@ class Followers:
         for rank, process in enumerate(self._processes, start=1):
             threading.Thread(target=self._watch, args=(rank, process, on_end), daemon=True).start()
 
+    def kill(self) -> None:
+        """End all of them at once; `watch` tells of it."""
+        for process in self._processes:
+            process.kill()
+
     def close(self) -> None:
         """End all of them. Blocks, for some seconds at most."""
         import torch
@@ -183,7 +188,10 @@ def main() -> None:
     """A follower: join, load, follow. What is read from stdin comes from the process that started this one."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process, which ends this one
+    # Ctrl-C, and the SIGTERM that a service manager sends to every process, are for the first one: it lets running
+    # requests finish, and then ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     words = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries that print must not be read as an answer
     calls = _calls_until_closed()

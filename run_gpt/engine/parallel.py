@@ -52,13 +52,23 @@ class _SharedStop(threading.Event):
 class ParallelRunner:
     """A ModelRunner of the first process, over its GenericRunner; `tell` sends bytes to every other one.
 
-    One call at a time: a beam search holds the batch up until it ends.
+    One call at a time: a beam search holds the batch up until it ends. A call that fails is the last one: nobody knows
+    how far the others came in it, and what they go on with would mix with the next one's numbers.
     """
 
     reuses_prefixes = True
 
-    def __init__(self, runner: GenericRunner, tell: Callable[[bytes], None], group: Any, cache_bytes_per_token: int):
-        self._runner, self._tell, self._group = runner, tell, group
+    def __init__(
+        self,
+        runner: GenericRunner,
+        tell: Callable[[bytes], None],
+        group: Any,
+        cache_bytes_per_token: int,
+        on_failure: Callable[[], None],
+    ):
+        """`on_failure` ends the other processes."""
+        self._runner, self._tell, self._group, self._on_failure = runner, tell, group, on_failure
+        self._failed = False
         self._lock = threading.Lock()
         self.cheap_tokens = runner.cheap_tokens
         self.end_ids = runner.end_ids
@@ -95,18 +105,26 @@ class ParallelRunner:
 
     def reset(self) -> None:
         """See ModelRunner."""
-        self._call("reset")
+        if not self._failed:
+            self._call("reset")
 
     def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
         """See ModelRunner."""
-        with self._lock:
-            self._tell(pickle.dumps(("beam_search", (request,))))
-            return self._runner.beam_search(request, _SharedStop(stopped, self._group))
+        answers: list[list[int]] = self._call("beam_search", request, own=(_SharedStop(stopped, self._group),))
+        return answers
 
-    def _call(self, name: str, *arguments: Any) -> Any:
+    def _call(self, name: str, *arguments: Any, own: tuple[Any, ...] = ()) -> Any:
+        """`own`: more arguments, for the runner of this process alone."""
         with self._lock:
-            self._tell(pickle.dumps((name, arguments)))
-            return getattr(self._runner, name)(*arguments)
+            if self._failed:
+                raise RuntimeError("a call of this model failed before, and its processes have ended")
+            try:
+                self._tell(pickle.dumps((name, arguments)))
+                return getattr(self._runner, name)(*arguments, *own)
+            except BaseException:
+                self._failed = True
+                self._on_failure()
+                raise
 
 
 def follow(runner: GenericRunner, calls: IO[bytes], group: Any) -> None:

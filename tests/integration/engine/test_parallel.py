@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, Ll
 
 from run_gpt import create_model
 from run_gpt.engine.request import Request
-from run_gpt.errors import SetupError, Unavailable
+from run_gpt.errors import RequestError, SetupError, Unavailable
 
 PROMPTS = [list(range(3 + i, 9 + 5 * i)) for i in range(5)]
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this is about processes that share a CPU")
@@ -91,6 +91,38 @@ async def test_a_share_that_is_killed_ends_the_engine(folder):
             await asyncio.sleep(0.01)
         with pytest.raises(Unavailable, match="dead"):
             await answer(model, "late", PROMPTS[0])
+    finally:
+        await model.aclose()
+    assert not children()
+
+
+async def test_a_call_that_fails_here_alone_ends_the_engine(folder, monkeypatch):
+    """The other process waits in the middle of it: its numbers must not become those of the next call."""
+    model = await asyncio.to_thread(split, folder)
+    try:
+        assert await answer(model, "first", PROMPTS[0])
+        layer = model._engine._runner._runner._model.model.layers[1]
+        monkeypatch.setattr(layer, "forward", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(RequestError):
+            await answer(model, "failing", PROMPTS[1])
+        monkeypatch.undo()
+        with pytest.raises(RequestError):
+            await answer(model, "late", PROMPTS[0])
+        while model.status().state != "dead":
+            await asyncio.sleep(0.01)
+    finally:
+        await model.aclose()
+    assert not children()
+
+
+async def test_a_signal_to_all_lets_running_requests_finish(folder):
+    """As a service manager ends a server: the other processes wait for the first one."""
+    model = await asyncio.to_thread(split, folder)
+    try:
+        [child] = children()
+        child.terminate()
+        assert await answer(model, "running", PROMPTS[0])
+        assert child.is_running()
     finally:
         await model.aclose()
     assert not children()
