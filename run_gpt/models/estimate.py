@@ -73,6 +73,8 @@ def estimate_folder(folder: Path) -> Estimate | None:
         shapes.pop("lm_head.weight", None)  # some files hold it twice
     counts = {"inner": 0, "outer": 0, "vectors": 0}
     for name, shape in shapes.items():
+        if len(shape) > 3:  # old checkpoints of GPT-2, GPT-J and Pythia hold their attention masks, which nobody loads
+            continue
         outer = any(part in name.lower() for part in _OUTER) and "layers." not in name and "h." not in name
         counts["vectors" if len(shape) < 2 else "outer" if outer else "inner"] += math.prod(shape)
     return Estimate(**counts, cache_numbers=_cache_numbers(config), context=_first(config, *_CONTEXTS))

@@ -96,10 +96,9 @@ def require_room_before_download(cache: ModelCache, entry: CatalogueEntry, confi
     if 0.95 * needed <= free:
         return
     fitting = [name for name in ("bit8", "bit4") if about.weights(name) < min(free, needed)][:1]
-    ways = [*(f"--precision {name}" for name in fitting)]
-    raise ModelLoadError(
-        f"{entry.name}: {refusal(needed, free, 'cpu', [*ways, '--device-map auto'])} (nothing was fetched)"
-    )
+    ways = [f"--precision {name}" for name in fitting]
+    ways.append("--device-map auto" if precision not in ("bit8", "bit4") else "--device-map auto --precision bf16")
+    raise ModelLoadError(f"{entry.name}: {refusal(needed, free, 'cpu', ways)} (nothing was fetched)")
 
 
 def startup_adapters(config: ModelConfig) -> dict[str, str]:

@@ -74,6 +74,6 @@ def _require_room(estimate: Estimate, precision: str, placement: Placement) -> N
     if placement.device.type == "mps":
         smaller = [name for name in smaller if name not in QUANTISED]
     ways = [f"--precision {name}" for name in smaller if estimate.least(name) <= free][:1]
-    if placement.device.type != "mps" and precision not in QUANTISED:
-        ways.append("--device-map auto")
+    if placement.device.type != "mps":
+        ways.append("--device-map auto" if precision not in QUANTISED else "--device-map auto --precision bf16")
     raise ModelLoadError(refusal(needed, free, where, ways))

@@ -25,7 +25,7 @@ def check(cache: Path, **wish: Any) -> None:
     [
         (8, {}, r"mistral-7b: it needs 14.5 GB, 8.0 GB free on cpu: use --precision bit8 or --device-map auto"),
         (5, {"precision": "fp32"}, "29.0 GB.*--precision bit4"),
-        (2, {"precision": "bit4"}, r"free on cpu: use --device-map auto"),
+        (2, {"precision": "bit4"}, r"free on cpu: use --device-map auto --precision bf16 \("),
         (15, {}, None),
         (14, {}, None),
         (2, {"device_map": "auto"}, None),
@@ -77,3 +77,13 @@ def test_damage_is_left_to_the_loader(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 20)
     assert estimate_folder(tmp_path) is None
     assert estimate_folder(tmp_path / "nowhere") is None
+
+
+def test_the_masks_of_old_checkpoints_count_nothing(tmp_path: Path) -> None:
+    shapes = {"wte.weight": [64, 32], "h.0.attn.bias": [1, 1, 96, 96], "h.0.attn.c_attn.weight": [32, 96]}
+    header = json.dumps({n: {"dtype": "F32", "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "config.json").write_text("{}")
+    estimate = estimate_folder(tmp_path)
+    assert estimate is not None
+    assert estimate.parameters == 64 * 32 + 32 * 96
