@@ -141,8 +141,11 @@ def _go_on(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel,
     if (built := _result(kernels, must=False)) is None:
         return
     runner = NativeRunner(loaded.model, PackedWeights.of(loaded.model, built, loaded.precision), config)
-    if engine.replace_runner(runner):
-        runner.take_over()
+    try:
+        if engine.replace_runner(runner):
+            runner.take_over()
+    except ValueError as error:  # an adapter that only the generic runner has
+        _log.warning("answers will come slower than they could: %s", error)
 
 
 def _result(kernels: "Future[Kernels]", *, must: bool) -> "Kernels | None":

@@ -141,6 +141,9 @@ def _check(config: ModelConfig) -> None:
     import torch
     from transformers import AutoConfig
 
+    from run_gpt.models.placement import choose_placement
+    from run_gpt.models.preflight import settled
+
     size = config.tensor_parallel
     if size < 1:
         raise SetupError(f"tensor_parallel = {size}: it is the number of processes, at least 1")
@@ -149,10 +152,14 @@ def _check(config: ModelConfig) -> None:
     if config.precision in ("bit8", "bit4"):
         raise SetupError(f"tensor_parallel splits plain weights: use fp32, fp16 or bf16, not {config.precision}")
     gpus = torch.cuda.device_count()
-    if config.device not in ((None, "cuda") if gpus else (None, "cpu")) or 0 < gpus < size:
+    kind = config.device and config.device.partition(":")[0]
+    if kind not in ((None, "cuda") if gpus else (None, "cpu")) or 0 < gpus < size:
         raise SetupError(f"tensor_parallel = {size}: it takes GPUs 0 to {size - 1}, or the CPU where there is no GPU")
+    folder = fetch(config).folder
+    if not gpus:  # all shares lie in the same memory
+        settled(choose_placement(config), config, folder)
     shape = AutoConfig.from_pretrained(
-        fetch(config).folder, trust_remote_code=config.trust_remote_code, local_files_only=True
+        folder, trust_remote_code=config.trust_remote_code, local_files_only=True
     ).get_text_config()
     if not getattr(shape, "base_model_tp_plan", None):
         raise SetupError(

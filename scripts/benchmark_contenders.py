@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 Ids = list[int]
@@ -87,7 +88,7 @@ class TransformersGenerate(Prompts):
         super().__init__(loaded.tokenizer)
         self.model = loaded.model
         self.name = f"transformers `generate`, {loaded.precision}"
-        self.memory, self.loading = resident_bytes() - before, peak_bytes() - before
+        self.before, self.memory, self.loading = before, resident_bytes() - before, peak_bytes() - before
 
     def streams(self, number: int, streams: int, new_tokens: int, same: bool) -> dict[str, float]:
         """Tokens per second: whole requests, and decode steps alone."""
@@ -172,7 +173,7 @@ class RunGPTEngine(Prompts):
         super().__init__(model._tokenizer)
         self.engine = model._engine
         self.name = f"RunGPT, {model.precision}" + ("" if contender.runner == "auto" else f", {contender.runner}")
-        self.memory, self.loading = resident_bytes() - before, peak_bytes() - before
+        self.before, self.memory, self.loading = before, resident_bytes() - before, peak_bytes() - before
 
     def streams(self, number: int, streams: int, new_tokens: int, same: bool) -> dict[str, float]:
         """Tokens per second: whole requests, and decode steps alone."""
@@ -257,6 +258,9 @@ def prepared(contender: Contender) -> int:
 
 def peak_bytes() -> int:
     """Most memory that this process ever had in use."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's figure is also of the process that started this one, before it became this one
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

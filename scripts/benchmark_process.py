@@ -76,7 +76,8 @@ def _serve(connection: Connection, contender: Contender) -> None:
         while True:
             method, arguments = connection.recv()
             if method == "memory":
-                sizes = {"model": loaded.memory, "loading": loaded.loading, "peak": peak_bytes()}
+                peak = peak_bytes()
+                sizes = {"model": loaded.memory, "loading": loaded.loading, "peak": peak, "grown": peak - loaded.before}
                 connection.send(({name: size / 1e6 for name, size in sizes.items()}, None))
             else:
                 connection.send((getattr(loaded, method)(**arguments), None))

@@ -1,5 +1,6 @@
-"""Keeps transformers from talking to the user's terminal during a load."""
+"""Keeps transformers and accelerate from talking to the user's terminal during a load."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +9,22 @@ from contextlib import contextmanager
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars, log lines below errors or Python warnings inside; as before afterwards."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    accelerate = logging.getLogger("accelerate")
+    levels, bars = (
+        (transformers_logging.get_verbosity(), accelerate.level),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    transformers_logging.set_verbosity_error()
+    accelerate.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(level)
+        transformers_logging.set_verbosity(levels[0])
+        accelerate.setLevel(levels[1])
         if bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
