@@ -31,7 +31,7 @@ from run_gpt.api.together import together
 from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.compiled import prepare_compiler
-from run_gpt.engine.engine import Engine
+from run_gpt.engine.interface import Engine
 from run_gpt.engine.request import SamplingParams, TokenEvent
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, ModelNotFound, SetupError
 from run_gpt.launch import packer_for, start_engine, start_kernels

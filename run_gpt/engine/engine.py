@@ -1,15 +1,15 @@
 """The engine: a thread that plans, runs and commits step after step, and the queues between it and its users."""
 
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Literal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import torch
 
 from run_gpt.config import EngineConfig
+from run_gpt.engine.errands import Errands
+from run_gpt.engine.interface import Engine, EngineStats, State
 from run_gpt.engine.lora import Lora
 from run_gpt.engine.mailbox import Mailbox
 from run_gpt.engine.request import Request, TokenEvent
@@ -19,70 +19,6 @@ from run_gpt.engine.scheduler import Outcome, Result, Row, Scheduler, StepPlan, 
 from run_gpt.engine.text import Decode, TextStream
 from run_gpt.engine.verify import choose_tokens
 from run_gpt.errors import InternalError, InvalidRequest, ModelNotFound, QueueFull, RequestError, Unavailable
-
-State = Literal["ready", "draining", "dead"]
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """What an engine is doing, and what it has done since its start (see scheduler.Counters)."""
-
-    state: State
-    running: int
-    """Sequences that are being decoded."""
-    waiting: int
-    """Sequences that wait for a place."""
-    kept: int = 0
-    """Slots that hold an ended sequence for reuse."""
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    steps: int = 0
-
-
-class Engine(ABC):
-    """Requests in, token events out. Thread-safe; `submit` may be used from any event loop."""
-
-    @abstractmethod
-    def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
-        """The events of a request, which begins to run when the iterator is first asked.
-
-        The iterator ends when each of the request's sequences had an event with a finish reason. It raises a
-        RequestError: QueueFull, Unavailable, DeadlineExceeded, InternalError. Closing it frees the request's slots.
-        """
-
-    @abstractmethod
-    def abort(self, request_id: str) -> None:
-        """End a request without a word to its consumer; an unknown id is no error."""
-
-    @abstractmethod
-    def load_adapter(self, name: str, weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Let requests name this LoRA adapter (see lora.Lora for `weights`); blocks until they can.
-
-        Raises InvalidRequest if the name is taken or the adapter does not fit, Unavailable if the engine ends.
-        """
-
-    @abstractmethod
-    def unload_adapter(self, name: str) -> None:
-        """Refuse this adapter from now on, and free it when the requests that have it have ended; blocks until then.
-
-        Raises ModelNotFound if there is none of this name, Unavailable if the engine ends before.
-        """
-
-    @property
-    @abstractmethod
-    def adapters(self) -> tuple[str, ...]:
-        """The names of the adapters that requests may name."""
-
-    @abstractmethod
-    def stats(self) -> EngineStats:
-        """What the engine is doing now."""
-
-    @abstractmethod
-    def shutdown(self, drain_seconds: float = 0.0) -> None:
-        """Take no more requests, let those that run finish for so long, end the rest with Unavailable. Blocks."""
 
 
 class BatchEngine(Engine):
@@ -116,7 +52,7 @@ class BatchEngine(Engine):
             reuse_prefixes=config.reuse_prefixes and runner.reuses_prefixes,
             cheap_tokens=self._cheap_tokens(),
         )
-        self._errands: list[tuple[Callable[[], None], Future[None]]] = []
+        self._errands = Errands()
         self._loras: dict[str, Lora] = {}
         self._lora_of: dict[str, Lora] = {}
         self._changed = threading.Condition()
@@ -238,28 +174,15 @@ class BatchEngine(Engine):
 
         Raises what that raises, and Unavailable if the engine ends before.
         """
-        done: Future[None] = Future()
         with self._changed:
-            self._errands.append((errand, done))
+            done = self._errands.add(errand)
             if self._over:
                 self._refuse_errands()
             self._changed.notify_all()
         done.result()
 
-    def _do_errands(self) -> None:
-        for errand, done in self._errands:
-            try:
-                errand()
-            except Exception as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-        self._errands.clear()
-
     def _refuse_errands(self) -> None:
-        for _, done in self._errands:
-            done.set_exception(Unavailable(f"the engine is {self._state}"))
-        self._errands.clear()
+        self._errands.refuse(Unavailable(f"the engine is {self._state}"))
 
     @property
     def _over(self) -> bool:
@@ -310,7 +233,7 @@ class BatchEngine(Engine):
                 self._changed.wait_for(lambda: self._stopping or self._errands or self.scheduler.has_work)
                 if self._stopping:
                     return
-                self._do_errands()
+                self._errands.do()
                 plan = self.scheduler.plan()
             try:
                 results, sums = self._run(plan)

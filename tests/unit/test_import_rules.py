@@ -42,7 +42,10 @@ HEAVY = ("torch", "transformers", "jina", "docarray")
 LIGHT_MODULES = (
     *("run_gpt", "run_gpt.cli", "run_gpt.client", "run_gpt.api.schema", "run_gpt.flows", "run_gpt.models"),
     "run_gpt.devices",
-    *(f"run_gpt.engine.{name}" for name in ("scheduler", "slots", "draft", "text", "request", "mailbox")),
+    *(
+        f"run_gpt.engine.{name}"
+        for name in ("scheduler", "slots", "draft", "text", "request", "mailbox", "interface", "errands")
+    ),
 )
 
 

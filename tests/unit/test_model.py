@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from run_gpt.config import ModelConfig
-from run_gpt.engine.engine import Engine, EngineStats
+from run_gpt.engine.interface import Engine, EngineStats
 from run_gpt.engine.request import TokenEvent, TokenLogprob
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from run_gpt.model import Model
