@@ -35,7 +35,8 @@ class Adapters:
     def __init__(self, model: Any):
         self._model = model
         self._weights: dict[Lora, Mapping[str, tuple[torch.Tensor, torch.Tensor]]] = {}
-        self._hooks: list[Any] = []
+        self._hooks: dict[str, tuple[nn.Module, Any]] = {}
+        """By path, the layer that is hooked, and the hook."""
         self._current = threading.local()
 
     def add(self, lora: Lora) -> None:
@@ -61,11 +62,17 @@ class Adapters:
         self.refresh()
 
     def refresh(self) -> None:
-        """Hook the layers that stand in the model now: one may have been replaced."""
-        for hook in self._hooks:
-            hook.remove()
-        paths = dict.fromkeys(path for lora in self._weights for path in lora.weights)
-        self._hooks = [self._model.get_submodule(path).register_forward_hook(self._hook(path)) for path in paths]
+        """Hook the layers that stand in the model now: one may have been replaced.
+
+        A hook that is still right stays as it is: beam search may be in the middle of a pass, in a thread of its own.
+        """
+        layers = {path: self._model.get_submodule(path) for lora in self._weights for path in lora.weights}
+        for path, (layer, hook) in list(self._hooks.items()):
+            if layers.get(path) is not layer:
+                hook.remove()
+                del self._hooks[path]
+        for path in layers.keys() - self._hooks.keys():
+            self._hooks[path] = layers[path], layers[path].register_forward_hook(self._hook(path))
 
     @contextmanager
     def rows(self, loras: Rows) -> Iterator[None]:
