@@ -11,6 +11,7 @@ MODEL_LIBRARIES = {
     "accelerate",
     "bitsandbytes",
     "gguf",
+    "llguidance",
     "peft",
     "rungpt",
     "safetensors",
