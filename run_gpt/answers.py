@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from run_gpt.api.schema import (
+from run_gpt.api.answers import (
     Answer,
     ChatChoice,
     ChatChunkChoice,
@@ -14,14 +14,13 @@ from run_gpt.api.schema import (
     Choice,
     Completion,
     Delta,
-    GenerateRequest,
     Logprobs,
     PromptTokensDetails,
-    Request,
     TokenLogprob,
     TopLogprob,
     Usage,
 )
+from run_gpt.api.schema import GenerateRequest, Request
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.request import TokenEvent
 

@@ -15,18 +15,10 @@ from typing import Any, cast
 
 from run_gpt.answers import AnswerWriter, mean_logprob
 from run_gpt.api.adapters import AdapterList, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.answers import Answer, Status
 from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedRequest
 from run_gpt.api.language_model import LanguageModel
-from run_gpt.api.schema import (
-    BASE,
-    DEFAULT_MAX_NEW_TOKENS,
-    Answer,
-    AnyRequest,
-    ChatRequest,
-    Parameters,
-    Request,
-    Status,
-)
+from run_gpt.api.schema import BASE, DEFAULT_MAX_NEW_TOKENS, AnyRequest, ChatRequest, Parameters, Request
 from run_gpt.api.together import together
 from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request

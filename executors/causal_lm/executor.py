@@ -14,6 +14,7 @@ from jina import Executor, requests
 
 from run_gpt.api import documents
 from run_gpt.api.adapters import ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.answers import ChatCompletionChunk, Completion
 from run_gpt.api.documents import (
     AdapterListDocument,
     ChatCompletionChunkDocument,
@@ -30,7 +31,7 @@ from run_gpt.api.documents import (
     WireError,
 )
 from run_gpt.api.embeddings import EmbedRequest
-from run_gpt.api.schema import AnyRequest, ChatCompletionChunk, ChatRequest, Completion, GenerateRequest
+from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 from run_gpt.api.together import together
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.errors import InternalError, RequestError, SetupError

@@ -13,7 +13,7 @@ from docarray import BaseDoc
 from docarray.proto import DocProto
 from pydantic import BaseModel, ValidationError, create_model
 
-from run_gpt.api import adapters, embeddings, schema
+from run_gpt.api import adapters, answers, embeddings, schema
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
 
 Asked = TypeVar("Asked", bound=schema.AnyRequest)
@@ -28,7 +28,7 @@ def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
     for name, info in model.model_fields.items():
         if name != "id":  # each document has one
             fields[name] = (_plain(info.annotation) | None, None)
-    if issubclass(model, schema.Answer):
+    if issubclass(model, answers.Answer):
         fields["error"] = (dict[str, Any] | None, None)
     return cast(
         "type[BaseDoc]",
@@ -55,16 +55,16 @@ def _plain(annotation: Any) -> Any:
 
 GenerateRequestDocument = _document_class(schema.GenerateRequest)
 ChatRequestDocument = _document_class(schema.ChatRequest)
-CompletionDocument = _document_class(schema.Completion)
-ChatCompletionDocument = _document_class(schema.ChatCompletion)
-ChatCompletionChunkDocument = _document_class(schema.ChatCompletionChunk)
+CompletionDocument = _document_class(answers.Completion)
+ChatCompletionDocument = _document_class(answers.ChatCompletion)
+ChatCompletionChunkDocument = _document_class(answers.ChatCompletionChunk)
 EmbedRequestDocument = _document_class(embeddings.EmbedRequest)
 EmbeddingsDocument = _document_class(embeddings.Embeddings)
 ListAdaptersRequestDocument = _document_class(adapters.ListAdaptersRequest)
 LoadAdapterRequestDocument = _document_class(adapters.LoadAdapterRequest)
 UnloadAdapterRequestDocument = _document_class(adapters.UnloadAdapterRequest)
 AdapterListDocument = _document_class(adapters.AdapterList)
-StatusDocument = _document_class(schema.Status)
+StatusDocument = _document_class(answers.Status)
 
 _DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
     embeddings.EmbedRequest: EmbedRequestDocument,
@@ -75,10 +75,10 @@ _DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
     adapters.AdapterList: AdapterListDocument,
     schema.GenerateRequest: GenerateRequestDocument,
     schema.ChatRequest: ChatRequestDocument,
-    schema.Completion: CompletionDocument,
-    schema.ChatCompletion: ChatCompletionDocument,
-    schema.ChatCompletionChunk: ChatCompletionChunkDocument,
-    schema.Status: StatusDocument,
+    answers.Completion: CompletionDocument,
+    answers.ChatCompletion: ChatCompletionDocument,
+    answers.ChatCompletionChunk: ChatCompletionChunkDocument,
+    answers.Status: StatusDocument,
 }
 
 
@@ -114,17 +114,17 @@ def document_to_request(model: type[Asked], document: BaseDoc, *, stream: bool =
     return model.parse(fields, stream=stream)
 
 
-def answer_to_document(answer: schema.Answer) -> BaseDoc:
+def answer_to_document(answer: answers.Answer) -> BaseDoc:
     """The document of an answer or of one event of a stream."""
     return document_class(type(answer))(**answer.model_dump())
 
 
-def error_to_document(model: type[schema.Answer], error: RequestError) -> BaseDoc:
+def error_to_document(model: type[answers.Answer], error: RequestError) -> BaseDoc:
     """The last document of a stream that failed."""
     return document_class(model)(error=error.to_dict())
 
 
-def document_to_answer(model: type[schema.AnyAnswer], document: BaseDoc) -> schema.AnyAnswer:
+def document_to_answer(model: type[answers.AnyAnswer], document: BaseDoc) -> answers.AnyAnswer:
     """The answer that a document carries. Raises the RequestError that it carries instead.
 
     An empty document is what Jina gives back where an Executor failed without a word: an InternalError.

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from run_gpt.api.schema import ADAPTER, Answer, AnyRequest, NonEmpty, Text
+from run_gpt.api.answers import Answer
+from run_gpt.api.schema import ADAPTER, AnyRequest, NonEmpty, Text
 
 MAX_TEXTS = 1024
 

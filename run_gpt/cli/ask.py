@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from run_gpt.api.answers import Answer
 from run_gpt.api.embeddings import EmbedRequest
-from run_gpt.api.schema import Answer, ChatRequest, GenerateRequest, Parameters
+from run_gpt.api.schema import ChatRequest, GenerateRequest, Parameters
 from run_gpt.cli import options
 from run_gpt.errors import RequestError, SetupError
 

@@ -3,16 +3,9 @@
 from dataclasses import dataclass
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.answers import Answer, ChatCompletion, ChatCompletionChunk, Completion
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
-from run_gpt.api.schema import (
-    Answer,
-    AnyRequest,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatRequest,
-    Completion,
-    GenerateRequest,
-)
+from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from run_gpt.api.schema import Answer
+from run_gpt.api.answers import Answer
 from run_gpt.errors import (
     InternalError,
     InvalidRequest,

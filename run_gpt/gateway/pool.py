@@ -13,7 +13,8 @@ from typing import Any, cast
 import grpc
 
 from run_gpt.api import documents
-from run_gpt.api.schema import Answer, AnyRequest, Request
+from run_gpt.api.answers import Answer
+from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.errors import DeadlineExceeded, InternalError, RequestError, Unavailable
 from run_gpt.gateway.adapters import AdapterChanges
 from run_gpt.gateway.endpoints import Endpoint, endpoint_of

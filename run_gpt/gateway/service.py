@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
-from run_gpt.api.schema import Answer, AnyRequest, Request
+from run_gpt.api.answers import Answer
+from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import Forbidden, ModelNotFound, Unavailable
 from run_gpt.gateway.adapters import Change

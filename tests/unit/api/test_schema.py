@@ -2,7 +2,8 @@
 
 import pytest
 
-from run_gpt.api.schema import ChatRequest, Choice, Completion, GenerateRequest, PromptTokensDetails, Usage
+from run_gpt.api.answers import Choice, Completion, PromptTokensDetails, Usage
+from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.errors import InvalidRequest
 
 
