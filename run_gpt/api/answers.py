@@ -2,9 +2,17 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, Field
 
-FinishReason = Literal["stop", "length"]
+from run_gpt.api.chat import ToolCall
+
+
+def absent() -> Any:
+    """A field that is left out of the wire's JSON when it is None; one without this stays there as null."""
+    return Field(None, exclude_if=lambda value: value is None)
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class TopLogprob(BaseModel):
@@ -12,16 +20,22 @@ class TopLogprob(BaseModel):
 
     token: str
     logprob: float
+    bytes: list[int] | None = absent()
+    """Its bytes in UTF-8: a token may be a part of a character."""
 
 
-class TokenLogprob(TopLogprob):
-    """A token of the answer, its log-probability before any penalty or temperature, and the likeliest tokens."""
+class TokenLogprob(BaseModel):
+    """A token, its log-probability before any penalty or temperature, and the likeliest tokens."""
 
+    token: str
+    logprob: float | None
+    """None for the first token of a prompt, which nothing comes before."""
+    bytes: list[int] | None = absent()
     top_logprobs: list[TopLogprob]
 
 
 class Logprobs(BaseModel):
-    """The log-probabilities of the tokens of one choice, in OpenAI's chat shape."""
+    """The log-probabilities of the tokens of one choice, in OpenAI's chat shape; with `echo`, the prompt's first."""
 
     content: list[TokenLogprob]
 
@@ -51,21 +65,40 @@ class Choice(BaseModel):
     index: int
     text: str
     finish_reason: FinishReason | None = None
-    logprobs: Logprobs | None = None
+    logprobs: Logprobs | None = absent()
 
 
 class ChatMessage(BaseModel):
     """The answer to a chat."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """None for an answer that is nothing but calls."""
+    tool_calls: list[ToolCall] | None = absent()
+
+
+class FunctionDelta(BaseModel):
+    """What is new of a call: its name, or a piece of its arguments."""
+
+    name: str | None = absent()
+    arguments: str | None = absent()
+
+
+class ToolCallDelta(BaseModel):
+    """What is new of a call: first its id, type and name, then the pieces of its arguments."""
+
+    index: int
+    id: str | None = absent()
+    type: Literal["function"] | None = absent()
+    function: FunctionDelta
 
 
 class Delta(BaseModel):
     """What is new of the answer to a chat; `role` comes first, alone or with the first text."""
 
-    role: Literal["assistant"] | None = None
-    content: str | None = None
+    role: Literal["assistant"] | None = absent()
+    content: str | None = absent()
+    tool_calls: list[ToolCallDelta] | None = absent()
 
 
 class ChatChoice(BaseModel):
@@ -74,7 +107,7 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
     finish_reason: FinishReason | None = None
-    logprobs: Logprobs | None = None
+    logprobs: Logprobs | None = absent()
 
 
 class ChatChunkChoice(BaseModel):
@@ -83,7 +116,7 @@ class ChatChunkChoice(BaseModel):
     index: int
     delta: Delta
     finish_reason: FinishReason | None = None
-    logprobs: Logprobs | None = None
+    logprobs: Logprobs | None = absent()
 
 
 class Answer(BaseModel):
@@ -94,8 +127,8 @@ class Answer(BaseModel):
     model: str
 
     def to_json(self) -> str:
-        """The wire's JSON: fields that do not apply are left out, an unknown `finish_reason` stays as null."""
-        return self.model_dump_json(exclude=_absent(self))
+        """The wire's JSON."""
+        return self.model_dump_json()
 
 
 class Generation(Answer):
@@ -117,7 +150,7 @@ class Completion(Generation):
 
     object: Literal["text_completion"] = "text_completion"
     choices: list[Choice]
-    prompt: str | None = None
+    prompt: str | None = absent()
 
     @property
     def text(self) -> str:
@@ -132,7 +165,7 @@ class ChatCompletion(Generation):
 
     @property
     def text(self) -> str:
-        return self.choices[0].message.content if self.choices else ""
+        return (self.choices[0].message.content or "") if self.choices else ""
 
 
 class ChatCompletionChunk(Generation):
@@ -158,17 +191,3 @@ class Status(BaseModel):
 
 
 AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
-
-
-def _absent(answer: Answer) -> dict[str, Any]:
-    """What `model_dump_json(exclude=...)` leaves out: None values, but not `finish_reason`."""
-    choices: dict[int, Any] = {}
-    for i, choice in enumerate(getattr(answer, "choices", ())):
-        left_out: dict[str, Any] = {} if choice.logprobs else {"logprobs": True}
-        if isinstance(choice, ChatChunkChoice):
-            left_out["delta"] = {name for name in ("role", "content") if getattr(choice.delta, name) is None}
-        choices[i] = left_out
-    absent: dict[str, Any] = {"choices": choices}
-    if getattr(answer, "prompt", "") is None:
-        absent["prompt"] = True
-    return absent

@@ -14,6 +14,7 @@ from docarray.proto import DocProto
 from pydantic import BaseModel, ValidationError, create_model
 
 from run_gpt.api import adapters, answers, embeddings, schema
+from run_gpt.api.values import DOCUMENT
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
 
 Asked = TypeVar("Asked", bound=schema.AnyRequest)
@@ -40,8 +41,8 @@ def _plain(annotation: Any) -> Any:
     """The builtin type that carries a schema's annotation in a document."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        kinds = [_plain(arg) for arg in args if arg is not NoneType]
-        return next((kind for kind in kinds if get_origin(kind) is list), kinds[0])
+        kinds = {_plain(arg) for arg in args if arg is not NoneType}
+        return kinds.pop() if len(kinds) == 1 else Any
     if origin is Literal:
         return str
     if origin is list:
@@ -89,7 +90,7 @@ def document_class(model: type[BaseModel]) -> type[BaseDoc]:
 
 def request_to_document(request: schema.AnyRequest) -> BaseDoc:
     """The document of a checked request."""
-    return document_class(type(request))(**request.model_dump(exclude_none=True))
+    return document_class(type(request))(**request.model_dump(exclude_none=True, context=DOCUMENT))
 
 
 def message_to_request(model: type[Asked], message: DocProto, *, stream: bool = False) -> Asked:
