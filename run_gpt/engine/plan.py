@@ -32,6 +32,8 @@ class Row:
     """Its slot; None while it waits. An ended row keeps it, for a step may still be running there."""
     sums: tuple[float, ...] = ()
     """Of an embedding: the hidden states so far."""
+    scores: list[TokenLogprob] = field(default_factory=list)
+    """Of its prompt's tokens from the second on, as many as have been scored; see `scores_prompt`."""
     cached: int = 0
     """Tokens of its prompt that it did not run, for a slot held them."""
     ended: bool = False
@@ -43,6 +45,11 @@ class Row:
     def answered(self) -> int:
         """Tokens of the answer so far."""
         return len(self.history) - len(self.request.prompt_ids)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether its prompt's tokens get scores when they are run: the first sequence makes them, once for all."""
+        return self.request.prompt_logprobs is not None and self.first is None and not self.answered
 
     @property
     def prefilled(self) -> bool:
@@ -60,6 +67,8 @@ class Run:
     token_ids: tuple[int, ...]
     wanted: int
     """Of how many of the last tokens the logits are wanted: 0 for a part that is not the prompt's last."""
+    scored: int = 0
+    """How many of these, the first ones, score the token of the prompt that follows; the others choose new tokens."""
 
     @property
     def slot(self) -> int:
@@ -83,9 +92,14 @@ class Run:
         return self.start + len(self.token_ids)
 
     @property
+    def choosing(self) -> int:
+        """Of how many of the last tokens the logits choose new tokens: none, or one more than are drafted."""
+        return self.wanted - self.scored
+
+    @property
     def drafted(self) -> tuple[int, ...]:
         """What was drafted after the row's last token; the logits of each token but the last one judge the next."""
-        return self.token_ids[len(self.token_ids) - self.wanted + 1 :] if self.wanted else ()
+        return self.token_ids[len(self.token_ids) - self.choosing + 1 :] if self.choosing else ()
 
 
 @dataclass(frozen=True)
@@ -122,5 +136,7 @@ class Counters:
 
 Outcome = TokenEvent | RequestError
 Result = Sequence[Sampled] | RequestError
+Scores = Sequence[TokenLogprob] | RequestError
+"""Of the prompt's tokens that a run scores."""
 Sums = Sequence[float]
 """Of the hidden states of a run's tokens."""

@@ -16,12 +16,13 @@ from run_gpt.errors import InternalError, RequestError
 
 
 def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -> list[Result]:
-    """For each run with `wanted` > 0 its tokens, one more than drafts were right, or the error that ends its row.
+    """For each run with `choosing` > 0 its tokens, one more than drafts were right, or the error that ends its row.
 
     `logits`: [sum of the runs' `wanted`, vocabulary]. One pass for each place in the drafts, over all rows together.
     """
-    runs = [run for run in runs if run.wanted]
-    offsets = [end - run.wanted for end, run in zip(accumulate(run.wanted for run in runs), runs, strict=True)]
+    ends = accumulate(run.wanted for run in runs)
+    offsets = [end - run.choosing for end, run in zip(ends, runs, strict=True) if run.choosing]
+    runs = [run for run in runs if run.choosing]
     results: list[list[Sampled]] = [[] for _ in runs]
     errors: dict[int, RequestError] = {}
     going, place = list(range(len(runs))), 0
