@@ -107,10 +107,11 @@ class ToolParser(Scanner):
         """Read text up to `marker`, which is then held; False at the end."""
         while self.char:
             if self.char != marker[0]:
-                yield from self.take()
+                yield from self.take(self._show)
             elif (yield from self.literal(marker)):
                 return True
-            self.show()
+            else:
+                self.show()
         return False
 
     def objects(self) -> Scan[None]:
@@ -223,12 +224,14 @@ class ToolParser(Scanner):
         if text and (self._parallel or self._calls == 1):
             self._pieces.append(ArgumentsPiece(self._calls - 1, text))
 
+    def _show(self, _: str) -> None:
+        self.show()
+
     def _whole(self) -> Scan[None]:
         self.char = yield
         yield from self.answer()
         while self.char:
-            yield from self.take()
-            self.show()
+            yield from self.take(self._show)
         self._pieces.extend(TextPiece(text) for text in self._blanks)
 
     def _new(self) -> list[Piece]:

@@ -1,9 +1,12 @@
 """Reads JSON character by character, holding what it took until it is known what that was."""
 
 import json
+import re
 import string
 from collections.abc import Callable, Generator
 from typing import TypeVar
+
+_HALF = re.compile(r"\\u[dD][89abAB]..")  # the first of two escapes that are one character
 
 T = TypeVar("T")
 Scan = Generator[None, str, T]
@@ -23,11 +26,13 @@ class Scanner:
         self.char = ""
         self.held: list[str] = []
 
-    def take(self) -> Scan[str]:
-        """Take the next character; empty at the end."""
+    def take(self, give: Give | None = None) -> Scan[str]:
+        """Take the next character; empty at the end. `give` has it before the one after it is waited for."""
         char = self.char
         if char:
             self.held.append(char)
+            if give is not None:
+                give(char)
             self.char = yield
         return char
 
@@ -72,14 +77,13 @@ class Scanner:
             yield from self._nested(give, end)
         else:
             while self.char and self.char not in f",}}]{end}" and not self.char.isspace():
-                give((yield from self.take()))
+                yield from self.take(give)
 
     def _nested(self, give: Give, end: str) -> Scan[None]:
         """Take all up to the bracket that closes the first one."""
         depth, quoted, escaped = 0, False, False
         while self.char and (quoted or self.char != end):
-            char = yield from self.take()
-            give(char)
+            char = yield from self.take(give)
             if quoted:
                 quoted, escaped = escaped or char != '"', char == "\\" and not escaped
             elif char == '"':
@@ -95,19 +99,21 @@ class Scanner:
         """Take a string, and hand its text on."""
         yield from self.take()
         while self.char and self.char != '"':
-            give((yield from (self._escapes() if self.char == "\\" else self.take())))
+            if self.char == "\\":
+                give((yield from self._escapes()))
+            else:
+                yield from self.take(give)
         yield from self.take()
 
     def _escapes(self) -> Scan[str]:
-        """Take a run of escapes, since two of them may be one character; their text, or they themselves if unknown."""
-        raw = ""
-        while self.char == "\\":
-            raw += yield from self.take()
-            letter = yield from self.take()
-            raw += letter
-            for _ in range(4 if letter == "u" else 0):
-                if self.char and self.char in string.hexdigits:
-                    raw += yield from self.take()
+        """Take an escape, and those that may belong to it; their text, or they themselves if they mean nothing."""
+        taken: list[str] = []
+        while self.char == "\\" and (not taken or _HALF.fullmatch(taken[-1])):
+            escape = (yield from self.take()) + (yield from self.take())
+            while self.char and escape[1:2] == "u" and len(escape) < 6 and self.char in string.hexdigits:
+                escape += yield from self.take()
+            taken.append(escape)
+        raw = "".join(taken)
         try:
             text = str(json.loads(f'"{raw}"'))
         except ValueError:
