@@ -10,39 +10,30 @@ import numpy as np
 from families import copied_tokenizer
 from tokenizers import AddedToken
 
-from run_gpt.models.tools import ArgumentsPiece, CallPiece, Function, Piece, TextPiece
+from run_gpt.models.tools import ArgumentsPiece, CallPiece, Function, Piece, TextPiece, joined
 from run_gpt.models.tools.formats import FORMATS, JSON, ToolFormat
 
 # As Qwen 2.5 and Hermes write it.
 HERMES = """
-{%- if tools %}<|im_start|>system
-{% if messages[0].role == 'system' %}{{ messages[0].content }}
-
-{% endif %}<tools>{% for tool in tools %}
-{{ tool | tojson }}{% endfor %}
-</tools>
-<tool_call>
-{"name": <function-name>, "arguments": <args-json-object>}
-</tool_call><|im_end|>
-{% elif messages[0].role == 'system' %}<|im_start|>system
-{{ messages[0].content }}<|im_end|>
-{% endif %}
+{%- if tools %}{{- '<|im_start|>system\\n' }}
+{%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{% endif %}{{- '<tools>' }}
+{%- for tool in tools %}{{- '\\n' }}{{- tool | tojson }}{% endfor %}
+{{- '\\n</tools>\\n<tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>' }}
+{{- '<|im_end|>\\n' }}
+{%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
 {%- for message in messages %}
-{%- if message.role == 'user' %}<|im_start|>user
-{{ message.content }}<|im_end|>
-{% elif message.role == 'assistant' %}<|im_start|>assistant{% if message.content %}
-{{ message.content }}{% endif %}{% for call in message.tool_calls %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>{% endfor %}<|im_end|>
-{% elif message.role == 'tool' %}
-{%- if messages[loop.index0 - 1].role != 'tool' %}<|im_start|>user{% endif %}
-<tool_response>
-{{ message.content }}
-</tool_response>{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>
-{% endif %}{% endif %}{% endfor %}
-{%- if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
+{%- if message.role == 'user' %}{{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
+{%- elif message.role == 'assistant' %}{{- '<|im_start|>assistant' }}
+{%- if message.content %}{{- '\\n' + message.content }}{% endif %}
+{%- for call in message.tool_calls %}{{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}{% endfor %}{{- '<|im_end|>\\n' }}
+{%- elif message.role == 'tool' %}
+{%- if messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{% endif %}
+{{- '\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\\n' }}{% endif %}
+{%- endif %}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
 
 # As Mistral 7B v0.3: roles take turns, ids have 9 characters.
 MISTRAL = """
@@ -148,17 +139,21 @@ class Matcher:
         matcher = self.start(grammar)
         return matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_accepting()
 
+    def allowed(self, matcher: Any) -> list[int]:
+        """The tokens that may come next."""
+        mask = llguidance.numpy.allocate_token_bitmask(1, self._size)
+        llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
+        return list(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: self._size]).tolist())
+
     def sample(self, grammar: str, choose: random.Random, limit: int = 600) -> list[int]:
         """An answer of tokens chosen at random among those that are allowed; it ends as soon as it may."""
         matcher = self.start(grammar)
-        mask = llguidance.numpy.allocate_token_bitmask(1, self._size)
         ids: list[int] = []
         while not matcher.is_stopped():
-            llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
-            allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: self._size])
+            allowed = self.allowed(matcher)
             if self._end in allowed and choose.random() < 0.7:
                 break
-            token = int(choose.choice([i for i in allowed.tolist() if i != self._end]))
+            token = choose.choice([i for i in allowed if i != self._end])
             assert matcher.consume_token(token)
             ids.append(token)
             assert len(ids) < limit, "the grammar does not come to an end"
@@ -172,8 +167,6 @@ def whole(row: ToolFormat, functions: list[Function], text: str, *, parallel: bo
 
 def in_chunks(row: ToolFormat, functions: list[Function], chunks: list[str], *, parallel: bool = True) -> list[Piece]:
     """The pieces of an answer that comes bit by bit."""
-    from run_gpt.models.tools import joined
-
     parser = row.parser(functions, parallel=parallel)
     pieces = [piece for chunk in chunks for piece in parser.push(chunk)]
     pieces += parser.finish()

@@ -35,7 +35,8 @@ class CallForm:
         texts = [f"{self.name}{self._named(name)}{self.arguments}{arguments}{self.end}" for name, arguments in calls]
         if self.single_is_bare and len(texts) == 1:
             return texts[0]
-        return f"{self.first}{(self.between or ' ').join(texts)}{self.last}"
+        between = "; " if self.between is None else self.between
+        return f"{self.first}{between.join(texts)}{self.last}"
 
     def lark(self, functions: Sequence[Function], tokens: Mapping[str, int], *, several: bool) -> str:
         """llguidance's Lark grammar of a call of one of `functions`, or of one or more.
