@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from run_gpt.models.tools.answers import HermesParser, JsonParser, LlamaParser, MistralParser
 from run_gpt.models.tools.function import Function
 from run_gpt.models.tools.grammar import CallForm, chosen
 from run_gpt.models.tools.parser import ToolParser
+from run_gpt.models.tools.parsers import HermesParser, JsonParser, LlamaParser, MistralParser
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from run_gpt.errors import InvalidRequest
@@ -31,7 +32,7 @@ def native_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat)
 
     Raises InvalidRequest for arguments that are no JSON object and for results of calls that were not made.
     """
-    names = _names(messages)
+    names: dict[str, str] = {}
     shorten = _short_id if tool_format.short_ids else str
     turns = []
     for i, message in enumerate(messages):
@@ -40,6 +41,7 @@ def native_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat)
             call = _call_of(message, names, i)
             turn.update(tool_call_id=shorten(call), name=message.get("name") or names[call])
         elif message.get("tool_calls"):
+            names |= _names(message)
             turn["tool_calls"] = [
                 {"id": shorten(call["id"]), "type": "function", "function": _as_object(call["function"], i)}
                 for call in message["tool_calls"]
@@ -54,7 +56,7 @@ def plain_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) 
     Results and what the user says after them are one turn, since many templates want the roles to take turns. Raises
     InvalidRequest as `native_turns`.
     """
-    names = _names(messages)
+    names: dict[str, str] = {}
     turns: list[Message] = []
     after_result = False
     for i, message in enumerate(messages):
@@ -63,6 +65,7 @@ def plain_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) 
         if is_result:
             role, content = "user", f"Result of {names[_call_of(message, names, i)]}: {content}"
         elif message.get("tool_calls"):
+            names |= _names(message)
             content = "\n".join(filter(None, (content, _written(message["tool_calls"], tool_format, i))))
         if after_result and role == "user":
             turns[-1]["content"] += f"\n{content}"
@@ -97,13 +100,12 @@ def in_user_turn(turns: Sequence[Message], text: str) -> list[Message]:
     at = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
     if at is None:
         return [*turns, {"role": "user", "content": text}]
-    return [*turns[:at], {"role": "user", "content": f"{text}\n\n{turns[at]['content']}"}, *turns[at + 1 :]]
+    return [*turns[:at], {**turns[at], "content": f"{text}\n\n{turns[at]['content']}"}, *turns[at + 1 :]]
 
 
-def _names(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The name of the function that each call calls, by the call's id."""
-    calls = [call for message in messages for call in message.get("tool_calls") or ()]
-    return {call["id"]: call["function"]["name"] for call in calls}
+def _names(message: Mapping[str, Any]) -> dict[str, str]:
+    """The name of the function that each call calls, by the call's id; clients give ids anew in later turns."""
+    return {call["id"]: call["function"]["name"] for call in message["tool_calls"]}
 
 
 def _call_of(message: Mapping[str, Any], names: Mapping[str, str], at: int) -> str:
@@ -141,13 +143,18 @@ def _short_id(call: str) -> str:
 def _one_by_one(turns: Sequence[Message]) -> list[Message]:
     """Turns with several calls as turns with one call each, each followed by its result."""
     split: list[Message] = []
-    results = {turn["tool_call_id"]: turn for turn in turns if turn["role"] == "tool"}
-    for turn in turns:
+    left = list(turns)
+    while left:
+        turn = left.pop(0)
         calls = turn.get("tool_calls", ())
-        for i, call in enumerate(calls):
-            split.append({**turn, "content": "" if i else turn["content"], "tool_calls": [call]})
-            if call["id"] in results:
-                split.append(results[call["id"]])
-        if not calls and turn["role"] != "tool":
+        if len(calls) < 2:
             split.append(turn)
+            continue
+        results = list(takewhile(lambda later: later["role"] == "tool", left))
+        del left[: len(results)]
+        for i, call in enumerate(calls):
+            own = [result for result in results if result["tool_call_id"] == call["id"]]
+            results = [result for result in results if result not in own]
+            split += [{**turn, "content": "" if i else turn["content"], "tool_calls": [call]}, *own]
+        split += results
     return split

@@ -2,11 +2,14 @@
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from families import as_sentencepiece_files, copied_tokenizer
 from tool_models import ANYTHING, CLOCK, NAMES, WEATHER, Matcher, calls, content, tool_tokenizer, whole
+from transformers import AutoTokenizer
 
 from run_gpt.errors import InvalidRequest
 from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
@@ -124,3 +127,15 @@ def test_markers_are_letters_where_the_tokenizer_has_no_token_for_them() -> None
     assert (row.name, row.visible) == ("hermes", ())
     ids = tokenizer.encode(row.form.write([PARIS]), add_special_tokens=False)
     assert Matcher(tokenizer).accepts(row.grammar(FUNCTIONS), ids)
+
+
+def test_sentencepiece_spells_calls_too(tmp_path: Path) -> None:
+    """Mistral 7B's tokenizer is of this kind: it writes spaces, and drops one at the beginning of a text."""
+    copied_tokenizer().save_pretrained(tmp_path)
+    as_sentencepiece_files(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_tokens(["[TOOL_CALLS]"], special_tokens=True)
+    row = find_tool_format(tool_template(tool_tokenizer("mistral")), tokenizer)
+    ids = tokenizer.encode(row.form.write([PARIS]), add_special_tokens=False)
+    assert Matcher(tokenizer).accepts(row.grammar(FUNCTIONS), ids)
+    assert calls(whole(row, FUNCTIONS, visible_decode(tokenizer, row.visible)(ids))) == [PARIS]

@@ -93,6 +93,26 @@ def test_llama_has_one_call_in_a_turn() -> None:
     assert '{"type": "function", "function": {"name": "get_weather", "description": "Look up' in text
 
 
+def test_ids_may_be_given_anew_in_later_turns() -> None:
+    again = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call("call_1")]},
+        {**RESULT, "content": "noon"},
+    ]
+    assert prompt("json", [*CHAT, *again]).count("Result of clock: noon") == 1
+    text = prompt("llama", [*TWICE[:4], *again])
+    assert [line for line in text.splitlines() if line.startswith("<ipython>")] == [
+        "<ipython>21",
+        "<ipython>noon",
+        "<ipython>noon",
+    ]
+
+
+@pytest.mark.parametrize("name", ["hermes", "llama", "json"])  # Mistral's templates refuse it
+def test_a_late_result_is_kept(name: str) -> None:
+    assert prompt(name, [*TWICE[:3], USER, TWICE[3]]).count("noon") == 1
+
+
 @pytest.mark.parametrize(("name", "space"), [("mistral", " "), ("mistral-nemo", "")])
 def test_mistral_has_ids_of_nine_characters(name: str, space: str) -> None:
     text = prompt(name, [*CHAT, {"role": "assistant", "content": "Yes."}])
