@@ -38,10 +38,11 @@ RULES: dict[str, set[str]] = {
 RULES["cli"] = set(RULES)
 RULES["__init__"] = {"model", "client"} | BASE
 
-HEAVY = ("torch", "transformers", "jina", "docarray")
+HEAVY = ("torch", "transformers", "jina", "docarray", "llguidance")
 LIGHT_MODULES = (
     *("run_gpt", "run_gpt.cli", "run_gpt.client", "run_gpt.api.schema", "run_gpt.flows", "run_gpt.models"),
     "run_gpt.devices",
+    "run_gpt.models.tools",
     *(
         f"run_gpt.engine.{name}"
         for name in ("scheduler", "slots", "draft", "text", "request", "mailbox", "interface", "errands")
