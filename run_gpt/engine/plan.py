@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from run_gpt.engine.draft import PromptLookup
+from run_gpt.engine.grammar import GrammarState
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
 from run_gpt.engine.slots import Copy, Slot, token_array
 from run_gpt.engine.text import TextStream
@@ -27,6 +28,8 @@ class Row:
     """The first sequence of its request, whose prompt it shares; None for the first itself."""
     history: "array[int]" = field(init=False)
     """Prompt and answer so far."""
+    grammar: GrammarState | None = field(init=False)
+    """Where it is in its grammar, if it has one."""
     drafts: PromptLookup = field(default_factory=PromptLookup)
     place: Slot | None = None
     """Its slot; None while it waits. An ended row keeps it, for a step may still be running there."""
@@ -40,6 +43,7 @@ class Row:
 
     def __post_init__(self) -> None:
         self.history = token_array(self.request.prompt_ids)
+        self.grammar = GrammarState(self.request.grammar) if self.request.grammar else None
 
     @property
     def answered(self) -> int:

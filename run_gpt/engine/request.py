@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from run_gpt.engine.grammar import Grammar
+
 FinishReason = Literal["stop", "length"]
 Pooling = Literal["mean", "last"]
 
@@ -45,6 +47,9 @@ class Request:
     length_penalty: float = 1.0
     adapter: str | None = None
     """The name of a loaded LoRA adapter; None: the model itself."""
+    grammar: Grammar | None = None
+    """What the answer must be; each sequence follows it by itself. Not with beam search, `min_new_tokens` or
+    `no_repeat_ngram_size`, which may want what it forbids: who makes the request refuses these."""
     pooling: Pooling | None = None
     """Set: no answer, but an embedding of the prompt, of all its tokens or of the last one; `max_new_tokens` is 0."""
     prompt_logprobs: int | None = None

@@ -38,7 +38,8 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -
                 errors[i] = token
                 continue
             results[i].append(token)
-            if runs[i].drafted[place : place + 1] == (token.token_id,):
+            # After the end of a row nothing is chosen, even if more was drafted: a grammar has nothing for it.
+            if runs[i].drafted[place : place + 1] == (token.token_id,) and token.token_id not in sampler.end_ids:
                 right.append(i)
         going, place = right, place + 1
     return [errors.get(i, result) for i, result in enumerate(results)]
@@ -50,10 +51,10 @@ def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
 
 
 def _sample(sampler: Sampler, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:
-    """A token for each position; a row whose parameters break the sampler fails alone."""
+    """A token for each position; a row whose parameters or grammar break the sampler fails alone."""
     try:
         return sampler(logits, positions)
     except Exception as error:
         if len(positions) == 1:
-            return [InternalError(f"sampling failed: {error}")]
+            return [error if isinstance(error, RequestError) else InternalError(f"sampling failed: {error}")]
         return [_sample(sampler, logits[i : i + 1], [at])[0] for i, at in enumerate(positions)]
