@@ -119,16 +119,20 @@ class ChatChunkChoice(BaseModel):
     logprobs: Logprobs | None = absent()
 
 
-class Answer(BaseModel):
-    """What every answer and every event of a stream has."""
-
-    id: str
-    created: int
-    model: str
+class Body(BaseModel):
+    """What goes over the wire: an answer, or an event of a stream."""
 
     def to_json(self) -> str:
         """The wire's JSON."""
         return self.model_dump_json()
+
+
+class Answer(Body):
+    """What every answer of a model has, and every event of its streams."""
+
+    id: str
+    created: int
+    model: str
 
 
 class Generation(Answer):
@@ -188,6 +192,8 @@ class Status(BaseModel):
     """Sequences that are being decoded."""
     waiting: int
     """Sequences that wait for a place."""
+    context_length: int | None = None
+    """Tokens of prompt and answer together that the model holds."""
 
 
 AnyAnswer = TypeVar("AnyAnswer", bound=Answer)

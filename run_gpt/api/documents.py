@@ -13,7 +13,7 @@ from docarray import BaseDoc
 from docarray.proto import DocProto
 from pydantic import BaseModel, ValidationError, create_model
 
-from run_gpt.api import adapters, answers, embeddings, schema
+from run_gpt.api import adapters, answers, embeddings, schema, tokens
 from run_gpt.api.values import DOCUMENT
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
 
@@ -29,7 +29,7 @@ def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
     for name, info in model.model_fields.items():
         if name != "id":  # each document has one
             fields[name] = (_plain(info.annotation) | None, None)
-    if issubclass(model, answers.Answer):
+    if issubclass(model, answers.Body):
         fields["error"] = (dict[str, Any] | None, None)
     return cast(
         "type[BaseDoc]",
@@ -61,6 +61,10 @@ ChatCompletionDocument = _document_class(answers.ChatCompletion)
 ChatCompletionChunkDocument = _document_class(answers.ChatCompletionChunk)
 EmbedRequestDocument = _document_class(embeddings.EmbedRequest)
 EmbeddingsDocument = _document_class(embeddings.Embeddings)
+TokenizeRequestDocument = _document_class(tokens.TokenizeRequest)
+TokensDocument = _document_class(tokens.Tokens)
+DetokenizeRequestDocument = _document_class(tokens.DetokenizeRequest)
+DetokenizedTextDocument = _document_class(tokens.DetokenizedText)
 ListAdaptersRequestDocument = _document_class(adapters.ListAdaptersRequest)
 LoadAdapterRequestDocument = _document_class(adapters.LoadAdapterRequest)
 UnloadAdapterRequestDocument = _document_class(adapters.UnloadAdapterRequest)
@@ -68,23 +72,29 @@ AdapterListDocument = _document_class(adapters.AdapterList)
 StatusDocument = _document_class(answers.Status)
 
 _DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
-    embeddings.EmbedRequest: EmbedRequestDocument,
-    embeddings.Embeddings: EmbeddingsDocument,
-    adapters.ListAdaptersRequest: ListAdaptersRequestDocument,
-    adapters.LoadAdapterRequest: LoadAdapterRequestDocument,
-    adapters.UnloadAdapterRequest: UnloadAdapterRequestDocument,
-    adapters.AdapterList: AdapterListDocument,
     schema.GenerateRequest: GenerateRequestDocument,
     schema.ChatRequest: ChatRequestDocument,
     answers.Completion: CompletionDocument,
     answers.ChatCompletion: ChatCompletionDocument,
     answers.ChatCompletionChunk: ChatCompletionChunkDocument,
+    embeddings.EmbedRequest: EmbedRequestDocument,
+    embeddings.Embeddings: EmbeddingsDocument,
+    tokens.TokenizeRequest: TokenizeRequestDocument,
+    tokens.Tokens: TokensDocument,
+    tokens.DetokenizeRequest: DetokenizeRequestDocument,
+    tokens.DetokenizedText: DetokenizedTextDocument,
+    adapters.ListAdaptersRequest: ListAdaptersRequestDocument,
+    adapters.LoadAdapterRequest: LoadAdapterRequestDocument,
+    adapters.UnloadAdapterRequest: UnloadAdapterRequestDocument,
+    adapters.AdapterList: AdapterListDocument,
     answers.Status: StatusDocument,
 }
 
 
 def document_class(model: type[BaseModel]) -> type[BaseDoc]:
-    """The document class of a request or an answer."""
+    """The document class of a request or an answer; those that only the gateway has are made when first asked for."""
+    if model not in _DOCUMENTS:
+        _DOCUMENTS[model] = _document_class(model)
     return _DOCUMENTS[model]
 
 
@@ -115,12 +125,12 @@ def document_to_request(model: type[Asked], document: BaseDoc, *, stream: bool =
     return model.parse(fields, stream=stream)
 
 
-def answer_to_document(answer: answers.Answer) -> BaseDoc:
+def answer_to_document(answer: answers.Body) -> BaseDoc:
     """The document of an answer or of one event of a stream."""
     return document_class(type(answer))(**answer.model_dump())
 
 
-def error_to_document(model: type[answers.Answer], error: RequestError) -> BaseDoc:
+def error_to_document(model: type[answers.Body], error: RequestError) -> BaseDoc:
     """The last document of a stream that failed."""
     return document_class(model)(error=error.to_dict())
 

@@ -15,9 +15,10 @@ from typing import Any, Literal, Self, TypeVar, cast, overload
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, AnyAnswer, ChatCompletion, ChatCompletionChunk, Completion
+from run_gpt.api.chat import Message
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.loop_thread import Future, LoopThread, result
-from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Message, Request
+from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Request
 from run_gpt.api.together import merged, together
 from run_gpt.errors import Unavailable
 

@@ -11,7 +11,6 @@ import torch
 from families import FAMILIES, build
 
 from run_gpt.config import EngineConfig
-from run_gpt.engine.alone import AHEAD, AloneRunner
 from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.native.binding import Kernels
@@ -19,7 +18,6 @@ from run_gpt.engine.native.build import built, unsupported
 from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.scheduler import MAX_SCORED
-from run_gpt.errors import InternalError, InvalidRequest
 from run_gpt.models.cache import cache_root
 
 RUNNERS = {"native": ("native", "fast", "generic"), "generic": ("generic",), "alone": ("alone",)}

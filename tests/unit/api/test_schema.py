@@ -101,7 +101,7 @@ def test_when_tokens_are_drawn(fields, samples):
         [{"role": "robot", "content": "hi"}],
         [{"role": "user", "content": None}],
         [{"role": "user", "content": "\ud800"}],
-        [{"role": "user", "content": "hi", "name": "x"}],
+        [{"role": "user", "content": "hi", "colour": "x"}],
         "hi",
     ],
 )
