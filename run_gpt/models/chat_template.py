@@ -29,13 +29,11 @@ def render_chat(
 ) -> list[int]:
     """The token ids of `messages`, up to where the assistant's answer begins.
 
-    A message has `role` and `content`; one of the assistant may have `tool_calls` (each `id`, `type`, and `function`
-    with `name` and `arguments`, a JSON text), and one of a `tool` has the `tool_call_id` whose result it is.
-
-    By the tokenizer's own template; by `template`, else PLAIN, where it has none. A template that cannot tell the
-    model of `tools` gets plain turns and a description of the functions in the system message, which offers several
-    calls in one answer if `parallel`. `tool_format` is `find_tool_format`'s if not given. Raises InvalidRequest with
-    the template's own reason if it refuses the messages, for instance a system message.
+    A message has `role` and `content`; the assistant's may have `tool_calls` (`id`, `type`, and `function` with `name`
+    and `arguments`, a JSON text), and a `tool`'s has the `tool_call_id` whose result it is. By the tokenizer's own
+    template, else by `template`, else PLAIN. A template that cannot tell the model of `tools` gets plain turns, and in
+    the system message a description, which offers several calls in one answer if `parallel`. `tool_format` is
+    `find_tool_format`'s if not given. Raises InvalidRequest with the template's reason if it refuses the messages.
     """
     jinja = None if tokenizer.chat_template else (template or PLAIN).jinja
     if not tools and not has_calls(messages):
