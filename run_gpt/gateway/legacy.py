@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from run_gpt.api.protobuf import message_classes
 from run_gpt.api.schema import Answer, Completion, GenerateRequest
 from run_gpt.errors import InternalError, InvalidRequest, RequestError
+from run_gpt.gateway.record import note_endpoint
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         try:
             if request.header.exec_endpoint != ENDPOINT:
                 raise InvalidRequest(f"{request.header.exec_endpoint!r}: older clients can call {ENDPOINT!r} here")
+            note_endpoint(ENDPOINT)
             parameters = parameters_of(request.parameters)
             documents = request.data.docs.docs
             requests = [GenerateRequest.parse({**parameters, "prompt": _prompt(document)}) for document in documents]

@@ -21,6 +21,7 @@ from run_gpt.api import documents
 from run_gpt.api.together import together
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, RequestTooLarge, UnknownEndpoint
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
+from run_gpt.gateway.record import note_endpoint
 from run_gpt.gateway.service import Service
 
 log = logging.getLogger(__name__)
@@ -181,6 +182,7 @@ def _endpoint(path: str, *, stream: bool) -> Endpoint:
     endpoint = ENDPOINTS.get(path)
     if endpoint is None:
         raise UnknownEndpoint(f"no endpoint {path!r}: this server has {', '.join(ENDPOINTS)}")
+    note_endpoint(path)
     if endpoint.stream != stream:
         way = "a stream: call it with stream_doc" if endpoint.stream else "one answer: call it with post"
         raise InvalidRequest(f"{path} gives {way}")

@@ -11,6 +11,7 @@ from run_gpt.config import GatewayConfig
 from run_gpt.errors import Forbidden, ModelNotFound, Unavailable
 from run_gpt.gateway.adapters import Change
 from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.record import note_error, note_request
 
 FLUSH_SECONDS = 2.0
 """Time that the doors get to write the last event of a request that the drain ended."""
@@ -65,6 +66,9 @@ class Service:
         self._idle.clear()
         try:
             yield
+        except Exception as error:
+            note_error(error)
+            raise
         finally:
             self.in_flight -= 1
             if self.in_flight == 0:
@@ -110,4 +114,6 @@ class Service:
 
 
 def _request_id() -> str:
-    return f"rungpt-{secrets.token_hex(12)}"
+    request_id = f"rungpt-{secrets.token_hex(12)}"
+    note_request(request_id)
+    return request_id
