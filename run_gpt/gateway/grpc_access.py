@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, cast
 
 import grpc
@@ -16,6 +16,8 @@ from run_gpt.gateway.rpc import ERROR_METADATA
 
 OPEN_METHODS = ("/grpc.health.v1.Health/", "/jina.JinaGatewayDryRunRPC/dry_run")
 """Methods that begin so need no key, and are not in the log: what watches a server calls them all the time."""
+DISCARD_SECONDS = 5.0
+"""Time that a caller that is refused gets to write its first message."""
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
@@ -35,12 +37,12 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         current.set(record)  # each call has a task, and so a context, of its own
         if details.method.startswith(OPEN_METHODS):
             return await continuation(details)
+        handler = await continuation(details)
         try:
             if self._keys is not None:
                 record.key = self._keys.check(_sent(details.invocation_metadata))
-            handler = await continuation(details)
         except AuthenticationError as error:
-            handler = _refusal(error)
+            handler = _refusal(error, streaming=handler is not None and handler.request_streaming)
         if not self._log_requests:
             return handler
         if handler is None:
@@ -58,10 +60,16 @@ def _sent(metadata: Any) -> str:
     return sent_key(value.decode("latin-1") if isinstance(value, bytes) else value, plain=True)
 
 
-def _refusal(error: AuthenticationError) -> Any:
-    """A handler that reads nothing of the call, of whichever kind that is."""
+def _refusal(error: AuthenticationError, *, streaming: bool) -> Any:
+    """A handler that refuses a call, whether its answer is to be one message or a stream.
 
-    async def refuse(messages: Any, context: Any) -> None:
+    Of a `streaming` caller one message is read: an asyncio client that cannot write its first one does not see why.
+    """
+
+    async def refuse(messages: AsyncIterator[bytes], context: Any) -> None:
+        if streaming:
+            with suppress(TimeoutError, StopAsyncIteration):
+                await asyncio.wait_for(anext(messages), DISCARD_SECONDS)
         metadata = ((ERROR_METADATA, json.dumps(error.to_dict())),)
         await context.abort(grpc.StatusCode[error.grpc_code], error.message, metadata)
 

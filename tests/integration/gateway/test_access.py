@@ -179,9 +179,13 @@ def test_a_client_that_waits_for_a_word_is_refused_before_it_sends_its_body(keye
 
 
 async def end_of(keyed: Any, method: str, metadata: Any) -> Any:
-    """The error that a call of `method` ends with, or None."""
+    """The error that a call of `method`, with an empty message, ends with, or None."""
+    streaming = method == REFLECTION or (method in METHODS and METHODS[method].request_streaming)
     async with grpc.aio.insecure_channel(keyed.grpc) as channel:
-        call = channel.stream_stream(method)(iter([b""]), metadata=metadata, timeout=20)
+        if streaming:
+            call: Any = channel.stream_stream(method)(iter([b""]), metadata=metadata, timeout=20)
+        else:
+            call = channel.unary_stream(method)(b"", metadata=metadata, timeout=20)
         try:
             async for _ in call:
                 pass

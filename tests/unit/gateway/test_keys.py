@@ -1,15 +1,19 @@
 """Without these a server would let the wrong people in, or keep the right ones out, or write a key into its log."""
 
+import asyncio
 import base64
 import logging
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError, SetupError
+from run_gpt.gateway import grpc_access
 from run_gpt.gateway import keys as keys_module
 from run_gpt.gateway.http_access import check_origins
 from run_gpt.gateway.keys import MOST_FILE_BYTES, Keys, parse_keys, sent_key
@@ -222,3 +226,20 @@ def test_a_line_of_the_log_is_one_line_whatever_a_client_sends() -> None:
     assert "\n" not in line
     assert len(line) < 600
     assert "forged key=" not in line
+
+
+async def test_a_caller_without_a_key_that_writes_nothing_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it could keep calls open for ever."""
+    monkeypatch.setattr(grpc_access, "DISCARD_SECONDS", 0.01)
+    ended: list[Any] = []
+
+    async def nothing() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def abort(*arguments: Any) -> None:
+        ended.append(arguments)
+
+    refusal = grpc_access._refusal(AuthenticationError("no"), streaming=True)
+    await refusal.stream_stream(nothing(), SimpleNamespace(abort=abort))
+    assert [arguments[1] for arguments in ended] == ["no"]
