@@ -21,11 +21,13 @@ DISCARD_SECONDS = 5.0
 
 
 def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None) -> ASGIApp:
-    """The app behind all that is asked for. The origins stand before the keys, so that pages can read a refusal."""
+    """The app behind all that is asked for. The origins stand before the keys, so that pages can read a refusal.
+
+    The configuration's origins have passed `check_origins`.
+    """
     if keys is not None:
         app = KeyCheck(app, keys, config)
     if config.cors_origins:
-        check_origins(config.cors_origins)
         app = CORSMiddleware(
             app,
             allow_origins=config.cors_origins,

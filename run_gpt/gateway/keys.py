@@ -50,6 +50,8 @@ class Keys:
             content = _read(file)
             self._named = parse_keys(content, file, self._own)
             self._noted(sha256(content).digest())
+        if file is not None and not self.names:
+            log.warning("%s has no key in it: every request is refused", file)
 
     @classmethod
     def of(cls, config: GatewayConfig, key: str | None) -> Self | None:

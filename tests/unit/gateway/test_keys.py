@@ -186,12 +186,17 @@ def test_a_file_that_becomes_bad_changes_nothing_and_warns_once(
     assert BOB not in caplog.text
 
 
-def test_an_emptied_file_lets_nobody_in(file: Path, clock: Clock) -> None:
+def test_an_emptied_file_lets_nobody_in_and_a_start_with_it_says_so(file: Path, clock: Clock, caplog: Any) -> None:
     keys = Keys(file=file)
     file.write_text("# nobody for now\n")
     clock.now += 1
-    assert refused(keys, ALICE)
-    assert refused(keys, "")
+    for emptied in (keys, Keys(file=file)):
+        assert refused(emptied, ALICE)
+        assert refused(emptied, "")
+    assert "every request is refused" in caplog.text
+    file.write_text(f"alice: {ALICE}")
+    clock.now += 1
+    assert keys.check(ALICE) == "alice"
 
 
 def basic(text: str) -> str:
