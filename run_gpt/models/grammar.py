@@ -78,6 +78,12 @@ class GrammarMatcher:
         self._matcher.consume_token(token_id)
         self._check()
 
+    def forced(self) -> list[int]:
+        """See Matcher."""
+        tokens = self._matcher.compute_ff_tokens()
+        self._check()
+        return list(tokens)
+
     def _check(self) -> None:
         if self._matcher.is_error():
             raise _refusal(f"the grammar cannot go on: {_reason(self._matcher.get_error())}")
