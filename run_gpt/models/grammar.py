@@ -112,7 +112,7 @@ class GrammarCompiler:
         self._end_ids = tuple(end_ids)
         self._building = threading.Lock()
         self._built: LLTokenizer | RequestError | None = None
-        self._trial = Trial([token.content for token in _added(tokenizer)])
+        self._trial = Trial([token.content for token in _added(tokenizer)], self._vocabulary)
         self._kept: OrderedDict[tuple[str, str], tuple[CompiledGrammar, float]] = OrderedDict()
         self._keeping = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="rungpt-grammar")
@@ -139,7 +139,7 @@ class GrammarCompiler:
 
         json_object: none; json_schema: a schema as JSON text, whose order of properties is that of the answer; regex:
         one that the whole answer matches, in the syntax of Rust's regex crate, without look-around; choice: a JSON list
-        of texts; lark: a grammar in llguidance's own syntax (see `json_rule` for a schema in it).
+        of texts; lark: a grammar in llguidance's own syntax.
 
         Raises InvalidRequest.
         """
@@ -196,30 +196,17 @@ class GrammarCompiler:
             return _refusal(f"{refused}{_reason(str(error))}")
 
 
-def json_rule(schema: str) -> str:
-    """A JSON schema as llguidance's Lark takes it after a rule's name, with the white space that `compile` allows.
-
-    Raises InvalidRequest.
-    """
-    return "%json " + json.dumps({**_schema(schema), "x-guidance": _JSON})
-
-
 def _json_schema(source: str) -> str:
     """The library reads the text itself, and so keeps the order of the properties."""
-    _schema(source)
-    try:
-        return str(LLMatcher.grammar_from_json_schema(source, overrides=_JSON))
-    except ValueError as error:
-        raise _refusal(f"the JSON schema is refused: {_reason(str(error))}") from error
-
-
-def _schema(source: str) -> dict[str, Any]:
     schema = _parsed(source)
     if not isinstance(schema, dict):
         raise _refusal("the JSON schema is not an object")
     if "x-guidance" in schema:
         raise _refusal("the JSON schema is refused: x-guidance is not for requests to set")
-    return schema
+    try:
+        return str(LLMatcher.grammar_from_json_schema(source, overrides=_JSON))
+    except ValueError as error:
+        raise _refusal(f"the JSON schema is refused: {_reason(str(error))}") from error
 
 
 def _choice(source: str) -> str:

@@ -39,9 +39,10 @@ def limits() -> LLParserLimits:
 class Trial:
     """Processes that try grammars, one for each thread that asks at the same time; the first starts when it must."""
 
-    def __init__(self, special: Sequence[str], wall_seconds: float = WALL_SECONDS):
-        """`special`: the names of the tokenizer's special tokens, which a grammar may use."""
-        self._special = list(special)
+    def __init__(self, special: Sequence[str], vocabulary: int = 0, wall_seconds: float = WALL_SECONDS):
+        """`special`: the names of the tokenizer's special tokens, which a grammar may use; as it may any id below
+        `vocabulary`."""
+        self._tokens = list(special), vocabulary
         self._wall_seconds = wall_seconds
         self._idle: list[_Process] = []
         self._closed = False
@@ -76,7 +77,7 @@ class Trial:
                     return process
                 process.end()
         process = _Process()
-        if not process.ask(self._special, START_SECONDS):
+        if not process.ask(self._tokens, START_SECONDS):
             process.end()
             raise InternalError("the process that tries grammars did not start; its own words are in the server's log")
         return process
@@ -114,27 +115,28 @@ class _Process:
 
 
 class _Bytes:
-    """What llguidance makes a tokenizer of: a token for each byte, an end, and special tokens by name."""
+    """What llguidance makes a tokenizer of: a token for each byte, an end, special tokens by name, empty ones."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, special: Sequence[str]):
+    def __init__(self, special: Sequence[str], vocabulary: int):
         self.tokens = [bytes([byte]) for byte in range(256)] + [name.encode() for name in ("</s>", *special)]
         self.eos_token_id = 256
         self.special_token_ids = list(range(256, len(self.tokens)))
+        self.tokens += [b""] * (vocabulary - len(self.tokens))  # a grammar with an id beyond them is not compiled
 
     def __call__(self, text: bytes | str) -> list[int]:
         return list(text.encode() if isinstance(text, str) else text)
 
 
 def _serve() -> None:
-    """In the process: the special tokens' names, then a grammar a line; each is answered when it is done."""
+    """In the process: the tokens, then a grammar a line; each is answered when it is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds this one's stdin
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    tokenizer = LLTokenizer(_Bytes(json.loads(sys.stdin.readline())), slices=[])
+    tokenizer = LLTokenizer(_Bytes(*json.loads(sys.stdin.readline())), slices=[])
     _answer()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # words about a limit that was meant to be met
     for line in sys.stdin:
