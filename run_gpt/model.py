@@ -40,9 +40,10 @@ from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError
 from run_gpt.launch import packer_for, start_engine, start_kernels
 from run_gpt.models import LoadedModel, OnProgress, load, no_progress
 from run_gpt.models.adapters import read_adapter
+from run_gpt.models.alternatives import Alternatives
 from run_gpt.models.cache import cache_root
 from run_gpt.models.files import adapter_folder, default_adapter, startup_adapters
-from run_gpt.models.grammar import GrammarCompiler
+from run_gpt.models.grammar import CompiledGrammar, GrammarCompiler, Kind
 from run_gpt.parallel import start_followers
 from run_gpt.prompts import Prompts, answer_decoder, as_functions
 
@@ -239,15 +240,16 @@ class Model(LanguageModel):
 
     async def _grammar(self, request: Request) -> Grammar | None:
         """What the answer is held to. Raises InvalidRequest, which names the field that asks for it, QueueFull."""
-        if (calls := self._prompts.call_grammar(request)) is not None:
-            try:
-                return await asyncio.wrap_future(self._grammars.submit("lark", calls))
-            except InvalidRequest as error:
-                raise InvalidRequest(error.message.replace("response_format", "tools"), param="tools") from error
-        form = request.response_format
-        if form is None or form.type == "text":
-            return None
-        return await asyncio.wrap_future(self._grammars.submit(form.type, form.source or ""))
+        ways = [[await self._compiled(*source) for source in way] for way in self._prompts.grammars(request)]
+        return None if not ways else ways[0][0] if len(ways) == 1 else Alternatives(ways)
+
+    async def _compiled(self, kind: Kind, source: str) -> CompiledGrammar:
+        try:
+            return await asyncio.wrap_future(self._grammars.submit(kind, source))
+        except InvalidRequest as error:
+            if kind != "lark":
+                raise
+            raise InvalidRequest(error.message.replace("response_format", "tools"), param="tools") from error
 
     def _prepare(self, request: Request, deadline: float | None) -> engine_request.Request:
         prompt_ids = self._prompts.of(request)

@@ -7,8 +7,12 @@ from run_gpt.api.chat import Message, NamedTool, Tool
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.errors import InvalidRequest
 from run_gpt.models import LoadedModel, render_chat
+from run_gpt.models.grammar import Kind
 from run_gpt.models.token_bytes import TokenBytes
 from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
+
+Source = tuple[Kind, str]
+"""A grammar before it is compiled: see GrammarCompiler."""
 
 
 class Prompts:
@@ -49,13 +53,25 @@ class Prompts:
             self._tokenizer, turns, self._template, tools=tools, tool_format=self.tool_format, parallel=parallel
         )
 
-    def call_grammar(self, request: Request) -> str | None:
-        """The grammar, in llguidance's Lark, of an answer that must be calls; else None. Raises InvalidRequest."""
-        if not isinstance(request, ChatRequest) or not request.must_call:
-            return None
-        name = request.tool_choice.function.name if isinstance(request.tool_choice, NamedTool) else None
+    def grammars(self, request: Request) -> list[list[Source]]:
+        """What holds the answer to its form and its calls: the ways it may go, each with all grammars that it then has
+        to keep to; empty: it may be anything. Raises InvalidRequest.
+        """
+        form = request.response_format
+        asked: list[Source] = [(form.type, form.source or "")] if form is not None and form.type != "text" else []
+        offered = functions(request) if isinstance(request, ChatRequest) else []
+        if not isinstance(request, ChatRequest) or not offered:
+            return [asked] if asked else []
         parallel = request.parallel_tool_calls is not False
-        return self.tool_format.grammar(functions(request), name=name, parallel=parallel)
+        if request.must_call:
+            name = request.tool_choice.function.name if isinstance(request.tool_choice, NamedTool) else None
+            return [[("lark", self.tool_format.grammar(offered, name=name, parallel=parallel))]]
+        if asked:
+            calls = self.tool_format.optional_grammar(offered, parallel=parallel, text=False)
+            return [[*asked, ("lark", self.tool_format.text_grammar(offered))], [("lark", calls)]]
+        if any(function.strict for function in offered):
+            return [[("lark", self.tool_format.optional_grammar(offered, parallel=parallel))]]
+        return []
 
     def stops(self, request: Request) -> tuple[str, ...]:
         """The request's stop texts; in a chat also those that end a turn."""

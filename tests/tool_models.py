@@ -1,6 +1,7 @@
 """Tokenizers with the markers and the chat templates of models that call functions, cut down to what concerns calls."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import llguidance
@@ -145,13 +146,16 @@ class Matcher:
         llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
         return list(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: self._size]).tolist())
 
-    def sample(self, grammar: str, choose: random.Random, limit: int = 600) -> list[int]:
-        """An answer of tokens chosen at random among those that are allowed; it ends as soon as it may."""
+    def sample(
+        self, grammar: str, choose: random.Random, limit: int = 600, begin: Sequence[int] = (), end: float = 0.7
+    ) -> list[int]:
+        """An answer of tokens chosen at random among those that are allowed; `end`: the chance to end where it may."""
         matcher = self.start(grammar)
-        ids: list[int] = []
+        assert not begin or matcher.consume_tokens(list(begin))
+        ids = list(begin)
         while not matcher.is_stopped():
             allowed = self.allowed(matcher)
-            if self._end in allowed and choose.random() < 0.7:
+            if self._end in allowed and choose.random() < end:
                 break
             token = choose.choice([i for i in allowed if i != self._end])
             assert matcher.consume_token(token)

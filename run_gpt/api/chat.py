@@ -83,7 +83,7 @@ class Function(_Part):
     parameters: JsonObject | None = None
     """The JSON schema of its arguments; default: any object."""
     strict: bool | None = None
-    """Enforced calls always follow the schema; this is for OpenAI's clients."""
+    """Whether every call follows the schema; without it one that `tool_choice` does not enforce need not."""
 
 
 class Tool(_Part):

@@ -93,7 +93,8 @@ class Parameters(AnyRequest):
     )
     response_format: ResponseFormat | None = Field(
         None,
-        description="The form that the answer must have: `json_object`, `json_schema`, `regex` or `choice`.",
+        description="The form that the answer must have: `json_object`, `json_schema`, `regex` or `choice`. In a chat "
+        "with tools, of an answer that is text: it may be calls instead, or must be where `tool_choice` says so.",
     )
 
     @model_validator(mode="before")
@@ -128,7 +129,7 @@ class Parameters(AnyRequest):
         if (form := self.form) is not None:
             for name in ("num_beams", "min_new_tokens", "no_repeat_ngram_size"):
                 if getattr(self, name):
-                    raise refuse(name, f"this does not go with {form}, which leaves no choice of the next token")
+                    raise refuse(name, f"this does not go with {form}, which may leave no choice of the next token")
         if not self.beam_search:
             if self.length_penalty is not None:
                 raise refuse("length_penalty", "this belongs to beam search: set num_beams above 1")
@@ -148,7 +149,7 @@ class Parameters(AnyRequest):
 
     @property
     def form(self) -> str | None:
-        """What enforces the form of the answer, if anything does: the name of a field."""
+        """What enforces a form of the answer, if anything does."""
         given = self.response_format
         return "response_format" if given is not None and given.type != "text" else None
 
@@ -214,16 +215,16 @@ class ChatRequest(Parameters):
     @model_validator(mode="after")
     def _possible_tools(self) -> Self:
         check_tools(self.tools, self.tool_choice)
-        if super().form and self.tools and self.tool_choice != "none":
-            raise InvalidRequest(
-                "response_format: this does not go with tools, unless tool_choice is 'none'", param="response_format"
-            )
         return self
 
     @property
     def form(self) -> str | None:
         """See Parameters."""
-        return "tool_choice" if self.must_call else super().form
+        if self.must_call:
+            return "tool_choice"
+        if super().form is None and self.tool_choice != "none":
+            return "a strict function" if any(tool.function.strict for tool in self.tools or ()) else None
+        return super().form
 
     @property
     def must_call(self) -> bool:

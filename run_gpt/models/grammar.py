@@ -25,7 +25,7 @@ from run_gpt.models.trial import Trial, limits
 
 Kind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 
-MAX_SOURCE = 64 * 1024
+MAX_SOURCE = 256 * 1024
 """Bytes of a schema, a regex, a list of choices or a grammar."""
 CACHED = 64
 """Grammars that are kept,"""

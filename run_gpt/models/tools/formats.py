@@ -1,9 +1,10 @@
 """The formats in which models write calls of functions: a row for each, found by what the chat template says."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from run_gpt.models.tools import free_grammar
 from run_gpt.models.tools.function import Function
 from run_gpt.models.tools.grammar import CallForm, chosen
 from run_gpt.models.tools.parser import ToolParser
@@ -29,6 +30,8 @@ class ToolFormat:
     """Whether the chat template refuses ids of calls that are not 9 letters and digits."""
     tokens: Mapping[str, int] = field(default_factory=dict)
     """The ids of those markers that are tokens of this tokenizer."""
+    others: tuple[int, ...] = ()
+    """The ids of all tokens that the tokenizer adds to its vocabulary, but for the one that begins calls."""
 
     @property
     def visible(self) -> tuple[str, ...]:
@@ -40,9 +43,14 @@ class ToolFormat:
         """Whether an answer has one call at most."""
         return self.form.between is None
 
-    def parser(self, functions: Iterable[Function], *, parallel: bool = True) -> ToolParser:
-        """A parser of one answer; with `parallel` false it gives the first call only."""
-        return self.parse(functions, parallel=parallel)
+    def parser(self, functions: Sequence[Function], *, parallel: bool = True) -> ToolParser:
+        """A parser of one answer; with `parallel` false it gives the first call only.
+
+        If a function is strict, the answer must be held to a grammar, and what this takes for text is no call.
+        """
+        held = not self.form.marker and any(function.strict for function in functions)
+        opening = free_grammar.opening(self.form, [function.name for function in functions]) if held else None
+        return self.parse(functions, parallel=parallel, opening=opening)
 
     def grammar(self, functions: Sequence[Function], *, name: str | None = None, parallel: bool = True) -> str:
         """The grammar, in llguidance's Lark, of an answer that is calls and nothing else.
@@ -52,6 +60,20 @@ class ToolFormat:
         parameters that are not an object's; what else llguidance refuses in a schema, it says when it reads it.
         """
         return self.form.lark(chosen(functions, name), self.tokens, several=parallel and name is None)
+
+    def optional_grammar(self, functions: Sequence[Function], *, parallel: bool = True, text: bool = True) -> str:
+        """The same of an answer that may be calls, where those of functions that are not strict have any object.
+
+        With `text` it may as well be any text (see free_grammar.py), else it is calls and nothing else.
+        """
+        held = [function if function.strict else replace(function, parameters=None) for function in functions]
+        if not text:
+            return self.form.lark(held, self.tokens, several=parallel)
+        return free_grammar.text_or_calls(self.form, held, self.tokens, self.others, several=parallel)
+
+    def text_grammar(self, functions: Sequence[Function]) -> str:
+        """The same of an answer in which no call begins."""
+        return free_grammar.no_call(self.form, functions)
 
 
 JSON = ToolFormat(
@@ -68,7 +90,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         contains=("tools", "<tool_call>", "arguments"),
         lacks=("<function=", "<arg_key>"),
         markers=("<tool_call>", "</tool_call>"),
-        form=CallForm(name='<tool_call>\n{"name": ', end="}\n</tool_call>", between="\n"),
+        form=CallForm(marker="<tool_call>", name='<tool_call>\n{"name": ', end="}\n</tool_call>", between="\n"),
         parse=HermesParser,
     ),
     # Mistral Small 3.2, Devstral, Magistral, Ministral 3.
@@ -76,7 +98,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         name="mistral-args",
         contains=("tools", "[TOOL_CALLS]", "[ARGS]"),
         markers=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
-        form=CallForm(name="[TOOL_CALLS]", arguments="[ARGS]", end="", quoted=False, between=""),
+        form=CallForm(marker="[TOOL_CALLS]", name="[TOOL_CALLS]", arguments="[ARGS]", end="", quoted=False, between=""),
         parse=MistralParser,
         short_ids=True,
     ),
@@ -85,7 +107,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         name="mistral",
         contains=("tools", "[TOOL_CALLS] ["),
         markers=("[TOOL_CALLS]",),
-        form=CallForm(first="[TOOL_CALLS] [", between=", ", last="]"),
+        form=CallForm(marker="[TOOL_CALLS]", first="[TOOL_CALLS] [", between=", ", last="]"),
         parse=MistralParser,
         short_ids=True,
     ),
@@ -93,7 +115,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         name="mistral-nemo",
         contains=("tools", "[TOOL_CALLS]"),
         markers=("[TOOL_CALLS]",),
-        form=CallForm(first="[TOOL_CALLS][", between=", ", last="]"),
+        form=CallForm(marker="[TOOL_CALLS]", first="[TOOL_CALLS][", between=", ", last="]"),
         parse=MistralParser,
         short_ids=True,
     ),
@@ -102,7 +124,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         name="llama",
         contains=("tools", "ipython", '"parameters": '),
         markers=("<|python_tag|>",),
-        form=CallForm(arguments=', "parameters": '),
+        form=CallForm(tag="<|python_tag|>", arguments=', "parameters": '),
         parse=LlamaParser,
     ),
 )
@@ -118,7 +140,9 @@ def find_tool_format(chat_template: str | None, tokenizer: Any) -> ToolFormat:
     )
     row = next(fitting, JSON)
     added = tokenizer.get_added_vocab()
-    return replace(row, tokens={marker: int(added[marker]) for marker in row.markers if marker in added})
+    tokens = {marker: int(added[marker]) for marker in row.markers if marker in added}
+    others = sorted({int(token_id) for token, token_id in added.items() if token != row.form.marker})
+    return replace(row, tokens=tokens, others=tuple(others))
 
 
 def tool_template(tokenizer: Any) -> str | None:

@@ -6,6 +6,7 @@ After that what is read is the call's: an answer that ends in the middle of a ca
 White space before and after a call is not text.
 """
 
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,11 +51,15 @@ def _nowhere(text: str) -> None:
 class ToolParser(Scanner):
     """Parses one answer. `push` its text as it comes, then `finish`; a format's own class says how an answer runs."""
 
-    def __init__(self, functions: Iterable[Function], *, parallel: bool):
-        """With `parallel` false the first call is given and the others are dropped."""
+    def __init__(self, functions: Iterable[Function], *, parallel: bool, opening: re.Pattern[str] | None = None):
+        """With `parallel` false the first call is given and the others are dropped.
+
+        `opening`: with this and no other text, up to its first call's name, an answer begins that is calls.
+        """
         super().__init__()
         self.names = frozenset(function.name for function in functions)
         self._parallel = parallel
+        self._opening = opening
         self._calls = 0
         self._pieces: list[Piece] = []
         self._blanks: list[str] = []
@@ -153,7 +158,7 @@ class ToolParser(Scanner):
             members += 1
             if key == "name":
                 name = yield from self.string()
-                if name not in self.names:
+                if name not in self.names or not self._is_opening():
                     return False
             elif key in _ARGUMENTS and arguments is None:
                 if name is not None:
@@ -206,6 +211,9 @@ class ToolParser(Scanner):
         yield from self.take()
         yield from self.blanks()
         return key
+
+    def _is_opening(self) -> bool:
+        return self._opening is None or self.called or bool(self._opening.fullmatch("".join(self.held)))
 
     def _at_value(self) -> bool:
         return self.char in ("{", "[", '"', "-") or self.char.isalnum()

@@ -131,3 +131,34 @@ def test_the_json_leaves_out_what_does_not_apply_but_keeps_an_open_finish_reason
 def test_usage_of_servers_that_do_not_count_what_was_cached(details):
     usage = Usage.model_validate({"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2, **details})
     assert usage.prompt_tokens_details.cached_tokens == 0
+
+
+def _chat(**fields):
+    tool = {"type": "function", "function": {"name": "f", "strict": fields.pop("strict", None)}}
+    return ChatRequest.parse({"messages": [{"role": "user", "content": "hi"}], "tools": [tool], **fields})
+
+
+@pytest.mark.parametrize("name", ["num_beams", "min_new_tokens", "no_repeat_ngram_size"])
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"strict": True}, "a strict function"),
+        ({"strict": True, "tool_choice": "auto"}, "a strict function"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_what_would_leave_a_grammar_without_a_token_is_refused(name, fields, reason):
+    """The answer would end with an error in its middle, or not be what was promised."""
+    with pytest.raises(InvalidRequest, match=f"{name} = 3: this does not go with {reason}"):
+        _chat(**fields, **{name: 3})
+
+
+@pytest.mark.parametrize("fields", [{}, {"strict": False}, {"strict": True, "tool_choice": "none"}])
+def test_functions_that_hold_nothing_refuse_nothing(fields):
+    assert _chat(**fields, num_beams=3).num_beams == 3
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "none", "required"])
+def test_a_form_goes_with_tools(choice):
+    assert _chat(tool_choice=choice, response_format={"type": "json_object"}).response_format.type == "json_object"

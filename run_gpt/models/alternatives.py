@@ -1,0 +1,58 @@
+"""Holds an answer to one of several grammars, or to several at once: what one grammar cannot say by itself."""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+
+from run_gpt.errors import InvalidRequest
+from run_gpt.models.grammar import CompiledGrammar, GrammarMatcher
+
+
+class Alternatives:
+    """An answer in one of several ways; of a way, all grammars must allow it. The engine's Grammar."""
+
+    def __init__(self, ways: Sequence[Sequence[CompiledGrammar]]):
+        self._ways = ways
+
+    def matcher(self) -> "AlternativesMatcher":
+        """See Grammar."""
+        return AlternativesMatcher([[grammar.matcher() for grammar in way] for way in self._ways])
+
+
+class AlternativesMatcher:
+    """Where one row is in those ways that are still open to it: the engine's Matcher."""
+
+    def __init__(self, ways: list[list[GrammarMatcher]]):
+        self._ways = ways
+
+    def allows(self, token_id: int) -> bool:
+        """See Matcher."""
+        return any(_allow(way, token_id) for way in self._ways)
+
+    def mask(self) -> torch.Tensor:
+        """See Matcher."""
+        masks = [reduce(torch.logical_and, [matcher.mask() for matcher in way]) for way in self._ways]
+        allowed = reduce(torch.logical_or, masks)
+        if not allowed.any():
+            raise InvalidRequest(
+                "response_format: the answer begins as a call, which it cannot be, and this leaves no other form to it",
+                param="response_format",
+            )
+        return allowed
+
+    def advance(self, token_id: int) -> None:
+        """See Matcher."""
+        if len(self._ways) > 1:
+            self._ways = [way for way in self._ways if _allow(way, token_id)] or self._ways
+        for way in self._ways:
+            for matcher in way:
+                matcher.advance(token_id)
+
+    def forced(self) -> list[int]:
+        """See Matcher. The first grammar of a way tells the most."""
+        return self._ways[0][0].forced() if len(self._ways) == 1 else []
+
+
+def _allow(way: Sequence[GrammarMatcher], token_id: int) -> bool:
+    return all(matcher.allows(token_id) for matcher in way)
