@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import reduce
 
+import numpy as np
 import torch
 
 from run_gpt.errors import InvalidRequest
@@ -32,14 +33,14 @@ class AlternativesMatcher:
 
     def mask(self) -> torch.Tensor:
         """See Matcher."""
-        masks = [reduce(torch.logical_and, [matcher.mask() for matcher in way]) for way in self._ways]
-        allowed = reduce(torch.logical_or, masks)
+        masks = [reduce(np.logical_and, [matcher.mask().numpy() for matcher in way]) for way in self._ways]
+        allowed = reduce(np.logical_or, masks)
         if not allowed.any():
             raise InvalidRequest(
                 "response_format: the answer begins as a call, which it cannot be, and this leaves no other form to it",
                 param="response_format",
             )
-        return allowed
+        return torch.from_numpy(allowed)
 
     def advance(self, token_id: int) -> None:
         """See Matcher."""

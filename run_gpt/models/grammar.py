@@ -71,7 +71,7 @@ class GrammarMatcher:
         allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little", count=self._vocabulary)
         # A tokenizer may have an end that is a text like others, to be found in the middle of an answer.
         allowed[self._end_ids] = self._matcher.is_accepting()
-        return torch.from_numpy(allowed).bool()
+        return torch.from_numpy(allowed.view(np.bool_))  # no copy, which torch would wake its threads for
 
     def advance(self, token_id: int) -> None:
         """See Matcher."""
