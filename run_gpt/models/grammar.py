@@ -145,11 +145,12 @@ class GrammarCompiler:
         """
         if (kept := self._find(kind, source)) is not None:
             return kept
+        what = "grammar" if kind == "lark" else kind
         if (size := len(source.encode(errors="replace"))) > MAX_SOURCE:
-            raise _refusal(f"the {kind} has {size} bytes, the limit is {MAX_SOURCE}")
+            raise _refusal(f"the {what} has {size} bytes, the limit is {MAX_SOURCE}")
         tokenizer, grammar = self._ll_tokenizer(), _SOURCES[kind](source)
         if not self._trial.passes(grammar):
-            raise _refusal(f"the {kind} takes too long or too much memory to compile: make it simpler")
+            raise _refusal(f"the {what} takes too long or too much memory to compile: make it simpler")
         began = time.thread_time()
         compiled = CompiledGrammar(_compiled(tokenizer, grammar), self._end_ids, tokenizer.vocab_size)
         self._keep((kind, source), compiled, time.thread_time() - began)

@@ -9,6 +9,7 @@ from run_gpt.models.tools.function import Function
 from run_gpt.models.tools.grammar import CallForm, chosen
 from run_gpt.models.tools.parser import ToolParser
 from run_gpt.models.tools.parsers import HermesParser, JsonParser, LlamaParser, MistralParser
+from run_gpt.models.tools.tokens import wordless_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class ToolFormat:
     tokens: Mapping[str, int] = field(default_factory=dict)
     """The ids of those markers that are tokens of this tokenizer."""
     others: tuple[int, ...] = ()
-    """The ids of all tokens that the tokenizer adds to its vocabulary, but for the one that begins calls."""
+    """The ids of the tokens that a grammar's texts never stand for, but for the one that begins calls."""
 
     @property
     def visible(self) -> tuple[str, ...]:
@@ -141,8 +142,8 @@ def find_tool_format(chat_template: str | None, tokenizer: Any) -> ToolFormat:
     row = next(fitting, JSON)
     added = tokenizer.get_added_vocab()
     tokens = {marker: int(added[marker]) for marker in row.markers if marker in added}
-    others = sorted({int(token_id) for token, token_id in added.items() if token != row.form.marker})
-    return replace(row, tokens=tokens, others=tuple(others))
+    others = wordless_ids(tokenizer) - {tokens.get(row.form.marker)}
+    return replace(row, tokens=tokens, others=tuple(sorted(others)))
 
 
 def tool_template(tokenizer: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""From token ids to text in which the markers of calls can be seen."""
+"""Tokens that are more than their text: which they are, and text in which those that mark calls can be seen."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -9,8 +9,7 @@ def visible_decode(tokenizer: Any, visible: Collection[str] = ()) -> Callable[[S
 
     Without a special token in `visible` it is the tokenizer's own `decode`.
     """
-    added = tokenizer.added_tokens_decoder
-    special = {int(token_id) for token_id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    added, special = tokenizer.added_tokens_decoder, _special_ids(tokenizer)
     hidden = special - {int(token_id) for token_id, token in added.items() if token.content in visible}
 
     def plain(ids: Sequence[int]) -> str:
@@ -21,3 +20,15 @@ def visible_decode(tokenizer: Any, visible: Collection[str] = ()) -> Callable[[S
         return str(tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     return plain if hidden == special else with_markers
+
+
+def wordless_ids(tokenizer: Any) -> set[int]:
+    """The ids of the tokens that a grammar's texts never stand for: to llguidance, special ones and those in `<>`."""
+    added = tokenizer.added_tokens_decoder.items()
+    tags = {int(token_id) for token_id, token in added if token.content[:1] == "<" and token.content[-1:] == ">"}
+    return _special_ids(tokenizer) | tags
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    added = tokenizer.added_tokens_decoder.items()
+    return {int(token_id) for token_id, token in added if token.special} | set(tokenizer.all_special_ids)

@@ -152,6 +152,17 @@ def test_a_call_without_marker_begins_however_its_beginning_is_spaced(name: str)
     assert MODELS["llama"].accepts('<|python_tag|>brave_search.call(query="weather")')
 
 
+def test_a_tokenizers_own_tokens_are_text_like_any_other() -> None:
+    """A call that begins with a token for such a text would escape."""
+    tokenizer = tool_tokenizer("json")
+    tokenizer.add_tokens(['{"name": "get', "   ", "<mark>"])
+    model = Model(tokenizer)
+    assert model.accepts(model.format.form.write([PARIS]))
+    assert not model.accepts(model.format.form.write([WRONG]))
+    assert not model.accepts("   " + model.format.form.write([WRONG]))
+    assert model.accepts('   so <mark> {"name": "get')
+
+
 @settings(max_examples=400, deadline=None)
 @given(name=st.sampled_from(sorted(MODELS)), text=some_texts)
 def test_what_is_no_call_is_free_and_what_is_read_as_a_strict_call_is_one(name: str, text: str) -> None:
