@@ -25,6 +25,7 @@ from run_gpt.errors import (
 )
 from run_gpt.gateway import openapi
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
+from run_gpt.gateway.pages import PLAYGROUND, add_playground
 from run_gpt.gateway.service import Service
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,13 @@ class ClientGone(Exception):
 def build_app(service: Service) -> FastAPI:
     """The app over `service`."""
     app = FastAPI(title="RunGPT", openapi_url=None, docs_url=None, redoc_url=None)
-    about_us = {"name": "RunGPT", "version": version("rungpt"), "docs": "/docs", "ready": "/ready"}
+    about_us = {
+        "name": "RunGPT",
+        "version": version("rungpt"),
+        "docs": "/docs",
+        "playground": PLAYGROUND,
+        "ready": "/ready",
+    }
     document = openapi.describe(about_us["version"])
 
     for endpoint in ENDPOINTS.values():
@@ -66,6 +73,7 @@ def build_app(service: Service) -> FastAPI:
     routes = {"/": about, "/health": health, "/ready": ready, "/openapi.json": description, "/docs": docs}
     for path, function in routes.items():
         app.add_api_route(path, function, methods=["GET"], response_model=None)
+    add_playground(app)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientGone, _on_client_gone)
