@@ -39,11 +39,10 @@ async function send(event) {
 
 /** Whether a request can be sent now: no setting is impossible, and there is a model. Says what is wrong. */
 async function ready() {
-  const wrong = settings.wrong();
-  notice(wrong?.message ?? "");
-  if (wrong) {
+  const field = settings.wrong();
+  if (field) {
     openSettings(true);
-    wrong.field.focus();
+    field.focus(); // its hint says what is wrong
     return false;
   }
   if (!$("model").value) await loadModels();
@@ -68,7 +67,7 @@ async function ask() {
   if (views.at(-1) !== view) return; // a new chat has begun
   view.end(true);
   busy(false);
-  if (exchange.param) settings.mark(exchange.param);
+  if (exchange.param) settings.mark(exchange.param, exchange.error);
   if (exchange.state === "stopped") say("Stopped");
   else if (exchange.state === "done") say(`Answer: ${view.spoken}`);
 }

@@ -3,6 +3,7 @@
 import { keep, kept } from "./storage.js";
 
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+const SYNONYMS = { max_new_tokens: "max_tokens", max_completion_tokens: "max_tokens" };
 const KEY = "rungpt-settings";
 
 export class Settings {
@@ -12,12 +13,12 @@ export class Settings {
     const values = kept(KEY) ?? {};
     for (const field of this.fields) field.value = values[field.name] ?? "";
     form.addEventListener("input", (event) => {
-      event.target.removeAttribute("aria-invalid");
+      this.clear(event.target);
       this.save();
     });
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", () => {
-      for (const field of this.fields) field.removeAttribute("aria-invalid");
+      for (const field of this.fields) this.clear(field);
       setTimeout(() => this.save()); // the fields are emptied after this event
     });
   }
@@ -46,17 +47,32 @@ export class Settings {
     return set;
   }
 
-  /** The first field that holds no possible value, marked as such; null if all is well. */
+  /** The first field that holds no possible value, after its hint was made to say why; null if all is well. */
   wrong() {
-    const field = this.fields.find((each) => !each.checkValidity());
-    if (!field) return null;
-    field.setAttribute("aria-invalid", "true");
-    return { field, message: `${this.form.querySelector(`label[for=${field.id}]`).textContent}: ${field.validationMessage}` };
+    const field = this.fields.find((each) => !each.checkValidity()) ?? null;
+    if (field) this.mark(field.name, field.validationMessage);
+    return field;
   }
 
-  /** Marks the field that the server's error names, if it is one of these. */
-  mark(name) {
-    this.fields.find((field) => field.name === name)?.setAttribute("aria-invalid", "true");
+  /** Marks the field that an error names, such as "stop.0", if it is one of these. */
+  mark(param, message) {
+    const name = param.split(".")[0];
+    const field = this.fields.find((each) => each.name === (SYNONYMS[name] ?? name));
+    if (!field) return;
+    field.setAttribute("aria-invalid", "true");
+    const hint = this.hint(field);
+    hint.dataset.hint ??= hint.textContent;
+    hint.textContent = message;
+  }
+
+  clear(field) {
+    field.removeAttribute("aria-invalid");
+    const hint = this.hint(field);
+    hint.textContent = hint.dataset.hint ?? hint.textContent;
+  }
+
+  hint(field) {
+    return document.getElementById(field.getAttribute("aria-describedby"));
   }
 }
 

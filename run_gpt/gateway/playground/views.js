@@ -93,6 +93,7 @@ export class ExchangeView {
     }
     if (state === "stopped") notes.push(make("p", { className: "note", text: "Stopped" }));
     if (finish === "length") notes.push(make("p", { className: "note", text: "Cut at max tokens" }));
+    else if (finish && finish !== "stop") notes.push(make("p", { className: "note", text: `Ended by ${finish}` }));
     const figures = this.figures();
     if (figures) notes.push(make("p", { className: "figures", text: figures }));
     return notes;

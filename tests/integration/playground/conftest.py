@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,6 +84,5 @@ def _gateway_conftest() -> ModuleType:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]) -> Iterator[Any]:
     """A real gateway over one scripted worker."""
-    open_stack = contextmanager(_gateway_conftest().a_stack.__wrapped__)
-    with open_stack(tmp_path_factory.mktemp("stack"), free_ports(3), 1, {}, "ready") as running:
+    with _gateway_conftest().a_stack(tmp_path_factory.mktemp("stack"), free_ports(3), 1, {}, "ready") as running:
         yield running

@@ -93,7 +93,10 @@ class Door:
                 return answer
             return StreamingResponse(self._counted(answer), media_type="text/event-stream")
 
-        return app
+        outer = FastAPI()
+        outer.mount("/prefix", app)  # as a proxy may have it
+        outer.mount("/", app)
+        return outer
 
     async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self.running += 1
@@ -125,11 +128,11 @@ def open_door(port: int) -> Iterator[Door]:
         assert not thread.is_alive()
 
 
-def half_an_answer(door: Door) -> Script:
+def half_an_answer(door: Door, before: str = "") -> Script:
     """A script that waits in mid-answer until the test says go on."""
 
     async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
-        yield piece("Half an ")
+        yield piece(f"{before}Half an ")
         await door.wait()
         yield piece("answer.")
         yield piece(finish="stop")

@@ -112,6 +112,7 @@ def test_an_error_before_the_answer_is_shown_and_can_be_tried_again(door: Any, v
     v.ask("Hello?")
     expect(v.page.get_by_role("alert").filter(has_text="top_p = 0")).to_be_visible()
     expect(v.page.locator("#top_p")).to_have_attribute("aria-invalid", "true")
+    expect(v.page.locator("#top_p-hint")).to_contain_text("greater than 0")
     door.script = saying("Fine.")
     v.page.fill("#top_p", "")
     v.page.click("text=Try again")
@@ -220,6 +221,12 @@ def test_the_chosen_model_answers(door: Any, visit: Any) -> None:
     expect(v.page.locator("#model")).to_have_value("two")
 
 
+def test_the_page_works_behind_a_proxys_prefix(door: Any, visit: Any) -> None:
+    v = visit(f"{door.url}/prefix")
+    assert v.ask("Hello?") == "Hello there"
+    assert all("/prefix/" in url for url in v.requests)
+
+
 def test_a_name_and_password_in_the_address_do_not_break_the_page(door: Any, visit: Any) -> None:
     """So a browser is given the key of a server that wants one."""
     v = visit(door.url.replace("//", "//user:secret@"))
@@ -289,9 +296,13 @@ def test_a_request_says_nothing_that_is_not_set(door: Any, visit: Any) -> None:
 @pytest.mark.parametrize(("name", "value"), [("temperature", "3"), ("seed", "1.5"), ("max_tokens", "0")])
 def test_an_impossible_setting_is_told_before_it_is_sent(door: Any, visit: Any, name: str, value: str) -> None:
     v = visit(door.url)
+    hint = v.page.locator(f"#{name}-hint")
+    limits = hint.inner_text()
     v.page.fill(f"#{name}", value)
     v.send("Hello?")
     expect(v.page.locator(f"#{name}")).to_be_focused()
-    expect(v.page.locator("#notice")).not_to_have_text("")
+    expect(hint).not_to_have_text(limits)  # but the browser's own words
     expect(v.page.locator("#prompt")).to_have_value("Hello?")
     assert door.requests == []
+    v.page.fill(f"#{name}", "1")
+    expect(hint).to_have_text(limits)

@@ -115,6 +115,18 @@ def test_an_answer_in_pieces_looks_like_the_same_answer_at_once(door: Any, visit
     expect(v.answer.locator("a[href='https://example.org/late']")).to_have_text("a")
 
 
+def test_a_long_answer_is_not_made_anew_with_every_word(door: Any, visit: Any) -> None:
+    """Else long answers would stutter, and what a reader has selected would be lost."""
+    door.script = half_an_answer(door, before="First.\n\n```python\nprint(1)\n```\n\n")
+    v = visit(door.url)
+    v.send("Tell me more")
+    expect(v.answer.locator("pre")).to_be_visible()
+    v.answer.evaluate("answer => { for (const block of answer.children) block.__same = true; }")
+    door.go_on.set()
+    expect(v.answer).to_contain_text("an answer.")
+    assert v.answer.evaluate("answer => [...answer.children].map(b => !!b.__same)")[:2] == [True, True]
+
+
 def test_code_and_answers_can_be_copied(door: Any, visit: Any) -> None:
     door.script = saying("Look:\n\n```python\nprint(1)\n```\n")
     v = visit(door.url, permissions=["clipboard-read", "clipboard-write"])

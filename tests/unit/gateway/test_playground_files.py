@@ -84,13 +84,8 @@ def test_the_libraries_are_those_that_were_published():
 def test_the_controls_have_the_limits_of_the_server():
     """Else the page would refuse what the server takes, or promise what it refuses."""
     schema = ChatRequest.model_json_schema()["properties"]
-    for name, field in {
-        "temperature": "temperature",
-        "top_p": "top_p",
-        "max_tokens": "max_new_tokens",
-        "seed": "seed",
-    }.items():
-        limits = schema[field]["anyOf"][0]
+    for name in ("temperature", "top_p", "max_tokens", "seed"):
+        limits = schema[SYNONYMS.get(name, name)]["anyOf"][0]
         tag = re.search(rf'<input id="{name}"[^>]*>', PAGE)[0]
         shown = {key: re.search(rf'{key}="([^"]+)"', tag) for key in ("min", "max")}
         assert float(shown["min"][1]) == limits.get("minimum", limits.get("exclusiveMinimum"))

@@ -1,0 +1,84 @@
+"""The playground over the real gateway: what it asks for is what the server gives, and what it stops, ends there."""
+
+import json
+from typing import Any
+
+from playwright.sync_api import expect
+from visiting import PHONE
+from waiting import wait_until
+
+
+def script(**fields: Any) -> str:
+    return json.dumps(fields)
+
+
+def test_an_answer_comes_through_the_real_gateway(stack: Any, visit: Any) -> None:
+    v = visit(stack.http)
+    assert v.ask(script(words=["**Hello**", " from", " here"])) == "Hello from here"
+    expect(v.answer.locator("strong")).to_have_text("Hello")
+    expect(v.page.locator(".figures")).to_contain_text("3 tokens")
+    v.check_quiet()
+
+
+def test_an_answer_grows_while_it_comes(stack: Any, visit: Any) -> None:
+    v = visit(stack.http)
+    v.send(script(words=300, delay=0.02))
+    expect(v.answer).to_contain_text("1")
+    early = len(v.answer.inner_text())
+    expect(v.answer).to_contain_text("40")
+    assert len(v.answer.inner_text()) > early
+    v.page.keyboard.press("Escape")
+    v.wait_idle()
+
+
+def test_stop_frees_the_servers_slot(stack: Any, visit: Any) -> None:
+    v = visit(stack.http)
+    v.send(script(words=["Half"], then="hang"))
+    expect(v.answer).to_have_text("Half")
+    assert stack.ready()["in_flight"] == 1
+    v.page.click("#stop-answer")
+    wait_until(lambda: stack.ready()["in_flight"] == 0)
+    wait_until(lambda: stack.journal[-1][0] == "cancelled")
+    expect(v.page.locator(".note")).to_have_text("Stopped")
+    v.check_quiet()
+
+
+def test_leaving_the_page_frees_the_servers_slot(stack: Any, visit: Any) -> None:
+    v = visit(stack.http)
+    v.send(script(words=["Half"], then="hang"))
+    expect(v.answer).to_have_text("Half")
+    v.page.close()
+    wait_until(lambda: stack.ready()["in_flight"] == 0)
+
+
+def test_the_servers_errors_are_shown(stack: Any, visit: Any) -> None:
+    error = {"message": "the queue is full", "type": "rate_limit_error", "param": None, "code": "queue_full"}
+    v = visit(stack.http)
+    v.ask(script(words=[], then="error", error=error))
+    expect(v.page.locator(".error")).to_contain_text("the queue is full")
+    v.ask(script(words=["Half"], then="error", error={**error, "message": "the replica is gone"}))
+    expect(v.answer).to_have_text("Half")
+    expect(v.page.locator(".error").last).to_contain_text("the replica is gone")
+    v.check_quiet(expected=("429",))
+
+
+def test_a_field_that_the_server_refuses_is_named(stack: Any, visit: Any) -> None:
+    v = visit(stack.http)
+    v.page.fill("#top_p", "0")
+    v.ask(script(words=["never"]))
+    expect(v.page.locator(".error")).to_contain_text("top_p")
+    expect(v.page.locator("#top_p")).to_have_attribute("aria-invalid", "true")
+
+
+def test_the_page_says_where_it_is(stack: Any, visit: Any) -> None:
+    """GET / links to it, for those who only have the address of the server."""
+    import httpx
+
+    assert httpx.get(stack.http).json()["playground"] == "/playground"
+
+
+def test_the_default_model_answers_on_a_phone(server: Any, visit: Any) -> None:
+    v = visit(server.http_url, viewport=PHONE, has_touch=True, is_mobile=True)
+    assert "Paris" in v.ask("What is the capital of France?")
+    expect(v.page.locator(".figures")).to_contain_text("tokens/s")
+    v.check_quiet()
