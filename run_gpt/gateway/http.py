@@ -25,7 +25,7 @@ from run_gpt.errors import (
 )
 from run_gpt.gateway import openapi
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
-from run_gpt.gateway.pages import PLAYGROUND, add_playground
+from run_gpt.gateway.playground import PLAYGROUND, add_playground
 from run_gpt.gateway.service import Service
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from uvicorn import Config, Server
 from waiting import wait_until
 
-from run_gpt.gateway.pages import add_playground
+from run_gpt.gateway.playground import add_playground
 
 DONE = b"data: [DONE]\n\n"
 Script = Callable[[dict[str, Any]], "AsyncIterator[bytes] | Response"]

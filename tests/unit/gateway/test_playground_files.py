@@ -3,7 +3,6 @@
 import hashlib
 import re
 import tomllib
-from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from run_gpt.api.schema import SYNONYMS, ChatRequest
-from run_gpt.gateway.pages import ASSETS, HEADERS, LIBRARIES, PLAYGROUND, add_playground
+from run_gpt.gateway.playground import ASSETS, HEADERS, LIBRARIES, PLAYGROUND, add_playground
 
 ROOT = Path(__file__).parents[3]
-FOLDER = files("run_gpt.gateway").joinpath("playground")
+FOLDER = files("run_gpt.gateway.playground")
 PAGE = FOLDER.joinpath("index.html").read_text()
 
 
@@ -62,12 +61,10 @@ def test_what_the_page_loads_is_what_is_served():
 
 def test_the_wheel_has_every_file():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    folder = ROOT / "run_gpt" / "gateway"
-    for path in (folder / "playground").rglob("*"):
-        name = str(path.relative_to(folder))
-        assert path.is_dir() or any(
-            fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in declared["run_gpt.gateway"]
-        ), f"{name} would be missing from the wheel"
+    for package in ("run_gpt.gateway.playground", "run_gpt.gateway.playground.vendor"):
+        for path in (ROOT / package.replace(".", "/")).iterdir():
+            shipped = path.is_dir() or path.suffix == ".py" or any(map(path.match, declared[package]))
+            assert shipped, f"{path} would be missing from the wheel"
 
 
 def test_the_libraries_are_those_that_were_published():

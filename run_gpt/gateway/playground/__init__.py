@@ -43,7 +43,7 @@ class Page:
 
 def read_page(name: str) -> Page:
     """The playground's file `name`, out of the package."""
-    content = files("run_gpt.gateway").joinpath("playground", name).read_bytes()
+    content = files(__name__).joinpath(name).read_bytes()
     return Page(content, _TYPES[name.rpartition(".")[2]], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
