@@ -33,10 +33,11 @@ def ask(page: Page, question: str) -> None:
 
 def shoot(browser: Browser, url: str, name: str) -> None:
     """One screenshot, after a short conversation."""
-    context = browser.new_context(**SHOTS[name])
+    context = browser.new_context(**SHOTS[name], reduced_motion="reduce")
     page = context.new_page()
     page.goto(f"{url}/playground")
     page.locator("#model:enabled").wait_for()
+    page.evaluate("document.getElementById('temperature').value = 0")  # the same answers each time
     for question in QUESTIONS:
         ask(page, question)
     page.locator("#prompt").blur()

@@ -35,7 +35,7 @@ def test_stop_frees_the_servers_slot(stack: Any, visit: Any) -> None:
     v = visit(stack.http)
     v.send(script(words=["Half"], then="hang"))
     expect(v.answer).to_have_text("Half")
-    assert stack.ready()["in_flight"] == 1
+    assert stack.ready()["in_flight"] > 0
     v.page.click("#stop-answer")
     wait_until(lambda: stack.ready()["in_flight"] == 0)
     wait_until(lambda: stack.journal[-1][0] == "cancelled")
@@ -64,10 +64,10 @@ def test_the_servers_errors_are_shown(stack: Any, visit: Any) -> None:
 
 def test_a_field_that_the_server_refuses_is_named(stack: Any, visit: Any) -> None:
     v = visit(stack.http)
-    v.page.fill("#top_p", "0")
+    v.page.fill("#stop", "\n".join(map(str, range(17))))
     v.ask(script(words=["never"]))
-    expect(v.page.locator(".error")).to_contain_text("top_p")
-    expect(v.page.locator("#top_p")).to_have_attribute("aria-invalid", "true")
+    expect(v.page.locator(".error")).to_contain_text("stop")
+    expect(v.page.locator("#stop")).to_have_attribute("aria-invalid", "true")
 
 
 def test_the_page_says_where_it_is(stack: Any, visit: Any) -> None:
@@ -79,6 +79,9 @@ def test_the_page_says_where_it_is(stack: Any, visit: Any) -> None:
 
 def test_the_default_model_answers_on_a_phone(server: Any, visit: Any) -> None:
     v = visit(server.http_url, viewport=PHONE, has_touch=True, is_mobile=True)
+    v.page.tap("#toggle-settings")
+    v.page.fill("#temperature", "0")
+    v.page.tap("#close-settings")
     assert "Paris" in v.ask("What is the capital of France?")
     expect(v.page.locator(".figures")).to_contain_text("tokens/s")
     v.check_quiet()
