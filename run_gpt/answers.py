@@ -1,10 +1,11 @@
 """Writes the wire's answers from the engine's events."""
 
+import secrets
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
-from run_gpt.api.schema import (
+from run_gpt.api.answers import (
     Answer,
     ChatChoice,
     ChatChunkChoice,
@@ -14,31 +15,38 @@ from run_gpt.api.schema import (
     Choice,
     Completion,
     Delta,
-    GenerateRequest,
+    FinishReason,
+    FunctionDelta,
     Logprobs,
     PromptTokensDetails,
-    Request,
     TokenLogprob,
+    ToolCallDelta,
     TopLogprob,
     Usage,
 )
+from run_gpt.api.chat import FunctionCall, ToolCall
+from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.request import TokenEvent
+from run_gpt.models.tools import ArgumentsPiece, CallPiece, TextPiece, ToolParser, joined
+from run_gpt.prompts import Prompts, functions
 
 
 class AnswerWriter:
-    """Writes the answer to one request: as a whole, or event by event."""
+    """Writes the answer to one request: as a whole, or event by event.
 
-    def __init__(self, name: str, token_text: Callable[[int], str], request: Request, prepared: engine_request.Request):
-        """`name`: the served model's. `token_text`: the text of a token id."""
-        self._name, self._token_text = name, token_text
-        self._request = request
-        self._id = prepared.id
+    Both ways read calls of tools by the same parser, which does not care how a text is cut.
+    """
+
+    def __init__(self, name: str, prompts: Prompts, request: Request, prepared: engine_request.Request):
+        """`name`: the served model's."""
+        self._name, self._prompts = name, prompts
+        self._request, self._prepared = request, prepared
         self._created = int(time.time())
-        self._prompt_tokens = len(prepared.prompt_ids)
         self._completion_tokens = 0
         self._cached_tokens = 0
         self._begun: set[int] = set()
+        self._parsers: dict[int, ToolParser] = {}
 
     def count(self, events: Sequence[TokenEvent]) -> None:
         """Count these events' tokens in `usage`; what was reused of the prompt is what the first sequence reused."""
@@ -50,67 +58,115 @@ class AnswerWriter:
     def answer(self, sequences: Sequence[TokenEvent]) -> Answer:
         """The whole answer; each event is a whole sequence."""
         if isinstance(self._request, GenerateRequest):
-            return self._completion(sequences, prompt=self._request.prompt)
-        choices = [
-            ChatChoice(
-                index=s.index,
-                message=ChatMessage(content=s.text),
-                finish_reason=s.finish_reason,
-                logprobs=self._logprobs(s),
-            )
-            for s in sequences
-        ]
-        return ChatCompletion(choices=choices, **self._common())
+            choices = [self._choice(self._request, event, first=True) for event in sequences]
+            return Completion(choices=choices, prompt=self._prompts.text(self._request.prompt), **self._common())
+        return ChatCompletion(choices=[self._chat_choice(event) for event in sequences], **self._common())
 
-    def chunk(self, event: TokenEvent) -> Answer:
-        """One event of a stream."""
-        first_of_all, first = not self._begun, event.index not in self._begun
-        self._begun.add(event.index)
+    def chunk(self, event: TokenEvent) -> Answer | None:
+        """One event of a stream; None if it has nothing to show yet."""
+        first = event.index not in self._begun
         if isinstance(self._request, GenerateRequest):
-            return self._completion([event], prompt=self._request.prompt if first_of_all else None, echo=first)
-        choice = ChatChunkChoice(
+            choice = self._choice(self._request, event, first=first)
+            if not (choice.text or choice.finish_reason or event.logprobs or event.prompt_logprobs):
+                return None
+            prompt = None if self._begun else self._prompts.text(self._request.prompt)
+            self._begun.add(event.index)
+            return Completion(choices=[choice], prompt=prompt, **self._common())
+        text, calls = self._read(event)
+        if not (text or calls or event.finish_reason or event.logprobs):
+            return None
+        self._begun.add(event.index)
+        chunk_choice = ChatChunkChoice(
             index=event.index,
-            delta=Delta(role="assistant" if first else None, content=event.text),
-            finish_reason=event.finish_reason,
+            delta=Delta(role="assistant" if first else None, content=text, tool_calls=calls or None),
+            finish_reason=self._finish_reason(event),
             logprobs=self._logprobs(event),
         )
-        return ChatCompletionChunk(choices=[choice], **self._common())
+        return ChatCompletionChunk(choices=[chunk_choice], **self._common())
 
-    def _completion(self, events: Sequence[TokenEvent], prompt: str | None, echo: bool = True) -> Completion:
-        request = cast("GenerateRequest", self._request)
-        before = request.prompt if request.echo and echo else ""
-        choices = [
-            Choice(
-                index=event.index,
-                text=before + event.text,
-                finish_reason=event.finish_reason,
-                logprobs=self._logprobs(event),
-            )
-            for event in events
-        ]
-        return Completion(choices=choices, prompt=prompt, **self._common())
+    def _choice(self, request: GenerateRequest, event: TokenEvent, *, first: bool) -> Choice:
+        """`first`: with `echo`, the prompt comes before the text."""
+        echo = bool(request.echo) and first
+        return Choice(
+            index=event.index,
+            text=(self._prompts.text(request.prompt) if echo else "") + event.text,
+            finish_reason=event.finish_reason,
+            logprobs=self._logprobs(event, echo=echo),
+        )
+
+    def _chat_choice(self, event: TokenEvent) -> ChatChoice:
+        text, deltas = self._read(event)
+        calls: dict[int, ToolCall] = {}
+        for delta in deltas:
+            call = calls.get(delta.index)
+            name, before = (call.function.name, call.function.arguments) if call else (delta.function.name or "", "")
+            function = FunctionCall(name=name, arguments=before + (delta.function.arguments or ""))
+            calls[delta.index] = ToolCall(id=call.id if call else delta.id, type="function", function=function)
+        message = ChatMessage(content=text or (None if calls else ""), tool_calls=list(calls.values()) or None)
+        return ChatChoice(
+            index=event.index,
+            message=message,
+            finish_reason=self._finish_reason(event),
+            logprobs=self._logprobs(event),
+        )
+
+    def _read(self, event: TokenEvent) -> tuple[str, list[ToolCallDelta]]:
+        """What an event adds to a chat's answer: text, and pieces of calls."""
+        parser = self._parser(event.index)
+        if parser is None:
+            return event.text, []
+        pieces = parser.push(event.text)
+        if event.finish_reason is not None:
+            pieces = [*pieces, *parser.finish()]
+        text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+        return text, [_call_delta(piece) for piece in joined(pieces) if not isinstance(piece, TextPiece)]
+
+    def _parser(self, index: int) -> ToolParser | None:
+        if not isinstance(self._request, ChatRequest) or not (offered := functions(self._request)):
+            return None
+        if index not in self._parsers:
+            parallel = self._request.parallel_tool_calls is not False
+            self._parsers[index] = self._prompts.tool_format.parser(offered, parallel=parallel)
+        return self._parsers[index]
+
+    def _finish_reason(self, event: TokenEvent) -> FinishReason | None:
+        parser = self._parser(event.index)
+        called = parser is not None and parser.called
+        return "tool_calls" if called and event.finish_reason == "stop" else event.finish_reason
 
     def _common(self) -> dict[str, Any]:
+        prompt_tokens = len(self._prepared.prompt_ids)
         usage = Usage(
-            prompt_tokens=self._prompt_tokens,
+            prompt_tokens=prompt_tokens,
             completion_tokens=self._completion_tokens,
-            total_tokens=self._prompt_tokens + self._completion_tokens,
+            total_tokens=prompt_tokens + self._completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached_tokens),
         )
-        return {"id": self._id, "created": self._created, "model": self._name, "usage": usage}
+        return {"id": self._prepared.id, "created": self._created, "model": self._name, "usage": usage}
 
-    def _logprobs(self, event: TokenEvent) -> Logprobs | None:
+    def _logprobs(self, event: TokenEvent, *, echo: bool = False) -> Logprobs | None:
         if self._request.logprobs is None:
             return None
-        return Logprobs(content=[self._token_logprob(token) for token in event.logprobs])
+        content = [self._token_logprob(token.token_id, token.logprob, token.top) for token in event.logprobs]
+        if echo:
+            scored = [self._token_logprob(token.token_id, token.logprob, token.top) for token in event.prompt_logprobs]
+            content = [self._token_logprob(self._prepared.prompt_ids[0], None, ()), *scored, *content]
+        return Logprobs(content=content)
 
-    def _token_logprob(self, token: engine_request.TokenLogprob) -> TokenLogprob:
+    def _token_logprob(self, token_id: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> TokenLogprob:
         """A token's log-probability as the wire shows it."""
-        return TokenLogprob(
-            token=self._token_text(token.token_id),
-            logprob=token.logprob,
-            top_logprobs=[TopLogprob(token=self._token_text(i), logprob=value) for i, value in token.top],
-        )
+        likeliest = [TopLogprob(logprob=value, **self._token(i)) for i, value in top]
+        return TokenLogprob(logprob=logprob, top_logprobs=likeliest, **self._token(token_id))
+
+    def _token(self, token_id: int) -> dict[str, Any]:
+        return {"token": self._prompts.token_text(token_id), "bytes": list(self._prompts.token_bytes(token_id))}
+
+
+def _call_delta(piece: CallPiece | ArgumentsPiece) -> ToolCallDelta:
+    if isinstance(piece, ArgumentsPiece):
+        return ToolCallDelta(index=piece.index, function=FunctionDelta(arguments=piece.text))
+    function = FunctionDelta(name=piece.name, arguments="")
+    return ToolCallDelta(index=piece.index, id=f"call_{secrets.token_hex(12)}", type="function", function=function)
 
 
 def mean_logprob(sequence: TokenEvent) -> float:

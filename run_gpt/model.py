@@ -7,7 +7,7 @@ same object, so that a request gets the same answer in a notebook and from a clu
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +15,20 @@ from typing import Any, cast
 
 from run_gpt.answers import AnswerWriter, mean_logprob
 from run_gpt.api.adapters import AdapterList, LoadAdapterRequest, UnloadAdapterRequest
-from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedRequest
+from run_gpt.api.answers import Answer, Status
+from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedRequest, packed
 from run_gpt.api.language_model import LanguageModel
 from run_gpt.api.schema import (
     BASE,
     DEFAULT_MAX_NEW_TOKENS,
-    Answer,
     AnyRequest,
     ChatRequest,
+    GenerateRequest,
     Parameters,
     Request,
-    Status,
 )
 from run_gpt.api.together import together
+from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.compiled import prepare_compiler
@@ -35,11 +36,12 @@ from run_gpt.engine.interface import Engine
 from run_gpt.engine.request import SamplingParams, TokenEvent
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, ModelNotFound, SetupError
 from run_gpt.launch import packer_for, start_engine, start_kernels
-from run_gpt.models import LoadedModel, OnProgress, load, no_progress, render_chat
+from run_gpt.models import LoadedModel, OnProgress, load, no_progress
 from run_gpt.models.adapters import read_adapter
 from run_gpt.models.cache import cache_root
 from run_gpt.models.files import adapter_folder, default_adapter, startup_adapters
 from run_gpt.parallel import start_followers
+from run_gpt.prompts import Prompts, answer_decoder, as_functions
 
 TEXTS_AT_ONCE = 64
 """Of one request for embeddings: more would take the queue from others."""
@@ -133,10 +135,7 @@ def _loaded(
 ) -> "Model":
     loaded = load(model_config, packer_for=packer_for(kernels, engine_config), on_progress=on_progress)
 
-    def decode(ids: Sequence[int]) -> str:
-        return cast("str", loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    engine = start_engine(loaded, decode, engine_config, kernels, **options)
+    engine = start_engine(loaded, answer_decoder(loaded), engine_config, kernels, **options)
     limits = [limit for limit in (engine_config.max_context, engine.scheduler.slots.max_tokens) if limit]
     model = Model(loaded, engine, model_config, min(limits, default=None))
     try:
@@ -160,9 +159,7 @@ class Model(LanguageModel):
         """What was chosen where a wish could not be taken literally; one line each."""
         self.context_length = min(loaded.context_length, max_context or loaded.context_length)
         """Most tokens of prompt and answer together."""
-        self._tokenizer = loaded.tokenizer
-        self._chat_template = loaded.chat_template
-        self._vocabulary = len(loaded.tokenizer)
+        self._prompts = Prompts(loaded)
         self._engine = engine
         self._config = config
         self._default_adapter = default_adapter(config)
@@ -170,7 +167,13 @@ class Model(LanguageModel):
     def status(self) -> Status:
         """What the engine is doing."""
         stats = self._engine.stats()
-        return Status(state=stats.state, model=self.name, running=stats.running, waiting=stats.waiting)
+        return Status(
+            state=stats.state,
+            model=self.name,
+            running=stats.running,
+            waiting=stats.waiting,
+            context_length=self.context_length,
+        )
 
     def shutdown(self, drain_seconds: float = 0.0) -> None:
         """Let running requests finish for so long, then end the engine. Blocks."""
@@ -187,6 +190,8 @@ class Model(LanguageModel):
             return await self._embeddings(request, timeout)
         if isinstance(request, Request):
             return await self._text(request, timeout)
+        if isinstance(request, TokenizeRequest | DetokenizeRequest):
+            return await asyncio.to_thread(self._tokens, request)
         return await asyncio.to_thread(self._change_adapters, request)
 
     async def _text(self, request: Request, timeout: float | None) -> Answer:
@@ -196,7 +201,7 @@ class Model(LanguageModel):
             async for event in events:
                 sequences[event.index] += event
         best = sorted(sequences, key=mean_logprob, reverse=True) if request.best_of else sequences
-        writer = AnswerWriter(self.name, self._token_text, request, prepared)
+        writer = AnswerWriter(self.name, self._prompts, request, prepared)
         writer.count(sequences)
         return writer.answer([replace(s, index=i) for i, s in enumerate(best[: request.sequences])])
 
@@ -205,26 +210,27 @@ class Model(LanguageModel):
         self._check_model(request)
         request.check_stream()
         prepared = await asyncio.to_thread(self._prepare, request, timeout)
-        writer = AnswerWriter(self.name, self._token_text, request, prepared)
+        writer = AnswerWriter(self.name, self._prompts, request, prepared)
         async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
             async for event in events:
                 writer.count([event])
-                if event.text or event.finish_reason or event.logprobs:
-                    yield writer.chunk(event)
+                if (chunk := writer.chunk(event)) is not None:
+                    yield chunk
 
     def _prepare(self, request: Request, timeout: float | None) -> engine_request.Request:
         """The engine's request. Raises InvalidRequest, ContextLengthExceeded."""
-        prompt_ids = self._prompt_ids(request)
+        prompt_ids = self._prompts.of(request)
         return engine_request.Request(
             id=f"{'chatcmpl' if isinstance(request, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}",
             prompt_ids=tuple(prompt_ids),
             max_new_tokens=self._max_new_tokens(request, len(prompt_ids)),
             sampling=self._sampling(request),
-            stop=self._stops(request),
+            stop=self._prompts.stops(request),
             sequences=request.best_of or request.sequences,
             num_beams=request.num_beams or 1,
             length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
             adapter=self._adapter(request.adapter),
+            prompt_logprobs=request.logprobs if isinstance(request, GenerateRequest) and request.echo else None,
             deadline=None if timeout is None else time.monotonic() + timeout,
         )
 
@@ -237,7 +243,7 @@ class Model(LanguageModel):
         return self._default_adapter if name is None else None if name == BASE else name
 
     async def _embeddings(self, request: EmbedRequest, timeout: float | None) -> Embeddings:
-        prompts = await asyncio.to_thread(lambda: [self._text_ids(text, "texts") for text in request.texts])
+        prompts = await asyncio.to_thread(lambda: [self._prompts.text_ids(text, "texts") for text in request.texts])
         for ids in prompts:
             if len(ids) > self.context_length:
                 raise ContextLengthExceeded(
@@ -265,9 +271,24 @@ class Model(LanguageModel):
             id=f"embd-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=self.name,
-            data=[Embedding(index=i, embedding=vector) for i, vector in enumerate(vectors)],
+            data=[
+                Embedding(index=i, embedding=packed(vector) if request.encoding_format == "base64" else vector)
+                for i, vector in enumerate(vectors)
+            ],
             usage=EmbeddingUsage(prompt_tokens=count, total_tokens=count),
         )
+
+    def _tokens(self, request: TokenizeRequest | DetokenizeRequest) -> Answer:
+        about: dict[str, Any] = {"id": f"tokn-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        if isinstance(request, DetokenizeRequest):
+            return DetokenizedText(prompt=self._prompts.detokenize(request.tokens), **about)
+        if request.messages is not None:
+            ids = self._prompts.chat_ids(request.messages, as_functions(request.tools))
+        else:
+            ids = self._prompts.text_ids(
+                request.prompt or "", "prompt", special=request.add_special_tokens is not False
+            )
+        return Tokens(tokens=ids, count=len(ids), max_model_len=self.context_length, **about)
 
     def _change_adapters(self, request: AnyRequest) -> AdapterList:
         if isinstance(request, LoadAdapterRequest):
@@ -295,23 +316,6 @@ class Model(LanguageModel):
             raise InvalidRequest(f"path: {error.message}", param="path") from error
         self._engine.load_adapter(name, weights)
 
-    def _prompt_ids(self, request: Request) -> list[int]:
-        if isinstance(request, ChatRequest):
-            messages = [message.model_dump() for message in request.messages]
-            return render_chat(self._tokenizer, messages, self._chat_template)
-        return self._text_ids(request.prompt, "prompt")
-
-    def _text_ids(self, text: str, param: str) -> list[int]:
-        ids = cast("list[int]", self._tokenizer(text, return_attention_mask=False)["input_ids"])
-        if not ids:
-            raise InvalidRequest(f"{param} = {text!r}: the tokenizer makes no token of it", param=param)
-        return ids
-
-    def _stops(self, request: Request) -> tuple[str, ...]:
-        """The request's stop texts; in a chat also those that end a turn."""
-        in_chat = isinstance(request, ChatRequest) and self._chat_template is not None
-        return (*request.stops, *(self._chat_template.stop if in_chat else ()))  # type: ignore[union-attr]
-
     def _max_new_tokens(self, request: Request, prompt_tokens: int) -> int:
         room = self.context_length - prompt_tokens
         if room < 1:
@@ -320,29 +324,22 @@ class Model(LanguageModel):
                 "the answer's included: shorten the prompt",
                 param="messages" if isinstance(request, ChatRequest) else "prompt",
             )
+        wanted = request.max_new_tokens
         if request.max_length is None:
-            return min(request.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, room)
+            return min(DEFAULT_MAX_NEW_TOKENS if wanted is None else wanted, room)
         if request.max_length <= prompt_tokens:
             raise InvalidRequest(
                 f"max_length = {request.max_length}: the prompt alone has {prompt_tokens} tokens", param="max_length"
             )
-        return min(request.max_new_tokens or room, request.max_length - prompt_tokens, room)
+        return min(room if wanted is None else wanted, request.max_length - prompt_tokens, room)
 
     def _sampling(self, request: Parameters) -> SamplingParams:
         given = {name: getattr(request, name) for name in _SAMPLING if getattr(request, name) is not None}
-        bias = {int(token_id): value for token_id, value in (request.logit_bias or {}).items()}
-        for token_id in bias:
-            if token_id >= self._vocabulary:
-                raise InvalidRequest(
-                    f"logit_bias: token id {token_id} is outside the vocabulary of {self._vocabulary}",
-                    param="logit_bias",
-                )
         if request.best_of is not None:  # what is best is told by the log-probabilities
             given.setdefault("logprobs", 0)
-        return SamplingParams(do_sample=request.samples, logit_bias=bias, **given)
-
-    def _token_text(self, token_id: int) -> str:
-        return cast("str", self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        return SamplingParams(
+            do_sample=request.samples, logit_bias=self._prompts.checked_bias(request.logit_bias), **given
+        )
 
 
 _SAMPLING = (

@@ -14,24 +14,30 @@ from jina import Executor, requests
 
 from run_gpt.api import documents
 from run_gpt.api.adapters import ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.answers import ChatCompletionChunk, Completion
 from run_gpt.api.documents import (
     AdapterListDocument,
     ChatCompletionChunkDocument,
     ChatCompletionDocument,
     ChatRequestDocument,
     CompletionDocument,
+    DetokenizedTextDocument,
+    DetokenizeRequestDocument,
     EmbeddingsDocument,
     EmbedRequestDocument,
     GenerateRequestDocument,
     ListAdaptersRequestDocument,
     LoadAdapterRequestDocument,
     StatusDocument,
+    TokenizeRequestDocument,
+    TokensDocument,
     UnloadAdapterRequestDocument,
     WireError,
 )
 from run_gpt.api.embeddings import EmbedRequest
-from run_gpt.api.schema import AnyRequest, ChatCompletionChunk, ChatRequest, Completion, GenerateRequest
+from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 from run_gpt.api.together import together
+from run_gpt.api.tokens import DetokenizeRequest, TokenizeRequest
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.errors import InternalError, RequestError, SetupError
 from run_gpt.model import load_model
@@ -109,6 +115,16 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
     async def embed(self, docs: DocList[EmbedRequestDocument], **_: Any) -> DocList[EmbeddingsDocument]:
         """Make a vector of each text. Raises WireError."""
         return DocList[EmbeddingsDocument](await self._answers(EmbedRequest, docs))
+
+    @requests(on="/tokenize")
+    async def tokenize(self, docs: DocList[TokenizeRequestDocument], **_: Any) -> DocList[TokensDocument]:
+        """Make token ids of each text or chat. Raises WireError."""
+        return DocList[TokensDocument](await self._answers(TokenizeRequest, docs))
+
+    @requests(on="/detokenize")
+    async def detokenize(self, docs: DocList[DetokenizeRequestDocument], **_: Any) -> DocList[DetokenizedTextDocument]:
+        """Make a text of each list of token ids. Raises WireError."""
+        return DocList[DetokenizedTextDocument](await self._answers(DetokenizeRequest, docs))
 
     @requests(on="/adapters")
     async def adapters(self, docs: DocList[ListAdaptersRequestDocument], **_: Any) -> DocList[AdapterListDocument]:

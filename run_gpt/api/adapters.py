@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from run_gpt.api.schema import Answer, AnyRequest, NonEmpty
+from run_gpt.api.answers import Answer
+from run_gpt.api.schema import AnyRequest
+from run_gpt.api.values import NonEmpty
 
 NAME_PATTERN = r"^[A-Za-z0-9][\w.-]*$"
 AdapterName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]

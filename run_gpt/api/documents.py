@@ -13,7 +13,8 @@ from docarray import BaseDoc
 from docarray.proto import DocProto
 from pydantic import BaseModel, ValidationError, create_model
 
-from run_gpt.api import adapters, embeddings, schema
+from run_gpt.api import adapters, answers, embeddings, schema, tokens
+from run_gpt.api.values import DOCUMENT
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
 
 Asked = TypeVar("Asked", bound=schema.AnyRequest)
@@ -28,7 +29,7 @@ def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
     for name, info in model.model_fields.items():
         if name != "id":  # each document has one
             fields[name] = (_plain(info.annotation) | None, None)
-    if issubclass(model, schema.Answer):
+    if issubclass(model, answers.Body):
         fields["error"] = (dict[str, Any] | None, None)
     return cast(
         "type[BaseDoc]",
@@ -40,8 +41,8 @@ def _plain(annotation: Any) -> Any:
     """The builtin type that carries a schema's annotation in a document."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        kinds = [_plain(arg) for arg in args if arg is not NoneType]
-        return next((kind for kind in kinds if get_origin(kind) is list), kinds[0])
+        kinds = {_plain(arg) for arg in args if arg is not NoneType}
+        return kinds.pop() if len(kinds) == 1 else Any
     if origin is Literal:
         return str
     if origin is list:
@@ -55,41 +56,51 @@ def _plain(annotation: Any) -> Any:
 
 GenerateRequestDocument = _document_class(schema.GenerateRequest)
 ChatRequestDocument = _document_class(schema.ChatRequest)
-CompletionDocument = _document_class(schema.Completion)
-ChatCompletionDocument = _document_class(schema.ChatCompletion)
-ChatCompletionChunkDocument = _document_class(schema.ChatCompletionChunk)
+CompletionDocument = _document_class(answers.Completion)
+ChatCompletionDocument = _document_class(answers.ChatCompletion)
+ChatCompletionChunkDocument = _document_class(answers.ChatCompletionChunk)
 EmbedRequestDocument = _document_class(embeddings.EmbedRequest)
 EmbeddingsDocument = _document_class(embeddings.Embeddings)
+TokenizeRequestDocument = _document_class(tokens.TokenizeRequest)
+TokensDocument = _document_class(tokens.Tokens)
+DetokenizeRequestDocument = _document_class(tokens.DetokenizeRequest)
+DetokenizedTextDocument = _document_class(tokens.DetokenizedText)
 ListAdaptersRequestDocument = _document_class(adapters.ListAdaptersRequest)
 LoadAdapterRequestDocument = _document_class(adapters.LoadAdapterRequest)
 UnloadAdapterRequestDocument = _document_class(adapters.UnloadAdapterRequest)
 AdapterListDocument = _document_class(adapters.AdapterList)
-StatusDocument = _document_class(schema.Status)
+StatusDocument = _document_class(answers.Status)
 
 _DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
+    schema.GenerateRequest: GenerateRequestDocument,
+    schema.ChatRequest: ChatRequestDocument,
+    answers.Completion: CompletionDocument,
+    answers.ChatCompletion: ChatCompletionDocument,
+    answers.ChatCompletionChunk: ChatCompletionChunkDocument,
     embeddings.EmbedRequest: EmbedRequestDocument,
     embeddings.Embeddings: EmbeddingsDocument,
+    tokens.TokenizeRequest: TokenizeRequestDocument,
+    tokens.Tokens: TokensDocument,
+    tokens.DetokenizeRequest: DetokenizeRequestDocument,
+    tokens.DetokenizedText: DetokenizedTextDocument,
     adapters.ListAdaptersRequest: ListAdaptersRequestDocument,
     adapters.LoadAdapterRequest: LoadAdapterRequestDocument,
     adapters.UnloadAdapterRequest: UnloadAdapterRequestDocument,
     adapters.AdapterList: AdapterListDocument,
-    schema.GenerateRequest: GenerateRequestDocument,
-    schema.ChatRequest: ChatRequestDocument,
-    schema.Completion: CompletionDocument,
-    schema.ChatCompletion: ChatCompletionDocument,
-    schema.ChatCompletionChunk: ChatCompletionChunkDocument,
-    schema.Status: StatusDocument,
+    answers.Status: StatusDocument,
 }
 
 
 def document_class(model: type[BaseModel]) -> type[BaseDoc]:
-    """The document class of a request or an answer."""
+    """The document class of a request or an answer; those that only the gateway has are made when first asked for."""
+    if model not in _DOCUMENTS:
+        _DOCUMENTS[model] = _document_class(model)
     return _DOCUMENTS[model]
 
 
 def request_to_document(request: schema.AnyRequest) -> BaseDoc:
     """The document of a checked request."""
-    return document_class(type(request))(**request.model_dump(exclude_none=True))
+    return document_class(type(request))(**request.model_dump(exclude_none=True, context=DOCUMENT))
 
 
 def message_to_request(model: type[Asked], message: DocProto, *, stream: bool = False) -> Asked:
@@ -114,17 +125,17 @@ def document_to_request(model: type[Asked], document: BaseDoc, *, stream: bool =
     return model.parse(fields, stream=stream)
 
 
-def answer_to_document(answer: schema.Answer) -> BaseDoc:
+def answer_to_document(answer: answers.Body) -> BaseDoc:
     """The document of an answer or of one event of a stream."""
     return document_class(type(answer))(**answer.model_dump())
 
 
-def error_to_document(model: type[schema.Answer], error: RequestError) -> BaseDoc:
+def error_to_document(model: type[answers.Body], error: RequestError) -> BaseDoc:
     """The last document of a stream that failed."""
     return document_class(model)(error=error.to_dict())
 
 
-def document_to_answer(model: type[schema.AnyAnswer], document: BaseDoc) -> schema.AnyAnswer:
+def document_to_answer(model: type[answers.AnyAnswer], document: BaseDoc) -> answers.AnyAnswer:
     """The answer that a document carries. Raises the RequestError that it carries instead.
 
     An empty document is what Jina gives back where an Executor failed without a word: an InternalError.

@@ -1,10 +1,14 @@
 """Embeddings: texts in, a vector for each."""
 
+import base64
+import struct
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from run_gpt.api.schema import ADAPTER, Answer, AnyRequest, NonEmpty, Text
+from run_gpt.api.answers import Answer
+from run_gpt.api.schema import ADAPTER, AnyRequest
+from run_gpt.api.values import Text, TextOrIds, one_or_list
 
 MAX_TEXTS = 1024
 
@@ -13,14 +17,17 @@ class EmbedRequest(AnyRequest):
     """Make a vector of each text: its hidden states after the model's last norm, pooled, of length 1."""
 
     texts: Annotated[
-        list[NonEmpty],
+        list[TextOrIds],
         Field(min_length=1, max_length=MAX_TEXTS),
-        BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=list[str]),
-    ] = Field(description=f"One text or up to {MAX_TEXTS}.")
+        BeforeValidator(one_or_list, json_schema_input_type=list[str | list[int]] | str),
+    ] = Field(description=f"One text or up to {MAX_TEXTS}, or the token ids of each.")
     pooling: Literal["mean", "last"] | None = Field(
         None, description="Of all tokens the mean (the default), or the last token alone."
     )
     adapter: Text | None = Field(None, description=ADAPTER)
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="Of a vector: a list of numbers (the default), or its bytes as 32-bit floats, little-endian."
+    )
 
 
 class Embedding(BaseModel):
@@ -28,7 +35,13 @@ class Embedding(BaseModel):
 
     object: Literal["embedding"] = "embedding"
     index: int
-    embedding: list[float]
+    embedding: list[float] | str
+    """In base64 where that was asked for."""
+
+    @property
+    def vector(self) -> list[float]:
+        """[hidden size]."""
+        return unpacked(self.embedding) if isinstance(self.embedding, str) else self.embedding
 
 
 class EmbeddingUsage(BaseModel):
@@ -48,4 +61,15 @@ class Embeddings(Answer):
     @property
     def vectors(self) -> list[list[float]]:
         """[texts, hidden size]."""
-        return [item.embedding for item in self.data]
+        return [item.vector for item in self.data]
+
+
+def packed(vector: list[float]) -> str:
+    """A vector's 32-bit floats, little-endian, in base64."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def unpacked(text: str) -> list[float]:
+    """The vector that `packed` wrote."""
+    data = base64.b64decode(text)
+    return list(struct.unpack(f"<{len(data) // 4}f", data))

@@ -14,21 +14,12 @@ from contextlib import aclosing
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.answers import Answer, AnyAnswer, ChatCompletion, ChatCompletionChunk, Completion
+from run_gpt.api.chat import Message
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.loop_thread import Future, LoopThread, result
-from run_gpt.api.schema import (
-    Answer,
-    AnyAnswer,
-    AnyRequest,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatRequest,
-    Completion,
-    GenerateRequest,
-    Message,
-    Request,
-)
-from run_gpt.api.together import together
+from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Request
+from run_gpt.api.together import merged, together
 from run_gpt.errors import Unavailable
 
 Messages = str | Sequence[Message | dict[str, str]]
@@ -87,7 +78,7 @@ class LanguageModel(ABC):
         requests = [GenerateRequest.parse({**parameters, "prompt": text}, stream=True) for text in _as_list(prompt)]
         streams = [cast("AsyncIterator[Completion]", self._stream(request, timeout)) for request in requests]
         sequences = requests[0].sequences if requests else 0
-        async with aclosing(cast("Any", _merged(streams, sequences))) as events:
+        async with aclosing(cast("Any", _renumbered(streams, sequences))) as events:
             async for event in events:
                 yield event
 
@@ -277,34 +268,10 @@ def _as_messages(messages: Messages) -> Any:
     return [m.model_dump() if isinstance(m, Message) else m for m in messages]
 
 
-async def _merged(streams: list[AsyncIterator[Completion]], sequences: int) -> AsyncIterator[Completion]:
+async def _renumbered(streams: list[AsyncIterator[Completion]], sequences: int) -> AsyncIterator[Completion]:
     """The events of all streams as they come, with each stream's choices renumbered."""
-    arrived: asyncio.Queue[tuple[int, Completion | BaseException | None]] = asyncio.Queue()
-
-    async def read(i: int, stream: AsyncIterator[Completion]) -> None:
-        try:
-            async with aclosing(cast("Any", stream)):
-                async for event in stream:
-                    arrived.put_nowait((i, event))
-        except Exception as error:  # raised again below, in the consumer's task
-            arrived.put_nowait((i, error))
-        else:
-            arrived.put_nowait((i, None))
-
-    tasks = [asyncio.create_task(read(i, stream)) for i, stream in enumerate(streams)]
-    try:
-        running = len(tasks)
-        while running:
-            i, item = await arrived.get()
-            if item is None:
-                running -= 1
-            elif isinstance(item, BaseException):
-                raise item
-            else:
-                for choice in item.choices:
-                    choice.index += i * sequences
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with aclosing(cast("Any", merged(streams))) as events:
+        async for i, event in events:
+            for choice in event.choices:
+                choice.index += i * sequences
+            yield event

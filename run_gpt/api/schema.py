@@ -1,27 +1,24 @@
-"""Requests and answers, as pydantic models: what both doors, the Python model and the client speak.
+"""Requests, as pydantic models: what both doors, the Python model and the client speak.
 
 A request is checked here and nowhere else: an unknown field, a value out of range or a combination that cannot be
 served is an InvalidRequest that names the field, the limit and the value.
 """
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from run_gpt.api.chat import Message, NamedTool, ResponseFormat, ToolChoice, Tools, check_tools
+from run_gpt.api.values import INT32_MAX, NonEmpty, Text, TextOrIds, field_path, one_or_list
 from run_gpt.errors import InvalidRequest
 
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_SEQUENCES = 64
-INT32_MAX = 2**31 - 1  # the widest integer a Jina document carries
 
-FinishReason = Literal["stop", "length"]
-NonEmpty = Annotated[str, StringConstraints(min_length=1)]
-# With a constraint, pydantic refuses what is not Unicode (a lone surrogate), which no door can carry.
-Text = Annotated[str, StringConstraints(min_length=0)]
 StopTexts = Annotated[
     list[NonEmpty],
     Field(max_length=16),
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=list[str] | str),
+    BeforeValidator(one_or_list, json_schema_input_type=list[str] | str),
 ]
 
 BASE = "base"
@@ -94,6 +91,10 @@ class Parameters(AnyRequest):
     logprobs: int | None = Field(
         None, ge=0, le=20, description="Log-probabilities of the answer's tokens, with so many alternatives each."
     )
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="The form that the answer must have: `json_object`, `json_schema`, `regex` or `choice`.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -124,6 +125,10 @@ class Parameters(AnyRequest):
         for key in self.logit_bias or {}:
             if not key.isdecimal():
                 raise InvalidRequest(f"logit_bias: {key!r} is not a token id", param="logit_bias")
+        if (form := self.form) is not None:
+            for name in ("num_beams", "min_new_tokens", "no_repeat_ngram_size"):
+                if getattr(self, name):
+                    raise refuse(name, f"this does not go with {form}, which leaves no choice of the next token")
         if not self.beam_search:
             if self.length_penalty is not None:
                 raise refuse("length_penalty", "this belongs to beam search: set num_beams above 1")
@@ -132,12 +137,20 @@ class Parameters(AnyRequest):
             raise refuse(
                 "num_beams", "beam search does not sample: leave out do_sample, temperature, top_k, top_p, min_p"
             )
+        if self.max_new_tokens == 0:
+            raise refuse("max_new_tokens", "beam search needs at least 1")
         if self.sequences > (self.num_beams or 1):
             raise refuse("num_return_sequences", f"this exceeds num_beams = {self.num_beams}")
         for name in ("best_of", "logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "seed"):
             if getattr(self, name) is not None:
                 raise refuse(name, f"this does not go with beam search (num_beams = {self.num_beams})")
         return self
+
+    @property
+    def form(self) -> str | None:
+        """What enforces the form of the answer, if anything does: the name of a field."""
+        given = self.response_format
+        return "response_format" if given is not None and given.type != "text" else None
 
     @property
     def samples(self) -> bool:
@@ -174,198 +187,59 @@ class Parameters(AnyRequest):
 class GenerateRequest(Parameters):
     """Continue a text."""
 
-    prompt: NonEmpty = Field(description="The text to continue.")
-    echo: bool | None = Field(None, description="Begin the answer's text with the prompt.")
+    prompt: TextOrIds = Field(description="The text to continue, or its token ids.")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=0,
+        description=f"Most tokens in the answer (also `max_tokens`); default {DEFAULT_MAX_NEW_TOKENS}, or what "
+        "`max_length` leaves. 0 with `echo` and `logprobs` scores the prompt.",
+    )
+    echo: bool | None = Field(
+        None, description="Begin the answer's text with the prompt, and `logprobs` with those of its tokens."
+    )
 
-
-class Message(BaseModel):
-    """One turn of a chat."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    role: Literal["system", "user", "assistant"]
-    content: Text
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt's tokens are wanted."""
+        return bool(self.echo) and self.logprobs is not None
 
 
 class ChatRequest(Parameters):
     """Answer the last message of a chat."""
 
     messages: Annotated[list[Message], Field(min_length=1)] = Field(description="The chat so far, oldest first.")
+    tools: Tools | None = Field(None, description="Functions that the model may call, in OpenAI's form.")
+    tool_choice: ToolChoice | None = Field(
+        None,
+        description="`auto` (the default with tools): the model decides; `required`: it must call; "
+        "`none`: it must not; or the one function that it must call.",
+    )
+    parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
 
-
-class TopLogprob(BaseModel):
-    """A token that could have stood here."""
-
-    token: str
-    logprob: float
-
-
-class TokenLogprob(TopLogprob):
-    """A token of the answer, its log-probability before any penalty or temperature, and the likeliest tokens."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class Logprobs(BaseModel):
-    """The log-probabilities of the tokens of one choice, in OpenAI's chat shape."""
-
-    content: list[TokenLogprob]
-
-
-class PromptTokensDetails(BaseModel):
-    """What became of the prompt's tokens, in OpenAI's shape."""
-
-    cached_tokens: int = 0
-    """Those that an earlier prompt or answer had left in the cache, so that they were not run again."""
-
-
-class Usage(BaseModel):
-    """Tokens counted so far."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    # Other servers leave it out, or say null.
-    prompt_tokens_details: Annotated[
-        PromptTokensDetails, BeforeValidator(lambda value: {} if value is None else value)
-    ] = PromptTokensDetails()
-
-
-class Choice(BaseModel):
-    """One answer to `generate`, or what is new of it."""
-
-    index: int
-    text: str
-    finish_reason: FinishReason | None = None
-    logprobs: Logprobs | None = None
-
-
-class ChatMessage(BaseModel):
-    """The answer to a chat."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-
-
-class Delta(BaseModel):
-    """What is new of the answer to a chat; `role` comes first, alone or with the first text."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChoice(BaseModel):
-    """One answer to `chat`."""
-
-    index: int
-    message: ChatMessage
-    finish_reason: FinishReason | None = None
-    logprobs: Logprobs | None = None
-
-
-class ChatChunkChoice(BaseModel):
-    """What is new of one answer to `chat`."""
-
-    index: int
-    delta: Delta
-    finish_reason: FinishReason | None = None
-    logprobs: Logprobs | None = None
-
-
-class Answer(BaseModel):
-    """What every answer and every event of a stream has."""
-
-    id: str
-    created: int
-    model: str
-
-    def to_json(self) -> str:
-        """The wire's JSON: fields that do not apply are left out, an unknown `finish_reason` stays as null."""
-        return self.model_dump_json(exclude=_absent(self))
-
-
-class Generation(Answer):
-    """An answer that is a text, or what is new of it."""
-
-    usage: Usage
+    @model_validator(mode="after")
+    def _possible_tools(self) -> Self:
+        check_tools(self.tools, self.tool_choice)
+        if super().form and self.tools and self.tool_choice != "none":
+            raise InvalidRequest(
+                "response_format: this does not go with tools, unless tool_choice is 'none'", param="response_format"
+            )
+        return self
 
     @property
-    def text(self) -> str:
-        """The text of the first choice (in a stream: what is new of it)."""
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class Completion(Generation):
-    """The answer to `generate`; as an event of a stream, `choices` holds the new text only."""
-
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[Choice]
-    prompt: str | None = None
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].text if self.choices else ""
-
-
-class ChatCompletion(Generation):
-    """The answer to `chat`."""
-
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-
-    @property
-    def text(self) -> str:
-        return self.choices[0].message.content if self.choices else ""
-
-
-class ChatCompletionChunk(Generation):
-    """An event of a streamed answer to `chat`."""
-
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChatChunkChoice]
-
-    @property
-    def text(self) -> str:
-        return (self.choices[0].delta.content or "") if self.choices else ""
-
-
-class Status(BaseModel):
-    """What an executor says of itself on `/status`."""
-
-    state: Literal["ready", "draining", "dead"]
-    model: str
-    running: int
-    """Sequences that are being decoded."""
-    waiting: int
-    """Sequences that wait for a place."""
+    def form(self) -> str | None:
+        """See Parameters."""
+        must_call = self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+        return "tool_choice" if must_call else super().form
 
 
 Request = GenerateRequest | ChatRequest
 """Those that are answered with a text."""
-AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
-
-
-def _absent(answer: Answer) -> dict[str, Any]:
-    """What `model_dump_json(exclude=...)` leaves out: None values, but not `finish_reason`."""
-    choices: dict[int, Any] = {}
-    for i, choice in enumerate(getattr(answer, "choices", ())):
-        left_out: dict[str, Any] = {} if choice.logprobs else {"logprobs": True}
-        if isinstance(choice, ChatChunkChoice):
-            left_out["delta"] = {name for name in ("role", "content") if getattr(choice.delta, name) is None}
-        choices[i] = left_out
-    absent: dict[str, Any] = {"choices": choices}
-    if getattr(answer, "prompt", "") is None:
-        absent["prompt"] = True
-    return absent
 
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
     """The first problem of a pydantic error in one line: field, what is wrong, the value given."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = field_path(first["loc"])
     given = first.get("input")
     if first["type"] == "extra_forbidden":
         return InvalidRequest(f"{path}: this field is not known here", param=path)
@@ -373,4 +247,5 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"{path}: this field is required", param=path)
     shown = repr(given)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return InvalidRequest(f"{path}: {first['msg'].lower()}, got {shown}", param=path or None)
+    message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    return InvalidRequest(f"{path}: {message[:1].lower()}{message[1:]}, got {shown}", param=path or None)

@@ -1,8 +1,9 @@
-"""Several coroutines run together as one: all results, or the first error and no task left."""
+"""Several coroutines or streams run together as one: all results, or the first error and no task left."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -12,6 +13,38 @@ async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T]]:
+    """The items of all streams as they come, each with the number of its stream; the first error ends them all."""
+    arrived: asyncio.Queue[tuple[int, Any, BaseException | None]] = asyncio.Queue()
+    ended = object()
+
+    async def read(i: int, stream: AsyncIterator[T]) -> None:
+        try:
+            async with aclosing(cast("Any", stream)):
+                async for item in stream:
+                    arrived.put_nowait((i, item, None))
+        except Exception as error:  # raised again below, in the consumer's task
+            arrived.put_nowait((i, None, error))
+        else:
+            arrived.put_nowait((i, ended, None))
+
+    tasks = [asyncio.create_task(read(i, stream)) for i, stream in enumerate(streams)]
+    try:
+        running = len(tasks)
+        while running:
+            i, item, error = await arrived.get()
+            if error is not None:
+                raise error
+            if item is ended:
+                running -= 1
+            else:
+                yield i, item
     finally:
         for task in tasks:
             task.cancel()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from run_gpt.api.answers import Answer
 from run_gpt.api.embeddings import EmbedRequest
-from run_gpt.api.schema import Answer, ChatRequest, GenerateRequest, Parameters
+from run_gpt.api.schema import ChatRequest, GenerateRequest, Parameters
 from run_gpt.cli import options
 from run_gpt.errors import RequestError, SetupError
 
@@ -81,7 +82,7 @@ def chat(
         if _streams(stream and not as_json, request):
             return _print_stream(opened.chat_stream(messages, timeout=timeout, **parameters))
         answer = opened.chat(messages, timeout=timeout, **parameters)
-        _print_answer([choice.message.content for choice in answer.choices], answer, as_json)
+        _print_answer([choice.message.content or "" for choice in answer.choices], answer, as_json)
         return answer.text
 
     with _open(model, endpoint, loading or {}) as opened:
@@ -114,9 +115,9 @@ def embed(
     """Print a vector for each text, as one line of JSON."""
     if texts == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    request = EmbedRequest.parse({"texts": texts, "pooling": pooling, "adapter": use_adapter})
+    EmbedRequest.parse({"texts": texts, "pooling": pooling, "adapter": use_adapter})
     with _open(model, endpoint, loading or {}) as opened:
-        answer = opened.embed(request.texts, pooling=pooling, adapter=use_adapter, timeout=timeout)
+        answer = opened.embed(texts, pooling=pooling, adapter=use_adapter, timeout=timeout)
     for vector in answer.vectors:
         print(json.dumps(vector))
 

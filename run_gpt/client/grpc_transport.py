@@ -13,7 +13,8 @@ from typing import Any
 
 import grpc
 
-from run_gpt.api.schema import Answer, AnyRequest, Request
+from run_gpt.api.answers import Answer
+from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.client import wire
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.transport import broken, not_rungpt, read_answer, route, too_late, unreachable

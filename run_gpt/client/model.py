@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
+from run_gpt.api.answers import Answer
 from run_gpt.api.language_model import LanguageModel
-from run_gpt.api.schema import Answer, AnyRequest, Request
+from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.transport import Transport, complete
 

@@ -7,17 +7,9 @@ from typing import Any, Protocol, cast
 from pydantic import ValidationError
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.answers import Answer, ChatCompletion, ChatCompletionChunk, Completion
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
-from run_gpt.api.schema import (
-    Answer,
-    AnyRequest,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatRequest,
-    Completion,
-    GenerateRequest,
-    Request,
-)
+from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Request
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.errors import DeadlineExceeded, InternalError, Unavailable, error_from_dict
 

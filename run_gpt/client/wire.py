@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from run_gpt.api.protobuf import message_classes
 from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.values import DOCUMENT
 
 UNARY = "/jina.JinaSingleDataRequestRPC/process_single_data"
 STREAM = "/jina.JinaSingleDocumentRequestRPC/stream_doc"
@@ -44,13 +45,13 @@ SingleDocumentRequest = _classes.SingleDocumentRequest
 
 def unary_message(endpoint: str, request: AnyRequest) -> Any:
     """The message that asks `endpoint` for one whole answer."""
-    docs = _classes.DocList(docs=[document(request.model_dump(exclude_none=True))])
+    docs = _classes.DocList(docs=[document(request.model_dump(exclude_none=True, context=DOCUMENT))])
     return DataRequest(header=_header(endpoint), data=_classes.Data(docs=docs))
 
 
 def stream_message(endpoint: str, request: Request) -> Any:
     """The message that asks `endpoint` for a streamed answer."""
-    fields = request.model_dump(exclude_none=True)
+    fields = request.model_dump(exclude_none=True, context=DOCUMENT)
     return SingleDocumentRequest(header=_header(endpoint), document=document(fields))
 
 

@@ -14,6 +14,8 @@ from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Copy, Run
 
+AHEAD = 1024
+"""Tokens of a prompt whose logits are kept for its next parts, which would otherwise run all of it again each time."""
 # What transformers' models call that which they carry from one step to the next.
 _STATES = ("past_key_values", "cache_params", "state")
 
@@ -32,13 +34,18 @@ class AloneRunner:
         self._model = model
         self._adapters = Adapters(model)
         self._states: dict[int, Any] = {}
+        self._ahead: dict[int, tuple[int, torch.Tensor]] = {}  # by slot: logits, and the position of the first of them
         takes = inspect.signature(model.forward).parameters
+        self._takes_wanted = "logits_to_keep" in takes
         self._name = next(name for name in _STATES if name in takes)
         self.end_ids = end_ids_of(model)
 
     @torch.inference_mode()
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
-        """See ModelRunner. These models take a prompt whole or token by token, so its last part runs all of it."""
+        """See ModelRunner. These models take a prompt whole or token by token, so its last part runs all of it.
+
+        Of one that is scored the first part runs it, and keeps the logits for those that follow.
+        """
         logits = []
         prompts: dict[Any, tuple[int, torch.Tensor]] = {}
         for run in runs:
@@ -46,14 +53,16 @@ class AloneRunner:
             if not run.wanted:
                 continue
             if run.end > len(prompt_ids):
-                logits.append(self._run(run, run.token_ids))
+                logits.append(self._run(run, run.token_ids, 1))
+            elif run.wanted > 1 or run.end < len(prompt_ids) or run.slot in self._ahead:
+                logits.append(self._scored(run))
             elif (prompt_ids, run.adapter) in prompts:  # another sequence of the same request, most often
                 source, after = prompts[prompt_ids, run.adapter]
                 self._states[run.slot] = copy.deepcopy(self._states[source])
                 logits.append(after)
             else:
                 self.release([run.slot])
-                logits.append(self._run(run, prompt_ids))
+                logits.append(self._run(run, prompt_ids, 1))
                 prompts[prompt_ids, run.adapter] = run.slot, logits[-1]
         return torch.cat(logits) if logits else torch.empty(0, 0)
 
@@ -81,10 +90,12 @@ class AloneRunner:
         """See ModelRunner."""
         for slot in slots:
             self._states.pop(slot, None)
+            self._ahead.pop(slot, None)
 
     def reset(self) -> None:
         """See ModelRunner."""
         self._states.clear()
+        self._ahead.clear()
 
     def add_adapter(self, lora: Lora) -> None:
         """See ModelRunner."""
@@ -98,10 +109,25 @@ class AloneRunner:
         """See ModelRunner. A plain list of states, such as RWKV's, cannot follow its beam."""
         return beam_search(self._model, request, stopped, self._adapters, lora, use_cache=self._name != "state")
 
-    def _run(self, run: Run, token_ids: Sequence[int]) -> torch.Tensor:
-        """[1, vocabulary]: the logits after the last of these tokens."""
+    def _scored(self, run: Run) -> torch.Tensor:
+        """[wanted, vocabulary]: of a part of a prompt that is scored, or of its last token alone."""
+        prompt_ids, first = run.row.request.prompt_ids, run.end - run.wanted
+        start, logits = self._ahead.get(run.slot, (0, torch.empty(0, 0)))
+        if not run.start or run.end > start + len(logits):
+            self.release([run.slot])
+            start, end = first, max(run.end, min(len(prompt_ids), first + AHEAD))
+            logits = self._run(run, prompt_ids[:end], end - start)
+        if run.end < len(prompt_ids):
+            self._ahead[run.slot] = start, logits
+        else:
+            self._ahead.pop(run.slot, None)
+        return logits[first - start : run.end - start]
+
+    def _run(self, run: Run, token_ids: Sequence[int], wanted: int) -> torch.Tensor:
+        """[wanted, vocabulary]: the logits after the last of these tokens."""
+        options = {"logits_to_keep": wanted} if self._takes_wanted else {}
         ids = torch.tensor([list(token_ids)], device=input_device(self._model))
         with self._adapters.rows([run.adapter]):
-            out = self._model(ids, **{self._name: self._states.get(run.slot)}, use_cache=True)
+            out = self._model(ids, **{self._name: self._states.get(run.slot)}, use_cache=True, **options)
         self._states[run.slot] = out[self._name]
-        return out.logits[:, -1]  # type: ignore[no-any-return]
+        return out.logits[0, -wanted:]  # type: ignore[no-any-return]

@@ -15,7 +15,8 @@ from run_gpt.engine.mailbox import Mailbox
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.sampler import Sampler
-from run_gpt.engine.scheduler import Outcome, Result, Row, Scheduler, StepPlan, Sums
+from run_gpt.engine.scheduler import Outcome, Result, Row, Scheduler, Scores, StepPlan, Sums
+from run_gpt.engine.score import score_prompts
 from run_gpt.engine.text import Decode, TextStream
 from run_gpt.engine.verify import choose_tokens
 from run_gpt.errors import InternalError, InvalidRequest, ModelNotFound, QueueFull, RequestError, Unavailable
@@ -236,21 +237,25 @@ class BatchEngine(Engine):
                 self._errands.do()
                 plan = self.scheduler.plan()
             try:
-                results, sums = self._run(plan)
+                results = self._run(plan)
             except Exception as error:
                 self._step_failed(error)
                 continue
             self._failures = 0
             with self._changed:
-                self._deliver(self.scheduler.commit(plan, results, sums))
+                self._deliver(self.scheduler.commit(plan, *results))
 
-    def _run(self, plan: StepPlan) -> tuple[list[Result], list[Sums]]:
-        """The step itself: tokens for each of the plan's runs of which logits are wanted, sums for the pooled ones."""
+    def _run(self, plan: StepPlan) -> tuple[list[Result], list[Sums], list[Scores]]:
+        """The step itself: what `commit` takes of those of the plan's runs that choose, are pooled, are scored."""
         self._runner.release(plan.released)
         self._runner.copy(plan.copies)
         answering, pooled = [[run for run in plan.runs if run.pooled is which] for which in (False, True)]
-        results = choose_tokens(self._sampler, self._runner.forward(answering), answering) if answering else []
-        return results, self._runner.embed(pooled).tolist() if pooled else []
+        results: list[Result] = []
+        scores: list[Scores] = []
+        if answering:
+            logits = self._runner.forward(answering)
+            results, scores = choose_tokens(self._sampler, logits, answering), score_prompts(logits, answering)
+        return results, self._runner.embed(pooled).tolist() if pooled else [], scores
 
     def _deliver(self, outcomes: Sequence[tuple[Row, Outcome]]) -> None:
         for row, outcome in outcomes:
@@ -305,6 +310,12 @@ class BatchEngine(Engine):
 
     def _start_beams(self, request: Request, lora: Lora | None) -> None:
         """Beam search runs beside the batch, one request at a time, in a thread of its own."""
+        if request.prompt_logprobs is not None or not request.max_new_tokens:
+            raise InvalidRequest(
+                f"num_beams = {request.num_beams}: beam search gives at least one token, and no scores of the prompt: "
+                "leave it out",
+                param="num_beams",
+            )
         if len(self._beams) >= self._config.max_waiting:
             raise QueueFull(f"{len(self._beams)} beam searches wait, the limit is {self._config.max_waiting}")
         self._beams[request.id] = stopped = threading.Event()

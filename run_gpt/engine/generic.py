@@ -138,16 +138,22 @@ class GenericRunner:
 
     @torch.inference_mode()
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
-        """See ModelRunner. Rows that continue by a token run together, whole prompts of like length, others alone."""
+        """See ModelRunner. Rows that continue by a token run together, whole prompts of like length, others alone.
+
+        So do the first parts of prompts that are scored.
+        """
         self._begin(runs)
         logits: dict[int, torch.Tensor] = {}  # by slot
         continued = [run for run in runs if run.start and len(run.token_ids) == 1]
         if continued:
             logits.update(self._continue(continued))
-        whole = [run for run in runs if run.start == 0 and run.wanted == 1]
-        for group in _alike(whole):
+        begun = [run for run in runs if run.start == 0 and run.wanted]
+        # Apart, so that no more logits are computed than are wanted, but for padding.
+        groups = [*_alike([r for r in begun if r.wanted == 1]), *_alike([r for r in begun if r.wanted > 1])]
+        for group in groups:
             batch, ids = self._grown(group)
-            logits.update(zip(batch.slots, self._run(batch, ids, 1), strict=True))
+            wanted = max(run.wanted for run in group)
+            logits.update(zip(batch.slots, self._run(batch, ids, wanted), strict=True))
         for run in runs:
             if run.slot not in logits:
                 logits[run.slot] = self._run_alone(run)

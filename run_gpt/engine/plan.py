@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from run_gpt.engine.draft import PromptLookup
+from run_gpt.engine.grammar import GrammarState
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
 from run_gpt.engine.slots import Copy, Slot, token_array
 from run_gpt.engine.text import TextStream
@@ -27,22 +28,32 @@ class Row:
     """The first sequence of its request, whose prompt it shares; None for the first itself."""
     history: "array[int]" = field(init=False)
     """Prompt and answer so far."""
+    grammar: GrammarState | None = field(init=False)
+    """Where it is in its grammar, if it has one."""
     drafts: PromptLookup = field(default_factory=PromptLookup)
     place: Slot | None = None
     """Its slot; None while it waits. An ended row keeps it, for a step may still be running there."""
     sums: tuple[float, ...] = ()
     """Of an embedding: the hidden states so far."""
+    scores: list[TokenLogprob] = field(default_factory=list)
+    """Of its prompt's tokens from the second on, as many as have been scored; see `scores_prompt`."""
     cached: int = 0
     """Tokens of its prompt that it did not run, for a slot held them."""
     ended: bool = False
 
     def __post_init__(self) -> None:
         self.history = token_array(self.request.prompt_ids)
+        self.grammar = GrammarState(self.request.grammar) if self.request.grammar else None
 
     @property
     def answered(self) -> int:
         """Tokens of the answer so far."""
         return len(self.history) - len(self.request.prompt_ids)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether its prompt's tokens get scores when they are run: the first sequence makes them, once for all."""
+        return self.request.prompt_logprobs is not None and self.first is None and not self.answered
 
     @property
     def prefilled(self) -> bool:
@@ -60,6 +71,8 @@ class Run:
     token_ids: tuple[int, ...]
     wanted: int
     """Of how many of the last tokens the logits are wanted: 0 for a part that is not the prompt's last."""
+    scored: int = 0
+    """How many of these, the first ones, score the token of the prompt that follows; the others choose new tokens."""
 
     @property
     def slot(self) -> int:
@@ -83,9 +96,14 @@ class Run:
         return self.start + len(self.token_ids)
 
     @property
+    def choosing(self) -> int:
+        """Of how many of the last tokens the logits choose new tokens: none, or one more than are drafted."""
+        return self.wanted - self.scored
+
+    @property
     def drafted(self) -> tuple[int, ...]:
         """What was drafted after the row's last token; the logits of each token but the last one judge the next."""
-        return self.token_ids[len(self.token_ids) - self.wanted + 1 :] if self.wanted else ()
+        return self.token_ids[len(self.token_ids) - self.choosing + 1 :] if self.choosing else ()
 
 
 @dataclass(frozen=True)
@@ -122,5 +140,7 @@ class Counters:
 
 Outcome = TokenEvent | RequestError
 Result = Sequence[Sampled] | RequestError
+Scores = Sequence[TokenLogprob] | RequestError
+"""Of the prompt's tokens that a run scores."""
 Sums = Sequence[float]
 """Of the hidden states of a run's tokens."""

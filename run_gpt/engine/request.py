@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from run_gpt.engine.grammar import Grammar
+
 FinishReason = Literal["stop", "length"]
 Pooling = Literal["mean", "last"]
 
@@ -36,6 +38,7 @@ class Request:
     id: str
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
+    """0: the prompt is run, and the answer is empty and ends with "length"."""
     sampling: SamplingParams = SamplingParams()
     stop: tuple[str, ...] = ()
     sequences: int = 1
@@ -44,15 +47,21 @@ class Request:
     length_penalty: float = 1.0
     adapter: str | None = None
     """The name of a loaded LoRA adapter; None: the model itself."""
+    grammar: Grammar | None = None
+    """What the answer must be; each sequence follows it by itself. Not with beam search, `min_new_tokens` or
+    `no_repeat_ngram_size`, which may want what it forbids: who makes the request refuses these."""
     pooling: Pooling | None = None
     """Set: no answer, but an embedding of the prompt, of all its tokens or of the last one; `max_new_tokens` is 0."""
+    prompt_logprobs: int | None = None
+    """Set: each token of the prompt but the first gets its log-probability after those before it, with that of the k
+    likeliest tokens there. Not with beams, nor with `pooling`."""
     deadline: float | None = None
     """On time.monotonic's clock; a request that has not ended by then ends with DeadlineExceeded. None: never."""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A chosen token, its log-probability under the model itself, and the likeliest tokens with theirs."""
+    """A token, its log-probability under the model itself, and the likeliest tokens in its place with theirs."""
 
     token_id: int
     logprob: float
@@ -75,6 +84,8 @@ class TokenEvent:
     """Tokens of the prompt that were reused and not run: the same in each of the sequence's events."""
     embedding: tuple[float, ...] = ()
     """In the only event of a request with `pooling`: the pooled hidden state after the last norm, of length 1."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """In a sequence's first event, if the request asks for them: of each token of the prompt but the first."""
 
     def __add__(self, later: "TokenEvent") -> "TokenEvent":
         """This event and a later one of the same sequence as one."""
@@ -86,4 +97,5 @@ class TokenEvent:
             self.logprobs + later.logprobs,
             later.cached_tokens,
             later.embedding,
+            self.prompt_logprobs + later.prompt_logprobs,
         )

@@ -2,12 +2,13 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
+from run_gpt.engine.grammar import Matcher
 from run_gpt.engine.request import SamplingParams, TokenLogprob
 from run_gpt.engine.scheduler import Row, Sampled
 from run_gpt.engine.slots import token_array
@@ -41,30 +42,39 @@ class Position:
         """The answer up to here."""
         return self.history[len(self.row.request.prompt_ids) :]
 
+    @property
+    def matcher(self) -> Matcher | None:
+        """Which tokens the row's grammar allows here, if it has one."""
+        return None if self.row.grammar is None else self.row.grammar.after(self.answer)
+
 
 class Sampler:
     """Chooses the next token of each row.
 
-    The order is that of transformers' generate: penalties and bans, temperature, top-k, top-p, min-p, draw. A draw
-    takes one uniform number from the row's own generator (inverse transform sampling), so that a seed gives the same
-    tokens whatever else is in the batch.
+    The order is that of transformers' generate: penalties and bans, grammar, temperature, top-k, top-p, min-p, draw. A
+    draw takes one uniform number from the row's own generator (inverse transform sampling), so that a seed gives the
+    same tokens whatever else is in the batch.
     """
 
     def __init__(self, end_ids: Sequence[int]):
-        self._end_ids = list(end_ids)
+        self.end_ids = tuple(end_ids)
 
     def __call__(self, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:
         """One result for each position. `logits`: [positions, vocabulary], any float type; they are left as they are.
 
-        Most rows are greedy and nothing more: they cost the one argmax. Only rows with more wishes are copied.
+        Most rows are greedy and nothing more: they cost the one argmax. Only rows with more wishes are copied, and so
+        is one whose grammar does not allow its likeliest token. Raises the RequestError of a row whose grammar cannot
+        go on, before a number is drawn: each row can be asked again by itself.
         """
+        matchers = [at.matcher for at in positions]
         likeliest = _argmax(logits)
         # argmax takes a NaN for the largest number, so that one anywhere in a row shows in what it chose.
         broken = logits.gather(-1, likeliest.unsqueeze(-1)).isnan().squeeze(-1).tolist()
         tokens = likeliest.tolist()
-        special = [i for i, at in enumerate(positions) if not self._is_plain(at, tokens[i])]
+        special = [i for i, at in enumerate(positions) if not self._is_plain(at, matchers[i], tokens[i])]
         if special:
-            chosen = self._choose(logits[special].float(), [positions[i] for i in special])
+            asked = logits[special].float()
+            chosen = self._choose(asked, [positions[i] for i in special], [matchers[i] for i in special])
             for i, token in zip(special, chosen, strict=True):
                 tokens[i] = token
         return [
@@ -74,11 +84,20 @@ class Sampler:
             for i, at in enumerate(positions)
         ]
 
-    def _choose(self, logits: torch.Tensor, positions: Sequence[Position]) -> list[int]:
+    def _choose(
+        self, logits: torch.Tensor, positions: Sequence[Position], matchers: Sequence[Matcher | None]
+    ) -> list[int]:
         """Token ids. `logits`: [positions, vocabulary] in fp32; they are changed."""
         self._penalise(logits, positions)
         tokens = _argmax(logits)
         drawn = [i for i, at in enumerate(positions) if at.params.do_sample]
+        masks = {
+            i: matcher.mask()
+            for i, matcher in enumerate(matchers)
+            if matcher is not None and (i in drawn or not matcher.allows(int(tokens[i])))
+        }
+        if masks:
+            tokens[list(masks)] = _forbid(logits, masks)
         if drawn:
             tokens[drawn] = self._draw(logits[drawn], [positions[i].row for i in drawn])
         return tokens.tolist()
@@ -101,7 +120,7 @@ class Sampler:
             if params.no_repeat_ngram_size:
                 banned.add(i, _repeats(at.history, params.no_repeat_ngram_size))
             if at.row.answered + len(at.accepted) < params.min_new_tokens:
-                banned.add(i, self._end_ids)
+                banned.add(i, self.end_ids)
         if seen.tokens:
             where, factor = seen.index(logits), torch.tensor(factors, device=logits.device)
             values = logits[where]
@@ -159,13 +178,15 @@ class Sampler:
         chosen = indices.gather(-1, _pick(weights, uniform).unsqueeze(-1)).squeeze(-1)
         return torch.where(covered, chosen, -1)
 
-    def _is_plain(self, at: Position, likeliest: int) -> bool:
+    def _is_plain(self, at: Position, matcher: Matcher | None, likeliest: int) -> bool:
         """Whether the likeliest token is the answer, as the logits stand."""
         params = at.params
         if params.presence_penalty or params.frequency_penalty or params.logit_bias or params.no_repeat_ngram_size:
             return False
-        ends = likeliest in self._end_ids and at.row.answered + len(at.accepted) < params.min_new_tokens
-        return not (params.do_sample or ends or params.repetition_penalty != 1.0)
+        ends = likeliest in self.end_ids and at.row.answered + len(at.accepted) < params.min_new_tokens
+        if params.do_sample or ends or params.repetition_penalty != 1.0:
+            return False
+        return matcher is None or matcher.allows(likeliest)
 
 
 class _Cells:
@@ -185,6 +206,20 @@ class _Cells:
     def index(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The cells as an index of `like`."""
         return torch.tensor(self.rows, device=like.device), torch.tensor(self.tokens, device=like.device)
+
+
+def _forbid(logits: torch.Tensor, masks: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """Leave of these rows what their masks allow, in place; returns the likeliest tokens then: [masks]."""
+    rows = list(masks)
+    allowed = torch.stack(list(masks.values())).to(logits.device)[:, : logits.shape[-1]]
+    kept = logits[rows]
+    kept[:, : allowed.shape[-1]].masked_fill_(~allowed, -torch.inf)
+    kept[:, allowed.shape[-1] :] = -torch.inf
+    logits[rows] = kept
+    likeliest = _argmax(kept)
+    if kept.gather(-1, likeliest.unsqueeze(-1)).isneginf().any():
+        raise InternalError("of the tokens that the grammar allows the model gives none any probability")
+    return likeliest
 
 
 def _truncate(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:

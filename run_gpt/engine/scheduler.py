@@ -5,33 +5,38 @@ import operator
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from run_gpt.engine.plan import Counters, Outcome, Result, Row, Run, Sampled, StepPlan, Sums
+from run_gpt.engine.plan import Counters, Outcome, Result, Row, Run, Sampled, Scores, StepPlan, Sums
 from run_gpt.engine.request import FinishReason, Request, TokenEvent
 from run_gpt.engine.slots import Copy, Slots
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import ContextLengthExceeded, InternalError, QueueFull, RequestError
 
-__all__ = ["Copy", "Counters", "Outcome", "Result", "Row", "Run", "Sampled", "Scheduler", "StepPlan", "Sums"]
+__all__ = ["Copy", "Counters", "Outcome", "Result", "Row", "Run", "Sampled", "Scheduler", "Scores", "StepPlan", "Sums"]
+
+MAX_SCORED = 128
+"""Tokens of prompts that one step scores, in all rows together: the logits of each are as many numbers in fp32 as the
+vocabulary has tokens, and longer parts would not be faster."""
 
 
 class Scheduler:
     """First come, first served, into a fixed number of slots.
 
     A step runs every row that is past its prompt, and of the others' prompts no more than `max_step_tokens` tokens: a
-    long prompt takes several steps, between which the others go on. While a step has fewer tokens than `cheap_tokens`,
-    continued rows are given drafts to check.
+    long prompt takes several steps, between which the others go on. Of prompts that are scored, together, it runs no
+    more than MAX_SCORED. While a step has fewer tokens than `cheap_tokens`, continued rows are given drafts to check.
 
     A row reserves memory for its prompt and longest answer when it gets its slot; one for which there is none waits,
-    and all behind it. The one exception to the order: with `reuse_prefixes` the further sequences of a request wait
-    until the prompt of the first has been run, which they reuse. Until then others may go first, and keep what they
-    get; after that these are served by their place in the queue.
+    and all behind it. The one exception to the order: with `reuse_prefixes`, or if the prompt is scored, the further
+    sequences of a request wait until the prompt of the first has been run, and take over what it gave. Until then
+    others may go first, and keep what they get; after that these are served by their place in the queue.
 
-    Contract: `plan` says what runs; the caller runs it and calls `commit` with a result for each of the plan's runs of
-    which logits are wanted, or `fail`, before the next `plan`. Between the two, `add` and `abort` may be called: rows
-    that went are skipped by `commit`, and their slots are given out by the next `plan`. Every row ends exactly once:
-    by an event with a finish reason or by an error, from `commit` or `fail`; or without a word by `abort`, whose caller
-    asked for that.
+    Contract: `plan` says what runs; the caller runs it and calls `commit` with a result for each of the plan's runs
+    that choose tokens, or `fail`, before the next `plan`. Between the two, `add` and `abort` may be called: rows that
+    went are skipped by `commit`, and their slots are given out by the next `plan`. Every row ends exactly once: by an
+    event with a finish reason or by an error, from `commit` or `fail`; or without a word by `abort`, whose caller asked
+    for that. The caller aborts the request of a row that ended by an error.
     """
 
     def __init__(
@@ -118,12 +123,13 @@ class Scheduler:
 
     def _waits_for_first(self, row: Row) -> bool:
         first = row.first
-        return self._reuse_prefixes and first is not None and not first.ended and not first.prefilled
+        shares = self._reuse_prefixes or row.request.prompt_logprobs is not None
+        return shares and first is not None and not first.ended and not first.prefilled
 
     def _place(self, row: Row) -> bool:
         """Give a row a slot, if there is memory for it."""
-        # A mean is of all tokens: all must be run.
-        reuse = row.request.pooling != "mean"
+        # A mean is of all tokens, and scores are: all must be run.
+        reuse = row.request.pooling != "mean" and not row.scores_prompt
         row.place = self.slots.take(row.history, _reserve(row.request), row.adapter, reuse=reuse)
         if row.place is None:
             return False
@@ -136,7 +142,7 @@ class Scheduler:
 
     @staticmethod
     def _run_prompt(row: Row, budget: int, runs: list[Run]) -> int:
-        """Plan the next part of a row's prompt; returns its tokens, none when the budget is used up.
+        """Plan the next part of a row's prompt; returns its tokens, none when a budget is used up.
 
         After `restart` the answer so far is run with it. Of what is pooled by its last token that token is a run of
         its own.
@@ -145,24 +151,31 @@ class Scheduler:
         start, end = row.place.length, len(row.history)
         if row.request.pooling == "last" and start < end - 1:
             end -= 1
+        if row.scores_prompt:
+            budget = min(budget, MAX_SCORED - sum(run.scored for run in runs))
         part = tuple(row.history[start : min(end, start + budget)])
         if part:
             last = row.request.pooling is None and start + len(part) == end
-            runs.append(Run(row, start, part, wanted=int(last)))
+            scored = len(part) - last if row.scores_prompt else 0
+            runs.append(Run(row, start, part, scored + last, scored))
         return len(part)
 
-    def commit(self, plan: StepPlan, results: Sequence[Result], sums: Sequence[Sums] = ()) -> list[tuple[Row, Outcome]]:
+    def commit(
+        self, plan: StepPlan, results: Sequence[Result], sums: Sequence[Sums] = (), scores: Sequence[Scores] = ()
+    ) -> list[tuple[Row, Outcome]]:
         """Append each row's tokens and say what is new; a row that ended frees its slot.
 
-        `results`: for each of the plan's runs with `wanted` > 0 the tokens that were sampled, one more than drafts
-        were right, or the error that ends the row. `sums`: for each of the pooled runs.
+        `results`: for each of the plan's runs with `choosing` > 0 the tokens that were sampled, one more than drafts
+        were right, or the error that ends the row. `sums`: for each of the pooled runs. `scores`: for each of the runs
+        with `scored` > 0, so many, or the error that ends the row.
         """
         self.counters.steps += bool(plan.runs)
-        remaining, pooled = iter(results), iter(sums)
+        remaining, pooled, scoring = iter(results), iter(sums), iter(scores)
         outcomes: list[tuple[Row, Outcome]] = []
         for run in plan.runs:
-            result = next(remaining) if run.wanted else ()
+            result: Result = next(remaining) if run.choosing else ()
             states = next(pooled) if run.pooled else ()
+            scored = next(scoring) if run.scored else ()
             if run.row.ended:  # aborted while the step ran
                 continue
             if run.pooled:
@@ -170,14 +183,17 @@ class Scheduler:
                 if (outcome := _pool(run, states)) is not None:
                     outcomes.append((run.row, outcome))
                 continue
+            if isinstance(scored, RequestError):
+                result, scored = scored, ()
             if isinstance(result, RequestError):
                 outcomes.append((run.row, result))
                 continue
+            run.row.scores += scored
             if result:
                 outcomes.append((run.row, self._append(run, result)))
             self._computed(run, len(result))
-        if next(remaining, None) is not None or next(pooled, None) is not None:
-            raise ValueError("more results than runs of which logits are wanted")
+        if any(next(left, None) is not None for left in (remaining, pooled, scoring)):
+            raise ValueError("more results than runs of which they are wanted")
         self._drop([row for row, outcome in outcomes if not isinstance(outcome, TokenEvent) or outcome.finish_reason])
         return outcomes
 
@@ -205,6 +221,8 @@ class Scheduler:
         self.slots.forget()
         for row in self.running:
             row.sums = ()
+            if row.scores_prompt:
+                row.scores.clear()
 
     def check(self) -> None:
         """The invariants: rows are where their state says, slots hold what they say, memory suffices.
@@ -217,12 +235,22 @@ class Scheduler:
         reserved = [slot for slot in self.slots.all if slot.reserved]
         _must(sorted(s.number for s in used) == [s.number for s in reserved], "slots in use are not those of the rows")
         _must(all(row.place and row.place.token_ids is row.history for row in self.running), "a slot is another row's")
+        scored = [(row, row.place.length) for row in self.running if row.scores_prompt and row.place]
+        wrong = [row for row, run in scored if len(row.scores) != min(run, len(row.history) - 1)]
+        _must(not wrong, "a prompt has not the scores of what was run of it")
         self.slots.check()
 
     def _append(self, run: Run, result: Sequence[Sampled]) -> Outcome:
-        """Append tokens until one ends the row. Order: append, end-of-sequence ids, stop texts, length."""
+        """Append tokens until one ends the row. Order: append, end-of-sequence ids, stop texts, length.
+
+        Where none is asked for, what was chosen after the prompt is not taken.
+        """
         row = run.row
         event = TokenEvent(row.index, "", 0, cached_tokens=row.cached)
+        if not row.answered:
+            event = replace(event, prompt_logprobs=tuple((row.first or row).scores))
+        if not row.request.max_new_tokens:
+            return replace(event, finish_reason="length")
         for sampled in result:
             row.history.append(sampled.token_id)
             self.counters.generated_tokens += 1

@@ -16,12 +16,13 @@ from run_gpt.errors import InternalError, RequestError
 
 
 def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -> list[Result]:
-    """For each run with `wanted` > 0 its tokens, one more than drafts were right, or the error that ends its row.
+    """For each run with `choosing` > 0 its tokens, one more than drafts were right, or the error that ends its row.
 
     `logits`: [sum of the runs' `wanted`, vocabulary]. One pass for each place in the drafts, over all rows together.
     """
-    runs = [run for run in runs if run.wanted]
-    offsets = [end - run.wanted for end, run in zip(accumulate(run.wanted for run in runs), runs, strict=True)]
+    ends = accumulate(run.wanted for run in runs)
+    offsets = [end - run.choosing for end, run in zip(ends, runs, strict=True) if run.choosing]
+    runs = [run for run in runs if run.choosing]
     results: list[list[Sampled]] = [[] for _ in runs]
     errors: dict[int, RequestError] = {}
     going, place = list(range(len(runs))), 0
@@ -37,7 +38,8 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -
                 errors[i] = token
                 continue
             results[i].append(token)
-            if runs[i].drafted[place : place + 1] == (token.token_id,):
+            # After the end of a row nothing is chosen, even if more was drafted: a grammar has nothing for it.
+            if runs[i].drafted[place : place + 1] == (token.token_id,) and token.token_id not in sampler.end_ids:
                 right.append(i)
         going, place = right, place + 1
     return [errors.get(i, result) for i, result in enumerate(results)]
@@ -49,10 +51,10 @@ def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
 
 
 def _sample(sampler: Sampler, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:
-    """A token for each position; a row whose parameters break the sampler fails alone."""
+    """A token for each position; a row whose parameters or grammar break the sampler fails alone."""
     try:
         return sampler(logits, positions)
     except Exception as error:
         if len(positions) == 1:
-            return [InternalError(f"sampling failed: {error}")]
+            return [error if isinstance(error, RequestError) else InternalError(f"sampling failed: {error}")]
         return [_sample(sampler, logits[i : i + 1], [at])[0] for i, at in enumerate(positions)]

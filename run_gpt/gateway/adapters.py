@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
-from run_gpt.api.schema import Answer, AnyRequest
+from run_gpt.api.answers import Answer
+from run_gpt.api.schema import AnyRequest
 from run_gpt.errors import InvalidRequest, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.replica import Replica
 

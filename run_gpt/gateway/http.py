@@ -13,7 +13,8 @@ from fastapi.responses import HTMLResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from run_gpt.api.schema import Answer
+from run_gpt.api.answers import Body
+from run_gpt.api.openai.response_events import ResponseEvent
 from run_gpt.errors import (
     InternalError,
     InvalidRequest,
@@ -52,8 +53,9 @@ def build_app(service: Service) -> FastAPI:
     document = openapi.describe(about_us["version"])
 
     for endpoint in ENDPOINTS.values():
-        methods = ["GET", "POST"] if endpoint.readable else ["POST"]
-        app.add_api_route(endpoint.path, _handler(service, endpoint), methods=methods, name=endpoint.path)
+        methods = ["GET", "POST"] if endpoint.get else ["POST"]
+        path = endpoint.path.replace("}", ":path}")  # a hub id has slashes
+        app.add_api_route(path, _handler(service, endpoint), methods=methods, name=endpoint.path)
 
     async def about() -> Response:
         return _json(about_us)
@@ -85,8 +87,9 @@ def build_app(service: Service) -> FastAPI:
 def _handler(service: Service, endpoint: Endpoint) -> Any:
     async def handle(http_request: Request) -> Response:
         body = await read_body(http_request, service.config.max_body_bytes)
-        request = _parse(endpoint, b"{}" if http_request.method == "GET" else body)
-        if not endpoint.stream:
+        fields = {} if http_request.method == "GET" else parse_json(body)
+        request = _parse(endpoint, {**fields, **http_request.path_params})
+        if not endpoint.streams(request):
             answer = await _unless_gone(http_request, service.answer(request))
             return Response(answer.to_json(), media_type="application/json")
         events = service.stream(request)
@@ -96,7 +99,8 @@ def _handler(service: Service, endpoint: Endpoint) -> Any:
             await cast("Any", events).aclose()
             raise
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_sse(service, first, events), media_type="text/event-stream", headers=headers)
+        stream = _sse(service, first, events, endpoint.last_line)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
     return handle
 
@@ -121,17 +125,23 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _parse(endpoint: Endpoint, body: bytes) -> Any:
+def _parse(endpoint: Endpoint, fields: dict[str, Any]) -> Any:
     try:
-        return endpoint.request.parse(parse_json(body), stream=endpoint.stream)
+        return endpoint.request.parse(fields, stream=endpoint.answer is None)
     except RecursionError:
-        raise InvalidRequest("the body is not a request: it is nested too deeply") from None
+        raise _too_deep() from None
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest("the body is not a request: it is nested too deeply")
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
     """The JSON object in a body. Raises InvalidRequest, which says what is wrong and where."""
     try:
         data = json.loads(body, parse_constant=_no_constant)
+    except RecursionError:
+        raise _too_deep() from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise InvalidRequest(f"the body is not JSON: {error.msg} at {where}") from None
@@ -171,13 +181,17 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _sse(service: Service, first: Answer, events: AsyncIterator[Answer]) -> AsyncIterator[bytes]:
+async def _sse(
+    service: Service, first: Body, events: AsyncIterator[Body], last_line: str | None
+) -> AsyncIterator[bytes]:
     with service.running():  # until the last event is written
         async with aclosing(cast("Any", events)):
             try:
                 yield data_event(first)
                 async for event in events:
                     yield data_event(event)
+                if last_line is not None:
+                    yield f"data: {last_line}\n\n".encode()
             except RequestError as error:
                 yield error_event(error)
             except Exception as error:
@@ -185,9 +199,10 @@ async def _sse(service: Service, first: Answer, events: AsyncIterator[Answer]) -
                 yield error_event(InternalError(f"the stream failed: {type(error).__name__}"))
 
 
-def data_event(answer: Answer) -> bytes:
-    """One answer as a server-sent event."""
-    return b"data: " + answer.to_json().encode() + b"\n\n"
+def data_event(body: Body) -> bytes:
+    """One answer as a server-sent event; one that has a type is named by it."""
+    kind = f"event: {body.type}\n" if isinstance(body, ResponseEvent) else ""
+    return f"{kind}data: {body.to_json()}\n\n".encode()
 
 
 def error_event(error: RequestError) -> bytes:

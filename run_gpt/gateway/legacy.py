@@ -12,13 +12,14 @@ from typing import Any, cast
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from run_gpt.api.answers import Body, Completion
 from run_gpt.api.protobuf import message_classes
-from run_gpt.api.schema import Answer, Completion, GenerateRequest
+from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import InternalError, InvalidRequest, RequestError
 
 log = logging.getLogger(__name__)
 
-Answerer = Callable[[GenerateRequest], Awaitable[Answer]]
+Answerer = Callable[[GenerateRequest], Awaitable[Body]]
 
 METHOD = "/jina.JinaRPC/Call"
 ENDPOINT = "/generate"

@@ -9,7 +9,7 @@ from docarray.proto import DocProto
 from pydantic import ValidationError
 
 from run_gpt.api import documents
-from run_gpt.api.schema import AnyAnswer
+from run_gpt.api.answers import AnyAnswer
 from run_gpt.errors import InternalError, error_from_dict
 
 

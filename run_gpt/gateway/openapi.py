@@ -1,11 +1,12 @@
 """The OpenAPI description of the HTTP door, from the schemas, and a page that shows it without the outside world."""
 
+import re
 from html import escape
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from run_gpt.api.schema import SYNONYMS
+from run_gpt.api.schema import SYNONYMS, Parameters
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
 
 _REF = "#/components/schemas/"
@@ -60,24 +61,30 @@ def describe(version: str) -> dict[str, Any]:
 
 def _methods(endpoint: Endpoint) -> dict[str, Any]:
     post = _operation(endpoint)
-    if not endpoint.readable:
+    names = re.findall(r"\{(\w+)\}", endpoint.path)
+    if names:
+        schema = {"type": "string"}
+        post["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
+    if not endpoint.get:
         return {"post": post}
     get = {name: value for name, value in post.items() if name != "requestBody"}
     return {"get": {**get, "operationId": f"get_{get['operationId']}"}, "post": post}
 
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
-    kind = "text/event-stream" if endpoint.stream else "application/json"
-    told = "Events: one JSON object in each; an error is an `error` event" if endpoint.stream else "The answer"
-    responses: dict[str, Any] = {
-        "200": {"description": told, "content": {kind: {"schema": {"$ref": _REF + endpoint.answer.__name__}}}}
-    }
+    content = {}
+    if endpoint.answer is not None:
+        content["application/json"] = {"schema": {"$ref": _REF + endpoint.answer.__name__}}
+    if endpoint.event is not None:
+        content["text/event-stream"] = {"schema": {"$ref": _REF + endpoint.event.__name__}}
+    told = "Events: one JSON object in each; an error is an `error` event" if endpoint.event else "The answer"
+    responses: dict[str, Any] = {"200": {"description": told, "content": content}}
     for status, description in _ERRORS.items():
-        content = {"application/json": {"schema": {"$ref": _REF + "Error"}}}
-        responses[str(status)] = {"description": description, "content": content}
+        error = {"application/json": {"schema": {"$ref": _REF + "Error"}}}
+        responses[str(status)] = {"description": description, "content": error}
     return {
         "summary": endpoint.summary,
-        "operationId": endpoint.path.strip("/").replace("/", "_"),
+        "operationId": re.sub(r"\W+", "_", endpoint.path.strip("/{}")),
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": _REF + endpoint.request.__name__}}},
@@ -89,11 +96,11 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     """The schemas of requests (with their synonyms, which a strict reader would refuse otherwise) and answers."""
     requests = {e.request for e in ENDPOINTS.values()}
-    answers = {e.answer for e in ENDPOINTS.values()}
+    answers = {kind for e in ENDPOINTS.values() for kind in (e.answer, e.event) if kind is not None}
     models: list[Any] = [(m, "validation") for m in sorted(requests, key=lambda m: m.__name__)]
     models += [(m, "serialization") for m in sorted(answers, key=lambda m: m.__name__)]
     schemas: dict[str, Any] = models_json_schema(models, ref_template=_REF + "{model}")[1]["$defs"]
-    for request in requests:
+    for request in (r for r in requests if issubclass(r, Parameters)):
         properties = schemas[request.__name__]["properties"]
         for synonym, name in SYNONYMS.items():
             if name in properties:

@@ -13,7 +13,8 @@ from typing import Any, cast
 import grpc
 
 from run_gpt.api import documents
-from run_gpt.api.schema import Answer, AnyRequest, Request
+from run_gpt.api.answers import Answer
+from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.errors import DeadlineExceeded, InternalError, RequestError, Unavailable
 from run_gpt.gateway.adapters import AdapterChanges
 from run_gpt.gateway.endpoints import Endpoint, endpoint_of
@@ -75,6 +76,11 @@ class ReplicaPool:
     def model(self) -> str | None:
         """The served model's name, once a replica has said it."""
         return next((replica.status.model for replica in self.replicas if replica.status), None)
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the served model's context holds, once a replica has said it."""
+        return next((replica.status.context_length for replica in self.replicas if replica.status), None)
 
     def check_ready(self) -> None:
         """Raises Unavailable, which says why, if no replica is ready."""
@@ -220,9 +226,9 @@ def _unary_answer(endpoint: Endpoint, message: Any) -> Answer:
     check_header(message.header)
     if not message.data.docs.docs:
         raise InternalError("the model server gave an empty answer")
-    return answer_of(endpoint.answer, message.data.docs.docs[0])
+    return answer_of(cast("type[Answer]", endpoint.answer), message.data.docs.docs[0])
 
 
 def _stream_answer(endpoint: Endpoint, message: Any) -> Answer:
     check_header(message.header)
-    return answer_of(endpoint.answer, message.document)
+    return answer_of(cast("type[Answer]", endpoint.event), message.document)

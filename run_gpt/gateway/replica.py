@@ -13,7 +13,7 @@ import grpc
 from docarray.proto import DocProto
 from jina.proto import jina_pb2
 
-from run_gpt.api.schema import Status
+from run_gpt.api.answers import Status
 from run_gpt.errors import RequestError
 from run_gpt.gateway.messages import fields_of
 

@@ -78,7 +78,7 @@ class Servicer:
             proto = _parse(jina_pb2.SingleDocumentRequestProto, message, self.service.config.max_body_bytes)
             endpoint = _endpoint(proto.header.exec_endpoint, stream=True)
             _check_parameters(proto)
-            request = _request(endpoint, proto.document)
+            request = _request(endpoint, proto.document, stream=True)
             with self.service.running():  # until the last document is written
                 async with aclosing(cast("Any", self.service.stream(request, context.time_remaining()))) as events:
                     async for event in events:
@@ -116,7 +116,9 @@ class Servicer:
         _check_parameters(proto)
         if proto.data.WhichOneof("documents") == "docs_bytes":
             raise InvalidRequest("docs_bytes is not taken here: send the documents as `docs`")
-        requests = [_request(endpoint, document) for document in proto.data.docs.docs]
+        requests = [_request(endpoint, document, stream=False) for document in proto.data.docs.docs]
+        if any(endpoint.streams(request) for request in requests):
+            raise _called_wrong(endpoint.path, streams=True)
         answers = await together([self.service.answer(request, context.time_remaining()) for request in requests])
         answer = jina_pb2.DataRequestProto(header=proto.header)
         answer.data.docs.docs.extend(documents.answer_to_document(a).to_protobuf() for a in answers)
@@ -181,10 +183,14 @@ def _endpoint(path: str, *, stream: bool) -> Endpoint:
     endpoint = ENDPOINTS.get(path)
     if endpoint is None:
         raise UnknownEndpoint(f"no endpoint {path!r}: this server has {', '.join(ENDPOINTS)}")
-    if endpoint.stream != stream:
-        way = "a stream: call it with stream_doc" if endpoint.stream else "one answer: call it with post"
-        raise InvalidRequest(f"{path} gives {way}")
+    if (endpoint.event if stream else endpoint.answer) is None:
+        raise _called_wrong(path, streams=not stream)
     return endpoint
+
+
+def _called_wrong(path: str, *, streams: bool) -> InvalidRequest:
+    way = "a stream: call it with stream_doc" if streams else "one answer: call it with post"
+    return InvalidRequest(f"{path} gives {way}")
 
 
 def _check_parameters(proto: Any) -> None:
@@ -193,10 +199,10 @@ def _check_parameters(proto: Any) -> None:
         raise InvalidRequest(f"{names[0]}: give parameters as fields of the document", param=names[0])
 
 
-def _request(endpoint: Endpoint, message: Any) -> Any:
+def _request(endpoint: Endpoint, message: Any, *, stream: bool) -> Any:
     """The checked request in a document's message. Raises InvalidRequest."""
     try:
-        return documents.message_to_request(cast("Any", endpoint.request), message, stream=endpoint.stream)
+        return documents.message_to_request(cast("Any", endpoint.request), message, stream=stream)
     except RequestError:
         raise
     except Exception as error:  # docarray fails in many ways on what is no document
@@ -215,7 +221,7 @@ def _last_event(header: Any, endpoint: Endpoint, error: RequestError) -> bytes:
     failed.status.code, failed.status.description = failed.status.ERROR, error.message
     failed.status.exception.name = type(error).__name__
     failed.status.exception.args.append(json.dumps(error.to_dict()))
-    return _event(failed, documents.error_to_document(endpoint.answer, error))
+    return _event(failed, documents.error_to_document(cast("Any", endpoint.event), error))
 
 
 def _request_error(error: Exception) -> RequestError:
@@ -241,8 +247,8 @@ def _schemas(endpoint: Endpoint) -> dict[str, Any]:
 
     return {
         "input": of(endpoint.request),
-        "output": of(endpoint.answer),
-        "is_generator": endpoint.stream,
-        "is_singleton_doc": endpoint.stream,
+        "output": of(endpoint.answer or endpoint.event),
+        "is_generator": endpoint.answer is None,
+        "is_singleton_doc": endpoint.answer is None,
         "parameters": {"name": None, "model": None},
     }

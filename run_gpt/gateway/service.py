@@ -2,18 +2,25 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
-from run_gpt.api.schema import Answer, AnyRequest, Request
+from run_gpt.api.answers import Answer, Body
+from run_gpt.api.openai.base import OpenAIRequest
+from run_gpt.api.openai.models import ListModelsRequest, ModelCard, ModelList, RetrieveModelRequest
+from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.together import merged, together
 from run_gpt.config import GatewayConfig
-from run_gpt.errors import Forbidden, ModelNotFound, Unavailable
+from run_gpt.errors import Forbidden, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
 from run_gpt.gateway.pool import ReplicaPool
 
 FLUSH_SECONDS = 2.0
 """Time that the doors get to write the last event of a request that the drain ended."""
+NATIVES_AT_ONCE = 32
+"""Of one request that stands for several: more would take the queue from others."""
 
 
 class Service:
@@ -24,27 +31,74 @@ class Service:
         self.config = config
         self.in_flight = 0
         self.draining = False
+        self._started = int(time.time())
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def answer(self, request: AnyRequest, timeout: float | None = None) -> Answer:
+    async def answer(self, request: AnyRequest, timeout: float | None = None) -> Body:
         """The whole answer, within `timeout` seconds if that is less than the server's own limit.
 
         Raises a RequestError.
         """
         self.check(request)
         with self.running():
+            if isinstance(request, ListModelsRequest | RetrieveModelRequest):
+                return self._models(request)
             if isinstance(request, Change):
                 return await self.pool.adapters.make(request, lambda: self.pool.ready)
+            if isinstance(request, OpenAIRequest):
+                return await self._translated(request, self._limit(timeout))
             return await self.pool.answer(request, _request_id(), self._limit(timeout))
 
-    async def stream(self, request: Request, timeout: float | None = None) -> AsyncIterator[Answer]:
+    async def stream(self, request: AnyRequest, timeout: float | None = None) -> AsyncIterator[Body]:
         """The events of the answer. Raises a RequestError; closing the iterator cancels the request."""
         self.check(request)
+        limit = self._limit(timeout)
+        events: Any = (
+            self._translated_stream(request, limit)
+            if isinstance(request, OpenAIRequest)
+            else self.pool.stream(cast("Request", request), _request_id(), limit)
+        )
         with self.running():
-            async with aclosing(cast("Any", self.pool.stream(request, _request_id(), self._limit(timeout)))) as events:
+            async with aclosing(events):
                 async for event in events:
                     yield event
+
+    async def _translated(self, request: OpenAIRequest, limit: float) -> Body:
+        """The answer in another API's form, of those to the native requests that it stands for."""
+        places = asyncio.Semaphore(NATIVES_AT_ONCE)
+
+        async def one(native: AnyRequest) -> Answer:
+            async with places:
+                return await self.pool.answer(native, _request_id(), limit)
+
+        with _named_as_in(request):
+            return request.join(await together([one(native) for native in request.natives()]))
+
+    async def _translated_stream(self, request: OpenAIRequest, limit: float) -> AsyncIterator[Body]:
+        places = asyncio.Semaphore(NATIVES_AT_ONCE)
+
+        async def one(native: AnyRequest) -> AsyncIterator[Answer]:
+            async with places, aclosing(cast("Any", self._native_stream(native, limit))) as events:
+                async for event in events:
+                    yield event
+
+        with _named_as_in(request):
+            writer = request.writer()
+            async with aclosing(cast("Any", merged([one(native) for native in request.natives()]))) as events:
+                async for which, event in events:
+                    for body in writer.events(which, event):
+                        yield body
+            for body in writer.end():
+                yield body
+
+    def _native_stream(self, native: AnyRequest, limit: float) -> AsyncIterator[Answer]:
+        return self.pool.stream(cast("Request", native), _request_id(), limit)
+
+    def _models(self, request: AnyRequest) -> ModelList | ModelCard:
+        name = self.pool.model
+        card = ModelCard(id=name or "", created=self._started, max_model_len=self.pool.context_length)
+        return card if isinstance(request, RetrieveModelRequest) else ModelList(data=[card] if name else [])
 
     def check(self, request: AnyRequest) -> None:
         """Raises Unavailable, ModelNotFound or Forbidden for a request that cannot be served now."""
@@ -52,7 +106,8 @@ class Service:
             raise Forbidden("adapters cannot be changed here: start the server with --runtime-adapters")
         if self.draining:
             raise Unavailable("the server is draining: it takes no new requests")
-        self.pool.check_ready()
+        if not isinstance(request, ListModelsRequest | RetrieveModelRequest):
+            self.pool.check_ready()
         if request.model is not None and request.model != self.pool.model:
             raise ModelNotFound(
                 f"model {request.model!r} is not served here: this server has {self.pool.model!r}", param="model"
@@ -107,6 +162,16 @@ class Service:
     def _limit(self, timeout: float | None) -> float:
         limit = self.config.request_timeout
         return limit if timeout is None else min(limit, timeout)
+
+
+@contextmanager
+def _named_as_in(request: OpenAIRequest) -> Iterator[None]:
+    """Errors that name a native field name the field that the request has for it."""
+    try:
+        yield
+    except RequestError as error:
+        error.param = request.NATIVE_NAMES.get(error.param or "", error.param)
+        raise
 
 
 def _request_id() -> str:

@@ -6,28 +6,73 @@ from typing import Any
 
 from run_gpt.errors import InvalidRequest
 from run_gpt.models.templates import PLAIN, ChatTemplate
+from run_gpt.models.tools import Function, ToolFormat, find_tool_format, tool_template
+from run_gpt.models.tools.prompt import (
+    description,
+    has_calls,
+    in_system_turn,
+    in_user_turn,
+    native_turns,
+    plain_turns,
+    without_empty,
+)
 
 
 def render_chat(
-    tokenizer: Any, messages: Sequence[Mapping[str, str]], template: ChatTemplate | None = None
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    template: ChatTemplate | None = None,
+    *,
+    tools: Sequence[Function] = (),
+    tool_format: ToolFormat | None = None,
+    parallel: bool = True,
 ) -> list[int]:
-    """The token ids of `messages` (each with `role` and `content`), up to where the assistant's answer begins.
+    """The token ids of `messages`, up to where the assistant's answer begins.
 
-    By the tokenizer's own template; by `template`, else PLAIN, where it has none. Raises InvalidRequest with the
-    template's own reason if it refuses the messages, for instance a system message.
+    A message has `role` and `content`; the assistant's may have `tool_calls` (`id`, `type`, and `function` with `name`
+    and `arguments`, a JSON text), and a `tool`'s has the `tool_call_id` whose result it is. By the tokenizer's own
+    template, else by `template`, else PLAIN. A template that cannot tell the model of `tools` gets plain turns, and in
+    the system message a description, which offers several calls in one answer if `parallel`. `tool_format` is
+    `find_tool_format`'s if not given. Raises InvalidRequest with the template's reason if it refuses the messages.
     """
+    jinja = None if tokenizer.chat_template else (template or PLAIN).jinja
+    if not tools and not has_calls(messages):
+        text = _text(tokenizer, [without_empty(message) for message in messages], jinja)
+    else:
+        tool_format = tool_format or find_tool_format(tool_template(tokenizer), tokenizer)
+        if tool_format.native:
+            turns, told = native_turns(messages, tool_format), [function.as_tool() for function in tools]
+            text = _text(tokenizer, turns, tool_template(tokenizer), tools=told or None)
+        else:
+            turns = plain_turns(messages, tool_format)
+            text = _described(tokenizer, turns, jinja, description(tools, tool_format, parallel=parallel))
+    # A template of the tokenizer's own writes the special tokens that begin a text.
+    ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    return [int(token) for token in ids]
+
+
+def _text(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, **options: Any) -> str:
+    """The chat as one text, by the template `jinja`, else by the tokenizer's own."""
     from jinja2 import TemplateError
 
-    turns = [dict(message) for message in messages]
-    if not tokenizer.chat_template:
-        jinja = (template or PLAIN).jinja
-        text = tokenizer.apply_chat_template(turns, chat_template=jinja, add_generation_prompt=True, tokenize=False)
-        return [int(token) for token in tokenizer(text)["input_ids"]]  # with the special tokens that begin a text
     try:
-        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+        text = tokenizer.apply_chat_template(
+            turns, chat_template=jinja, add_generation_prompt=True, tokenize=False, **options
+        )
     except TemplateError as error:
         raise InvalidRequest(f"messages: this model's chat template says: {error}", param="messages") from error
-    return [int(token) for token in ids]
+    return str(text)
+
+
+def _described(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, told: str) -> str:
+    """The chat with `told` in its system message; before the first question if the template takes no such message."""
+    if not told:
+        return _text(tokenizer, turns, jinja)
+    try:
+        text = _text(tokenizer, in_system_turn(turns, told), jinja)
+    except InvalidRequest:
+        text = ""
+    return text if told in text else _text(tokenizer, in_user_turn(turns, told), jinja)
 
 
 def end_with_turns(model: Any, tokenizer: Any, template: ChatTemplate) -> ChatTemplate:

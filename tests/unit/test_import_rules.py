@@ -27,8 +27,9 @@ RULES: dict[str, set[str]] = {
     "engine": BASE,
     "parallel": {"engine", "models"} | BASE,
     "launch": {"parallel", "engine", "models"} | BASE,
-    "answers": {"engine", "api"} | BASE,
-    "model": {"answers", "launch", "parallel", "engine", "models", "api"} | BASE,
+    "prompts": {"models", "api"} | BASE,
+    "answers": {"prompts", "engine", "models", "api"} | BASE,
+    "model": {"answers", "prompts", "launch", "parallel", "engine", "models", "api"} | BASE,
     "executors": {"model", "engine", "models", "api", "_jina"} | BASE,
     "gateway": {"api", "_jina"} | BASE,
     "flows": {"_jina"} | BASE,
@@ -38,10 +39,11 @@ RULES: dict[str, set[str]] = {
 RULES["cli"] = set(RULES)
 RULES["__init__"] = {"model", "client"} | BASE
 
-HEAVY = ("torch", "transformers", "jina", "docarray")
+HEAVY = ("torch", "transformers", "jina", "docarray", "llguidance")
 LIGHT_MODULES = (
     *("run_gpt", "run_gpt.cli", "run_gpt.client", "run_gpt.api.schema", "run_gpt.flows", "run_gpt.models"),
     "run_gpt.devices",
+    "run_gpt.models.tools",
     *(
         f"run_gpt.engine.{name}"
         for name in ("scheduler", "slots", "draft", "text", "request", "mailbox", "interface", "errands")

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -26,6 +27,15 @@ class ScriptedTokenizer:
 
     def decode(self, ids, **_):
         return "".join(map(chr, ids))
+
+    def convert_ids_to_tokens(self, token_id):
+        return chr(token_id)
+
+    def get_added_vocab(self):
+        return {}
+
+    all_special_ids = ()
+    added_tokens_decoder: ClassVar = {}
 
     def __len__(self):
         return 1000
@@ -203,6 +213,7 @@ def test_logprobs_name_their_tokens():
         [token] = model.generate("x", logprobs=1).choices[0].logprobs.content
     assert token.model_dump() == {
         "token": "A",
+        "bytes": [65],
         "logprob": -0.5,
-        "top_logprobs": [{"token": "B", "logprob": -0.25}],
+        "top_logprobs": [{"token": "B", "bytes": [66], "logprob": -0.25}],
     }

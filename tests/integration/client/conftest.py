@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 import run_gpt._jina  # noqa: F401  (before jina)
-from run_gpt.api import schema
+from run_gpt.api import answers, schema
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import error_from_dict
 from run_gpt.gateway.http import build_app
@@ -46,20 +46,20 @@ class ScriptedPool:
     def check_ready(self) -> None:
         """Always ready."""
 
-    async def answer(self, request: schema.Request, request_id: str, limit: float) -> schema.Answer:
+    async def answer(self, request: schema.Request, request_id: str, limit: float) -> answers.Answer:
         prompt = await self._begin(request)
         text = prompt.removeprefix("late ")
         if isinstance(request, schema.ChatRequest):
-            message = schema.ChatMessage(content=text)
-            choice = schema.ChatChoice(index=0, message=message, finish_reason="stop", logprobs=_logprobs(request))
-            return schema.ChatCompletion(choices=[choice], **_common())
+            message = answers.ChatMessage(content=text)
+            choice = answers.ChatChoice(index=0, message=message, finish_reason="stop", logprobs=_logprobs(request))
+            return answers.ChatCompletion(choices=[choice], **_common())
         choices = [
-            schema.Choice(index=i, text=text, finish_reason="length", logprobs=_logprobs(request))
+            answers.Choice(index=i, text=text, finish_reason="length", logprobs=_logprobs(request))
             for i in range(request.sequences)
         ]
-        return schema.Completion(choices=choices, prompt=prompt, **_common())
+        return answers.Completion(choices=choices, prompt=prompt, **_common())
 
-    async def stream(self, request: schema.Request, request_id: str, limit: float) -> AsyncIterator[schema.Answer]:
+    async def stream(self, request: schema.Request, request_id: str, limit: float) -> AsyncIterator[answers.Answer]:
         prompt = _prompt(request)
         if not prompt.startswith("wait"):
             await self._begin(request)
@@ -96,27 +96,27 @@ def _prompt(request: schema.Request) -> str:
 
 
 def _common() -> dict[str, Any]:
-    cached = schema.PromptTokensDetails(cached_tokens=2)
-    usage = schema.Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7, prompt_tokens_details=cached)
+    cached = answers.PromptTokensDetails(cached_tokens=2)
+    usage = answers.Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7, prompt_tokens_details=cached)
     return {"id": "scripted-1", "created": 1_700_000_000, "model": MODEL, "usage": usage}
 
 
-def _logprobs(request: schema.Request) -> schema.Logprobs | None:
+def _logprobs(request: schema.Request) -> answers.Logprobs | None:
     if request.logprobs is None:
         return None
-    top = [schema.TopLogprob(token="é", logprob=-0.5)]
-    return schema.Logprobs(content=[schema.TokenLogprob(token="\u2028", logprob=-1.0, top_logprobs=top)])
+    top = [answers.TopLogprob(token="é", logprob=-0.5)]
+    return answers.Logprobs(content=[answers.TokenLogprob(token="\u2028", logprob=-1.0, top_logprobs=top)])
 
 
 def _chunk(
-    request: schema.Request, index: int, text: str, *, first: bool = False, reason: schema.FinishReason | None = None
-) -> schema.Answer:
+    request: schema.Request, index: int, text: str, *, first: bool = False, reason: answers.FinishReason | None = None
+) -> answers.Answer:
     if isinstance(request, schema.ChatRequest):
-        delta = schema.Delta(role="assistant" if first else None, content=text)
-        chat_choice = schema.ChatChunkChoice(index=index, delta=delta, finish_reason=reason)
-        return schema.ChatCompletionChunk(choices=[chat_choice], **_common())
-    choice = schema.Choice(index=index, text=text, finish_reason=reason)
-    return schema.Completion(choices=[choice], prompt=request.prompt if first and index == 0 else None, **_common())
+        delta = answers.Delta(role="assistant" if first else None, content=text)
+        chat_choice = answers.ChatChunkChoice(index=index, delta=delta, finish_reason=reason)
+        return answers.ChatCompletionChunk(choices=[chat_choice], **_common())
+    choice = answers.Choice(index=index, text=text, finish_reason=reason)
+    return answers.Completion(choices=[choice], prompt=request.prompt if first and index == 0 else None, **_common())
 
 
 class Doors:

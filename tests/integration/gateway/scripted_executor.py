@@ -18,8 +18,8 @@ import run_gpt._jina  # noqa: F401  (before jina)
 from docarray import DocList
 from jina import Executor, requests
 
+from run_gpt.api import answers
 from run_gpt.api import documents as d
-from run_gpt.api import schema
 from run_gpt.errors import error_from_dict
 
 THEN = ("finish", "hang", "raise", "stop silently", "error")
@@ -36,49 +36,49 @@ class ScriptedExecutor(Executor):
 
     @requests(on="/generate")
     async def generate(self, docs: DocList[d.GenerateRequestDocument], **_: Any) -> DocList[d.CompletionDocument]:
-        answers = await asyncio.gather(*(self.whole(doc.id, doc.prompt) for doc in docs))
+        wholes = await asyncio.gather(*(self.whole(doc.id, doc.prompt) for doc in docs))
         return DocList[d.CompletionDocument](
             d.answer_to_document(
-                schema.Completion(choices=[schema.Choice(index=0, text=text, finish_reason="stop")], **about)
+                answers.Completion(choices=[answers.Choice(index=0, text=text, finish_reason="stop")], **about)
             )
-            for text, about in answers
+            for text, about in wholes
         )
 
     @requests(on="/chat")
     async def chat(self, docs: DocList[d.ChatRequestDocument], **_: Any) -> DocList[d.ChatCompletionDocument]:
-        answers = await asyncio.gather(*(self.whole(doc.id, doc.messages[-1]["content"]) for doc in docs))
+        wholes = await asyncio.gather(*(self.whole(doc.id, doc.messages[-1]["content"]) for doc in docs))
         return DocList[d.ChatCompletionDocument](
             d.answer_to_document(
-                schema.ChatCompletion(
+                answers.ChatCompletion(
                     choices=[
-                        schema.ChatChoice(index=0, message=schema.ChatMessage(content=text), finish_reason="stop")
+                        answers.ChatChoice(index=0, message=answers.ChatMessage(content=text), finish_reason="stop")
                     ],
                     **about,
                 )
             )
-            for text, about in answers
+            for text, about in wholes
         )
 
     @requests(on="/generate_stream")
     async def generate_stream(self, doc: d.GenerateRequestDocument, **_: Any) -> d.CompletionDocument:
         async for text, reason, about in self.words(doc.id, doc.prompt):
             if isinstance(text, Exception):
-                yield d.error_to_document(schema.Completion, text)
+                yield d.error_to_document(answers.Completion, text)
                 return
             yield d.answer_to_document(
-                schema.Completion(choices=[schema.Choice(index=0, text=text, finish_reason=reason)], **about)
+                answers.Completion(choices=[answers.Choice(index=0, text=text, finish_reason=reason)], **about)
             )
 
     @requests(on="/chat_stream")
     async def chat_stream(self, doc: d.ChatRequestDocument, **_: Any) -> d.ChatCompletionChunkDocument:
         async for text, reason, about in self.words(doc.id, doc.messages[-1]["content"]):
             if isinstance(text, Exception):
-                yield d.error_to_document(schema.ChatCompletionChunk, text)
+                yield d.error_to_document(answers.ChatCompletionChunk, text)
                 return
-            delta = schema.Delta(content=text)
+            delta = answers.Delta(content=text)
             yield d.answer_to_document(
-                schema.ChatCompletionChunk(
-                    choices=[schema.ChatChunkChoice(index=0, delta=delta, finish_reason=reason)], **about
+                answers.ChatCompletionChunk(
+                    choices=[answers.ChatChunkChoice(index=0, delta=delta, finish_reason=reason)], **about
                 )
             )
 
@@ -108,8 +108,8 @@ class ScriptedExecutor(Executor):
                 yield error_from_dict(script["error"]), None, {}
 
     def about(self, request_id: str, tokens: int) -> dict[str, Any]:
-        cached = schema.PromptTokensDetails(cached_tokens=8)
-        usage = schema.Usage(
+        cached = answers.PromptTokensDetails(cached_tokens=8)
+        usage = answers.Usage(
             prompt_tokens=9, completion_tokens=tokens, total_tokens=9 + tokens, prompt_tokens_details=cached
         )
         return {"id": request_id, "created": 1, "model": "scripted", "usage": usage}

@@ -18,8 +18,8 @@ from jina.proto import jina_pb2, jina_pb2_grpc
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 from waiting import wait_until
 
+from run_gpt.api import answers
 from run_gpt.api import documents as d
-from run_gpt.api import schema
 from run_gpt.errors import error_from_dict
 
 
@@ -81,7 +81,7 @@ async def stream_error(stack: Any, request: SingleDocumentRequest) -> grpc.aio.A
 async def test_post_answers_documents_in_order(stack: Any) -> None:
     docs = [ask(words=[f"a{i}"], delay=0.1 * (3 - i)) for i in range(3)]
     answers = await post(stack, "/generate", docs, d.CompletionDocument)
-    assert [d.document_to_answer(schema.Completion, a).text for a in answers] == ["a0", "a1", "a2"]
+    assert [d.document_to_answer(answers.Completion, a).text for a in answers] == ["a0", "a1", "a2"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -96,12 +96,12 @@ async def test_many_messages_of_one_call_come_back_in_order(stack: Any, stream: 
 
 async def test_chat_and_its_stream(stack: Any) -> None:
     (answer,) = await post(stack, "/chat", [chat(words=["a", "b"])], d.ChatCompletionDocument)
-    assert d.document_to_answer(schema.ChatCompletion, answer).text == "ab"
+    assert d.document_to_answer(answers.ChatCompletion, answer).text == "ab"
     chunks = []
     async for doc in jina_client(stack).stream_doc(
         "/chat_stream", chat(words=["a", "b"]), return_type=d.ChatCompletionChunkDocument
     ):
-        chunks.append(d.document_to_answer(schema.ChatCompletionChunk, doc))
+        chunks.append(d.document_to_answer(answers.ChatCompletionChunk, doc))
     assert [c.text for c in chunks] == ["a", "b"]
     assert chunks[-1].choices[0].finish_reason == "stop"
 

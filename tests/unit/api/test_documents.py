@@ -7,14 +7,14 @@ from docarray.proto import DocProto
 from pydantic import ValidationError
 
 import run_gpt._jina  # noqa: F401  (before jina)
-from run_gpt.api import documents, schema
+from run_gpt.api import answers, documents, schema
 from run_gpt.errors import InternalError, InvalidRequest, QueueFull
 
-CACHED = schema.PromptTokensDetails(cached_tokens=8)
-USAGE = schema.Usage(prompt_tokens=9, completion_tokens=2, total_tokens=11, prompt_tokens_details=CACHED)
+CACHED = answers.PromptTokensDetails(cached_tokens=8)
+USAGE = answers.Usage(prompt_tokens=9, completion_tokens=2, total_tokens=11, prompt_tokens_details=CACHED)
 COMMON = {"id": "x", "created": 1_700_000_000, "model": "m", "usage": USAGE}
-LOGPROBS = schema.Logprobs(
-    content=[schema.TokenLogprob(token="a", logprob=-1.5, top_logprobs=[schema.TopLogprob(token="b", logprob=-2.0)])]
+LOGPROBS = answers.Logprobs(
+    content=[answers.TokenLogprob(token="a", logprob=-1.5, top_logprobs=[answers.TopLogprob(token="b", logprob=-2.0)])]
 )
 REQUESTS = [
     {"prompt": "hi"},
@@ -22,12 +22,12 @@ REQUESTS = [
     {"prompt": "x", "num_beams": 3, "length_penalty": -0.5},
 ]
 ANSWERS = [
-    schema.Completion(choices=[schema.Choice(index=0, text="", logprobs=LOGPROBS)], prompt="p", **COMMON),
-    schema.ChatCompletion(
-        choices=[schema.ChatChoice(index=0, message=schema.ChatMessage(content="hi"), finish_reason="stop")], **COMMON
+    answers.Completion(choices=[answers.Choice(index=0, text="", logprobs=LOGPROBS)], prompt="p", **COMMON),
+    answers.ChatCompletion(
+        choices=[answers.ChatChoice(index=0, message=answers.ChatMessage(content="hi"), finish_reason="stop")], **COMMON
     ),
-    schema.ChatCompletionChunk(choices=[schema.ChatChunkChoice(index=1, delta=schema.Delta(content="é"))], **COMMON),
-    schema.Completion(choices=[], **COMMON),
+    answers.ChatCompletionChunk(choices=[answers.ChatChunkChoice(index=1, delta=answers.Delta(content="é"))], **COMMON),
+    answers.Completion(choices=[], **COMMON),
 ]
 
 
@@ -73,22 +73,22 @@ def test_a_field_of_another_kind_is_refused_by_name():
 
 
 def test_an_error_in_a_document_is_raised():
-    document = documents.error_to_document(schema.Completion, QueueFull("full"))
-    document = documents.document_class(schema.Completion).from_protobuf(_sent(document))
+    document = documents.error_to_document(answers.Completion, QueueFull("full"))
+    document = documents.document_class(answers.Completion).from_protobuf(_sent(document))
     with pytest.raises(QueueFull, match="full"):
-        documents.document_to_answer(schema.Completion, document)
+        documents.document_to_answer(answers.Completion, document)
 
 
 def test_an_empty_document_is_no_answer():
     with pytest.raises(InternalError, match="empty"):
-        documents.document_to_answer(schema.Completion, documents.document_class(schema.Completion)())
+        documents.document_to_answer(answers.Completion, documents.document_class(answers.Completion)())
 
 
 def test_an_answer_that_lacks_a_part_is_no_answer():
     document = documents.answer_to_document(ANSWERS[0])
     document.usage = None
     with pytest.raises(ValidationError):
-        documents.document_to_answer(schema.Completion, document)
+        documents.document_to_answer(answers.Completion, document)
 
 
 def test_an_executors_error_crosses_jina():

@@ -9,22 +9,20 @@ from contextlib import aclosing
 
 import pytest
 
-from run_gpt.api.language_model import LanguageModel
-from run_gpt.api.schema import (
+from run_gpt.api.answers import (
     Answer,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatMessage,
-    ChatRequest,
     Choice,
     Completion,
     Delta,
-    Message,
-    Request,
     Usage,
 )
+from run_gpt.api.language_model import LanguageModel
+from run_gpt.api.schema import ChatRequest, Message, Request
 from run_gpt.errors import InvalidRequest, QueueFull, Unavailable
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from run_gpt.api.schema import ChatRequest, Choice, Completion, GenerateRequest, PromptTokensDetails, Usage
+from run_gpt.api.answers import Choice, Completion, PromptTokensDetails, Usage
+from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.errors import InvalidRequest
 
 
@@ -18,11 +19,11 @@ def _parse(stream=False, **fields):
         ({"prompt": "\ud800"}, "prompt"),
         ({"model": "\ud800"}, "model"),
         ({"unknown": 1}, "unknown"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": -1}, "max_new_tokens"),
         ({"max_new_tokens": "5"}, "max_new_tokens"),
         ({"max_new_tokens": 5.0}, "max_new_tokens"),
         ({"max_new_tokens": True}, "max_new_tokens"),
-        ({"max_tokens": 0}, "max_new_tokens"),
+        ({"max_tokens": -1}, "max_new_tokens"),
         ({"max_tokens": 5, "max_new_tokens": 6}, "max_tokens"),
         ({"n": 2, "num_return_sequences": 3}, "n"),
         ({"stop": "a", "stop_str": "b"}, "stop_str"),
@@ -100,7 +101,7 @@ def test_when_tokens_are_drawn(fields, samples):
         [{"role": "robot", "content": "hi"}],
         [{"role": "user", "content": None}],
         [{"role": "user", "content": "\ud800"}],
-        [{"role": "user", "content": "hi", "name": "x"}],
+        [{"role": "user", "content": "hi", "colour": "x"}],
         "hi",
     ],
 )

@@ -1,11 +1,13 @@
 """Lost, doubled or unfairly delayed requests, answers on another's cache, and slots that never come back, if these
 failed."""
 
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from run_gpt.engine.request import Request, TokenEvent
+from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
 from run_gpt.engine.scheduler import Sampled, Scheduler
 from run_gpt.engine.slots import MIN_PREFIX, Copy
 from run_gpt.engine.text import TextStream
@@ -444,21 +446,32 @@ def shared_prompt(argument):
 
 def sampled(run, argument):
     """As many right drafts as the argument says, then a token that repeats now and then."""
-    right = run.drafted[: argument % (run.wanted + 1)]
+    right = run.drafted[: argument % (run.choosing + 1)]
     return [Sampled(token) for token in (*right, (argument + run.start) % 7)]
 
 
+def scores(run):
+    """Of the prompt's tokens that this run scores: their places."""
+    return [TokenLogprob(run.row.history[at], float(at)) for at in range(run.start + 1, run.start + run.scored + 1)]
+
+
+@patch("run_gpt.engine.scheduler.MAX_SCORED", 5)
 @settings(max_examples=300)
 @given(ACTIONS, KINDS)
 def test_every_row_ends_once_and_runs_on_its_own_history(actions, kind):
     s = scheduler(max_running=3, max_waiting=5, **kind)
     model = SlotModel()
-    asked, ended, aborted = {}, [], set()
+    asked, ended, aborted, given = {}, [], set(), {}
 
     def note(outcomes):
         for row, outcome in outcomes:
+            if isinstance(outcome, TokenEvent):
+                given.setdefault((row.request.id, row.index), []).extend(outcome.prompt_logprobs)
             if isinstance(outcome, InternalError) or outcome.finish_reason:
                 ended.append((row.request.id, row.index))
+            if isinstance(outcome, InternalError):
+                s.abort(row.request.id)
+                aborted.add(row.request.id)
 
     def one_step(argument, abort=None):
         plan = s.plan()
@@ -467,13 +480,16 @@ def test_every_row_ends_once_and_runs_on_its_own_history(actions, kind):
         if abort:
             s.abort(abort)
             aborted.add(abort)
-        note(s.commit(plan, [sampled(run, argument) for run in plan.runs if run.wanted]))
+        assert sum(run.scored for run in plan.runs) <= 5
+        results = [sampled(run, argument) for run in plan.runs if run.choosing]
+        note(s.commit(plan, results, scores=[scores(run) for run in plan.runs if run.scored]))
 
     for number, (action, argument) in enumerate(actions):
         some = list(asked)[argument % len(asked)] if asked else None
         if action == "a":
             prompt = shared_prompt(argument)
-            new = request(str(number), argument % 11 + 1, prompt, sequences=argument % 3 + 1)
+            k = 0 if argument % 7 in (2, 3) else None
+            new = request(str(number), argument % 12, prompt, sequences=argument % 3 + 1, prompt_logprobs=k)
             try:
                 s.add(new)
                 asked[new.id] = new
@@ -500,4 +516,8 @@ def test_every_row_ends_once_and_runs_on_its_own_history(actions, kind):
     assert len(ended) == len(set(ended))
     expected = {(r.id, i) for r in asked.values() for i in range(r.sequences) if r.id not in aborted}
     assert expected <= set(ended)
+    for (name, _), found in given.items():
+        prompt = asked[name].prompt_ids
+        places = range(1, len(prompt)) if asked[name].prompt_logprobs is not None else ()
+        assert found == [TokenLogprob(prompt[at], float(at)) for at in places]
     assert set(model.held) >= {slot.number for slot in s.slots.kept}

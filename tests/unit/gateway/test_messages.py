@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from run_gpt.api import answers as s
 from run_gpt.api import documents
-from run_gpt.api import schema as s
 from run_gpt.errors import InternalError, QueueFull
 from run_gpt.gateway.messages import answer_of
 

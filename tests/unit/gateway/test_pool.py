@@ -9,7 +9,8 @@ import grpc
 import pytest
 
 from run_gpt.api import documents
-from run_gpt.api.schema import Choice, Completion, GenerateRequest, Status, Usage
+from run_gpt.api.answers import Choice, Completion, Status, Usage
+from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
 from run_gpt.gateway.pool import Progress, ReplicaPool, error_of_status, least_busy
 

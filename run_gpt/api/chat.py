@@ -1,0 +1,168 @@
+"""What a chat is made of: messages, the tools that a model may call, and its calls."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+
+from run_gpt.api.values import JsonObject, Text, joined_parts
+from run_gpt.errors import InvalidRequest
+
+MAX_TOOLS = 128
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+# What OpenAI's answers have beside a message's text: empty, it may be sent back as it came.
+_OF_ANSWERS = ("refusal", "annotations", "audio", "function_call")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class FunctionCall(_Part):
+    """Which function is called, with what."""
+
+    name: Text
+    arguments: Text
+    """JSON text, as the model wrote it: it may be cut."""
+
+
+class ToolCall(_Part):
+    """One call by the model."""
+
+    id: Text | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(_Part):
+    """One turn of a chat."""
+
+    role: Role
+    content: Annotated[Text | None, BeforeValidator(joined_parts)] = None
+    """A text, or a list of `{"type": "text", "text": ...}`, which become its lines."""
+    name: Text | None = None
+    tool_calls: list[ToolCall] | None = None
+    """Of the assistant: what it called."""
+    tool_call_id: Text | None = None
+    """Of a tool: which call this is the result of."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_parts_of_answers(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if name not in _OF_ANSWERS or value not in (None, [])}
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Message":
+        if self.content is None and not self.tool_calls:
+            raise InvalidRequest(f"messages: a message of the role {self.role!r} has no content", param="messages")
+        if self.tool_calls and self.role != "assistant":
+            raise InvalidRequest(f"messages: a message of the role {self.role!r} has tool_calls", param="messages")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise InvalidRequest(f"messages: a message of the role {self.role!r} has a tool_call_id", param="messages")
+        return self
+
+
+class Function(_Part):
+    """A function that the model may call."""
+
+    name: ToolName
+    description: Text | None = None
+    parameters: JsonObject | None = None
+    """The JSON schema of its arguments; default: any object."""
+    strict: bool | None = None
+    """Enforced calls always follow the schema; this is for OpenAI's clients."""
+
+
+class Tool(_Part):
+    """A tool: always a function."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class _Named(_Part):
+    name: ToolName
+
+
+class NamedTool(_Part):
+    """The one function that the model must call."""
+
+    type: Literal["function"]
+    function: _Named
+
+
+def _mode_or_named(value: Any) -> str:
+    return "(named)" if isinstance(value, dict | NamedTool) else "(mode)"
+
+
+ToolMode = Literal["none", "auto", "required"]
+ToolChoice = Annotated[
+    Annotated[ToolMode, Tag("(mode)")] | Annotated[NamedTool, Tag("(named)")], Discriminator(_mode_or_named)
+]
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+
+
+class JsonSchemaFormat(_Part):
+    """A JSON schema for the answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_by_name=True, serialize_by_alias=True)
+
+    schema_: JsonObject = Field(alias="schema")
+    name: Text | None = None
+    description: Text | None = None
+    strict: bool | None = None
+    """The schema is always enforced; this is for OpenAI's clients."""
+
+
+class ResponseFormat(_Part):
+    """What form the answer must have: it is enforced token by token."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "choice"]
+    json_schema: JsonSchemaFormat | None = None
+    regex: Annotated[str, StringConstraints(min_length=1)] | None = None
+    choice: Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _what_its_type_needs(self) -> "ResponseFormat":
+        for name in ("json_schema", "regex", "choice"):
+            if (getattr(self, name) is not None) != (self.type == name):
+                needs = "needs" if self.type == name else "does not take"
+                raise InvalidRequest(
+                    f"response_format: the type {self.type!r} {needs} `{name}`", param=f"response_format.{name}"
+                )
+        return self
+
+    @property
+    def source(self) -> str | None:
+        """The schema or the list of choices as JSON text, or the regular expression; None where the type says all."""
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.schema_, ensure_ascii=False)
+        return self.regex if self.choice is None else json.dumps(self.choice, ensure_ascii=False)
+
+
+def check_tools(tools: list[Tool] | None, choice: str | NamedTool | None) -> None:
+    """Raises InvalidRequest for a choice that the tools do not allow, or for two tools of one name."""
+    names = [tool.function.name for tool in tools or ()]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidRequest(f"tools: there are two functions called {name!r}", param="tools")
+    if isinstance(choice, NamedTool) and choice.function.name not in names:
+        there = ", ".join(names) or "none is given"
+        raise InvalidRequest(
+            f"tool_choice: {choice.function.name!r} is not one of tools ({there})", param="tool_choice"
+        )
+    if choice in ("auto", "required") and not names:
+        raise InvalidRequest(f"tool_choice = {choice!r}: this needs tools", param="tool_choice")

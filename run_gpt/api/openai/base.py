@@ -1,0 +1,175 @@
+"""What requests of OpenAI's API have in common: what they stand for, which fields are refused, sampling, usage."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from run_gpt.api.answers import Answer, Body, Generation, PromptTokensDetails, Usage
+from run_gpt.api.chat import ResponseFormat
+from run_gpt.api.schema import ADAPTER, MAX_SEQUENCES, AnyRequest, StopTexts
+from run_gpt.api.values import INT32_MAX, Text
+from run_gpt.errors import InvalidRequest
+
+LEAST_TOP_P = 1e-9
+
+
+class OpenAIAnswer(Answer):
+    """An answer of OpenAI's API: in JSON it has what was set, nulls included."""
+
+    def to_json(self) -> str:
+        """The wire's JSON."""
+        return self.model_dump_json(exclude_unset=True)
+
+
+class EventWriter(Protocol):
+    """From the events of native streams to those of OpenAI's."""
+
+    def events(self, which: int, event: Answer) -> Iterable[Body]:
+        """What an event of the native stream number `which` makes."""
+
+    def end(self) -> Iterable[Body]:
+        """What comes after the last of them."""
+
+
+class OpenAIRequest(AnyRequest):
+    """A request of OpenAI's API."""
+
+    REFUSED: ClassVar[Mapping[str, str]] = {}
+    """Fields of OpenAI's that are a 400 here, and why."""
+    NATIVE_NAMES: ClassVar[Mapping[str, str]] = {}
+    """Of native fields that errors may name, what they are called here."""
+
+    user: Text | None = Field(None, description="Who asks: it stands in the request log (`--log-requests`).")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name, why in cls.REFUSED.items():
+            if data.get(name) is not None:
+                raise InvalidRequest(f"{name}: this is not supported here: {why}", param=name)
+        return {name: value for name, value in data.items() if name not in cls.REFUSED}
+
+    @classmethod
+    def parse(cls, data: dict[str, Any], *, stream: bool = False) -> Self:
+        """See AnyRequest. `stream`: it is streamed, whether it says so or not; if not, its own `stream` says it."""
+        if stream and data.get("stream") is None:
+            data = {**data, "stream": True}
+        request = super().parse(data)
+        if stream and not request.streams:
+            raise InvalidRequest("stream = False: this call is a stream", param="stream")
+        return request
+
+    @property
+    def streams(self) -> bool:
+        """Whether it asks for a streamed answer."""
+        return bool(getattr(self, "stream", False))
+
+    @abstractmethod
+    def natives(self) -> Sequence[AnyRequest]:
+        """The native requests that this one stands for. Raises InvalidRequest."""
+
+    @abstractmethod
+    def join(self, answers: Sequence[Answer]) -> Body:
+        """The answer, of those to the native requests."""
+
+    def writer(self) -> EventWriter:
+        """The events of the answer, of those of the native streams."""
+        raise InvalidRequest("this request has no streamed answer")
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    include_usage: bool | None = Field(None, description="A last event with `usage` and no choices.")
+    include_obfuscation: Annotated[bool | None, Field(description="Only false: nothing is padded here.")] = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> "StreamOptions":
+        if self.include_obfuscation:
+            name = "stream_options.include_obfuscation"
+            raise InvalidRequest(f"{name} = True: this is not supported here: nothing is padded", param=name)
+        return self
+
+
+class SamplingRequest(OpenAIRequest):
+    """What `/v1/completions` and `/v1/chat/completions` have in common."""
+
+    temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
+    top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest tokens of this total mass.")
+    n: int | None = Field(None, ge=1, le=MAX_SEQUENCES, description="Answers to each prompt; default 1.")
+    stop: StopTexts | None = Field(None, description="One text or up to 16 that end the answer, and are not in it.")
+    seed: int | None = Field(None, description="The same seed gives the same samples; taken modulo 2^31.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Taken off each token already generated.")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, for each time it occurred.")
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, description="Token id to a value added to its logit.", max_length=1024
+    )
+    stream: bool | None = Field(None, description="Answer with server-sent events, the last of them `[DONE]`.")
+    stream_options: StreamOptions | None = Field(None, description="`include_usage`: a last event with the usage.")
+    response_format: ResponseFormat | None = Field(
+        None, description="`json_object`, `json_schema`; beyond OpenAI's also `regex` and `choice`. Enforced."
+    )
+    top_k: int | None = Field(None, ge=0, le=INT32_MAX, description="Beyond OpenAI's: the k likeliest tokens only.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Beyond OpenAI's: drop tokens below this share.")
+    repetition_penalty: float | None = Field(None, gt=0, le=10, description="Beyond OpenAI's: CTRL's penalty.")
+    adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SamplingRequest":
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options: this goes with stream only", param="stream_options")
+        return self
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with an event that has the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self) -> dict[str, Any]:
+        """The native parameters."""
+        same = ("n", "stop", "presence_penalty", "frequency_penalty", "logit_bias", "response_format")
+        more = ("model", "adapter", "top_k", "min_p", "repetition_penalty")
+        given = {name: getattr(self, name) for name in (*same, *more)}
+        return {
+            **given,
+            "seed": None if self.seed is None else self.seed % (INT32_MAX + 1),
+            "temperature": 1.0 if self.temperature is None else float(self.temperature),
+            "top_p": None if self.top_p is None else max(LEAST_TOP_P, self.top_p),
+        }
+
+
+class UsageSum:
+    """The usage of several native answers together; of a stream, what its last event said counts."""
+
+    def __init__(self) -> None:
+        self._each: dict[int, Usage] = {}
+
+    def add(self, which: int, answer: Answer) -> None:
+        """Take the usage of an answer, or of an event of a stream, into account."""
+        if isinstance(answer, Generation):
+            self._each[which] = answer.usage
+
+    def total(self) -> Usage:
+        """The sum."""
+        each = self._each.values()
+        cached = sum(usage.prompt_tokens_details.cached_tokens for usage in each)
+        return Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in each),
+            completion_tokens=sum(usage.completion_tokens for usage in each),
+            total_tokens=sum(usage.total_tokens for usage in each),
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+        )
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer]) -> Usage:
+        """The sum over whole answers."""
+        usage = cls()
+        for which, answer in enumerate(answers):
+            usage.add(which, answer)
+        return usage.total()

@@ -1,0 +1,215 @@
+"""`/v1/chat/completions`: chats that are answered, with text or with calls of tools."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import BaseModel, Field, model_validator
+
+from run_gpt.api import answers as native
+from run_gpt.api.answers import Answer, ChatCompletionChunk, FinishReason, TokenLogprob, ToolCallDelta, Usage, absent
+from run_gpt.api.chat import Message, ToolCall, ToolChoice, Tools, check_tools
+from run_gpt.api.openai.base import EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
+from run_gpt.api.schema import ChatRequest
+from run_gpt.api.values import INT32_MAX
+from run_gpt.errors import InvalidRequest
+
+TEXT_ONLY = "models here read and write text only"
+NOT_STORED = "nothing is stored here"
+HOSTED = "there are no hosted tools here"
+
+
+class ChatCompletionRequest(SamplingRequest):
+    """Answer the last message of a chat."""
+
+    REFUSED: ClassVar = {
+        "audio": TEXT_ONLY,
+        "function_call": "this is `tool_choice` now",
+        "functions": "this is `tools` now",
+        "metadata": NOT_STORED,
+        "modalities": TEXT_ONLY,
+        "moderation": "nothing is moderated here",
+        "prediction": "speculation here drafts from the prompt",
+        "prompt_cache_key": "prefixes are reused whatever they belong to",
+        "prompt_cache_options": "prefixes are reused while there is room",
+        "prompt_cache_retention": "prefixes are reused while there is room",
+        "reasoning_effort": "models here do not reason apart from their answer",
+        "safety_identifier": "this is `user` here",
+        "service_tier": "all requests are served alike",
+        "store": NOT_STORED,
+        "verbosity": "no model here has it: say it in the messages",
+        "web_search_options": HOSTED,
+    }
+
+    messages: Annotated[list[Message], Field(min_length=1)] = Field(
+        description="The chat so far. Roles: system, developer (as system), user, assistant, tool; contents: text."
+    )
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="Most tokens in an answer; default: as many as the model's context holds."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="The same, by its older name.")
+    logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="With so many alternatives each.")
+    tools: Tools | None = Field(None, description="Functions that the model may call.")
+    tool_choice: ToolChoice | None = Field(
+        None, description="`auto`, `none`, `required`, or one function; the last two are enforced."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
+
+    @model_validator(mode="after")
+    def _possible_chat(self) -> "ChatCompletionRequest":
+        check_tools(self.tools, self.tool_choice)
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("top_logprobs: this goes with logprobs only", param="top_logprobs")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            message = f"max_tokens = {self.max_tokens} and max_completion_tokens = {self.max_completion_tokens}"
+            raise InvalidRequest(f"{message} mean the same: give one of them", param="max_tokens")
+        return self
+
+    def natives(self) -> Sequence[ChatRequest]:
+        """See OpenAIRequest."""
+        most = self.max_completion_tokens or self.max_tokens
+        fields = {
+            **self.sampling(),
+            "messages": self.messages,
+            "max_new_tokens": most,
+            "max_length": None if most else INT32_MAX,
+            "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
+            "tools": self.tools,
+            "tool_choice": self.tool_choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+        }
+        return [ChatRequest.parse(fields, stream=bool(self.stream))]
+
+    def join(self, answers: Sequence[Answer]) -> Answer:
+        """See OpenAIRequest."""
+        whole = cast("native.ChatCompletion", answers[0])
+        choices = [
+            ChatChoice(
+                index=choice.index,
+                message=_message(choice.message),
+                logprobs=_logprobs(choice.logprobs),
+                finish_reason=choice.finish_reason,
+            )
+            for choice in whole.choices
+        ]
+        return ChatAnswer(**_about(whole, "chat.completion"), choices=choices, usage=UsageSum.of(answers))
+
+    def writer(self) -> EventWriter:
+        """See OpenAIRequest."""
+        return _Writer(self)
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities of the tokens of one choice."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class ChatMessage(BaseModel):
+    """The answer to a chat."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: list[ToolCall] | None = absent()
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatAnswer(OpenAIAnswer):
+    """The answer to `/v1/chat/completions`."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(BaseModel):
+    """What is new of an answer."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class ChunkChoice(BaseModel):
+    """What is new of one answer."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(OpenAIAnswer):
+    """An event of the stream of `/v1/chat/completions`."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class _Writer:
+    """Of each choice first the role, then texts and calls, and at last the reason of its end alone."""
+
+    def __init__(self, request: ChatCompletionRequest):
+        self._request = request
+        self._usage = UsageSum()
+        self._begun: set[int] = set()
+        self._last: ChatCompletionChunk | None = None
+
+    def events(self, which: int, event: Answer) -> Iterator[Answer]:
+        """See EventWriter."""
+        self._last = chunk = cast("ChatCompletionChunk", event)
+        self._usage.add(which, event)
+        for choice in chunk.choices:
+            if choice.index not in self._begun:
+                self._begun.add(choice.index)
+                yield self._chunk(choice.index, ChatDelta(role="assistant", content=""))
+            logprobs = _logprobs(choice.logprobs)
+            if choice.delta.content or logprobs:
+                yield self._chunk(choice.index, ChatDelta(content=choice.delta.content or ""), logprobs)
+            if choice.delta.tool_calls:
+                yield self._chunk(choice.index, ChatDelta(tool_calls=choice.delta.tool_calls))
+            if choice.finish_reason is not None:
+                yield self._chunk(choice.index, ChatDelta(), finish_reason=choice.finish_reason)
+
+    def end(self) -> Iterator[Answer]:
+        """See EventWriter."""
+        if self._request.includes_usage:
+            yield self._event([], usage=self._usage.total())
+
+    def _chunk(
+        self,
+        index: int,
+        delta: ChatDelta,
+        logprobs: ChatLogprobs | None = None,
+        finish_reason: FinishReason | None = None,
+    ) -> ChatChunk:
+        return self._event([ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)])
+
+    def _event(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatChunk:
+        event = ChatChunk(**_about(cast("Answer", self._last), "chat.completion.chunk"), choices=choices)
+        if self._request.includes_usage:
+            event.usage = usage
+        return event
+
+
+def _about(answer: Answer, kind: str) -> dict[str, Any]:
+    return {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
+
+
+def _message(message: native.ChatMessage) -> ChatMessage:
+    return ChatMessage(role="assistant", content=message.content, refusal=None, tool_calls=message.tool_calls)
+
+
+def _logprobs(logprobs: native.Logprobs | None) -> ChatLogprobs | None:
+    return None if logprobs is None else ChatLogprobs(content=logprobs.content, refusal=None)

@@ -1,0 +1,193 @@
+"""`/v1/completions`: texts, or token ids, that are continued or scored."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
+
+from run_gpt.api.answers import Answer, Choice, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, absent
+from run_gpt.api.openai.base import EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
+from run_gpt.api.schema import MAX_SEQUENCES, GenerateRequest
+from run_gpt.api.values import TextOrIds
+from run_gpt.errors import InvalidRequest
+
+DEFAULT_MAX_TOKENS = 16
+MAX_PROMPTS = 1024
+
+
+def _several(prompt: Any) -> Any:
+    """The prompts as a list: one text or one list of token ids is one prompt."""
+    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int)):
+        return [prompt]
+    return prompt
+
+
+Prompts = Annotated[
+    list[TextOrIds],
+    Field(min_length=1, max_length=MAX_PROMPTS),
+    BeforeValidator(_several, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+
+
+class CompletionRequest(SamplingRequest):
+    """Continue texts, or score them."""
+
+    REFUSED: ClassVar = {"suffix": "no model here fills in a middle"}
+
+    prompt: Prompts = Field(description="A text, token ids, or a list of either.")
+    max_tokens: int | None = Field(
+        None, ge=0, description=f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}. 0: the prompt is scored only."
+    )
+    echo: bool | None = Field(None, description="Begin the answer with the prompt, its tokens' logprobs included.")
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="Log-probabilities of the tokens, with so many alternatives each."
+    )
+    best_of: int | None = Field(
+        None, ge=1, le=MAX_SEQUENCES, description="Make so many answers, give back the likeliest `n` a token."
+    )
+
+    @model_validator(mode="after")
+    def _possible_best(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise InvalidRequest(f"best_of = {self.best_of}: this is less than n = {self.n}", param="best_of")
+        return self
+
+    def natives(self) -> Sequence[GenerateRequest]:
+        """See OpenAIRequest."""
+        common = {
+            **self.sampling(),
+            "max_new_tokens": DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
+            "echo": self.echo,
+            "logprobs": self.logprobs,
+            "best_of": self.best_of,
+        }
+        return [GenerateRequest.parse({**common, "prompt": prompt}, stream=bool(self.stream)) for prompt in self.prompt]
+
+    def join(self, answers: Sequence[Answer]) -> Answer:
+        """See OpenAIRequest."""
+        wholes = cast("Sequence[Completion]", answers)
+        n = self.n or 1
+        choices = [
+            _choice(choice, i * n + choice.index, Offsets())
+            for i, whole in enumerate(wholes)
+            for choice in whole.choices
+        ]
+        return TextCompletion(**_about(wholes[0]), choices=choices, usage=UsageSum.of(answers))
+
+    def writer(self) -> EventWriter:
+        """See OpenAIRequest."""
+        return _Writer(self)
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities in the shape of OpenAI's completions: a list each, one entry a token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+    """Where in the choice's text the token begins."""
+
+
+class CompletionChoice(BaseModel):
+    """One answer, or what is new of it."""
+
+    text: str
+    index: int
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class TextCompletion(OpenAIAnswer):
+    """The answer to `/v1/completions`, or an event of its stream."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    system_fingerprint: str | None = absent()
+
+
+class Offsets:
+    """Counts the characters of the tokens so far; a character that several tokens share is where the first begins."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    def next(self, token: TokenLogprob) -> int:
+        """Where this token begins."""
+        begins = self.characters
+        data = token.token.encode() if token.bytes is None else bytes(token.bytes)
+        self.characters += sum(byte & 0xC0 != 0x80 for byte in data)
+        return begins
+
+
+class _Writer:
+    def __init__(self, request: CompletionRequest):
+        self._request = request
+        self._usage = UsageSum()
+        self._offsets: dict[int, Offsets] = {}
+        self._last: Completion | None = None
+
+    def events(self, which: int, event: Answer) -> Iterator[Answer]:
+        """See EventWriter."""
+        self._last = completion = cast("Completion", event)
+        self._usage.add(which, event)
+        choices = []
+        for choice in completion.choices:
+            index = which * (self._request.n or 1) + choice.index
+            choices.append(_choice(choice, index, self._offsets.setdefault(index, Offsets())))
+        yield self._event(choices)
+
+    def end(self) -> Iterator[Answer]:
+        """See EventWriter."""
+        if self._request.includes_usage:
+            yield self._event([], usage=self._usage.total())
+
+    def _event(self, choices: list[CompletionChoice], usage: Usage | None = None) -> TextCompletion:
+        event = TextCompletion(**_about(cast("Completion", self._last)), choices=choices)
+        if self._request.includes_usage:
+            event.usage = usage
+        return event
+
+
+def _about(completion: Completion) -> dict[str, Any]:
+    return {
+        "id": completion.id,
+        "object": "text_completion",
+        "created": completion.created,
+        "model": completion.model,
+    }
+
+
+def _choice(choice: Choice, index: int, offsets: Offsets) -> CompletionChoice:
+    logprobs = None
+    if choice.logprobs is not None:
+        tokens = choice.logprobs.content
+        logprobs = CompletionLogprobs(
+            tokens=[token_text(token) for token in tokens],
+            token_logprobs=[token.logprob for token in tokens],
+            top_logprobs=[_top(token) for token in tokens],
+            text_offset=[offsets.next(token) for token in tokens],
+        )
+    return CompletionChoice(text=choice.text, index=index, logprobs=logprobs, finish_reason=choice.finish_reason)
+
+
+def _top(token: TokenLogprob) -> dict[str, float] | None:
+    """The likeliest tokens, and this one if it is none of them."""
+    if token.logprob is None:
+        return None
+    top: dict[str, float] = {}
+    for other in token.top_logprobs:
+        top.setdefault(token_text(other), other.logprob)
+    top.setdefault(token_text(token), token.logprob)
+    return top
+
+
+def token_text(token: TokenLogprob | TopLogprob) -> str:
+    """A token's text; of one that is a part of a character its bytes, as OpenAI writes them."""
+    if token.bytes is None:
+        return token.token
+    try:
+        return bytes(token.bytes).decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)

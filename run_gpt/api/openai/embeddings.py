@@ -1,0 +1,60 @@
+"""`/v1/embeddings`: a vector for each of some texts."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, cast
+
+from pydantic import BaseModel, Field
+
+from run_gpt.api import embeddings as native
+from run_gpt.api.answers import Answer
+from run_gpt.api.embeddings import MAX_TEXTS, EmbeddingUsage, EmbedRequest
+from run_gpt.api.openai.base import OpenAIAnswer, OpenAIRequest
+from run_gpt.api.openai.completions import Prompts
+from run_gpt.api.schema import ADAPTER
+from run_gpt.api.values import Text
+
+
+class EmbeddingRequest(OpenAIRequest):
+    """Make a vector of each text."""
+
+    REFUSED: ClassVar = {"dimensions": "a vector has as many numbers as the model's hidden state"}
+    NATIVE_NAMES: ClassVar = {"texts": "input"}
+
+    input: Prompts = Field(description=f"A text, token ids, or a list of up to {MAX_TEXTS} of either.")
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="`float` (the default), or `base64` of the 32-bit floats."
+    )
+    adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
+
+    def natives(self) -> Sequence[EmbedRequest]:
+        """See OpenAIRequest. Vectors come packed from the executor: as lists of numbers they would take seconds."""
+        fields = {"model": self.model, "texts": self.input, "adapter": self.adapter, "encoding_format": "base64"}
+        return [EmbedRequest.parse(fields)]
+
+    def join(self, answers: Sequence[Answer]) -> Answer:
+        """See OpenAIRequest."""
+        whole = cast("native.Embeddings", answers[0])
+        as_text = self.encoding_format == "base64"
+        data = [
+            OpenAIEmbedding(object="embedding", index=item.index, embedding=item.embedding if as_text else item.vector)
+            for item in whole.data
+        ]
+        return EmbeddingList(
+            object="list", data=data, usage=whole.usage, id=whole.id, created=whole.created, model=whole.model
+        )
+
+
+class OpenAIEmbedding(BaseModel):
+    """The vector of one text."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(OpenAIAnswer):
+    """The answer to `/v1/embeddings`."""
+
+    object: Literal["list"]
+    data: list[OpenAIEmbedding]
+    usage: EmbeddingUsage

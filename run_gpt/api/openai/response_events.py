@@ -1,0 +1,223 @@
+"""The answer to `/v1/responses`: whole, or as the typed events of its stream."""
+
+import secrets
+from collections.abc import Iterator
+from typing import Any, Literal, cast
+
+from run_gpt.api.answers import (
+    Answer,
+    Body,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Logprobs,
+    ToolCallDelta,
+    Usage,
+    absent,
+)
+
+Fields = dict[str, Any]
+STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete"}
+
+
+class Response(Body):
+    """The answer: its output is items, texts (`message`) and calls (`function_call`)."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete"]
+    model: str
+    output: list[Fields]
+    usage: Fields | None
+    incomplete_details: Fields | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    temperature: float
+    top_p: float
+    tool_choice: str | Fields
+    tools: list[Fields]
+    text: Fields
+    top_logprobs: int
+    user: str | None
+    error: None = None
+    previous_response_id: None = None
+    reasoning: None = None
+    background: Literal[False] = False
+    store: Literal[False] = False
+    truncation: Literal["disabled"] = "disabled"
+
+
+class ResponseEvent(Body):
+    """An event of the stream; which fields it has, its type says."""
+
+    type: str
+    sequence_number: int
+    response: Response | None = absent()
+    output_index: int | None = absent()
+    content_index: int | None = absent()
+    item_id: str | None = absent()
+    item: Fields | None = absent()
+    part: Fields | None = absent()
+    delta: str | None = absent()
+    text: str | None = absent()
+    name: str | None = absent()
+    arguments: str | None = absent()
+    logprobs: list[Fields] | None = absent()
+
+
+def response_of(chat: ChatCompletion, echoed: Fields) -> Response:
+    """The whole answer. `echoed`: what it says of its request."""
+    choice = chat.choices[0]
+    status = STATUS[choice.finish_reason or "length"]
+    output = []
+    if choice.message.content is not None:
+        output.append(_message(_id("msg"), status, choice.message.content, _logprobs(choice.logprobs)))
+    for call in choice.message.tool_calls or ():
+        output.append(_call(_id("fc"), status, call.id, call.function.name, call.function.arguments))
+    return _response(_id("resp"), chat, status, output, _usage(chat.usage), echoed)
+
+
+class ResponseWriter:
+    """See EventWriter: one native stream of a chat as the events of a response."""
+
+    def __init__(self, echoed: Fields):
+        self._echoed = echoed
+        self._id = _id("resp")
+        self._count = 0
+        self._output: list[Fields] = []
+        """The items so far; the last one may still be open."""
+        self._open = False
+
+    def events(self, which: int, event: Answer) -> Iterator[ResponseEvent]:
+        """See EventWriter."""
+        chunk = cast("ChatCompletionChunk", event)
+        if not self._count:
+            for kind in ("response.created", "response.in_progress"):
+                yield self._event(kind, response=self._snapshot(chunk, "in_progress"))
+        for choice in chunk.choices:
+            if choice.delta.content or choice.logprobs:
+                yield from self._text(choice.delta.content or "", _logprobs(choice.logprobs))
+            for call in choice.delta.tool_calls or ():
+                yield from self._call(call)
+            if choice.finish_reason is not None:
+                status = STATUS[choice.finish_reason]
+                if not self._output:
+                    yield from self._text("", [])
+                yield from self._close(status)
+                yield self._event(f"response.{status}", response=self._snapshot(chunk, status, _usage(chunk.usage)))
+
+    def end(self) -> Iterator[ResponseEvent]:
+        """See EventWriter: the reason of the end came with the last event."""
+        return iter(())
+
+    def _text(self, text: str, logprobs: list[Fields]) -> Iterator[ResponseEvent]:
+        if not self._open or self._item["type"] != "message":
+            yield from self._begin(_message(_id("msg"), "in_progress", "", []), content=[])
+            yield self._event("response.content_part.added", **self._place, part=_part("", []))
+        part = self._item["content"][0]
+        part["text"] += text
+        part["logprobs"] += logprobs
+        yield self._event("response.output_text.delta", **self._place, delta=text, logprobs=logprobs)
+
+    def _call(self, call: ToolCallDelta) -> Iterator[ResponseEvent]:
+        if call.id is not None:
+            yield from self._begin(_call(_id("fc"), "in_progress", call.id, call.function.name or "", ""))
+        if call.function.arguments:
+            self._item["arguments"] += call.function.arguments
+            delta = call.function.arguments
+            yield self._event("response.function_call_arguments.delta", **self._place, delta=delta)
+
+    def _begin(self, item: Fields, **shown: Any) -> Iterator[ResponseEvent]:
+        """Open an item, which ends the one before. `shown`: fields that are not yet as they are kept."""
+        yield from self._close("completed")
+        self._output.append(item)
+        self._open = True
+        index = len(self._output) - 1
+        yield self._event("response.output_item.added", output_index=index, item={**item, **shown})
+
+    def _close(self, status: str) -> Iterator[ResponseEvent]:
+        if not self._open:
+            return
+        self._open = False
+        item = self._item
+        item["status"] = status
+        if item["type"] == "message":
+            part = item["content"][0]
+            done = {"text": part["text"], "logprobs": part["logprobs"]}
+            yield self._event("response.output_text.done", **self._place, **done)
+            yield self._event("response.content_part.done", **self._place, part=part)
+        else:
+            done = {"name": item["name"], "arguments": item["arguments"]}
+            yield self._event("response.function_call_arguments.done", **self._place, **done)
+        yield self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)
+
+    @property
+    def _item(self) -> Fields:
+        return self._output[-1]
+
+    @property
+    def _place(self) -> Fields:
+        """Where the open item's events belong."""
+        place = {"output_index": len(self._output) - 1, "item_id": self._item["id"]}
+        return {**place, "content_index": 0} if self._item["type"] == "message" else place
+
+    def _event(self, kind: str, **fields: Any) -> ResponseEvent:
+        event = ResponseEvent(type=kind, sequence_number=self._count, **fields)
+        self._count += 1
+        return event
+
+    def _snapshot(self, chunk: Answer, status: str, usage: Fields | None = None) -> Response:
+        return _response(self._id, chunk, status, self._output, usage, self._echoed)
+
+
+def _response(
+    response_id: str, answer: Answer, status: str, output: list[Fields], usage: Fields | None, echoed: Fields
+) -> Response:
+    incomplete = {"reason": "max_output_tokens"} if status == "incomplete" else None
+    return Response(
+        id=response_id,
+        created_at=answer.created,
+        status=cast("Any", status),
+        model=answer.model,
+        output=list(output),
+        usage=usage,
+        incomplete_details=incomplete,
+        **echoed,
+    )
+
+
+def _message(item_id: str, status: str, text: str, logprobs: list[Fields]) -> Fields:
+    content = [_part(text, logprobs)]
+    return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+
+
+def _part(text: str, logprobs: list[Fields]) -> Fields:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def _call(item_id: str, status: str, call_id: str | None, name: str, arguments: str) -> Fields:
+    about = {"id": item_id, "type": "function_call", "status": status}
+    return {**about, "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def _logprobs(logprobs: Logprobs | None) -> list[Fields]:
+    return [] if logprobs is None else [token.model_dump() for token in logprobs.content]
+
+
+def _usage(usage: Usage) -> Fields:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": usage.prompt_tokens_details.cached_tokens,
+            "cache_write_tokens": 0,
+        },
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def _id(kind: str) -> str:
+    return f"{kind}_{secrets.token_hex(24)}"

@@ -1,0 +1,298 @@
+"""`/v1/responses`, without a state: each request brings its whole conversation. The request, as one native chat."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from run_gpt.api.answers import Answer, Body, ChatCompletion
+from run_gpt.api.chat import (
+    MAX_TOOLS,
+    Function,
+    FunctionCall,
+    JsonSchemaFormat,
+    Message,
+    NamedTool,
+    ResponseFormat,
+    Tool,
+    ToolCall,
+    ToolMode,
+    ToolName,
+    check_tools,
+)
+from run_gpt.api.openai.base import EventWriter, OpenAIRequest
+from run_gpt.api.openai.chat import HOSTED, NOT_STORED
+from run_gpt.api.openai.response_events import ResponseWriter, response_of
+from run_gpt.api.schema import ADAPTER, ChatRequest
+from run_gpt.api.values import INT32_MAX, JsonObject, NonEmpty, Text, joined_parts
+from run_gpt.errors import InvalidRequest
+
+LOGPROBS = "message.output_text.logprobs"
+_TEXTS = ("input_text", "output_text", "text")
+
+
+def _joined(value: Any) -> Any:
+    return joined_parts(value, kinds=_TEXTS, param="input")
+
+
+class _Item(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    id: Text | None = None
+    status: Text | None = None
+
+
+class MessageItem(_Item):
+    """A turn of the conversation."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Text, BeforeValidator(_joined)]
+
+    def message(self) -> Message:
+        """As a message of a chat."""
+        return Message(role=self.role, content=self.content)
+
+
+class CallItem(_Item):
+    """A call that the model made before."""
+
+    type: Literal["function_call"]
+    call_id: NonEmpty
+    name: Text
+    arguments: Text
+
+    def message(self) -> Message:
+        """As a message of a chat."""
+        call = ToolCall(id=self.call_id, function=FunctionCall(name=self.name, arguments=self.arguments))
+        return Message(role="assistant", tool_calls=[call])
+
+
+class ResultItem(_Item):
+    """What such a call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: NonEmpty
+    output: Annotated[Text, BeforeValidator(_joined)]
+
+    def message(self) -> Message:
+        """As a message of a chat."""
+        return Message(role="tool", tool_call_id=self.call_id, content=self.output)
+
+
+def _kind(item: Any) -> str:
+    kind = item.get("type") or "message" if isinstance(item, dict) else getattr(item, "type", "message")
+    if kind not in ("message", "function_call", "function_call_output"):
+        raise InvalidRequest(
+            f"input: an item of the type {kind!r} is not supported, only message, function_call, function_call_output",
+            param="input",
+        )
+    return f"({kind})"
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("(message)")]
+    | Annotated[CallItem, Tag("(function_call)")]
+    | Annotated[ResultItem, Tag("(function_call_output)")],
+    Discriminator(_kind),
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ResponseTool(_Part):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    name: ToolName
+    description: Text | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+    def tool(self) -> Tool:
+        """As a tool of a chat."""
+        function = Function(
+            name=self.name, description=self.description, parameters=self.parameters, strict=self.strict
+        )
+        return Tool(type="function", function=function)
+
+
+class NamedResponseTool(_Part):
+    """The one function that the model must call."""
+
+    type: Literal["function"]
+    name: ToolName
+
+
+def _mode_or_named(value: Any) -> str:
+    return "(named)" if isinstance(value, dict | NamedResponseTool) else "(mode)"
+
+
+class TextFormat(_Part):
+    """The form of the text, flat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_by_name=True, serialize_by_alias=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Text | None = None
+    description: Text | None = None
+    schema_: JsonObject | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    def response_format(self) -> ResponseFormat:
+        """As the form of a chat's answer. Raises InvalidRequest."""
+        if (self.type == "json_schema") != (self.schema_ is not None):
+            raise InvalidRequest(f"text.format: the type {self.type!r} and `schema` do not fit", param="text.format")
+        schema = None if self.schema_ is None else JsonSchemaFormat(schema=self.schema_, name=self.name)
+        return ResponseFormat(type=self.type, json_schema=schema)
+
+
+class TextOptions(_Part):
+    """What the text is to be like."""
+
+    format: TextFormat | None = None
+
+
+class ResponseRequest(OpenAIRequest):
+    """Answer a conversation."""
+
+    REFUSED: ClassVar = {
+        "access_programs": "there are none here",
+        "background": "every request is answered at once",
+        "background_options": "every request is answered at once",
+        "context_management": "shorten the input yourself",
+        "conversation": NOT_STORED,
+        "image": "models here read and write text only",
+        "max_tool_calls": HOSTED,
+        "moderation": "nothing is moderated here",
+        "previous_response_id": f"{NOT_STORED}: send the whole conversation as input",
+        "prompt": "there are no prompt templates here",
+        "prompt_cache_key": "prefixes are reused whatever they belong to",
+        "prompt_cache_options": "prefixes are reused while there is room",
+        "prompt_cache_retention": "prefixes are reused while there is room",
+        "reasoning": "models here do not reason apart from their answer",
+        "safety_identifier": "this is `user` here",
+        "service_tier": "all requests are served alike",
+    }
+    NATIVE_NAMES: ClassVar = {
+        "messages": "input",
+        "max_new_tokens": "max_output_tokens",
+        "response_format": "text.format",
+    }
+
+    input: Annotated[list[Item], Field(min_length=1)] = Field(
+        description="A text, or items: messages (with text), function_call, function_call_output."
+    )
+    instructions: Text | None = Field(None, description="A system message before the input.")
+    max_output_tokens: int | None = Field(
+        None, ge=1, description="Most tokens in the answer; default: as many as the model's context holds."
+    )
+    temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this total mass.")
+    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = Field(
+        None, description="Functions that the model may call; no hosted tools."
+    )
+    tool_choice: (
+        Annotated[
+            Annotated[ToolMode, Tag("(mode)")] | Annotated[NamedResponseTool, Tag("(named)")],
+            Discriminator(_mode_or_named),
+        ]
+        | None
+    ) = Field(None, description="`auto`, `none`, `required`, or one function; the last two are enforced.")
+    parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
+    text: TextOptions | None = Field(None, description="`format`: `text`, `json_object` or `json_schema`. Enforced.")
+    include: list[Literal["message.output_text.logprobs"]] | None = Field(
+        None, description=f"`{LOGPROBS}` and nothing else."
+    )
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives to each token of the text.")
+    store: Literal[False] | None = Field(None, description=f"Only false, which is the default here: {NOT_STORED}.")
+    truncation: Literal["disabled"] | None = Field(None, description="Only `disabled`: too long an input is a 400.")
+    metadata: dict[str, Text] | None = Field(None, description="Given back in the answer.", max_length=16)
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    stream_options: "ResponseStreamOptions | None" = Field(None, description="`include_obfuscation`: only false.")
+    adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_a_message(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("input"), str):
+            return {**data, "input": [{"role": "user", "content": data["input"]}]}
+        return data
+
+    @model_validator(mode="after")
+    def _possible_tools(self) -> "ResponseRequest":
+        check_tools(self._tools(), self._choice())
+        return self
+
+    def natives(self) -> Sequence[ChatRequest]:
+        """See OpenAIRequest."""
+        wants_logprobs = bool(self.include) or self.top_logprobs is not None
+        fields = {
+            "model": self.model,
+            "adapter": self.adapter,
+            "messages": self._messages(),
+            "max_new_tokens": self.max_output_tokens,
+            "max_length": None if self.max_output_tokens else INT32_MAX,
+            "temperature": 1.0 if self.temperature is None else float(self.temperature),
+            "top_p": self.top_p,
+            "logprobs": (self.top_logprobs or 0) if wants_logprobs else None,
+            "tools": self._tools(),
+            "tool_choice": self._choice(),
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "response_format": self.text.format.response_format() if self.text and self.text.format else None,
+        }
+        return [ChatRequest.parse(fields, stream=bool(self.stream))]
+
+    def join(self, answers: Sequence[Answer]) -> Body:
+        """See OpenAIRequest."""
+        return response_of(cast("ChatCompletion", answers[0]), self.echoed())
+
+    def writer(self) -> EventWriter:
+        """See OpenAIRequest."""
+        return ResponseWriter(self.echoed())
+
+    def echoed(self) -> dict[str, Any]:
+        """What the answer says of its request."""
+        tool_choice = self.tool_choice.model_dump() if isinstance(self.tool_choice, BaseModel) else self.tool_choice
+        form = self.text.format if self.text else None
+        return {
+            "instructions": self.instructions,
+            "max_output_tokens": self.max_output_tokens,
+            "metadata": self.metadata or {},
+            "parallel_tool_calls": self.parallel_tool_calls is not False,
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "tool_choice": tool_choice or ("auto" if self.tools else "none"),
+            "tools": [tool.model_dump() for tool in self.tools or ()],
+            "text": {"format": form.model_dump(exclude_none=True) if form else {"type": "text"}},
+            "top_logprobs": self.top_logprobs or 0,
+            "user": self.user,
+        }
+
+    def _messages(self) -> list[Message]:
+        """The conversation; calls that stand together, and the text before them, are one message."""
+        messages = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
+        for item in self.input:
+            message, before = item.message(), messages[-1] if messages else None
+            if message.tool_calls and before is not None and before.role == "assistant":
+                calls = [*(before.tool_calls or ()), *message.tool_calls]
+                messages[-1] = Message(role="assistant", content=before.content, tool_calls=calls)
+            else:
+                messages.append(message)
+        return messages
+
+    def _tools(self) -> list[Tool] | None:
+        return None if self.tools is None else [tool.tool() for tool in self.tools]
+
+    def _choice(self) -> str | NamedTool | None:
+        if isinstance(self.tool_choice, NamedResponseTool):
+            return NamedTool.model_validate({"type": "function", "function": {"name": self.tool_choice.name}})
+        return self.tool_choice
+
+
+class ResponseStreamOptions(_Part):
+    """What a stream tells beside the text: nothing more here."""
+
+    include_obfuscation: Literal[False] | None = None

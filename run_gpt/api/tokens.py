@@ -1,0 +1,56 @@
+"""Texts and chats to token ids, and back."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from run_gpt.api.answers import Answer
+from run_gpt.api.chat import Message, Tools
+from run_gpt.api.schema import AnyRequest
+from run_gpt.api.values import NonEmpty, TokenIds
+from run_gpt.errors import InvalidRequest
+
+
+class TokenizeRequest(AnyRequest):
+    """Say which tokens a text or a chat is made of: the prompt that `generate` or `chat` would run."""
+
+    prompt: NonEmpty | None = Field(None, description="A text.")
+    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(None, description="Or a chat.")
+    tools: Tools | None = Field(None, description="Of a chat: functions that the model may call.")
+    add_special_tokens: bool | None = Field(
+        None, description="Of a text: begin with what begins every text; default true. A chat's template does that."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequest("prompt, messages: give one of the two", param="prompt")
+        for name in ("tools", "add_special_tokens"):
+            if getattr(self, name) is not None and (name == "tools") == (self.messages is None):
+                raise InvalidRequest(f"{name}: this does not go with {self._kind}", param=name)
+        return self
+
+    @property
+    def _kind(self) -> str:
+        return "prompt" if self.messages is None else "messages"
+
+
+class Tokens(Answer):
+    """The token ids of a text or a chat."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+    """Tokens that the model's context holds, prompt and answer together."""
+
+
+class DetokenizeRequest(AnyRequest):
+    """Say what text token ids make."""
+
+    tokens: TokenIds = Field(description="The token ids.")
+
+
+class DetokenizedText(Answer):
+    """The text of token ids, those included that only mark something."""
+
+    prompt: str

@@ -1,0 +1,51 @@
+"""From a step's logits to the log-probabilities of its prompts' tokens."""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+
+from run_gpt.engine.request import TokenLogprob
+from run_gpt.engine.scheduler import Run, Scores
+from run_gpt.errors import InternalError
+
+
+def score_prompts(logits: torch.Tensor, runs: Sequence[Run]) -> list[Scores]:
+    """For each run with `scored` > 0 so many scores, of the tokens after its own, or the error that ends its row.
+
+    `logits`: [sum of the runs' `wanted`, vocabulary], any float type; they are left as they are.
+    """
+    ends = accumulate(run.wanted for run in runs)
+    places = [range(end - run.wanted, end - run.choosing) for end, run in zip(ends, runs, strict=True) if run.scored]
+    return _score(logits, places, [run for run in runs if run.scored])
+
+
+def _score(logits: torch.Tensor, places: Sequence[range], runs: Sequence[Run]) -> list[Scores]:
+    """One pass for all runs; `places` are those of their logits. A run that breaks it fails alone."""
+    try:
+        return _scores(logits, places, runs) if runs else []
+    except Exception as error:
+        if len(runs) == 1:
+            return [InternalError(f"scoring the prompt failed: {error}")]
+        return [_score(logits, [place], [run])[0] for place, run in zip(places, runs, strict=True)]
+
+
+def _scores(logits: torch.Tensor, places: Sequence[range], runs: Sequence[Run]) -> list[Scores]:
+    parts = [logits[place.start : place.stop] for place in places]
+    logprobs = (parts[0] if len(parts) == 1 else torch.cat(parts)).float().log_softmax(-1)
+    targets = [token for run in runs for token in run.row.history[run.start + 1 : run.start + run.scored + 1]]
+    chosen = logprobs.gather(-1, torch.tensor(targets, device=logprobs.device).unsqueeze(-1)).squeeze(-1).tolist()
+    counts = [run.row.request.prompt_logprobs or 0 for run in runs]
+    top = logprobs.topk(min(max(counts), logprobs.shape[-1]))
+    likeliest = [list(zip(*pair, strict=True)) for pair in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    scores: list[Scores] = []
+    start = 0
+    for run, count in zip(runs, counts, strict=True):
+        rows = range(start, start + run.scored)
+        start = rows.stop
+        if any(math.isnan(chosen[row]) for row in rows):  # one NaN among the logits makes all of them NaN
+            scores.append(InternalError("the model gave NaN for its logits: try another precision (bf16 or fp32)"))
+        else:
+            scores.append([TokenLogprob(targets[row], chosen[row], tuple(likeliest[row][:count])) for row in rows])
+    return scores

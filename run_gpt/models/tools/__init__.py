@@ -1,0 +1,20 @@
+"""Calls of functions: how models are told of them, write them and are held to them."""
+
+from run_gpt.models.tools.formats import ToolFormat, find_tool_format, tool_template
+from run_gpt.models.tools.function import Function
+from run_gpt.models.tools.parser import ArgumentsPiece, CallPiece, Piece, TextPiece, ToolParser, joined
+from run_gpt.models.tools.tokens import visible_decode
+
+__all__ = [
+    "ArgumentsPiece",
+    "CallPiece",
+    "Function",
+    "Piece",
+    "TextPiece",
+    "ToolFormat",
+    "ToolParser",
+    "find_tool_format",
+    "joined",
+    "tool_template",
+    "visible_decode",
+]

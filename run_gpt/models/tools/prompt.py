@@ -1,0 +1,160 @@
+"""Calls, their results and the functions as a chat template takes them: in its own way, or as plain turns."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Any
+
+from run_gpt.errors import InvalidRequest
+from run_gpt.models.tools.formats import ToolFormat
+from run_gpt.models.tools.function import Function
+
+Message = dict[str, Any]
+
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
+
+
+def has_calls(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a message is a call or the result of one."""
+    return any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
+
+
+def without_empty(message: Mapping[str, Any]) -> Message:
+    """`message` without the keys that have no value, since templates ask whether a key is there; content is a text."""
+    present = {key: value for key, value in message.items() if value is not None and key != "tool_calls"}
+    return {**present, "content": message.get("content") or ""}
+
+
+def native_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) -> list[Message]:
+    """`messages` for a template that takes tools: arguments are objects, what is absent has no key.
+
+    Raises InvalidRequest for arguments that are no JSON object and for results of calls that were not made.
+    """
+    names: dict[str, str] = {}
+    shorten = _short_id if tool_format.short_ids else str
+    turns = []
+    for i, message in enumerate(messages):
+        turn = without_empty(message)
+        if message["role"] == "tool":
+            call = _call_of(message, names, i)
+            turn.update(tool_call_id=shorten(call), name=message.get("name") or names[call])
+        elif message.get("tool_calls"):
+            names |= _names(message)
+            turn["tool_calls"] = [
+                {"id": shorten(call["id"]), "type": "function", "function": _as_object(call["function"], i)}
+                for call in message["tool_calls"]
+            ]
+        turns.append(turn)
+    return _one_by_one(turns) if tool_format.single else turns
+
+
+def plain_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) -> list[Message]:
+    """`messages` in the roles that every template knows: a call is what the model wrote, a result is the user's.
+
+    Results and what the user says after them are one turn, since many templates want the roles to take turns. Raises
+    InvalidRequest as `native_turns`.
+    """
+    names: dict[str, str] = {}
+    turns: list[Message] = []
+    after_result = False
+    for i, message in enumerate(messages):
+        role, content = message["role"], message.get("content") or ""
+        is_result = role == "tool"
+        if is_result:
+            role, content = "user", f"Result of {names[_call_of(message, names, i)]}: {content}"
+        elif message.get("tool_calls"):
+            names |= _names(message)
+            content = "\n".join(filter(None, (content, _written(message["tool_calls"], tool_format, i))))
+        if after_result and role == "user":
+            turns[-1]["content"] += f"\n{content}"
+        else:
+            turns.append({"role": role, "content": content})
+        after_result = is_result or (after_result and role == "user")
+    return turns
+
+
+def description(functions: Sequence[Function], tool_format: ToolFormat, *, parallel: bool) -> str:
+    """What a model is told whose template cannot tell it: the functions, and how a call is written; else nothing."""
+    if not functions:
+        return ""
+    call = tool_format.form.write([("<name>", "<arguments as a JSON object>")]).replace('"<name>"', "<name>")
+    lines = ["You can call functions. To call one, answer with nothing but a JSON object of this form:", call]
+    if parallel:
+        lines.append("To call several, answer with nothing but a JSON list of such objects.")
+    lines += ["When no function helps, answer in words.", "", "The functions:"]
+    lines += [json.dumps(function.as_tool()["function"], ensure_ascii=False) for function in functions]
+    return "\n".join(lines)
+
+
+def in_system_turn(turns: Sequence[Message], text: str) -> list[Message]:
+    """`turns` with `text` in their system message, after what stands there."""
+    if turns and turns[0]["role"] == "system":
+        return [{"role": "system", "content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
+    return [{"role": "system", "content": text}, *turns]
+
+
+def in_user_turn(turns: Sequence[Message], text: str) -> list[Message]:
+    """`turns` with `text` in front of the first user's."""
+    at = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
+    if at is None:
+        return [*turns, {"role": "user", "content": text}]
+    return [*turns[:at], {**turns[at], "content": f"{text}\n\n{turns[at]['content']}"}, *turns[at + 1 :]]
+
+
+def _names(message: Mapping[str, Any]) -> dict[str, str]:
+    """The name of the function that each call calls, by the call's id; clients give ids anew in later turns."""
+    return {call["id"]: call["function"]["name"] for call in message["tool_calls"]}
+
+
+def _call_of(message: Mapping[str, Any], names: Mapping[str, str], at: int) -> str:
+    call = message.get("tool_call_id")
+    if call not in names:
+        raise InvalidRequest(f"messages[{at}].tool_call_id = {call!r}: no message makes this call", param="messages")
+    return str(call)
+
+
+def _as_object(function: Mapping[str, Any], at: int) -> Message:
+    """The called function with its arguments as an object; an empty text is none."""
+    text = function["arguments"]
+    try:
+        arguments = json.loads(text or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(
+            f"messages[{at}].tool_calls: the arguments of {function['name']!r} are no JSON object", param="messages"
+        )
+    return {"name": function["name"], "arguments": arguments}
+
+
+def _written(calls: Sequence[Mapping[str, Any]], tool_format: ToolFormat, at: int) -> str:
+    """Calls as the model would have written them."""
+    functions = [_as_object(call["function"], at) for call in calls]
+    return tool_format.form.write([(f["name"], json.dumps(f["arguments"], ensure_ascii=False)) for f in functions])
+
+
+def _short_id(call: str) -> str:
+    """`call` itself if it is 9 letters and digits, else 9 that are the same for the same id."""
+    return call if _SHORT_ID.fullmatch(call) else hashlib.sha256(call.encode()).hexdigest()[:9]
+
+
+def _one_by_one(turns: Sequence[Message]) -> list[Message]:
+    """Turns with several calls as turns with one call each, each followed by its result."""
+    split: list[Message] = []
+    left = list(turns)
+    while left:
+        turn = left.pop(0)
+        calls = turn.get("tool_calls", ())
+        if len(calls) < 2:
+            split.append(turn)
+            continue
+        results = list(takewhile(lambda later: later["role"] == "tool", left))
+        del left[: len(results)]
+        for i, call in enumerate(calls):
+            own = [result for result in results if result["tool_call_id"] == call["id"]]
+            results = [result for result in results if result not in own]
+            split += [{**turn, "content": "" if i else turn["content"], "tool_calls": [call]}, *own]
+        split += results
+    return split

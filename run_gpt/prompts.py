@@ -1,0 +1,109 @@
+"""A model's prompts: texts and chats to token ids, and token ids to what answers show of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from run_gpt.api.chat import Message, Tool
+from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
+from run_gpt.errors import InvalidRequest
+from run_gpt.models import LoadedModel, render_chat
+from run_gpt.models.token_bytes import TokenBytes
+from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
+
+
+class Prompts:
+    """Of one loaded model. Its calls may come from any thread."""
+
+    def __init__(self, loaded: LoadedModel):
+        self._tokenizer = loaded.tokenizer
+        self._template = loaded.chat_template
+        self.vocabulary = len(loaded.tokenizer)
+        """Token ids are below it."""
+        self.tool_format = find_tool_format(tool_template(loaded.tokenizer), loaded.tokenizer)
+        self.token_bytes = TokenBytes(loaded.tokenizer)
+
+    def of(self, request: Request) -> list[int]:
+        """The token ids of a request's prompt. Raises InvalidRequest."""
+        if isinstance(request, GenerateRequest):
+            return self.text_ids(request.prompt, "prompt")
+        return self.chat_ids(request.messages, functions(request), parallel=request.parallel_tool_calls is not False)
+
+    def text_ids(self, prompt: str | Sequence[int], param: str, *, special: bool = True) -> list[int]:
+        """The ids of a text, or checked ids as they are. `special`: begin as every text does. Raises InvalidRequest."""
+        if not isinstance(prompt, str):
+            return self._checked(prompt, param)
+        options: dict[str, Any] = {} if special else {"add_special_tokens": False}
+        ids = self._tokenizer(prompt, return_attention_mask=False, **options)["input_ids"]
+        if not ids:
+            raise InvalidRequest(f"{param} = {prompt!r}: the tokenizer makes no token of it", param=param)
+        return cast("list[int]", ids)
+
+    def chat_ids(
+        self, messages: Sequence[Message], tools: Sequence[Function] = (), *, parallel: bool = True
+    ) -> list[int]:
+        """The ids of a chat up to where the answer begins. Raises InvalidRequest."""
+        turns = [message.model_dump(exclude_none=True) for message in messages]
+        for turn in turns:
+            turn["role"] = "system" if turn["role"] == "developer" else turn["role"]
+        return render_chat(
+            self._tokenizer, turns, self._template, tools=tools, tool_format=self.tool_format, parallel=parallel
+        )
+
+    def stops(self, request: Request) -> tuple[str, ...]:
+        """The request's stop texts; in a chat also those that end a turn."""
+        in_chat = isinstance(request, ChatRequest) and self._template is not None
+        return (*request.stops, *(self._template.stop if in_chat else ()))  # type: ignore[union-attr]
+
+    def text(self, prompt: str | Sequence[int]) -> str:
+        """A prompt as text."""
+        return prompt if isinstance(prompt, str) else self.decode(prompt)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, those included that only mark something."""
+        return cast("str", self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of token ids from outside. Raises InvalidRequest."""
+        return self.decode(self._checked(ids, "tokens"))
+
+    def token_text(self, token_id: int) -> str:
+        """What a single token shows; of a part of a character, a replacement character."""
+        return self.decode([token_id])
+
+    def checked_bias(self, bias: dict[str, float] | None) -> dict[int, float]:
+        """`logit_bias` by token id. Raises InvalidRequest."""
+        by_id = {int(token_id): value for token_id, value in (bias or {}).items()}
+        self._checked(list(by_id), "logit_bias")
+        return by_id
+
+    def _checked(self, ids: Sequence[int], param: str) -> list[int]:
+        for token_id in ids:
+            if token_id >= self.vocabulary:
+                raise InvalidRequest(
+                    f"{param}: token id {token_id} is outside the vocabulary of {self.vocabulary}", param=param
+                )
+        return list(ids)
+
+
+def functions(request: ChatRequest) -> list[Function]:
+    """Those that the model may call."""
+    return [] if request.tool_choice == "none" else as_functions(request.tools)
+
+
+def as_functions(tools: Sequence[Tool] | None) -> list[Function]:
+    """The functions of some tools."""
+    return [
+        Function(
+            name=tool.function.name,
+            description=tool.function.description,
+            parameters=tool.function.parameters,
+            strict=tool.function.strict,
+        )
+        for tool in tools or ()
+    ]
+
+
+def answer_decoder(loaded: LoadedModel) -> Callable[[Sequence[int]], str]:
+    """From the token ids of an answer to its text, in which the markers of calls can be seen."""
+    tool_format = find_tool_format(tool_template(loaded.tokenizer), loaded.tokenizer)
+    return visible_decode(loaded.tokenizer, tool_format.visible)

@@ -1,0 +1,276 @@
+"""A client must get every call as the model wrote it, and every word that is no call, streamed or not."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tool_models import ANYTHING, CLOCK, NAMES, ROWS, WEATHER, calls, content, in_chunks, whole
+
+from run_gpt.models.tools import ArgumentsPiece, CallPiece, Function, TextPiece
+
+FUNCTIONS = [WEATHER, CLOCK, ANYTHING]
+KNOWN = [function.name for function in FUNCTIONS]
+# Bits of calls, of half calls and of what looks like them.
+BITS = (
+    *(
+        "<tool_call>",
+        "</tool_call>",
+        "<tool",
+        "<",
+        "</",
+        "[TOOL_CALLS]",
+        "[TOOL",
+        "[ARGS]",
+        "[CALL_ID]",
+        "<|python_tag|>",
+    ),
+    *(
+        '{"name": ',
+        '"get"',
+        '"clock"',
+        '"nobody"',
+        ', "arguments": ',
+        ', "parameters": ',
+        '{"name": "get", "arguments": ',
+    ),
+    *(
+        '{"a": 1}',
+        "{}",
+        '"{\\"a\\": \\"\\\\u00e9\\"}"',
+        '"\\ud83d\\ude00"',
+        '"\\ud83d"',
+        "null",
+        "[1, 2]",
+        '{"a": "}"}',
+    ),
+    *(
+        "get",
+        "clock",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ";",
+        ":",
+        '"',
+        "\\",
+        "'",
+        " ",
+        "\n",
+        "\n\n",
+        "\u3000",
+        "é",
+        "日本",
+        "😀",
+        "words",
+    ),
+)
+texts = st.lists(st.sampled_from(BITS) | st.text(max_size=3), max_size=14).map("".join)
+values: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+arguments = st.tuples(
+    st.dictionaries(st.text(max_size=5), values, max_size=4), st.booleans(), st.sampled_from([None, 2])
+).map(lambda given: json.dumps(given[0], ensure_ascii=given[1], indent=given[2]))
+some_calls = st.lists(st.tuples(st.sampled_from(KNOWN), arguments), min_size=1, max_size=3)
+words = st.text(alphabet="abc <[{}]>/\n\té\"':,;", max_size=12).filter(lambda text: bool(text.strip()))
+formats = st.sampled_from(NAMES)
+
+
+def cut(text: str, seed: int) -> list[str]:
+    """`text` in chunks of any lengths, some empty."""
+    choose = random.Random(seed)
+    marks = sorted(choose.randrange(len(text) + 1) for _ in range(choose.randrange(12)))
+    return [text[a:b] for a, b in zip([0, *marks], [*marks, len(text)], strict=True)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(name=formats, text=texts, seed=st.integers(0, 2**32), parallel=st.booleans())
+def test_a_stream_is_its_whole_answer_however_it_is_cut(name: str, text: str, seed: int, parallel: bool) -> None:
+    at_once = whole(ROWS[name], FUNCTIONS, text, parallel=parallel)
+    assert in_chunks(ROWS[name], FUNCTIONS, cut(text, seed), parallel=parallel) == at_once
+    assert in_chunks(ROWS[name], FUNCTIONS, list(text), parallel=parallel) == at_once
+
+
+@settings(max_examples=400, deadline=None)
+@given(name=formats, text=texts)
+def test_an_answer_without_calls_is_its_text_to_the_last_character(name: str, text: str) -> None:
+    pieces = whole(ROWS[name], FUNCTIONS, text)
+    if not calls(pieces):
+        assert content(pieces) == text
+    at = 0
+    for piece in pieces:  # what is shown comes from the answer, in its order
+        if isinstance(piece, TextPiece):
+            at = text.index(piece.text, at) + len(piece.text)
+    assert whole(ROWS[name], [], text) == ([TextPiece(text)] if text else [])
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=formats, made=some_calls, seed=st.integers(0, 2**32))
+def test_calls_come_back_as_they_were_written(name: str, made: list[tuple[str, str]], seed: int) -> None:
+    row = ROWS[name]
+    text = "; ".join(row.form.write([call]) for call in made) if row.single else row.form.write(made)
+    pieces = in_chunks(row, FUNCTIONS, cut(text, seed))
+    assert (calls(pieces), content(pieces)) == (made, "")
+    first = in_chunks(row, FUNCTIONS, cut(text, seed), parallel=False)
+    assert (calls(first), content(first)) == (made[:1], "")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.sampled_from(["hermes", "mistral", "mistral-nemo", "mistral-args"]),
+    parts=st.lists(st.tuples(words, some_calls), min_size=1, max_size=3),
+    last=words,
+    seed=st.integers(0, 2**32),
+)
+def test_text_around_calls_is_content_without_the_white_space_between(
+    name: str, parts: list[tuple[str, list[tuple[str, str]]]], last: str, seed: int
+) -> None:
+    row = ROWS[name]
+    text = "".join(f"{before}\n{row.form.write(made)} \n" for before, made in parts) + last
+    pieces = in_chunks(row, FUNCTIONS, cut(text, seed))
+    assert calls(pieces) == [call for _, made in parts for call in made]
+    shown = [parts[0][0].rstrip(), *(before.strip() for before, _ in parts[1:]), last.lstrip()]
+    assert [piece.text for piece in pieces if isinstance(piece, TextPiece)] == shown
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=formats, call=st.tuples(st.sampled_from(KNOWN), arguments), length=st.floats(0, 1))
+def test_a_call_that_is_cut_off_is_given_as_far_as_it_came(name: str, call: tuple[str, str], length: float) -> None:
+    text = ROWS[name].form.write([call])
+    text = text[: int(len(text) * length)]
+    pieces = whole(ROWS[name], FUNCTIONS, text)
+    if found := calls(pieces):
+        assert content(pieces) == ""
+        assert found[0][0] == call[0]
+        assert call[1].startswith(found[0][1])
+    else:
+        assert content(pieces) == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=st.sampled_from(["hermes", "llama", "json"]), text=arguments, escaped=st.booleans())
+def test_arguments_in_a_string_come_out_of_it(name: str, text: str, escaped: bool) -> None:
+    row = ROWS[name]
+    quoted = json.dumps(text, ensure_ascii=escaped)
+    assert calls(whole(row, FUNCTIONS, row.form.write([("get", quoted)]))) == [("get", text)]
+
+
+CALL = '{"name": "get", "arguments": {"a": 1}}'
+CASES: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
+    "markers within an argument": (
+        "hermes",
+        '<tool_call>{"name": "get", "arguments": {"a": "</tool_call><tool_call>{"}}</tool_call>',
+        "",
+        [("get", '{"a": "</tool_call><tool_call>{"}')],
+    ),
+    "braces and quotes in strings": (
+        "hermes",
+        '<tool_call>{"name": "get", "arguments": {"a}": "\\"}{\\\\"}}</tool_call>',
+        "",
+        [("get", '{"a}": "\\"}{\\\\"}')],
+    ),
+    "a name within the arguments": (
+        "json",
+        '{"arguments": {"name": "clock"}, "name": "get"}',
+        "",
+        [("get", '{"name": "clock"}')],
+    ),
+    "an unknown name": ("json", '{"name": "nobody", "arguments": {}}', '{"name": "nobody", "arguments": {}}', []),
+    "an unknown name, then a known one": (
+        "hermes",
+        f'<tool_call>{{"name": "nobody", "arguments": {{}}}}</tool_call>\n<tool_call>{CALL}</tool_call>',
+        '<tool_call>{"name": "nobody", "arguments": {}}</tool_call>',
+        [("get", '{"a": 1}')],
+    ),
+    "a list with an unknown name": (
+        "mistral",
+        f'[TOOL_CALLS] [{CALL}, {{"name": "nobody"}}] so',
+        ', {"name": "nobody"}] so',
+        [("get", '{"a": 1}')],
+    ),
+    "two beginnings": ("hermes", f"<tool_call><tool_call>{CALL}", "<tool_call>", [("get", '{"a": 1}')]),
+    "half a beginning": ("hermes", f"<<tool <tool_cal <tool_call>{CALL}", "<<tool <tool_cal", [("get", '{"a": 1}')]),
+    "no end": ("hermes", f"<tool_call>{CALL}\n<tool_call>{CALL}", "", [("get", '{"a": 1}'), ("get", '{"a": 1}')]),
+    "no closing brace": (
+        "hermes",
+        '<tool_call>{"name": "get", "arguments": {"a": 1</tool_call> so',
+        "so",
+        [("get", '{"a": 1')],
+    ),
+    "other members": (
+        "llama",
+        '{"type": "function", "name": "get", "parameters": {"a": 1}, "why": {"because": ["}"]}}',
+        "",
+        [("get", '{"a": 1}')],
+    ),
+    "no arguments": ("json", '{"name": "clock"}', "", [("clock", "{}")]),
+    "a record that has a name": ("json", '{"name": "clock", "age": 3}\n', '{"name": "clock", "age": 3}\n', []),
+    "words first": ("json", f"I call {CALL}", f"I call {CALL}", []),
+    "words after": ("json", f"\n{CALL}\n\nThat was it. ", "That was it. ", [("get", '{"a": 1}')]),
+    "a list of other things": ("json", "[1, 2]", "[1, 2]", []),
+    "code for Llama's interpreter": ("llama", "<|python_tag|>print(1)", "<|python_tag|>print(1)", []),
+    "Llama's tag before a call": (
+        "llama",
+        '\n<|python_tag|> {"name": "get", "parameters": {}}',
+        "",
+        [("get", "{}")],
+    ),
+    "Mistral's id": (
+        "mistral",
+        '[TOOL_CALLS][{"name": "get", "arguments": {}, "id": "abcdefghi"}]',
+        "",
+        [("get", "{}")],
+    ),
+    "Mistral's other id": ("mistral-args", "[TOOL_CALLS]get[CALL_ID]abcdefghi[ARGS]{}", "", [("get", "{}")]),
+    "Mistral without the second marker": (
+        "mistral-args",
+        '[TOOL_CALLS]get_weather{"a": 1}[TOOL_CALLS]get{}',
+        "",
+        [("get_weather", '{"a": 1}'), ("get", "{}")],
+    ),
+    "half a character": ("json", '{"name": "get", "arguments": "\\ud83d"}', "", [("get", "\ufffd")]),
+    "empty": ("json", "", "", []),
+    "white space": ("hermes", " \n ", " \n ", []),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_strange_answers_lose_nothing(case: str) -> None:
+    name, text, shown, made = CASES[case]
+    pieces = in_chunks(ROWS[name], FUNCTIONS, list(text))
+    assert (content(pieces), calls(pieces)) == (shown, made)
+    assert whole(ROWS[name], FUNCTIONS, text) == pieces
+
+
+def test_arguments_are_streamed_as_they_come() -> None:
+    """Without this a user of a stream would wait for the whole call."""
+    parser = ROWS["hermes"].parser([ANYTHING], parallel=True)
+    assert parser.push("Let me see. <tool") == [TextPiece("Let me see.")]
+    assert parser.push('_call>\n{"name": "get", "arguments": ') == []
+    assert not parser.called
+    assert parser.push('{"a') == [CallPiece(0, "get"), ArgumentsPiece(0, '{"a')]
+    assert parser.called
+    assert parser.push('": 1}') == [ArgumentsPiece(0, '": 1}')]
+    assert parser.push("}\n</tool") == []
+    assert parser.push("_call>") == []
+    assert parser.finish() == []
+    assert parser.finish() == []
+
+
+def test_a_long_answer_takes_time_in_proportion() -> None:
+    """An answer of white space or of unfinished calls must not stop the server."""
+    function = [Function("get")]
+    for text in (" " * 40_000, "[" * 40_000, '{"' + "a" * 40_000, "<tool_call>{" * 4_000):
+        for row in ROWS.values():
+            assert content(whole(row, function, text)) == text
+    long = "\\u00e9" * 10_000 + "\\ud83d" * 10_000
+    assert calls(whole(ROWS["json"], function, f'{{"name": "get", "arguments": "{long}"}}')) == [
+        ("get", "\u00e9" * 10_000 + "\ufffd" * 10_000)
+    ]
