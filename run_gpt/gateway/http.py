@@ -224,7 +224,9 @@ async def _on_request_error(request: Request, error: Any) -> Response:
 async def _on_http_exception(request: Request, error: Any) -> Response:
     path, method = request.url.path, request.method
     known: dict[int, RequestError] = {
-        404: UnknownEndpoint(f"no route {path}: this server has {', '.join(ENDPOINTS)}, /health, /ready and /docs"),
+        404: UnknownEndpoint(
+            f"no route {path}: this server has {', '.join(ENDPOINTS)}, /health, /ready, /docs and /playground"
+        ),
         405: MethodNotAllowed(f"{path} does not take {method}: use {(error.headers or {}).get('Allow', 'POST')}"),
     }
     answer = known.get(error.status_code, InvalidRequest(str(error.detail)))
