@@ -5,8 +5,8 @@ import http.client
 import os
 import socket
 
+from run_gpt.config import LOOPBACK
 from run_gpt.errors import PortInUse, SetupError
-from run_gpt.flows.render import LOOPBACK
 
 _UNSPECIFIED = {"0.0.0.0": LOOPBACK, "": LOOPBACK, "::": "::1"}
 

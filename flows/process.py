@@ -33,8 +33,8 @@ class PodSpec:
     """Asked often while the process starts; returns within a second."""
     stdin: str = ""
     """One line for the process to read. Its stdin then stays open for as long as this program lives."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Added to this program's environment."""
+    env: Mapping[str, str | None] = field(default_factory=dict, repr=False)
+    """Added to this program's environment; None takes a variable out of it."""
     stop_seconds: float = 5.0
     """From SIGTERM to SIGKILL."""
 
@@ -122,7 +122,7 @@ def _spawn(spec: PodSpec) -> subprocess.Popen[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **spec.env},
+            env={name: value for name, value in {**os.environ, **spec.env}.items() if value is not None},
             text=True,
             encoding="utf-8",
             errors="replace",

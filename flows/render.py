@@ -1,21 +1,23 @@
 """Owns the Flow's YAML: one text from which the worker and gateway processes, and `jina flow`, are started."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from run_gpt.config import EngineConfig, GatewayConfig, ModelConfig, ServeConfig
+from run_gpt.config import API_KEY_VARIABLE, LOOPBACK, EngineConfig, GatewayConfig, ModelConfig, ServeConfig
 
 EXECUTOR_NAME = "causal_lm"
-LOOPBACK = "127.0.0.1"
 
 _HEADER = """\
 # RunGPT as a Jina Flow: a gateway (gRPC and HTTP) and {replicas} replica(s) of the language model.
 # Run it with: JINA_OPTOUT_TELEMETRY=1 jina flow --uses FILE
 # `rungpt serve` runs the same Flow, and also restarts what dies and drains before it stops.
+"""
+_KEY_HEADER = f"""\
+# The key is not in this file: set {API_KEY_VARIABLE} in the environment. Without a key the gateway does not start.
 """
 _SUPERVISED_HEADER = """\
 # RunGPT as a Jina Flow whose workers are started, watched and ended by run_gpt.flows.
@@ -27,11 +29,12 @@ def render_flow(config: ServeConfig, *, worker_ports: Sequence[int] | None = Non
 
     Without `worker_ports` the text is complete: `jina flow --uses FILE` starts gateway and replicas. With them (one
     loopback port for each replica) the executor is `external`: somebody else starts a worker on each of the ports.
-    Workers listen on loopback in both forms: only the gateway is a door.
+    Workers listen on loopback in both forms: only the gateway is a door. A key is never in it.
     """
+    doors = replace(GatewayConfig.of(config), require_key=config.asks_for_key)
     gateway = {
-        "uses": _uses("RunGPTGateway", "run_gpt.gateway.gateway", changed_values(GatewayConfig.of(config))),
-        "host": config.host,
+        "uses": _uses("RunGPTGateway", "run_gpt.gateway.gateway", changed_values(doors)),
+        "host": config.listen_host,
         "port": [config.grpc_port, config.http_port],
         "protocol": ["grpc", "http"],
     }
@@ -40,6 +43,8 @@ def render_flow(config: ServeConfig, *, worker_ports: Sequence[int] | None = Non
         gateway["extra_search_paths"] = ["."]
     flow = {"jtype": "Flow", "gateway": gateway, "executors": [_executor(config, worker_ports)]}
     header = _HEADER.format(replicas=config.replicas) if worker_ports is None else _SUPERVISED_HEADER
+    if config.api_key is not None:
+        header += _KEY_HEADER
     return header + yaml.safe_dump(flow, sort_keys=False, width=120, allow_unicode=True)
 
 

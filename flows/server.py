@@ -12,11 +12,11 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Self
 
-from run_gpt.config import ServeConfig
+from run_gpt.config import API_KEY_VARIABLE, LOOPBACK, ServeConfig
 from run_gpt.errors import SetupError
 from run_gpt.flows.ports import answers_ok, check_port, free_ports, is_listening, local_host
 from run_gpt.flows.process import PodSpec
-from run_gpt.flows.render import LOOPBACK, render_flow
+from run_gpt.flows.render import render_flow
 from run_gpt.flows.supervisor import Event, OnEvent, Supervisor, print_event
 
 _STOP_MARGIN = 12.0
@@ -53,11 +53,11 @@ class Server:
 
     @property
     def http_url(self) -> str:
-        return f"http://{_url_host(self.config.host)}:{self.config.http_port}"
+        return f"http://{_url_host(self.config.listen_host)}:{self.config.http_port}"
 
     @property
     def grpc_url(self) -> str:
-        return f"grpc://{_url_host(self.config.host)}:{self.config.grpc_port}"
+        return f"grpc://{_url_host(self.config.listen_host)}:{self.config.grpc_port}"
 
     def pids(self) -> dict[str, int]:
         """The process ids of what runs now: `gateway`, `worker 0`, ..."""
@@ -118,8 +118,8 @@ def check_doors(config: ServeConfig) -> None:
         raise SetupError(f"--replicas must be at least 1, not {config.replicas}")
     if config.grpc_port == config.http_port != 0:
         raise SetupError(f"gRPC and HTTP cannot share port {config.http_port}; give another with --http-port")
-    check_port(config.host, config.grpc_port, "--grpc-port")
-    check_port(config.host, config.http_port, "--http-port")
+    check_port(config.listen_host, config.grpc_port, "--grpc-port")
+    check_port(config.listen_host, config.http_port, "--http-port")
 
 
 def resolve(config: ServeConfig) -> ServeConfig:
@@ -140,7 +140,7 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
             command=_pod_command("executor", str(index)),
             is_ready=functools.partial(is_listening, LOOPBACK, port),
             stdin=flow,
-            env=_pod_env() | _thread_env(config.replicas),
+            env=_pod_env() | _thread_env(config.replicas) | {API_KEY_VARIABLE: None},  # a worker is no door
         )
         for index, port in enumerate(ports)
     ]
@@ -148,9 +148,9 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
         name="gateway",
         role="gateway",
         command=_pod_command("gateway"),
-        is_ready=functools.partial(answers_ok, config.host, config.http_port, "/ready"),
+        is_ready=functools.partial(answers_ok, config.listen_host, config.http_port, "/ready"),
         stdin=flow,
-        env=_pod_env(),
+        env=_pod_env() | ({} if config.api_key is None else {API_KEY_VARIABLE: config.api_key}),
         stop_seconds=config.drain_seconds + _STOP_MARGIN,
     )
     return Supervisor(gateway, workers, on_event)
@@ -161,11 +161,11 @@ def _pod_command(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "run_gpt.flows.pod", *arguments)
 
 
-def _pod_env() -> dict[str, str]:
+def _pod_env() -> dict[str, str | None]:
     return {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def _thread_env(replicas: int) -> dict[str, str]:
+def _thread_env(replicas: int) -> dict[str, str | None]:
     """How a worker's threads share the cores with the other processes; what the user has set stays.
 
     Replicas would each start a thread for every core. And a thread of the GNU runtime that waits for its neighbour
@@ -173,7 +173,7 @@ def _thread_env(replicas: int) -> dict[str, str]:
     at 5.4 tokens/s so, and at 9.6 with a short spin; on a quiet machine it makes no difference.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = {"GOMP_SPINCOUNT": "5000"}
+    wanted: dict[str, str | None] = {"GOMP_SPINCOUNT": "5000"}
     if replicas > 1:
         wanted["OMP_NUM_THREADS"] = str(max(1, cores // replicas))
     return {name: value for name, value in wanted.items() if name not in os.environ}

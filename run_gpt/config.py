@@ -1,6 +1,6 @@
 """The configuration: frozen values, layered by inheritance. CLI defaults and choices are read from here."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -9,6 +9,10 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "bit8", "bit4"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 Runner = Literal["auto", "native", "fast", "generic", "alone"]
 DEVICE_MAPS = ("single", "balanced", "auto", "sequential")
+API_KEY_VARIABLE = "RUNGPT_API_KEY"
+"""The environment variable from which a gateway, and those who call one, have the key."""
+LOOPBACK = "127.0.0.1"
+EVERY_INTERFACE = "0.0.0.0"
 
 
 class _Config:
@@ -87,14 +91,36 @@ class GatewayConfig(_Config):
     """Largest request body, in bytes."""
     runtime_adapters: bool = False
     """Let requests load and unload adapters, by paths on the machine of the model."""
+    api_key_file: Path | None = None
+    """Keys with names, one of which each request must have, beside the one in $RUNGPT_API_KEY; read again when it
+    changes."""
+    require_key: bool = False
+    """Do not start without a key, from the file or from $RUNGPT_API_KEY."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages, such as `https://app.example.com`, whose scripts may call the HTTP door; `*`: any."""
+    log_requests: bool = False
+    """Write a line for each request to the gateway's log when it ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig(ModelConfig, EngineConfig, GatewayConfig):
     """A whole server."""
 
-    host: str = "127.0.0.1"
+    host: str | None = None
+    """The address that both doors listen on; default: loopback, and every interface once requests need a key."""
+    api_key: str | None = field(default=None, repr=False)
+    """The key that each request must have. It reaches the gateway through its environment, and is in no Flow."""
     grpc_port: int = 51000
     http_port: int = 52000
     replicas: int = 1
     """Executors that each hold the whole model."""
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Whether requests need a key."""
+        return self.api_key is not None or self.api_key_file is not None or self.require_key
+
+    @property
+    def listen_host(self) -> str:
+        """`host`, or what stands for it."""
+        return (EVERY_INTERFACE if self.asks_for_key else LOOPBACK) if self.host is None else self.host

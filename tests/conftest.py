@@ -24,6 +24,9 @@ from run_gpt.models.cache import cache_root
 
 # The tests' own model and the server's share the cores: their threads must not spin on a core that the other needs.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+os.environ.pop(
+    "RUNGPT_API_KEY", None
+)  # one's own key, with which the tests' servers would ask for it, and listen to all
 READY_SECONDS = 180.0  # the default model's download and conversion are in it, the first time
 STOP_SECONDS = 60.0
 MARKS = ("unit", "integration", "e2e")

@@ -40,6 +40,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from stdin.")],
     model: ModelOption = None,
     endpoint: Endpoint = None,
+    api_key: options.ApiKey = None,
     stream: Stream = True,
     as_json: AsJson = False,
     timeout: Timeout = None,
@@ -51,7 +52,7 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     request = GenerateRequest.parse({**parameters, "prompt": text})  # before a model is loaded
     _check_shown(request, as_json)
-    with _open(model, endpoint, loading or {}) as opened:
+    with _open(model, endpoint, api_key, loading or {}) as opened:
         if _streams(stream and not as_json, request):
             _print_stream(opened.generate_stream(text, timeout=timeout, **parameters))
             return
@@ -66,6 +67,7 @@ def chat(
     system: Annotated[str | None, typer.Option("--system", help="What the model is told first.")] = None,
     model: ModelOption = None,
     endpoint: Endpoint = None,
+    api_key: options.ApiKey = None,
     stream: Stream = True,
     as_json: AsJson = False,
     timeout: Timeout = None,
@@ -85,7 +87,7 @@ def chat(
         _print_answer([choice.message.content or "" for choice in answer.choices], answer, as_json)
         return answer.text
 
-    with _open(model, endpoint, loading or {}) as opened:
+    with _open(model, endpoint, api_key, loading or {}) as opened:
         if message is not None:
             messages.append({"role": "user", "content": message})
             ask(opened)
@@ -105,6 +107,7 @@ def embed(
     texts: Annotated[list[str], typer.Argument(help="One text or several; - reads them from stdin, one a line.")],
     model: ModelOption = None,
     endpoint: Endpoint = None,
+    api_key: options.ApiKey = None,
     pooling: Annotated[Literal["mean", "last"], typer.Option(help="Of all tokens, or of the last one.")] = "mean",
     use_adapter: Annotated[
         str | None, typer.Option("--use-adapter", help="A loaded adapter, or base for the model itself.")
@@ -116,21 +119,25 @@ def embed(
     if texts == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     EmbedRequest.parse({"texts": texts, "pooling": pooling, "adapter": use_adapter})
-    with _open(model, endpoint, loading or {}) as opened:
+    with _open(model, endpoint, api_key, loading or {}) as opened:
         answer = opened.embed(texts, pooling=pooling, adapter=use_adapter, timeout=timeout)
     for vector in answer.vectors:
         print(json.dumps(vector))
 
 
 @contextmanager
-def _open(model: str | None, endpoint: str | None, loading: dict[str, Any]) -> "Iterator[LanguageModel]":
+def _open(
+    model: str | None, endpoint: str | None, api_key: str | None, loading: dict[str, Any]
+) -> "Iterator[LanguageModel]":
     """The server's model, or one that is loaded here."""
     if endpoint is not None:
         from run_gpt.client import Client
 
-        with Client().get_model(model, endpoint=endpoint) as remote:
+        with Client(options.token(api_key)).get_model(model, endpoint=endpoint) as remote:
             yield remote
         return
+    if api_key is not None:
+        raise SetupError("--api-key: it is for a server; give its --endpoint, too")
     from run_gpt.cli.progress import progress_bars
     from run_gpt.model import create_model
 

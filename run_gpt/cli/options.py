@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from run_gpt.api.schema import Parameters
-from run_gpt.config import ModelConfig, Precision
+from run_gpt.config import API_KEY_VARIABLE, ModelConfig, Precision
 from run_gpt.errors import SetupError
 
 LOADING = "Model"
@@ -20,6 +21,14 @@ ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL", help="A catalogue name (see `rungpt models list`), a hub id, a folder or a GGUF file."
+    ),
+]
+
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        help=f"The server's key; better in ${API_KEY_VARIABLE}, since others see the command line in `ps`.",
     ),
 ]
 
@@ -51,6 +60,11 @@ _LOADING: dict[str, tuple[str, Any, Any, str]] = {
 }
 
 Command = Callable[..., None]
+
+
+def token(api_key: str | None) -> str | None:
+    """What is sent to a server: the option's key, else that of the environment, if there is one."""
+    return api_key if api_key is not None else os.environ.get(API_KEY_VARIABLE) or None
 
 
 def with_loading(command: Command) -> Command:

@@ -1,13 +1,15 @@
 """`rungpt serve`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from run_gpt.cli import options
-from run_gpt.config import DEFAULT_MODEL, Runner, ServeConfig
+from run_gpt.config import API_KEY_VARIABLE, DEFAULT_MODEL, Runner, ServeConfig
 
 DOORS = "Doors"
+ACCESS = "Access"
 SIZE = "Size"
 
 
@@ -15,8 +17,12 @@ SIZE = "Size"
 def serve(
     model_name: options.ModelName = DEFAULT_MODEL,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.", rich_help_panel=DOORS)
-    ] = ServeConfig.host,
+        str | None,
+        typer.Option(
+            help="Address to listen on; default: 127.0.0.1, and 0.0.0.0, the network, once there is a key.",
+            rich_help_panel=DOORS,
+        ),
+    ] = None,
     grpc_port: Annotated[
         int, typer.Option(min=1, max=65535, help="gRPC port.", rich_help_panel=DOORS)
     ] = ServeConfig.grpc_port,
@@ -71,6 +77,36 @@ def serve(
         bool,
         typer.Option("--runtime-adapters", help="Let requests load and unload LoRA adapters.", rich_help_panel=DOORS),
     ] = ServeConfig.runtime_adapters,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar=API_KEY_VARIABLE,
+            help="The key that requests must have; better in the environment: others see the command line in `ps`.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            resolve_path=True,
+            help="Keys with names, a line NAME: KEY each; read anew when it changes.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin of web pages that may call the HTTP door; * is any; several times.", rich_help_panel=ACCESS
+        ),
+    ] = None,
+    log_requests: Annotated[
+        bool,
+        typer.Option(
+            "--log-requests",
+            help="Log a line for each request: route, status, seconds, the key's name.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = ServeConfig.log_requests,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the Flow's YAML, which `jina flow --uses FILE` runs, and end.")
     ] = False,
@@ -96,6 +132,10 @@ def serve(
         drain_seconds=drain_seconds,
         max_body_bytes=max_body_bytes,
         runtime_adapters=runtime_adapters,
+        api_key=api_key,
+        api_key_file=api_key_file,
+        cors_origins=tuple(cors_origin or ()),
+        log_requests=log_requests,
         **(loading or {}),
     )
     if dry_run:

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from run_gpt.engine.draft import PromptLookup
+from run_gpt.errors import RequestError
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,6 +31,12 @@ class Matcher(Protocol):
 
     def advance(self, token_id: int) -> None:
         """This token, which ends no sequence, came next."""
+        ...
+
+    def forced(self) -> Sequence[int]:
+        """The tokens of the text that must come next, as it is most often cut into tokens; empty where there is a
+        choice. They are a guess: the model may cut the text otherwise.
+        """
         ...
 
 
@@ -58,3 +67,34 @@ class GrammarState:
             self._matcher.advance(token_id)
             self._followed += 1
         return self._matcher
+
+    def forced(self, answer: Sequence[int]) -> Sequence[int]:
+        """What must come after these tokens."""
+        try:
+            return self.after(answer).forced()
+        except RequestError:  # the sampler meets it as well, and ends the row
+            return ()
+
+
+class GrammarDrafts(PromptLookup):
+    """The drafts of a row with a grammar: what it must say next (the names of properties, most often), else as others'.
+
+    A draft is checked like any other, so it need not be the right one.
+    """
+
+    def __init__(self, state: GrammarState, prompt_tokens: int):
+        super().__init__()
+        self._state = state
+        self._prompt_tokens = prompt_tokens
+        self._were_forced = False
+
+    def draft(self, history: Sequence[int], most: int) -> tuple[int, ...]:
+        """See PromptLookup."""
+        forced = self._state.forced(history[self._prompt_tokens :]) if most > 0 else ()
+        self._were_forced = bool(forced)
+        return tuple(forced[:most]) if forced else super().draft(history, most)
+
+    def learn(self, history: Sequence[int], drafted: int, accepted: int) -> None:
+        """See PromptLookup. What had to come tells nothing of how a text repeats itself."""
+        if not self._were_forced:
+            super().learn(history, drafted, accepted)

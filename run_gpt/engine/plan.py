@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from run_gpt.engine.draft import PromptLookup
-from run_gpt.engine.grammar import GrammarState
+from run_gpt.engine.grammar import GrammarDrafts, GrammarState
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
 from run_gpt.engine.slots import Copy, Slot, token_array
 from run_gpt.engine.text import TextStream
@@ -43,7 +43,10 @@ class Row:
 
     def __post_init__(self) -> None:
         self.history = token_array(self.request.prompt_ids)
-        self.grammar = GrammarState(self.request.grammar) if self.request.grammar else None
+        self.grammar = None
+        if self.request.grammar is not None:
+            self.grammar = GrammarState(self.request.grammar)
+            self.drafts = GrammarDrafts(self.grammar, len(self.request.prompt_ids))
 
     @property
     def answered(self) -> int:

@@ -1,14 +1,21 @@
 """`RunGPTGateway`: the composite Jina gateway. It holds the pool and the service and puts a door on each port."""
 
 import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from jina import Gateway
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
 
-from run_gpt.config import GatewayConfig
+from run_gpt.config import API_KEY_VARIABLE, GatewayConfig
 from run_gpt.errors import SetupError
+from run_gpt.gateway import record
+from run_gpt.gateway.grpc_access import AccessInterceptor
+from run_gpt.gateway.http_access import check_origins
+from run_gpt.gateway.keys import Keys
 from run_gpt.gateway.legacy import LegacyInterceptor
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.servers import GRPCDoor, HTTPDoor
@@ -21,7 +28,8 @@ _JINAS = {"metas", "requests", "req_handler_cls", "runtime_args"}
 class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
     """The gateway of a Flow with one executor, in any number of replicas.
 
-    Its `with` are the fields of GatewayConfig. Raises SetupError for a Flow of another shape.
+    Its `with` are the fields of GatewayConfig; a key may be in $RUNGPT_API_KEY. Raises SetupError for a Flow of another
+    shape, and for keys that cannot be had.
     """
 
     def __init__(
@@ -30,6 +38,10 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         drain_seconds: float = GatewayConfig.drain_seconds,
         max_body_bytes: int = GatewayConfig.max_body_bytes,
         runtime_adapters: bool = GatewayConfig.runtime_adapters,
+        api_key_file: str | None = None,
+        require_key: bool = GatewayConfig.require_key,
+        cors_origins: Sequence[str] = GatewayConfig.cors_origins,
+        log_requests: bool = GatewayConfig.log_requests,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -40,7 +52,15 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
             drain_seconds=drain_seconds,
             max_body_bytes=max_body_bytes,
             runtime_adapters=runtime_adapters,
+            api_key_file=None if api_key_file is None else Path(api_key_file),
+            require_key=require_key,
+            cors_origins=tuple(cors_origins),
+            log_requests=log_requests,
         )
+        check_origins(config.cors_origins)
+        self.keys = Keys.of(config, os.environ.get(API_KEY_VARIABLE))
+        if log_requests:
+            record.open_log()
         self.pool = ReplicaPool(executor_addresses(self.runtime_args.deployments_addresses))
         self.service = Service(self.pool, config)
         self.servers = [self._door(server_kwargs) for server_kwargs in self._server_kwargs]
@@ -51,12 +71,13 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         if protocol == "grpc":
             return GRPCDoor(self.service, interceptors=self._interceptors(), **kwargs)
         if protocol == "http":
-            return HTTPDoor(self.service, **kwargs)
+            return HTTPDoor(self.service, self.keys, **kwargs)
         raise SetupError(f"protocol {protocol}: the gateway speaks grpc and http")
 
     def _interceptors(self) -> list[Any]:
         """What looks at a gRPC call before our servicer does."""
-        return [LegacyInterceptor(self.service.answer)]
+        access = AccessInterceptor(self.keys, log_requests=self.service.config.log_requests)
+        return [access, LegacyInterceptor(self.service.answer)]
 
     async def setup_server(self) -> None:
         """Open both doors; requests are refused with Unavailable until a replica is ready."""

@@ -16,6 +16,7 @@ from run_gpt.api.answers import Body, Completion
 from run_gpt.api.protobuf import message_classes
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import InternalError, InvalidRequest, RequestError
+from run_gpt.gateway.record import note_endpoint
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         try:
             if request.header.exec_endpoint != ENDPOINT:
                 raise InvalidRequest(f"{request.header.exec_endpoint!r}: older clients can call {ENDPOINT!r} here")
+            note_endpoint(ENDPOINT)
             parameters = parameters_of(request.parameters)
             documents = request.data.docs.docs
             requests = [GenerateRequest.parse({**parameters, "prompt": _prompt(document)}) for document in documents]

@@ -12,6 +12,7 @@ from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
 _REF = "#/components/schemas/"
 _ERRORS = {
     400: "A malformed or unsupported field, or a prompt that is too long",
+    401: "The key is missing or wrong, on a server that asks for one",
     403: "The server was started without the option that allows this",
     404: "No such model or adapter",
     413: "The body is too large",
@@ -19,6 +20,12 @@ _ERRORS = {
     500: "Something broke while the request ran",
     503: "The model is loading, the server is draining, or no replica answers",
     504: "The deadline passed",
+}
+# `{}`: without a key, where the server asks for none.
+_SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"password": []}, {}]
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
+    "password": {"type": "http", "scheme": "basic", "description": "For browsers: the key is the password."},
 }
 _ERROR_SCHEMA = {
     "type": "object",
@@ -40,10 +47,17 @@ _ERROR_SCHEMA = {
 
 def describe(version: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    health = {"get": {"summary": "Whether the server lives", "responses": {"200": {"description": "It does"}}}}
+    health = {
+        "get": {
+            "summary": "Whether the server lives; needs no key",
+            "security": [],
+            "responses": {"200": {"description": "It does"}},
+        }
+    }
     ready = {
         "get": {
-            "summary": "Whether a request would be served now, and the state of each replica",
+            "summary": "Whether a request would be served now, and the state of each replica; needs no key",
+            "security": [],
             "responses": {"200": {"description": "It would"}, "503": {"description": "It would not"}},
         }
     }
@@ -55,7 +69,8 @@ def describe(version: str) -> dict[str, Any]:
             "/health": health,
             "/ready": ready,
         },
-        "components": {"schemas": {**_schemas(), "Error": _ERROR_SCHEMA}},
+        "security": _SECURITY,
+        "components": {"schemas": {**_schemas(), "Error": _ERROR_SCHEMA}, "securitySchemes": _SECURITY_SCHEMES},
     }
 
 

@@ -21,6 +21,7 @@ from run_gpt.api import documents
 from run_gpt.api.together import together
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, RequestTooLarge, UnknownEndpoint
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
+from run_gpt.gateway.record import note_endpoint
 from run_gpt.gateway.service import Service
 
 log = logging.getLogger(__name__)
@@ -183,6 +184,7 @@ def _endpoint(path: str, *, stream: bool) -> Endpoint:
     endpoint = ENDPOINTS.get(path)
     if endpoint is None:
         raise UnknownEndpoint(f"no endpoint {path!r}: this server has {', '.join(ENDPOINTS)}")
+    note_endpoint(path)
     if (endpoint.event if stream else endpoint.answer) is None:
         raise _called_wrong(path, streams=not stream)
     return endpoint

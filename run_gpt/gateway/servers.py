@@ -15,6 +15,8 @@ from uvicorn import Config, Server
 
 from run_gpt.errors import PortInUse
 from run_gpt.gateway.http import build_app
+from run_gpt.gateway.http_access import guarded
+from run_gpt.gateway.keys import Keys
 from run_gpt.gateway.rpc import Servicer
 from run_gpt.gateway.service import Service
 
@@ -82,14 +84,15 @@ class GRPCDoor(GRPCServer):  # type: ignore[misc]
 class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
     """The HTTP server on `self.host`, `self.port`."""
 
-    def __init__(self, service: Service, **kwargs: Any):
+    def __init__(self, service: Service, keys: Keys | None, **kwargs: Any):
         super().__init__(**kwargs)
         self.service = service
+        self.keys = keys
 
     @property
     def app(self) -> Any:
-        """Our FastAPI app."""
-        return build_app(self.service)
+        """Our FastAPI app, behind what guards it."""
+        return guarded(build_app(self.service), self.service.config, self.keys)
 
     async def setup_server(self) -> None:
         """Open the port; do not wait for executors."""

@@ -16,6 +16,7 @@ from run_gpt.config import GatewayConfig
 from run_gpt.errors import Forbidden, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
 from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.record import note_error, note_request, note_user
 
 FLUSH_SECONDS = 2.0
 """Time that the doors get to write the last event of a request that the drain ended."""
@@ -102,6 +103,8 @@ class Service:
 
     def check(self, request: AnyRequest) -> None:
         """Raises Unavailable, ModelNotFound or Forbidden for a request that cannot be served now."""
+        if isinstance(request, OpenAIRequest):
+            note_user(request.user)
         if isinstance(request, Change) and not self.config.runtime_adapters:
             raise Forbidden("adapters cannot be changed here: start the server with --runtime-adapters")
         if self.draining:
@@ -120,6 +123,9 @@ class Service:
         self._idle.clear()
         try:
             yield
+        except Exception as error:
+            note_error(error)
+            raise
         finally:
             self.in_flight -= 1
             if self.in_flight == 0:
@@ -175,4 +181,6 @@ def _named_as_in(request: OpenAIRequest) -> Iterator[None]:
 
 
 def _request_id() -> str:
-    return f"rungpt-{secrets.token_hex(12)}"
+    request_id = f"rungpt-{secrets.token_hex(12)}"
+    note_request(request_id)
+    return request_id

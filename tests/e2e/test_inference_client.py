@@ -10,6 +10,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,9 @@ ASK = """
 import json, sys
 from inference_client import Client
 endpoint, prompts, parameters = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-print(json.dumps(Client().get_model(endpoint=endpoint).generate(prompts, **parameters)))
+model = Client().get_model(endpoint=endpoint)
+model.token = sys.argv[4] if len(sys.argv) > 4 else None  # Client(token=) would ask Jina's cloud about it
+print(json.dumps(model.generate(prompts, **parameters)))
 """
 
 pytestmark = [
@@ -62,8 +65,8 @@ def inference_python(request: pytest.FixtureRequest) -> Path:
 def ask(inference_python, server):
     """Runs the published client in its environment; gives the finished process."""
 
-    def run(prompts: str, parameters: str = "{}") -> subprocess.CompletedProcess[str]:
-        command = [inference_python, "-W", "ignore", "-c", ASK, server.grpc_url, prompts, parameters]
+    def run(prompts: str, parameters: str = "{}", *key: str, of: Any = server) -> subprocess.CompletedProcess[str]:
+        command = [inference_python, "-W", "ignore", "-c", ASK, of.grpc_url, prompts, parameters, *key]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     return run
@@ -91,3 +94,13 @@ def test_it_raises_our_error(ask):
     assert done.returncode != 0
     assert "BadServer" in done.stderr
     assert "top_p: input should be less than or equal to 1, got 7" in done.stderr
+
+
+def test_its_token_is_the_servers_key(ask, start_server):
+    key = "an-older-clients-key"
+    with start_server("--host", "127.0.0.1", "--api-key", key) as keyed:
+        answered = ask('"hi"', '{"max_new_tokens": 4}', key, of=keyed)
+        assert answered.returncode == 0, answered.stderr
+        refused = ask('"hi"', '{"max_new_tokens": 4}', "another-key", of=keyed)
+    assert refused.returncode != 0
+    assert "the key is wrong" in refused.stderr

@@ -1,6 +1,7 @@
 """Real workers and real gateways, each a process, started as the supervisor starts them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ class Stack:
 
     flow: dict[str, Any]
     folder: Path
+    env: dict[str, str] = field(default_factory=dict)
+    """Added to the gateway's environment."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -49,10 +52,10 @@ class Stack:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def start(self, *role: str) -> None:
+        command = [sys.executable, "-m", "run_gpt.flows.pod", *role]
+        env = {**os.environ, **(self.env if role[0] == "gateway" else {})}
         with (self.folder / f"{''.join(role)}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "run_gpt.flows.pod", *role], stdin=subprocess.PIPE, stdout=log, stderr=log
-            )
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env)
         assert process.stdin
         flow = json.loads(json.dumps(self.flow))
         if role[0] == "executor":
@@ -94,7 +97,14 @@ class Stack:
 
 
 @contextmanager
-def a_stack(folder: Path, ports: list[int], workers: int, settings: dict[str, Any], state: str) -> Iterator[Stack]:
+def a_stack(
+    folder: Path,
+    ports: list[int],
+    workers: int,
+    settings: dict[str, Any],
+    state: str,
+    env: dict[str, str] | None = None,
+) -> Iterator[Stack]:
     executor = {
         "name": "executor",
         "host": "127.0.0.1",
@@ -112,7 +122,7 @@ def a_stack(folder: Path, ports: list[int], workers: int, settings: dict[str, An
         "port": ports[:2],
         "protocol": ["grpc", "http"],
     }
-    stack = Stack({"jtype": "Flow", "gateway": gateway, "executors": [executor]}, folder)
+    stack = Stack({"jtype": "Flow", "gateway": gateway, "executors": [executor]}, folder, env or {})
     try:
         stack.start("gateway")
         for i in range(workers):
@@ -128,14 +138,27 @@ StartStack = Callable[..., Stack]
 
 @pytest.fixture
 def start_stack(tmp_path: Path, free_ports: Ports) -> Iterator[StartStack]:
-    """`start_stack(replicas=2)`: a stack of one's own, ended after the test."""
+    """`start_stack(replicas=2)`: a stack of one's own, ended after the test. `env` is for its gateway."""
     with ExitStack() as stacks:
 
-        def start(*, replicas: int = 1, workers: int | None = None, state: str = "ready", **settings: Any) -> Stack:
+        def start(
+            *,
+            replicas: int = 1,
+            workers: int | None = None,
+            state: str = "ready",
+            env: dict[str, str] | None = None,
+            **settings: Any,
+        ) -> Stack:
             workers = replicas if workers is None else workers
-            return stacks.enter_context(a_stack(tmp_path, free_ports(2 + replicas), workers, settings, state))
+            return stacks.enter_context(a_stack(tmp_path, free_ports(2 + replicas), workers, settings, state, env))
 
         yield start
+
+
+@pytest.fixture(name="a_stack", scope="session")
+def a_stack_fixture() -> Any:
+    """See `a_stack`."""
+    return a_stack
 
 
 @pytest.fixture(scope="module")

@@ -80,15 +80,15 @@ async def stream_error(stack: Any, request: SingleDocumentRequest) -> grpc.aio.A
 
 async def test_post_answers_documents_in_order(stack: Any) -> None:
     docs = [ask(words=[f"a{i}"], delay=0.1 * (3 - i)) for i in range(3)]
-    answers = await post(stack, "/generate", docs, d.CompletionDocument)
-    assert [d.document_to_answer(answers.Completion, a).text for a in answers] == ["a0", "a1", "a2"]
+    got = await post(stack, "/generate", docs, d.CompletionDocument)
+    assert [d.document_to_answer(answers.Completion, a).text for a in got] == ["a0", "a1", "a2"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_many_messages_of_one_call_come_back_in_order(stack: Any, stream: bool) -> None:
     docs = [ask(words=[str(i)]) for i in range(50)]
-    answers = await post(stack, "/generate", docs, d.CompletionDocument, request_size=1, stream=stream)
-    texts = [a.choices[0]["text"] for a in answers]
+    got = await post(stack, "/generate", docs, d.CompletionDocument, request_size=1, stream=stream)
+    texts = [a.choices[0]["text"] for a in got]
     assert sorted(texts, key=int) == [str(i) for i in range(50)]
     if stream:
         assert texts == [str(i) for i in range(50)]

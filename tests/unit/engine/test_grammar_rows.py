@@ -2,12 +2,15 @@
 
 import asyncio
 import random
+from array import array
 
 import pytest
 import torch
 
 from run_gpt.config import EngineConfig
+from run_gpt.engine.draft import PromptLookup
 from run_gpt.engine.engine import BatchEngine
+from run_gpt.engine.grammar import GrammarDrafts, GrammarState
 from run_gpt.engine.request import Request, SamplingParams, TokenEvent
 from run_gpt.engine.sampler import Position, Sampler
 from run_gpt.engine.scheduler import Row, Scheduler
@@ -55,6 +58,12 @@ class CycleMatcher:
         if len(self.tokens) == self.grammar.fails_after:
             raise InvalidRequest("too much work", param="response_format")
         self.tokens.append(token_id)
+
+    def forced(self):
+        forced = []
+        while len(sets := self.grammar.allowed(len(self.tokens) + len(forced))) == 1 and sets != {END}:
+            forced += sets
+        return forced
 
 
 EVEN_ODD = ({2, 4, 6, 8, 10}, {1, 3, 5, 7, 9, 11})
@@ -192,6 +201,29 @@ def test_drafts_change_nothing_and_never_leave_the_grammar(params):
     assert len(fast[1]) == 60
     assert all(grammar.holds(tokens) for grammar, tokens in zip(grammars[:2], fast, strict=False))
     assert _answers([request("2", **params)], cheap_tokens=32)[0] == fast[2:]
+
+
+def test_what_must_come_next_is_drafted_and_saves_steps():
+    """A schema's property names are most of many an answer."""
+    grammar = Cycle({1, 2, 3}, {4}, {9}, {6}, length=40)
+    requests = [request("0", grammar=grammar, do_sample=True)]
+    plain, without = _answers(requests, cheap_tokens=1)
+    fast, counters = _answers(requests, cheap_tokens=8)
+    assert fast == plain
+    assert (without.steps, counters.steps) == (41, 11)
+    assert counters.accepted_tokens == counters.drafted_tokens == 30
+
+
+def test_what_had_to_come_does_not_make_other_drafts_longer():
+    state = GrammarState(Cycle({1}, {2, 3}))
+    drafts, plain = GrammarDrafts(state, 5), PromptLookup()
+    history = array("i", [3, 4, 5, 3, 4])
+    assert drafts.draft(history, 8) == (1,)
+    drafts.learn(history, 1, 1)
+    history += array("i", [1])
+    assert drafts.draft(history, 8) == plain.draft(history, 8)
+    history += array("i", [3, 1, 2, 1, 3, 1])
+    assert drafts.draft(history, 8) == plain.draft(history, 8) == (2, 1, 3, 1)
 
 
 def test_a_draft_that_goes_on_after_the_end_is_no_fault_of_the_row():

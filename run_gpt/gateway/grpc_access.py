@@ -1,0 +1,112 @@
+"""What stands before the gRPC services: the key of each call, and its line in the log."""
+
+import asyncio
+import inspect
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import Any, cast
+
+import grpc
+
+from run_gpt.errors import AuthenticationError
+from run_gpt.gateway.keys import Keys, sent_key
+from run_gpt.gateway.record import Record, current
+from run_gpt.gateway.rpc import ERROR_METADATA
+
+OPEN_METHODS = ("/grpc.health.v1.Health/", "/jina.JinaGatewayDryRunRPC/dry_run")
+"""Methods that begin so need no key, and are not in the log: what watches a server calls them all the time."""
+DISCARD_SECONDS = 5.0
+"""Time that a caller that is refused gets to write its first message."""
+_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Gives each call its record, and lets those without a key through to nothing but OPEN_METHODS.
+
+    It must be the first of a server's interceptors. `keys` None: calls need none.
+    """
+
+    def __init__(self, keys: Keys | None, *, log_requests: bool = False):
+        self._keys = keys
+        self._log_requests = log_requests
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """See grpc.aio.ServerInterceptor."""
+        record = Record(method="gRPC", route=details.method)
+        current.set(record)  # each call has a task, and so a context, of its own
+        if details.method.startswith(OPEN_METHODS):
+            return await continuation(details)
+        handler = await continuation(details)
+        try:
+            if self._keys is not None:
+                record.key = self._keys.check(_sent(details.invocation_metadata))
+        except AuthenticationError as error:
+            handler = _refusal(error, streaming=handler is not None and handler.request_streaming)
+        if not self._log_requests:
+            return handler
+        if handler is None:
+            record.write(grpc.StatusCode.UNIMPLEMENTED.name)
+            return None
+        return _logged(handler, record)
+
+
+def _sent(metadata: Any) -> str:
+    """The key in a call's metadata: `Bearer KEY`, or as the published inference-client sends it, the key alone.
+
+    Raises AuthenticationError.
+    """
+    value = next((value for name, value in metadata or () if name == "authorization"), None)
+    return sent_key(value.decode("latin-1") if isinstance(value, bytes) else value, plain=True)
+
+
+def _refusal(error: AuthenticationError, *, streaming: bool) -> Any:
+    """A handler that refuses a call, whether its answer is to be one message or a stream.
+
+    Of a `streaming` caller one message is read: an asyncio client that cannot write its first one does not see why.
+    """
+
+    async def refuse(messages: AsyncIterator[bytes], context: Any) -> None:
+        if streaming:
+            with suppress(TimeoutError, StopAsyncIteration):
+                await asyncio.wait_for(anext(messages), DISCARD_SECONDS)
+        metadata = ((ERROR_METADATA, json.dumps(error.to_dict())),)
+        await context.abort(grpc.StatusCode[error.grpc_code], error.message, metadata)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _logged(handler: Any, record: Record) -> Any:
+    """The handler, which writes the record's line when it has ended."""
+    kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
+    behaviour = getattr(handler, kind)
+
+    async def whole(request: Any, context: Any) -> Any:
+        with _writing(record, context):
+            return await behaviour(request, context)
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        with _writing(record, context):
+            async with aclosing(behaviour(request, context)) as messages:
+                async for message in messages:
+                    yield message
+
+    return handler._replace(**{kind: stream if inspect.isasyncgenfunction(behaviour) else whole})
+
+
+@contextmanager
+def _writing(record: Record, context: Any) -> Iterator[None]:
+    status = "OK"
+    try:
+        yield
+    except (asyncio.CancelledError, GeneratorExit):
+        status = grpc.StatusCode.CANCELLED.name
+        raise
+    except grpc.aio.AbortError:
+        status = cast("grpc.StatusCode", context.code()).name
+        raise
+    except BaseException:
+        status = grpc.StatusCode.UNKNOWN.name
+        raise
+    finally:
+        record.write(status)

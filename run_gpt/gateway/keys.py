@@ -1,0 +1,171 @@
+"""The keys of a gateway: where they come from, which one a request has, and when the file is read again."""
+
+import base64
+import binascii
+import hmac
+import logging
+import re
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Self
+
+from run_gpt.config import API_KEY_VARIABLE, GatewayConfig
+from run_gpt.errors import AuthenticationError, SetupError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_NAME = "default"
+"""The name of the key that has none: that of --api-key and of the environment."""
+LEAST_KEY, MOST_KEY = 8, 512
+"""Characters of a key."""
+MOST_FILE_BYTES = 1024 * 1024
+LOOK_SECONDS = 0.25
+"""Time between two looks at the file, while requests come."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_KEY = re.compile(rf"[!-~]{{{LEAST_KEY},{MOST_KEY}}}")
+_A_KEY = f"a key has {LEAST_KEY} to {MOST_KEY} printable ASCII characters and no spaces"
+
+
+class Keys:
+    """The keys that are taken: `key`, called `default`, and those of `file`. Raises SetupError.
+
+    Of a key only the SHA-256 digest is kept. When the file changes, its keys are those that are taken, within
+    LOOK_SECONDS. One that is gone or malformed then changes nothing and is a warning; one without a key lets nobody in.
+    """
+
+    def __init__(self, key: str | None = None, file: Path | None = None):
+        self._own: dict[str, bytes] = {}
+        if key is not None:
+            if not _KEY.fullmatch(key):
+                raise SetupError(f"--api-key or ${API_KEY_VARIABLE}: {_A_KEY}")
+            self._own[DEFAULT_NAME] = _digest(key)
+        self._file = file
+        self._named: dict[str, bytes] = {}
+        self._seen: bytes | str = b""
+        """What the file was at the last look: a digest of its bytes, or why it could not be read."""
+        self._look_at = 0.0
+        if file is not None:
+            content = _read(file)
+            self._named = parse_keys(content, file, self._own)
+            self._noted(sha256(content).digest())
+        if file is not None and not self.names:
+            log.warning("%s has no key in it: every request is refused", file)
+
+    @classmethod
+    def of(cls, config: GatewayConfig, key: str | None) -> Self | None:
+        """The keys of a gateway whose environment holds `key`; None for one that asks for none. Raises SetupError."""
+        if key is not None or config.api_key_file is not None:
+            return cls(key, config.api_key_file)
+        if config.require_key:
+            raise SetupError(
+                f"this server must not start without a key: set {API_KEY_VARIABLE} in its environment, "
+                "or name a file of keys as api_key_file"
+            )
+        return None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the keys that are taken now."""
+        return [*self._own, *self._named]
+
+    def check(self, key: str) -> str:
+        """The name of the key. Raises AuthenticationError if it is none of ours."""
+        if self._file is not None and time.monotonic() >= self._look_at:
+            self._look(self._file)
+        given, found = _digest(key), None
+        for name, digest in (*self._own.items(), *self._named.items()):  # all of them, whichever it is
+            if hmac.compare_digest(digest, given):
+                found = name
+        if found is None:
+            raise AuthenticationError("the key is wrong, or is not valid any more")
+        return found
+
+    def _look(self, file: Path) -> None:
+        try:
+            content = _read(file)
+        except SetupError as error:
+            if self._seen != error.message:
+                log.warning("%s; the keys that were in it before stay", error.message)
+            self._noted(error.message)
+            return
+        digest = sha256(content).digest()
+        if digest != self._seen:
+            try:
+                self._named = parse_keys(content, file, self._own)
+                log.warning("%s has changed: it has %d keys now", file, len(self._named))
+            except SetupError as error:
+                log.warning("%s; the keys that were in it before stay", error.message)
+        self._noted(digest)
+
+    def _noted(self, seen: bytes | str) -> None:
+        self._seen = seen
+        self._look_at = time.monotonic() + LOOK_SECONDS
+
+
+def parse_keys(content: bytes, file: Path, taken: dict[str, bytes] | None = None) -> dict[str, bytes]:
+    """The digests of the keys in a file, by name: a line `NAME: KEY` for each, blank lines, and comments (`#`).
+
+    `taken` are digests by name that stand beside them. Raises SetupError, which says the line, and never the key.
+    """
+    found: dict[str, bytes] = {}
+    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        where = f"{file}, line {number}"
+        line = raw.decode("utf-8", "replace").strip()
+        if not line or line.startswith("#"):
+            continue
+        name, colon, key = (part.strip() for part in line.partition(":"))
+        if not colon:
+            raise SetupError(f"{where}: write NAME: KEY")
+        if not _NAME.fullmatch(name):
+            raise SetupError(f"{where}: a name has up to 100 of A-Z a-z 0-9 _ . - and begins with a letter or digit")
+        if not _KEY.fullmatch(key):
+            raise SetupError(f"{where}: {_A_KEY}")
+        others = {**(taken or {}), **found}
+        if name in others:
+            raise SetupError(f"{where}: there is another key called {name}")
+        digest = _digest(key)
+        if twin := next((other for other, theirs in others.items() if theirs == digest), None):
+            raise SetupError(f"{where}: {name} has the same key as {twin}")
+        found[name] = digest
+    return found
+
+
+def sent_key(authorization: str | None, *, plain: bool = False) -> str:
+    """The key in the value of an `Authorization` header: `Bearer KEY`, or `Basic` with the key as the password.
+
+    `plain`: the key alone is taken, too. Raises AuthenticationError where there is no key.
+    """
+    scheme, _, rest = (authorization or "").strip().partition(" ")
+    kind, rest = scheme.lower(), rest.strip()
+    if kind == "bearer" and rest:
+        return rest
+    if kind == "basic" and rest:
+        return _password(rest)
+    if plain and scheme and not rest:
+        return scheme
+    raise AuthenticationError("this server needs a key: send `Authorization: Bearer KEY`")
+
+
+def _password(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded, validate=True).decode("utf-8", "replace").partition(":")[2]
+    except (binascii.Error, ValueError):
+        raise AuthenticationError("Authorization: what follows Basic is not base64 of USER:KEY") from None
+
+
+def _digest(key: str) -> bytes:
+    return sha256(key.encode("utf-8", "surrogatepass")).digest()
+
+
+def _read(file: Path) -> bytes:
+    """The file's content. Raises SetupError."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MOST_FILE_BYTES + 1)
+    except OSError as error:
+        raise SetupError(f"the file of keys {file} cannot be read: {error.strerror}") from error
+    if len(content) > MOST_FILE_BYTES:
+        raise SetupError(f"the file of keys {file} has more than {MOST_FILE_BYTES} bytes")
+    return content

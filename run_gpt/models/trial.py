@@ -1,0 +1,156 @@
+"""Tries grammars in a process of its own, where one that takes too long or too much memory, or crashes, harms nobody.
+
+llguidance bounds its work for each token, but not all of its compiling: the intersection of many patterns (`allOf`) and
+a large `multipleOf` take it minutes, and a thread cannot be ended. A process can: it lives as long as its stdin, and
+its CPU time and memory are limited. The grammar is compiled there as it will be here, but for a vocabulary of bytes.
+"""
+
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from run_gpt.errors import InternalError
+
+DONE = b"done\n"
+START_SECONDS = 60.0
+
+CPU_SECONDS = 2
+WALL_SECONDS = 8.0
+"""A busy machine gives a process less than it could use."""
+MEMORY = 160 * 2**20
+"""Address space of the process in bytes, Python's own 30 MB or so included."""
+NICENESS = 10
+"""Requests that run come before one that is being prepared."""
+
+
+def limits() -> LLParserLimits:
+    """llguidance's limits, for a trial and for what comes after it; its own but for states, of about 2 kB each."""
+    return LLParserLimits(verbose_errors=False, max_lexer_states=50_000)
+
+
+class Trial:
+    """Processes that try grammars, one for each thread that asks at the same time; the first starts when it must."""
+
+    def __init__(self, special: Sequence[str], wall_seconds: float = WALL_SECONDS):
+        """`special`: the names of the tokenizer's special tokens, which a grammar may use."""
+        self._special = list(special)
+        self._wall_seconds = wall_seconds
+        self._idle: list[_Process] = []
+        self._closed = False
+
+    def passes(self, grammar: str) -> bool:
+        """Whether the library is done with it within the limits, be it with an error. Blocks.
+
+        Raises InternalError if there can be no process.
+        """
+        process = self._take()
+        done = False
+        try:
+            done = process.ask(grammar, self._wall_seconds)
+        finally:
+            if done and not self._closed:
+                self._idle.append(process)
+            else:
+                process.end()
+        return done
+
+    def close(self) -> None:
+        """End the processes; those that try something end when they are done with it."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().end()
+
+    def _take(self) -> "_Process":
+        while self._idle:
+            with suppress(IndexError):  # another thread was faster
+                process = self._idle.pop()
+                if process.lives:
+                    return process
+                process.end()
+        process = _Process()
+        if not process.ask(self._special, START_SECONDS):
+            process.end()
+            raise InternalError("the process that tries grammars did not start; its own words are in the server's log")
+        return process
+
+
+class _Process:
+    """One of them, as the process that started it has it."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-P", "-m", "run_gpt.models.trial"]
+        self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        self._stdin, self._stdout = self._popen.stdin, self._popen.stdout
+
+    @property
+    def lives(self) -> bool:
+        return self._popen.poll() is None
+
+    def ask(self, line: object, seconds: float) -> bool:
+        """Whether it was done with this within so many seconds."""
+        with suppress(OSError):  # it is gone
+            self._stdin.write(json.dumps(line).encode() + b"\n")
+            self._stdin.flush()
+            ready, _, _ = select.select([self._stdout], [], [], seconds)
+            return bool(ready) and self._stdout.readline() == DONE
+        return False
+
+    def end(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+        self._stdout.close()
+        with suppress(OSError):  # what was not flushed
+            self._stdin.close()
+
+
+class _Bytes:
+    """What llguidance makes a tokenizer of: a token for each byte, an end, and special tokens by name."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, special: Sequence[str]):
+        self.tokens = [bytes([byte]) for byte in range(256)] + [name.encode() for name in ("</s>", *special)]
+        self.eos_token_id = 256
+        self.special_token_ids = list(range(256, len(self.tokens)))
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return list(text.encode() if isinstance(text, str) else text)
+
+
+def _serve() -> None:
+    """In the process: the special tokens' names, then a grammar a line; each is answered when it is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds this one's stdin
+    os.nice(NICENESS)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    tokenizer = LLTokenizer(_Bytes(json.loads(sys.stdin.readline())), slices=[])
+    _answer()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # words about a limit that was meant to be met
+    for line in sys.stdin:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS, hard))
+        matcher = LLMatcher(tokenizer, json.loads(line), log_level=0, limits=limits())
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        _answer()
+
+
+def _answer() -> None:
+    sys.stdout.buffer.write(DONE)
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    _serve()
