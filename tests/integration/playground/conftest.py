@@ -81,8 +81,16 @@ def _gateway_conftest() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session")
+def a_stack() -> Any:
+    """The gateway tests' `a_stack`: a real gateway over scripted workers."""
+    return _gateway_conftest().a_stack
+
+
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]) -> Iterator[Any]:
+def stack(
+    a_stack: Any, tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]
+) -> Iterator[Any]:
     """A real gateway over one scripted worker."""
-    with _gateway_conftest().a_stack(tmp_path_factory.mktemp("stack"), free_ports(3), 1, {}, "ready") as running:
+    with a_stack(tmp_path_factory.mktemp("stack"), free_ports(3), 1, {}, "ready") as running:
         yield running

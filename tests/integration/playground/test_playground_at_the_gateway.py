@@ -1,11 +1,23 @@
 """The playground over the real gateway: what it asks for is what the server gives, and what it stops, ends there."""
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
+import pytest
 from playwright.sync_api import expect
 from visiting import PHONE
 from waiting import wait_until
+
+KEY = "the-playgrounds-own-key-0123456789"
+
+
+@pytest.fixture
+def keyed_stack(a_stack: Any, tmp_path: Any, free_ports: Callable[[int], list[int]]) -> Iterator[Any]:
+    """A real gateway that wants KEY."""
+    with a_stack(tmp_path, free_ports(3), 1, {}, "ready", {"RUNGPT_API_KEY": KEY}) as running:
+        yield running
 
 
 def script(**fields: Any) -> str:
@@ -72,8 +84,6 @@ def test_a_field_that_the_server_refuses_is_named(stack: Any, visit: Any) -> Non
 
 def test_the_page_says_where_it_is(stack: Any, visit: Any) -> None:
     """GET / links to it, for those who only have the address of the server."""
-    import httpx
-
     assert httpx.get(stack.http).json()["playground"] == "/playground"
 
 
@@ -85,3 +95,14 @@ def test_the_default_model_answers_on_a_phone(server: Any, visit: Any) -> None:
     assert "Paris" in v.ask("What is the capital of France?")
     expect(v.page.locator(".figures")).to_contain_text("tokens/s")
     v.check_quiet()
+
+
+@pytest.mark.parametrize("way", ["prompt", "address"])
+def test_a_browser_that_was_given_the_key_can_chat(keyed_stack: Any, visit: Any, way: str) -> None:
+    """A key typed into the browser's question, or into the address, must reach the page's own requests as well."""
+    if way == "prompt":
+        v = visit(keyed_stack.http, http_credentials={"username": "me", "password": KEY})
+    else:
+        v = visit(keyed_stack.http.replace("//", f"//me:{KEY}@"))
+    assert v.ask(script(words=["Hello"])) == "Hello"
+    v.check_quiet(expected=("401",))  # Chromium shows each answer that asks for a password
