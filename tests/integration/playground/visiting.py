@@ -20,6 +20,11 @@ document.addEventListener("securitypolicyviolation", (event) => {
 """
 
 
+def host(url: str) -> str:
+    """Host and port, without a name and password."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
 class Visit:
     """A page that was opened on the playground, with what a user never sees: requests, the console, dialogs."""
 
@@ -65,8 +70,7 @@ class Visit:
 
     def check_quiet(self, *, expected: tuple[str, ...] = ()) -> None:
         """Nothing left this server, nothing ran that should not, and the console has only what is expected."""
-        origin = urlsplit(self.url).netloc
-        assert [url for url in self.requests if urlsplit(url).netloc != origin and not url.startswith("data:")] == []
+        assert [url for url in self.requests if host(url) != host(self.url) and not url.startswith("data:")] == []
         assert self.page.evaluate("window.__pwned") == 0
         assert self.page.evaluate("window.__violations") == []
         assert [text for text in self.complaints if not any(part in text for part in expected)] == []
