@@ -184,7 +184,7 @@ async def _gone(request: Request) -> None:
 async def _sse(
     service: Service, first: Body, events: AsyncIterator[Body], last_line: str | None
 ) -> AsyncIterator[bytes]:
-    with service.running():  # until the last event is written
+    with service.writing():  # until the last event is written
         async with aclosing(cast("Any", events)):
             try:
                 yield data_event(first)

@@ -71,6 +71,7 @@ def test_events_arrive_as_they_are_made(stack: Any) -> None:
         "POST", f"{stack.http}/generate_stream", json={"prompt": script(words=["a"], then="hang")}, timeout=10
     ) as response:
         assert '"text":"a"' in next(response.iter_lines())
+        assert stack.ready()["in_flight"] == 1, "one request is one, also while it is written"
 
 
 BAD_BODIES = [
