@@ -73,9 +73,10 @@ def response_of(chat: ChatCompletion, echoed: Fields) -> Response:
     status = STATUS[choice.finish_reason or "length"]
     output = []
     if choice.message.content is not None:
-        output.append(_message(_id("msg"), status, choice.message.content, _logprobs(choice.logprobs)))
+        output.append(_message(_id("msg"), "completed", choice.message.content, _logprobs(choice.logprobs)))
     for call in choice.message.tool_calls or ():
-        output.append(_call(_id("fc"), status, call.id, call.function.name, call.function.arguments))
+        output.append(_call(_id("fc"), "completed", call.id, call.function.name, call.function.arguments))
+    output[-1]["status"] = status  # what was cut is the last of them
     return _response(_id("resp"), chat, status, output, _usage(chat.usage), echoed)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation harnesses score continuations as lm-evaluation-harness does: their benchmarks would be wrong if it failed."""
+"""Scoring as lm-evaluation-harness does it: benchmarks would be wrong if it failed."""
 
 from typing import Any
 
