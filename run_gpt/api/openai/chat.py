@@ -40,6 +40,15 @@ class ChatCompletionRequest(SamplingRequest):
         "web_search_options": HOSTED,
     }
 
+    DIFFERS: ClassVar = {
+        **SamplingRequest.DIFFERS,
+        "max_completion_tokens": SamplingRequest.DIFFERS["max_tokens"],
+        "messages": "OpenAI's: images, audio and files, too.",
+        "response_format": "OpenAI's enforces a schema with `strict` only, and goes with tools.",
+        "tool_choice": "OpenAI's: `allowed_tools` and custom tools, too.",
+        "tools": "OpenAI's: custom tools, too.",
+    }
+
     messages: Annotated[list[Message], Field(min_length=1)] = Field(
         description="The chat so far. Roles: system, developer (as system), user, assistant, tool; contents: text."
     )

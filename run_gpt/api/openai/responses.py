@@ -20,7 +20,7 @@ from run_gpt.api.chat import (
     ToolName,
     check_tools,
 )
-from run_gpt.api.openai.base import EventWriter, OpenAIRequest
+from run_gpt.api.openai.base import EventWriter, OpenAIRequest, SamplingRequest
 from run_gpt.api.openai.chat import HOSTED, NOT_STORED
 from run_gpt.api.openai.response_events import ResponseWriter, response_of
 from run_gpt.api.schema import ADAPTER, ChatRequest
@@ -28,11 +28,11 @@ from run_gpt.api.values import INT32_MAX, JsonObject, NonEmpty, Text, joined_par
 from run_gpt.errors import InvalidRequest
 
 LOGPROBS = "message.output_text.logprobs"
-_TEXTS = ("input_text", "output_text", "text")
+TEXT_PARTS = ("input_text", "output_text", "text")
 
 
 def _joined(value: Any) -> Any:
-    return joined_parts(value, kinds=_TEXTS, param="input")
+    return joined_parts(value, kinds=TEXT_PARTS, param="input")
 
 
 class _Item(BaseModel):
@@ -175,6 +175,20 @@ class ResponseRequest(OpenAIRequest):
         "reasoning": "models here do not reason apart from their answer",
         "safety_identifier": "this is `user` here",
         "service_tier": "all requests are served alike",
+    }
+    DIFFERS: ClassVar = {
+        **OpenAIRequest.DIFFERS,
+        "include": "OpenAI's: what hosted tools, images and reasoning leave, too.",
+        "input": "OpenAI's: images, files, calls of hosted tools and references to stored items, too.",
+        "max_output_tokens": SamplingRequest.DIFFERS["max_tokens"],
+        "metadata": "OpenAI's is stored.",
+        "store": "OpenAI's default: true.",
+        "stream_options": "OpenAI's default: true.",
+        "text": "OpenAI's enforces a schema with `strict` only, and has `verbosity`.",
+        "tool_choice": "OpenAI's: `allowed_tools` and hosted tools, too.",
+        "tools": "OpenAI's: hosted and custom tools, too.",
+        "top_p": "OpenAI's: 0, too.",
+        "truncation": "OpenAI's: `auto`, too.",
     }
     NATIVE_NAMES: ClassVar = {
         "messages": "input",
