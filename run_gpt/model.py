@@ -31,7 +31,9 @@ from run_gpt.api.together import together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request
+from run_gpt.engine.beams import end_ids_of
 from run_gpt.engine.compiled import prepare_compiler
+from run_gpt.engine.grammar import Grammar
 from run_gpt.engine.interface import Engine
 from run_gpt.engine.request import SamplingParams, TokenEvent
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, ModelNotFound, SetupError
@@ -40,6 +42,7 @@ from run_gpt.models import LoadedModel, OnProgress, load, no_progress
 from run_gpt.models.adapters import read_adapter
 from run_gpt.models.cache import cache_root
 from run_gpt.models.files import adapter_folder, default_adapter, startup_adapters
+from run_gpt.models.grammar import GrammarCompiler
 from run_gpt.parallel import start_followers
 from run_gpt.prompts import Prompts, answer_decoder, as_functions
 
@@ -137,7 +140,9 @@ def _loaded(
 
     engine = start_engine(loaded, answer_decoder(loaded), engine_config, kernels, **options)
     limits = [limit for limit in (engine_config.max_context, engine.scheduler.slots.max_tokens) if limit]
-    model = Model(loaded, engine, model_config, min(limits, default=None))
+    model_vocabulary = loaded.model.config.get_text_config().vocab_size
+    grammars = GrammarCompiler(loaded.tokenizer, model_vocabulary, end_ids_of(loaded.model))
+    model = Model(loaded, engine, model_config, grammars, min(limits, default=None))
     try:
         for name, path in startup_adapters(model_config).items():
             on_progress(f"Loading the adapter {name}", 0, None)
@@ -151,7 +156,14 @@ def _loaded(
 class Model(LanguageModel):
     """A loaded model and its engine. Close it, or use it as a context manager, to free its memory."""
 
-    def __init__(self, loaded: LoadedModel, engine: Engine, config: ModelConfig, max_context: int | None = None):
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        engine: Engine,
+        config: ModelConfig,
+        grammars: GrammarCompiler,
+        max_context: int | None = None,
+    ):
         self.name = loaded.name
         self.precision = loaded.precision
         self.device = loaded.device
@@ -160,6 +172,7 @@ class Model(LanguageModel):
         self.context_length = min(loaded.context_length, max_context or loaded.context_length)
         """Most tokens of prompt and answer together."""
         self._prompts = Prompts(loaded)
+        self._grammars = grammars
         self._engine = engine
         self._config = config
         self._default_adapter = default_adapter(config)
@@ -178,6 +191,7 @@ class Model(LanguageModel):
     def shutdown(self, drain_seconds: float = 0.0) -> None:
         """Let running requests finish for so long, then end the engine. Blocks."""
         self._engine.shutdown(drain_seconds)
+        self._grammars.close()
 
     async def aclose(self) -> None:
         """End the engine; requests that run end with Unavailable."""
@@ -195,7 +209,7 @@ class Model(LanguageModel):
         return await asyncio.to_thread(self._change_adapters, request)
 
     async def _text(self, request: Request, timeout: float | None) -> Answer:
-        prepared = await asyncio.to_thread(self._prepare, request, timeout)
+        prepared = await self._prepared(request, timeout)
         sequences = [TokenEvent(index, "", 0) for index in range(prepared.sequences)]
         async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
             async for event in events:
@@ -209,7 +223,7 @@ class Model(LanguageModel):
         """See LanguageModel."""
         self._check_model(request)
         request.check_stream()
-        prepared = await asyncio.to_thread(self._prepare, request, timeout)
+        prepared = await self._prepared(request, timeout)
         writer = AnswerWriter(self.name, self._prompts, request, prepared)
         async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
             async for event in events:
@@ -217,8 +231,25 @@ class Model(LanguageModel):
                 if (chunk := writer.chunk(event)) is not None:
                     yield chunk
 
-    def _prepare(self, request: Request, timeout: float | None) -> engine_request.Request:
-        """The engine's request. Raises InvalidRequest, ContextLengthExceeded."""
+    async def _prepared(self, request: Request, timeout: float | None) -> engine_request.Request:
+        """The engine's request. Raises InvalidRequest, ContextLengthExceeded, QueueFull."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        prepared = await asyncio.to_thread(self._prepare, request, deadline)
+        return replace(prepared, grammar=await self._grammar(request))
+
+    async def _grammar(self, request: Request) -> Grammar | None:
+        """What the answer is held to. Raises InvalidRequest, which names the field that asks for it, QueueFull."""
+        if (calls := self._prompts.call_grammar(request)) is not None:
+            try:
+                return await asyncio.wrap_future(self._grammars.submit("lark", calls))
+            except InvalidRequest as error:
+                raise InvalidRequest(error.message.replace("response_format", "tools"), param="tools") from error
+        form = request.response_format
+        if form is None or form.type == "text":
+            return None
+        return await asyncio.wrap_future(self._grammars.submit(form.type, form.source or ""))
+
+    def _prepare(self, request: Request, deadline: float | None) -> engine_request.Request:
         prompt_ids = self._prompts.of(request)
         return engine_request.Request(
             id=f"{'chatcmpl' if isinstance(request, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}",
@@ -231,7 +262,7 @@ class Model(LanguageModel):
             length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
             adapter=self._adapter(request.adapter),
             prompt_logprobs=request.logprobs if isinstance(request, GenerateRequest) and request.echo else None,
-            deadline=None if timeout is None else time.monotonic() + timeout,
+            deadline=deadline,
         )
 
     def _check_model(self, request: AnyRequest) -> None:

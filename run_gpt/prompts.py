@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from run_gpt.api.chat import Message, Tool
+from run_gpt.api.chat import Message, NamedTool, Tool
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.errors import InvalidRequest
 from run_gpt.models import LoadedModel, render_chat
@@ -48,6 +48,14 @@ class Prompts:
         return render_chat(
             self._tokenizer, turns, self._template, tools=tools, tool_format=self.tool_format, parallel=parallel
         )
+
+    def call_grammar(self, request: Request) -> str | None:
+        """The grammar, in llguidance's Lark, of an answer that must be calls; else None. Raises InvalidRequest."""
+        if not isinstance(request, ChatRequest) or not request.must_call:
+            return None
+        name = request.tool_choice.function.name if isinstance(request.tool_choice, NamedTool) else None
+        parallel = request.parallel_tool_calls is not False
+        return self.tool_format.grammar(functions(request), name=name, parallel=parallel)
 
     def stops(self, request: Request) -> tuple[str, ...]:
         """The request's stop texts; in a chat also those that end a turn."""

@@ -198,11 +198,6 @@ class GenerateRequest(Parameters):
         None, description="Begin the answer's text with the prompt, and `logprobs` with those of its tokens."
     )
 
-    @property
-    def scores_prompt(self) -> bool:
-        """Whether the log-probabilities of the prompt's tokens are wanted."""
-        return bool(self.echo) and self.logprobs is not None
-
 
 class ChatRequest(Parameters):
     """Answer the last message of a chat."""
@@ -228,8 +223,12 @@ class ChatRequest(Parameters):
     @property
     def form(self) -> str | None:
         """See Parameters."""
-        must_call = self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
-        return "tool_choice" if must_call else super().form
+        return "tool_choice" if self.must_call else super().form
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer must be calls and nothing else."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
 
 
 Request = GenerateRequest | ChatRequest

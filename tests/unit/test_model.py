@@ -11,6 +11,7 @@ from run_gpt.engine.interface import Engine, EngineStats
 from run_gpt.engine.request import TokenEvent, TokenLogprob
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from run_gpt.model import Model
+from run_gpt.models.grammar import GrammarCompiler
 from run_gpt.models.templates import PLAIN
 
 
@@ -83,7 +84,8 @@ def model_of(*events, max_context=None, chat_template=None, config=None):
         context_length=100,
         tokenizer=ScriptedTokenizer(),
     )
-    return Model(loaded, engine, config or ModelConfig(), max_context), engine
+    grammars = GrammarCompiler(loaded.tokenizer, 1000, (0,))
+    return Model(loaded, engine, config or ModelConfig(), grammars, max_context), engine
 
 
 HELLO = (TokenEvent(0, "hel", 2), TokenEvent(0, "", 1), TokenEvent(0, "lo", 1, "stop"))

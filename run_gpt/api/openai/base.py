@@ -13,6 +13,10 @@ from run_gpt.api.values import INT32_MAX, Text
 from run_gpt.errors import InvalidRequest
 
 LEAST_TOP_P = 1e-9
+DEFAULT_MAX_TOKENS = 4096
+"""Of an answer in a chat. OpenAI's is what the context holds; but a row sets memory aside for its longest answer, and
+few rows with whole contexts would run together."""
+MAX_TOKENS = f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}, or what the model's context leaves."
 
 
 class OpenAIAnswer(Answer):

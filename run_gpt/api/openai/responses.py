@@ -20,11 +20,11 @@ from run_gpt.api.chat import (
     ToolName,
     check_tools,
 )
-from run_gpt.api.openai.base import EventWriter, OpenAIRequest, SamplingRequest
-from run_gpt.api.openai.chat import HOSTED, NOT_STORED
+from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, MAX_TOKENS, EventWriter, OpenAIRequest
+from run_gpt.api.openai.chat import HOSTED, LONGER, NOT_STORED
 from run_gpt.api.openai.response_events import ResponseWriter, response_of
 from run_gpt.api.schema import ADAPTER, ChatRequest
-from run_gpt.api.values import INT32_MAX, JsonObject, NonEmpty, Text, joined_parts
+from run_gpt.api.values import JsonObject, NonEmpty, Text, joined_parts
 from run_gpt.errors import InvalidRequest
 
 LOGPROBS = "message.output_text.logprobs"
@@ -180,7 +180,7 @@ class ResponseRequest(OpenAIRequest):
         **OpenAIRequest.DIFFERS,
         "include": "OpenAI's: what hosted tools, images and reasoning leave, too.",
         "input": "OpenAI's: images, files, calls of hosted tools and references to stored items, too.",
-        "max_output_tokens": SamplingRequest.DIFFERS["max_tokens"],
+        "max_output_tokens": LONGER,
         "metadata": "OpenAI's is stored.",
         "store": "OpenAI's default: true.",
         "stream_options": "OpenAI's default: true.",
@@ -200,9 +200,7 @@ class ResponseRequest(OpenAIRequest):
         description="A text, or items: messages (with text), function_call, function_call_output."
     )
     instructions: Text | None = Field(None, description="A system message before the input.")
-    max_output_tokens: int | None = Field(
-        None, ge=1, description="Most tokens in the answer; default: as many as the model's context holds."
-    )
+    max_output_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this total mass.")
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = Field(
@@ -247,8 +245,7 @@ class ResponseRequest(OpenAIRequest):
             "model": self.model,
             "adapter": self.adapter,
             "messages": self._messages(),
-            "max_new_tokens": self.max_output_tokens,
-            "max_length": None if self.max_output_tokens else INT32_MAX,
+            "max_new_tokens": self.max_output_tokens or DEFAULT_MAX_TOKENS,
             "temperature": 1.0 if self.temperature is None else float(self.temperature),
             "top_p": self.top_p,
             "logprobs": (self.top_logprobs or 0) if wants_logprobs else None,
