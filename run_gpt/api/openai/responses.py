@@ -35,6 +35,16 @@ def _joined(value: Any) -> Any:
     return joined_parts(value, kinds=TEXT_PARTS, param="input")
 
 
+class InputTextPart(BaseModel):
+    """A piece of an item's content; of what a response had, more may stand beside the text."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: Text
+
+
+Content = Annotated[Text, BeforeValidator(_joined, json_schema_input_type=Text | list[InputTextPart])]
+
+
 class _Item(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -47,7 +57,7 @@ class MessageItem(_Item):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text, BeforeValidator(_joined)]
+    content: Content
 
     def message(self) -> Message:
         """As a message of a chat."""
@@ -73,7 +83,7 @@ class ResultItem(_Item):
 
     type: Literal["function_call_output"]
     call_id: NonEmpty
-    output: Annotated[Text, BeforeValidator(_joined)]
+    output: Content
 
     def message(self) -> Message:
         """As a message of a chat."""
@@ -96,6 +106,11 @@ Item = Annotated[
     | Annotated[ResultItem, Tag("(function_call_output)")],
     Discriminator(_kind),
 ]
+
+
+def _items(value: Any) -> Any:
+    """A text is a user's message."""
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
 class _Part(BaseModel):
@@ -196,9 +211,9 @@ class ResponseRequest(OpenAIRequest):
         "response_format": "text.format",
     }
 
-    input: Annotated[list[Item], Field(min_length=1)] = Field(
-        description="A text, or items: messages (with text), function_call, function_call_output."
-    )
+    input: Annotated[
+        list[Item], Field(min_length=1), BeforeValidator(_items, json_schema_input_type=Text | list[Item])
+    ] = Field(description="A text, or items: messages (with text), function_call, function_call_output.")
     instructions: Text | None = Field(None, description="A system message before the input.")
     max_output_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
@@ -225,13 +240,6 @@ class ResponseRequest(OpenAIRequest):
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: "ResponseStreamOptions | None" = Field(None, description="`include_obfuscation`: only false.")
     adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_is_a_message(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("input"), str):
-            return {**data, "input": [{"role": "user", "content": data["input"]}]}
-        return data
 
     @model_validator(mode="after")
     def _possible_tools(self) -> "ResponseRequest":
