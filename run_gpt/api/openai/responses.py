@@ -1,7 +1,7 @@
 """`/v1/responses`, without a state: each request brings its whole conversation. The request, as one native chat."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -28,7 +28,8 @@ from run_gpt.api.values import JsonObject, NonEmpty, Text, joined_parts
 from run_gpt.errors import InvalidRequest
 
 LOGPROBS = "message.output_text.logprobs"
-TEXT_PARTS = ("input_text", "output_text", "text")
+TextKind = Literal["input_text", "output_text", "text"]
+TEXT_PARTS: tuple[str, ...] = get_args(TextKind)
 
 
 def _joined(value: Any) -> Any:
@@ -38,7 +39,7 @@ def _joined(value: Any) -> Any:
 class InputTextPart(BaseModel):
     """A piece of an item's content; of what a response had, more may stand beside the text."""
 
-    type: Literal["input_text", "output_text", "text"]
+    type: TextKind
     text: Text
 
 
