@@ -31,6 +31,8 @@ class Service:
         self.pool = pool
         self.config = config
         self.in_flight = 0
+        self._held = 0
+        """Requests in flight, and what doors are writing of them."""
         self.draining = False
         self._started = int(time.time())
         self._idle = asyncio.Event()
@@ -118,8 +120,18 @@ class Service:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Counts a request, or what a door has still to write of it, as in flight."""
+        """Counts a request as in flight."""
         self.in_flight += 1
+        try:
+            with self.writing():
+                yield
+        finally:
+            self.in_flight -= 1
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Lets a drain wait for what a door has still to write."""
+        self._held += 1
         self._idle.clear()
         try:
             yield
@@ -127,8 +139,8 @@ class Service:
             note_error(error)
             raise
         finally:
-            self.in_flight -= 1
-            if self.in_flight == 0:
+            self._held -= 1
+            if self._held == 0:
                 self._idle.set()
 
     @property

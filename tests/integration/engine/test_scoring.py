@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import FAMILIES, build
 
-from run_gpt.config import EngineConfig
+from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.native.binding import Kernels
@@ -18,12 +18,16 @@ from run_gpt.engine.native.build import built, unsupported
 from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.scheduler import MAX_SCORED
+from run_gpt.errors import InternalError, InvalidRequest
+from run_gpt.launch import start_engine, start_kernels
+from run_gpt.models import load
 from run_gpt.models.cache import cache_root
 
 RUNNERS = {"native": ("native", "fast", "generic"), "generic": ("generic",), "alone": ("alone",)}
 CASES = [(family, runner) for family in FAMILIES for runner in RUNNERS[FAMILIES[family].runner]]
 # One for each runner, for what does not depend on the family.
 SOME = [("llama", "native"), ("llama", "fast"), ("pythia", "generic"), ("rwkv-raven", "alone")]
+TEXT = " ".join(f"Item {i} of the list costs {i * 37 % 101} euros." for i in range(30))
 ROWS = 4
 NUMBERS = itertools.count()
 LENGTHS = (300, 1, 129, 5, 40, 2)
@@ -223,6 +227,29 @@ async def test_a_state_space_model_keeps_no_more_logits_than_it_says(start, monk
         check(event, expected("mamba", prompt), prompt, 2)
     assert 0 < max(kept) <= 2 * 140
     assert not engine._runner._ahead
+
+
+async def test_the_default_model_scores_a_text_as_its_plain_forward_pass_does():
+    """By the native runner, where there is one, over a vocabulary of 49,152; the answer goes on as without scores."""
+    loaded = load(ModelConfig(precision="fp32", device="cpu"))
+    prompt = tuple(loaded.tokenizer(TEXT)["input_ids"])
+    with torch.inference_mode():
+        ids = torch.tensor([prompt])
+        logprobs = loaded.model(ids).logits[0, :-1].log_softmax(-1)
+        answer = loaded.model.generate(ids, do_sample=False, max_new_tokens=8)[0, len(prompt) :].tolist()
+    config = EngineConfig(max_running=ROWS)
+    compiled = start_kernels(config, "cpu", cache_root() / "kernels")
+    if compiled is not None:
+        compiled.result()
+    engine = start_engine(loaded, lambda ids: "".join(f"{i} " for i in ids), config, compiled)
+    try:
+        both = await asyncio.gather(run(engine, prompt, 5, 8), run(engine, prompt, 0, 0), run(engine, prompts()[4]))
+    finally:
+        engine.shutdown()
+    for [event], k in zip(both, (5, 0), strict=False):
+        check(event, logprobs, prompt, k)
+    assert both[0][0].text == "".join(f"{i} " for i in answer)
+    assert len(prompt) > 2 * MAX_SCORED
 
 
 async def test_what_beam_search_cannot_do_is_refused(start):
