@@ -14,6 +14,7 @@ from run_gpt.errors import InvalidRequest
 
 TEXT_ONLY = "models here read and write text only"
 NOT_STORED = "nothing is stored here"
+LONGER = "OpenAI's default: what the context leaves."
 HOSTED = "there are no hosted tools here"
 
 
@@ -37,6 +38,16 @@ class ChatCompletionRequest(SamplingRequest):
         "store": NOT_STORED,
         "verbosity": "no model here has it: say it in the messages",
         "web_search_options": HOSTED,
+    }
+
+    DIFFERS: ClassVar = {
+        **SamplingRequest.DIFFERS,
+        "max_completion_tokens": LONGER,
+        "max_tokens": LONGER,
+        "messages": "OpenAI's: images, audio and files, too.",
+        "response_format": "OpenAI's enforces a schema with `strict` only, and goes with tools.",
+        "tool_choice": "OpenAI's: `allowed_tools` and custom tools, too.",
+        "tools": "OpenAI's: custom tools, too.",
     }
 
     messages: Annotated[list[Message], Field(min_length=1)] = Field(
