@@ -17,6 +17,8 @@ Text = Annotated[str, StringConstraints(min_length=0)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
+TEXT_PARTS = ("text",)
+
 T = TypeVar("T")
 
 
@@ -61,7 +63,7 @@ def one_or_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def joined_parts(value: Any, *, kinds: tuple[str, ...] = ("text",), param: str = "content") -> Any:
+def joined_parts(value: Any, *, kinds: tuple[str, ...] = TEXT_PARTS, param: str = "content") -> Any:
     """The text of a message's content that is given in parts; for a validator. Raises InvalidRequest for another kind.
 
     `kinds`: the types of parts that are texts.

@@ -25,8 +25,10 @@ from run_gpt.models.trial import Trial, limits
 
 Kind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 
-MAX_SOURCE = 256 * 1024
-"""Bytes of a schema, a regex, a list of choices or a grammar."""
+MAX_SOURCE = 64 * 1024
+"""Bytes of a schema, a regex or a list of choices,"""
+MAX_LARK = 256 * 1024
+"""and of a grammar in Lark, which has the schemas of many functions."""
 CACHED = 64
 """Grammars that are kept,"""
 CACHED_SECONDS = 3.0
@@ -119,8 +121,8 @@ class GrammarCompiler:
         self._room = threading.BoundedSemaphore(WAITING)
 
     def start(self) -> None:
-        """Build what every grammar needs, about a second for a large vocabulary, in the background."""
-        self._threads.submit(self._ll_tokenizer)
+        """Build in the background what every grammar needs, about a second for a large vocabulary, and one grammar."""
+        self._threads.submit(self.compile, "json_object")
 
     def submit(self, kind: Kind, source: str = "") -> "Future[CompiledGrammar]":
         """`compile` in one of a few threads of its own; at once if the grammar is kept. Raises QueueFull."""
@@ -145,9 +147,9 @@ class GrammarCompiler:
         """
         if (kept := self._find(kind, source)) is not None:
             return kept
-        what = "grammar" if kind == "lark" else kind
-        if (size := len(source.encode(errors="replace"))) > MAX_SOURCE:
-            raise _refusal(f"the {what} has {size} bytes, the limit is {MAX_SOURCE}")
+        what, limit = ("grammar", MAX_LARK) if kind == "lark" else (kind, MAX_SOURCE)
+        if (size := len(source.encode(errors="replace"))) > limit:
+            raise _refusal(f"the {what} has {size} bytes, the limit is {limit}")
         tokenizer, grammar = self._ll_tokenizer(), _SOURCES[kind](source)
         if not self._trial.passes(grammar):
             raise _refusal(f"the {what} takes too long or too much memory to compile: make it simpler")
@@ -157,9 +159,9 @@ class GrammarCompiler:
         return compiled
 
     def close(self) -> None:
-        """End its threads and processes; does not wait for what they do."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """End its threads and processes, and what they do; blocks for about as long as a grammar takes at most."""
         self._trial.close()
+        self._threads.shutdown(cancel_futures=True)
 
     def _find(self, kind: Kind, source: str) -> CompiledGrammar | None:
         with self._keeping:
@@ -239,9 +241,9 @@ def _compiled(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     if not matcher.is_error():
         matcher.compute_bitmask()
     if matcher.is_error():
-        raise _refusal(f"it is refused: {_reason(matcher.get_error())}")
+        raise _refusal(f"the grammar is refused: {_reason(matcher.get_error())}")
     if warnings := [text for text in matcher.get_grammar_warnings() if "Unimplemented" in text]:
-        raise _refusal(f"it is refused: {_reason(warnings[0])}")
+        raise _refusal(f"the grammar is refused: {_reason(warnings[0])}")
     return matcher
 
 

@@ -8,13 +8,13 @@ from pydantic import BaseModel, Field, model_validator
 from run_gpt.api import answers as native
 from run_gpt.api.answers import Answer, ChatCompletionChunk, FinishReason, TokenLogprob, ToolCallDelta, Usage, absent
 from run_gpt.api.chat import Message, ToolCall, ToolChoice, Tools, check_tools
-from run_gpt.api.openai.base import EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
+from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, MAX_TOKENS, EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import ChatRequest
-from run_gpt.api.values import INT32_MAX
 from run_gpt.errors import InvalidRequest
 
 TEXT_ONLY = "models here read and write text only"
 NOT_STORED = "nothing is stored here"
+LONGER = "OpenAI's default: what the context leaves."
 HOSTED = "there are no hosted tools here"
 
 
@@ -40,12 +40,20 @@ class ChatCompletionRequest(SamplingRequest):
         "web_search_options": HOSTED,
     }
 
+    DIFFERS: ClassVar = {
+        **SamplingRequest.DIFFERS,
+        "max_completion_tokens": LONGER,
+        "max_tokens": LONGER,
+        "messages": "OpenAI's: images, audio and files, too.",
+        "response_format": "OpenAI's enforces a schema with `strict` only, and goes with tools.",
+        "tool_choice": "OpenAI's: `allowed_tools` and custom tools, too.",
+        "tools": "OpenAI's: custom tools, too.",
+    }
+
     messages: Annotated[list[Message], Field(min_length=1)] = Field(
         description="The chat so far. Roles: system, developer (as system), user, assistant, tool; contents: text."
     )
-    max_completion_tokens: int | None = Field(
-        None, ge=1, description="Most tokens in an answer; default: as many as the model's context holds."
-    )
+    max_completion_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS)
     max_tokens: int | None = Field(None, ge=1, description="The same, by its older name.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="With so many alternatives each.")
@@ -67,12 +75,10 @@ class ChatCompletionRequest(SamplingRequest):
 
     def natives(self) -> Sequence[ChatRequest]:
         """See OpenAIRequest."""
-        most = self.max_completion_tokens or self.max_tokens
         fields = {
             **self.sampling(),
             "messages": self.messages,
-            "max_new_tokens": most,
-            "max_length": None if most else INT32_MAX,
+            "max_new_tokens": self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS,
             "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
             "tools": self.tools,
             "tool_choice": self.tool_choice,
@@ -173,10 +179,12 @@ class _Writer:
         for choice in chunk.choices:
             if choice.index not in self._begun:
                 self._begun.add(choice.index)
-                yield self._chunk(choice.index, ChatDelta(role="assistant", content=""))
+                text_first = choice.delta.content or not choice.delta.tool_calls
+                yield self._chunk(choice.index, ChatDelta(role="assistant", content="" if text_first else None))
             logprobs = _logprobs(choice.logprobs)
             if choice.delta.content or logprobs:
-                yield self._chunk(choice.index, ChatDelta(content=choice.delta.content or ""), logprobs)
+                delta = ChatDelta(content=choice.delta.content) if choice.delta.content else ChatDelta()
+                yield self._chunk(choice.index, delta, logprobs)
             if choice.delta.tool_calls:
                 yield self._chunk(choice.index, ChatDelta(tool_calls=choice.delta.tool_calls))
             if choice.finish_reason is not None:

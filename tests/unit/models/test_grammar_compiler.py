@@ -12,7 +12,7 @@ from families import END, VOCABULARY, copied_tokenizer
 
 from run_gpt.errors import InvalidRequest, QueueFull
 from run_gpt.models import grammar as module
-from run_gpt.models.grammar import MAX_SOURCE, GrammarCompiler
+from run_gpt.models.grammar import MAX_LARK, MAX_SOURCE, GrammarCompiler
 from run_gpt.models.trial import Trial
 
 END_IDS = (2, 4)
@@ -195,6 +195,7 @@ def test_what_cannot_be_kept_is_refused_and_named(compiler, reason):
         ("regex", "[z", "unclosed character class"),
         ("regex", "(" * 5000 + ")" * 5000, "nest"),
         ("regex", "a" * (MAX_SOURCE + 1), f"{MAX_SOURCE + 1} bytes, the limit is {MAX_SOURCE}"),
+        ("lark", "a" * (MAX_LARK + 1), f"the grammar has {MAX_LARK + 1} bytes, the limit is {MAX_LARK}"),
         ("choice", "[]", "at least one"),
         ("choice", '["a", 1]', "list of texts"),
         ("choice", '["\\ud800"]', "hex escape"),
@@ -329,14 +330,18 @@ async def test_compiling_takes_threads_of_its_own_and_few(compiler, monkeypatch)
 
 
 def test_nothing_is_left_running_when_it_is_closed(tokenizer):
+    before = set(psutil.Process().children())
     compiler = GrammarCompiler(tokenizer, VOCABULARY, END_IDS)
     compiler.start()
-    before = set(psutil.Process().children())
+    kind, source = TOO_MUCH["a large multiple"]
+    waiting = compiler.submit(kind, json.dumps(source))
     compiler.compile("json_object")
-    [child] = set(psutil.Process().children()) - before
+    began = time.monotonic()
+    assert set(psutil.Process().children()) - before
     compiler.close()
-    child.wait(10)
-    assert not child.is_running()
+    assert time.monotonic() - began < 5
+    assert not set(psutil.Process().children()) - before
+    assert waiting.cancelled() or waiting.exception(0) is not None
 
 
 def test_a_trial_that_died_is_replaced(compiler):
