@@ -23,6 +23,7 @@ WEATHER: Any = {
 }
 CLOCK: Any = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object", "properties": {}}}}
 FLAT: Any = {"type": "function", **WEATHER["function"], "strict": False}
+UNKEPT: Any = {"strict": True, "parameters": {"properties": {"a": {"type": "array", "uniqueItems": True}}}}
 QUESTION = "What is the weather in Paris?"
 CITY = "Describe Paris as JSON."
 
@@ -209,6 +210,31 @@ def test_the_clients_helpers_read_calls(client: openai.OpenAI) -> None:
     assert [event.parsed_arguments for event in done] == [Weather(city="Paris")]
 
 
+def test_the_model_may_choose_between_a_strict_call_and_a_form(client: openai.OpenAI) -> None:
+    """The helpers make functions strict and ask for a form in the same request."""
+
+    class Weather(pydantic.BaseModel):
+        city: Literal["Paris", "London"]
+
+    tools = [openai.pydantic_function_tool(Weather, name="get_weather")]
+    asked: Any = {"model": "smollm2", "messages": [{"role": "user", "content": CITY}], "temperature": 0}
+    for choice in ({}, {"tool_choice": "auto"}):
+        answer = client.chat.completions.parse(**asked, tools=tools, response_format=City, **choice)
+        message = answer.choices[0].message
+        calls = [call.function.parsed_arguments for call in message.tool_calls or ()]
+        assert all(isinstance(call, Weather) for call in calls)
+        assert calls or isinstance(message.parsed, City)
+
+
+def test_strict_functions_leave_words_as_they_are(ask: Any) -> None:
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    free = ask.chat("Who are you?", tools=[WEATHER], max_completion_tokens=24).only
+    held = ask.chat("Who are you?", tools=[strict], max_completion_tokens=24).only
+    assert (held.text, held.calls) == (free.text, free.calls)
+    flat = ask.responses("Who are you?", tools=[{**FLAT, "strict": True}], max_output_tokens=24).only
+    assert flat.text == held.text
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(
     ("path", "body", "param"),
@@ -221,7 +247,7 @@ def test_the_clients_helpers_read_calls(client: openai.OpenAI) -> None:
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}}},
             "response_format",
         ),
-        ("chat", {"response_format": {"type": "json_object"}, "tools": [WEATHER]}, "response_format"),
+        ("chat", {"tools": [{"type": "function", "function": {**WEATHER["function"], **UNKEPT}}]}, "tools"),
         ("chat", {"tools": [WEATHER, WEATHER]}, "tools"),
         (
             "chat",
@@ -232,7 +258,7 @@ def test_the_clients_helpers_read_calls(client: openai.OpenAI) -> None:
             "tools",
         ),
         ("responses", {"text": {"format": {"type": "json_schema", "schema": {"type": "colour"}}}}, "text.format"),
-        ("responses", {"text": {"format": {"type": "json_object"}}, "tools": [FLAT]}, "text.format"),
+        ("responses", {"tools": [{**FLAT, **UNKEPT}]}, "tools"),
     ],
     ids=str,
 )
