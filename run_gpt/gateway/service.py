@@ -195,7 +195,10 @@ def _named_as_in(request: OpenAIRequest) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        error.param = request.NATIVE_NAMES.get(error.param or "", error.param)
+        if (native := error.param or "") in request.NATIVE_NAMES:
+            error.param = request.NATIVE_NAMES[native]
+            if error.message.startswith(native):
+                error.message = error.param + error.message.removeprefix(native)
         raise
 
 

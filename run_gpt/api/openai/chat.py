@@ -179,10 +179,12 @@ class _Writer:
         for choice in chunk.choices:
             if choice.index not in self._begun:
                 self._begun.add(choice.index)
-                yield self._chunk(choice.index, ChatDelta(role="assistant", content=""))
+                text_first = choice.delta.content or not choice.delta.tool_calls
+                yield self._chunk(choice.index, ChatDelta(role="assistant", content="" if text_first else None))
             logprobs = _logprobs(choice.logprobs)
             if choice.delta.content or logprobs:
-                yield self._chunk(choice.index, ChatDelta(content=choice.delta.content or ""), logprobs)
+                delta = ChatDelta(content=choice.delta.content) if choice.delta.content else ChatDelta()
+                yield self._chunk(choice.index, delta, logprobs)
             if choice.delta.tool_calls:
                 yield self._chunk(choice.index, ChatDelta(tool_calls=choice.delta.tool_calls))
             if choice.finish_reason is not None:

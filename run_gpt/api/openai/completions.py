@@ -131,11 +131,13 @@ class _Writer:
         self._request = request
         self._usage = UsageSum()
         self._offsets: dict[int, Offsets] = {}
-        self._last: Completion | None = None
+        self._about: dict[str, Any] = {}
+        """What all events say: they are one answer, however many prompts it is to."""
 
     def events(self, which: int, event: Answer) -> Iterator[Answer]:
         """See EventWriter."""
-        self._last = completion = cast("Completion", event)
+        completion = cast("Completion", event)
+        self._about = self._about or _about(completion)
         self._usage.add(which, event)
         choices = []
         for choice in completion.choices:
@@ -149,7 +151,7 @@ class _Writer:
             yield self._event([], usage=self._usage.total())
 
     def _event(self, choices: list[CompletionChoice], usage: Usage | None = None) -> TextCompletion:
-        event = TextCompletion(**_about(cast("Completion", self._last)), choices=choices)
+        event = TextCompletion(**self._about, choices=choices)
         if self._request.includes_usage:
             event.usage = usage
         return event

@@ -73,9 +73,10 @@ def response_of(chat: ChatCompletion, echoed: Fields) -> Response:
     status = STATUS[choice.finish_reason or "length"]
     output = []
     if choice.message.content is not None:
-        output.append(_message(_id("msg"), status, choice.message.content, _logprobs(choice.logprobs)))
+        output.append(_message(_id("msg"), "completed", choice.message.content, _logprobs(choice.logprobs)))
     for call in choice.message.tool_calls or ():
-        output.append(_call(_id("fc"), status, call.id, call.function.name, call.function.arguments))
+        output.append(_call(_id("fc"), "completed", call.id, call.function.name, call.function.arguments))
+    output[-1]["status"] = status  # what was cut is the last of them
     return _response(_id("resp"), chat, status, output, _usage(chat.usage), echoed)
 
 
@@ -89,6 +90,8 @@ class ResponseWriter:
         self._output: list[Fields] = []
         """The items so far; the last one may still be open."""
         self._open = False
+        self._early: list[Fields] = []
+        """The log-probabilities of tokens whose text has not come yet; of a call, it never does."""
 
     def events(self, which: int, event: Answer) -> Iterator[ResponseEvent]:
         """See EventWriter."""
@@ -97,14 +100,15 @@ class ResponseWriter:
             for kind in ("response.created", "response.in_progress"):
                 yield self._event(kind, response=self._snapshot(chunk, "in_progress"))
         for choice in chunk.choices:
-            if choice.delta.content or choice.logprobs:
-                yield from self._text(choice.delta.content or "", _logprobs(choice.logprobs))
+            self._early += _logprobs(choice.logprobs)
+            if choice.delta.content or (self._early and self._in_text):
+                yield from self._text(choice.delta.content or "")
             for call in choice.delta.tool_calls or ():
                 yield from self._call(call)
             if choice.finish_reason is not None:
                 status = STATUS[choice.finish_reason]
                 if not self._output:
-                    yield from self._text("", [])
+                    yield from self._text("")
                 yield from self._close(status)
                 yield self._event(f"response.{status}", response=self._snapshot(chunk, status, _usage(chunk.usage)))
 
@@ -112,8 +116,9 @@ class ResponseWriter:
         """See EventWriter: the reason of the end came with the last event."""
         return iter(())
 
-    def _text(self, text: str, logprobs: list[Fields]) -> Iterator[ResponseEvent]:
-        if not self._open or self._item["type"] != "message":
+    def _text(self, text: str) -> Iterator[ResponseEvent]:
+        logprobs, self._early = self._early, []
+        if not self._in_text:
             yield from self._begin(_message(_id("msg"), "in_progress", "", []), content=[])
             yield self._event("response.content_part.added", **self._place, part=_part("", []))
         part = self._item["content"][0]
@@ -152,6 +157,10 @@ class ResponseWriter:
             done = {"name": item["name"], "arguments": item["arguments"]}
             yield self._event("response.function_call_arguments.done", **self._place, **done)
         yield self._event("response.output_item.done", output_index=len(self._output) - 1, item=item)
+
+    @property
+    def _in_text(self) -> bool:
+        return self._open and self._item["type"] == "message"
 
     @property
     def _item(self) -> Fields:

@@ -20,7 +20,7 @@ from run_gpt.api.chat import (
     ToolName,
     check_tools,
 )
-from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, MAX_TOKENS, EventWriter, OpenAIRequest
+from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, LEAST_TOP_P, MAX_TOKENS, EventWriter, OpenAIRequest
 from run_gpt.api.openai.chat import HOSTED, LONGER, NOT_STORED
 from run_gpt.api.openai.response_events import ResponseWriter, response_of
 from run_gpt.api.schema import ADAPTER, ChatRequest
@@ -218,7 +218,7 @@ class ResponseRequest(OpenAIRequest):
     instructions: Text | None = Field(None, description="A system message before the input.")
     max_output_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
-    top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this total mass.")
+    top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest tokens of this total mass.")
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = Field(
         None, description="Functions that the model may call; no hosted tools."
     )
@@ -256,7 +256,7 @@ class ResponseRequest(OpenAIRequest):
             "messages": self._messages(),
             "max_new_tokens": self.max_output_tokens or DEFAULT_MAX_TOKENS,
             "temperature": 1.0 if self.temperature is None else float(self.temperature),
-            "top_p": self.top_p,
+            "top_p": None if self.top_p is None else max(LEAST_TOP_P, self.top_p),
             "logprobs": (self.top_logprobs or 0) if wants_logprobs else None,
             "tools": self._tools(),
             "tool_choice": self._choice(),
