@@ -104,7 +104,7 @@ def answers_table() -> str:
         ("completion", theirs.Completion, completions.TextCompletion),
         ("its `logprobs`", theirs.completion_choice.Logprobs, completions.CompletionLogprobs),
         ("chat completion", their_chat.ChatCompletion, chat.ChatAnswer),
-        ("its `message`", their_chat.ChatCompletionMessage, chat.ChatMessage),
+        ("its `message`", their_chat.ChatCompletionMessage, chat.AnswerMessage),
         ("its `logprobs`", chat_completion.ChoiceLogprobs, chat.ChatLogprobs),
         ("event of its stream", their_chat.ChatCompletionChunk, chat.ChatChunk),
         ("`delta` of an event", chat_completion_chunk.ChoiceDelta, chat.ChatDelta),

@@ -90,7 +90,7 @@ class ChatCompletionRequest(SamplingRequest):
         """See OpenAIRequest."""
         whole = cast("native.ChatCompletion", answers[0])
         choices = [
-            ChatChoice(
+            AnswerChoice(
                 index=choice.index,
                 message=_message(choice.message),
                 logprobs=_logprobs(choice.logprobs),
@@ -112,7 +112,7 @@ class ChatLogprobs(BaseModel):
     refusal: None
 
 
-class ChatMessage(BaseModel):
+class AnswerMessage(BaseModel):
     """The answer to a chat."""
 
     role: Literal["assistant"]
@@ -121,11 +121,11 @@ class ChatMessage(BaseModel):
     tool_calls: list[ToolCall] | None = absent()
 
 
-class ChatChoice(BaseModel):
+class AnswerChoice(BaseModel):
     """One answer."""
 
     index: int
-    message: ChatMessage
+    message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
 
@@ -134,7 +134,7 @@ class ChatAnswer(OpenAIAnswer):
     """The answer to `/v1/chat/completions`."""
 
     object: Literal["chat.completion"]
-    choices: list[ChatChoice]
+    choices: list[AnswerChoice]
     usage: Usage
 
 
@@ -215,8 +215,8 @@ def _about(answer: Answer, kind: str) -> dict[str, Any]:
     return {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
 
 
-def _message(message: native.ChatMessage) -> ChatMessage:
-    return ChatMessage(role="assistant", content=message.content, refusal=None, tool_calls=message.tool_calls)
+def _message(message: native.ChatMessage) -> AnswerMessage:
+    return AnswerMessage(role="assistant", content=message.content, refusal=None, tool_calls=message.tool_calls)
 
 
 def _logprobs(logprobs: native.Logprobs | None) -> ChatLogprobs | None:

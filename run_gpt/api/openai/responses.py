@@ -203,7 +203,6 @@ class ResponseRequest(OpenAIRequest):
         "text": "OpenAI's enforces a schema with `strict` only, and has `verbosity`.",
         "tool_choice": "OpenAI's: `allowed_tools` and hosted tools, too.",
         "tools": "OpenAI's: hosted and custom tools, too.",
-        "top_p": "OpenAI's: 0, too.",
         "truncation": "OpenAI's: `auto`, too.",
     }
     NATIVE_NAMES: ClassVar = {
