@@ -20,11 +20,7 @@ from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedR
 from run_gpt.api.language_model import LanguageModel
 from run_gpt.api.schema import (
     BASE,
-    DEFAULT_MAX_NEW_TOKENS,
     AnyRequest,
-    ChatRequest,
-    GenerateRequest,
-    Parameters,
     Request,
 )
 from run_gpt.api.together import together
@@ -33,18 +29,17 @@ from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.beams import end_ids_of
 from run_gpt.engine.compiled import prepare_compiler
-from run_gpt.engine.grammar import Grammar
 from run_gpt.engine.interface import Engine
-from run_gpt.engine.request import SamplingParams, TokenEvent
-from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelLoadError, ModelNotFound, SetupError
+from run_gpt.engine.request import TokenEvent
+from run_gpt.errors import InvalidRequest, ModelLoadError, ModelNotFound, SetupError
 from run_gpt.launch import packer_for, start_engine, start_kernels
 from run_gpt.models import LoadedModel, OnProgress, load, no_progress
 from run_gpt.models.adapters import read_adapter
-from run_gpt.models.alternatives import Alternatives
 from run_gpt.models.cache import cache_root
 from run_gpt.models.files import adapter_folder, default_adapter, startup_adapters
-from run_gpt.models.grammar import CompiledGrammar, GrammarCompiler, Kind
+from run_gpt.models.grammar import GrammarCompiler
 from run_gpt.parallel import start_followers
+from run_gpt.preparation import Preparation
 from run_gpt.prompts import Prompts, answer_decoder, as_functions
 
 TEXTS_AT_ONCE = 64
@@ -173,6 +168,7 @@ class Model(LanguageModel):
         self.context_length = min(loaded.context_length, max_context or loaded.context_length)
         """Most tokens of prompt and answer together."""
         self._prompts = Prompts(loaded)
+        self._preparation = Preparation(self._prompts, grammars, self.context_length)
         self._grammars = grammars
         self._engine = engine
         self._config = config
@@ -210,7 +206,7 @@ class Model(LanguageModel):
         return await asyncio.to_thread(self._change_adapters, request)
 
     async def _text(self, request: Request, timeout: float | None) -> Answer:
-        prepared = await self._prepared(request, timeout)
+        prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
         sequences = [TokenEvent(index, "", 0) for index in range(prepared.sequences)]
         async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
             async for event in events:
@@ -224,48 +220,13 @@ class Model(LanguageModel):
         """See LanguageModel."""
         self._check_model(request)
         request.check_stream()
-        prepared = await self._prepared(request, timeout)
+        prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
         writer = AnswerWriter(self.name, self._prompts, request, prepared)
         async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
             async for event in events:
                 writer.count([event])
                 if (chunk := writer.chunk(event)) is not None:
                     yield chunk
-
-    async def _prepared(self, request: Request, timeout: float | None) -> engine_request.Request:
-        """The engine's request. Raises InvalidRequest, ContextLengthExceeded, QueueFull."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        prepared = await asyncio.to_thread(self._prepare, request, deadline)
-        return replace(prepared, grammar=await self._grammar(request))
-
-    async def _grammar(self, request: Request) -> Grammar | None:
-        """What the answer is held to. Raises InvalidRequest, which names the field that asks for it, QueueFull."""
-        ways = [[await self._compiled(*source) for source in way] for way in self._prompts.grammars(request)]
-        return None if not ways else ways[0][0] if len(ways) == 1 else Alternatives(ways)
-
-    async def _compiled(self, kind: Kind, source: str) -> CompiledGrammar:
-        try:
-            return await asyncio.wrap_future(self._grammars.submit(kind, source))
-        except InvalidRequest as error:
-            if kind != "lark":
-                raise
-            raise InvalidRequest(error.message.replace("response_format", "tools"), param="tools") from error
-
-    def _prepare(self, request: Request, deadline: float | None) -> engine_request.Request:
-        prompt_ids = self._prompts.of(request)
-        return engine_request.Request(
-            id=f"{'chatcmpl' if isinstance(request, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}",
-            prompt_ids=tuple(prompt_ids),
-            max_new_tokens=self._max_new_tokens(request, len(prompt_ids)),
-            sampling=self._sampling(request),
-            stop=self._prompts.stops(request),
-            sequences=request.best_of or request.sequences,
-            num_beams=request.num_beams or 1,
-            length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
-            adapter=self._adapter(request.adapter),
-            prompt_logprobs=request.logprobs if isinstance(request, GenerateRequest) and request.echo else None,
-            deadline=deadline,
-        )
 
     def _check_model(self, request: AnyRequest) -> None:
         if request.model not in (None, self.name):
@@ -276,30 +237,15 @@ class Model(LanguageModel):
         return self._default_adapter if name is None else None if name == BASE else name
 
     async def _embeddings(self, request: EmbedRequest, timeout: float | None) -> Embeddings:
-        prompts = await asyncio.to_thread(lambda: [self._prompts.text_ids(text, "texts") for text in request.texts])
-        for ids in prompts:
-            if len(ids) > self.context_length:
-                raise ContextLengthExceeded(
-                    f"a text has {len(ids)} tokens, the model's context holds {self.context_length}: shorten it",
-                    param="texts",
-                )
-        deadline = None if timeout is None else time.monotonic() + timeout
+        prepared = await self._preparation.embeddings(request, self._adapter(request.adapter), timeout)
         some = asyncio.Semaphore(TEXTS_AT_ONCE)
 
-        async def embed(ids: list[int]) -> list[float]:
-            prepared = engine_request.Request(
-                id=f"embd-{uuid.uuid4().hex}",
-                prompt_ids=tuple(ids),
-                max_new_tokens=0,
-                adapter=self._adapter(request.adapter),
-                pooling=request.pooling or "mean",
-                deadline=deadline,
-            )
-            async with some, aclosing(cast("Any", self._engine.submit(prepared))) as events:
+        async def embed(text: engine_request.Request) -> list[float]:
+            async with some, aclosing(cast("Any", self._engine.submit(text))) as events:
                 return [list(event.embedding) async for event in events][-1]
 
-        vectors = await together([embed(ids) for ids in prompts])
-        count = sum(len(ids) for ids in prompts)
+        vectors = await together([embed(text) for text in prepared])
+        count = sum(len(text.prompt_ids) for text in prepared)
         return Embeddings(
             id=f"embd-{uuid.uuid4().hex}",
             created=int(time.time()),
@@ -348,43 +294,3 @@ class Model(LanguageModel):
         except (SetupError, ModelNotFound) as error:
             raise InvalidRequest(f"path: {error.message}", param="path") from error
         self._engine.load_adapter(name, weights)
-
-    def _max_new_tokens(self, request: Request, prompt_tokens: int) -> int:
-        room = self.context_length - prompt_tokens
-        if room < 1:
-            raise ContextLengthExceeded(
-                f"the prompt has {prompt_tokens} tokens, the model's context holds {self.context_length}, "
-                "the answer's included: shorten the prompt",
-                param="messages" if isinstance(request, ChatRequest) else "prompt",
-            )
-        wanted = request.max_new_tokens
-        if request.max_length is None:
-            return min(DEFAULT_MAX_NEW_TOKENS if wanted is None else wanted, room)
-        if request.max_length <= prompt_tokens:
-            raise InvalidRequest(
-                f"max_length = {request.max_length}: the prompt alone has {prompt_tokens} tokens", param="max_length"
-            )
-        return min(room if wanted is None else wanted, request.max_length - prompt_tokens, room)
-
-    def _sampling(self, request: Parameters) -> SamplingParams:
-        given = {name: getattr(request, name) for name in _SAMPLING if getattr(request, name) is not None}
-        if request.best_of is not None:  # what is best is told by the log-probabilities
-            given.setdefault("logprobs", 0)
-        return SamplingParams(
-            do_sample=request.samples, logit_bias=self._prompts.checked_bias(request.logit_bias), **given
-        )
-
-
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "no_repeat_ngram_size",
-    "min_new_tokens",
-    "seed",
-    "logprobs",
-)

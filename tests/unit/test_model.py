@@ -209,6 +209,16 @@ def test_what_was_cached_is_what_the_first_sequence_reused(parameters):
             assert [chunk.usage.prompt_tokens_details.cached_tokens for chunk in chunks] == [3, 3]
 
 
+def test_a_prompt_as_long_as_the_context_can_be_scored_but_not_continued():
+    """Evaluations fill the context to its last token."""
+    model, engine = model_of(TokenEvent(0, "", 0, "length"))
+    with model:
+        assert model.generate("x" * 100, max_new_tokens=0, echo=True).text == "x" * 100
+        assert engine.asked[0].max_new_tokens == 0
+        with pytest.raises(ContextLengthExceeded, match="100"):
+            model.generate("x" * 100, max_new_tokens=1)
+
+
 def test_logprobs_name_their_tokens():
     model, _ = model_of(TokenEvent(0, "A", 1, "length", (TokenLogprob(65, -0.5, ((66, -0.25),)),)))
     with model:

@@ -45,7 +45,7 @@ class ChatCompletionRequest(SamplingRequest):
         "max_completion_tokens": LONGER,
         "max_tokens": LONGER,
         "messages": "OpenAI's: images, audio and files, too.",
-        "response_format": "OpenAI's enforces a schema with `strict` only, and goes with tools.",
+        "response_format": "OpenAI's enforces a schema with `strict` only.",
         "tool_choice": "OpenAI's: `allowed_tools` and custom tools, too.",
         "tools": "OpenAI's: custom tools, too.",
     }
