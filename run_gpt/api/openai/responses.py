@@ -98,6 +98,18 @@ Item = Annotated[
 ]
 
 
+def _as_items(value: Any) -> Any:
+    """A text is a message of the user."""
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+Items = Annotated[
+    list[Item],
+    Field(min_length=1),
+    BeforeValidator(_as_items, json_schema_input_type=str | list[Item]),
+]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -155,6 +167,12 @@ class TextOptions(_Part):
     format: TextFormat | None = None
 
 
+class ResponseStreamOptions(_Part):
+    """What a stream tells beside the text: nothing more here."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
 class ResponseRequest(OpenAIRequest):
     """Answer a conversation."""
 
@@ -182,9 +200,7 @@ class ResponseRequest(OpenAIRequest):
         "response_format": "text.format",
     }
 
-    input: Annotated[list[Item], Field(min_length=1)] = Field(
-        description="A text, or items: messages (with text), function_call, function_call_output."
-    )
+    input: Items = Field(description="A text, or items: messages (with text), function_call, function_call_output.")
     instructions: Text | None = Field(None, description="A system message before the input.")
     max_output_tokens: int | None = Field(
         None, ge=1, description="Most tokens in the answer; default: as many as the model's context holds."
@@ -211,15 +227,8 @@ class ResponseRequest(OpenAIRequest):
     truncation: Literal["disabled"] | None = Field(None, description="Only `disabled`: too long an input is a 400.")
     metadata: dict[str, Text] | None = Field(None, description="Given back in the answer.", max_length=16)
     stream: bool | None = Field(None, description="Answer with server-sent events.")
-    stream_options: "ResponseStreamOptions | None" = Field(None, description="`include_obfuscation`: only false.")
+    stream_options: ResponseStreamOptions | None = Field(None, description="`include_obfuscation`: only false.")
     adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_is_a_message(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("input"), str):
-            return {**data, "input": [{"role": "user", "content": data["input"]}]}
-        return data
 
     @model_validator(mode="after")
     def _possible_tools(self) -> "ResponseRequest":
@@ -290,9 +299,3 @@ class ResponseRequest(OpenAIRequest):
         if isinstance(self.tool_choice, NamedResponseTool):
             return NamedTool.model_validate({"type": "function", "function": {"name": self.tool_choice.name}})
         return self.tool_choice
-
-
-class ResponseStreamOptions(_Part):
-    """What a stream tells beside the text: nothing more here."""
-
-    include_obfuscation: Literal[False] | None = None
