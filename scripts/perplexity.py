@@ -120,8 +120,6 @@ def losses_of_runner(runner: Any, all_windows: Windows, step: int, rows: int) ->
                 part = tuple(ids[start : start + step])
                 runs.append(Run(row, start, part, wanted=len(part)))
             logits = runner.forward(runs)
-            if len(logits) != sum(run.wanted for run in runs):
-                raise SystemExit(f"{type(runner).__name__} knows only the logits after a prompt: use --step 1")
             parts = logits.split([run.wanted for run in runs])
             for (_, ids), run, part in zip(group, runs, parts, strict=True):
                 yield losses(part, ids[start + 1 : run.end + 1])

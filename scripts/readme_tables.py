@@ -1,13 +1,12 @@
 """Prints the README's tables of parameters and errors, made from the code, and writes them there with `--write`.
 
-A table stands between the lines `<!-- NAME: made by scripts/readme_tables.py -->` and `<!-- end -->`; a test compares.
+A test compares.
 """
 
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from document_tables import main, row, table, values, with_tables
 
 from run_gpt import errors
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Parameters
@@ -17,40 +16,24 @@ README = Path(__file__).parents[1] / "README.md"
 
 def parameters_table() -> str:
     """Every parameter of a request: its name, the values that it takes, and what it does."""
-    lines = ["| parameter | values | meaning |", "|---|---|---|"]
+    rows = []
     for model, note in ((GenerateRequest, "`generate`: "), (ChatRequest, "`chat`: "), (Parameters, "")):
-        inherited = () if model is Parameters else Parameters.model_fields
-        properties = model.model_json_schema()["properties"]
-        for name, info in model.model_fields.items():
-            if name not in inherited:
-                lines.append(f"| `{name}` | {_values(properties[name])} | {note}{info.description} |")
-    return "\n".join(lines)
-
-
-def _values(schema: dict[str, Any]) -> str:
-    """The type and the limits in a field's JSON schema, as a phrase."""
-    choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
-    return " or ".join(_phrase(choice) for choice in choices)
-
-
-def _phrase(schema: dict[str, Any]) -> str:
-    kinds = {"integer": "integer", "number": "number", "string": "text", "boolean": "true, false"}
-    kinds |= {"array": "list", "object": "object"}
-    limits = [
-        f"{sign} {schema[key]}"
-        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
-        if key in schema and schema[key] != 2**31 - 1
-    ]
-    return " ".join([kinds[schema["type"]], ", ".join(limits)]).strip()
+        common = Parameters.model_fields if model is not Parameters else {}
+        schema = model.model_json_schema()
+        for name, info in sorted(model.model_fields.items(), key=lambda field: field[0] in common):
+            if name not in common or info.description != common[name].description:
+                phrase = values(schema["properties"][name], schema.get("$defs", {}))
+                rows.append(row(f"`{name}`", phrase, f"{note}{info.description}"))
+    return table(("parameter", "values", "meaning"), rows)
 
 
 def errors_table() -> str:
     """Every error that answers a request: its Python class, its code, and its status on both doors."""
-    lines = ["| error in Python | `code` | HTTP | gRPC | when |", "|---|---|---|---|---|"]
+    rows = []
     for cls in sorted(_subclasses(errors.RequestError), key=lambda cls: cls.http_status):
         when = (cls.__doc__ or "").replace("; `param` names it.", ".")
-        lines.append(f"| `{cls.__name__}` | `{cls.code}` | {cls.http_status} | {cls.grpc_code} | {when} |")
-    return "\n".join(lines)
+        rows.append(row(f"`{cls.__name__}`", f"`{cls.code}`", str(cls.http_status), cls.grpc_code, when))
+    return table(("error in Python", "`code`", "HTTP", "gRPC", "when"), rows)
 
 
 def _subclasses(cls: type[errors.RequestError]) -> Iterator[type[errors.RequestError]]:
@@ -64,20 +47,10 @@ def _subclasses(cls: type[errors.RequestError]) -> Iterator[type[errors.RequestE
 TABLES = {"parameters": parameters_table, "errors": errors_table}
 
 
-def with_tables(text: str) -> str:
+def made() -> str:
     """The README's text with its tables made anew."""
-    for name, table in TABLES.items():
-        begin = f"<!-- {name}: made by scripts/readme_tables.py -->"
-        pattern = re.compile(rf"{re.escape(begin)}\n.*?<!-- end -->", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"README.md has no table {begin!r}")
-        made = f"{begin}\n{table()}\n<!-- end -->"
-        text = pattern.sub(lambda _, made=made: made, text)  # type: ignore[misc]
-    return text
+    return with_tables(README, "readme_tables", TABLES)
 
 
 if __name__ == "__main__":
-    if "--write" in sys.argv:
-        README.write_text(with_tables(README.read_text()))
-    else:
-        print(*(table() for table in TABLES.values()), sep="\n\n")
+    main(README, "readme_tables", TABLES)

@@ -45,11 +45,20 @@ class ToolCall(_Part):
     function: FunctionCall
 
 
+class TextPart(_Part):
+    """A piece of a message's content."""
+
+    type: Literal["text"]
+    text: Text
+
+
 class Message(_Part):
     """One turn of a chat."""
 
     role: Role
-    content: Annotated[Text | None, BeforeValidator(joined_parts)] = None
+    content: Annotated[
+        Text | None, BeforeValidator(joined_parts, json_schema_input_type=Text | list[TextPart] | None)
+    ] = None
     """A text, or a list of `{"type": "text", "text": ...}`, which become its lines."""
     name: Text | None = None
     tool_calls: list[ToolCall] | None = None

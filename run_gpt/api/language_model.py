@@ -15,14 +15,13 @@ from typing import Any, Literal, Self, TypeVar, cast, overload
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, AnyAnswer, ChatCompletion, ChatCompletionChunk, Completion
-from run_gpt.api.chat import Message
+from run_gpt.api.arguments import Messages, Prompt, as_messages, as_prompts, is_several
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.loop_thread import Future, LoopThread, result
 from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Request
 from run_gpt.api.together import merged, together
+from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.errors import Unavailable
-
-Messages = str | Sequence[Message | dict[str, str]]
 
 T = TypeVar("T")
 
@@ -30,7 +29,7 @@ _creation = threading.Lock()
 
 
 class LanguageModel(ABC):
-    """Generate, chat, embed. `parameters` are those of `run_gpt.api.schema.Parameters`, in either spelling.
+    """Generate, chat, embed, tokenize. `parameters` are those of `run_gpt.api.schema.Parameters`, in either spelling.
 
     Every call raises InvalidRequest for a parameter that is wrong, DeadlineExceeded after `timeout` seconds, and
     Unavailable once the model is closed. A stream begins when it is first read; one that is not read to its end is
@@ -53,29 +52,32 @@ class LanguageModel(ABC):
         """End what the model holds: its engine, or its connections."""
 
     @overload
-    async def agenerate(self, prompt: str, *, timeout: float | None = None, **parameters: Any) -> Completion: ...
+    async def agenerate(self, prompt: Prompt, *, timeout: float | None = None, **parameters: Any) -> Completion: ...
     @overload
     async def agenerate(
-        self, prompt: Sequence[str], *, timeout: float | None = None, **parameters: Any
+        self, prompt: Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
     ) -> list[Completion]: ...
     async def agenerate(
-        self, prompt: str | Sequence[str], *, timeout: float | None = None, **parameters: Any
+        self, prompt: Prompt | Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
     ) -> Completion | list[Completion]:
-        """Continue `prompt`: a Completion, or one for each of a list of prompts, which run together."""
+        """Continue `prompt`: a Completion, or one for each of a list of prompts, which run together.
+
+        A prompt is a text or token ids: a list of ids is one prompt.
+        """
         self._check_open()
-        requests = [GenerateRequest.parse({**parameters, "prompt": text}) for text in _as_list(prompt)]
+        requests = [GenerateRequest.parse({**parameters, "prompt": one}) for one in as_prompts(prompt)]
         answers = cast("list[Completion]", await together([self._answer(request, timeout) for request in requests]))
-        return answers if _is_list(prompt) else answers[0]
+        return answers if is_several(prompt) else answers[0]
 
     async def agenerate_stream(
-        self, prompt: str | Sequence[str], *, timeout: float | None = None, **parameters: Any
+        self, prompt: Prompt | Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
     ) -> AsyncIterator[Completion]:
         """Continue `prompt`, yielding what is new as it comes.
 
         Of several prompts the events come mixed: prompt i has the choices i * n up to i * n + n - 1.
         """
         self._check_open()
-        requests = [GenerateRequest.parse({**parameters, "prompt": text}, stream=True) for text in _as_list(prompt)]
+        requests = [GenerateRequest.parse({**parameters, "prompt": one}, stream=True) for one in as_prompts(prompt)]
         streams = [cast("AsyncIterator[Completion]", self._stream(request, timeout)) for request in requests]
         sequences = requests[0].sequences if requests else 0
         async with aclosing(cast("Any", _renumbered(streams, sequences))) as events:
@@ -83,9 +85,13 @@ class LanguageModel(ABC):
                 yield event
 
     async def achat(self, messages: Messages, *, timeout: float | None = None, **parameters: Any) -> ChatCompletion:
-        """Answer the last of `messages`: a list of {"role", "content"}, or a text, which is one user message."""
+        """Answer the last of `messages`: a list of {"role", "content"}, or a text, which is one user message.
+
+        `tools`, `tool_choice` and `parallel_tool_calls` are parameters, too; the message of an answer may stand in
+        the next `messages` as it is.
+        """
         self._check_open()
-        request = ChatRequest.parse({**parameters, "messages": _as_messages(messages)})
+        request = ChatRequest.parse({**parameters, "messages": as_messages(messages)})
         return cast("ChatCompletion", await self._answer(request, timeout))
 
     async def achat_stream(
@@ -93,23 +99,46 @@ class LanguageModel(ABC):
     ) -> AsyncIterator[ChatCompletionChunk]:
         """Answer the last of `messages`, yielding what is new as it comes."""
         self._check_open()
-        request = ChatRequest.parse({**parameters, "messages": _as_messages(messages)}, stream=True)
+        request = ChatRequest.parse({**parameters, "messages": as_messages(messages)}, stream=True)
         async with aclosing(cast("Any", self._stream(request, timeout))) as events:
             async for event in events:
                 yield event
 
     async def aembed(
         self,
-        texts: str | Sequence[str],
+        texts: Prompt | Sequence[Prompt],
         *,
         pooling: Literal["mean", "last"] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,
     ) -> Embeddings:
-        """A vector for each text: see EmbedRequest. The texts run together."""
+        """A vector for each text, or for each list of token ids: see EmbedRequest. They run together."""
         self._check_open()
-        fields = {"texts": _as_list(texts), "pooling": pooling, "adapter": adapter}
+        fields = {"texts": as_prompts(texts), "pooling": pooling, "adapter": adapter}
         return cast("Embeddings", await self._answer(EmbedRequest.parse(fields), timeout))
+
+    async def atokenize(
+        self,
+        text: Messages,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_special_tokens: bool | None = None,
+        timeout: float | None = None,
+    ) -> list[int]:
+        """The token ids of the prompt that `generate` would run of a text, or `chat` of a list of messages.
+
+        `tools`: of a chat. `add_special_tokens`: of a text; begin with what begins every text, default true.
+        """
+        self._check_open()
+        given: dict[str, Any] = {"tools": tools, "add_special_tokens": add_special_tokens}
+        given |= {"prompt": text} if isinstance(text, str) else {"messages": as_messages(text)}
+        return cast("Tokens", await self._answer(TokenizeRequest.parse(given), timeout)).tokens
+
+    async def adetokenize(self, tokens: Sequence[int], *, timeout: float | None = None) -> str:
+        """The text of token ids, those included that only mark something."""
+        self._check_open()
+        request = DetokenizeRequest.parse({"tokens": list(tokens)})
+        return cast("DetokenizedText", await self._answer(request, timeout)).prompt
 
     async def aadapters(self, *, timeout: float | None = None) -> list[str]:
         """The names of the LoRA adapters that requests may name."""
@@ -136,19 +165,21 @@ class LanguageModel(ABC):
         return cast("AdapterList", await self._answer(request, timeout)).adapters
 
     @overload
-    def generate(self, prompt: str, *, timeout: float | None = None, **parameters: Any) -> Completion: ...
+    def generate(self, prompt: Prompt, *, timeout: float | None = None, **parameters: Any) -> Completion: ...
     @overload
     def generate(
-        self, prompt: Sequence[str], *, timeout: float | None = None, **parameters: Any
+        self, prompt: Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
     ) -> list[Completion]: ...
     def generate(
-        self, prompt: str | Sequence[str], *, timeout: float | None = None, **parameters: Any
+        self, prompt: Prompt | Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
     ) -> Completion | list[Completion]:
         """See `agenerate`."""
-        return result(self._submit(self.agenerate(prompt, timeout=timeout, **parameters)))
+        future: Future[Completion | list[Completion]]
+        future = self._submit(self.agenerate(prompt, timeout=timeout, **parameters))
+        return result(future)
 
     def generate_stream(
-        self, prompt: str | Sequence[str], *, timeout: float | None = None, **parameters: Any
+        self, prompt: Prompt | Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
     ) -> Iterator[Completion]:
         """See `agenerate_stream`."""
         return self._iterate(self.agenerate_stream(prompt, timeout=timeout, **parameters))
@@ -165,7 +196,7 @@ class LanguageModel(ABC):
 
     def embed(
         self,
-        texts: str | Sequence[str],
+        texts: Prompt | Sequence[Prompt],
         *,
         pooling: Literal["mean", "last"] | None = None,
         adapter: str | None = None,
@@ -173,6 +204,22 @@ class LanguageModel(ABC):
     ) -> Embeddings:
         """See `aembed`."""
         return result(self._submit(self.aembed(texts, pooling=pooling, adapter=adapter, timeout=timeout)))
+
+    def tokenize(
+        self,
+        text: Messages,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_special_tokens: bool | None = None,
+        timeout: float | None = None,
+    ) -> list[int]:
+        """See `atokenize`."""
+        call = self.atokenize(text, tools=tools, add_special_tokens=add_special_tokens, timeout=timeout)
+        return result(self._submit(call))
+
+    def detokenize(self, tokens: Sequence[int], *, timeout: float | None = None) -> str:
+        """See `adetokenize`."""
+        return result(self._submit(self.adetokenize(tokens, timeout=timeout)))
 
     def adapters(self, *, timeout: float | None = None) -> list[str]:
         """See `aadapters`."""
@@ -249,23 +296,6 @@ class LanguageModel(ABC):
 
 def _closed_error() -> Unavailable:
     return Unavailable("this model is closed")
-
-
-def _is_list(prompt: object) -> bool:
-    return isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)
-
-
-def _as_list(prompt: str | Sequence[str]) -> list[str]:
-    return list(prompt) if _is_list(prompt) else [cast("str", prompt)]
-
-
-def _as_messages(messages: Messages) -> Any:
-    """The messages as plain values; what is neither a text nor a list is left for the schema to refuse."""
-    if isinstance(messages, str):
-        return [{"role": "user", "content": messages}]
-    if not isinstance(messages, Sequence):
-        return messages
-    return [m.model_dump() if isinstance(m, Message) else m for m in messages]
 
 
 async def _renumbered(streams: list[AsyncIterator[Completion]], sequences: int) -> AsyncIterator[Completion]:

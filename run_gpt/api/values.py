@@ -17,6 +17,8 @@ Text = Annotated[str, StringConstraints(min_length=0)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
+TEXT_PARTS = ("text",)
+
 T = TypeVar("T")
 
 
@@ -56,12 +58,16 @@ def field_path(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location if not str(part).startswith("("))
 
 
+OF_ANSWERS = ("annotations", "logprobs")
+"""What a part of an answer's text has beside it: it may be sent back as it came."""
+
+
 def one_or_list(value: Any) -> Any:
     """A text as a list of one; for a validator."""
     return [value] if isinstance(value, str) else value
 
 
-def joined_parts(value: Any, *, kinds: tuple[str, ...] = ("text",), param: str = "content") -> Any:
+def joined_parts(value: Any, *, kinds: tuple[str, ...] = TEXT_PARTS, param: str = "content") -> Any:
     """The text of a message's content that is given in parts; for a validator. Raises InvalidRequest for another kind.
 
     `kinds`: the types of parts that are texts.
@@ -75,6 +81,8 @@ def joined_parts(value: Any, *, kinds: tuple[str, ...] = ("text",), param: str =
             raise InvalidRequest(
                 f"{param}: parts of the type {kind!r} are not supported, only {kinds[0]!r}", param=param
             )
+        for name in part.keys() - {"type", "text", *OF_ANSWERS}:
+            raise InvalidRequest(f"{param}: a part's field {name!r} is not known here", param=param)
         if not isinstance(text := part.get("text"), str):
             raise InvalidRequest(f"{param}: a part of the type {kind!r} has no text", param=param)
         texts.append(text)

@@ -2,7 +2,7 @@
 
 import typer
 
-from run_gpt.cli import adapters, ask, models, serve
+from run_gpt.cli import adapters, ask, models, playground, serve
 
 app = typer.Typer(
     help="Serve large language models over gRPC and HTTP, or use them right here.",
@@ -36,5 +36,6 @@ app.command()(serve.serve)
 app.command()(ask.generate)
 app.command()(ask.chat)
 app.command()(ask.embed)
+app.command()(playground.playground)
 app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")

@@ -6,7 +6,8 @@ import os
 import re
 from collections.abc import Callable
 from functools import wraps
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -88,7 +89,7 @@ def with_parameters(schema: type[Parameters]) -> Callable[[Command], Command]:
 
     def collect(given: dict[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in given.items() if value not in (None, [])}
-        return {**given, "logit_bias": _parse_bias(given["logit_bias"])} if "logit_bias" in given else given
+        return {name: _PARSERS[name](value) if name in _PARSERS else value for name, value in given.items()}
 
     return lambda command: _extended(command, "parameters", options, collect)
 
@@ -116,21 +117,36 @@ def _keyword(name: str, kind: Any, default: Any, option: Any) -> inspect.Paramet
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-_NO_OPTION = {"model", "prompt", "messages"}
-_LISTS = {"stop": "May be given several times.", "logit_bias": "Written as ID=VALUE; may be given several times."}
+# `--model` and the prompt are arguments of their own; of tools a command line could not give the results back.
+_NO_OPTION = {"model", "prompt", "messages", "tools", "tool_choice", "parallel_tool_calls"}
+# What is not one plain value: the option's type, and what its help says beside the schema's description.
+_WRITTEN: dict[str, tuple[Any, str]] = {
+    "stop": (list[str], "May be given several times."),
+    "logit_bias": (list[str], "Written as ID=VALUE; may be given several times."),
+    "response_format": (str, 'Written as JSON, such as {"type": "json_object"}, or @FILE that has it.'),
+}
 
 
 def _parameter(name: str, schema: type[Parameters]) -> inspect.Parameter:
     field = schema.model_fields[name]
-    text = " ".join([(field.description or "").replace("`", ""), _LISTS.get(name, "")]).strip()
+    kind, written = _WRITTEN[name] if name in _WRITTEN else (_plain(field.annotation), "")
+    text = " ".join([(field.description or "").replace("`", ""), written]).strip()
     # `--adapter` says what is loaded.
     flag = "--use-adapter" if name == "adapter" else f"--{name.replace('_', '-')}"
-    if bool in getattr(field.annotation, "__args__", ()):
+    if kind is bool:
         flag = f"{flag}/--no-{flag[2:]}"
     option = typer.Option(flag, help=text, show_default=False, rich_help_panel=PARAMETERS)
-    if name in _LISTS:
-        return _keyword(name, list[str], [], option)
-    return _keyword(name, field.annotation, None, option)
+    return _keyword(name, kind, [], option) if kind == list[str] else _keyword(name, kind | None, None, option)
+
+
+def _plain(annotation: Any) -> Any:
+    """The builtin type of a field that is one plain value or None, without its limits, which the schema checks."""
+    if annotation in (str, int, float, bool):
+        return annotation
+    kind, *_ = get_args(annotation) or [None]
+    if kind is None:
+        raise TypeError(f"{annotation} is no plain value: say in _WRITTEN how an option of it is written")
+    return _plain(kind)
 
 
 _NAMED_ADAPTER = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)")
@@ -188,3 +204,16 @@ def _parse_bias(pairs: list[str]) -> dict[str, float]:
         except ValueError:
             raise SetupError(f"--logit-bias {pair}: write ID=VALUE, such as 50=-100") from None
     return bias
+
+
+def _parse_response_format(text: str) -> Any:
+    """What the schema takes, from JSON or from the file that `@FILE` names."""
+    try:
+        return json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
+    except OSError as error:
+        raise SetupError(f"--response-format {text}: {error.strerror}") from None
+    except ValueError as error:
+        raise SetupError(f"--response-format {text}: this is no JSON: {error}") from None
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {"logit_bias": _parse_bias, "response_format": _parse_response_format}

@@ -43,7 +43,10 @@ def serve(
     ] = ServeConfig.max_step_tokens,
     runner: Annotated[
         Runner,
-        typer.Option(help="fast: Llama and its like; generic: every family; alone: row by row.", rich_help_panel=SIZE),
+        typer.Option(
+            help="native: Llama and its like on a CPU; fast: them elsewhere; generic: all families; alone: row by row.",
+            rich_help_panel=SIZE,
+        ),
     ] = ServeConfig.runner,
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of prompt and answer together.", rich_help_panel=SIZE)

@@ -10,6 +10,7 @@ from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRe
 from run_gpt.api.answers import Answer, ChatCompletion, ChatCompletionChunk, Completion
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Request
+from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.errors import DeadlineExceeded, InternalError, Unavailable, error_from_dict
 
@@ -32,6 +33,8 @@ _KINDS: dict[type[AnyRequest], tuple[str, type[Answer], type[Answer] | None]] = 
     GenerateRequest: ("/generate", Completion, Completion),
     ChatRequest: ("/chat", ChatCompletion, ChatCompletionChunk),
     EmbedRequest: ("/embed", Embeddings, None),
+    TokenizeRequest: ("/tokenize", Tokens, None),
+    DetokenizeRequest: ("/detokenize", DetokenizedText, None),
     ListAdaptersRequest: ("/adapters", AdapterList, None),
     LoadAdapterRequest: ("/adapters/load", AdapterList, None),
     UnloadAdapterRequest: ("/adapters/unload", AdapterList, None),

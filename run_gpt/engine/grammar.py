@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from run_gpt.engine.draft import PromptLookup
+from run_gpt.engine.draft import PAUSE, PromptLookup
 from run_gpt.errors import RequestError
 
 if TYPE_CHECKING:
@@ -79,22 +79,33 @@ class GrammarState:
 class GrammarDrafts(PromptLookup):
     """The drafts of a row with a grammar: what it must say next (the names of properties, most often), else as others'.
 
-    A draft is checked like any other, so it need not be the right one.
+    A draft is checked like any other, so it need not be the right one. A long forced text is cut into tokens once, and
+    again only some tokens after the model has cut it otherwise: that may take longer than a step.
     """
 
     def __init__(self, state: GrammarState, prompt_tokens: int):
         super().__init__()
         self._state = state
         self._prompt_tokens = prompt_tokens
-        self._were_forced = False
+        self._forced: Sequence[int] = ()
+        self._from = 0
+        """The length of the history that was followed by `_forced`."""
+        self._unsure_until = 0
 
     def draft(self, history: Sequence[int], most: int) -> tuple[int, ...]:
         """See PromptLookup."""
-        forced = self._state.forced(history[self._prompt_tokens :]) if most > 0 else ()
-        self._were_forced = bool(forced)
-        return tuple(forced[:most]) if forced else super().draft(history, most)
+        if most < 1:
+            return ()
+        if len(history) >= self._from + len(self._forced) and len(history) >= self._unsure_until:
+            self._forced = self._state.forced(history[self._prompt_tokens :])
+            self._from = len(history)
+        begin = len(history) - self._from
+        forced = tuple(self._forced[begin : begin + most])
+        return forced or super().draft(history, most)
 
     def learn(self, history: Sequence[int], drafted: int, accepted: int) -> None:
         """See PromptLookup. What had to come tells nothing of how a text repeats itself."""
-        if not self._were_forced:
+        if not self._forced:
             super().learn(history, drafted, accepted)
+        elif accepted < drafted:
+            self._forced, self._unsure_until = (), len(history) + PAUSE

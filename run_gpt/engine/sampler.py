@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,13 +91,9 @@ class Sampler:
         self._penalise(logits, positions)
         tokens = _argmax(logits)
         drawn = [i for i, at in enumerate(positions) if at.params.do_sample]
-        masks = {
-            i: matcher.mask()
-            for i, matcher in enumerate(matchers)
-            if matcher is not None and (i in drawn or not matcher.allows(int(tokens[i])))
-        }
-        if masks:
-            tokens[list(masks)] = _forbid(logits, masks)
+        for i, matcher in enumerate(matchers):
+            if matcher is not None and (i in drawn or not matcher.allows(int(tokens[i]))):
+                tokens[i] = _forbid(logits[i], matcher.mask())
         if drawn:
             tokens[drawn] = self._draw(logits[drawn], [positions[i].row for i in drawn])
         return tokens.tolist()
@@ -208,16 +204,16 @@ class _Cells:
         return torch.tensor(self.rows, device=like.device), torch.tensor(self.tokens, device=like.device)
 
 
-def _forbid(logits: torch.Tensor, masks: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    """Leave of these rows what their masks allow, in place; returns the likeliest tokens then: [masks]."""
-    rows = list(masks)
-    allowed = torch.stack(list(masks.values())).to(logits.device)[:, : logits.shape[-1]]
-    kept = logits[rows]
-    kept[:, : allowed.shape[-1]].masked_fill_(~allowed, -torch.inf)
-    kept[:, allowed.shape[-1] :] = -torch.inf
-    logits[rows] = kept
-    likeliest = _argmax(kept)
-    if kept.gather(-1, likeliest.unsqueeze(-1)).isneginf().any():
+def _forbid(logits: torch.Tensor, allowed: torch.Tensor) -> int:
+    """Leave of a row what its grammar allows, in place; returns the likeliest token then. `logits`: [vocabulary].
+
+    `allowed`: bool, of the tokenizer's vocabulary, which may be smaller or larger.
+    """
+    known = logits[: len(allowed)]
+    known.masked_fill_(~allowed[: len(known)].to(logits.device), -torch.inf)
+    logits[len(allowed) :] = -torch.inf
+    likeliest = int(_argmax(logits))
+    if logits[likeliest] == -torch.inf:
         raise InternalError("of the tokens that the grammar allows the model gives none any probability")
     return likeliest
 
@@ -247,9 +243,9 @@ def _repeats(history: Sequence[int], size: int) -> list[int]:
 
 
 def _argmax(logits: torch.Tensor) -> torch.Tensor:
-    """[rows]. On a CPU by numpy, which takes a sixth of torch's time."""
+    """Along the last dimension: [rows], or a number. On a CPU by numpy, which takes a sixth of torch's time."""
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        return torch.from_numpy(logits.numpy().argmax(-1))
+        return torch.as_tensor(logits.numpy().argmax(-1))
     return logits.argmax(-1)
 
 

@@ -173,29 +173,33 @@ class Scheduler:
         remaining, pooled, scoring = iter(results), iter(sums), iter(scores)
         outcomes: list[tuple[Row, Outcome]] = []
         for run in plan.runs:
-            result: Result = next(remaining) if run.choosing else ()
+            result = next(remaining) if run.choosing else ()
             states = next(pooled) if run.pooled else ()
             scored = next(scoring) if run.scored else ()
             if run.row.ended:  # aborted while the step ran
                 continue
-            if run.pooled:
-                self._computed(run, 0)
-                if (outcome := _pool(run, states)) is not None:
-                    outcomes.append((run.row, outcome))
-                continue
-            if isinstance(scored, RequestError):
-                result, scored = scored, ()
-            if isinstance(result, RequestError):
-                outcomes.append((run.row, result))
-                continue
-            run.row.scores += scored
-            if result:
-                outcomes.append((run.row, self._append(run, result)))
-            self._computed(run, len(result))
+            outcome = self._pool(run, states) if run.pooled else self._take(run, result, scored)
+            if outcome is not None:
+                outcomes.append((run.row, outcome))
         if any(next(left, None) is not None for left in (remaining, pooled, scoring)):
             raise ValueError("more results than runs of which they are wanted")
         self._drop([row for row, outcome in outcomes if not isinstance(outcome, TokenEvent) or outcome.finish_reason])
         return outcomes
+
+    def _pool(self, run: Run, states: Sums) -> Outcome | None:
+        self._computed(run, 0)
+        return _pool(run, states)
+
+    def _take(self, run: Run, result: Result, scores: Scores) -> Outcome | None:
+        """What a run gave that is no embedding: an error, an event, or nothing to tell before the prompt's end."""
+        if isinstance(scores, RequestError):
+            return scores
+        if isinstance(result, RequestError):
+            return result
+        run.row.scores += scores
+        outcome = self._append(run, result) if result else None
+        self._computed(run, len(result))
+        return outcome
 
     def _computed(self, run: Run, sampled: int) -> None:
         """Note what the slot holds now: what was run, but for drafts that were wrong or came after the row's end."""

@@ -26,6 +26,7 @@ from run_gpt.errors import (
 )
 from run_gpt.gateway import openapi
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
+from run_gpt.gateway.playground import PLAYGROUND, add_playground
 from run_gpt.gateway.service import Service
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,13 @@ class ClientGone(Exception):
 def build_app(service: Service) -> FastAPI:
     """The app over `service`."""
     app = FastAPI(title="RunGPT", openapi_url=None, docs_url=None, redoc_url=None)
-    about_us = {"name": "RunGPT", "version": version("rungpt"), "docs": "/docs", "ready": "/ready"}
+    about_us = {
+        "name": "RunGPT",
+        "version": version("rungpt"),
+        "docs": "/docs",
+        "playground": PLAYGROUND,
+        "ready": "/ready",
+    }
     document = openapi.describe(about_us["version"])
 
     for endpoint in ENDPOINTS.values():
@@ -68,6 +75,7 @@ def build_app(service: Service) -> FastAPI:
     routes = {"/": about, "/health": health, "/ready": ready, "/openapi.json": description, "/docs": docs}
     for path, function in routes.items():
         app.add_api_route(path, function, methods=["GET"], response_model=None)
+    add_playground(app)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientGone, _on_client_gone)
@@ -176,7 +184,7 @@ async def _gone(request: Request) -> None:
 async def _sse(
     service: Service, first: Body, events: AsyncIterator[Body], last_line: str | None
 ) -> AsyncIterator[bytes]:
-    with service.running():  # until the last event is written
+    with service.writing():  # until the last event is written
         async with aclosing(cast("Any", events)):
             try:
                 yield data_event(first)
@@ -216,7 +224,9 @@ async def _on_request_error(request: Request, error: Any) -> Response:
 async def _on_http_exception(request: Request, error: Any) -> Response:
     path, method = request.url.path, request.method
     known: dict[int, RequestError] = {
-        404: UnknownEndpoint(f"no route {path}: this server has {', '.join(ENDPOINTS)}, /health, /ready and /docs"),
+        404: UnknownEndpoint(
+            f"no route {path}: this server has {', '.join(ENDPOINTS)}, /health, /ready, /docs and /playground"
+        ),
         405: MethodNotAllowed(f"{path} does not take {method}: use {(error.headers or {}).get('Allow', 'POST')}"),
     }
     answer = known.get(error.status_code, InvalidRequest(str(error.detail)))

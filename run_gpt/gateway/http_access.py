@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from run_gpt.config import GatewayConfig
-from run_gpt.errors import AuthenticationError, SetupError
+from run_gpt.errors import AuthenticationError, Forbidden, RequestError, SetupError
 from run_gpt.gateway.keys import Keys, sent_key
 from run_gpt.gateway.record import Record, current
 
@@ -26,7 +26,8 @@ def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None) -> ASGIApp:
     The configuration's origins have passed `check_origins`.
     """
     if keys is not None:
-        app = KeyCheck(app, keys, config)
+        app = KeyCheck(app, keys, config.max_body_bytes)
+    app = OriginCheck(app, config.cors_origins, config.max_body_bytes)
     if config.cors_origins:
         app = CORSMiddleware(
             app,
@@ -81,13 +82,37 @@ class Recording:
             record.write(status)
 
 
+class OriginCheck:
+    """Answers 403 to every request of a web page of an origin that is neither the server's own nor allowed.
+
+    Without CORS a browser keeps the answer from such a page, but sends the request all the same: to a server on its
+    user's machine, and with the password that it keeps for Basic.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str], max_body_bytes: int):
+        self.app = app
+        self.allowed = allowed
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        headers = Headers(scope=scope)
+        origin = headers.get("origin", "")
+        own = not origin or urlsplit(origin).netloc == headers.get("host")
+        if scope["type"] != "http" or own or origin in self.allowed or "*" in self.allowed or is_open(scope):
+            await self.app(scope, receive, send)
+            return
+        error = Forbidden(f"pages of {origin[:100]} may not use this server: allow it with --cors-origin")
+        await _refuse(error, {}, self.max_body_bytes, scope, receive, send)
+
+
 class KeyCheck:
     """Answers 401 to every request without a key, whatever its route is, but for OPEN_ROUTES."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, config: GatewayConfig):
+    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int):
         self.app = app
         self.keys = keys
-        self.config = config
+        self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -96,33 +121,25 @@ class KeyCheck:
             return
         headers = Headers(scope=scope)
         try:
-            self._check_page(headers)
             name = self.keys.check(sent_key(headers.get("authorization")))
         except AuthenticationError as error:
-            await self._refuse(error, scope, receive, send)
+            by_browser = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
+            # A browser asks its user for a password then.
+            sent = {"WWW-Authenticate": 'Basic realm="RunGPT", charset="UTF-8"' if by_browser else "Bearer"}
+            await _refuse(error, sent, self.max_body_bytes, scope, receive, send)
             return
         if (record := current.get()) is not None:
             record.key = name
         await self.app(scope, receive, send)
 
-    def _check_page(self, headers: Headers) -> None:
-        """A browser sends a password that it has once been told with other sites' requests, too."""
-        origin = headers.get("origin")
-        if origin is None or not headers.get("authorization", "").lower().startswith("basic "):
-            return
-        if urlsplit(origin).netloc != headers.get("host") and origin not in self.config.cors_origins:
-            raise AuthenticationError(
-                "a page of another origin cannot use the key that the browser keeps: send `Authorization: Bearer KEY`"
-            )
 
-    async def _refuse(self, error: AuthenticationError, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        by_browser = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
-        # A browser asks its user for a password then.
-        sent = {"WWW-Authenticate": 'Basic realm="RunGPT", charset="UTF-8"' if by_browser else "Bearer"}
-        if not await _discard(headers, receive, self.config.max_body_bytes):
-            sent["Connection"] = "close"  # the rest of the body is not read
-        await JSONResponse({"error": error.to_dict()}, error.http_status, sent)(scope, receive, send)
+async def _refuse(
+    error: RequestError, headers: dict[str, str], max_body_bytes: int, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Answer with the error, when the request's body is read as far as it is."""
+    if not await _discard(Headers(scope=scope), receive, max_body_bytes):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    await JSONResponse({"error": error.to_dict()}, error.http_status, headers)(scope, receive, send)
 
 
 def is_open(scope: Scope) -> bool:

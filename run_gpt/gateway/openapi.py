@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.schema import SYNONYMS, Parameters
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
 
@@ -76,13 +77,18 @@ def describe(version: str) -> dict[str, Any]:
 
 def _methods(endpoint: Endpoint) -> dict[str, Any]:
     post = _operation(endpoint)
-    names = re.findall(r"\{(\w+)\}", endpoint.path)
-    if names:
-        schema = {"type": "string"}
-        post["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
     if not endpoint.get:
         return {"post": post}
     get = {name: value for name, value in post.items() if name != "requestBody"}
+    names = re.findall(r"\{(\w+)\}", endpoint.path)
+    if names:  # a body would say it twice: HTTP takes one, but nobody needs it
+        schema = {"type": "string"}
+        return {
+            "get": {
+                **get,
+                "parameters": [{"name": name, "in": "path", "required": True, "schema": schema} for name in names],
+            }
+        }
     return {"get": {**get, "operationId": f"get_{get['operationId']}"}, "post": post}
 
 
@@ -92,13 +98,16 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         content["application/json"] = {"schema": {"$ref": _REF + endpoint.answer.__name__}}
     if endpoint.event is not None:
         content["text/event-stream"] = {"schema": {"$ref": _REF + endpoint.event.__name__}}
-    told = "Events: one JSON object in each; an error is an `error` event" if endpoint.event else "The answer"
-    responses: dict[str, Any] = {"200": {"description": told, "content": content}}
+    about = "Events: one JSON object in each; an error is an `error` event" if endpoint.event else "The answer"
+    responses: dict[str, Any] = {"200": {"description": about, "content": content}}
     for status, description in _ERRORS.items():
         error = {"application/json": {"schema": {"$ref": _REF + "Error"}}}
         responses[str(status)] = {"description": description, "content": error}
+    refused = getattr(endpoint.request, "REFUSED", {})
+    told = {"description": f"Refused, since they are not supported here: {', '.join(refused)}."} if refused else {}
     return {
         "summary": endpoint.summary,
+        **told,
         "operationId": re.sub(r"\W+", "_", endpoint.path.strip("/{}")),
         "requestBody": {
             "required": True,
@@ -120,6 +129,10 @@ def _schemas() -> dict[str, Any]:
         for synonym, name in SYNONYMS.items():
             if name in properties:
                 properties[synonym] = {**properties[name], "description": f"The same as `{name}`."}
+    for translated in (r for r in requests if issubclass(r, OpenAIRequest)):
+        for name, differs in translated.DIFFERS.items():
+            field = schemas[translated.__name__]["properties"][name]
+            field["description"] = f"{field['description']} {differs}"
     return schemas
 
 
@@ -130,6 +143,7 @@ def page(document: dict[str, Any]) -> str:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['summary'])}</p>")
+            parts.append(f"<p>{escape(operation.get('description', ''))}</p>")
             if "requestBody" in operation:
                 ref = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
                 parts.append(_table(document["components"]["schemas"][ref.removeprefix(_REF)]))

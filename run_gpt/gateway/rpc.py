@@ -80,7 +80,7 @@ class Servicer:
             endpoint = _endpoint(proto.header.exec_endpoint, stream=True)
             _check_parameters(proto)
             request = _request(endpoint, proto.document, stream=True)
-            with self.service.running():  # until the last document is written
+            with self.service.writing():  # until the last document is written
                 async with aclosing(cast("Any", self.service.stream(request, context.time_remaining()))) as events:
                     async for event in events:
                         yield _event(proto.header, documents.answer_to_document(event))

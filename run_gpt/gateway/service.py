@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from run_gpt.gateway.record import note_error, note_request, note_user
 
 FLUSH_SECONDS = 2.0
 """Time that the doors get to write the last event of a request that the drain ended."""
-NATIVES_AT_ONCE = 32
+SEQUENCES_AT_ONCE = 32
 """Of one request that stands for several: more would take the queue from others."""
 
 
@@ -31,6 +31,8 @@ class Service:
         self.pool = pool
         self.config = config
         self.in_flight = 0
+        self._held = 0
+        """Requests in flight, and what doors are writing of them."""
         self.draining = False
         self._started = int(time.time())
         self._idle = asyncio.Event()
@@ -67,34 +69,34 @@ class Service:
 
     async def _translated(self, request: OpenAIRequest, limit: float) -> Body:
         """The answer in another API's form, of those to the native requests that it stands for."""
-        places = asyncio.Semaphore(NATIVES_AT_ONCE)
-
-        async def one(native: AnyRequest) -> Answer:
-            async with places:
-                return await self.pool.answer(native, _request_id(), limit)
-
         with _named_as_in(request):
-            return request.join(await together([one(native) for native in request.natives()]))
+            natives = request.natives()
+            places, deadline = _places(natives), time.monotonic() + limit
+
+            async def one(native: AnyRequest) -> Answer:
+                async with places:
+                    return await self.pool.answer(native, _request_id(), deadline - time.monotonic())
+
+            return request.join(await together([one(native) for native in natives]))
 
     async def _translated_stream(self, request: OpenAIRequest, limit: float) -> AsyncIterator[Body]:
-        places = asyncio.Semaphore(NATIVES_AT_ONCE)
-
-        async def one(native: AnyRequest) -> AsyncIterator[Answer]:
-            async with places, aclosing(cast("Any", self._native_stream(native, limit))) as events:
-                async for event in events:
-                    yield event
-
         with _named_as_in(request):
-            writer = request.writer()
-            async with aclosing(cast("Any", merged([one(native) for native in request.natives()]))) as events:
+            natives, writer = cast("Sequence[Request]", request.natives()), request.writer()
+            places, deadline = _places(natives), time.monotonic() + limit
+
+            async def one(native: Request) -> AsyncIterator[Answer]:
+                async with places:
+                    stream: Any = self.pool.stream(native, _request_id(), deadline - time.monotonic())
+                    async with aclosing(stream) as events:
+                        async for event in events:
+                            yield event
+
+            async with aclosing(cast("Any", merged([one(native) for native in natives]))) as events:
                 async for which, event in events:
                     for body in writer.events(which, event):
                         yield body
             for body in writer.end():
                 yield body
-
-    def _native_stream(self, native: AnyRequest, limit: float) -> AsyncIterator[Answer]:
-        return self.pool.stream(cast("Request", native), _request_id(), limit)
 
     def _models(self, request: AnyRequest) -> ModelList | ModelCard:
         name = self.pool.model
@@ -118,8 +120,18 @@ class Service:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Counts a request, or what a door has still to write of it, as in flight."""
+        """Counts a request as in flight."""
         self.in_flight += 1
+        try:
+            with self.writing():
+                yield
+        finally:
+            self.in_flight -= 1
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Lets a drain wait for what a door has still to write."""
+        self._held += 1
         self._idle.clear()
         try:
             yield
@@ -127,8 +139,8 @@ class Service:
             note_error(error)
             raise
         finally:
-            self.in_flight -= 1
-            if self.in_flight == 0:
+            self._held -= 1
+            if self._held == 0:
                 self._idle.set()
 
     @property
@@ -168,6 +180,13 @@ class Service:
     def _limit(self, timeout: float | None) -> float:
         limit = self.config.request_timeout
         return limit if timeout is None else min(limit, timeout)
+
+
+def _places(natives: Sequence[AnyRequest]) -> asyncio.Semaphore:
+    """How many of these run together."""
+    first = natives[0]
+    sequences = first.best_of or first.sequences if isinstance(first, Request) else 1
+    return asyncio.Semaphore(max(1, SEQUENCES_AT_ONCE // sequences))
 
 
 @contextmanager

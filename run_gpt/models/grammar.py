@@ -71,7 +71,7 @@ class GrammarMatcher:
         allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little", count=self._vocabulary)
         # A tokenizer may have an end that is a text like others, to be found in the middle of an answer.
         allowed[self._end_ids] = self._matcher.is_accepting()
-        return torch.from_numpy(allowed).bool()
+        return torch.from_numpy(allowed.view(np.bool_))
 
     def advance(self, token_id: int) -> None:
         """See Matcher."""
@@ -119,8 +119,8 @@ class GrammarCompiler:
         self._room = threading.BoundedSemaphore(WAITING)
 
     def start(self) -> None:
-        """Build what every grammar needs, about a second for a large vocabulary, in the background."""
-        self._threads.submit(self._ll_tokenizer)
+        """Build in the background what every grammar needs, about a second for a large vocabulary, and one grammar."""
+        self._threads.submit(self.compile, "json_object")
 
     def submit(self, kind: Kind, source: str = "") -> "Future[CompiledGrammar]":
         """`compile` in one of a few threads of its own; at once if the grammar is kept. Raises QueueFull."""
@@ -156,9 +156,9 @@ class GrammarCompiler:
         return compiled
 
     def close(self) -> None:
-        """End its threads and processes; does not wait for what they do."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """End its threads and processes, and what they do; blocks for about as long as a grammar takes at most."""
         self._trial.close()
+        self._threads.shutdown(cancel_futures=True)
 
     def _find(self, kind: Kind, source: str) -> CompiledGrammar | None:
         with self._keeping:
@@ -251,9 +251,9 @@ def _compiled(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
     if not matcher.is_error():
         matcher.compute_bitmask()
     if matcher.is_error():
-        raise _refusal(f"it is refused: {_reason(matcher.get_error())}")
+        raise _refusal(f"the grammar is refused: {_reason(matcher.get_error())}")
     if warnings := [text for text in matcher.get_grammar_warnings() if "Unimplemented" in text]:
-        raise _refusal(f"it is refused: {_reason(warnings[0])}")
+        raise _refusal(f"the grammar is refused: {_reason(warnings[0])}")
     return matcher
 
 

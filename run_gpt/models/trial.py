@@ -21,8 +21,8 @@ from run_gpt.errors import InternalError
 
 DONE = b"done\n"
 START_SECONDS = 60.0
-
 CPU_SECONDS = 2
+"""At least; the system counts whole seconds."""
 WALL_SECONDS = 8.0
 """A busy machine gives a process less than it could use."""
 MEMORY = 160 * 2**20
@@ -43,6 +43,7 @@ class Trial:
         """`special`: the names of the tokenizer's special tokens, which a grammar may use."""
         self._special = list(special)
         self._wall_seconds = wall_seconds
+        self._all: set[_Process] = set()
         self._idle: list[_Process] = []
         self._closed = False
 
@@ -56,30 +57,42 @@ class Trial:
         try:
             done = process.ask(grammar, self._wall_seconds)
         finally:
-            if done and not self._closed:
+            if done:
                 self._idle.append(process)
             else:
-                process.end()
+                self._end(process)
+            if self._closed:
+                self.close()
         return done
 
     def close(self) -> None:
-        """End the processes; those that try something end when they are done with it."""
+        """End the processes; what they try does not pass."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().end()
+        for process in list(self._all):
+            process.kill()
+        while (idle := self._pop()) is not None:
+            self._end(idle)
 
     def _take(self) -> "_Process":
-        while self._idle:
-            with suppress(IndexError):  # another thread was faster
-                process = self._idle.pop()
-                if process.lives:
-                    return process
-                process.end()
+        while (idle := self._pop()) is not None:
+            if idle.lives:
+                return idle
+            self._end(idle)
         process = _Process()
-        if not process.ask(self._special, START_SECONDS):
-            process.end()
+        self._all.add(process)
+        if self._closed or not process.ask(self._special, START_SECONDS):
+            self._end(process)
             raise InternalError("the process that tries grammars did not start; its own words are in the server's log")
         return process
+
+    def _pop(self) -> "_Process | None":
+        with suppress(IndexError):  # other threads take them as well
+            return self._idle.pop()
+        return None
+
+    def _end(self, process: "_Process") -> None:
+        process.end()
+        self._all.discard(process)
 
 
 class _Process:
@@ -101,9 +114,13 @@ class _Process:
         with suppress(OSError):  # it is gone
             self._stdin.write(json.dumps(line).encode() + b"\n")
             self._stdin.flush()
-            ready, _, _ = select.select([self._stdout], [], [], seconds)
-            return bool(ready) and self._stdout.readline() == DONE
+            answer = select.poll()  # not select.select, which knows the first 1024 files of a process only
+            answer.register(self._stdout, select.POLLIN)
+            return bool(answer.poll(seconds * 1000)) and self._stdout.readline() == DONE
         return False
+
+    def kill(self) -> None:
+        self._popen.kill()
 
     def end(self) -> None:
         self._popen.kill()

@@ -1,4 +1,4 @@
-"""Every snippet of the README is run as it stands there, against a real server: a user pastes them."""
+"""Every snippet of the README and of docs/openai.md is run as it stands there, on a real server: a user pastes them."""
 
 import os
 import re
@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "docs/openai.md")
 
 # The only lines that are not run, and why.
 EXEMPT = {
@@ -27,20 +28,27 @@ EXEMPT = {
 class Snippet:
     """One fenced block."""
 
+    document: str
     language: str
     text: str
     line: int
 
+    def __str__(self) -> str:
+        return f"{Path(self.document).stem}-{self.language}-line-{self.line}"
+
 
 def snippets() -> list[Snippet]:
-    text = README.read_text()
-    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [Snippet(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in found]
+    found = []
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text()
+        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            found.append(Snippet(document, match[1], match[2], text.count("\n", 0, match.start()) + 1))
+    return found
 
 
-def commands(snippet: Snippet) -> list[str]:
+def commands(text: str) -> list[str]:
     """The commands of a bash snippet; a line that ends in a backslash goes on in the next."""
-    return [line for line in re.sub(r"\\\n\s*", "", snippet.text).splitlines() if line.strip()]
+    return [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line.strip()]
 
 
 def run(arguments: list[str], folder: Path) -> str:
@@ -78,17 +86,17 @@ def check_output(source: str, output: str) -> None:
         assert "Paris" in output, f"{source}\nprinted:\n{output}"
 
 
-@pytest.mark.parametrize("snippet", snippets(), ids=lambda snippet: f"{snippet.language}-line-{snippet.line}")
+@pytest.mark.parametrize("snippet", snippets(), ids=str)
 def test_snippet(snippet: Snippet, server: Any, start_server: Callable[..., Any], tmp_path: Path) -> None:
     text = snippet.text.replace(":51000", f":{server.grpc_port}").replace(":52000", f":{server.http_port}")
     if snippet.language == "python":
         check_output(text, run([sys.executable, "-c", text], tmp_path))
         return
     assert snippet.language == "bash", "only bash and python snippets can be run"
-    for command in commands(Snippet("bash", text, snippet.line)):
+    for command in commands(text):
         run_command(command, start_server, tmp_path)
 
 
 def test_every_exemption_is_used() -> None:
-    used = {command for snippet in snippets() for command in commands(snippet)}
+    used = {command for snippet in snippets() for command in commands(snippet.text)}
     assert set(EXEMPT) <= used

@@ -130,3 +130,95 @@ def test_several_prompts_run_together(local, remote, over_http):
         for event in model.generate_stream(prompts, **PARAMETERS):
             texts[event.choices[0].index] += event.text
         assert texts == expected
+
+
+FUNCTION = {
+    "name": "get_capital",
+    "description": "The capital of a country.",
+    "parameters": {
+        "type": "object",
+        "properties": {"zone": {"enum": ["north", "south"]}, "country": {"type": "string", "maxLength": 20}},
+        "required": ["zone", "country"],
+        "additionalProperties": False,
+    },
+}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+
+
+def test_prompts_of_token_ids_are_the_same_everywhere(local, remote, over_http):
+    ids = local.tokenize(PROMPT)
+    assert local.detokenize(ids) == PROMPT
+    expected = local.generate(PROMPT, **PARAMETERS)
+    water = local.generate("Water boils at", **PARAMETERS)
+    vector = local.embed(PROMPT).vectors[0]
+    for model in (local, remote, over_http):
+        assert model.tokenize(PROMPT) == ids
+        assert model.detokenize(ids) == PROMPT
+        assert model.generate(ids, **PARAMETERS).choices == expected.choices
+        both = model.generate([ids, "Water boils at"], **PARAMETERS)
+        assert [answer.text for answer in both] == [expected.text, water.text]
+        assert "".join(event.text for event in model.generate_stream(ids, **PARAMETERS)) == expected.text
+        assert model.embed(ids).vectors == [pytest.approx(vector, abs=1e-4)]
+
+
+def test_the_tokens_of_a_chat_are_those_that_it_runs(local, remote, over_http):
+    expected = local.tokenize(MESSAGES, tools=TOOLS)
+    assert len(expected) > len(local.tokenize(MESSAGES))
+    assert local.chat(MESSAGES, tools=TOOLS, max_new_tokens=1).usage.prompt_tokens == len(expected)
+    for model in (remote, over_http):
+        assert model.tokenize(MESSAGES, tools=TOOLS) == expected
+        assert model.tokenize("x", add_special_tokens=False) == local.tokenize("x", add_special_tokens=False)
+
+
+def without_ids(choice):
+    """A choice without the ids of its calls, which are made up anew each time."""
+    fields = choice.model_dump()
+    for call in fields["message"].get("tool_calls") or ():
+        assert call.pop("id").startswith("call_")
+    return fields
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "get_capital"}}], ids=["required", "named"]
+)
+def test_enforced_calls_are_the_same_everywhere(local, remote, over_http, choice):
+    """The order of a schema's properties, which a protobuf map would lose, is that of the arguments."""
+    asked = {"tools": TOOLS, "tool_choice": choice, "parallel_tool_calls": False, "max_new_tokens": 60}
+    expected = local.chat(MESSAGES, **asked).choices[0]
+    [call] = expected.message.tool_calls
+    assert (call.function.name, expected.finish_reason) == ("get_capital", "tool_calls")
+    assert list(json.loads(call.function.arguments)) == ["zone", "country"]
+    for model in (local, remote, over_http):
+        answer = model.chat(MESSAGES, **asked).choices[0]
+        assert without_ids(answer) == without_ids(expected)
+        deltas = [chunk.choices[0].delta for chunk in model.chat_stream(MESSAGES, **asked)]
+        pieces = [piece.function for delta in deltas for piece in delta.tool_calls or ()]
+        assert pieces[0].name == "get_capital"
+        assert "".join(piece.arguments or "" for piece in pieces) == call.function.arguments
+        result = {"role": "tool", "tool_call_id": answer.message.tool_calls[0].id, "content": "Paris"}
+        assert model.chat([*MESSAGES, answer.message, result], max_new_tokens=4).usage.prompt_tokens > len(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "json_schema", "json_schema": {"schema": FUNCTION["parameters"], "name": "capital", "strict": True}},
+        {"type": "json_object"},
+        {"type": "regex", "regex": "[A-Z][a-z]{2,9}"},
+        {"type": "choice", "choice": ["Rome", "Paris"]},
+    ],
+    ids=lambda form: form["type"],
+)
+def test_forms_of_answers_are_the_same_everywhere(server, local, remote, over_http, form):
+    asked = {"response_format": form, "max_new_tokens": 60}
+    expected = local.chat(MESSAGES, **asked)
+    assert expected.text
+    if form["type"] == "json_schema":
+        assert list(json.loads(expected.text)) == ["zone", "country"]
+    for model in (remote, over_http):
+        assert model.chat(MESSAGES, **asked).choices == expected.choices
+        assert "".join(chunk.text for chunk in model.chat_stream(MESSAGES, **asked)) == expected.text
+    command = [sys.executable, "-m", "run_gpt.cli", "chat", QUESTION, "--max-new-tokens", "60"]
+    command += ["--response-format", json.dumps(form), "--endpoint", server.grpc_url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"{expected.text}\n"

@@ -4,7 +4,7 @@ Without this the README would drift from what the server does, and `make install
 """
 
 import ast
-import importlib.util
+import importlib
 import re
 import subprocess
 import sys
@@ -23,12 +23,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def script(name: str) -> ModuleType:
     """A file of scripts/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if (folder := str(ROOT / "scripts")) not in sys.path:  # they import each other
+        sys.path.append(folder)
+    return importlib.import_module(name)
 
 
 def requirement_names(lines: list[str]) -> set[str]:
@@ -43,7 +40,29 @@ def constraints() -> list[str]:
 
 def test_the_readme_has_the_parameters_and_errors_that_the_code_has() -> None:
     text = (ROOT / "README.md").read_text()
-    assert script("readme_tables").with_tables(text) == text, "run: python scripts/readme_tables.py --write"
+    assert script("readme_tables").made() == text, "run: python scripts/readme_tables.py --write"
+
+
+def test_the_openai_document_has_the_fields_of_the_schemas_and_of_the_client() -> None:
+    """A field of a newer client must be had or refused by name: it would be a 400 that says `not known here`."""
+    text = (ROOT / "docs" / "openai.md").read_text()
+    assert script("openai_table").made() == text, "run: python scripts/openai_table.py --write"
+
+
+def test_a_field_of_openais_that_the_server_does_not_know_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a new client's fields would be missing from the tables, and nobody would decide about them."""
+    table = script("openai_table")
+    monkeypatch.setattr(table.completions.CompletionRequest, "REFUSED", {})
+    with pytest.raises(SystemExit, match=r"neither has nor refuses .*\['suffix'\]"):
+        table.request_table("completions")
+
+
+def test_what_is_said_of_openais_fields_is_said_of_fields_that_there_are() -> None:
+    table = script("openai_table")
+    for name, (request, _) in table.REQUESTS.items():
+        assert not request.REFUSED.keys() & request.model_fields.keys()
+        ours = {field for field in request.model_fields if f"| `{field}` | ours |" in table.request_table(name)}
+        assert request.DIFFERS.keys() <= request.model_fields.keys() - ours
 
 
 def test_the_model_zoo_is_that_of_the_catalogue() -> None:

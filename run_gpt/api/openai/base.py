@@ -13,6 +13,10 @@ from run_gpt.api.values import INT32_MAX, Text
 from run_gpt.errors import InvalidRequest
 
 LEAST_TOP_P = 1e-9
+DEFAULT_MAX_TOKENS = 4096
+"""Of an answer in a chat. OpenAI's is what the context holds; but a row sets memory aside for its longest answer, and
+few rows with whole contexts would run together."""
+MAX_TOKENS = f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}, or what the model's context leaves."
 
 
 class OpenAIAnswer(Answer):
@@ -38,6 +42,8 @@ class OpenAIRequest(AnyRequest):
 
     REFUSED: ClassVar[Mapping[str, str]] = {}
     """Fields of OpenAI's that are a 400 here, and why."""
+    DIFFERS: ClassVar[Mapping[str, str]] = {"model": "OpenAI's must be given."}
+    """Fields of OpenAI's that are otherwise there, and how."""
     NATIVE_NAMES: ClassVar[Mapping[str, str]] = {}
     """Of native fields that errors may name, what they are called here."""
 
@@ -99,6 +105,14 @@ class StreamOptions(BaseModel):
 
 class SamplingRequest(OpenAIRequest):
     """What `/v1/completions` and `/v1/chat/completions` have in common."""
+
+    DIFFERS: ClassVar = {
+        **OpenAIRequest.DIFFERS,
+        "max_tokens": "OpenAI's is an error if the context has less room; here the answer ends there.",
+        "n": "OpenAI's: up to 128.",
+        "stop": "OpenAI's: up to 4.",
+        "stream_options": "OpenAI's: `include_obfuscation`, too; here it may only be false.",
+    }
 
     temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
     top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest tokens of this total mass.")

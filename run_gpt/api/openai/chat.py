@@ -8,13 +8,13 @@ from pydantic import BaseModel, Field, model_validator
 from run_gpt.api import answers as native
 from run_gpt.api.answers import Answer, ChatCompletionChunk, FinishReason, TokenLogprob, ToolCallDelta, Usage, absent
 from run_gpt.api.chat import Message, ToolCall, ToolChoice, Tools, check_tools
-from run_gpt.api.openai.base import EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
+from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, MAX_TOKENS, EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import ChatRequest
-from run_gpt.api.values import INT32_MAX
 from run_gpt.errors import InvalidRequest
 
 TEXT_ONLY = "models here read and write text only"
 NOT_STORED = "nothing is stored here"
+LONGER = "OpenAI's default: what the context leaves."
 HOSTED = "there are no hosted tools here"
 
 
@@ -40,12 +40,20 @@ class ChatCompletionRequest(SamplingRequest):
         "web_search_options": HOSTED,
     }
 
+    DIFFERS: ClassVar = {
+        **SamplingRequest.DIFFERS,
+        "max_completion_tokens": LONGER,
+        "max_tokens": LONGER,
+        "messages": "OpenAI's: images, audio and files, too.",
+        "response_format": "OpenAI's enforces a schema with `strict` only, and goes with tools.",
+        "tool_choice": "OpenAI's: `allowed_tools` and custom tools, too.",
+        "tools": "OpenAI's: custom tools, too.",
+    }
+
     messages: Annotated[list[Message], Field(min_length=1)] = Field(
         description="The chat so far. Roles: system, developer (as system), user, assistant, tool; contents: text."
     )
-    max_completion_tokens: int | None = Field(
-        None, ge=1, description="Most tokens in an answer; default: as many as the model's context holds."
-    )
+    max_completion_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS)
     max_tokens: int | None = Field(None, ge=1, description="The same, by its older name.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="With so many alternatives each.")
@@ -67,12 +75,10 @@ class ChatCompletionRequest(SamplingRequest):
 
     def natives(self) -> Sequence[ChatRequest]:
         """See OpenAIRequest."""
-        most = self.max_completion_tokens or self.max_tokens
         fields = {
             **self.sampling(),
             "messages": self.messages,
-            "max_new_tokens": most,
-            "max_length": None if most else INT32_MAX,
+            "max_new_tokens": self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS,
             "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
             "tools": self.tools,
             "tool_choice": self.tool_choice,
@@ -84,7 +90,7 @@ class ChatCompletionRequest(SamplingRequest):
         """See OpenAIRequest."""
         whole = cast("native.ChatCompletion", answers[0])
         choices = [
-            ChatChoice(
+            AnswerChoice(
                 index=choice.index,
                 message=_message(choice.message),
                 logprobs=_logprobs(choice.logprobs),
@@ -106,7 +112,7 @@ class ChatLogprobs(BaseModel):
     refusal: None
 
 
-class ChatMessage(BaseModel):
+class AnswerMessage(BaseModel):
     """The answer to a chat."""
 
     role: Literal["assistant"]
@@ -115,11 +121,11 @@ class ChatMessage(BaseModel):
     tool_calls: list[ToolCall] | None = absent()
 
 
-class ChatChoice(BaseModel):
+class AnswerChoice(BaseModel):
     """One answer."""
 
     index: int
-    message: ChatMessage
+    message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
 
@@ -128,7 +134,7 @@ class ChatAnswer(OpenAIAnswer):
     """The answer to `/v1/chat/completions`."""
 
     object: Literal["chat.completion"]
-    choices: list[ChatChoice]
+    choices: list[AnswerChoice]
     usage: Usage
 
 
@@ -209,8 +215,8 @@ def _about(answer: Answer, kind: str) -> dict[str, Any]:
     return {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
 
 
-def _message(message: native.ChatMessage) -> ChatMessage:
-    return ChatMessage(role="assistant", content=message.content, refusal=None, tool_calls=message.tool_calls)
+def _message(message: native.ChatMessage) -> AnswerMessage:
+    return AnswerMessage(role="assistant", content=message.content, refusal=None, tool_calls=message.tool_calls)
 
 
 def _logprobs(logprobs: native.Logprobs | None) -> ChatLogprobs | None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from run_gpt.api.answers import Answer, Choice, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, absent
+from run_gpt.api.answers import Answer, Choice, Completion, FinishReason, TokenLogprob, TopLogprob, Usage
 from run_gpt.api.openai.base import EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import MAX_SEQUENCES, GenerateRequest
 from run_gpt.api.values import TextOrIds
@@ -33,6 +33,12 @@ class CompletionRequest(SamplingRequest):
     """Continue texts, or score them."""
 
     REFUSED: ClassVar = {"suffix": "no model here fills in a middle"}
+    DIFFERS: ClassVar = {
+        **SamplingRequest.DIFFERS,
+        "prompt": "OpenAI's may be left out.",
+        "logprobs": "OpenAI's: up to 5.",
+        "best_of": "OpenAI's: up to 20.",
+    }
 
     prompt: Prompts = Field(description="A text, token ids, or a list of either.")
     max_tokens: int | None = Field(
@@ -104,7 +110,6 @@ class TextCompletion(OpenAIAnswer):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     usage: Usage | None = None
-    system_fingerprint: str | None = absent()
 
 
 class Offsets:

@@ -18,6 +18,7 @@ class EmbeddingRequest(OpenAIRequest):
     """Make a vector of each text."""
 
     REFUSED: ClassVar = {"dimensions": "a vector has as many numbers as the model's hidden state"}
+    DIFFERS: ClassVar = {**OpenAIRequest.DIFFERS, "input": "OpenAI's: up to 2048."}
     NATIVE_NAMES: ClassVar = {"texts": "input"}
 
     input: Prompts = Field(description=f"A text, token ids, or a list of up to {MAX_TEXTS} of either.")

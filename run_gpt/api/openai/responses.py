@@ -1,7 +1,7 @@
 """`/v1/responses`, without a state: each request brings its whole conversation. The request, as one native chat."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -20,19 +20,30 @@ from run_gpt.api.chat import (
     ToolName,
     check_tools,
 )
-from run_gpt.api.openai.base import LEAST_TOP_P, EventWriter, OpenAIRequest
-from run_gpt.api.openai.chat import HOSTED, NOT_STORED
+from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, LEAST_TOP_P, MAX_TOKENS, EventWriter, OpenAIRequest
+from run_gpt.api.openai.chat import HOSTED, LONGER, NOT_STORED
 from run_gpt.api.openai.response_events import ResponseWriter, response_of
 from run_gpt.api.schema import ADAPTER, ChatRequest
-from run_gpt.api.values import INT32_MAX, JsonObject, NonEmpty, Text, joined_parts
+from run_gpt.api.values import JsonObject, NonEmpty, Text, joined_parts
 from run_gpt.errors import InvalidRequest
 
 LOGPROBS = "message.output_text.logprobs"
-_TEXTS = ("input_text", "output_text", "text")
+TextKind = Literal["input_text", "output_text", "text"]
+TEXT_PARTS: tuple[str, ...] = get_args(TextKind)
 
 
 def _joined(value: Any) -> Any:
-    return joined_parts(value, kinds=_TEXTS, param="input")
+    return joined_parts(value, kinds=TEXT_PARTS, param="input")
+
+
+class InputTextPart(BaseModel):
+    """A piece of an item's content; of what a response had, more may stand beside the text."""
+
+    type: TextKind
+    text: Text
+
+
+Content = Annotated[Text, BeforeValidator(_joined, json_schema_input_type=Text | list[InputTextPart])]
 
 
 class _Item(BaseModel):
@@ -47,7 +58,7 @@ class MessageItem(_Item):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text, BeforeValidator(_joined)]
+    content: Content
 
     def message(self) -> Message:
         """As a message of a chat."""
@@ -73,7 +84,7 @@ class ResultItem(_Item):
 
     type: Literal["function_call_output"]
     call_id: NonEmpty
-    output: Annotated[Text, BeforeValidator(_joined)]
+    output: Content
 
     def message(self) -> Message:
         """As a message of a chat."""
@@ -98,16 +109,9 @@ Item = Annotated[
 ]
 
 
-def _as_items(value: Any) -> Any:
-    """A text is a message of the user."""
+def _items(value: Any) -> Any:
+    """A text is a user's message."""
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
-
-
-Items = Annotated[
-    list[Item],
-    Field(min_length=1),
-    BeforeValidator(_as_items, json_schema_input_type=str | list[Item]),
-]
 
 
 class _Part(BaseModel):
@@ -194,17 +198,30 @@ class ResponseRequest(OpenAIRequest):
         "safety_identifier": "this is `user` here",
         "service_tier": "all requests are served alike",
     }
+    DIFFERS: ClassVar = {
+        **OpenAIRequest.DIFFERS,
+        "include": "OpenAI's: what hosted tools, images and reasoning leave, too.",
+        "input": "OpenAI's: images, files, calls of hosted tools and references to stored items, too.",
+        "max_output_tokens": LONGER,
+        "metadata": "OpenAI's is stored.",
+        "store": "OpenAI's default: true.",
+        "stream_options": "OpenAI's default: true.",
+        "text": "OpenAI's enforces a schema with `strict` only, and has `verbosity`.",
+        "tool_choice": "OpenAI's: `allowed_tools` and hosted tools, too.",
+        "tools": "OpenAI's: hosted and custom tools, too.",
+        "truncation": "OpenAI's: `auto`, too.",
+    }
     NATIVE_NAMES: ClassVar = {
         "messages": "input",
         "max_new_tokens": "max_output_tokens",
         "response_format": "text.format",
     }
 
-    input: Items = Field(description="A text, or items: messages (with text), function_call, function_call_output.")
+    input: Annotated[
+        list[Item], Field(min_length=1), BeforeValidator(_items, json_schema_input_type=Text | list[Item])
+    ] = Field(description="A text, or items: messages (with text), function_call, function_call_output.")
     instructions: Text | None = Field(None, description="A system message before the input.")
-    max_output_tokens: int | None = Field(
-        None, ge=1, description="Most tokens in the answer; default: as many as the model's context holds."
-    )
+    max_output_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
     top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest tokens of this total mass.")
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = Field(
@@ -242,8 +259,7 @@ class ResponseRequest(OpenAIRequest):
             "model": self.model,
             "adapter": self.adapter,
             "messages": self._messages(),
-            "max_new_tokens": self.max_output_tokens,
-            "max_length": None if self.max_output_tokens else INT32_MAX,
+            "max_new_tokens": self.max_output_tokens or DEFAULT_MAX_TOKENS,
             "temperature": 1.0 if self.temperature is None else float(self.temperature),
             "top_p": None if self.top_p is None else max(LEAST_TOP_P, self.top_p),
             "logprobs": (self.top_logprobs or 0) if wants_logprobs else None,

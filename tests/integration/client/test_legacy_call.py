@@ -8,7 +8,7 @@ from docarray import BaseDoc
 from jina.proto import jina_pb2
 
 from run_gpt import errors
-from run_gpt.api import documents, schema
+from run_gpt.api import answers, documents, schema
 from run_gpt.client import wire
 from run_gpt.gateway.legacy import METHOD, LegacyRequest
 
@@ -90,11 +90,11 @@ def test_an_error_stands_in_the_older_answers_header(call, message, name, text):
 
 def test_new_messages_pass(call):
     request = schema.GenerateRequest.parse({"prompt": "hi"})
-    answers = call(*[wire.unary_message("/generate", request).SerializeToString()] * 3)
-    for answer in answers:
-        (document,) = jina_pb2.DataRequestProto.FromString(answer).data.docs.docs
+    replies = call(*[wire.unary_message("/generate", request).SerializeToString()] * 3)
+    for reply in replies:
+        (document,) = jina_pb2.DataRequestProto.FromString(reply).data.docs.docs
         assert document.data["choices"].list.data[0].dict.data["text"].text == "hi"
-    assert len(answers) == 3
+    assert len(replies) == 3
     document: BaseDoc = documents.document_class(answers.Completion).from_protobuf(document)
     assert documents.document_to_answer(answers.Completion, document).text == "hi"
 

@@ -206,6 +206,31 @@ async def test_an_embedding_is_that_of_the_models_last_hidden_states(case, start
     assert near(await embed(engine, "8", long, "last"), plain[-1])
 
 
+async def test_a_prompt_is_scored_with_the_adapter_of_its_request(case, start, adapters):
+    """In each of its parts, though another request has left the same prompt in the cache."""
+    family, runner = case
+    engine, [folder, _] = start(family, runner), adapters(family)
+    engine.load_adapter("a", read_adapter(folder))
+    ids = torch.tensor([prompt(50)])
+
+    async def scores(name, adapter):
+        request = Request(
+            id=name, prompt_ids=tuple(ids[0].tolist()), max_new_tokens=0, prompt_logprobs=0, adapter=adapter
+        )
+        [event] = [event async for event in engine.submit(request)]
+        return torch.tensor([score.logprob for score in event.prompt_logprobs])
+
+    got = [await scores("1", None), *await asyncio.gather(scores("2", "a"), scores("3", None))]
+    for ours, model in zip(
+        got,
+        [build(family), PeftModel.from_pretrained(copy.deepcopy(build(family)), folder).eval(), build(family)],
+        strict=True,
+    ):
+        with torch.inference_mode():
+            logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        torch.testing.assert_close(ours, logprobs.gather(1, ids[0, 1:, None])[:, 0], atol=1e-3, rtol=1e-4)
+
+
 async def test_beams_have_the_adapter_of_their_request(case, start, adapters):
     family, runner = case
     engine, folder = start(family, runner), adapters(family)[0]

@@ -56,6 +56,13 @@ async def test_a_compiled_model_answers_as_itself(own_cache):
 
     try:
         assert await asyncio.gather(answer(0), answer(1)) == alone
+        scored = Request(id="scored", prompt_ids=tuple(range(5, 105)) * 2, max_new_tokens=0, prompt_logprobs=0)
+        [event] = [event async for event in engine.submit(scored)]
+        engine._runner._model.forward = type(model).forward.__get__(model)
+        ids = torch.tensor([scored.prompt_ids])
+        with torch.inference_mode():
+            likely = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        assert [score.logprob for score in event.prompt_logprobs] == pytest.approx(likely.tolist(), abs=1e-3)
     finally:
         engine.shutdown()
     assert any(file.suffix == ".so" for file in own_cache.rglob("*"))  # kept for the next start

@@ -64,6 +64,8 @@ async def test_two_shares_answer_as_the_whole_and_leave_nobody_behind(folder):
     threads = torch.get_num_threads()
     model = await asyncio.to_thread(split, folder)
     try:
+        scored = Request(id="scored", prompt_ids=tuple(PROMPTS[-1]), max_new_tokens=0, prompt_logprobs=1)
+        [event] = [event async for event in model._engine.submit(scored)]
         weight = model._engine._runner._runner._model.model.layers[0].mlp.up_proj.weight
         assert weight.to_local().shape[0] == whole.model.layers[0].mlp.up_proj.weight.shape[0] // 2
         beams = answer(model, "beams", PROMPTS[0], num_beams=2)
@@ -71,6 +73,12 @@ async def test_two_shares_answer_as_the_whole_and_leave_nobody_behind(folder):
         assert "".join(chunk.choices[0].text for chunk in model.generate_stream("w5 w6 w7", max_new_tokens=4))
     finally:
         await model.aclose()
+    with torch.inference_mode():
+        likely = whole(torch.tensor([PROMPTS[-1]])).logits[0].log_softmax(-1)
+    for place, score in enumerate(event.prompt_logprobs):
+        assert score.logprob == pytest.approx(float(likely[place, PROMPTS[-1][place + 1]]), abs=1e-3)
+        assert score.top[0][0] == int(likely[place].argmax())
+    assert place == len(PROMPTS[-1]) - 2
     assert len({tuple(tokens) for tokens in got}) > 3  # answers that vary
     for tokens, prompt, more in zip(got, [*PROMPTS, PROMPTS[0]], [{}] * 5 + [{"num_beams": 2}], strict=True):
         ids, extra = torch.tensor([prompt]), {"early_stopping": True} if more else {}

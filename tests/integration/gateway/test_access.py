@@ -130,18 +130,22 @@ def test_a_browser_is_asked_for_the_key_as_a_password(keyed: Any) -> None:
     assert page.headers["content-type"].startswith("text/html")
 
 
-def test_another_sites_page_cannot_use_the_password_that_a_browser_keeps(keyed: Any) -> None:
-    """Else any page that its user visits could ask in their name."""
+def test_another_sites_page_cannot_ask(keyed: Any, stack: Any) -> None:
+    """Else any page that its user visits could ask in their name: with Basic, or a server that asks for no key."""
 
     def ask(origin: str, headers: dict[str, str]) -> int:
         body = script(words=["a"])
         return httpx.post(f"{keyed.http}/generate", json=body, headers={"Origin": origin, **headers}).status_code
 
-    assert ask("https://evil.example", basic(OWN)) == 401
-    assert ask("null", basic(OWN)) == 401
+    assert ask("https://evil.example", basic(OWN)) == 403
+    assert ask("null", basic(OWN)) == 403
     assert ask(keyed.http, basic(OWN)) == 200
     assert ask(ORIGIN, basic(OWN)) == 200
-    assert ask("https://evil.example", BEARER) == 200
+    assert ask("https://evil.example", BEARER) == 403
+    refused = httpx.post(f"{stack.http}/generate", json=script(words=["a"]), headers={"Origin": ORIGIN})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    assert "--cors-origin" in refused.json()["error"]["message"]
+    assert httpx.post(f"{stack.http}/generate", json=script(), headers={"Origin": stack.http}).status_code == 200
 
 
 @pytest.mark.parametrize("length_is_told", [True, False])
@@ -362,6 +366,7 @@ def test_a_page_of_another_origin_may_not(keyed: Any) -> None:
     other = {**PREFLIGHT, "Origin": "https://evil.example"}
     assert "access-control-allow-origin" not in httpx.options(f"{keyed.http}/generate", headers=other).headers
     answer = httpx.post(f"{keyed.http}/generate", json=script(), headers={**BEARER, "Origin": "https://evil.example"})
+    assert answer.status_code == 403
     assert "access-control-allow-origin" not in answer.headers
 
 

@@ -70,7 +70,9 @@ def test_events_arrive_as_they_are_made(stack: Any) -> None:
     with httpx.stream(
         "POST", f"{stack.http}/generate_stream", json={"prompt": script(words=["a"], then="hang")}, timeout=10
     ) as response:
-        assert '"text":"a"' in next(response.iter_lines())
+        lines = response.iter_lines()  # kept: without it, the connection is closed
+        assert '"text":"a"' in next(lines)
+        assert stack.ready()["in_flight"] == 1, "one request is one, also while it is written"
 
 
 BAD_BODIES = [

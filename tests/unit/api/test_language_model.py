@@ -1,4 +1,4 @@
-"""The eight calls of a model, over a scripted one: what breaks here breaks in notebooks, servers and clients alike."""
+"""The calls of a model, over a scripted one: what breaks here breaks in notebooks, servers and clients alike."""
 
 import asyncio
 import subprocess
@@ -21,8 +21,10 @@ from run_gpt.api.answers import (
     Delta,
     Usage,
 )
+from run_gpt.api.chat import FunctionCall, ToolCall
 from run_gpt.api.language_model import LanguageModel
 from run_gpt.api.schema import ChatRequest, Message, Request
+from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.errors import InvalidRequest, QueueFull, Unavailable
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
@@ -30,15 +32,32 @@ COMMON = {"id": "x", "created": 0, "model": "scripted", "usage": USAGE}
 SECONDS = 10
 
 
+def prompt_of(request):
+    if isinstance(request, ChatRequest):
+        return request.messages[-1].content
+    return request.prompt if isinstance(request.prompt, str) else "".join(map(chr, request.prompt))
+
+
 class ScriptedModel(LanguageModel):
-    """Answers with the prompt in capitals; "fail" fails, "wait" never ends, a stream comes letter by letter."""
+    """Answers with the prompt in capitals; "fail" fails, "wait" never ends, a stream comes letter by letter.
+
+    Token ids are those of Unicode.
+    """
 
     def __init__(self) -> None:
+        self.asked: list[object] = []
         self.waiting = threading.Event()
         self.cancelled = threading.Event()
         self.closed = threading.Event()
 
     async def _answer(self, request: Request, timeout: float | None) -> Answer:
+        self.asked.append(request)
+        about = {name: value for name, value in COMMON.items() if name != "usage"}
+        if isinstance(request, TokenizeRequest):
+            tokens = [ord(letter) for letter in request.prompt or str(request.messages[-1].content)]
+            return Tokens(tokens=tokens, count=len(tokens), max_model_len=9, **about)
+        if isinstance(request, DetokenizeRequest):
+            return DetokenizedText(prompt="".join(map(chr, request.tokens)), **about)
         text = await self._text(request)
         if isinstance(request, ChatRequest):
             return ChatCompletion(choices=[ChatChoice(index=0, message=ChatMessage(content=text))], **COMMON)
@@ -46,7 +65,7 @@ class ScriptedModel(LanguageModel):
         return Completion(choices=choices, **COMMON)
 
     async def _stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
-        text = (request.messages[-1].content if isinstance(request, ChatRequest) else request.prompt).upper()
+        text = prompt_of(request).upper()
         for letter in text:
             for index in range(request.sequences):
                 if isinstance(request, ChatRequest):
@@ -58,7 +77,7 @@ class ScriptedModel(LanguageModel):
         await self._text(request)
 
     async def _text(self, request: Request) -> str:
-        prompt = request.messages[-1].content if isinstance(request, ChatRequest) else request.prompt
+        prompt = prompt_of(request)
         if prompt == "fail":
             raise QueueFull("the queue is full")
         if prompt == "wait":
@@ -93,7 +112,36 @@ def test_messages_are_a_text_or_a_list_of_dicts_or_messages(model):
         assert "".join(event.text for event in model.chat_stream(messages)) == "HI"
 
 
-@pytest.mark.parametrize("prompt", ["", None, 3, b"bytes", [""], [None], ["ok", 3]])
+def test_a_list_of_token_ids_is_one_prompt_and_a_list_of_lists_several(model):
+    """Else each id would be taken for a prompt of its own, or several prompts for one."""
+    assert model.generate([104, 105]).text == "HI"
+    assert model.generate((104, 105)).text == "HI"
+    assert [answer.text for answer in model.generate([[97], "b", (99, 100)])] == ["A", "B", "CD"]
+    assert [answer.text for answer in model.generate([[97]])] == ["A"]
+    assert "".join(event.text for event in model.generate_stream([104, 105])) == "HI"
+
+
+def test_texts_and_chats_become_tokens_and_come_back(model):
+    assert model.tokenize("hi") == [104, 105]
+    assert model.tokenize([{"role": "user", "content": "hi"}]) == [104, 105]
+    assert model.detokenize((104, 105)) == "hi"
+    with pytest.raises(InvalidRequest, match="tools: this does not go with prompt"):
+        model.tokenize("hi", tools=[])
+    with pytest.raises(InvalidRequest, match=r"tokens\.0: .* got -1"):
+        model.detokenize([-1])
+
+
+def test_an_answers_message_goes_into_the_next_chat_as_it_is(model):
+    call = ToolCall(id="call_1", function=FunctionCall(name="now", arguments="{}"))
+    message = ChatMessage(content=None, tool_calls=[call])
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "noon"}
+    assert model.chat([{"role": "user", "content": "When?"}, message, result]).text == "NOON"
+    assert model.asked[-1].messages[1].tool_calls == [call]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", None, 3, b"bytes", [""], [None], ["ok", 3], [3, "ok"], [-1], [True], [[]], [2**31]]
+)
 def test_a_prompt_that_is_no_text_is_refused_by_name(model, prompt):
     with pytest.raises(InvalidRequest, match="prompt"):
         model.generate(prompt)
@@ -184,6 +232,7 @@ async def test_the_async_calls():
     async with ScriptedModel() as model:
         assert (await model.agenerate("hi")).text == "HI"
         assert (await model.achat("hi")).text == "HI"
+        assert await model.adetokenize(await model.atokenize("hi")) == "hi"
         assert "".join([event.text async for event in model.agenerate_stream("hi")]) == "HI"
         assert "".join([event.text async for event in model.achat_stream("hi")]) == "HI"
         with pytest.raises(QueueFull):

@@ -1,15 +1,20 @@
 """What a user types: the options are understood, and what is wrong is one line that says what to do."""
 
+import json
+import re
 import socket
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
 from run_gpt import models
 from run_gpt.api.schema import ChatRequest, GenerateRequest
-from run_gpt.cli import main, options
+from run_gpt.cli import ask, main, options
 from run_gpt.cli.app import app
 
 
@@ -105,8 +110,52 @@ def test_show_says_what_each_precision_takes(tmp_path, monkeypatch):
 def test_every_parameter_of_a_request_has_its_option(schema):
     command = "generate" if schema is GenerateRequest else "chat"
     text = CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, "--help"]).stdout
-    for name in set(schema.model_fields) - {"model", "prompt", "messages"}:
-        assert f"--{name.replace('_', '-')}" in text
+    for name in set(schema.model_fields) - options._NO_OPTION:
+        flag = "use-adapter" if name == "adapter" else name.replace("_", "-")
+        assert f"--{flag} " in text
+    assert "--tool" not in text
+
+
+def commands(command=None, names=()):
+    """Each command with the words that call it."""
+    command = command or typer.main.get_command(app)
+    for name, child in getattr(command, "commands", {}).items():
+        yield from commands(child, (*names, name))
+    yield names, command
+
+
+COMMANDS = list(commands())
+
+
+@pytest.mark.parametrize(("names", "command"), COMMANDS, ids=["-".join(names) or "rungpt" for names, _ in COMMANDS])
+def test_every_option_says_what_it_takes(names, command):
+    """A type that Typer does not know would stand in the help as Python's name for it, and refuse every value."""
+    done = CliRunner(env={"COLUMNS": "300"}).invoke(app, [*names, "--help"])
+    assert done.exit_code == 0
+    assert not re.findall(r"typing\.|run_gpt\.|Annotated|ResponseFormat", done.stdout)
+    assert all(parameter.help for parameter in command.params)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_response_format_is_json_or_a_file_of_it(command, as_file, tmp_path, monkeypatch):
+    form = {"type": "json_schema", "json_schema": {"schema": {"properties": {"z": {}, "a": {}}}}}
+    file = tmp_path / "form.json"
+    file.write_text(json.dumps(form))
+    asked = []
+
+    @contextmanager
+    def opened(*_):
+        def answer(*_, timeout, **parameters):
+            asked.append(parameters)
+            return []
+
+        yield SimpleNamespace(generate_stream=answer, chat_stream=answer)
+
+    monkeypatch.setattr(ask, "_open", opened)
+    done = run(command, "hi", "--response-format", f"@{file}" if as_file else json.dumps(form))
+    assert done.exit_code == 0, done.output
+    assert json.dumps(asked) == json.dumps([{"response_format": form}])
 
 
 def test_the_version_is_that_of_the_distribution():
@@ -123,6 +172,9 @@ def test_the_version_is_that_of_the_distribution():
         (["generate", "hi", "--num-beams", "2", "--seed", "1"], "seed = 1: this does not go with beam search"),
         (["generate", "hi", "--logit-bias", "5"], "write ID=VALUE"),
         (["generate", "hi", "--logprobs", "1"], "add --json"),
+        (["generate", "hi", "--response-format", "json_object"], "json_object: this is no JSON"),
+        (["generate", "hi", "--response-format", "@nowhere.json"], "@nowhere.json: No such file"),
+        (["chat", "hi", "--response-format", '{"type": "regex"}'], "the type 'regex' needs `regex`"),
         (["generate", "hi", "--device-map", "{"], "this is no JSON"),
         (["chat", "hi", "--endpoint", "somewhere"], "grpc://HOST:PORT"),
         (["chat", "hi", "--endpoint", "http://127.0.0.1:9"], "is `rungpt serve` running there?"),

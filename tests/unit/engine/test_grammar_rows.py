@@ -226,6 +226,32 @@ def test_what_had_to_come_does_not_make_other_drafts_longer():
     assert drafts.draft(history, 8) == plain.draft(history, 8) == (2, 1, 3, 1)
 
 
+def test_a_long_certain_text_is_cut_into_tokens_once_and_seldom_if_the_model_does_not_follow():
+    """Cutting tens of thousands of characters anew in each step would take longer than the steps."""
+
+    class Asked:
+        times = 0
+
+        def forced(self, answer):
+            self.times += 1
+            return range(100, 160)
+
+    asked = Asked()
+    drafts, history = GrammarDrafts(asked, 0), array("i")
+    while len(history) < 60:
+        draft = drafts.draft(history, 8)
+        assert draft == tuple(range(100 + len(history), min(160, 108 + len(history))))
+        history += array("i", draft)
+        drafts.learn(history, len(draft), len(draft))
+    assert asked.times == 1
+    for token in range(64):
+        draft = drafts.draft(history, 8)
+        history += array("i", [token])
+        if draft:
+            drafts.learn(history, len(draft), 0)
+    assert asked.times <= 1 + 64 // 16
+
+
 def test_a_draft_that_goes_on_after_the_end_is_no_fault_of_the_row():
     """A chat's prompt holds ends of turns, so drafts do: a whole answer would become an error."""
     s = _scheduler(1, cheap_tokens=8)

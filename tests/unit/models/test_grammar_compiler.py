@@ -327,14 +327,18 @@ async def test_compiling_takes_threads_of_its_own_and_few(compiler, monkeypatch)
 
 
 def test_nothing_is_left_running_when_it_is_closed(tokenizer):
+    before = set(psutil.Process().children())
     compiler = GrammarCompiler(tokenizer, VOCABULARY, END_IDS)
     compiler.start()
-    before = set(psutil.Process().children())
+    kind, source = TOO_MUCH["a large multiple"]
+    waiting = compiler.submit(kind, json.dumps(source))
     compiler.compile("json_object")
-    [child] = set(psutil.Process().children()) - before
+    began = time.monotonic()
+    assert set(psutil.Process().children()) - before
     compiler.close()
-    child.wait(10)
-    assert not child.is_running()
+    assert time.monotonic() - began < 5
+    assert not set(psutil.Process().children()) - before
+    assert waiting.cancelled() or waiting.exception(0) is not None
 
 
 def test_a_trial_that_died_is_replaced(compiler):

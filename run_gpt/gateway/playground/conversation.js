@@ -1,0 +1,123 @@
+// The conversation: its exchanges, what of them the model sees, and how an answer comes and ends.
+
+import { ApiError, streamChat } from "./api.js";
+import { keep, kept } from "./storage.js";
+
+const KEY = "rungpt-conversation";
+
+/**
+ * One exchange: {question, answer, state, finish, error, param, ttft, tokens, rate}.
+ * `state` is "running", "done", "stopped" or "failed"; `ttft` is in milliseconds, `rate` in tokens a second.
+ */
+export class Conversation {
+  constructor() {
+    this.exchanges = kept(KEY) ?? [];
+    for (const exchange of this.exchanges) {
+      if (exchange.state === "running") exchange.state = "stopped"; // by the reload
+    }
+    this.aborter = null;
+  }
+
+  get running() {
+    return this.aborter !== null;
+  }
+
+  get last() {
+    return this.exchanges.at(-1) ?? null;
+  }
+
+  save() {
+    keep(KEY, this.exchanges);
+  }
+
+  add(question) {
+    this.exchanges.push({ question });
+    return this.last;
+  }
+
+  /** Takes the last exchange away and returns it. */
+  drop() {
+    const exchange = this.exchanges.pop();
+    this.save();
+    return exchange;
+  }
+
+  /** Ends the running answer; what came of it stays. The closed connection ends it on the server too. */
+  stop() {
+    this.aborter?.abort();
+  }
+
+  /** Forgets everything. */
+  clear() {
+    this.stop();
+    this.aborter = null;
+    this.exchanges = [];
+    this.save();
+  }
+
+  /**
+   * The messages up to the last question. An exchange that failed or was stopped without a word of an answer is left
+   * out: many models take only questions and answers in turn.
+   */
+  messages(system) {
+    const messages = system ? [{ role: "system", content: system }] : [];
+    for (const exchange of this.exchanges) {
+      const open = exchange === this.last;
+      if (!open && !exchange.answer && exchange.state !== "done") continue;
+      messages.push({ role: "user", content: exchange.question });
+      if (!open) messages.push({ role: "assistant", content: exchange.answer });
+    }
+    return messages;
+  }
+
+  /** Asks for the answer to the last question; `onText()` is called whenever more of it is there. Never throws. */
+  async run({ model, system, parameters, onText }) {
+    const exchange = this.last;
+    const fresh = { answer: "", state: "running", finish: null, error: null, param: null, ttft: null, tokens: null, rate: null };
+    Object.assign(exchange, fresh);
+    const aborter = new AbortController();
+    this.aborter = aborter;
+    const clock = new Clock();
+    const take = (text) => {
+      clock.tick();
+      exchange.answer += text;
+      onText();
+    };
+    try {
+      const request = { model, messages: this.messages(system), ...parameters };
+      const { finish, usage } = await streamChat(request, { signal: aborter.signal, onText: take });
+      Object.assign(exchange, { state: "done", finish, tokens: usage?.completion_tokens ?? null });
+    } catch (error) {
+      if (aborter.signal.aborted) exchange.state = "stopped";
+      else Object.assign(exchange, { state: "failed", error: error.message, param: error.param ?? null });
+      if (!aborter.signal.aborted && !(error instanceof ApiError)) console.error(error);
+    }
+    Object.assign(exchange, { ttft: clock.ttft, rate: clock.rate(exchange.tokens) });
+    if (this.aborter !== aborter) return; // forgotten meanwhile
+    this.aborter = null;
+    this.save();
+  }
+}
+
+/** When the pieces of an answer came. */
+class Clock {
+  constructor() {
+    this.begin = performance.now();
+    this.first = null;
+    this.latest = null;
+  }
+
+  tick() {
+    this.latest = performance.now();
+    this.first ??= this.latest;
+  }
+
+  get ttft() {
+    return this.first === null ? null : this.first - this.begin;
+  }
+
+  /** Tokens a second after the first; null if there is no telling. */
+  rate(tokens) {
+    return tokens > 1 && this.latest > this.first ? ((tokens - 1) * 1000) / (this.latest - this.first) : null;
+  }
+}

@@ -1,0 +1,1 @@
+"""Other people's libraries for the playground, as they were published; VERSIONS.md tells of each."""

@@ -1,0 +1,186 @@
+"""Prints the tables of docs/openai.md, made from our schemas and the published `openai` package, or writes them there.
+
+`--write` writes. A test compares, so that what a newer client knows beyond ours is noticed: it is neither in the
+schema nor in REFUSED.
+"""
+
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import openai.types as theirs
+from document_tables import main, row, table, values, with_tables
+from openai.types import chat as their_chat
+from openai.types import responses as their_responses
+from openai.types import shared_params
+from openai.types.chat import chat_completion, chat_completion_chunk, completion_create_params
+from openai.types.responses import response_create_params, response_input_item_param
+from pydantic import BaseModel
+
+from run_gpt.api import answers
+from run_gpt.api import chat as ours
+from run_gpt.api import values as our_values
+from run_gpt.api.openai import chat, completions, embeddings, models, response_events, responses
+from run_gpt.api.openai.base import OpenAIRequest, StreamOptions
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "openai.md"
+FEW = 7
+"""So many kinds are listed; of more their number is given."""
+
+REQUESTS: dict[str, tuple[type[OpenAIRequest], Any]] = {
+    "completions": (completions.CompletionRequest, theirs.CompletionCreateParams),
+    "chat completions": (chat.ChatCompletionRequest, completion_create_params.CompletionCreateParams),
+    "responses": (responses.ResponseRequest, response_create_params.ResponseCreateParams),
+    "embeddings": (embeddings.EmbeddingRequest, theirs.EmbeddingCreateParams),
+}
+
+
+def request_table(name: str) -> str:
+    """Every field of a request: OpenAI's, which are supported, differ or are refused, and ours beyond them."""
+    request, params = REQUESTS[name]
+    known = {field for kind in get_args(params) or (params,) for field in get_type_hints(kind)}
+    if lost := known - request.model_fields.keys() - request.REFUSED.keys():
+        raise SystemExit(f"{request.__name__} neither has nor refuses what OpenAI's {name} have: {sorted(lost)}")
+    lines: dict[str, list[str]] = {"supported": [], "differs": [], "ours": []}
+    schema = request.model_json_schema()
+    for field, info in request.model_fields.items():
+        differs = request.DIFFERS.get(field, "")
+        here = "ours" if field not in known else "differs" if differs else "supported"
+        told = _sentence((info.description or "").removeprefix("Beyond OpenAI's: "))
+        phrase = values(schema["properties"][field], schema.get("$defs", {}))
+        lines[here].append(row(f"`{field}`", here, phrase, f"{told} {differs}".strip()))
+    refused = [row(f"`{field}`", "refused", "", _sentence(f"{why}.")) for field, why in request.REFUSED.items()]
+    return table(("field", "here", "values", "meaning"), [*chain(*lines.values()), *refused])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def kinds_table() -> str:
+    """Of what comes in kinds: which are taken, which are refused."""
+    parts, items = their_chat.ChatCompletionContentPartParam, their_responses.ResponseInputItemParam
+    formats, our_formats = completion_create_params.ResponseFormat, ours.ResponseFormat
+    texts = their_responses.ResponseFormatTextConfigParam
+    our_items = (responses.MessageItem, responses.CallItem, responses.ResultItem)
+    rows = [
+        ("roles of messages", _kinds(their_chat.ChatCompletionMessageParam, "role"), get_args(ours.Role)),
+        ("parts of a message", _kinds(parts), our_values.TEXT_PARTS),
+        ("`tools`", _kinds(their_chat.ChatCompletionToolUnionParam), _literals(ours.Tool)),
+        ("`tool_choice`", _kinds(their_chat.ChatCompletionToolChoiceOptionParam), _literals(ours.ToolChoice)),
+        ("`response_format`", _kinds(formats), _literals(our_formats)),
+        ("responses: items of `input`", _kinds(items), _literals(*our_items)),
+        ("responses: parts of an item", _kinds(their_responses.ResponseInputContentParam), responses.TEXT_PARTS),
+        ("responses: `tools`", _kinds(their_responses.ToolParam), _literals(responses.ResponseTool)),
+        ("responses: `text.format`", _kinds(texts), _literals(responses.TextFormat)),
+    ]
+    return _compared("of", rows)
+
+
+def objects_table() -> str:
+    """Of the objects in requests: which of OpenAI's fields are taken, which are refused."""
+    functions = their_chat.ChatCompletionFunctionMessageParam
+    messages = [kind for kind in get_args(their_chat.ChatCompletionMessageParam) if kind is not functions]
+    json_schema = shared_params.response_format_json_schema.JSONSchema
+    result, function = response_input_item_param.FunctionCallOutput, their_responses.FunctionToolParam
+    rows = [
+        ("a message", chain(*map(_fields, messages)), _fields(ours.Message)),
+        ("a function of `tools`", _fields(shared_params.FunctionDefinition), _fields(ours.Function)),
+        ("`json_schema`", _fields(json_schema), _fields(ours.JsonSchemaFormat)),
+        ("`stream_options`", _fields(their_chat.ChatCompletionStreamOptionsParam), _fields(StreamOptions)),
+        ("responses: a message", _fields(their_responses.EasyInputMessageParam), _fields(responses.MessageItem)),
+        ("responses: a call", _fields(their_responses.ResponseFunctionToolCallParam), _fields(responses.CallItem)),
+        ("responses: its result", _fields(result), _fields(responses.ResultItem)),
+        ("responses: a function of `tools`", _fields(function), _fields(responses.ResponseTool)),
+        ("responses: `text`", _fields(their_responses.ResponseTextConfigParam), _fields(responses.TextOptions)),
+    ]
+    return _compared("object", rows)
+
+
+def answers_table() -> str:
+    """Of the answers: which of OpenAI's fields are left out, and which are ours beyond them."""
+    rows: list[tuple[str, type[BaseModel], type[BaseModel]]] = [
+        ("completion", theirs.Completion, completions.TextCompletion),
+        ("its `logprobs`", theirs.completion_choice.Logprobs, completions.CompletionLogprobs),
+        ("chat completion", their_chat.ChatCompletion, chat.ChatAnswer),
+        ("its `message`", their_chat.ChatCompletionMessage, chat.AnswerMessage),
+        ("its `logprobs`", chat_completion.ChoiceLogprobs, chat.ChatLogprobs),
+        ("event of its stream", their_chat.ChatCompletionChunk, chat.ChatChunk),
+        ("`delta` of an event", chat_completion_chunk.ChoiceDelta, chat.ChatDelta),
+        ("response", their_responses.Response, response_events.Response),
+        ("embeddings", theirs.CreateEmbeddingResponse, embeddings.EmbeddingList),
+        ("`usage`", theirs.CompletionUsage, answers.Usage),
+        ("model", theirs.Model, models.ModelCard),
+    ]
+    lines = []
+    for of, them, we in rows:
+        lacking, more = _lacking(them.model_fields, we.model_fields), _lacking(we.model_fields, them.model_fields)
+        lines.append(row(of, _list(lacking), _list(more)))
+    return table(("answer", "left out", "ours beyond OpenAI's"), lines)
+
+
+def _compared(what: str, rows: Iterable[tuple[str, Iterable[str], Iterable[str]]]) -> str:
+    """A table of rows that have a title, the names that OpenAI's API knows, and those that we take."""
+    lines = [row(title, _list(we), _list(_lacking(them, we))) for title, them, we in rows]
+    return table((what, "taken", "refused"), lines)
+
+
+def _kinds(union: Any, key: str = "type") -> list[str]:
+    """What stands under `key` in each of OpenAI's typed dictionaries."""
+    found: list[str] = []
+    for kind in get_args(union) or (union,):
+        found += _strings(kind if get_origin(kind) else get_type_hints(kind)[key])
+    return found
+
+
+def _literals(*kinds: Any) -> list[str]:
+    """What our schemas say for `type`; `tool_choice` is a mode, or has a type."""
+    found: list[str] = []
+    for kind in kinds:
+        is_schema = isinstance(kind, type) and issubclass(kind, BaseModel)
+        found += _strings(kind.model_fields["type"].annotation) if is_schema else _strings(kind)
+    return found
+
+
+def _strings(annotation: Any) -> list[str]:
+    """The texts of all `Literal` in an annotation, in its order."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _strings(annotation.model_fields["type"].annotation)
+    return [text for part in get_args(annotation) for text in _strings(part)]
+
+
+def _fields(kind: Any) -> list[str]:
+    """The names of one of our schemas, as the wire has them, or of one of OpenAI's typed dictionaries."""
+    if not issubclass(kind, BaseModel):
+        return list(get_type_hints(kind))
+    return [info.alias or name for name, info in kind.model_fields.items()]
+
+
+def _lacking(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    there = set(others)
+    return [name for name in dict.fromkeys(names) if name not in there]
+
+
+def _list(names: Iterable[str]) -> str:
+    listed = list(dict.fromkeys(names))
+    return f"{len(listed)} others" if len(listed) > FEW else ", ".join(f"`{name}`" for name in listed)
+
+
+TABLES = {
+    **{name: lambda name=name: request_table(name) for name in REQUESTS},  # type: ignore[misc]
+    "kinds": kinds_table,
+    "objects": objects_table,
+    "answers": answers_table,
+}
+
+
+def made() -> str:
+    """The document's text with its tables made anew."""
+    return with_tables(DOCUMENT, "openai_table", TABLES)
+
+
+if __name__ == "__main__":
+    main(DOCUMENT, "openai_table", TABLES)

@@ -1,0 +1,142 @@
+"""A door that does as it is told: the real playground over an OpenAI route whose every byte a test decides."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from uvicorn import Config, Server
+from waiting import wait_until
+
+from run_gpt.gateway.playground import add_playground
+
+DONE = b"data: [DONE]\n\n"
+Script = Callable[[dict[str, Any]], "AsyncIterator[bytes] | Response"]
+
+
+def event(data: Any, kind: str = "") -> bytes:
+    """A server-sent event."""
+    return (f"event: {kind}\n" if kind else "").encode() + b"data: " + json.dumps(data).encode() + b"\n\n"
+
+
+def piece(text: str | None = None, finish: str | None = None) -> bytes:
+    """An event with a piece of the answer, as OpenAI's door sends it."""
+    delta = {} if text is None else {"content": text}
+    return event({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], "usage": None})
+
+
+def usage(tokens: int) -> bytes:
+    """The event with the count of tokens."""
+    told = {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 9 + tokens}
+    return event({"choices": [], "usage": told})
+
+
+def saying(*texts: str, finish: str = "stop") -> Script:
+    """A script that answers with these pieces."""
+
+    async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
+        for text in texts:
+            yield piece(text)
+            await asyncio.sleep(0.01)  # so that the pieces have a rate
+        yield piece(finish=finish)
+        yield usage(len(texts))
+        yield DONE
+
+    return lambda request: script(request)
+
+
+def refusing(status: int, message: str, param: str | None = None, **headers: str) -> Script:
+    """A script that answers with an error."""
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": "invalid_value"}
+    return lambda _: JSONResponse({"error": error}, status, headers)
+
+
+class Door:
+    """`script` answers the next requests; `requests` are those that came; `running` of them have not ended."""
+
+    def __init__(self) -> None:
+        self.models: list[str] | Response = ["scripted"]
+        self.script: Script = saying("Hello", " there")
+        self.requests: list[dict[str, Any]] = []
+        self.running = 0
+        self.go_on = threading.Event()
+        self.url = ""
+
+    async def wait(self) -> None:
+        """For a script: until the test says `go_on.set()`."""
+        while not self.go_on.is_set():
+            await asyncio.sleep(0.01)
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+        add_playground(app)
+
+        @app.get("/health")
+        async def health() -> Any:
+            return {"status": "alive"}
+
+        @app.get("/v1/models")
+        async def models() -> Any:
+            if isinstance(self.models, Response):
+                return self.models
+            return {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
+
+        @app.post("/v1/chat/completions")
+        async def chat(request: Request) -> Response:
+            self.requests.append(await request.json())
+            answer = self.script(self.requests[-1])
+            if isinstance(answer, Response):
+                return answer
+            return StreamingResponse(self._counted(answer), media_type="text/event-stream")
+
+        outer = FastAPI()
+        outer.mount("/prefix", app)  # as a proxy may have it
+        outer.mount("/", app)
+        return outer
+
+    async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        self.running += 1
+        try:
+            async for each in events:
+                yield each
+        finally:
+            self.running -= 1
+
+
+@contextmanager
+def open_door(port: int) -> Iterator[Door]:
+    """A door on this port of 127.0.0.1, in a thread."""
+    door = Door()
+    door.url = f"http://127.0.0.1:{port}"
+    # Scripts cut connections by failing, on purpose.
+    config = Config(door.app(), host="127.0.0.1", port=port, log_level="critical", timeout_graceful_shutdown=1)
+    server = Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield door
+    finally:
+        door.go_on.set()
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def half_an_answer(door: Door, before: str = "") -> Script:
+    """A script that waits in mid-answer until the test says go on."""
+
+    async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
+        yield piece(f"{before}Half an ")
+        await door.wait()
+        yield piece("answer.")
+        yield piece(finish="stop")
+        yield usage(2)
+        yield DONE
+
+    return script
