@@ -11,13 +11,19 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 
 from docarray import BaseDoc
 from docarray.proto import DocProto
-from pydantic import BaseModel, BeforeValidator, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from run_gpt.api import adapters, answers, embeddings, schema, tokens
 from run_gpt.api.values import DOCUMENT
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
 
 Asked = TypeVar("Asked", bound=schema.AnyRequest)
+
+
+class _Request(BaseDoc):
+    """A request's document: to set a field that it has not is an error where it is made."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
@@ -34,9 +40,9 @@ def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
         fields[name] = (Any, None)
     if issubclass(model, answers.Body):
         fields["error"] = (dict[str, Any] | None, None)
+    base = _Request if issubclass(model, schema.AnyRequest) else BaseDoc
     return cast(
-        "type[BaseDoc]",
-        create_model(f"{model.__name__}Document", __base__=BaseDoc, __module__=__name__, **fields),
+        "type[BaseDoc]", create_model(f"{model.__name__}Document", __base__=base, __module__=__name__, **fields)
     )
 
 
