@@ -7,17 +7,23 @@ module imports docarray, which takes seconds: import it late.
 import json
 from collections.abc import Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from docarray import BaseDoc
 from docarray.proto import DocProto
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from run_gpt.api import adapters, answers, embeddings, schema, tokens
 from run_gpt.api.values import DOCUMENT
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
 
 Asked = TypeVar("Asked", bound=schema.AnyRequest)
+
+
+class _Request(BaseDoc):
+    """A request's document: to set a field that it has not is an error where it is made."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
@@ -28,23 +34,28 @@ def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
     fields: dict[str, Any] = {}
     for name, info in model.model_fields.items():
         if name != "id":  # each document has one
-            fields[name] = (_plain(info.annotation) | None, None)
+            kind = Any if _takes_more(info.metadata) else _plain(info.annotation)
+            fields[name] = (kind | None, None)
+    for name in getattr(model, "REFUSED", ()):  # else docarray would drop it, and nobody would hear of it
+        fields[name] = (Any, None)
     if issubclass(model, answers.Body):
         fields["error"] = (dict[str, Any] | None, None)
+    base = _Request if issubclass(model, schema.AnyRequest) else BaseDoc
     return cast(
-        "type[BaseDoc]",
-        create_model(f"{model.__name__}Document", __base__=BaseDoc, __module__=__name__, **fields),
+        "type[BaseDoc]", create_model(f"{model.__name__}Document", __base__=base, __module__=__name__, **fields)
     )
 
 
 def _plain(annotation: Any) -> Any:
     """The builtin type that carries a schema's annotation in a document."""
     origin, args = get_origin(annotation), get_args(annotation)
+    if annotation is NoneType or (origin is Annotated and _takes_more(args[1:])):
+        return Any
     if origin in (Union, UnionType):
         kinds = {_plain(arg) for arg in args if arg is not NoneType}
         return kinds.pop() if len(kinds) == 1 else Any
     if origin is Literal:
-        return str
+        return type(args[0])
     if origin is list:
         return list[_plain(args[0])]  # type: ignore[misc]
     if origin is dict:
@@ -52,6 +63,11 @@ def _plain(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return dict[str, Any]
     return _plain(args[0]) if args else annotation  # Annotated[kind, limits]
+
+
+def _takes_more(metadata: Sequence[Any]) -> bool:
+    """Whether the schema takes other forms of a value, such as one text for a list of one."""
+    return any(isinstance(item, BeforeValidator) for item in metadata)
 
 
 GenerateRequestDocument = _document_class(schema.GenerateRequest)

@@ -199,6 +199,7 @@ def _named_as_in(request: OpenAIRequest) -> Iterator[None]:
             error.param = request.NATIVE_NAMES[native]
             if error.message.startswith(native):
                 error.message = error.param + error.message.removeprefix(native)
+                error.args = (error.message,)
         raise
 
 

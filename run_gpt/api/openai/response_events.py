@@ -1,5 +1,6 @@
 """The answer to `/v1/responses`: whole, or as the typed events of its stream."""
 
+import itertools
 import secrets
 from collections.abc import Iterator
 from typing import Any, Literal, cast
@@ -101,9 +102,14 @@ class ResponseWriter:
                 yield self._event(kind, response=self._snapshot(chunk, "in_progress"))
         for choice in chunk.choices:
             self._early += _logprobs(choice.logprobs)
+            # What goes on with the open call comes before the text, which would close it.
+            calls = choice.delta.tool_calls or []
+            more = list(itertools.takewhile(lambda call: call.id is None, calls))
+            for call in more:
+                yield from self._call(call)
             if choice.delta.content or (self._early and self._in_text):
                 yield from self._text(choice.delta.content or "")
-            for call in choice.delta.tool_calls or ():
+            for call in calls[len(more) :]:
                 yield from self._call(call)
             if choice.finish_reason is not None:
                 status = STATUS[choice.finish_reason]

@@ -171,6 +171,12 @@ class TextOptions(_Part):
     format: TextFormat | None = None
 
 
+class ResponseStreamOptions(_Part):
+    """What a stream tells beside the text: nothing more here."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
 class ResponseRequest(OpenAIRequest):
     """Answer a conversation."""
 
@@ -238,7 +244,7 @@ class ResponseRequest(OpenAIRequest):
     truncation: Literal["disabled"] | None = Field(None, description="Only `disabled`: too long an input is a 400.")
     metadata: dict[str, Text] | None = Field(None, description="Given back in the answer.", max_length=16)
     stream: bool | None = Field(None, description="Answer with server-sent events.")
-    stream_options: "ResponseStreamOptions | None" = Field(None, description="`include_obfuscation`: only false.")
+    stream_options: ResponseStreamOptions | None = Field(None, description="`include_obfuscation`: only false.")
     adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
 
     @model_validator(mode="after")
@@ -309,9 +315,3 @@ class ResponseRequest(OpenAIRequest):
         if isinstance(self.tool_choice, NamedResponseTool):
             return NamedTool.model_validate({"type": "function", "function": {"name": self.tool_choice.name}})
         return self.tool_choice
-
-
-class ResponseStreamOptions(_Part):
-    """What a stream tells beside the text: nothing more here."""
-
-    include_obfuscation: Literal[False] | None = None

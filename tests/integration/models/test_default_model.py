@@ -9,6 +9,7 @@ import pytest
 
 from run_gpt.config import ModelConfig
 from run_gpt.models import LoadedModel, list_models, load, render_chat
+from run_gpt.models.token_bytes import TokenBytes
 
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 SPECIAL = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
@@ -66,3 +67,11 @@ def test_the_template_renders_the_system_message_once(default_model: LoadedModel
     default = tokenizer.decode(render_chat(tokenizer, CAPITAL))
     assert default.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert default.count("<|im_start|>") == 3
+
+
+def test_the_bytes_of_its_tokens_join_to_the_text(default_model: LoadedModel) -> None:
+    """Else places of tokens in a text, and the pieces of characters, would be wrong."""
+    tokenizer: Any = default_model.tokenizer
+    token_bytes = TokenBytes(tokenizer)
+    for text in ("héllo  wörld 日本 12\n\t3", "😀👩‍👩‍👧\x00\u00a0Ġ▁", "<|im_start|>user\n<repo_name>"):
+        assert b"".join(token_bytes(i) for i in tokenizer(text)["input_ids"]).decode() == text

@@ -1,0 +1,199 @@
+"""Whatever HTTP can do, gRPC can do by the same documents: a user of Jina's client would miss it, if this failed."""
+
+import json
+from typing import Any
+
+# isort: off
+import run_gpt._jina  # noqa: F401  (before jina)
+
+# isort: on
+import grpc
+import pytest
+import requests
+import sseclient
+from docarray import BaseDoc, DocList
+from jina import Client
+from jina.proto import jina_pb2_grpc
+from jina.types.request.data import DataRequest, SingleDocumentRequest
+
+from run_gpt.api import documents
+from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+PARAMETERS = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"]}
+PARAMETERS = {**PARAMETERS, "additionalProperties": False}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": PARAMETERS}}
+MUST_CALL = {"tool_choice": {"type": "function", "function": {"name": "f"}}, "parallel_tool_calls": False}
+SCHEMA = {"type": "object", "properties": {"b": {"enum": [1]}, "a": {"enum": [None]}}, "required": ["b", "a"]}
+SCHEMA = {**SCHEMA, "additionalProperties": False}
+FORM = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}
+SAMPLED = {"temperature": 0.8, "top_p": 0.9, "seed": 3, "n": 2, "max_tokens": 4}
+FULL = {
+    **{"temperature": 0, "stop": ["zebra"], "logit_bias": {"2": -5.5, "100": 1}, "presence_penalty": 0.5},
+    **{"frequency_penalty": 0.25, "user": "anna", "max_tokens": 5, "model": "smollm2"},
+}
+# The bodies of each endpoint, at least one. The adapters' have tests of their own, which change the server.
+BODIES: dict[str, list[dict[str, Any]]] = {
+    "/generate": [
+        {"prompt": "Hello", "max_new_tokens": 4, "logprobs": 1, "echo": True},
+        {"prompt": [1, 2], "max_new_tokens": 4},
+    ],
+    "/generate_stream": [{"prompt": "Hello", "max_new_tokens": 4, "logprobs": 1}],
+    "/chat": [{"messages": QUESTION, "max_new_tokens": 4}, {"messages": QUESTION, "tools": [TOOL], **MUST_CALL}],
+    "/chat_stream": [{"messages": QUESTION, "max_new_tokens": 4}, {"messages": QUESTION, "tools": [TOOL], **MUST_CALL}],
+    "/embed": [{"texts": ["Hi", "there"]}, {"texts": [[1, 2]], "encoding_format": "base64", "pooling": "last"}],
+    "/tokenize": [{"prompt": "Hello"}, {"messages": QUESTION, "tools": [TOOL]}],
+    "/detokenize": [{"tokens": [19556, 905]}],
+    "/v1/completions": [
+        {"prompt": "Hello", "logprobs": 2, "echo": True, **FULL},
+        {"prompt": ["Hello", "The"], **SAMPLED},
+        {"prompt": [[1, 2], [3]], "max_tokens": 0, "echo": True, "logprobs": 1},
+        {"prompt": [1, 2, 3], "max_tokens": 1, "temperature": 0},
+        {"prompt": "JSON:", "max_tokens": 30, **FORM},
+    ],
+    "/v1/chat/completions": [
+        {"messages": QUESTION, "logprobs": True, "top_logprobs": 2, **FULL},
+        {"messages": QUESTION, **SAMPLED},
+        {"messages": QUESTION, "tools": [TOOL], **MUST_CALL},
+        {"messages": QUESTION, "max_tokens": 30, **FORM},
+    ],
+    "/v1/responses": [
+        {"input": "Hi", "max_output_tokens": 4, "temperature": 0, "top_logprobs": 1, "metadata": {"a": "b"}},
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}], "max_output_tokens": 1},
+        {
+            **{"input": "Hi", "tools": [{"type": "function", **TOOL["function"]}], "temperature": 0},  # type: ignore[dict-item]
+            **{"tool_choice": {"type": "function", "name": "f"}, "parallel_tool_calls": False},
+        },
+        {"input": "Hi", "text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}},
+    ],
+    "/v1/embeddings": [{"input": "Hi"}, {"input": [[1, 2], [3]], "encoding_format": "base64"}],
+    "/v1/models": [{}],
+    "/v1/models/{model}": [{"model": "smollm2"}],
+}
+WRONG: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "x", "suffix": "y"},
+    "/v1/chat/completions": {"messages": QUESTION, "store": True, "max_tokens": 1},
+    "/v1/responses": {"input": "x", "previous_response_id": "resp_1", "max_output_tokens": 1},
+    "/v1/embeddings": {"input": [[99999]]},
+    "/v1/models/{model}": {"model": "gpt-5"},
+    "/tokenize": {},
+    "/detokenize": {"tokens": [99999]},
+}
+TOLD_ANEW = {"id", "item_id", "call_id", "created", "created_at", "cached_tokens", "error"}
+"""Fields that differ from answer to answer, and the one that only documents have."""
+UNARY = [(e, body) for path, bodies in BODIES.items() if (e := ENDPOINTS[path]).answer for body in bodies]
+STREAMED = [(e, body) for path, bodies in BODIES.items() if (e := ENDPOINTS[path]).event for body in bodies]
+
+
+def name_of(value: Any) -> str:
+    return value.path if isinstance(value, Endpoint) else json.dumps(value)[:60]
+
+
+def test_every_endpoint_has_a_case() -> None:
+    """One that is new must be shown to be on both doors."""
+    assert set(BODIES) == {path for path in ENDPOINTS if not path.startswith("/adapters")}
+
+
+def same(value: Any, *, places: int = 4) -> Any:
+    """What must be the same on both doors."""
+    if isinstance(value, dict):
+        return {name: same(inner) for name, inner in value.items() if name not in TOLD_ANEW and inner is not None}
+    if isinstance(value, list):
+        return [same(inner) for inner in value]
+    return round(value, places) if isinstance(value, float) else value
+
+
+def document(endpoint: Endpoint, body: dict[str, Any]) -> BaseDoc:
+    return documents.document_class(endpoint.request)(**ordered(body))
+
+
+def ordered(value: Any) -> Any:
+    """With JSON text for the objects whose order counts, which a document's maps have not."""
+    if isinstance(value, list):
+        return [ordered(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: json.dumps(inner) if name in ("parameters", "schema") else ordered(inner) for name, inner in value.items()
+    }
+
+
+def url(server: Any, endpoint: Endpoint, body: dict[str, Any]) -> str:
+    return server.http_url + endpoint.path.format(**body)
+
+
+def posted(server: Any, endpoint: Endpoint, body: dict[str, Any], *, status: int | None = 200) -> Any:
+    path_fields = {name for name in body if f"{{{name}}}" in endpoint.path}
+    rest = {name: value for name, value in body.items() if name not in path_fields}
+    answer = requests.post(url(server, endpoint, body), json=rest, timeout=120)
+    assert status in (None, answer.status_code), answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize(("endpoint", "body"), UNARY, ids=name_of)
+async def test_a_whole_answer_is_the_same(server: Any, endpoint: Endpoint, body: dict[str, Any]) -> None:
+    if "temperature" in endpoint.request.model_fields:
+        body = {"temperature": 0, **body}
+    over_http = posted(server, endpoint, body)
+    inputs = DocList[documents.document_class(endpoint.request)]([document(endpoint, body)])  # type: ignore[misc]
+    kind: Any = documents.document_class(endpoint.answer)  # type: ignore[arg-type]
+    client = Client(host=server.grpc_url, asyncio=True)
+    answers = [doc async for docs in client.post(endpoint.path, inputs, return_type=DocList[kind]) for doc in docs]
+    assert [same(doc.model_dump()) for doc in answers] == [same(over_http)]
+
+
+@pytest.mark.parametrize(("endpoint", "body"), STREAMED, ids=name_of)
+async def test_a_stream_is_the_same(server: Any, endpoint: Endpoint, body: dict[str, Any]) -> None:
+    if endpoint.answer is not None:
+        body = {"temperature": 0, **body, "stream": True}
+        if endpoint.path != "/v1/responses":
+            body["stream_options"] = {"include_usage": True}
+    lines = streamed(server, endpoint, body)
+    if endpoint.last_line:
+        assert lines.pop() == endpoint.last_line
+    over_http = [same(json.loads(line)) for line in lines]
+    kind: Any = documents.document_class(endpoint.event)  # type: ignore[arg-type]
+    client = Client(host=server.grpc_url, asyncio=True)
+    over_grpc = [
+        same(doc.model_dump())
+        async for doc in client.stream_doc(endpoint.path, document(endpoint, body), return_type=kind)
+    ]
+    assert in_turns(over_grpc) == in_turns(over_http)
+
+
+def streamed(server: Any, endpoint: Endpoint, body: dict[str, Any]) -> list[str]:
+    with requests.post(url(server, endpoint, body), json=body, stream=True, timeout=120) as answer:
+        return [event.data for event in sseclient.SSEClient(answer).events()]
+
+
+def in_turns(events: list[Any]) -> list[Any]:
+    """Events of several choices, those of each in their order: between choices there is none."""
+    return sorted(events, key=lambda event: [choice["index"] for choice in event.get("choices", ())] or [99])
+
+
+@pytest.mark.parametrize(
+    ("path", "stream"), [(path, way) for path in WRONG for way in sorted({False, ENDPOINTS[path].event is not None})]
+)
+async def test_an_error_is_the_same(server: Any, path: str, stream: bool) -> None:
+    endpoint, body = ENDPOINTS[path], WRONG[path]
+    body = {**body, "stream": True} if stream else body
+    error = posted(server, endpoint, body, status=None)["error"]
+    async with grpc.aio.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await called(channel, endpoint, document(endpoint, body), stream=stream)
+    assert json.loads(raised.value.trailing_metadata()["rungpt-error"]) == error
+    assert raised.value.details() == error["message"]
+
+
+async def called(channel: Any, endpoint: Endpoint, doc: BaseDoc, *, stream: bool) -> None:
+    """By a bare stub, since Jina's client hides what an error carries."""
+    if stream:
+        single = SingleDocumentRequest()
+        single.header.exec_endpoint, single.document_cls, single.data.doc = endpoint.path, type(doc), doc
+        async for _ in jina_pb2_grpc.JinaSingleDocumentRequestRPCStub(channel).stream_doc(single):
+            pass
+        return
+    request = DataRequest()
+    request.header.exec_endpoint = endpoint.path
+    request.data.docs = DocList[type(doc)]([doc])  # type: ignore[misc]
+    await jina_pb2_grpc.JinaSingleDataRequestRPCStub(channel).process_single_data(request)

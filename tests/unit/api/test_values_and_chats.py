@@ -1,0 +1,107 @@
+"""Values and chats as requests hold them: order, text and numbers that were changed on the way would be others'."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from run_gpt.api.chat import NamedTool, ResponseFormat, Tool, check_tools
+from run_gpt.api.values import DOCUMENT, JsonObject, Text, TextOrIds, field_path, joined_parts, one_or_list
+from run_gpt.errors import InvalidRequest
+
+SCHEMA = {"type": "object", "properties": {"é": {"default": None}, "a": {"minimum": 10**12}}}
+
+
+class Holder(BaseModel):
+    """What a schema may have."""
+
+    model_config = ConfigDict(strict=True)
+
+    object: JsonObject | None = None
+    prompt: TextOrIds | None = None
+    text: Text | None = None
+
+
+def test_an_object_may_be_json_text_and_is_that_in_a_document() -> None:
+    """A document's maps have no order, and its integers 32 bits."""
+    for given in (SCHEMA, json.dumps(SCHEMA)):
+        holder = Holder(object=given)  # type: ignore[arg-type]
+        assert holder.object is not None
+        assert (holder.object, list(holder.object["properties"])) == (SCHEMA, ["é", "a"])
+    assert holder.model_dump()["object"] == SCHEMA
+    text = holder.model_dump(context=DOCUMENT)["object"]
+    assert (type(text), json.loads(text)) == (str, SCHEMA)
+    assert "é" in text
+    for wrong in ("{", "[]", 3):
+        with pytest.raises(ValidationError):
+            Holder(object=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("good", ["x", [1], [0, 2**31 - 1]])
+def test_a_prompt_is_a_text_or_ids(good: Any) -> None:
+    assert Holder(prompt=good).prompt == good
+
+
+@pytest.mark.parametrize(
+    ("bad", "path"),
+    [("", "prompt"), ([], "prompt"), ([-1], "prompt.0"), ([2**31], "prompt.0"), ([True], "prompt.0"), (3, "prompt")],
+)
+def test_another_prompt_is_named_where_it_is_wrong(bad: Any, path: str) -> None:
+    """The part of a union that was meant is not in the name."""
+    with pytest.raises(ValidationError) as raised:
+        Holder(prompt=bad)
+    assert field_path(raised.value.errors()[0]["loc"]) == path
+
+
+def test_text_that_no_door_can_carry_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        Holder(text="\ud800")
+    assert Holder(text="").text == ""
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    assert [one_or_list("x"), one_or_list(["x"]), one_or_list(3)] == [["x"], ["x"], 3]
+
+
+def test_parts_of_a_content_become_lines() -> None:
+    parts = [{"type": "x", "text": "a"}, {"type": "y", "text": "b"}]
+    assert joined_parts(parts, kinds=("x", "y")) == "a\nb"
+    assert joined_parts("a") == "a"
+    assert joined_parts([], kinds=("x",)) == ""
+    for part in ({"type": "image_url", "image_url": {"url": "x"}}, {"text": "a"}, "a", {"type": "text"}):
+        with pytest.raises(InvalidRequest, match="input"):
+            joined_parts([part], param="input")
+
+
+def tools(*names: str) -> list[Tool]:
+    return [Tool.model_validate({"type": "function", "function": {"name": name}}) for name in names]
+
+
+def test_a_choice_must_be_one_of_the_tools() -> None:
+    def named(name: str) -> NamedTool:
+        return NamedTool.model_validate({"type": "function", "function": {"name": name}})
+
+    check_tools(tools("f", "g"), named("g"))
+    check_tools(None, "none")
+    check_tools(None, None)
+    for given, choice, says in (
+        (tools("f"), named("g"), "'g' is not one of tools"),
+        (None, named("g"), "none is given"),
+        ([], "auto", "this needs tools"),
+        (None, "required", "this needs tools"),
+        (tools("f", "f"), None, "two functions called 'f'"),
+    ):
+        with pytest.raises(InvalidRequest, match=says):
+            check_tools(given, choice)
+
+
+def test_a_form_needs_what_its_type_says() -> None:
+    form = ResponseFormat.model_validate({"type": "json_schema", "json_schema": {"schema": SCHEMA}})
+    assert json.loads(form.source or "") == SCHEMA
+    assert ResponseFormat(type="regex", regex="a+").source == "a+"
+    assert ResponseFormat(type="choice", choice=["é", "b"]).source == '["é", "b"]'
+    assert ResponseFormat(type="json_object").source is None
+    for wrong in ({"type": "regex"}, {"type": "text", "regex": "a"}, {"type": "json_object", "choice": ["a"]}):
+        with pytest.raises(InvalidRequest, match="response_format"):
+            ResponseFormat.model_validate(wrong)

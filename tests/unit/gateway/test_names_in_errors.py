@@ -1,0 +1,67 @@
+"""Errors of the native requests behind one of OpenAI's: they must speak of the field that the user wrote."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from run_gpt.api.openai.completions import CompletionRequest
+from run_gpt.api.openai.embeddings import EmbeddingRequest
+from run_gpt.api.openai.responses import ResponseRequest
+from run_gpt.api.schema import AnyRequest
+from run_gpt.config import GatewayConfig
+from run_gpt.errors import InvalidRequest, RequestError
+from run_gpt.gateway.service import Service
+
+
+class FailingPool:
+    """One ready replica, which refuses everything."""
+
+    def __init__(self, error: RequestError):
+        self.error, self.ready, self.model = error, [object()], "m"
+
+    def check_ready(self) -> None:
+        """It is ready."""
+
+    async def answer(self, *_: Any) -> Any:
+        raise self.error
+
+    async def stream(self, *_: Any) -> AsyncIterator[Any]:
+        raise self.error
+        yield
+
+
+RESPONSE = ResponseRequest.parse({"input": "x"})
+TOOLS = [{"type": "function", "name": "f"}]
+CASES = [
+    (EmbeddingRequest.parse({"input": "x"}), "texts", "texts: no", "input", "input: no"),
+    (EmbeddingRequest.parse({"input": "x"}), "texts", "a text is long", "input", "a text is long"),
+    (RESPONSE, "messages", "messages: no", "input", "input: no"),
+    (RESPONSE, "response_format", "response_format: no", "text.format", "text.format: no"),
+    (RESPONSE, "tools", "tools: no", "tools", "tools: no"),
+    (RESPONSE, None, "no", None, "no"),
+    (CompletionRequest.parse({"prompt": "x"}), "prompt", "prompt: no", "prompt", "prompt: no"),
+]
+
+
+@pytest.mark.parametrize(("request_", "param", "message", "named", "says"), CASES, ids=str)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_error_names_the_field_of_the_request(
+    request_: AnyRequest, param: str | None, message: str, named: str | None, says: str, stream: bool
+) -> None:
+    service = Service(FailingPool(InvalidRequest(message, param=param)), GatewayConfig())  # type: ignore[arg-type]
+    if stream and isinstance(request_, EmbeddingRequest):
+        return
+    with pytest.raises(InvalidRequest) as raised:
+        await (anext(service.stream(request_)) if stream else service.answer(request_))  # type: ignore[call-overload]
+    assert (raised.value.param, raised.value.message) == (named, says)
+    assert service.in_flight == 0
+
+
+async def test_what_the_natives_cannot_be_is_named_too() -> None:
+    """Found before any replica is asked."""
+    body = {"input": "x", "text": {"format": {"type": "json_object"}}, "tools": TOOLS}
+    service = Service(FailingPool(InvalidRequest("never asked")), GatewayConfig())  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=r"^text\.format: this does not go with tools") as raised:
+        await service.answer(ResponseRequest.parse(body))
+    assert raised.value.param == "text.format"
