@@ -7,7 +7,7 @@ module imports docarray, which takes seconds: import it late.
 import json
 from collections.abc import Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from docarray import BaseDoc
 from docarray.proto import DocProto
@@ -20,7 +20,7 @@ from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_fr
 Asked = TypeVar("Asked", bound=schema.AnyRequest)
 
 
-class _Request(BaseDoc):
+class _Request(BaseDoc):  # type: ignore[misc]
     """A request's document: to set a field that it has not is an error where it is made."""
 
     model_config = ConfigDict(extra="forbid")
@@ -41,9 +41,8 @@ def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
     if issubclass(model, answers.Body):
         fields["error"] = (dict[str, Any] | None, None)
     base = _Request if issubclass(model, schema.AnyRequest) else BaseDoc
-    return cast(
-        "type[BaseDoc]", create_model(f"{model.__name__}Document", __base__=base, __module__=__name__, **fields)
-    )
+    document: type[BaseDoc] = create_model(f"{model.__name__}Document", __base__=base, __module__=__name__, **fields)
+    return document
 
 
 def _plain(annotation: Any) -> Any:
