@@ -4,6 +4,7 @@
 schema nor in REFUSED.
 """
 
+import json
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -50,8 +51,17 @@ def request_table(name: str) -> str:
         told = _sentence((info.description or "").removeprefix("Beyond OpenAI's: "))
         phrase = values(schema["properties"][field], schema.get("$defs", {}))
         lines[here].append(row(f"`{field}`", here, phrase, f"{told} {differs}".strip()))
-    refused = [row(f"`{field}`", "refused", "", _sentence(f"{why}.")) for field, why in request.REFUSED.items()]
+    refused = [
+        row(f"`{field}`", "refused", _granted(request.GRANTED.get(field, ())), _sentence(f"{why}."))
+        for field, why in request.REFUSED.items()
+    ]
     return table(("field", "here", "values", "meaning"), [*chain(*lines.values()), *refused])
+
+
+def _granted(values: Iterable[object]) -> str:
+    """The values that a refused field may have all the same."""
+    texts = [f"`{json.dumps(value)}`" for value in values]
+    return f"only {' or '.join(texts)}" if texts else ""
 
 
 def _sentence(text: str) -> str:

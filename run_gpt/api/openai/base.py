@@ -42,6 +42,8 @@ class OpenAIRequest(AnyRequest):
 
     REFUSED: ClassVar[Mapping[str, str]] = {}
     """Fields of OpenAI's that are a 400 here, and why."""
+    GRANTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Values of refused fields that are taken, for they ask for what is done anyway."""
     DIFFERS: ClassVar[Mapping[str, str]] = {"model": "OpenAI's must be given."}
     """Fields of OpenAI's that are otherwise there, and how."""
     NATIVE_NAMES: ClassVar[Mapping[str, str]] = {}
@@ -55,7 +57,8 @@ class OpenAIRequest(AnyRequest):
         if not isinstance(data, dict):
             return data
         for name, why in cls.REFUSED.items():
-            if data.get(name) is not None:
+            value, granted = data.get(name), cls.GRANTED.get(name, ())
+            if value is not None and not any(value == one and type(value) is type(one) for one in granted):
                 raise InvalidRequest(f"{name}: this is not supported here: {why}", param=name)
         return {name: value for name, value in data.items() if name not in cls.REFUSED}
 

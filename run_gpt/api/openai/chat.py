@@ -40,6 +40,12 @@ class ChatCompletionRequest(SamplingRequest):
         "web_search_options": HOSTED,
     }
 
+    GRANTED: ClassVar = {
+        "modalities": (["text"],),
+        "reasoning_effort": ("none",),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+    }
     DIFFERS: ClassVar = {
         **SamplingRequest.DIFFERS,
         "max_completion_tokens": LONGER,

@@ -198,6 +198,7 @@ class ResponseRequest(OpenAIRequest):
         "safety_identifier": "this is `user` here",
         "service_tier": "all requests are served alike",
     }
+    GRANTED: ClassVar = {"background": (False,), "service_tier": ("auto", "default")}
     DIFFERS: ClassVar = {
         **OpenAIRequest.DIFFERS,
         "include": "OpenAI's: what hosted tools, images and reasoning leave, too.",
