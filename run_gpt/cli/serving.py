@@ -62,8 +62,14 @@ def welcome(config: ServeConfig) -> str:
     http = f"http://{host}:{config.http_port}"
     body = json.dumps({"messages": [{"role": "user", "content": "What is the capital of France?"}]})
     key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if config.asks_for_key else ""
-    return (
-        f"\nRunGPT serves {models.served_name(ModelConfig.of(config))}: "
-        f"HTTP {http} (see {http}/docs), gRPC grpc://{host}:{config.grpc_port}. Try:\n\n"
-        f"  curl {http}/chat{key} -H 'Content-Type: application/json' -d '{body}'\n"
-    )
+    doors = {
+        f"{http}/playground": "a page to chat",
+        f"{http}/v1": "OpenAI's API",
+        f"{http}/docs": "all routes",
+        f"grpc://{host}:{config.grpc_port}": "the same over gRPC",
+    }
+    width = max(map(len, doors))
+    lines = [f"  {url.ljust(width)}  {what}" for url, what in doors.items()]
+    curl = f"  curl {http}/chat{key} -H 'Content-Type: application/json' -d '{body}'"
+    name = models.served_name(ModelConfig.of(config))
+    return "\n".join(["", f"RunGPT serves {name}:", "", *lines, "", "Try:", "", curl, ""])
