@@ -32,7 +32,6 @@ class FailingPool:
 
 
 RESPONSE = ResponseRequest.parse({"input": "x"})
-TOOLS = [{"type": "function", "name": "f"}]
 CASES = [
     (EmbeddingRequest.parse({"input": "x"}), "texts", "texts: no", "input", "input: no"),
     (EmbeddingRequest.parse({"input": "x"}), "texts", "a text is long", "input", "a text is long"),
@@ -58,10 +57,9 @@ async def test_an_error_names_the_field_of_the_request(
     assert service.in_flight == 0
 
 
-async def test_what_the_natives_cannot_be_is_named_too() -> None:
-    """Found before any replica is asked."""
-    body = {"input": "x", "text": {"format": {"type": "json_object"}}, "tools": TOOLS}
-    service = Service(FailingPool(InvalidRequest("never asked")), GatewayConfig())  # type: ignore[arg-type]
-    with pytest.raises(InvalidRequest, match=r"^text\.format: this does not go with tools") as raised:
-        await service.answer(ResponseRequest.parse(body))
-    assert raised.value.param == "text.format"
+async def test_what_the_natives_cannot_be_is_found_before_any_replica_is_asked() -> None:
+    service = Service(FailingPool(InvalidRequest("asked")), GatewayConfig())  # type: ignore[arg-type]
+    request = CompletionRequest.parse({"prompt": "x", "best_of": 2, "stream": True})
+    with pytest.raises(InvalidRequest, match="best_of = 2 cannot be streamed") as raised:
+        await anext(service.stream(request))
+    assert raised.value.param == "best_of"
