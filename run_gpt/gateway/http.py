@@ -53,8 +53,8 @@ def build_app(service: Service) -> FastAPI:
     document = openapi.describe(about_us["version"])
 
     for endpoint in ENDPOINTS.values():
-        methods = ["GET", "POST"] if endpoint.get else ["POST"]
         path = endpoint.path.replace("}", ":path}")  # a hub id has slashes
+        methods = ["GET"] if path != endpoint.path else ["GET", "POST"] if endpoint.get else ["POST"]
         app.add_api_route(path, _handler(service, endpoint), methods=methods, name=endpoint.path)
 
     async def about() -> Response:
