@@ -167,6 +167,8 @@ class Model(LanguageModel):
         """What was chosen where a wish could not be taken literally; one line each."""
         self.context_length = min(loaded.context_length, max_context or loaded.context_length)
         """Most tokens of prompt and answer together."""
+        self.tokenizer = loaded.tokenizer
+        """A transformers tokenizer."""
         self._prompts = Prompts(loaded)
         self._preparation = Preparation(self._prompts, grammars, self.context_length)
         self._grammars = grammars

@@ -170,7 +170,7 @@ class RunGPTEngine(Prompts):
             compile=str(contender.runner).endswith(COMPILED),
         )
         model = load_model(ModelConfig(model_name=contender.model, precision=contender.precision), config)
-        super().__init__(model._tokenizer)
+        super().__init__(model.tokenizer)
         self.engine = model._engine
         self.name = f"RunGPT, {model.precision}" + ("" if contender.runner == "auto" else f", {contender.runner}")
         self.before, self.memory, self.loading = before, resident_bytes() - before, peak_bytes() - before

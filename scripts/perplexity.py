@@ -169,7 +169,7 @@ def of_runner(options: argparse.Namespace, text: str, precision: str, runner: An
     """The perplexity by a runner, as `rungpt serve` would load and choose it."""
     config = EngineConfig(runner=runner, max_running=options.rows)
     with load_model(ModelConfig(model_name=options.model, precision=precision), config) as model:
-        cut = windows(model._tokenizer, text, options.max_tokens)
+        cut = windows(model.tokenizer, text, options.max_tokens)
         # The engine is idle: nobody else calls its runner.
         parts = losses_of_runner(cast("Any", model._engine)._runner, cut, options.step, options.rows)
         return measured(f"RunGPT, {model.precision}, runner {runner}", parts)

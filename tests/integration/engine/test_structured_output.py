@@ -71,8 +71,8 @@ class Served:
 @pytest.fixture(scope="module")
 def default_model():
     with run_gpt.create_model() as model:
-        ids = render_chat(model._tokenizer, [{"role": "user", "content": PROMPT}])
-        served = Served(model._engine, model._tokenizer, ids, model._engine._runner.end_ids)
+        ids = render_chat(model.tokenizer, [{"role": "user", "content": PROMPT}])
+        served = Served(model._engine, model.tokenizer, ids, model._engine._runner.end_ids)
         yield served
         served.compiler.close()
         model._engine.scheduler.check()
