@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from run_gpt.api import answers
 from run_gpt.api import chat as ours
 from run_gpt.api import values as our_values
-from run_gpt.api.openai import chat, completions, embeddings, models, response_events, responses
+from run_gpt.api.openai import chat, completions, embeddings, models, response_events, response_items, responses
 from run_gpt.api.openai.base import OpenAIRequest, StreamOptions
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "openai.md"
@@ -73,7 +73,7 @@ def kinds_table() -> str:
     parts, items = their_chat.ChatCompletionContentPartParam, their_responses.ResponseInputItemParam
     formats, our_formats = completion_create_params.ResponseFormat, ours.ResponseFormat
     texts = their_responses.ResponseFormatTextConfigParam
-    our_items = (responses.MessageItem, responses.CallItem, responses.ResultItem)
+    our_items = (response_items.MessageItem, response_items.CallItem, response_items.ResultItem)
     rows = [
         ("roles of messages", _kinds(their_chat.ChatCompletionMessageParam, "role"), get_args(ours.Role)),
         ("parts of a message", _kinds(parts), our_values.TEXT_PARTS),
@@ -81,7 +81,7 @@ def kinds_table() -> str:
         ("`tool_choice`", _kinds(their_chat.ChatCompletionToolChoiceOptionParam), _literals(ours.ToolChoice)),
         ("`response_format`", _kinds(formats), _literals(our_formats)),
         ("responses: items of `input`", _kinds(items), _literals(*our_items)),
-        ("responses: parts of an item", _kinds(their_responses.ResponseInputContentParam), responses.TEXT_PARTS),
+        ("responses: parts of an item", _kinds(their_responses.ResponseInputContentParam), response_items.TEXT_PARTS),
         ("responses: `tools`", _kinds(their_responses.ToolParam), _literals(responses.ResponseTool)),
         ("responses: `text.format`", _kinds(texts), _literals(responses.TextFormat)),
     ]
@@ -99,9 +99,9 @@ def objects_table() -> str:
         ("a function of `tools`", _fields(shared_params.FunctionDefinition), _fields(ours.Function)),
         ("`json_schema`", _fields(json_schema), _fields(ours.JsonSchemaFormat)),
         ("`stream_options`", _fields(their_chat.ChatCompletionStreamOptionsParam), _fields(StreamOptions)),
-        ("responses: a message", _fields(their_responses.EasyInputMessageParam), _fields(responses.MessageItem)),
-        ("responses: a call", _fields(their_responses.ResponseFunctionToolCallParam), _fields(responses.CallItem)),
-        ("responses: its result", _fields(result), _fields(responses.ResultItem)),
+        ("responses: a message", _fields(their_responses.EasyInputMessageParam), _fields(response_items.MessageItem)),
+        ("responses: a call", _fields(their_responses.ResponseFunctionToolCallParam), _fields(response_items.CallItem)),
+        ("responses: its result", _fields(result), _fields(response_items.ResultItem)),
         ("responses: a function of `tools`", _fields(function), _fields(responses.ResponseTool)),
         ("responses: `text`", _fields(their_responses.ResponseTextConfigParam), _fields(responses.TextOptions)),
     ]

@@ -1,7 +1,7 @@
 """`/v1/responses`, without a state: each request brings its whole conversation. The request, as one native chat."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -9,13 +9,11 @@ from run_gpt.api.answers import Answer, Body, ChatCompletion
 from run_gpt.api.chat import (
     MAX_TOOLS,
     Function,
-    FunctionCall,
     JsonSchemaFormat,
     Message,
     NamedTool,
     ResponseFormat,
     Tool,
-    ToolCall,
     ToolMode,
     ToolName,
     check_tools,
@@ -23,95 +21,12 @@ from run_gpt.api.chat import (
 from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, LEAST_TOP_P, MAX_TOKENS, EventWriter, OpenAIRequest
 from run_gpt.api.openai.chat import HOSTED, LONGER, NOT_STORED
 from run_gpt.api.openai.response_events import ResponseWriter, response_of
+from run_gpt.api.openai.response_items import Item, items_of
 from run_gpt.api.schema import ADAPTER, ChatRequest
-from run_gpt.api.values import JsonObject, NonEmpty, Text, joined_parts
+from run_gpt.api.values import JsonObject, Text
 from run_gpt.errors import InvalidRequest
 
 LOGPROBS = "message.output_text.logprobs"
-TextKind = Literal["input_text", "output_text", "text"]
-TEXT_PARTS: tuple[str, ...] = get_args(TextKind)
-
-
-def _joined(value: Any) -> Any:
-    return joined_parts(value, kinds=TEXT_PARTS, param="input")
-
-
-class InputTextPart(BaseModel):
-    """A piece of an item's content; of what a response had, more may stand beside the text."""
-
-    type: TextKind
-    text: Text
-
-
-Content = Annotated[Text, BeforeValidator(_joined, json_schema_input_type=Text | list[InputTextPart])]
-
-
-class _Item(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    id: Text | None = None
-    status: Text | None = None
-
-
-class MessageItem(_Item):
-    """A turn of the conversation."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-
-    def message(self) -> Message:
-        """As a message of a chat."""
-        return Message(role=self.role, content=self.content)
-
-
-class CallItem(_Item):
-    """A call that the model made before."""
-
-    type: Literal["function_call"]
-    call_id: NonEmpty
-    name: Text
-    arguments: Text
-
-    def message(self) -> Message:
-        """As a message of a chat."""
-        call = ToolCall(id=self.call_id, function=FunctionCall(name=self.name, arguments=self.arguments))
-        return Message(role="assistant", tool_calls=[call])
-
-
-class ResultItem(_Item):
-    """What such a call gave."""
-
-    type: Literal["function_call_output"]
-    call_id: NonEmpty
-    output: Content
-
-    def message(self) -> Message:
-        """As a message of a chat."""
-        return Message(role="tool", tool_call_id=self.call_id, content=self.output)
-
-
-def _kind(item: Any) -> str:
-    kind = item.get("type") or "message" if isinstance(item, dict) else getattr(item, "type", "message")
-    if kind not in ("message", "function_call", "function_call_output"):
-        raise InvalidRequest(
-            f"input: an item of the type {kind!r} is not supported, only message, function_call, function_call_output",
-            param="input",
-        )
-    return f"({kind})"
-
-
-Item = Annotated[
-    Annotated[MessageItem, Tag("(message)")]
-    | Annotated[CallItem, Tag("(function_call)")]
-    | Annotated[ResultItem, Tag("(function_call_output)")],
-    Discriminator(_kind),
-]
-
-
-def _items(value: Any) -> Any:
-    """A text is a user's message."""
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
 class _Part(BaseModel):
@@ -219,7 +134,7 @@ class ResponseRequest(OpenAIRequest):
     }
 
     input: Annotated[
-        list[Item], Field(min_length=1), BeforeValidator(_items, json_schema_input_type=Text | list[Item])
+        list[Item], Field(min_length=1), BeforeValidator(items_of, json_schema_input_type=Text | list[Item])
     ] = Field(description="A text, or items: messages (with text), function_call, function_call_output.")
     instructions: Text | None = Field(None, description="A system message before the input.")
     max_output_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS)
