@@ -69,7 +69,7 @@ class Prompts:
         if asked:
             calls = self.tool_format.optional_grammar(offered, parallel=parallel, text=False)
             return [[*asked, ("lark", self.tool_format.text_grammar(offered))], [("lark", calls)]]
-        if any(function.strict for function in offered):
+        if not parallel or any(function.strict for function in offered):
             return [[("lark", self.tool_format.optional_grammar(offered, parallel=parallel))]]
         return []
 

@@ -222,8 +222,10 @@ class ChatRequest(Parameters):
         """See Parameters."""
         if self.must_call:
             return "tool_choice"
-        if super().form is None and self.tool_choice != "none":
-            return "a strict function" if any(tool.function.strict for tool in self.tools or ()) else None
+        if super().form is None and self.tools and self.tool_choice != "none":
+            if self.parallel_tool_calls is False:
+                return "parallel_tool_calls"
+            return "a strict function" if any(tool.function.strict for tool in self.tools) else None
         return super().form
 
     @property

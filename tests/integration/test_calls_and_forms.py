@@ -110,6 +110,17 @@ def test_a_form_counts_where_tools_may_not_be_called(model: Model) -> None:
     assert answer.choices[0].message.content in form["choice"]
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_at_most_one_call_is_made_not_the_first_of_several_kept(small: Model, strict: bool) -> None:
+    """Calls that are dropped cost their tokens, and a model that goes on after them believes that it made them."""
+    parameters: dict[str, Any] = {"tools": tools(strict=strict), "temperature": 1.5, "n": 4, "max_tokens": 150}
+    parameters |= {"logit_bias": {str(TOOL_CALLS): 100}, "parallel_tool_calls": False, "logprobs": 0}
+    for choice in small.chat(QUESTION, seed=3, **parameters).choices:
+        assert choice.logprobs is not None
+        assert [token.token for token in choice.logprobs.content].count("[TOOL_CALLS]") == 1
+        assert choice.message.tool_calls is None or len(choice.message.tool_calls) == 1
+
+
 @pytest.mark.parametrize("form", [None, JSON_FORM, {"type": "regex", "regex": "[a-z ]{1,30}"}])
 @pytest.mark.parametrize("bias", [0, 100])
 def test_strict_calls_of_a_model_that_knows_nothing_are_right_streamed_or_not(

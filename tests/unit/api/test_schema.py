@@ -144,6 +144,7 @@ def _chat(**fields):
     [
         ({"strict": True}, "a strict function"),
         ({"strict": True, "tool_choice": "auto"}, "a strict function"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
     ],
