@@ -45,6 +45,7 @@ class AnswerWriter:
         self._created = int(time.time())
         self._completion_tokens = 0
         self._cached_tokens = 0
+        self._functions = functions(request) if isinstance(request, ChatRequest) else []
         self._begun: set[int] = set()
         self._parsers: dict[int, ToolParser] = {}
 
@@ -122,11 +123,11 @@ class AnswerWriter:
         return text, [_call_delta(piece) for piece in joined(pieces) if not isinstance(piece, TextPiece)]
 
     def _parser(self, index: int) -> ToolParser | None:
-        if not isinstance(self._request, ChatRequest) or not (offered := functions(self._request)):
+        if not isinstance(self._request, ChatRequest) or not self._functions:
             return None
         if index not in self._parsers:
             parallel = self._request.parallel_tool_calls is not False
-            self._parsers[index] = self._prompts.tool_format.parser(offered, parallel=parallel)
+            self._parsers[index] = self._prompts.tool_format.parser(self._functions, parallel=parallel)
         return self._parsers[index]
 
     def _finish_reason(self, event: TokenEvent) -> FinishReason | None:

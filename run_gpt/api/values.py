@@ -1,7 +1,7 @@
 """Values that several schemas have: texts, token ids, JSON objects whose order counts, contents in parts."""
 
 import json
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, SerializationInfo, StringConstraints, Tag
 
@@ -19,7 +19,8 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
 TEXT_PARTS = ("text",)
 
-T = TypeVar("T")
+OF_ANSWERS = ("annotations", "logprobs")
+"""What a response's `output_text` has beside its text: it may be sent back as it came."""
 
 
 def _from_text(value: Any) -> Any:
@@ -58,10 +59,6 @@ def field_path(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location if not str(part).startswith("("))
 
 
-OF_ANSWERS = ("annotations", "logprobs")
-"""What a part of an answer's text has beside it: it may be sent back as it came."""
-
-
 def one_or_list(value: Any) -> Any:
     """A text as a list of one; for a validator."""
     return [value] if isinstance(value, str) else value
@@ -81,7 +78,7 @@ def joined_parts(value: Any, *, kinds: tuple[str, ...] = TEXT_PARTS, param: str 
             raise InvalidRequest(
                 f"{param}: parts of the type {kind!r} are not supported, only {kinds[0]!r}", param=param
             )
-        for name in part.keys() - {"type", "text", *OF_ANSWERS}:
+        for name in part.keys() - {"type", "text", *(OF_ANSWERS if kind == "output_text" else ())}:
             raise InvalidRequest(f"{param}: a part's field {name!r} is not known here", param=param)
         if not isinstance(text := part.get("text"), str):
             raise InvalidRequest(f"{param}: a part of the type {kind!r} has no text", param=param)

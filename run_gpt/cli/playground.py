@@ -7,16 +7,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
-from run_gpt.config import ServeConfig
+from run_gpt.config import LOOPBACK, ServeConfig
 from run_gpt.errors import SetupError
 
 SECONDS = 5.0
 
 
 def playground(
-    url: Annotated[
-        str, typer.Option(help="The server's HTTP door.")
-    ] = f"http://{ServeConfig.host}:{ServeConfig.http_port}",
+    url: Annotated[str, typer.Option(help="The server's HTTP door.")] = f"http://{LOOPBACK}:{ServeConfig.http_port}",
     print_only: Annotated[bool, typer.Option("--print", help="Print the page's URL; open no browser.")] = False,
 ) -> None:
     """Open the playground of a running server in the browser; print its URL."""

@@ -32,6 +32,7 @@ def test_an_answer_may_be_sent_back_as_it_came():
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "'image_url'"),
         ({"role": "user", "content": [{"type": "text"}]}, "has no text"),
         ({"role": "user", "content": [{"type": "text", "text": "a", "cache": 1}]}, "'cache'"),
+        ({"role": "user", "content": [{"type": "text", "text": "a", "annotations": []}]}, "'annotations'"),
         ({"role": "user", "content": ["a"]}, "'str'"),
         ({"role": "user"}, "has no content"),
         ({"role": "assistant", "content": None, "refusal": "no"}, "refusal"),

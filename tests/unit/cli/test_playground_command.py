@@ -89,3 +89,11 @@ def test_another_server_is_told(monkeypatch, capsys, answering):
 @pytest.mark.parametrize("url", ["127.0.0.1:52000", "grpc://127.0.0.1:51000", "http://"])
 def test_what_is_no_http_url_is_told(monkeypatch, capsys, url):
     assert "http://HOST:PORT" in fail(monkeypatch, capsys, url)
+
+
+def test_without_an_address_it_asks_where_serve_listens(monkeypatch, capsys):
+    """The command as nearly everybody types it."""
+    asked = []
+    monkeypatch.setattr("run_gpt.cli.playground.check_alive", asked.append)
+    assert CliRunner().invoke(app, ["playground", "--print"]).stdout == "http://127.0.0.1:52000/playground\n"
+    assert asked == ["http://127.0.0.1:52000"]
