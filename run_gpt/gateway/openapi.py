@@ -81,7 +81,7 @@ def _methods(endpoint: Endpoint) -> dict[str, Any]:
         return {"post": post}
     get = {name: value for name, value in post.items() if name != "requestBody"}
     names = re.findall(r"\{(\w+)\}", endpoint.path)
-    if names:  # a body would say it twice: HTTP takes one, but nobody needs it
+    if names:
         schema = {"type": "string"}
         return {
             "get": {

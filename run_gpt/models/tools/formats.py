@@ -47,9 +47,9 @@ class ToolFormat:
     def parser(self, functions: Sequence[Function], *, parallel: bool = True) -> ToolParser:
         """A parser of one answer; with `parallel` false it gives the first call only.
 
-        If a function is strict, the answer must be held to a grammar, and what this takes for text is no call.
+        Then, and if a function is strict, the answer must be held to a grammar: what that takes for text is no call.
         """
-        held = not self.form.marker and any(function.strict for function in functions)
+        held = not self.form.marker and (not parallel or any(function.strict for function in functions))
         opening = free_grammar.opening(self.form, [function.name for function in functions]) if held else None
         return self.parse(functions, parallel=parallel, opening=opening)
 
