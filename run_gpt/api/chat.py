@@ -79,6 +79,10 @@ class Message(_Part):
             raise InvalidRequest(f"messages: a message of the role {self.role!r} has no content", param="messages")
         if self.tool_calls and self.role != "assistant":
             raise InvalidRequest(f"messages: a message of the role {self.role!r} has tool_calls", param="messages")
+        if any(call.id is None for call in self.tool_calls or ()):
+            raise InvalidRequest(
+                "messages: a call in tool_calls has no id, by which its result is known", param="messages"
+            )
         if self.tool_call_id is not None and self.role != "tool":
             raise InvalidRequest(f"messages: a message of the role {self.role!r} has a tool_call_id", param="messages")
         return self

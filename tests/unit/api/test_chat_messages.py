@@ -38,6 +38,7 @@ def test_an_answer_may_be_sent_back_as_it_came():
         ({"role": "assistant", "content": None, "refusal": "no"}, "refusal"),
         ({"role": "user", "content": "a", "tool_calls": [{"function": {"name": "a", "arguments": ""}}]}, "tool_calls"),
         ({"role": "user", "content": "a", "tool_call_id": "x"}, "tool_call_id"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": ""}}]}, "has no id"),
     ],
 )
 def test_what_the_model_would_not_see_is_refused(message, says):
