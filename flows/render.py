@@ -22,14 +22,22 @@ _KEY_HEADER = f"""\
 _SUPERVISED_HEADER = """\
 # RunGPT as a Jina Flow whose workers are started, watched and ended by run_gpt.flows.
 """
+_CONTAINERS_HEADER = """\
+# RunGPT as a Jina Flow whose gateway and executors are containers of their own, started by an engine of containers.
+"""
 
 
-def render_flow(config: ServeConfig, *, worker_ports: Sequence[int] | None = None) -> str:
+def render_flow(
+    config: ServeConfig, *, worker_ports: Sequence[int] | None = None, executor_address: tuple[str, int] | None = None
+) -> str:
     """The Flow of a whole server, as YAML; only values that differ from their defaults are written.
 
     Without `worker_ports` the text is complete: `jina flow --uses FILE` starts gateway and replicas. With them (one
     loopback port for each replica) the executor is `external`: somebody else starts a worker on each of the ports.
     Workers listen on loopback in both forms: only the gateway is a door. A key is never in it.
+
+    With an `executor_address` the text is for containers: executors, any number of them, are found at this DNS name
+    and port.
     """
     doors = replace(GatewayConfig.of(config), require_key=config.asks_for_key)
     gateway = {
@@ -38,11 +46,16 @@ def render_flow(config: ServeConfig, *, worker_ports: Sequence[int] | None = Non
         "port": [config.grpc_port, config.http_port],
         "protocol": ["grpc", "http"],
     }
-    if worker_ports is None:
+    if worker_ports is None and executor_address is None:
         # Jina's own value, the folder of the file, reaches the gateway as None for a file in the current folder.
         gateway["extra_search_paths"] = ["."]
     flow = {"jtype": "Flow", "gateway": gateway, "executors": [_executor(config, worker_ports)]}
+    if executor_address is not None:
+        host, port = executor_address
+        flow["executors"] = [_executor(config, [port]) | {"host": host}]
     header = _HEADER.format(replicas=config.replicas) if worker_ports is None else _SUPERVISED_HEADER
+    if executor_address is not None:
+        header = _CONTAINERS_HEADER
     if config.api_key is not None:
         header += _KEY_HEADER
     return header + yaml.safe_dump(flow, sort_keys=False, width=120, allow_unicode=True)
