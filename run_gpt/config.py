@@ -11,6 +11,8 @@ Runner = Literal["auto", "native", "fast", "generic", "alone"]
 DEVICE_MAPS = ("single", "balanced", "auto", "sequential")
 API_KEY_VARIABLE = "RUNGPT_API_KEY"
 """The environment variable from which a gateway, and those who call one, have the key."""
+FLOW_VARIABLE = "RUNGPT_FLOW"
+"""The environment variable from which a pod that nobody supervises, such as a container, has its Flow's YAML."""
 LOOPBACK = "127.0.0.1"
 EVERY_INTERFACE = "0.0.0.0"
 
