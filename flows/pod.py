@@ -10,23 +10,22 @@ supervisor is gone and this process ends too. The runtime is started as Jina's o
 import argparse
 import json
 import logging
-import os
-import signal
 import sys
 import threading
-import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from run_gpt.config import EVERY_INTERFACE, FLOW_VARIABLE
+from run_gpt.config import EVERY_INTERFACE, FLOW_VARIABLE, GatewayConfig
 from run_gpt.errors import PortInUse, RunGPTError, SetupError
+from run_gpt.flows.ending import end_on_signals, end_with_parent, leave
 from run_gpt.flows.process import SETUP_ERROR_EXIT, write_setup_error
 from run_gpt.flows.reading import flow_of_environment, flow_of_supervisor
 
-_ORPHAN_SECONDS = 5.0
-_NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments")
-"""Jina's lines of which we say more ourselves: who is loading, why one cannot, which setting is unknown."""
+_NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments", "WireError(")
+"""Jina's lines of which we say more ourselves: who is loading, why one cannot, which setting is unknown; and its
+traceback for each request that is answered with an error, which whoever asked is told."""
 _LOG_CONFIG = str(Path(__file__).with_name("logging.yml"))
 
 
@@ -37,20 +36,21 @@ def main() -> NoReturn:
     roles.add_parser("gateway")
     roles.add_parser("executor").add_argument("index", type=int, nargs="?", default=0)
     options = parser.parse_args()
+    end_on_signals()
     supervised = False
     try:
         if (flow := flow_of_environment()) is None:
             if (flow := flow_of_supervisor()) is None:
                 raise SetupError(f"there is no Flow: give its YAML in the environment variable {FLOW_VARIABLE}")
             supervised = True
-            threading.Thread(target=_end_with_parent, daemon=True).start()
+            threading.Thread(target=end_with_parent, daemon=True).start()
         if options.role == "gateway":
-            _run_gateway(flow)
+            code = _run_gateway(flow)
         else:
-            _run_executor(flow, options.index, None if supervised else EVERY_INTERFACE)
+            code = _run_executor(flow, options.index, None if supervised else EVERY_INTERFACE)
     except Exception as error:
-        _exit(_report(error, supervised))
-    _exit(0)
+        code = _report(error, supervised)
+    leave(code)
 
 
 def _report(error: Exception, supervised: bool) -> int:
@@ -95,39 +95,51 @@ def executor_arguments(flow: dict[str, Any], index: int, listen_host: str | None
     ]
 
 
-def _run_gateway(flow: dict[str, Any]) -> None:
+def drain_seconds(flow: dict[str, Any]) -> float:
+    """Seconds that running requests get to finish: the gateway's setting, which its executors keep too."""
+    return float(flow["gateway"]["uses"].get("with", {}).get("drain_seconds", GatewayConfig.drain_seconds))
+
+
+def _run_gateway(flow: dict[str, Any]) -> int:
     sys.modules["torch"] = None  # type: ignore[assignment]  # docarray would import it: seconds and 200 MB for nothing
     import run_gpt._jina  # noqa: F401, I001  (mends jina; must come before it)
     from jina.parsers import set_gateway_parser
     from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
 
+    from run_gpt.flows.runtime import PodRuntime
+
     args = set_gateway_parser().parse_args(gateway_arguments(flow))
     args.port_monitoring = args.port_monitoring[0]
-    _run(args, GatewayRequestHandler)
+    _run(args, lambda: PodRuntime(args, req_handler_cls=GatewayRequestHandler))
+    return 0
 
 
-def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> None:
+def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> int:
     import run_gpt._jina  # noqa: F401, I001  (mends jina; must come before it)
     from jina.parsers import set_pod_parser
     from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler
 
+    from run_gpt.flows.runtime import ExecutorRuntime
+
     args = set_pod_parser().parse_args(executor_arguments(flow, index, listen_host))
     args.host, args.port_monitoring = args.host[0], args.port_monitoring[0]
-    _run(args, WorkerRequestHandler)
+    runtime = _run(args, lambda: ExecutorRuntime(args, drain_seconds(flow), req_handler_cls=WorkerRequestHandler))
+    return 1 if getattr(runtime.executor, "failed", False) else 0
 
 
-def _run(args: argparse.Namespace, handler: type) -> None:
+def _run(args: argparse.Namespace, start: Callable[[], Any]) -> Any:
+    """The runtime that `start` makes, once it has ended."""
     from jina.excepts import PortAlreadyUsed
-    from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
 
     for name in ("JINA", args.name):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_NOISE))
     try:
-        runtime = AsyncNewLoopRuntime(args, req_handler_cls=handler)
+        runtime = start()
     except PortAlreadyUsed as error:
         raise PortInUse(f"port {args.port} is in use") from error
     with runtime:
         runtime.run_forever()
+    return runtime
 
 
 def _find_setup_error(error: BaseException | None) -> RunGPTError | None:
@@ -135,24 +147,6 @@ def _find_setup_error(error: BaseException | None) -> RunGPTError | None:
     while error is not None and not isinstance(error, RunGPTError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _end_with_parent() -> None:
-    """Waits for the end of stdin. Then a normal stop; whatever hangs in it, nothing outlives the grace time."""
-    while os.read(0, 4096):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_ORPHAN_SECONDS)
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(1)
-
-
-def _exit(code: int) -> NoReturn:
-    """Ends the process without waiting for threads that libraries have left behind."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

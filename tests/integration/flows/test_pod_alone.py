@@ -66,7 +66,41 @@ def test_an_executor_of_a_container_is_reached_on_every_interface_and_ends_on_si
         wait_until(lambda: health(port) == health_pb2.HealthCheckResponse.SERVING, LIMIT)
         assert is_listening("127.0.0.2", port), "it must not listen on one address only"
         pod.send_signal(signal.SIGTERM)
-        assert ended(pod) == (0, "", "")
+        assert ended(pod) == (0, "draining for 30 s\n", "")
+
+
+def test_ctrl_c_in_a_drain_ends_it_at_once() -> None:
+    """It drains for as long as the Flow's gateway would."""
+    flow = flow_of_containers(finishes=False)
+    flow["gateway"]["uses"]["with"] = {"drain_seconds": 600}
+    with running_alone(flow, "executor") as pod:
+        wait_until(lambda: health(flow["executors"][0]["port"][0]) == health_pb2.HealthCheckResponse.SERVING, LIMIT)
+        pod.send_signal(signal.SIGINT)
+        assert pod.stdout is not None
+        assert pod.stdout.readline() == "draining for 600 s\n"
+        pod.send_signal(signal.SIGINT)
+        assert ended(pod) == (128 + signal.SIGINT, "", "")
+
+
+def test_a_stop_while_it_loads_is_not_waited_for() -> None:
+    """As the first process of a container it would ignore the signal, and be killed after the grace time."""
+    with running_alone(flow_of_containers(loads=True), "executor") as pod:
+        assert pod.stdout is not None
+        assert pod.stdout.readline() == "loading\n"
+        pod.send_signal(signal.SIGTERM)
+        assert ended(pod) == (128 + signal.SIGTERM, "", "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "number", "code"), [({"failed": True}, signal.SIGTERM, 1), ({}, signal.SIGSEGV, -signal.SIGSEGV)]
+)
+def test_what_has_failed_does_not_end_as_if_all_were_well(settings: Any, number: int, code: int) -> None:
+    """A container is started again for such a code; and one that has crashed must end at all."""
+    flow = flow_of_containers(**settings)
+    with running_alone(flow, "executor") as pod:
+        wait_until(lambda: health(flow["executors"][0]["port"][0]) == health_pb2.HealthCheckResponse.SERVING, LIMIT)
+        pod.send_signal(number)
+        assert ended(pod)[0] == code
 
 
 def test_a_gateway_of_a_container_serves_without_a_supervisor() -> None:
