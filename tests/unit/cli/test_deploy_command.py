@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner
@@ -22,7 +23,7 @@ class Scripted:
     """A target that keeps what it was asked for."""
 
     namespace: str = option("default", "A field that Kubernetes has, too.")
-    asked = []  # type: ignore[var-annotated]
+    asked: ClassVar[list[Any]] = []
 
     def render(self, deployment: Deployment) -> dict[str, str]:
         return {"one.yml": f"name: {deployment.name}\n", "two.yml": f"namespace: {self.namespace}"}
