@@ -105,7 +105,7 @@ class JinaCloud:
     def scale(self, name: str, replicas: int, tell: Tell) -> None:
         """Change the number of executors, and wait until it serves again. Raises SetupError."""
         if replicas < 1:
-            raise SetupError(f"Jina Cloud runs at least 1 replica: `rungpt deploy remove --cloud jina {name}` ends all")
+            raise SetupError(f"Jina Cloud runs at least 1 replica: `rungpt deploy remove {name} --cloud jina` ends all")
         _client().scale(name, EXECUTOR_NAME, replicas, START_SECONDS, tell)
 
     def remove(self, name: str, tell: Tell) -> None:

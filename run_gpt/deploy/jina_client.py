@@ -190,7 +190,7 @@ class Flow(CloudFlow):  # type: ignore[misc]
             await asyncio.sleep(POLL_SECONDS)
 
     def _advice(self) -> str:
-        return f"; see `rungpt deploy logs --cloud jina {self.flow_id}`, and `remove` ends it"
+        return f"; see `rungpt deploy logs {self.flow_id} --cloud jina`, and `remove` ends it"
 
 
 async def _find(name: str) -> list[dict[str, Any]]:

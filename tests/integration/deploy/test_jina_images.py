@@ -93,6 +93,7 @@ def test_the_commands_of_the_images_serve_over_both_doors(
             start(container("gateway", gateway_arguments, {**gateway["env"], "RUNGPT_API_KEY": KEY}, log)),
         ]
         wait_ready(url, log, processes)
+        pings = [ping(role, port) for role, port in (("gateway", grpc_port), ("executor", executor_port))]
         asked = {"model": "smollm2", "prompt": "The sea", "max_tokens": 4, "temperature": 0}
         assert httpx.post(f"{url}/v1/completions", json=asked).status_code == 401
         answer = httpx.post(f"{url}/v1/completions", json=asked, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
