@@ -2,14 +2,20 @@
 
 import importlib
 import os
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from jina_cloud_stand_in import TOKEN, Script, StandIn, StandInFlow
 
 from run_gpt.config import ServeConfig
@@ -218,6 +224,38 @@ def test_what_is_not_there_and_what_cannot_be_done(script: Script, told: list[st
     local, keyless = replace(DEPLOYMENT, image="rungpt:1"), replace(DEPLOYMENT, server=ServeConfig(require_key=True))
     assert "pulls images from a registry" in one_line(lambda: cloud.deploy(local, told.append))
     assert "set RUNGPT_API_KEY" in one_line(lambda: cloud.deploy(keyless, told.append))
+
+
+def test_a_server_that_cannot_prove_who_it_is_gets_no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """jcloud would send it to whoever stands between."""
+    monkeypatch.setenv("JINA_HUB_ROOT", str(tmp_path))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path))
+    with StandIn() as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        point_at(server.url.replace("http:", "https:"), monkeypatch)
+        try:
+            said = one_line(lambda: JinaCloud().status("chat"))
+        finally:
+            server.shutdown()
+            thread.join()
+        assert "cannot be reached" in said
+        assert "certificate verify failed" in said
+        assert not server.script.calls
+
+
+def self_signed(folder: Path) -> Path:
+    """A certificate for localhost that nobody vouches for, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2100, 1, 1))
+    file = folder / "server.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(private + builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    return file
 
 
 def test_the_command_prints_addresses_or_one_line(stand_in: StandIn, script: Script, tmp_path: Path) -> None:
