@@ -103,6 +103,12 @@ def test_the_commands_of_the_images_serve_over_both_doors(
         assert said == answer.json()["choices"][0]["text"]
         assert [process.wait(60) for process in pings] == [0, 0], "Kubernetes would end these containers"
         assert KEY not in log.read_text(), "`jina` prints its options at its start"
+        events = model.generate_stream("Count: one, two,", max_new_tokens=64, min_new_tokens=64)
+        next(events)
+        processes[0].terminate()
+        *_, last = events
+        assert last.choices[0].finish_reason == "length", "an executor that is told to end lets this end"
+        assert processes[0].wait(30) == 0
 
 
 def ping(role: str, port: int) -> subprocess.Popen[bytes]:
