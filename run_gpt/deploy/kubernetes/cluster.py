@@ -160,16 +160,16 @@ def _client(context: str) -> Any:
 @contextmanager
 def _translated(host: str) -> Iterator[None]:
     from kubernetes.client import ApiException
-    from urllib3.exceptions import ConnectTimeoutError, HTTPError, ReadTimeoutError
+    from urllib3.exceptions import HTTPError, NewConnectionError, TimeoutError
 
     try:
         yield
     except ApiException as error:
         raise _refusal(host, error.status, _message(error)) from error
-    except (ConnectTimeoutError, ReadTimeoutError) as error:
-        raise Unreachable(f"the cluster at {host} does not answer") from error
     except HTTPError as error:
-        reason = str(error.args[-1]).rpartition(": ")[2]
+        # To urllib3 a connection that is refused is one that timed out.
+        late = isinstance(error, TimeoutError) and not isinstance(error, NewConnectionError)
+        reason = "it does not answer" if late else str(error.args[-1]).rpartition(": ")[2]
         raise Unreachable(f"the cluster at {host} cannot be reached: {reason}") from error
 
 

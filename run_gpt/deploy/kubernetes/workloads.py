@@ -168,8 +168,6 @@ def _pod(role: str, deployment: Deployment, options: Options, withdraw_seconds: 
         "automountServiceAccountToken": False,
         # Else the cluster tells of its Services in variables, of which one called rungpt would begin like ours.
         "enableServiceLinks": False,
-        # Else our process has the id 1, and does not hear SIGTERM before it has asked for it.
-        "shareProcessNamespace": True,
         "terminationGracePeriodSeconds": deployment.stop_seconds + withdraw_seconds,
         "securityContext": {
             "runAsNonRoot": True,
