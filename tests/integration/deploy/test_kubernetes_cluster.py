@@ -181,6 +181,7 @@ def test_a_pod_without_a_node_is_told_and_waited_for_some_time(
     cluster.polls = [failing({"conditions": [condition]})] * 3 + [serving]
     _, said = deploy()
     assert said.count(f"chat-executors-0 has no node: {nowhere}") == 1
+    cluster.objects.clear()
     cluster.polls = [failing({"conditions": [condition]})]
     monkeypatch.setattr(rollout, "UNSCHEDULED_SECONDS", 0.05)
     with pytest.raises(SetupError, match="chat does not serve: chat-executors-0 has no node: 0/3 nodes"):
