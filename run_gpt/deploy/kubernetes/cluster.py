@@ -36,6 +36,10 @@ class Unreachable(SetupError):
     """The cluster does not answer, which may pass."""
 
 
+class _NotThere(SetupError):
+    """What was asked for is not in the cluster, or its kind is not known there."""
+
+
 class Cluster:
     """One namespace of a cluster. Each call raises SetupError in one line when that refuses or is not there."""
 
@@ -43,10 +47,6 @@ class Cluster:
         self.namespace = namespace
         self._client = _client(context)
         self.host: str = self._client.configuration.host
-
-        from kubernetes.client import ApiException
-
-        self._refused: type[Any] = ApiException
 
     def has(self, group: str) -> bool:
         """Whether the cluster knows a group of kinds, such as `keda.sh/v1alpha1`."""
@@ -108,13 +108,15 @@ class Cluster:
         content_type: str = "application/json",
         missing_ok: bool = False,
     ) -> Object | None:
-        with _translated(self.host):
-            try:
+        try:
+            with _translated(self.host):
                 return dict(json.loads(self._send(method, path, query or {}, body, content_type).data))
-            except self._refused as error:
-                if missing_ok and error.status == 404:
-                    return None
-                raise
+        except _NotThere:
+            if missing_ok:
+                return None
+            raise
+        except json.JSONDecodeError as error:
+            raise SetupError(f"what answers at {self.host} is no Kubernetes API") from error
 
     def _send(
         self,
@@ -182,6 +184,8 @@ def _refusal(host: str, status: int, message: str) -> SetupError:
         return SetupError(f"the cluster at {host} does not allow this: {message}")
     if status == 404 and message.startswith("namespaces "):
         return SetupError(f"{message}: choose another --namespace, or `kubectl create namespace` it")
+    if status == 404:
+        return _NotThere(f"the cluster at {host} does not have this: {message}")
     if status == 429 or status >= 500:
         return Unreachable(f"the cluster at {host} fails: {message} ({status})")
     if "immutable" in message or "updates to statefulset spec" in message:

@@ -38,43 +38,31 @@ _START_PERIOD = 5
 def gateways(deployment: Deployment, options: Options) -> Object:
     """The Deployment of the gateways. A new one is ready before an old one ends."""
     name = deployment.name
-    env = _env(deployment.gateway_env(executors_name(name)))
-    volumes: list[Object] = [{"name": "tmp", "emptyDir": {}}]
-    mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]
-    if deployment.server.api_key is not None:
-        source = {"name": key_secret(name), "key": KEY_ITEM, "optional": False}
-        env.append({"name": API_KEY_VARIABLE, "valueFrom": {"secretKeyRef": source}})
-    if deployment.server.api_key_file is not None:
-        # The folder, not the file: only so does the kubelet replace it when the Secret changes.
-        mounts.append({"name": "keys", "mountPath": str(PurePosixPath(KEYS_PATH).parent), "readOnly": True})
-        volumes.append(
-            {"name": "keys", "secret": {"secretName": keys_secret(name), "optional": False, "defaultMode": 0o440}}
-        )
+    env, mounts, volumes = _keys(deployment)
     memory = f"{GATEWAY_MEMORY_GIB}Gi"
+    alive, ready = ({"httpGet": {"path": path, "port": "http"}, "timeoutSeconds": 5} for path in ("/health", "/ready"))
     container = _container("gateway", deployment) | {
-        "env": env,
+        "env": [*_env(deployment.gateway_env(executors_name(name))), *env],
         "ports": [
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
         ],
         "resources": {"requests": {"cpu": f"{GATEWAY_CPUS}", "memory": memory}, "limits": {"memory": memory}},
-        "startupProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 2, "failureThreshold": 60},
-        "livenessProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 10, "timeoutSeconds": 5},
-        "readinessProbe": {"httpGet": {"path": "/ready", "port": "http"}, "periodSeconds": 2, "timeoutSeconds": 5},
+        "startupProbe": alive | {"periodSeconds": 2, "failureThreshold": 60},
+        "livenessProbe": alive | {"periodSeconds": 10},
+        "readinessProbe": ready | {"periodSeconds": 2},
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(WITHDRAW_SECONDS)]}}},
-        "volumeMounts": mounts,
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *mounts],
     }
-    pod = _pod("gateway", deployment, options, WITHDRAW_SECONDS) | {"containers": [container], "volumes": volumes}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": metadata(gateway_name(name), name, options.namespace, "gateway"),
-        "spec": {
-            "replicas": deployment.gateways,
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            **_deployment_spec("gateway", deployment, options, pod),
-        },
+    pod = _pod("gateway", deployment, options, WITHDRAW_SECONDS)
+    pod |= {"containers": [container], "volumes": [{"name": "tmp", "emptyDir": {}}, *volumes]}
+    spec = {
+        "replicas": deployment.gateways,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        **_deployment_spec("gateway", deployment, options, pod),
     }
+    about = metadata(gateway_name(name), name, options.namespace, "gateway")
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": about, "spec": spec}
 
 
 def executors(deployment: Deployment, options: Options) -> Object:
@@ -108,6 +96,20 @@ def executors(deployment: Deployment, options: Options) -> Object:
         key, _, value = options.node_selector.partition("=")
         pod["nodeSelector"] = {key: value}
     return _keeper(deployment, options, pod)
+
+
+def _keys(deployment: Deployment) -> tuple[list[Object], list[Object], list[Object]]:
+    """A gateway's variable with the key; where it has the file of keys, and the volume that brings it."""
+    env, mounts, volumes = [], [], []
+    if deployment.server.api_key is not None:
+        source = {"name": key_secret(deployment.name), "key": KEY_ITEM, "optional": False}
+        env.append({"name": API_KEY_VARIABLE, "valueFrom": {"secretKeyRef": source}})
+    if deployment.server.api_key_file is not None:
+        # The folder, not the file: only so does the kubelet replace it when the Secret changes.
+        mounts.append({"name": "keys", "mountPath": str(PurePosixPath(KEYS_PATH).parent), "readOnly": True})
+        secret = {"secretName": keys_secret(deployment.name), "optional": False, "defaultMode": 0o440}
+        volumes.append({"name": "keys", "secret": secret})
+    return env, mounts, volumes
 
 
 def _keeper(deployment: Deployment, options: Options, pod: Object) -> Object:

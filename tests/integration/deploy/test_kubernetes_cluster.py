@@ -429,3 +429,9 @@ def test_an_unreachable_cluster_is_one_line_of_the_command(kubeconfig: Path) -> 
     assert done.stderr.splitlines() == [
         f"rungpt: the cluster at {cluster.url} cannot be reached: [Errno 111] Connection refused"
     ]
+
+
+def test_a_server_that_is_no_cluster_is_one_line(cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripted_cluster.json.dumps", lambda value: "<html>")
+    with pytest.raises(SetupError, match="is no Kubernetes API"):
+        Kubernetes().status("chat")
