@@ -77,13 +77,15 @@ def choose(candidates: Sequence[AnyCandidate], matched: Mapping[object, int], tu
     Of those that tie, the one that knows more; then they take turns, by the caller's counter `turn`.
     """
 
-    def cost(candidate: AnyCandidate) -> tuple[float, int]:
+    least: tuple[float, int] = (float("inf"), 0)
+    best: list[AnyCandidate] = []
+    for candidate in candidates:
         characters = matched.get(candidate.cache, 0)
-        return candidate.in_flight - worth(characters), -characters
-
-    costs = [cost(candidate) for candidate in candidates]
-    least = min(costs)
-    best = [candidate for candidate, its in zip(candidates, costs, strict=True) if its == least]
+        cost = (candidate.in_flight - worth(characters) if characters else candidate.in_flight, -characters)
+        if cost < least:
+            least, best = cost, [candidate]
+        elif cost == least:
+            best.append(candidate)
     return best[turn % len(best)]
 
 

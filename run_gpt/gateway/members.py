@@ -60,7 +60,7 @@ class Members:
         """Take in what the names stand for now, and close what has left and runs nothing."""
         answers = {address: replica.answers for address, replica in self.replicas.items()}
         addresses = self._fixed | wanted(self.names, answers)
-        for address in addresses - self.replicas.keys():
+        for address in sorted(addresses - self.replicas.keys()):
             log.info("a new replica: %s", address)
             self.replicas[address] = Replica(address, self._prepare)
             self._watch(self.replicas[address])

@@ -93,7 +93,10 @@ class ReplicaPool:
     def check_ready(self) -> None:
         """Raises Unavailable, which says why, if no replica is ready."""
         if not any(replica.takes_requests for replica in self.members.replicas.values()):
-            raise Unavailable(_why_not([replica.state for replica in self.replicas], self.members.unresolved))
+            raise self._not_ready()
+
+    def _not_ready(self) -> Unavailable:
+        return Unavailable(_why_not([replica.state for replica in self.replicas], self.members.unresolved))
 
     async def _ask(self, replica: Replica, request: AnyRequest) -> Answer:
         """The answer of this replica and no other. Raises a RequestError."""
@@ -116,8 +119,8 @@ class ReplicaPool:
             call = self._begun(replica.unary(endpoint.path, document, request_id, _left(deadline)))
             try:
                 return _unary_answer(endpoint, await call)
-            except Unavailable:
-                if not await tries.after_refusal(replica):
+            except Unavailable as refusal:
+                if not await tries.after_refusal(refusal, replica):
                     raise
             except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
                 failure = self._failure(error, replica, timeout)
@@ -142,8 +145,8 @@ class ReplicaPool:
                 if not progress.complete:
                     raise InternalError("the model server ended the answer before it was complete")
                 return
-            except Unavailable:
-                if progress.begun or not await tries.after_refusal(replica):
+            except Unavailable as refusal:
+                if progress.begun or not await tries.after_refusal(refusal, replica):
                     raise
             except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
                 failure = self._failure(error, replica, timeout)
@@ -161,10 +164,9 @@ class ReplicaPool:
     def _take(self, tries: "Tries") -> Replica:
         if self._stopped:
             raise Unavailable(self._stopped)
-        self.check_ready()
         candidates = [replica for replica in self.ready if replica not in tries.replicas]
         if not candidates:
-            raise Unavailable("every replica refused this request: try again in a moment")
+            raise tries.refusal or self._not_ready()
         replica = choose(candidates, self.affinity.matched(tries.digests), self._turn)
         self._turn += 1
         self.affinity.note(tries.digests, replica.cache)
@@ -201,6 +203,8 @@ class Tries:
         self.digests = digests
         """Of the beginnings of its prompt."""
         self.replicas: set[Replica] = set()
+        self.refusal: Unavailable | None = None
+        """What the last one said that took nothing."""
         self._failures = 0
 
     def after(self, failure: RequestError) -> bool:
@@ -208,11 +212,12 @@ class Tries:
         self._failures += 1
         return isinstance(failure, ConnectionFailed) and self._failures < ATTEMPTS
 
-    async def after_refusal(self, replica: Replica) -> bool:
-        """The same after an Unavailable, with which `replica` answered. Others do not get it until it says it is ready.
+    async def after_refusal(self, refusal: Unavailable, replica: Replica) -> bool:
+        """The same after a `refusal` by `replica`. Others do not get it until it says it is ready.
 
         One that is draining is no failure: in an update of many, several may be, one after the other.
         """
+        self.refusal = refusal
         replica.suspect("draining")
         await replica.probe()
         self._failures += replica.state != "draining"
