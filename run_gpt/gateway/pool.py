@@ -219,8 +219,7 @@ class Tries:
         """
         self.refusal = refusal
         replica.suspect("draining")
-        await replica.probe()
-        self._failures += replica.state != "draining"
+        self._failures += not await replica.is_draining()
         return self._failures < ATTEMPTS
 
 

@@ -123,8 +123,7 @@ class Replica:
         """Ask for `/status` once and keep what it says."""
         sent = time.monotonic()
         try:
-            answer = await self.unary("/status", None, "probe", PROBE_TIMEOUT)
-            self.status = Status.model_validate(fields_of(answer.data.docs.docs[0]))
+            self.status = await self._ask_status()
         except grpc.aio.AioRpcError as error:
             self._unheard(sent, gone=error.code() == grpc.StatusCode.UNAVAILABLE)
         except (IndexError, ValueError):  # another program, or an executor of another kind, listens there
@@ -136,6 +135,17 @@ class Replica:
                     return
                 self.cache = object()
             self.state = self.status.state
+
+    async def is_draining(self) -> bool:
+        """Whether it says so now: asked without keeping what it says, which is the watcher's part."""
+        try:
+            return (await self._ask_status()).state == "draining"
+        except (grpc.aio.AioRpcError, IndexError, ValueError):
+            return False
+
+    async def _ask_status(self) -> Status:
+        answer = await self.unary("/status", None, "probe", PROBE_TIMEOUT)
+        return Status.model_validate(fields_of(answer.data.docs.docs[0]))
 
     async def _prepared(self) -> bool:
         try:

@@ -185,7 +185,7 @@ async def test_a_draining_replica_loses_nothing_though_no_probe_has_told_of_it(
     cluster.start(2, 3)
     cluster.named = [2, 3]
     async with a_pool(cluster) as pool:
-        while len(pool.ready) < 2:  # the probe that comes once an hour is made by hand
+        while len(pool.ready) < 2:  # the probe that would come once an hour
             await asyncio.gather(*(replica.probe() for replica in pool.replicas))
             await asyncio.sleep(0.05)
         async with Load(pool) as load:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from run_gpt.api.embeddings import EmbedRequest
@@ -106,6 +106,7 @@ def test_a_replica_that_lost_its_cache_is_one_that_never_saw_it() -> None:
     assert gateway.send(conversation("a", 5)) == 1 - home
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40_000)), min_size=1, max_size=8), st.integers(0, 100))
 def test_loads_differ_by_the_cap_at_most(loads: list[tuple[int, int]], turn: int) -> None:
     """Whatever a replica has seen, it never has MOST_WORTH requests more than another when it gets the next."""
@@ -115,6 +116,7 @@ def test_loads_differ_by_the_cap_at_most(loads: list[tuple[int, int]], turn: int
     assert chosen.in_flight <= min(in_flight for in_flight, _ in loads) + MOST_WORTH
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab", max_size=3), max_size=30), st.integers(1, 40))
 def test_what_is_known_is_bounded_and_never_a_lie(texts: list[str], capacity: int) -> None:
     """Of each cache no more is claimed than it was sent, and the newest text is known as far as there is room."""
@@ -131,6 +133,7 @@ def test_what_is_known_is_bounded_and_never_a_lie(texts: list[str], capacity: in
             assert any(other.startswith(text[:characters]) for other in sent[cache])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=2000), st.text(max_size=2000))
 def test_a_longer_text_has_the_digests_of_its_beginning(text: str, more: str) -> None:
     digests = digests_of(text)
@@ -145,6 +148,7 @@ def test_no_text_is_so_long_that_it_costs_all_that_is_known() -> None:
 messages = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text()}))
 
 
+@settings(deadline=None)
 @given(messages.filter(bool), messages)
 def test_a_chats_earlier_turn_is_a_beginning_of_a_later_one(earlier: list[Any], later: list[Any]) -> None:
     before, after = (ChatRequest.parse({"messages": m, "tools": [TOOL]}) for m in (earlier, earlier + later))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from run_gpt.gateway import discovery, members
@@ -156,6 +156,7 @@ step = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(step, max_size=12))
 def test_whatever_the_name_server_says(steps: list[Any]) -> None:
     """What answers is taken away by nothing but an answer that names others."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from run_gpt.api import documents
@@ -75,7 +75,7 @@ class ScriptedReplica:
         self.in_flight = 0
         self.cache = object()
         self.says = says
-        """Its state by the next probe; None: unchanged."""
+        """Its state, if it is asked now."""
 
     @property
     def takes_requests(self) -> bool:
@@ -90,8 +90,8 @@ class ScriptedReplica:
     def suspect(self, state: str = "lost") -> None:
         self.state = state
 
-    async def probe(self) -> None:
-        self.state = self.says or self.state
+    async def is_draining(self) -> bool:
+        return self.says == "draining"
 
 
 def pool_of(*replicas: Any) -> ReplicaPool:
@@ -219,6 +219,7 @@ async def test_of_one_replica_there_is_nothing_to_remember() -> None:
     assert len(pool.affinity) == 0
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.lists(
