@@ -1,7 +1,7 @@
 """The only way to the executors: the replica that suits a request, a deadline, cancellation, and a retry that is safe.
 
 A failure becomes a RequestError here and nowhere else. A call is tried again, on another replica, only when the
-connection failed or the replica refused it (Unavailable), and nothing of its answer had arrived; so no text is ever
+connection failed or the replica refused it (Unavailable, QueueFull), and nothing of its answer had arrived; so no text is ever
 sent twice.
 """
 
@@ -15,7 +15,7 @@ import grpc
 from run_gpt.api import documents
 from run_gpt.api.answers import Answer
 from run_gpt.api.schema import AnyRequest, Request
-from run_gpt.errors import DeadlineExceeded, InternalError, RequestError, Unavailable
+from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
 from run_gpt.gateway.adapters import AdapterChanges
 from run_gpt.gateway.affinity import Affinity, choose, digests_of, prompt_text
 from run_gpt.gateway.discovery import Resolve, resolve
@@ -119,7 +119,7 @@ class ReplicaPool:
             call = self._begun(replica.unary(endpoint.path, document, request_id, _left(deadline)))
             try:
                 return _unary_answer(endpoint, await call)
-            except Unavailable as refusal:
+            except (Unavailable, QueueFull) as refusal:
                 if not await tries.after_refusal(refusal, replica):
                     raise
             except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
@@ -145,7 +145,7 @@ class ReplicaPool:
                 if not progress.complete:
                     raise InternalError("the model server ended the answer before it was complete")
                 return
-            except Unavailable as refusal:
+            except (Unavailable, QueueFull) as refusal:
                 if progress.begun or not await tries.after_refusal(refusal, replica):
                     raise
             except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
@@ -203,7 +203,7 @@ class Tries:
         self.digests = digests
         """Of the beginnings of its prompt."""
         self.replicas: set[Replica] = set()
-        self.refusal: Unavailable | None = None
+        self.refusal: RequestError | None = None
         """What the last one said that took nothing."""
         self._failures = 0
 
@@ -212,14 +212,18 @@ class Tries:
         self._failures += 1
         return isinstance(failure, ConnectionFailed) and self._failures < ATTEMPTS
 
-    async def after_refusal(self, refusal: Unavailable, replica: Replica) -> bool:
-        """The same after a `refusal` by `replica`. Others do not get it until it says it is ready.
+    async def after_refusal(self, refusal: RequestError, replica: Replica) -> bool:
+        """The same after a `refusal` by `replica`. One that is Unavailable gets no more until it says it is ready.
 
-        One that is draining is no failure: in an update of many, several may be, one after the other.
+        One that is draining is no failure: in an update of many, several may be, one after the other. One whose queue
+        is full may be so by another gateway's requests, or by those of many sequences, while others are idle.
         """
         self.refusal = refusal
-        replica.suspect("draining")
-        self._failures += not await replica.is_draining()
+        if isinstance(refusal, Unavailable):
+            replica.suspect("draining")
+            self._failures += not await replica.is_draining()
+        else:
+            self._failures += 1
         return self._failures < ATTEMPTS
 
 

@@ -199,6 +199,20 @@ async def test_a_replica_that_refuses_and_says_it_is_ready_gets_a_request_once()
     assert str(error) == "the engine is draining", "what it said itself"
 
 
+@pytest.mark.parametrize("asking", [ask, read])
+async def test_a_request_that_finds_a_full_queue_goes_to_another_replica_two_times(asking: Any) -> None:
+    """Several gateways do not know each other's requests: a 429 must mean that more than one replica is full."""
+    full = error_event(QueueFull("full")) if asking is read else failed(QueueFull("full"))
+    free = [unary("hello")] if asking is ask else [event("hello", "stop")]
+    replicas = [ScriptedReplica([full]), ScriptedReplica([full]), ScriptedReplica(free)]
+    assert await asking(pool_of(*replicas)) == ("hello", None)
+    assert {replica.state for replica in replicas} == {"ready"}, "a full one is full for a moment"
+    replicas = [ScriptedReplica([full]) for _ in range(5)]
+    text, error = await asking(pool_of(*replicas))
+    assert (text, type(error), str(error)) == ("", QueueFull, "full")
+    assert sum(len(replica.calls) for replica in replicas) == 3
+
+
 async def test_a_stream_that_is_refused_after_its_first_event_is_not_tried_again() -> None:
     first, second = ScriptedReplica([event("a"), refusal(read)]), ScriptedReplica([event("no", "stop")])
     text, error = await read(pool_of(first, second))
