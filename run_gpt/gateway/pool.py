@@ -1,8 +1,8 @@
 """The only way to the executors: the replica that suits a request, a deadline, cancellation, and a retry that is safe.
 
 A failure becomes a RequestError here and nowhere else. A call is tried again, on another replica, only when the
-connection failed or the replica refused it (Unavailable, QueueFull), and nothing of its answer had arrived; so no text is ever
-sent twice.
+connection failed or the replica refused it (Unavailable, QueueFull), and nothing of its answer had arrived; so no text
+is ever sent twice.
 """
 
 import asyncio
