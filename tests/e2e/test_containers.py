@@ -168,5 +168,3 @@ def _answers(containers: Containers) -> bool:
         return bool(httpx.get(f"http://127.0.0.1:{containers.http}/health", timeout=5).status_code == 200)
     except httpx.TransportError:
         return False
-
-
