@@ -14,10 +14,12 @@ MOST_STOP_SECONDS = 120
 """The longest time that ECS gives a container on Fargate from its SIGTERM to its SIGKILL."""
 EVERYWHERE = "0.0.0.0/0"
 
+_ID = "-([0-9a-f]{8}|[0-9a-f]{17})"
+_SUBNETS = (f"subnet{_ID}(,subnet{_ID})+", "two or more, such as subnet-0a1b2c3d,subnet-4e5f6a7b")
 _FORMS = {
-    "vpc": (r"vpc-[0-9a-f]+", "such as vpc-0a1b2c3d"),
-    "subnets": (r"subnet-[0-9a-f]+(,subnet-[0-9a-f]+)+", "two or more, such as subnet-0a1b,subnet-2c3d"),
-    "public_subnets": (r"subnet-[0-9a-f]+(,subnet-[0-9a-f]+)+", "two or more, such as subnet-0a1b,subnet-2c3d"),
+    "vpc": (f"vpc{_ID}", "such as vpc-0a1b2c3d"),
+    "subnets": _SUBNETS,
+    "public_subnets": _SUBNETS,
     "instance_type": (r"[a-z0-9-]+\.[a-z0-9-]+", "such as m7i.xlarge"),
     "certificate": (r"arn:aws[\w-]*:acm:[\w-]+:\d{12}:certificate/[\w-]+", "the ARN that Certificate Manager gives it"),
     "domain": (r"[a-z0-9-]+(\.[a-z0-9-]+)+", "such as llm.example.com"),
