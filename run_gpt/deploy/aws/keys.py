@@ -32,11 +32,12 @@ def keep(session: Session, name: str, fields: dict[str, str]) -> dict[str, str]:
 def forget(session: Session, name: str) -> bool:
     """Delete the secret at once, if there is one. Returns whether there was."""
     try:
-        session.call("secretsmanager", "delete_secret", SecretId=_secret(name), ForceDeleteWithoutRecovery=True)
+        session.call("secretsmanager", "describe_secret", SecretId=_secret(name))
     except Refused as refused:
         if refused.code != "ResourceNotFoundException":
             raise
         return False
+    session.call("secretsmanager", "delete_secret", SecretId=_secret(name), ForceDeleteWithoutRecovery=True)
     return True
 
 

@@ -4,6 +4,8 @@ from typing import Any
 
 from run_gpt.errors import SetupError
 
+ATTEMPTS = 5
+"""Of a call that AWS does not answer, or says it has too many of."""
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
 _UNKNOWN = ("InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "AuthFailure")
 _FORBIDDEN = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "UnauthorizedException")
@@ -53,7 +55,7 @@ class Session:
         from botocore.config import Config
 
         if service not in self._clients:
-            config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard", "max_attempts": 5})
+            config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard", "max_attempts": ATTEMPTS})
             self._clients[service] = self._boto.client(service, config=config)
         return self._clients[service]
 
@@ -76,7 +78,7 @@ class Session:
             return _NO_CREDENTIALS
         if isinstance(error, exceptions.SSOError | exceptions.CredentialRetrievalError):
             return f"the credentials for AWS cannot be had: {_line(error)}"
-        if isinstance(error, exceptions.HTTPClientError):
+        if isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError):
             return f"AWS cannot be reached in {self.region}: {_line(error)}; check the network and --region"
         return f"a call to AWS failed: {_line(error)}"
 
