@@ -1,11 +1,14 @@
 """Owns what is asked and told of the instances of a stack besides CloudFormation: why none starts, and their end."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from run_gpt.deploy.aws.session import Refused, Session
 
 LOGICAL_NAME = "Instances"
+RECENT = timedelta(minutes=15)
+"""What failed longer ago says nothing about now; AWS remembers it for weeks."""
 
 
 class Fleet:
@@ -18,13 +21,14 @@ class Fleet:
         self._group: str | None = None
 
     def problems(self) -> Iterator[str]:
-        """A line for each start of an instance that failed, and was not told before; such as a quota of 0 GPUs."""
+        """A line for each start of an instance that failed lately, and was not told before; such as a quota of 0."""
         if self._name() is None:
             return
         activities = self._call("describe_scaling_activities", AutoScalingGroupName=self._group, MaxRecords=10)
         for activity in reversed(activities.get("Activities", [])):
             said = activity.get("StatusMessage", "")
-            if activity["StatusCode"] == "Failed" and said not in self._told:
+            lately = activity["StartTime"] > datetime.now(UTC) - RECENT
+            if activity["StatusCode"] == "Failed" and lately and said not in self._told:
                 self._told.add(said)
                 yield f"no instance could be started: {said}"
 

@@ -51,11 +51,6 @@ class Options:
         deployment.check_closed(f"whoever reaches {where}")
         _check_keys(deployment)
         _check_size(deployment)
-        if "/" not in deployment.image:
-            raise SetupError(
-                f"--image {deployment.image}: AWS finds no such image; push it to a registry (docs/deploy/aws.md says "
-                "how) and give its whole name"
-            )
 
     def _check_forms(self) -> None:
         for name, (form, such) in _FORMS.items():
@@ -107,4 +102,13 @@ def _check_size(deployment: Deployment) -> None:
         raise SetupError(
             f"--drain-seconds {deployment.server.drain_seconds:g}: AWS ends a container {MOST_STOP_SECONDS} s after it "
             f"was told to stop, so at most {MOST_STOP_SECONDS - STOP_MARGIN} here"
+        )
+
+
+def check_pullable(deployment: Deployment) -> None:
+    """Raises SetupError for an image that lies on this machine only; a template with it can be looked at."""
+    if "/" not in deployment.image:
+        raise SetupError(
+            f"--image {deployment.image}: AWS finds no such image; push it to a registry (docs/deploy/aws.md says how) "
+            "and give its whole name"
         )

@@ -147,11 +147,17 @@ class Stack:
         if not event["ResourceStatus"].endswith("_FAILED") or "cancelled" in reason:
             return ""
         if event["ResourceType"] == "AWS::ECS::Service":
-            for line in last_lines(self.session, self.name, LAST_LINES):
-                self._tell(line)
+            self._tell_last_lines()
         return (
             f"{event['LogicalResourceId']} ({event['ResourceType']}) failed: {reason.rstrip('.') or 'no reason given'}"
         )
+
+    def _tell_last_lines(self) -> None:
+        try:
+            for line in last_lines(self.session, self.name, LAST_LINES):
+                self._tell(line)
+        except SetupError as error:  # the failure is what counts
+            self._tell(error.message)
 
     def _tell_event(self, event: dict[str, Any]) -> None:
         status, reason = event["ResourceStatus"], event.get("ResourceStatusReason", "")

@@ -8,7 +8,7 @@ from run_gpt.deploy.aws import keys, logs
 from run_gpt.deploy.aws.containers import secret_fields
 from run_gpt.deploy.aws.fleet import Fleet
 from run_gpt.deploy.aws.machines import check_instance_type, instance_type
-from run_gpt.deploy.aws.options import MOST_REPLICAS, Options
+from run_gpt.deploy.aws.options import MOST_REPLICAS, Options, check_pullable
 from run_gpt.deploy.aws.session import Session
 from run_gpt.deploy.aws.stack import Stack
 from run_gpt.deploy.aws.state import replicas_of, status_of
@@ -31,17 +31,24 @@ class AWS(Options):
 
     def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
         """Create or update the stack; keys go into a secret first. Returns when a gateway with a replica answers."""
+        check_pullable(deployment)
         text = self.render(deployment)[TEMPLATE]
         session = Session(self.region)
         check_instance_type(session, instance_type(deployment, self), deployment)
         stack = Stack(session, deployment.name, tell)
         parameters = {"Replicas": str(_first_replicas(stack, deployment))}
-        if fields := secret_fields(deployment):
+        fields = secret_fields(deployment)
+        if fields:
             if self.certificate is None and not self.internal:
                 tell("warning: without --certificate keys and texts cross the internet unencrypted")
             parameters |= keys.keep(session, deployment.name, fields)
-        stack.put(text, parameters)
-        if not secret_fields(deployment):
+        try:
+            stack.put(text, parameters)
+        except SetupError:
+            if stack.find() is None:
+                keys.forget(session, deployment.name)
+            raise
+        if not fields:
             keys.forget(session, deployment.name)
         outputs = _outputs(stack.get())
         if self.domain:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -228,7 +229,9 @@ def test_a_stack_that_cannot_be_deleted_says_why() -> None:
 def test_a_quota_that_lets_no_instance_start_is_told_at_once_and_once() -> None:
     """CloudFormation says nothing of it, and waits for hours."""
     quota = "You have requested more vCPU capacity than your current vCPU limit of 0 allows"
-    activities = [{"ActivityId": str(n), "StatusCode": "Failed", "StatusMessage": quota} for n in range(3)]
+    failed = {"StatusCode": "Failed", "StatusMessage": quota, "StartTime": datetime.now(UTC)}
+    long_ago = {**failed, "StatusMessage": "no room", "StartTime": datetime.now(UTC) - timedelta(days=1)}
+    activities = [failed, failed, {**failed, "StatusCode": "Successful"}, long_ago]
     session = Script(
         describe_stacks=[MISSING, *[state("CREATE_IN_PROGRESS")] * 3, state("CREATE_COMPLETE")],
         describe_stack_events=[{"StackEvents": []}],
@@ -237,7 +240,7 @@ def test_a_quota_that_lets_no_instance_start_is_told_at_once_and_once() -> None:
             Refused("...", "ValidationError", "Resource Instances does not exist for stack chat"),
             {"StackResourceDetail": {"PhysicalResourceId": "group"}},
         ],
-        describe_scaling_activities=[{"Activities": [*activities, {"StatusCode": "Successful"}]}],
+        describe_scaling_activities=[{"Activities": activities}],
     )
     told: list[str] = []
     Stack(session, NAME, told.append).put("template", {})  # type: ignore[arg-type]
@@ -270,3 +273,16 @@ def test_protected_instances_of_a_stack_that_is_rolled_back_are_let_go() -> None
 def test_a_template_that_is_too_large_is_refused_before_it_is_sent() -> None:
     with pytest.raises(SetupError, match="more than the 51200 bytes that AWS takes"):
         Stack(Script(), NAME).put("x" * 51_201, {})  # type: ignore[arg-type]
+
+
+def test_a_log_that_is_gone_does_not_hide_what_failed() -> None:
+    session = Script(
+        describe_stacks=[MISSING, state("DELETE_COMPLETE")],
+        describe_stack_events=pages(6),
+        create_stack=[{"StackId": "id"}],
+        describe_log_streams=[Refused("...", "ResourceNotFoundException", "")],
+    )
+    told: list[str] = []
+    with pytest.raises(SetupError, match=r"ExecutorService .* failed: ECS Deployment Circuit Breaker"):
+        Stack(session, NAME, told.append).put("template", {})  # type: ignore[arg-type]
+    assert "there is no log /rungpt/chat/gateway in us-east-1: see the name and --region" in told

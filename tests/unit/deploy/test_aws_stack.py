@@ -21,6 +21,7 @@ from run_gpt.deploy import Autoscale, Deployment
 from run_gpt.deploy.aws import AWS
 from run_gpt.deploy.aws.fleet import Fleet
 from run_gpt.deploy.aws.session import Refused, Session
+from run_gpt.deploy.aws.stack import Stack
 from run_gpt.errors import SetupError
 
 REGION = "us-east-1"
@@ -201,6 +202,18 @@ def test_a_new_key_makes_new_gateways_and_an_open_deployment_keeps_no_secret(aws
     assert parameters()["KeyVersion"] != first["KeyVersion"], "gateways would still take the old key"
     assert "another" not in str(client("cloudformation").describe_stacks()["Stacks"])
     aws.deploy(deployment(server=ServeConfig(), open=True), print)
+    assert client("secretsmanager").list_secrets()["SecretList"] == []
+
+
+def test_a_deployment_that_failed_leaves_no_secret_behind(aws: AWS, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the message says: what had been made is deleted again."""
+
+    def fail(*_: Any) -> None:
+        raise SetupError("it failed; what had been made is deleted again")
+
+    monkeypatch.setattr(Stack, "put", fail)
+    with pytest.raises(SetupError, match="it failed"):
+        aws.deploy(deployment(), print)
     assert client("secretsmanager").list_secrets()["SecretList"] == []
 
 

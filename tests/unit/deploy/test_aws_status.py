@@ -1,5 +1,6 @@
 """Without these `rungpt deploy status` would call serving what only loads, and not say why it does not serve."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ class Answers:
         return {"StackResourceDetail": {"PhysicalResourceId": "group"}}
 
     def describe_scaling_activities(self) -> dict[str, Any]:
-        return {"Activities": [{"StatusCode": "Failed", "StatusMessage": "limit of 0"}]}
+        return {"Activities": [{"StatusCode": "Failed", "StatusMessage": "limit of 0", "StartTime": datetime.now(UTC)}]}
 
 
 def seen(monkeypatch: pytest.MonkeyPatch, **about: Any) -> Status:

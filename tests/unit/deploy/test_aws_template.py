@@ -228,7 +228,6 @@ def test_replicas_follow_the_requests_in_flight_of_all_gateways() -> None:
     ("target", "settings", "says"),
     [
         (AWS(), {"open": False}, "whoever reaches the load balancer could use this model: give --api-key-file"),
-        (AWS(), {"image": "rungpt:1.2.3"}, "push it to a registry"),
         (AWS(), {"server": ServeConfig(require_key=True)}, "a key is required and there is none"),
         (AWS(), {"server": ServeConfig(replicas=9)}, "--replicas: 9 replicas are more than the 8"),
         (AWS(), {"autoscale": Autoscale(least=1, most=9)}, "--autoscale: 9 replicas are more than the 8"),
@@ -251,6 +250,11 @@ def test_what_aws_could_not_run_is_refused_with_the_option_to_change(
 ) -> None:
     with pytest.raises(SetupError, match=says):
         target.render(deployment(**settings))
+
+
+def test_an_image_that_lies_on_this_machine_only_is_refused_before_anything_is_made() -> None:
+    with pytest.raises(SetupError, match="--image rungpt:1.2.3: AWS finds no such image; push it to a registry"):
+        AWS().deploy(deployment(image="rungpt:1.2.3"), print)
 
 
 def test_the_longest_drain_that_aws_grants_is_taken() -> None:
