@@ -253,7 +253,7 @@ def test_what_aws_could_not_run_is_refused_with_the_option_to_change(
 
 
 def test_an_image_that_lies_on_this_machine_only_is_refused_before_anything_is_made() -> None:
-    with pytest.raises(SetupError, match="--image rungpt:1.2.3: AWS finds no such image; push it to a registry"):
+    with pytest.raises(SetupError, match=r"--image rungpt:1\.2\.3: AWS finds no such image; push it to a registry"):
         AWS().deploy(deployment(image="rungpt:1.2.3"), print)
 
 
