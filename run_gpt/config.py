@@ -102,6 +102,8 @@ class GatewayConfig(_Config):
     """Origins of web pages, such as `https://app.example.com`, whose scripts may call the HTTP door; `*`: any."""
     log_requests: bool = False
     """Write a line for each request to the gateway's log when it ends."""
+    log_load: float | None = None
+    """Seconds between two lines of JSON in the gateway's log that say how much it has to do; default: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,12 @@ _SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
         ACCESS,
         {"flag": "--log-requests"},
     ),
+    "log_load": (
+        float | None,
+        "Log a JSON line with the load each so many seconds.",
+        DOORS,
+        {"min": 1},
+    ),
 }
 
 Command = Callable[..., None]

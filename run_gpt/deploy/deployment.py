@@ -128,27 +128,30 @@ class Deployment:
                 f"{where} could use this model: give --api-key-file or $RUNGPT_API_KEY, or say --open if that is meant"
             )
 
-    def flow(self, executor_host: str) -> str:
-        """The Flow's YAML for the containers, without a key; its gateway finds the executors at this name."""
+    def flow(self, executor_host: str, *, keys_path: Path = KEYS_PATH) -> str:
+        """The Flow's YAML for the containers, without a key; its gateway finds the executors at this name.
+
+        `keys_path`: where the gateway's container has the file of keys, if there is one.
+        """
         server = replace(
             self.server,
             host=None,
             grpc_port=GRPC_PORT,
             http_port=HTTP_PORT,
-            api_key_file=None if self.server.api_key_file is None else KEYS_PATH,
+            api_key_file=None if self.server.api_key_file is None else keys_path,
         )
         return render_flow(server, executor_address=(executor_host, EXECUTOR_PORT))
 
-    def gateway_env(self, executor_host: str) -> dict[str, str]:
+    def gateway_env(self, executor_host: str, *, keys_path: Path = KEYS_PATH) -> dict[str, str]:
         """The environment of a gateway's container, but for the key."""
-        return {FLOW_VARIABLE: self.flow(executor_host), "JINA_OPTOUT_TELEMETRY": "1"}
+        return {FLOW_VARIABLE: self.flow(executor_host, keys_path=keys_path), "JINA_OPTOUT_TELEMETRY": "1"}
 
-    def executor_env(self, executor_host: str) -> dict[str, str]:
+    def executor_env(self, executor_host: str, *, keys_path: Path = KEYS_PATH) -> dict[str, str]:
         """The environment of an executor's container.
 
         A container sees all cores of its machine, whatever its share is: the threads must be told.
         """
-        return self.gateway_env(executor_host) | {
+        return self.gateway_env(executor_host, keys_path=keys_path) | {
             "RUNGPT_CACHE": CACHE_PATH,
             "OMP_NUM_THREADS": str(max(1, math.floor(self.cpus))),
             "GOMP_SPINCOUNT": "5000",

@@ -17,6 +17,7 @@ from run_gpt.gateway.grpc_access import AccessInterceptor
 from run_gpt.gateway.http_access import check_origins
 from run_gpt.gateway.keys import Keys
 from run_gpt.gateway.legacy import LegacyInterceptor
+from run_gpt.gateway.load import LoadLog
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.servers import GRPCDoor, HTTPDoor
 from run_gpt.gateway.service import Service
@@ -42,6 +43,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         require_key: bool = GatewayConfig.require_key,
         cors_origins: Sequence[str] = GatewayConfig.cors_origins,
         log_requests: bool = GatewayConfig.log_requests,
+        log_load: float | None = GatewayConfig.log_load,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -56,6 +58,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
             require_key=require_key,
             cors_origins=tuple(cors_origins),
             log_requests=log_requests,
+            log_load=log_load,
         )
         check_origins(config.cors_origins)
         self.keys = Keys.of(config, os.environ.get(API_KEY_VARIABLE))
@@ -63,6 +66,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
             record.open_log()
         self.pool = ReplicaPool(executor_addresses(self.runtime_args.deployments_addresses))
         self.service = Service(self.pool, config)
+        self._load = LoadLog(self.service)
         self.servers = [self._door(server_kwargs) for server_kwargs in self._server_kwargs]
         self._ended = False
 
@@ -82,6 +86,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
     async def setup_server(self) -> None:
         """Open both doors; requests are refused with Unavailable until a replica is ready."""
         await self.pool.start()
+        self._load.start()
         await super().setup_server()
 
     async def shutdown(self) -> None:
@@ -91,6 +96,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         self._ended = True
         await self.service.drain()
         await super().shutdown()
+        await self._load.close()
         await self.pool.close()
 
 

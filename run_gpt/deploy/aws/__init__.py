@@ -1,0 +1,5 @@
+"""Deployments on AWS: a CloudFormation stack with an ECS cluster, and its life through boto3."""
+
+from run_gpt.deploy.aws.target import AWS
+
+__all__ = ["AWS"]

@@ -1,0 +1,49 @@
+"""Owns the lines that say how much a gateway has to do, for engines that scale by what stands in a log."""
+
+import asyncio
+import json
+
+from run_gpt.gateway.service import Service
+
+
+class LoadLog:
+    """Writes a line of JSON to stdout each `log_load` seconds of the service's configuration; none if that is None."""
+
+    def __init__(self, service: Service):
+        self._service = service
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Write from now on, on the running event loop."""
+        if (seconds := self._service.config.log_load) is not None:
+            self._task = asyncio.create_task(self._write(seconds))
+
+    async def close(self) -> None:
+        """No further line."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _write(self, seconds: float) -> None:
+        while True:
+            print(load_line(self._service), flush=True)
+            await asyncio.sleep(seconds)
+
+
+def load_line(service: Service) -> str:
+    """`{"event": "load", "in_flight", "ready", "loading", "in_flight_per_replica"}`, of this gateway alone.
+
+    Per replica means ready and loading ones: one that is loading will take its share, and is no reason to start yet
+    another.
+    """
+    ready = len(service.pool.ready)
+    loading = sum(replica.state == "connecting" for replica in service.pool.replicas)
+    return json.dumps(
+        {
+            "event": "load",
+            "in_flight": service.in_flight,
+            "ready": ready,
+            "loading": loading,
+            "in_flight_per_replica": round(service.in_flight / max(1, ready + loading), 3),
+        }
+    )
