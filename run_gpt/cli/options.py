@@ -12,11 +12,14 @@ from typing import Annotated, Any, get_args
 import typer
 
 from run_gpt.api.schema import Parameters
-from run_gpt.config import API_KEY_VARIABLE, ModelConfig, Precision
+from run_gpt.config import API_KEY_VARIABLE, ModelConfig, Precision, Runner, ServeConfig
 from run_gpt.errors import SetupError
 
 LOADING = "Model"
 PARAMETERS = "Request"
+DOORS = "Doors"
+ACCESS = "Access"
+SIZE = "Size"
 
 ModelName = Annotated[
     str,
@@ -60,6 +63,63 @@ _LOADING: dict[str, tuple[str, Any, Any, str]] = {
     "allow_pickle": ("--allow-pickle", bool, False, "Load pickled weights, which can run any code."),
 }
 
+# Name in ServeConfig: type, help, panel, and what else is said of the option. Flag and default are those of the field.
+_SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
+    "replicas": (int, "Processes that each hold the whole model.", SIZE, {"min": 1}),
+    "max_running": (int, "Sequences decoded together, in each replica.", SIZE, {"min": 1}),
+    "max_waiting": (int, "Sequences that may wait; one more gets a 429.", SIZE, {"min": 0}),
+    "max_step_tokens": (int, "Tokens in one step; longer prompts are taken in parts.", SIZE, {"min": 1}),
+    "runner": (
+        Runner,
+        "native: Llama and its like on a CPU; fast: them elsewhere; generic: all families; alone: row by row.",
+        SIZE,
+        {},
+    ),
+    "max_context": (int | None, "Most tokens of prompt and answer together.", SIZE, {"min": 1}),
+    "max_cache_tokens": (
+        int | None,
+        "Tokens in the cache, of all sequences; default: by free memory.",
+        SIZE,
+        {"min": 1},
+    ),
+    "reuse_prefixes": (bool, "Reuse the cache for prompts that begin like earlier ones.", SIZE, {}),
+    "speculate": (bool, "Draft tokens from earlier text and check several at once.", SIZE, {}),
+    "compile": (bool, "Compile the model with torch.compile; generic runner.", SIZE, {"flag": "--compile"}),
+    "request_timeout": (float, "Seconds until a request gets a 504.", DOORS, {"min": 0.001}),
+    "drain_seconds": (float, "Seconds that running requests get when it stops.", DOORS, {"min": 0}),
+    "max_body_bytes": (int, "Largest request body; a larger one gets a 413.", DOORS, {"min": 1}),
+    "runtime_adapters": (
+        bool,
+        "Let requests load and unload LoRA adapters.",
+        DOORS,
+        {"flag": "--runtime-adapters"},
+    ),
+    "api_key": (
+        str | None,
+        "The key that requests must have; better in the environment: others see the command line in `ps`.",
+        ACCESS,
+        {"envvar": API_KEY_VARIABLE},
+    ),
+    "api_key_file": (
+        Path | None,
+        "Keys with names, a line NAME: KEY each; read anew when it changes.",
+        ACCESS,
+        {"resolve_path": True},
+    ),
+    "cors_origins": (
+        list[str],
+        "Origin of web pages that may call the HTTP door; * is any; several times.",
+        ACCESS,
+        {"flag": "--cors-origin"},
+    ),
+    "log_requests": (
+        bool,
+        "Log a line for each request: route, status, seconds, the key's name.",
+        ACCESS,
+        {"flag": "--log-requests"},
+    ),
+}
+
 Command = Callable[..., None]
 
 
@@ -71,7 +131,7 @@ def token(api_key: str | None) -> str | None:
 def with_loading(command: Command) -> Command:
     """Give a command the options that say how a model is loaded; it gets them as `loading`, ModelConfig's fields."""
     options = [
-        _keyword(name, kind, default, typer.Option(flag, help=text, rich_help_panel=LOADING))
+        keyword(name, kind, default, typer.Option(flag, help=text, rich_help_panel=LOADING))
         for name, (flag, kind, default, text) in _LOADING.items()
     ]
 
@@ -80,7 +140,25 @@ def with_loading(command: Command) -> Command:
         maps = _parse_device_map(given["device_map"]), _parse_max_memory(given["max_memory"])
         return {**given, **adapters, "device_map": maps[0], "max_memory": maps[1]}
 
-    return _extended(command, "loading", options, collect)
+    return extended(command, "loading", options, collect)
+
+
+def with_serving(command: Command) -> Command:
+    """Give a command the options of a server, where they are not of its host; it gets them as `serving`.
+
+    They are ServeConfig's fields, but for those of the model, which `with_loading` gives, and for host and ports.
+    """
+    options = []
+    for name, (kind, text, panel, more) in _SERVING.items():
+        more = dict(more)
+        flags = [more.pop("flag")] if "flag" in more else []
+        default = [] if kind == list[str] else getattr(ServeConfig, name, None)
+        options.append(keyword(name, kind, default, typer.Option(*flags, help=text, rich_help_panel=panel, **more)))
+
+    def collect(given: dict[str, Any]) -> dict[str, Any]:
+        return {**given, "cors_origins": tuple(given["cors_origins"])}
+
+    return extended(command, "serving", options, collect)
 
 
 def with_parameters(schema: type[Parameters]) -> Callable[[Command], Command]:
@@ -91,10 +169,10 @@ def with_parameters(schema: type[Parameters]) -> Callable[[Command], Command]:
         given = {name: value for name, value in given.items() if value not in (None, [])}
         return {name: _PARSERS[name](value) if name in _PARSERS else value for name, value in given.items()}
 
-    return lambda command: _extended(command, "parameters", options, collect)
+    return lambda command: extended(command, "parameters", options, collect)
 
 
-def _extended(
+def extended(
     command: Command, into: str, options: list[inspect.Parameter], collect: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Command:
     """The command with these options in the place of its argument `into`, which gets what was collected of them."""
@@ -113,7 +191,8 @@ def _extended(
     return run
 
 
-def _keyword(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
+def keyword(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
+    """A keyword parameter of a command, which typer makes an option of."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
@@ -136,7 +215,7 @@ def _parameter(name: str, schema: type[Parameters]) -> inspect.Parameter:
     if kind is bool:
         flag = f"{flag}/--no-{flag[2:]}"
     option = typer.Option(flag, help=text, show_default=False, rich_help_panel=PARAMETERS)
-    return _keyword(name, kind, [], option) if kind == list[str] else _keyword(name, kind | None, None, option)
+    return keyword(name, kind, [], option) if kind == list[str] else keyword(name, kind | None, None, option)
 
 
 def _plain(annotation: Any) -> Any:

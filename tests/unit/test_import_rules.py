@@ -34,7 +34,7 @@ RULES: dict[str, set[str]] = {
     "executors": {"model", "engine", "models", "api", "_jina"} | BASE,
     "gateway": {"api", "_jina"} | BASE,
     "flows": {"_jina"} | BASE,
-    "deploy": {"flows"} | BASE,
+    "deploy": {"flows", "models"} | BASE,
     "client": {"api"} | BASE,
 }
 RULES["cli"] = set(RULES)
@@ -43,6 +43,7 @@ RULES["__init__"] = {"model", "client"} | BASE
 HEAVY = ("torch", "transformers", "jina", "docarray", "llguidance")
 LIGHT_MODULES = (
     *("run_gpt", "run_gpt.cli", "run_gpt.client", "run_gpt.api.schema", "run_gpt.flows", "run_gpt.models"),
+    "run_gpt.deploy",
     "run_gpt.devices",
     "run_gpt.models.tools",
     *(

@@ -1,0 +1,195 @@
+"""Owns what every target renders from: one model, how many of it, on what, and who may ask it."""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+from run_gpt import models
+from run_gpt.config import FLOW_VARIABLE, ModelConfig, ServeConfig
+from run_gpt.errors import ModelNotFound, SetupError
+from run_gpt.flows import render_flow
+from run_gpt.models.estimate import Estimate, estimate_entry, estimate_folder
+
+GRPC_PORT = ServeConfig.grpc_port
+HTTP_PORT = ServeConfig.http_port
+EXECUTOR_PORT = 51001
+GATEWAY_CPUS, GATEWAY_MEMORY_GIB = 1, 1
+CACHE_PATH = "/cache"
+"""Where models and compiled kernels lie in a container; a volume, so that a replica that starts again has them."""
+KEYS_PATH = Path("/etc/rungpt/keys/keys")
+"""Where the gateway's container has the file of keys."""
+STOP_MARGIN = 15
+"""Seconds that a container gets on top of its drain time, before it is killed."""
+
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
+_IMAGE = re.compile(r"[a-z0-9][\w.\-/:]*(@sha256:[0-9a-f]{64})?")
+_PROCESS_GIB = 1.5
+"""Of an executor beside its weights: Python, torch and a step's tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoscale:
+    """Replicas by load: as many as keep `in_flight` requests in flight in each, within the bounds."""
+
+    least: int
+    most: int
+    in_flight: int = 16
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`MIN:MAX` or `MIN:MAX:IN_FLIGHT`. Raises SetupError."""
+        parts = text.split(":")
+        if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
+            raise SetupError(f"--autoscale {text}: write MIN:MAX or MIN:MAX:IN_FLIGHT, such as 1:8:16")
+        least, most, *rest = map(int, parts)
+        if not 1 <= least < most or rest == [0]:
+            raise SetupError(f"--autoscale {text}: MIN is at least 1, MAX more than MIN, IN_FLIGHT at least 1")
+        return cls(least=least, most=most, in_flight=rest[0] if rest else cls.in_flight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """One gateway service in front of replicas of one model. Raises SetupError for what no target could run."""
+
+    server: ServeConfig
+    """Model, precision, device map, adapters, engine, doors, keys and replicas; its host and ports are the target's."""
+    name: str = ""
+    """What everything is called that is made for it; default: the model's name."""
+    image: str = f"rungpt:{version('rungpt')}"
+    gateways: int = 1
+    cpus: float = 2
+    """Of each replica."""
+    memory_gib: float = 0
+    """Of each replica, in GiB; default: what the model takes, if that is known."""
+    gpus: int = 0
+    """Of each replica."""
+    autoscale: Autoscale | None = None
+    open: bool = False
+    """Whether whoever reaches it may use it, without a key."""
+
+    def __post_init__(self) -> None:
+        _check_paths(self.server)
+        object.__setattr__(self, "name", self.name or _default_name(self.server))
+        object.__setattr__(self, "memory_gib", self.memory_gib or _default_memory(self.server))
+        if not _NAME.fullmatch(self.name):
+            raise SetupError(f"--name {self.name}: up to 40 of a-z 0-9 -, the first a letter, the last no hyphen")
+        if not _IMAGE.fullmatch(self.image):
+            raise SetupError(f"--image {self.image}: this is no image's name")
+        for option, value, least in (
+            ("--replicas", self.server.replicas, 1),
+            ("--gateways", self.gateways, 1),
+            ("--cpus", self.cpus, 0.1),
+            ("--memory", self.memory_gib, 0.5),
+            ("--gpus", self.gpus, 0),
+        ):
+            if value < least:
+                raise SetupError(f"{option} must be at least {least:g}, not {value:g}")
+        if self.autoscale is not None and not self.autoscale.least <= self.replicas <= self.autoscale.most:
+            raise SetupError(
+                f"--replicas {self.replicas}: with --autoscale it starts within {self.autoscale.least} and "
+                f"{self.autoscale.most}"
+            )
+
+    @property
+    def model(self) -> str:
+        """The name that requests know the model by."""
+        return models.served_name(ModelConfig.of(self.server))
+
+    @property
+    def replicas(self) -> int:
+        """Executors, at first where the deployment scales by load."""
+        return self.server.replicas
+
+    @property
+    def drain_seconds(self) -> int:
+        """Whole seconds that running requests get."""
+        return math.ceil(self.server.drain_seconds)
+
+    @property
+    def stop_seconds(self) -> int:
+        """Whole seconds that a container gets from its SIGTERM to its SIGKILL."""
+        return self.drain_seconds + STOP_MARGIN
+
+    def keys_file(self) -> str | None:
+        """The text of the file of keys, for the target's secret; None if there is none. Raises SetupError."""
+        file = self.server.api_key_file
+        try:
+            return None if file is None else file.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise SetupError(f"the file of keys {file} cannot be read: {error}") from error
+
+    def check_closed(self, where: str) -> None:
+        """Raises SetupError if requests need no key and nobody said that this is meant; `where`: who could ask."""
+        if not (self.server.asks_for_key or self.open):
+            raise SetupError(
+                f"{where} could use this model: give --api-key-file or $RUNGPT_API_KEY, or say --open if that is meant"
+            )
+
+    def flow(self, executor_host: str) -> str:
+        """The Flow's YAML for the containers, without a key; its gateway finds the executors at this name."""
+        server = replace(
+            self.server,
+            host=None,
+            grpc_port=GRPC_PORT,
+            http_port=HTTP_PORT,
+            api_key_file=None if self.server.api_key_file is None else KEYS_PATH,
+        )
+        return render_flow(server, executor_address=(executor_host, EXECUTOR_PORT))
+
+    def gateway_env(self, executor_host: str) -> dict[str, str]:
+        """The environment of a gateway's container, but for the key."""
+        return {FLOW_VARIABLE: self.flow(executor_host), "JINA_OPTOUT_TELEMETRY": "1"}
+
+    def executor_env(self, executor_host: str) -> dict[str, str]:
+        """The environment of an executor's container.
+
+        A container sees all cores of its machine, whatever its share is: the threads must be told.
+        """
+        return self.gateway_env(executor_host) | {
+            "RUNGPT_CACHE": CACHE_PATH,
+            "OMP_NUM_THREADS": str(max(1, math.floor(self.cpus))),
+            "GOMP_SPINCOUNT": "5000",
+        }
+
+
+def pod_command(role: str) -> list[str]:
+    """What a container runs to be the `gateway` or an `executor` of the Flow in its environment."""
+    return ["python", "-P", "-m", "run_gpt.flows.pod", role]
+
+
+def _check_paths(server: ServeConfig) -> None:
+    """A relative path is of this machine; an absolute one is the container's, where the image or a volume has it."""
+    paths = {"MODEL": server.model_name, "--adapter": server.adapter_name_or_path}
+    paths |= {f"--adapter {name}": path for name, path in (server.adapters or {}).items()}
+    for option, path in paths.items():
+        if path and not path.startswith("/") and (path.startswith((".", "~")) or Path(path).exists()):
+            raise SetupError(
+                f"{option} {path} is on this machine, where no container finds it: put it into the image and give its "
+                "absolute path there, or give a hub id"
+            )
+
+
+def _default_name(server: ServeConfig) -> str:
+    served = models.served_name(ModelConfig.of(server)).rpartition("/")[2].lower()
+    return ("rungpt-" + re.sub(r"[^a-z0-9]+", "-", served))[:40].strip("-")
+
+
+def _default_memory(server: ServeConfig) -> float:
+    """GiB for the weights, a context of cache and the process. Raises SetupError if the model's size is not known."""
+    estimate = _estimate(server)
+    if estimate is None:
+        raise SetupError(f"how much memory {server.model_name} takes is not known here: give --memory, in GiB")
+    precision = "bf16" if server.precision == "auto" else server.precision
+    return math.ceil((estimate.weights(precision) + estimate.cache(precision)) / 2**30 + _PROCESS_GIB)
+
+
+def _estimate(server: ServeConfig) -> Estimate | None:
+    try:
+        info = models.show(models.served_name(ModelConfig.of(server)), server.cache_dir)
+    except ModelNotFound:
+        return None
+    counted = estimate_folder(info.folder) if info.folder else None
+    return counted or (estimate_entry(info.parameters) if info.parameters else None)

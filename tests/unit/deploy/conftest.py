@@ -1,0 +1,78 @@
+"""Deployments that every target renders, and the files in tests/golden/deploy that they must render to."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from run_gpt.config import ServeConfig
+from run_gpt.deploy import Autoscale, Deployment
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "deploy"
+RENEW = "RUNGPT_RENEW_GOLDEN"
+"""With this set in the environment the golden files are written anew, to be read in the diff."""
+IMAGE = "example/rungpt:1.2.3"
+KEY = "secret-key-of-the-test"
+
+DEPLOYMENTS: dict[str, Callable[[Path], Deployment]] = {
+    "plain": lambda keys: Deployment(server=ServeConfig(replicas=2), image=IMAGE, memory_gib=3, open=True),
+    "key": lambda keys: Deployment(
+        server=ServeConfig(model_name="org/model-7b", precision="bit4", api_key=KEY, replicas=3, drain_seconds=60.0),
+        image=IMAGE,
+        name="chat",
+        gateways=2,
+        cpus=8,
+        memory_gib=12,
+    ),
+    "gpu": lambda keys: Deployment(
+        server=ServeConfig(
+            model_name="org/model-70b",
+            device_map="balanced",
+            adapters={"law": "org/law-lora", "odd": "/adapters/$(odd) ${one}"},
+            api_key_file=keys,
+            replicas=2,
+            max_running=128,
+        ),
+        image=IMAGE,
+        cpus=16,
+        memory_gib=160,
+        gpus=2,
+    ),
+    "autoscale": lambda keys: Deployment(
+        server=ServeConfig(api_key=KEY), image=IMAGE, memory_gib=3, autoscale=Autoscale(least=1, most=8, in_flight=12)
+    ),
+}
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    """A file of keys on this machine."""
+    file = tmp_path / "keys"
+    file.write_text(f"alice: {KEY}-of-alice\n")
+    return file
+
+
+@pytest.fixture(params=sorted(DEPLOYMENTS))
+def case(request: pytest.FixtureRequest, keys_file: Path) -> tuple[str, Deployment]:
+    """Each of the deployments, with its name."""
+    return request.param, DEPLOYMENTS[request.param](keys_file)
+
+
+@pytest.fixture
+def check_golden() -> Callable[[str, dict[str, str]], None]:
+    """`check_golden("docker/plain", files)`: these files, and no others, lie in that folder, to the last byte."""
+
+    def check(folder: str, files: dict[str, str]) -> None:
+        there = GOLDEN / folder
+        if os.environ.get(RENEW):
+            there.mkdir(parents=True, exist_ok=True)
+            for old in there.iterdir():
+                old.unlink()
+            for name, text in files.items():
+                (there / name).write_text(text, encoding="utf-8")
+        expected = {file.name: file.read_text(encoding="utf-8") for file in there.iterdir()} if there.is_dir() else {}
+        assert files == expected, f"if this change is meant: {RENEW}=1, run the test, and read the diff"
+        assert not any(KEY in text for text in files.values()), "a key stands in a file that people commit"
+
+    return check
