@@ -10,6 +10,7 @@ supervisor is gone and this process ends too. The runtime is started as Jina's o
 import argparse
 import json
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -22,6 +23,7 @@ from run_gpt.errors import PortInUse, RunGPTError, SetupError
 from run_gpt.flows.ending import end_on_signals, end_with_parent, leave
 from run_gpt.flows.process import SETUP_ERROR_EXIT, write_setup_error
 from run_gpt.flows.reading import flow_of_environment, flow_of_supervisor
+from run_gpt.flows.sharing import thread_environment
 
 _NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments", "WireError(")
 """Jina's lines of which we say more ourselves: who is loading, why one cannot, which setting is unknown; and its
@@ -115,6 +117,7 @@ def _run_gateway(flow: dict[str, Any]) -> int:
 
 
 def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> int:
+    os.environ.update(thread_environment() | os.environ)  # before torch is imported; what is set stays
     import run_gpt._jina  # noqa: F401, I001  (mends jina; must come before it)
     from jina.parsers import set_pod_parser
     from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler

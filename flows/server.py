@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import signal
 import sys
 import threading
@@ -17,6 +16,7 @@ from run_gpt.errors import SetupError
 from run_gpt.flows.ports import answers_ok, check_port, free_ports, is_listening, local_host
 from run_gpt.flows.process import PodSpec
 from run_gpt.flows.render import render_flow
+from run_gpt.flows.sharing import crowding, replica_environments
 from run_gpt.flows.supervisor import Event, OnEvent, Supervisor, print_event
 
 _STOP_MARGIN = 12.0
@@ -130,7 +130,9 @@ def resolve(config: ServeConfig) -> ServeConfig:
 
 
 def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
-    """A supervisor for the processes of a resolved configuration."""
+    """A supervisor for the processes of a resolved configuration; says what speaks against that."""
+    if line := crowding(config):
+        on_event(Event("warning", line))
     ports = free_ports(config.replicas)
     flow = json.dumps(render_flow(config, worker_ports=ports))
     workers = [
@@ -140,9 +142,9 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
             command=_pod_command("executor", str(index)),
             is_ready=functools.partial(is_listening, LOOPBACK, port),
             stdin=flow,
-            env=_pod_env() | _thread_env(config.replicas) | {API_KEY_VARIABLE: None},  # a worker is no door
+            env=_pod_env() | own | {API_KEY_VARIABLE: None},  # a worker is no door
         )
-        for index, port in enumerate(ports)
+        for index, (port, own) in enumerate(zip(ports, replica_environments(config), strict=True))
     ]
     gateway = PodSpec(
         name="gateway",
@@ -164,20 +166,6 @@ def _pod_command(*arguments: str) -> tuple[str, ...]:
 def _pod_env() -> dict[str, str | None]:
     # This server's own Flow is the one that it hands to its pods.
     return {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", FLOW_VARIABLE: None}
-
-
-def _thread_env(replicas: int) -> dict[str, str | None]:
-    """How a worker's threads share the cores with the other processes; what the user has set stays.
-
-    Replicas would each start a thread for every core. And a thread of the GNU runtime that waits for its neighbour
-    spins for milliseconds, on the core that the neighbour needs: beside one busy process (2 cores, fp32) decoding ran
-    at 5.4 tokens/s so, and at 9.6 with a short spin; on a quiet machine it makes no difference.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted: dict[str, str | None] = {"GOMP_SPINCOUNT": "5000"}
-    if replicas > 1:
-        wanted["OMP_NUM_THREADS"] = str(max(1, cores // replicas))
-    return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from run_gpt.errors import SetupError
 from run_gpt.flows.backoff import Backoff
 from run_gpt.flows.process import PodProcess, PodSpec
 
-EventKind = Literal["starting", "pod_ready", "ready", "died", "output", "stopping", "killed", "stopped"]
+EventKind = Literal["starting", "pod_ready", "ready", "died", "output", "stopping", "killed", "stopped", "warning"]
 
 _POLL_SECONDS = 0.05
 _START_ATTEMPTS = 3

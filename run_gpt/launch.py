@@ -119,7 +119,9 @@ def start_engine(
         compile_forward(loaded.model)
     if config.max_cache_tokens is None:
         context = min(loaded.context_length, config.max_context or loaded.context_length)
-        config = replace(config, max_cache_tokens=fitting_tokens(runner.cache_bytes_per_token, loaded.device, context))
+        processes = followers.size if followers is not None else 1
+        tokens = fitting_tokens(runner.cache_bytes_per_token, loaded.device, context, processes)
+        config = replace(config, max_cache_tokens=tokens)
     engine = BatchEngine(runner, decode, config, **options)
     if followers is not None:
         followers.watch(engine.fail)

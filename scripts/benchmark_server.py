@@ -1,4 +1,4 @@
-"""The server that scripts/engine_benchmark.py measures over HTTP: `rungpt serve` on free ports of 127.0.0.1."""
+"""The server that the benchmarks measure over HTTP: `rungpt serve` on free ports of 127.0.0.1."""
 
 import asyncio
 import signal
@@ -17,15 +17,15 @@ STOP_SECONDS = 60.0
 class Server:
     """A running server of a contender's model, ready when this is made. Raises SystemExit, with its log, if it is not.
 
-    The contender's thread count reaches it through OMP_NUM_THREADS.
+    The contender's thread count reaches it through OMP_NUM_THREADS; `more` are options of `rungpt serve`.
     """
 
-    def __init__(self, contender: Contender):
+    def __init__(self, contender: Contender, *more: str):
         http_port = free_port()
         self.url = f"http://127.0.0.1:{http_port}"
         command = [*RUNGPT, "serve", contender.model, "--precision", contender.precision, "--no-speculate"]
         command += ["--runner", str(contender.runner), "--max-running", str(contender.max_running)]
-        command += ["--http-port", str(http_port), "--grpc-port", str(free_port())]
+        command += ["--http-port", str(http_port), "--grpc-port", str(free_port()), *more]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         start = time.perf_counter()

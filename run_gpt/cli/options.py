@@ -65,7 +65,7 @@ _LOADING: dict[str, tuple[str, Any, Any, str]] = {
 
 # Name in ServeConfig: type, help, panel, and what else is said of the option. Flag and default are those of the field.
 _SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
-    "replicas": (int, "Processes that each hold the whole model.", SIZE, {"min": 1}),
+    "replicas": (int, "Processes that each hold the whole model, and share cores, memory and GPUs.", SIZE, {"min": 1}),
     "max_running": (int, "Sequences decoded together, in each replica.", SIZE, {"min": 1}),
     "max_waiting": (int, "Sequences that may wait; one more gets a 429.", SIZE, {"min": 0}),
     "max_step_tokens": (int, "Tokens in one step; longer prompts are taken in parts.", SIZE, {"min": 1}),

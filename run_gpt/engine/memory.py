@@ -1,8 +1,11 @@
 """How large a token of cache is, and how many the free memory holds."""
 
+import logging
 from typing import Any
 
-from run_gpt.devices import free_bytes
+from run_gpt.devices import left_bytes
+
+_log = logging.getLogger("run_gpt")
 
 SHARE = 0.5
 """Of the free memory; the rest is for a step's own tensors, and for what else runs."""
@@ -20,9 +23,20 @@ def cache_bytes_per_token(model: Any) -> int:
     return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
-def fitting_tokens(bytes_per_token: int, device: str, context_length: int) -> int | None:
+def fitting_tokens(bytes_per_token: int, device: str, context_length: int, processes: int = 1) -> int | None:
     """Tokens that fit the share of the device's free memory, at least one context; None when a token's size is not
-    known."""
+    known.
+
+    Of replicas that share the device, each takes its share of what is its own. `processes`: see `left_bytes`.
+    """
     if not bytes_per_token:
         return None
-    return max(context_length, int(SHARE * free_bytes(device) / bytes_per_token))
+    left = left_bytes(device, processes)
+    if left <= 0:
+        _log.warning(
+            "the model leaves no memory of %s for the cache, which holds one context, %d tokens: use a smaller "
+            "--precision, or fewer --replicas",
+            device,
+            context_length,
+        )
+    return max(context_length, int(SHARE * left / bytes_per_token))

@@ -39,6 +39,36 @@ def test_a_containers_limit_counts(tmp_path, files, free):
 
 
 @pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, []),
+        ({"cpu.max": "max 100000\n"}, []),
+        ({"cpu.max": "250000 100000\n"}, [2]),
+        ({"cpu.max": "50000 100000\n"}, [0]),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, [4]),
+    ],
+)
+def test_a_containers_cpu_time_is_whole_cores(tmp_path, files, cores):
+    """With a thread for each core of a large machine, those in a container of two would mostly stand still."""
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert devices._cores_of_container(tmp_path) == cores
+
+
+def test_there_is_always_a_core(monkeypatch):
+    monkeypatch.setattr(devices, "_cores_of_container", lambda root: [0])
+    assert devices.usable_cores() == 1
+
+
+def test_a_process_knows_what_it_holds():
+    before = devices._own_bytes()
+    held = b"x" * 50_000_000
+    assert before + len(held) * 0.9 < devices._own_bytes() < before + len(held) * 2
+
+
+@pytest.mark.parametrize(
     ("parts", "device"),
     [({"": "disk"}, "cpu"), ({"a": "cpu", "b": "disk"}, "cpu"), ({"a": "cpu", "b": "cuda:1", "c": "disk"}, "cuda:1")],
 )

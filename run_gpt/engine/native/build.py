@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock
+
 from run_gpt.errors import SetupError
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -46,15 +48,23 @@ def library(folder: Path, target: str = "native") -> Path:
 def built(folder: Path, target: str = "native") -> Path:
     """The compiled library in `folder`, which is made if need be; takes about 10 s the first time.
 
-    `target`: for which CPUs, by the compiler's name for them; default: this one. Raises SetupError with the reason, and
-    with what the compiler said.
+    Of processes that start together, such as replicas, one compiles it and the others wait. `target`: for which CPUs,
+    by the compiler's name for them; default: this one. Raises SetupError with the reason, and with what the compiler
+    said.
     """
     wanted = library(folder, target)
     if wanted.is_file():
         return wanted
-    compiler = str(_compiler())  # there is one: `library` has looked
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with FileLock(folder / f"{wanted.name}.lock"):
+        if not wanted.is_file():
+            _compile(wanted, target)
+    return wanted
+
+
+def _compile(wanted: Path, target: str) -> None:
+    compiler = str(_compiler())  # there is one: `library` has looked
+    with tempfile.TemporaryDirectory(dir=wanted.parent) as scratch:
         made = Path(scratch, wanted.name)
         command = [compiler, *_options(target), str(SOURCE), "-o", str(made)]
         try:
@@ -66,7 +76,6 @@ def built(folder: Path, target: str = "native") -> Path:
             raise SetupError(f"the native kernels cannot be compiled with {compiler}: {said}")
         ctypes.CDLL(str(made))  # what does not load must not stay
         made.replace(wanted)
-    return wanted
 
 
 @cache

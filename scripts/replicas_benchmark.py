@@ -1,0 +1,219 @@
+"""Measures what local replicas give: tokens per second and the time to the first token, beside one engine.
+
+Over HTTP against real servers, one with each number of replicas, in the default precision and without speculation;
+rounds in turn. Each load is closed: so many clients, each of which asks again as soon as it has its answer.
+
+    python scripts/replicas_benchmark.py --repeat 3 --json figures.json --write docs/replicas.md
+
+`texts` are prompts of their own with 64 new tokens. `chats` are conversations of 4 turns, each of which sends all that
+was before it, so that a replica that has the turns before need not run them. Tokens per second are the median of the
+rounds, the times to the first token are of all requests of all rounds. The table goes to stdout, or into the document
+between its marks; progress to stderr. Quote it of a quiet machine only.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+from benchmark_contenders import PASSAGE, Contender
+from benchmark_server import ANSWER_SECONDS, Server
+from document_tables import row, table, with_tables
+from engine_benchmark import surroundings
+
+STREAMS = (1, 4, 16)
+TEXT_TOKENS, TURN_TOKENS, TURNS = 64, 48, 4
+QUESTIONS = ("Where is the harbour?", "When does the ferry leave?", "Who is on it?", "What do the people say of it?")
+numbers = count(1000)
+"""One for each prompt, so that none begins as one before it did."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One streamed answer: seconds to its first text, its tokens, those of its prompt, and how many were not run."""
+
+    first: float
+    tokens: int
+    prompt: int
+    cached: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One load on one server, once."""
+
+    rate: float
+    """Tokens per second of all streams together."""
+    samples: list[Sample]
+
+
+Visit = Callable[[httpx.AsyncClient], Awaitable[list[Sample]]]
+"""What one client does before the next one takes its place."""
+
+
+async def ask(client: httpx.AsyncClient, path: str, tokens: int, **body: Any) -> tuple[Sample, str]:
+    """One streamed answer of so many tokens, and its text. Raises SystemExit for any other answer."""
+    body |= {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    start, first, text, usage = time.perf_counter(), 0.0, "", {}
+    async with client.stream("POST", path, json=body) as answer:
+        async for line in answer.aiter_lines():
+            if not line.startswith("data:"):
+                continue
+            event = json.loads(line.removeprefix("data:"))
+            if "choices" not in event:
+                raise SystemExit(f"{path} ended with {line}")
+            choice, usage = event["choices"][0], event["usage"]
+            text += (choice["delta"].get("content") or "") if "delta" in choice else choice["text"]
+            first = first or (time.perf_counter() - start if text else 0.0)
+    if answer.status_code != 200 or usage.get("completion_tokens") != tokens:
+        raise SystemExit(f"{path} answered {answer.status_code} with {usage}")
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    return Sample(first, tokens, usage["prompt_tokens"], cached), text
+
+
+async def text(client: httpx.AsyncClient) -> list[Sample]:
+    """A prompt of its own."""
+    sample, _ = await ask(client, "/generate_stream", TEXT_TOKENS, prompt=f"{next(numbers)} years ago, in a far land")
+    return [sample]
+
+
+async def chat(client: httpx.AsyncClient) -> list[Sample]:
+    """A conversation about a passage."""
+    messages = [{"role": "system", "content": f"Text {next(numbers)}: {PASSAGE}"}]
+    samples = []
+    for turn in range(TURNS):
+        messages.append({"role": "user", "content": QUESTIONS[turn % len(QUESTIONS)]})
+        sample, said = await ask(client, "/chat_stream", TURN_TOKENS, messages=messages)
+        messages.append({"role": "assistant", "content": said})
+        samples.append(sample)
+    return samples
+
+
+LOADS: dict[str, tuple[Visit, int]] = {"texts": (text, 8), "chats": (chat, 2)}
+"""Each with the fewest visits of one measurement; at least two for each stream."""
+
+
+async def measure(url: str, visit: Visit, streams: int, visits: int) -> Measured:
+    """So many visits, by so many clients at once."""
+    left = iter(range(max(visits, 2 * streams)))
+    samples: list[Sample] = []
+
+    async def client_of(client: httpx.AsyncClient) -> None:
+        for _ in left:
+            samples.extend(await visit(client))
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=ANSWER_SECONDS, limits=limits) as client:
+        start = time.perf_counter()
+        await asyncio.gather(*(client_of(client) for _ in range(streams)))
+        return Measured(sum(sample.tokens for sample in samples) / (time.perf_counter() - start), samples)
+
+
+Figures = dict[str, dict[int, dict[int, list[Measured]]]]
+"""By load, streams and replicas: one for each round."""
+
+
+async def rounds(urls: dict[int, str], options: argparse.Namespace) -> Figures:
+    """So many rounds of all loads, after a short one that does not count."""
+    figures: Figures = {
+        load: {streams: {replicas: [] for replicas in urls} for streams in options.streams} for load in options.loads
+    }
+    for url in urls.values():
+        await measure(url, text, 4, 8)
+    for number in range(1, options.repeat + 1):
+        for load, by_streams in figures.items():
+            visit, visits = LOADS[load]
+            for streams, by_replicas in by_streams.items():
+                for replicas, measured in by_replicas.items():
+                    measured.append(await measure(urls[replicas], visit, streams, visits))
+                    what = f"round {number} of {options.repeat}: {load}, {streams} streams, {replicas} replicas"
+                    print(f"{what}: {measured[-1].rate:,.0f} tokens/s", file=sys.stderr, flush=True)
+    return figures
+
+
+def as_table(figures: Figures) -> str:
+    """A row for each load, number of streams and number of replicas."""
+    head = ("load", "streams", "replicas", "tokens/s", "ratio", "first token, ms", "90% of them, ms", "prompt reused")
+    rows = []
+    for load, by_streams in figures.items():
+        for streams, by_replicas in by_streams.items():
+            base = _rate(next(iter(by_replicas.values())))
+            for replicas, measured in by_replicas.items():
+                samples = [sample for one in measured for sample in one.samples]
+                firsts = sorted(1000 * sample.first for sample in samples)
+                reused = sum(sample.cached for sample in samples) / sum(sample.prompt for sample in samples)
+                cells = [
+                    f"{_rate(measured):,.0f}",
+                    f"{_rate(measured) / base:.2f}",
+                    f"{statistics.median(firsts):,.0f}",
+                ]
+                cells += [f"{firsts[int(0.9 * (len(firsts) - 1))]:,.0f}", f"{reused:.0%}"]
+                rows.append(row(load, str(streams), str(replicas), *cells))
+    return table(head, rows)
+
+
+def _rate(measured: Sequence[Measured]) -> float:
+    return statistics.median(one.rate for one in measured)
+
+
+def footer(about: dict[str, Any], options: argparse.Namespace) -> str:
+    """What stands under the table."""
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    machine = about["gpu"] or f"{about['cpu']}, {about['cores']} cores"
+    return f"{options.model}, {machine}, {versions}, {about['date']}; {options.repeat} rounds in turn."
+
+
+def start(replicas: int, model: str) -> Server:
+    """A server of so many replicas, once each of them is ready."""
+    server = Server(Contender(model, precision="auto", runner="auto"), "--replicas", str(replicas))
+    try:
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while httpx.get(f"{server.url}/ready").json()["replicas"]["ready"] < replicas:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"the {replicas} replicas were not ready after {ANSWER_SECONDS:g} s")
+            time.sleep(0.1)
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--repeat", type=int, default=3, help="rounds")
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2], help="ratios are to the first")
+    parser.add_argument("--streams", type=int, nargs="+", default=list(STREAMS))
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
+    parser.add_argument("--json", type=Path, help="where every sample goes")
+    parser.add_argument("--write", type=Path, help="a document with a place for the table")
+    options = parser.parse_args()
+    with ExitStack() as servers:
+        urls = {n: servers.enter_context(closing(start(n, options.model))).url for n in options.replicas}
+        figures = asyncio.run(rounds(urls, options))
+    about = surroundings(None)
+    if options.json:
+        plain = {
+            load: {s: {r: [asdict(m) for m in measured] for r, measured in by_r.items()} for s, by_r in by_s.items()}
+            for load, by_s in figures.items()
+        }
+        options.json.write_text(json.dumps({"about": about, "figures": plain}))
+    made = f"{as_table(figures)}\n\n{footer(about, options)}"
+    if options.write:
+        options.write.write_text(with_tables(options.write, "replicas_benchmark", {"replicas": lambda: made}))
+    else:
+        print(made)
+
+
+if __name__ == "__main__":
+    main()
