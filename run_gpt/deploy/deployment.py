@@ -154,7 +154,6 @@ class Deployment:
         return self.gateway_env(executor_host, keys_path=keys_path) | {
             "RUNGPT_CACHE": CACHE_PATH,
             "OMP_NUM_THREADS": str(max(1, math.floor(self.cpus))),
-            "GOMP_SPINCOUNT": "5000",
         }
 
 
