@@ -1,9 +1,10 @@
 """A served model on engines that exist: Jina Cloud, Kubernetes, Docker Compose, AWS."""
 
 from run_gpt.deploy.deployment import Autoscale, Deployment
+from run_gpt.deploy.docker import DockerCompose
 from run_gpt.deploy.target import Doors, Status, Target, Tell
 
-TARGETS: dict[str, type[Target]] = {}
+TARGETS: dict[str, type[Target]] = {"docker": DockerCompose}
 """The engines, by the name that `--cloud` knows them by."""
 
 __all__ = ["TARGETS", "Autoscale", "Deployment", "Doors", "Status", "Target", "Tell"]
