@@ -1,54 +1,69 @@
-"""Owns the entry point of each process: `python -m run_gpt.flows.pod gateway` and `... executor INDEX`.
+"""Owns the entry point of each process: `python -m run_gpt.flows.pod gateway` and `... executor [INDEX]`.
 
-The Flow's YAML comes as one line of JSON on stdin, which the supervisor then holds open: when it closes, the
+With $RUNGPT_FLOW, which has the Flow's YAML, the process is on its own, in a container for example: it ends on SIGTERM
+and SIGINT, an executor listens on every interface, and what keeps it from starting is one line on stderr.
+
+Without it the supervisor writes the Flow as one line of JSON to stdin, which it then holds open: when it closes, the
 supervisor is gone and this process ends too. The runtime is started as Jina's own exporters start it in a container.
 """
 
 import argparse
 import json
 import logging
-import os
-import signal
 import sys
 import threading
-import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
-from run_gpt.errors import PortInUse, RunGPTError
+from run_gpt.config import EVERY_INTERFACE, FLOW_VARIABLE, GatewayConfig
+from run_gpt.errors import PortInUse, RunGPTError, SetupError
+from run_gpt.flows.ending import end_on_signals, end_with_parent, leave
 from run_gpt.flows.process import SETUP_ERROR_EXIT, write_setup_error
+from run_gpt.flows.reading import flow_of_environment, flow_of_supervisor
 
-_ORPHAN_SECONDS = 5.0
-_NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments")
-"""Jina's lines of which we say more ourselves: who is loading, why one cannot, which setting is unknown."""
+_NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments", "WireError(")
+"""Jina's lines of which we say more ourselves: who is loading, why one cannot, which setting is unknown; and its
+traceback for each request that is answered with an error, which whoever asked is told."""
 _LOG_CONFIG = str(Path(__file__).with_name("logging.yml"))
 
 
 def main() -> NoReturn:
-    """Runs one process of the Flow until SIGTERM, or until stdin closes."""
+    """Runs one process of the Flow until SIGTERM, or until its supervisor is gone."""
     parser = argparse.ArgumentParser(prog="python -m run_gpt.flows.pod", description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
     roles.add_parser("gateway")
-    roles.add_parser("executor").add_argument("index", type=int)
+    roles.add_parser("executor").add_argument("index", type=int, nargs="?", default=0)
     options = parser.parse_args()
-    flow = yaml.safe_load(json.loads(sys.stdin.readline()))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_on_signals()
+    supervised = False
     try:
+        if (flow := flow_of_environment()) is None:
+            if (flow := flow_of_supervisor()) is None:
+                raise SetupError(f"there is no Flow: give its YAML in the environment variable {FLOW_VARIABLE}")
+            supervised = True
+            threading.Thread(target=end_with_parent, daemon=True).start()
         if options.role == "gateway":
-            _run_gateway(flow)
+            code = _run_gateway(flow)
         else:
-            _run_executor(flow, options.index)
+            code = _run_executor(flow, options.index, None if supervised else EVERY_INTERFACE)
     except Exception as error:
-        setup_error = _find_setup_error(error)
-        if setup_error is None:
-            traceback.print_exc()
-            _exit(1)
+        code = _report(error, supervised)
+    leave(code)
+
+
+def _report(error: Exception, supervised: bool) -> int:
+    """Says why this process cannot start, to the supervisor or to a person; returns the exit code."""
+    setup_error = _find_setup_error(error)
+    if setup_error is None:
+        traceback.print_exception(error)
+        return 1
+    if supervised:
         print(write_setup_error(setup_error), flush=True)
-        _exit(SETUP_ERROR_EXIT)
-    _exit(0)
+    else:
+        print(f"rungpt: {setup_error.message}", file=sys.stderr, flush=True)
+    return SETUP_ERROR_EXIT
 
 
 def gateway_arguments(flow: dict[str, Any]) -> list[str]:
@@ -64,49 +79,67 @@ def gateway_arguments(flow: dict[str, Any]) -> list[str]:
     ]
 
 
-def executor_arguments(flow: dict[str, Any], index: int) -> list[str]:
-    """What `jina executor` would be given to be replica `index` of this Flow's executor."""
+def executor_arguments(flow: dict[str, Any], index: int, listen_host: str | None = None) -> list[str]:
+    """What `jina executor` would be given to be replica `index` of this Flow's executor.
+
+    `listen_host`: for a Flow whose executor's host is a name that others reach it by; gRPC takes 0.0.0.0 as every
+    address of both families. Raises SetupError for an index that the Flow has no port for.
+    """
     executor = flow["executors"][0]
+    if not 0 <= index < len(executor["port"]):
+        raise SetupError(f"executor {index}: the Flow has ports for {len(executor['port'])}, counted from 0")
     return [
         *("--name", f"{executor['name']}/rep-{index}", "--uses", json.dumps(executor["uses"])),
-        *("--host", executor["host"], "--port", str(executor["port"][index])),
+        *("--host", listen_host or executor["host"], "--port", str(executor["port"][index])),
         *("--replicas", str(executor["replicas"]), "--replica-id", str(index), "--log-config", _LOG_CONFIG),
     ]
 
 
-def _run_gateway(flow: dict[str, Any]) -> None:
+def drain_seconds(flow: dict[str, Any]) -> float:
+    """Seconds that running requests get to finish: the gateway's setting, which its executors keep too."""
+    return float(flow["gateway"]["uses"].get("with", {}).get("drain_seconds", GatewayConfig.drain_seconds))
+
+
+def _run_gateway(flow: dict[str, Any]) -> int:
     sys.modules["torch"] = None  # type: ignore[assignment]  # docarray would import it: seconds and 200 MB for nothing
     import run_gpt._jina  # noqa: F401, I001  (mends jina; must come before it)
     from jina.parsers import set_gateway_parser
     from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
 
+    from run_gpt.flows.runtime import PodRuntime
+
     args = set_gateway_parser().parse_args(gateway_arguments(flow))
     args.port_monitoring = args.port_monitoring[0]
-    _run(args, GatewayRequestHandler)
+    _run(args, lambda: PodRuntime(args, req_handler_cls=GatewayRequestHandler))
+    return 0
 
 
-def _run_executor(flow: dict[str, Any], index: int) -> None:
+def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> int:
     import run_gpt._jina  # noqa: F401, I001  (mends jina; must come before it)
     from jina.parsers import set_pod_parser
     from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler
 
-    args = set_pod_parser().parse_args(executor_arguments(flow, index))
+    from run_gpt.flows.runtime import ExecutorRuntime
+
+    args = set_pod_parser().parse_args(executor_arguments(flow, index, listen_host))
     args.host, args.port_monitoring = args.host[0], args.port_monitoring[0]
-    _run(args, WorkerRequestHandler)
+    runtime = _run(args, lambda: ExecutorRuntime(args, drain_seconds(flow), req_handler_cls=WorkerRequestHandler))
+    return 1 if getattr(runtime.executor, "failed", False) else 0
 
 
-def _run(args: argparse.Namespace, handler: type) -> None:
+def _run(args: argparse.Namespace, start: Callable[[], Any]) -> Any:
+    """The runtime that `start` makes, once it has ended."""
     from jina.excepts import PortAlreadyUsed
-    from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
 
     for name in ("JINA", args.name):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(_NOISE))
     try:
-        runtime = AsyncNewLoopRuntime(args, req_handler_cls=handler)
+        runtime = start()
     except PortAlreadyUsed as error:
         raise PortInUse(f"port {args.port} is in use") from error
     with runtime:
         runtime.run_forever()
+    return runtime
 
 
 def _find_setup_error(error: BaseException | None) -> RunGPTError | None:
@@ -114,24 +147,6 @@ def _find_setup_error(error: BaseException | None) -> RunGPTError | None:
     while error is not None and not isinstance(error, RunGPTError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _end_with_parent() -> None:
-    """Waits for the end of stdin. Then a normal stop; whatever hangs in it, nothing outlives the grace time."""
-    while os.read(0, 4096):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_ORPHAN_SECONDS)
-    if os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(1)
-
-
-def _exit(code: int) -> NoReturn:
-    """Ends the process without waiting for threads that libraries have left behind."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

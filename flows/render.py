@@ -7,7 +7,16 @@ from typing import Any
 
 import yaml
 
-from run_gpt.config import API_KEY_VARIABLE, LOOPBACK, EngineConfig, GatewayConfig, ModelConfig, ServeConfig
+from run_gpt.config import (
+    API_KEY_VARIABLE,
+    EVERY_INTERFACE,
+    FLOW_VARIABLE,
+    LOOPBACK,
+    EngineConfig,
+    GatewayConfig,
+    ModelConfig,
+    ServeConfig,
+)
 
 EXECUTOR_NAME = "causal_lm"
 
@@ -22,40 +31,46 @@ _KEY_HEADER = f"""\
 _SUPERVISED_HEADER = """\
 # RunGPT as a Jina Flow whose workers are started, watched and ended by run_gpt.flows.
 """
-_CONTAINERS_HEADER = """\
-# RunGPT as a Jina Flow whose gateway and executors are containers of their own, started by an engine of containers.
+_APART_HEADER = f"""\
+# RunGPT as a Jina Flow whose gateway and executors are started apart from each other, each with this text in
+# {FLOW_VARIABLE}: `python -P -m run_gpt.flows.pod gateway` and `... executor`.
 """
 
 
 def render_flow(
-    config: ServeConfig, *, worker_ports: Sequence[int] | None = None, executor_address: tuple[str, int] | None = None
+    config: ServeConfig,
+    *,
+    worker_ports: Sequence[int] | None = None,
+    executor_address: tuple[str, int] | None = None,
 ) -> str:
     """The Flow of a whole server, as YAML; only values that differ from their defaults are written.
 
-    Without `worker_ports` the text is complete: `jina flow --uses FILE` starts gateway and replicas. With them (one
+    Without more the text is complete: `jina flow --uses FILE` starts gateway and replicas. With `worker_ports` (one
     loopback port for each replica) the executor is `external`: somebody else starts a worker on each of the ports.
-    Workers listen on loopback in both forms: only the gateway is a door. A key is never in it.
+    Workers listen on loopback in both forms: only the gateway is a door.
 
-    With an `executor_address` the text is for containers: executors, any number of them, are found at this DNS name
-    and port.
+    With `executor_address`, a DNS name and a port, the executor is `external` too, and `config.replicas` says nothing:
+    as many serve as the name has addresses. There the gateway listens on every interface unless `config.host` is
+    given, since loopback would be its own container's. A key is never in the text, in no form.
     """
-    doors = replace(GatewayConfig.of(config), require_key=config.asks_for_key)
-    gateway = {
-        "uses": _uses("RunGPTGateway", "run_gpt.gateway.gateway", changed_values(doors)),
-        "host": config.listen_host,
-        "port": [config.grpc_port, config.http_port],
-        "protocol": ["grpc", "http"],
-    }
-    if worker_ports is None and executor_address is None:
+    gateway, executor = _gateway(config), _executor(config)
+    if worker_ports is not None and executor_address is not None:
+        raise ValueError("worker_ports are of this machine, executor_address is of others: give one of them")
+    if executor_address is not None:
+        header = _APART_HEADER
+        gateway["host"] = config.host or EVERY_INTERFACE
+        executor |= {"replicas": 1, "host": executor_address[0], "external": True, "port": [executor_address[1]]}
+    elif worker_ports is not None:
+        header = _SUPERVISED_HEADER
+        if len(worker_ports) != config.replicas:
+            raise ValueError(f"{config.replicas} replicas need as many worker ports, not {len(worker_ports)}")
+        executor |= {"external": True, "port": list(worker_ports)}
+    else:
+        header = _HEADER.format(replicas=config.replicas)
         # Jina's own value, the folder of the file, reaches the gateway as None for a file in the current folder.
         gateway["extra_search_paths"] = ["."]
-    flow = {"jtype": "Flow", "gateway": gateway, "executors": [_executor(config, worker_ports)]}
-    if executor_address is not None:
-        host, port = executor_address
-        flow["executors"] = [_executor(config, [port]) | {"host": host}]
-    header = _HEADER.format(replicas=config.replicas) if worker_ports is None else _SUPERVISED_HEADER
-    if executor_address is not None:
-        header = _CONTAINERS_HEADER
+        executor["timeout_ready"] = -1  # loading a large model may take longer than Jina's ten minutes
+    flow = {"jtype": "Flow", "gateway": gateway, "executors": [executor]}
     if config.api_key is not None:
         header += _KEY_HEADER
     return header + yaml.safe_dump(flow, sort_keys=False, width=120, allow_unicode=True)
@@ -71,19 +86,24 @@ def changed_values(config: Any) -> dict[str, Any]:
     return changed
 
 
-def _executor(config: ServeConfig, worker_ports: Sequence[int] | None) -> dict[str, Any]:
+def _gateway(config: ServeConfig) -> dict[str, Any]:
+    values = changed_values(replace(GatewayConfig.of(config), require_key=config.asks_for_key))
+    return {
+        "uses": _uses("RunGPTGateway", "run_gpt.gateway.gateway", values),
+        "host": config.listen_host,
+        "port": [config.grpc_port, config.http_port],
+        "protocol": ["grpc", "http"],
+    }
+
+
+def _executor(config: ServeConfig) -> dict[str, Any]:
     values = changed_values(ModelConfig.of(config)) | changed_values(EngineConfig.of(config))
-    executor: dict[str, Any] = {
+    return {
         "name": EXECUTOR_NAME,
         "uses": _uses("CausalLMExecutor", "run_gpt.executors.causal_lm.executor", values),
         "replicas": config.replicas,
         "host": LOOPBACK,
     }
-    if worker_ports is None:
-        return executor | {"timeout_ready": -1}  # loading a large model may take longer than Jina's ten minutes
-    if len(worker_ports) != config.replicas:
-        raise ValueError(f"{config.replicas} replicas need as many worker ports, not {len(worker_ports)}")
-    return executor | {"external": True, "port": list(worker_ports)}
 
 
 def _uses(jtype: str, module: str, values: dict[str, Any]) -> dict[str, Any]:

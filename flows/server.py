@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Self
 
-from run_gpt.config import API_KEY_VARIABLE, LOOPBACK, ServeConfig
+from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, LOOPBACK, ServeConfig
 from run_gpt.errors import SetupError
 from run_gpt.flows.ports import answers_ok, check_port, free_ports, is_listening, local_host
 from run_gpt.flows.process import PodSpec
@@ -162,7 +162,8 @@ def _pod_command(*arguments: str) -> tuple[str, ...]:
 
 
 def _pod_env() -> dict[str, str | None]:
-    return {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+    # This server's own Flow is the one that it hands to its pods.
+    return {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", FLOW_VARIABLE: None}
 
 
 def _thread_env(replicas: int) -> dict[str, str | None]:

@@ -9,10 +9,10 @@ Precision = Literal["auto", "fp32", "fp16", "bf16", "bit8", "bit4"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 Runner = Literal["auto", "native", "fast", "generic", "alone"]
 DEVICE_MAPS = ("single", "balanced", "auto", "sequential")
-FLOW_VARIABLE = "RUNGPT_FLOW"
-"""The environment variable from which a gateway or executor that nobody supervises has the Flow, as YAML."""
 API_KEY_VARIABLE = "RUNGPT_API_KEY"
 """The environment variable from which a gateway, and those who call one, have the key."""
+FLOW_VARIABLE = "RUNGPT_FLOW"
+"""The environment variable from which a pod that nobody supervises, such as a container, has its Flow's YAML."""
 LOOPBACK = "127.0.0.1"
 EVERY_INTERFACE = "0.0.0.0"
 

@@ -1,10 +1,12 @@
 """`CausalLMExecutor`: hosts one model as a Jina Executor; documents in, documents out."""
 
+import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -39,7 +41,7 @@ from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 from run_gpt.api.together import together
 from run_gpt.api.tokens import DetokenizeRequest, TokenizeRequest
 from run_gpt.config import EngineConfig, ModelConfig
-from run_gpt.errors import InternalError, RequestError, SetupError
+from run_gpt.errors import InternalError, RequestError, SetupError, Unavailable
 from run_gpt.model import load_model
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,11 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
         model_config, engine_config = _take(ModelConfig, settings), _take(EngineConfig, settings)
         if settings:
             raise SetupError(f"CausalLMExecutor has no setting {', '.join(map(repr, settings))}")
-        self.model = load_model(model_config, engine_config, on_dead=_end_this_process)
+        self.failed = False
+        """Whether the engine has died; the process then ends."""
+        self._running, self._idle, self._draining = 0, asyncio.Event(), False
+        self._idle.set()
+        self.model = load_model(model_config, engine_config, on_dead=self._fail)
         for note in self.model.notes:
             log.warning("%s", note)
 
@@ -146,7 +152,25 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
     @requests(on="/status")
     async def status(self, **_: Any) -> DocList[StatusDocument]:
         """What the engine is doing."""
-        return DocList[StatusDocument]([StatusDocument(**self.model.status().model_dump())])
+        status = self.model.status()
+        if self._draining and status.state == "ready":
+            status = status.model_copy(update={"state": "draining"})
+        return DocList[StatusDocument]([StatusDocument(**status.model_dump())])
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests, let those that run finish for so long, then end the engine; the rest gets Unavailable.
+
+        `/status` says `draining` meanwhile. A request is one of this Executor's callers: its texts may come to the
+        engine one after the other, and the engine would be idle between them.
+        """
+        self._draining = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d requests did not finish in the %g s that they had", self._running, seconds)
+        with ThreadPoolExecutor(1) as thread:  # the loop's own may all wait for the engine
+            await asyncio.get_running_loop().run_in_executor(thread, self.model.shutdown)
 
     def close(self) -> None:
         """End the engine; requests that still run end with Unavailable."""
@@ -155,7 +179,8 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
     async def _answers(self, kind: type[AnyRequest], docs: Any) -> list[BaseDoc]:
         try:
-            return await together([self._answer_one(kind, doc) for doc in docs])
+            with self._admitted():
+                return await together([self._answer_one(kind, doc) for doc in docs])
         except Exception as error:
             raise WireError(_request_error(error)) from error
 
@@ -165,12 +190,33 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
     async def _events(self, kind: type[AnyRequest], answer: Any, doc: BaseDoc) -> AsyncGenerator[BaseDoc, None]:
         try:
-            request = cast("Any", documents.document_to_request(kind, doc, stream=True))
-            async with aclosing(cast("Any", self.model._stream(request))) as events:
-                async for event in events:
-                    yield documents.answer_to_document(event)
+            with self._admitted():
+                request = cast("Any", documents.document_to_request(kind, doc, stream=True))
+                async with aclosing(cast("Any", self.model._stream(request))) as events:
+                    async for event in events:
+                        yield documents.answer_to_document(event)
         except Exception as error:
             yield documents.error_to_document(answer, _request_error(error))
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Counts a request in until it ends. Raises Unavailable in a drain."""
+        if self._draining:
+            raise Unavailable("this replica is draining: ask another one, or try again later")
+        self._running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    def _fail(self) -> None:
+        """A dead engine serves nobody: end, so that whoever watches over this process starts a new one."""
+        log.error("the engine is dead, this process ends")
+        self.failed = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _take(config: type[Any], settings: dict[str, Any]) -> Any:
@@ -184,9 +230,3 @@ def _request_error(error: Exception) -> RequestError:
         return error
     log.exception("a request failed", exc_info=error)
     return InternalError(f"the request failed: {type(error).__name__}: {error}")
-
-
-def _end_this_process() -> None:
-    """A dead engine serves nobody: end, so that whoever watches over this process starts a new one."""
-    log.error("the engine is dead, this process ends")
-    os.kill(os.getpid(), signal.SIGTERM)

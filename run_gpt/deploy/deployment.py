@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from run_gpt import models
-from run_gpt.config import EVERY_INTERFACE, FLOW_VARIABLE, ModelConfig, ServeConfig
+from run_gpt.config import FLOW_VARIABLE, ModelConfig, ServeConfig
 from run_gpt.errors import ModelNotFound, SetupError
 from run_gpt.flows import render_flow
 from run_gpt.models.estimate import Estimate, estimate_entry, estimate_folder
@@ -132,11 +132,10 @@ class Deployment:
         """The Flow's YAML for the containers, without a key; its gateway finds the executors at this name."""
         server = replace(
             self.server,
-            host=EVERY_INTERFACE,
+            host=None,
             grpc_port=GRPC_PORT,
             http_port=HTTP_PORT,
             api_key_file=None if self.server.api_key_file is None else KEYS_PATH,
-            replicas=1,
         )
         return render_flow(server, executor_address=(executor_host, EXECUTOR_PORT))
 

@@ -1,6 +1,12 @@
 """A real Executor and a real Gateway that load nothing: what Jina's own start, stop and errors look like."""
 
-import run_gpt._jina  # noqa: F401, I001  (before jina)
+import asyncio
+import time
+
+# isort: off
+import run_gpt._jina  # noqa: F401  (before jina)
+
+# isort: on
 from docarray import BaseDoc, DocList
 from fastapi import FastAPI
 from jina import Executor, Gateway, requests
@@ -17,10 +23,20 @@ class Text(BaseDoc):
 
 class ToyExecutor(Executor):
     def __init__(self, **settings: object):
-        fail = settings.pop("fail", False)
+        fail, loads = settings.pop("fail", False), settings.pop("loads", False)
+        self.failed = settings.pop("failed", False)
+        self.finishes = settings.pop("finishes", True)
         super().__init__(**settings)
         if fail:
             raise ModelLoadError("no such file: model.gguf")
+        if loads:
+            print("loading", flush=True)
+            time.sleep(600)
+
+    async def drain(self, seconds: float) -> None:
+        print(f"draining for {seconds:g} s", flush=True)
+        if not self.finishes:
+            await asyncio.sleep(seconds)
 
     @requests(on="/echo")
     async def echo(self, docs: DocList[Text], **_: object) -> DocList[Text]:

@@ -2,12 +2,15 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from run_gpt.config import EngineConfig, GatewayConfig, ModelConfig, ServeConfig
+from run_gpt.errors import SetupError
 from run_gpt.flows.pod import executor_arguments, gateway_arguments
+from run_gpt.flows.reading import read_flow
 from run_gpt.flows.render import render_flow
 
 
@@ -70,6 +73,52 @@ def test_supervised_workers_are_external_and_have_their_ports() -> None:
     assert executor["port"] == [4001, 4002]
     with pytest.raises(ValueError, match="2 replicas need as many worker ports, not 1"):
         render_flow(ServeConfig(replicas=2), worker_ports=[4001])
+
+
+def test_a_flow_for_containers_names_the_executors_once_and_opens_the_gateway_to_others() -> None:
+    flow = yaml.safe_load(
+        render_flow(ServeConfig(replicas=3, max_running=3), executor_address=("rungpt-executor", 51001))
+    )
+    assert flow["gateway"]["host"] == "0.0.0.0", "loopback is the container's own: nobody would reach the gateway"
+    assert "extra_search_paths" not in flow["gateway"]
+    assert '{"causal_lm": ["grpc://rungpt-executor:51001"]}' in gateway_arguments(flow)
+    executor = executor_arguments(flow, 0, "0.0.0.0")
+    assert executor[executor.index("--host") + 1] == "0.0.0.0"
+    assert executor[executor.index("--port") + 1] == "51001"
+    with pytest.raises(SetupError, match="executor 1: the Flow has ports for 1"):
+        executor_arguments(flow, 1)
+    with pytest.raises(ValueError, match="give one of them"):
+        render_flow(ServeConfig(), executor_address=("a", 1), worker_ports=[1])
+
+
+def test_a_flow_for_containers_keeps_the_host_and_asks_for_the_key_that_it_does_not_hold() -> None:
+    """A gateway whose Secret is missing must not start open to everybody."""
+    config = ServeConfig(host="127.0.0.1", api_key="sesame-sesame")
+    text = render_flow(config, executor_address=("e", 51001))
+    gateway = yaml.safe_load(text)["gateway"]
+    assert "sesame" not in text
+    assert (gateway["host"], gateway["uses"]["with"]) == ("127.0.0.1", {"require_key": True})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda flow: "a: [", "is no YAML: while parsing"),
+        (lambda flow: "hello", "is no Flow with a gateway and one executor"),
+        (lambda flow: "", "is no Flow with a gateway and one executor"),
+        (lambda flow: flow | {"executors": flow["executors"] * 2}, "is no Flow with a gateway and one executor"),
+        (lambda flow: flow | {"gateway": None}, "the gateway needs 'uses', a mapping"),
+        (lambda flow: flow | {"gateway": flow["gateway"] | {"port": 51000}}, "the gateway needs 'port', a list"),
+        (lambda flow: yaml.safe_load(render_flow(ServeConfig())), "the executor needs 'port', a list"),
+    ],
+)
+def test_a_flow_that_pods_cannot_be_started_from_is_one_line(change: Any, said: str) -> None:
+    changed = change(yaml.safe_load(render_flow(ServeConfig(), executor_address=("e", 51001))))
+    with pytest.raises(SetupError) as raised:
+        read_flow(changed if isinstance(changed, str) else yaml.safe_dump(changed))
+    assert raised.value.message.startswith("RUNGPT_FLOW")
+    assert said in raised.value.message
+    assert "\n" not in raised.value.message
 
 
 def test_pods_get_what_the_flow_says() -> None:

@@ -1,0 +1,48 @@
+"""Owns how a pod gets its Flow: from the environment, or from the supervisor, and in the form that it needs."""
+
+import json
+import os
+import sys
+from typing import Any
+
+import yaml
+
+from run_gpt.config import FLOW_VARIABLE
+from run_gpt.errors import SetupError
+
+_NEEDED: dict[str, dict[str, type]] = {
+    "gateway": {"uses": dict, "host": str, "port": list, "protocol": list},
+    "executor": {"name": str, "uses": dict, "host": str, "port": list, "replicas": int},
+}
+_KINDS = {dict: "a mapping", str: "a text", list: "a list", int: "a number"}
+
+
+def flow_of_environment() -> dict[str, Any] | None:
+    """The Flow in $RUNGPT_FLOW, None without that variable. Raises SetupError, in one line, if it is no such Flow."""
+    text = os.environ.get(FLOW_VARIABLE)
+    return None if text is None else read_flow(text)
+
+
+def flow_of_supervisor() -> dict[str, Any] | None:
+    """The Flow on stdin, one line of JSON that holds its YAML; None if something else is there, or a terminal."""
+    line = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.readline()
+    try:
+        return read_flow(json.loads(line))
+    except json.JSONDecodeError:
+        return None
+
+
+def read_flow(text: str) -> dict[str, Any]:
+    """The Flow that a YAML text says. Raises SetupError, in one line, if it has not what the pods are started from."""
+    try:
+        flow: Any = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SetupError(f"{FLOW_VARIABLE} is no YAML: {' '.join(str(error).split())}") from error
+    executors = flow.get("executors") if isinstance(flow, dict) else None
+    if not isinstance(executors, list) or len(executors) != 1:
+        raise SetupError(f"{FLOW_VARIABLE} is no Flow with a gateway and one executor: give it the YAML of one")
+    for name, part in (("gateway", flow.get("gateway")), ("executor", executors[0])):
+        for key, kind in _NEEDED[name].items():
+            if not isinstance(part, dict) or not isinstance(part.get(key), kind) or part[key] in ("", []):
+                raise SetupError(f"{FLOW_VARIABLE}: the {name} needs {key!r}, {_KINDS[kind]}")
+    return dict(flow)

@@ -1,0 +1,54 @@
+"""Owns how Jina's runtime begins and ends in our pods: at once while it loads, and drained once it has served.
+
+It is in a module of its own since it imports jina, which the supervisor must not.
+"""
+
+import argparse
+import signal
+from typing import Any
+
+from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
+
+from run_gpt.flows.ending import SIGNALS, end_now, end_on_signals
+
+_SEND_SECONDS = 5.0
+"""Time that the ends of answers get to leave the process once they are made."""
+
+
+class PodRuntime(AsyncNewLoopRuntime):  # type: ignore[misc]
+    """Jina's runtime of one pod, which stops on SIGTERM and SIGINT; a SIGINT after that ends it at once."""
+
+    async def async_setup(self) -> None:
+        """Loads what the pod serves, and opens its port."""
+        self._loop.remove_signal_handler(signal.SIGSEGV)  # Jina's would run the instruction that failed again, for ever
+        end_on_signals()  # the loop hears of none while the model is loaded, and there is nothing to finish
+        await super().async_setup()
+        for number in SIGNALS:
+            self._loop.add_signal_handler(number, self._stop, number)
+
+    def _stop(self, signum: int) -> None:
+        if self.is_cancel.is_set() and signum == signal.SIGINT:
+            end_now(signum)
+        self.is_cancel.set()
+
+
+class ExecutorRuntime(PodRuntime):
+    """An executor's: before its server is shut down, `executor.drain(seconds)` is awaited, if there is one."""
+
+    def __init__(self, args: argparse.Namespace, drain_seconds: float, **kwargs: Any):
+        self._drain_seconds: float | None = drain_seconds
+        super().__init__(args, **kwargs)
+
+    @property
+    def executor(self) -> Any:
+        """The Executor that is served."""
+        return self.server._request_handler._executor
+
+    async def async_teardown(self) -> None:
+        """Drains, then shuts the server down. Jina calls this twice."""
+        if self._drain_seconds is not None and hasattr(self.executor, "drain"):
+            seconds, self._drain_seconds = self._drain_seconds, None
+            await self.server.health_servicer.enter_graceful_shutdown()
+            await self.executor.drain(seconds)
+            await self.server.server.stop(_SEND_SECONDS)  # Jina's own stop cuts what is not sent yet
+        await super().async_teardown()

@@ -1,0 +1,111 @@
+"""Without these a rolling update or a smaller number of replicas would cut answers short, or wait for ever."""
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2
+from test_pod_alone import ended, health, running_alone
+from test_supervisor import wait_until
+
+from run_gpt.api import answers, documents
+from run_gpt.api.schema import GenerateRequest
+from run_gpt.config import ServeConfig
+from run_gpt.errors import Unavailable
+from run_gpt.flows.ports import free_ports
+from run_gpt.flows.render import render_flow
+from run_gpt.gateway.messages import answer_of, check_header
+from run_gpt.gateway.replica import Replica
+
+LIMIT = 120.0
+TOKENS = 300
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@contextlib.contextmanager
+def executor(drain_seconds: float) -> "Iterator[tuple[subprocess.Popen[str], int]]":
+    """The default model in a pod of its own, ready, and its port."""
+    (port,) = free_ports(1)
+    config = ServeConfig(drain_seconds=drain_seconds, max_context=4096, speculate=False)
+    flow = yaml.safe_load(render_flow(config, executor_address=("rungpt-executor", port)))
+    with running_alone(flow, "executor") as pod:
+        wait_until(lambda: health(port) == SERVING or pod.poll() is not None, LIMIT)
+        assert pod.poll() is None, ended(pod)
+        yield pod, port
+
+
+@pytest.fixture
+async def replicas() -> AsyncIterator[Any]:
+    """`replicas(port)`: the gateway's connection to an executor."""
+    made: list[Replica] = []
+
+    def connect(port: int) -> Replica:
+        made.append(Replica(f"127.0.0.1:{port}"))
+        return made[-1]
+
+    yield connect
+    for replica in made:
+        await replica.close()
+
+
+def document(tokens: int) -> Any:
+    body = GenerateRequest(prompt="Once upon a time", min_new_tokens=tokens, max_new_tokens=tokens)
+    return documents.request_to_document(body).to_protobuf()
+
+
+async def unary(replica: Replica, tokens: int) -> answers.Completion:
+    message = await replica.unary("/generate", document(tokens), "u", LIMIT)
+    check_header(message.header)
+    return answer_of(answers.Completion, message.data.docs.docs[0])
+
+
+async def stream(replica: Replica, tokens: int, began: asyncio.Event) -> list[answers.Completion]:
+    events = []
+    async for message in replica.stream("/generate_stream", document(tokens), "s", LIMIT):
+        events.append(answer_of(answers.Completion, message.document))
+        began.set()
+    return events
+
+
+async def until_draining(replica: Replica) -> None:
+    async with asyncio.timeout(LIMIT):
+        while replica.state != "draining":
+            await replica.probe()
+
+
+async def test_what_runs_ends_whole_and_what_comes_is_sent_elsewhere(replicas: Any) -> None:
+    with executor(drain_seconds=60) as (pod, port):
+        replica, began = replicas(port), asyncio.Event()
+        streamed = asyncio.create_task(stream(replica, TOKENS, began))
+        whole = asyncio.create_task(unary(replica, TOKENS))
+        await began.wait()
+        pod.send_signal(signal.SIGTERM)
+        pod.send_signal(signal.SIGTERM)
+        await until_draining(replica)
+        assert await asyncio.to_thread(health, port) == NOT_SERVING
+        with pytest.raises(Unavailable, match="draining"):
+            await unary(replicas(port), 1)
+        assert not whole.done(), "the test must end after the drain has begun"
+        events, answer = await streamed, await whole
+        assert events[-1].choices[0].finish_reason == "length"
+        assert events[-1].usage.completion_tokens == answer.usage.completion_tokens == TOKENS
+        assert "".join(event.choices[0].text for event in events) == answer.choices[0].text
+        assert await asyncio.to_thread(ended, pod) == (0, "", "")
+
+
+async def test_a_drain_takes_no_longer_than_it_may(replicas: Any) -> None:
+    with executor(drain_seconds=0.2) as (pod, port):
+        replica, began = replicas(port), asyncio.Event()
+        streamed = asyncio.create_task(stream(replica, 3000, began))
+        await began.wait()
+        pod.send_signal(signal.SIGTERM)
+        with pytest.raises(Unavailable, match="stopped before the answer was complete"):
+            await streamed
+        code, _, err = await asyncio.to_thread(ended, pod)
+        assert code == 0
+        assert "1 requests did not finish in the 0.2 s that they had" in err
