@@ -43,8 +43,8 @@ RUN pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 # ---- The image.
 FROM dependencies
 
-RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    pip install --no-deps --no-index --no-cache-dir /dist/*.whl \
+COPY --from=wheel /dist /dist
+RUN pip install --no-deps --no-index --no-cache-dir /dist/*.whl \
     && pip check
 
 # The user's number is in the image, so that an orchestrator can see that it is not root. Its group is root, which owns

@@ -4,14 +4,13 @@ It imports neither jina nor torch: an engine of containers runs it every few sec
 """
 
 import argparse
-import os
 import sys
 from typing import Any
 
-import yaml
-
-from run_gpt.config import FLOW_VARIABLE, LOOPBACK, ServeConfig
+from run_gpt.config import LOOPBACK, ServeConfig
+from run_gpt.errors import SetupError
 from run_gpt.flows.ports import answers_ok, is_listening
+from run_gpt.flows.reading import flow_of_environment
 
 _EXECUTOR_PORT = 51001
 _SECONDS = 3.0
@@ -24,12 +23,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m run_gpt.flows.healthcheck", description=__doc__)
     parser.add_argument("role", nargs="?", choices=("gateway", "executor"), help="default: whichever listens here")
     role = parser.parse_args().role
-    http_port, executor_port = ports_of(yaml.safe_load(os.environ.get(FLOW_VARIABLE, "")))
-    if role is None:
-        role = "gateway" if is_listening(LOOPBACK, http_port) else "executor"
-    problem = gateway_problem(http_port) if role == "gateway" else executor_problem(executor_port)
+    try:
+        problem = problem_of(role, flow_of_environment())
+    except SetupError as error:
+        problem = error.message
     print(problem or "serving")
     return 1 if problem else 0
+
+
+def problem_of(role: str | None, flow: dict[str, Any] | None) -> str | None:
+    """Why the gateway or executor of this container does not serve, or None; without a role, whichever listens."""
+    http_port, executor_port = ports_of(flow)
+    if role is None:
+        role = "gateway" if is_listening(LOOPBACK, http_port) else "executor"
+    return gateway_problem(http_port) if role == "gateway" else executor_problem(executor_port)
 
 
 def ports_of(flow: dict[str, Any] | None) -> tuple[int, int]:

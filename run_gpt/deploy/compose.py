@@ -101,7 +101,7 @@ def _service(deployment: Deployment, role: str, environment: dict[str, str]) -> 
     return {
         "image": deployment.image,
         "entrypoint": pod_command(role),
-        "init": True,  # the process with the id 1 would not hear SIGTERM while it loads
+        "init": True,  # reaps what compilers and libraries leave behind
         "environment": environment,
         "healthcheck": {
             "test": ["CMD", "python", "-P", "-m", "run_gpt.flows.healthcheck", role],

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from run_gpt.config import API_KEY_VARIABLE, EVERY_INTERFACE, LOOPBACK
-from run_gpt.deploy.compose import EXECUTOR, GATEWAY, KEYS_FOLDER, MARK, Published, render_compose
+from run_gpt.config import EVERY_INTERFACE, LOOPBACK
+from run_gpt.deploy.compose import EXECUTOR, GATEWAY, KEYS_FOLDER, Published, render_compose
+from run_gpt.deploy.compose_project import Project, check_free, find_project
 from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, KEYS_PATH, Deployment
-from run_gpt.deploy.docker_program import check_docker, docker, docker_lines, json_rows
+from run_gpt.deploy.docker_program import check_docker, docker
 from run_gpt.deploy.target import Doors, Phase, Status, Tell, option
 from run_gpt.errors import SetupError
 
 FILE = "compose.yml"
 _POLL_SECONDS = 1.0
-_FAILED = ("exited", "restarting", "dead")
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,10 @@ class DockerCompose:
         """
         files = self.render(deployment)
         check_docker()
+        check_free(deployment.name)
         folder = _state_folder(deployment.name)
         _write_files(folder, files[FILE], deployment.keys_file())
-        project = _Project(deployment.name, folder / FILE, deployment.server.api_key)
+        project = Project(deployment.name, folder / FILE, deployment.server.api_key)
         try:
             project.run("up", "--detach", "--remove-orphans", tell=tell)
         except SetupError as error:
@@ -65,16 +64,16 @@ class DockerCompose:
 
     def status(self, name: str) -> Status:
         """What `docker compose ps` says."""
-        return _status(name, _find(name).containers())
+        return _status(name, find_project(name).containers())
 
     def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
         """Lines of `docker compose logs`, each with its container's name before it."""
         follows = ["--follow"] if follow else []
-        yield from _find(name).lines("logs", "--no-color", "--tail", str(lines), *follows)
+        yield from find_project(name).lines("logs", "--no-color", "--tail", str(lines), *follows)
 
     def scale(self, name: str, replicas: int, tell: Tell) -> None:
         """Start or end executors; `rungpt deploy` sets their number back to its --replicas."""
-        project = _find(name)
+        project = find_project(name)
         if EXECUTOR not in project.services():
             raise SetupError(
                 f"{name} has its GPUs shared out among its executors: give `rungpt deploy` another --replicas instead"
@@ -85,13 +84,13 @@ class DockerCompose:
 
     def remove(self, name: str, tell: Tell) -> None:
         """End and delete the containers, and the volume with its models."""
-        project = _find(name)
+        project = find_project(name)
         project.run("down", "--volumes", "--remove-orphans", tell=tell)
         if project.file == _state_folder(name) / FILE:
             shutil.rmtree(project.file.parent)
 
-    def _wait(self, project: "_Project", replicas: int, tell: Tell) -> Doors:
-        """Until all are healthy. Raises SetupError, with its own words, as soon as one does not start."""
+    def _wait(self, project: Project, replicas: int, tell: Tell) -> Doors:
+        """Until all are healthy. Raises SetupError, with its own words, as soon as one has ended instead."""
         deadline = time.monotonic() + self.compose_wait
         told = -1
         while True:
@@ -111,75 +110,10 @@ class DockerCompose:
             time.sleep(_POLL_SECONDS)
 
 
-@dataclass(frozen=True)
-class _Project:
-    """What Docker Compose calls a deployment, and the file that it was made from."""
-
-    name: str
-    file: Path
-    key: str | None = None
-    """For the file's variable; only `up` of the gateway gives it to anybody."""
-
-    def read(self, *arguments: str) -> str:
-        """What `docker compose ARGUMENTS` prints. Raises SetupError with its error."""
-        return docker(*self._command(*arguments), env=self._env())
-
-    def lines(self, *arguments: str) -> Iterator[str]:
-        """Its lines as they come, errors among them."""
-        return docker_lines(*self._command(*arguments), env=self._env())
-
-    def run(self, *arguments: str, tell: Tell) -> None:
-        """It, to its end, with its progress for `tell`."""
-        for line in self.lines(*arguments):
-            tell(line.strip())
-
-    def containers(self) -> list[dict[str, Any]]:
-        """Those that there are, ended ones too, as `docker compose ps` describes them."""
-        return json_rows(self.read("ps", "--all", "--format", "json"))
-
-    def services(self) -> dict[str, Any]:
-        """The services of the file."""
-        services: dict[str, Any] = yaml.safe_load(self.file.read_text(encoding="utf-8"))["services"]
-        return services
-
-    def last_words(self) -> str:
-        """Why a container has ended, as far as it said: its own error, else its last line."""
-        lines = self.read("logs", "--no-color", "--no-log-prefix", "--tail", "50").splitlines()
-        said = [line.removeprefix("rungpt: ") for line in lines if line.startswith("rungpt: ")]
-        return (said or [line for line in lines if line.strip()] or ["it said nothing"])[-1]
-
-    def _command(self, *arguments: str) -> tuple[str, ...]:
-        return ("compose", "--project-name", self.name, "--file", str(self.file), *arguments)
-
-    def _env(self) -> dict[str, str]:
-        mine = {name: value for name, value in os.environ.items() if not name.startswith("COMPOSE_")}
-        key = self.key if self.key is not None else mine.get(API_KEY_VARIABLE)
-        return mine | {API_KEY_VARIABLE: key or "not given, and not needed"}
-
-
-def _find(name: str) -> _Project:
-    """The project that is called so. Raises SetupError if there is none, or if it is not of our making."""
-    check_docker()
-    for row in json_rows(docker("compose", "ls", "--all", "--format", "json")):
-        if row["Name"] == name:
-            file = Path(row["ConfigFiles"].split(",")[0])
-            break
-    else:
-        raise SetupError(f"there is no deployment {name}: `docker compose ls --all` shows what there is")
-    if not file.is_file():
-        raise SetupError(
-            f"the file that {name} was made from, {file}, is not on this machine: deploy it again, or end it with "
-            f"`docker compose -p {name} down`"
-        )
-    if not file.read_text(encoding="utf-8").startswith(MARK):
-        raise SetupError(f"{name} was not made by `rungpt deploy`, but from {file}: use `docker compose` for it")
-    return _Project(name, file)
-
-
 def _status(name: str, containers: list[dict[str, Any]]) -> Status:
     executors = [container for container in containers if container["Service"].startswith(EXECUTOR)]
     gateway = next((container for container in containers if container["Service"] == GATEWAY), None)
-    failed = [container for container in containers if container["State"] in _FAILED]
+    failed = [container for container in containers if _fails(container)]
     stopped = all(container["State"] == "exited" and container["ExitCode"] == 0 for container in containers)
     phase: Phase = "stopped" if stopped else "failed" if failed else "starting"
     if gateway is not None and gateway["Health"] == "healthy":
@@ -190,8 +124,14 @@ def _status(name: str, containers: list[dict[str, Any]]) -> Status:
         ready=sum(container["Health"] == "healthy" for container in executors),
         wanted=len(executors),
         doors=Doors() if gateway is None else _doors(gateway),
-        notes=tuple(f"{c['Name']} {c['State']} (exit code {c['ExitCode']})" for c in failed),
+        notes=tuple(f"{c['Name']} {c['State']} (exit code {c['ExitCode']}, {c['Restarts']} restarts)" for c in failed),
     )
+
+
+def _fails(container: dict[str, Any]) -> bool:
+    """Whether it has ended, or did so before it ever served: Docker starts it again and again."""
+    loads_again = container["Restarts"] > 0 and container["Health"] != "healthy"
+    return container["State"] in ("exited", "restarting", "dead") or loads_again
 
 
 def _doors(gateway: dict[str, Any]) -> Doors:
