@@ -98,6 +98,6 @@ def _file_of(name: str) -> Path | None:
 def _check_ours(name: str, file: Path) -> None:
     if not file.read_text(encoding="utf-8").startswith(MARK):
         raise SetupError(
-            f"{name} is a project of Docker Compose that `rungpt deploy` has not made, but {file}: take another name, or "
-            "use `docker compose`"
+            f"{name} is a project of Docker Compose that `rungpt deploy` has not made, but {file}: take another name, "
+            "or use `docker compose`"
         )

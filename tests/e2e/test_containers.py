@@ -1,0 +1,172 @@
+"""Gateway and executors as an engine of containers runs them: each a process of its own with the Flow in its
+environment, executors with an address each behind one DNS name, which come, go and are replaced under load.
+
+Without this a rolling update of a deployment could lose requests. The name is resolved by the C library itself, from a
+file (libnss_wrapper), so that everything but the addresses' machines is real.
+"""
+
+import asyncio
+import ctypes.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+import httpx
+import pytest
+
+from run_gpt.config import FLOW_VARIABLE, ServeConfig
+from run_gpt.flows import render_flow
+from run_gpt.flows.ports import free_ports
+
+WRAPPER = ctypes.util.find_library("nss_wrapper") or "/usr/lib/x86_64-linux-gnu/libnss_wrapper.so"
+NAME = "executors.example"
+WAIT = 90.0
+PARAMETERS = {"prompt": "Count: one, two, three,", "max_new_tokens": 24, "do_sample": False, "min_new_tokens": 24}
+
+pytestmark = pytest.mark.skipif(
+    not Path(WRAPPER).exists(), reason="Debian's libnss-wrapper, which gives a name its addresses, is not installed"
+)
+
+
+class Containers:
+    """Processes of one Flow; an executor is named by its address."""
+
+    def __init__(self, folder: Path):
+        self.hosts = folder / "hosts"
+        self.name([])
+        grpc, self.http, self.port = free_ports(3)
+        config = ServeConfig(host="127.0.0.1", grpc_port=grpc, http_port=self.http, max_running=8, drain_seconds=20.0)
+        self.flow = render_flow(config, executor_address=(NAME, self.port))
+        self.logs = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def name(self, addresses: list[str]) -> None:
+        """Let the DNS name have these addresses from now on; at once, as others see it."""
+        new = self.hosts.with_suffix(".new")
+        new.write_text("".join(f"{address} {NAME}\n" for address in addresses))
+        new.replace(self.hosts)
+
+    def start(self, role: str, address: str = "0.0.0.0") -> None:
+        """A container has an address of its own, of which an executor listens on all: here it is told which."""
+        code = f"from run_gpt.flows import pod; pod.EVERY_INTERFACE = {address!r}; pod.main()"
+        env = os.environ | {FLOW_VARIABLE: self.flow, "LD_PRELOAD": WRAPPER, "NSS_WRAPPER_HOSTS": str(self.hosts)}
+        name = "gateway" if role == "gateway" else address
+        with (self.logs / f"{name}.log").open("ab") as log:
+            command = [sys.executable, "-P", "-c", code, role]
+            self.processes[name] = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+
+    def end(self, name: str) -> None:
+        """As an engine ends a container: SIGTERM, and time to drain."""
+        process = self.processes.pop(name)
+        process.terminate()
+        assert process.wait(WAIT) == 0, (self.logs / f"{name}.log").read_text()[-2000:]
+
+    def ready(self) -> set[str]:
+        """The addresses of the replicas that take requests, by the gateway's word."""
+        try:
+            each = httpx.get(f"http://127.0.0.1:{self.http}/ready", timeout=5).json()["replicas"]["each"]
+        except httpx.TransportError:
+            return set()
+        return {replica["address"].rpartition(":")[0] for replica in each if replica["state"] == "ready"}
+
+    def known(self) -> set[str]:
+        """The addresses of all replicas that the gateway knows."""
+        each = httpx.get(f"http://127.0.0.1:{self.http}/ready", timeout=5).json()["replicas"]["each"]
+        return {replica["address"].rpartition(":")[0] for replica in each}
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+
+
+@pytest.fixture
+def containers(tmp_path: Path) -> Iterator[Containers]:
+    made = Containers(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.1)
+
+
+async def ask(client: httpx.AsyncClient, stream: bool) -> str:
+    """One request; what became of it: `whole`, or what was wrong."""
+    if not stream:
+        answer = await client.post("/generate", json=PARAMETERS)
+        return "whole" if answer.status_code == 200 else answer.text
+    finish, error = None, None
+    async with client.stream("POST", "/generate_stream", json=PARAMETERS) as response:
+        async for line in response.aiter_lines():
+            error = line if '"error"' in line else error
+            finish = line if '"finish_reason":"length"' in line.replace(" ", "") else finish
+    return error or ("whole" if finish else "cut short")
+
+
+async def load(containers: Containers, stopped: asyncio.Event, outcomes: Counter[str]) -> None:
+    """Four users who ask one request after the other until the event, 2,000 at most."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{containers.http}", timeout=WAIT) as client:
+
+        async def user(stream: bool) -> None:
+            while not stopped.is_set() and outcomes.total() < 2000:
+                outcomes[await ask(client, stream)] += 1
+
+        await asyncio.gather(*(user(stream) for stream in (True, False, True, False)))
+
+
+async def test_executors_come_and_go_behind_one_name_and_no_request_is_lost(containers: Containers) -> None:
+    containers.start("gateway")
+    containers.start("executor", "127.0.0.2")
+    containers.start("executor", "127.0.0.3")
+    wait_for(lambda: containers.processes["gateway"].poll() is None and _answers(containers), "the gateway answers")
+    assert containers.ready() == set(), "nobody is named yet"
+    containers.name(["127.0.0.2"])
+    wait_for(lambda: containers.ready() == {"127.0.0.2"}, "the first executor is ready")
+    containers.name(["127.0.0.2", "127.0.0.3"])
+    wait_for(lambda: containers.ready() == {"127.0.0.2", "127.0.0.3"}, "both are ready")
+
+    stopped, outcomes = asyncio.Event(), Counter[str]()
+    running = asyncio.create_task(load(containers, stopped, outcomes))
+    await asyncio.to_thread(wait_for, lambda: outcomes["whole"] >= 8, "requests are answered")
+
+    # A rolling update: a new one comes, an old one is told to end, and its address goes when it is gone.
+    containers.start("executor", "127.0.0.4")
+    containers.name(["127.0.0.2", "127.0.0.3", "127.0.0.4"])
+    await asyncio.to_thread(wait_for, lambda: "127.0.0.4" in containers.ready(), "the new one is ready")
+    await asyncio.to_thread(containers.end, "127.0.0.2")
+    containers.name(["127.0.0.3", "127.0.0.4"])
+    await asyncio.to_thread(wait_for, lambda: containers.known() == {"127.0.0.3", "127.0.0.4"}, "the old one is gone")
+
+    # An outage of the DNS takes nothing away; a name taken away lets its requests end.
+    containers.name([])
+    so_far = outcomes["whole"]
+    await asyncio.to_thread(wait_for, lambda: outcomes["whole"] >= so_far + 20, "requests go on without the DNS")
+    assert containers.ready() == {"127.0.0.3", "127.0.0.4"}
+    containers.name(["127.0.0.4"])
+    await asyncio.to_thread(wait_for, lambda: containers.known() == {"127.0.0.4"}, "what is not named is not used")
+    await asyncio.to_thread(containers.end, "127.0.0.3")
+
+    stopped.set()
+    await asyncio.wait_for(running, WAIT)
+    assert set(outcomes) == {"whole"}, outcomes
+    containers.end("gateway")
+    containers.end("127.0.0.4")
+
+
+def _answers(containers: Containers) -> bool:
+    try:
+        return bool(httpx.get(f"http://127.0.0.1:{containers.http}/health", timeout=5).status_code == 200)
+    except httpx.TransportError:
+        return False
