@@ -115,13 +115,14 @@ def _status(name: str, containers: list[dict[str, Any]]) -> Status:
     gateway = next((container for container in containers if container["Service"] == GATEWAY), None)
     failed = [container for container in containers if _fails(container)]
     stopped = all(container["State"] == "exited" and container["ExitCode"] == 0 for container in containers)
-    phase: Phase = "stopped" if stopped else "failed" if failed else "starting"
-    if gateway is not None and gateway["Health"] == "healthy":
+    ready = sum(container["Health"] == "healthy" for container in executors)
+    phase: Phase = "stopped" if stopped or not executors else "failed" if failed else "starting"
+    if ready and gateway is not None and gateway["Health"] == "healthy":
         phase = "serving"
     return Status(
         name=name,
         phase=phase,
-        ready=sum(container["Health"] == "healthy" for container in executors),
+        ready=ready,
         wanted=len(executors),
         doors=Doors() if gateway is None else _doors(gateway),
         notes=tuple(f"{c['Name']} {c['State']} (exit code {c['ExitCode']}, {c['Restarts']} restarts)" for c in failed),

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-
 import httpx
 import pytest
 

@@ -96,6 +96,9 @@ def test_the_life_of_a_deployment(stand_in: StandIn, said: list[str]) -> None:
     assert stand_in.called("logs") == [["logs", "--no-color", "--tail", "7", "--follow"]]
     target.scale("chat", 5, said.append)
     assert target.status("chat").wanted == 5
+    target.scale("chat", 0, said.append)
+    assert (target.status("chat").phase, target.status("chat").wanted) == ("stopped", 0)
+    target.scale("chat", 5, said.append)
     target.remove("chat", said.append)
     assert "Container chat-executor-5  Removed" in said
     assert not list(stand_in.home.iterdir())
