@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # One image for each role: `rungpt serve`, a Flow's gateway, and its executors. docs/deploy/docker.md has the arguments.
 
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm

@@ -76,6 +76,16 @@ def test_what_the_code_says_of_the_image_is_so() -> None:
     assert f'org.opencontainers.image.version="{version}"' in steps("LABEL")[0].text
 
 
+def test_the_page_has_the_arguments_that_the_dockerfile_has() -> None:
+    """Docker only warns of an argument that it does not know, and builds something else than was asked for."""
+    page = (ROOT / "docs" / "deploy" / "docker.md").read_text()
+    arguments = {word.partition("=")[0] for step in steps("ARG") for word in step.words}
+    assert set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE)) == arguments
+    assert set(re.findall(r"--build-arg (\w+)=", page)) <= arguments
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert {tag.partition("-")[0] for tag in re.findall(r"\brungpt:(\d[\w.-]*)", page)} == {version}
+
+
 def test_a_change_of_the_code_installs_no_dependency_again() -> None:
     """It would cost minutes for each build, and gigabytes for each push."""
     order = [(step.name, step.words[0] if step.name == "COPY" else step.text) for step in STEPS if not step.flags]
