@@ -47,7 +47,7 @@ def with_target(command: Callable[..., None]) -> Callable[..., None]:
     for cloud, kind in TARGETS.items():
         for field in fields(cast("Any", kind)):
             flag = f"--{field.name.replace('_', '-')}"
-            shown = "" if field.default in (None, "") else f" [default: {field.default}]"
+            shown = "" if field.default in (None, "") else f" (default: {field.default})"
             option = typer.Option(flag, help=field.metadata["help"] + shown, rich_help_panel=f"--cloud {cloud}")
             made.append(options.keyword(field.name, cast("Any", field.type) | None, None, option))
 

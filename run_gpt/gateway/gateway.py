@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from jina import Gateway
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
@@ -13,6 +12,7 @@ from jina.serve.runtimes.servers.composite import CompositeBaseServer
 from run_gpt.config import API_KEY_VARIABLE, GatewayConfig
 from run_gpt.errors import SetupError
 from run_gpt.gateway import record
+from run_gpt.gateway.discovery import is_name, join_address, split_address
 from run_gpt.gateway.grpc_access import AccessInterceptor
 from run_gpt.gateway.http_access import check_origins
 from run_gpt.gateway.keys import Keys
@@ -95,7 +95,10 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
 
 
 def executor_addresses(deployments_addresses: str) -> list[str]:
-    """The "host:port" of each replica, from the JSON that Jina gives to a gateway. Raises SetupError."""
+    """The "host:port" of each executor, from the JSON that Jina gives to a gateway. Raises SetupError.
+
+    A host may be a name, which stands for all replicas that it resolves to.
+    """
     deployments = json.loads(deployments_addresses)
     if len(deployments) != 1:
         raise SetupError(f"the Flow must have one executor, it has {len(deployments)}: {', '.join(deployments)}")
@@ -106,7 +109,12 @@ def executor_addresses(deployments_addresses: str) -> list[str]:
 
 
 def _host_port(address: str) -> str:
-    parts = urlsplit(address if "://" in address else f"grpc://{address}")
-    if parts.scheme != "grpc":
+    scheme, separator, rest = address.rpartition("://")
+    if separator and scheme != "grpc":
         raise SetupError(f"executor address {address}: only grpc:// is spoken between gateway and executor")
-    return parts.netloc
+    try:
+        host, port = split_address(rest)
+        is_name(host)
+    except ValueError as error:
+        raise SetupError(f"executor address {address}: {error}") from None
+    return join_address(host, port)

@@ -1,13 +1,13 @@
-"""The only way to the executors: the least busy ready replica, a deadline, cancellation, and a retry that is safe.
+"""The only way to the executors: the replica that suits a request, a deadline, cancellation, and a retry that is safe.
 
 A failure becomes a RequestError here and nowhere else. A call is tried again, on another replica, only when the
-connection failed and nothing of its answer had arrived; so no text is ever sent twice.
+connection failed or the replica refused it (Unavailable, QueueFull), and nothing of its answer had arrived; so no text
+is ever sent twice.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from itertools import count
 from typing import Any, cast
 
 import grpc
@@ -15,9 +15,12 @@ import grpc
 from run_gpt.api import documents
 from run_gpt.api.answers import Answer
 from run_gpt.api.schema import AnyRequest, Request
-from run_gpt.errors import DeadlineExceeded, InternalError, RequestError, Unavailable
+from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
 from run_gpt.gateway.adapters import AdapterChanges
+from run_gpt.gateway.affinity import Affinity, choose, digests_of, prompt_text
+from run_gpt.gateway.discovery import Resolve, resolve
 from run_gpt.gateway.endpoints import Endpoint, endpoint_of
+from run_gpt.gateway.members import Members
 from run_gpt.gateway.messages import answer_of, check_header
 from run_gpt.gateway.replica import Replica
 
@@ -25,6 +28,7 @@ from run_gpt.gateway.replica import Replica
 # asyncio.CancelledError).
 _NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 ATTEMPTS = 3
+"""Replicas that may fail one request before it fails: it may be the request that breaks them."""
 ADAPTER_SECONDS = 60.0
 """Longest that one replica may take to change an adapter."""
 
@@ -34,27 +38,26 @@ class ConnectionFailed(Unavailable):
 
 
 class ReplicaPool:
-    """The replicas at `addresses` ("host:port"). Start and close it on one event loop."""
+    """The replicas at `addresses` ("host:port"; see Members). Start and close it on one event loop.
 
-    def __init__(self, addresses: Sequence[str]):
+    `resolve`: how names are looked up.
+    """
+
+    def __init__(self, addresses: Sequence[str], resolve: Resolve = resolve):
         self.adapters = AdapterChanges(self._ask)
-        self.replicas = [Replica(address, self.adapters.bring_up_to_date) for address in addresses]
-        self._watchers: list[asyncio.Task[None]] = []
+        self.members = Members(addresses, self.adapters.bring_up_to_date, resolve)
+        self.affinity = Affinity()
         self._turn = 0
         self._calls: set[Any] = set()
         self._stopped: str | None = None
 
     async def start(self) -> None:
-        """Watch the replicas from now on; a first look at each is over when this returns."""
-        await asyncio.gather(*(replica.probe() for replica in self.replicas))
-        self._watchers = [asyncio.create_task(replica.watch()) for replica in self.replicas]
+        """Watch the replicas from now on; a first look at each of a fixed address is over when this returns."""
+        await self.members.start()
 
     async def close(self) -> None:
         """End the watchers and the connections."""
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        await asyncio.gather(*(replica.close() for replica in self.replicas))
+        await self.members.close()
 
     def stop(self, why: str) -> None:
         """End every running call, and refuse new ones, with Unavailable(why)."""
@@ -64,13 +67,18 @@ class ReplicaPool:
 
     @property
     def watched(self) -> bool:
-        """Whether the watchers live: without them, what is known of the replicas is not true for long."""
-        return bool(self._watchers) and not any(watcher.done() for watcher in self._watchers)
+        """See Members."""
+        return self.members.watched
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """All that are known, those that are leaving among them."""
+        return list(self.members.replicas.values())
 
     @property
     def ready(self) -> list[Replica]:
         """The replicas that take requests."""
-        return [replica for replica in self.replicas if replica.state == "ready"]
+        return [replica for replica in self.members.replicas.values() if replica.takes_requests]
 
     @property
     def model(self) -> str | None:
@@ -84,45 +92,51 @@ class ReplicaPool:
 
     def check_ready(self) -> None:
         """Raises Unavailable, which says why, if no replica is ready."""
-        if not self.ready:
-            raise Unavailable(_why_not([replica.state for replica in self.replicas]))
+        if not any(replica.takes_requests for replica in self.members.replicas.values()):
+            raise self._not_ready()
+
+    def _not_ready(self) -> Unavailable:
+        return Unavailable(_why_not([replica.state for replica in self.replicas], self.members.unresolved))
 
     async def _ask(self, replica: Replica, request: AnyRequest) -> Answer:
         """The answer of this replica and no other. Raises a RequestError."""
         endpoint, request_id = endpoint_of(request, stream=False), f"rungpt-{endpoint_of(request, stream=False).path}"
         call = replica.unary(endpoint.path, _message(request, request_id), request_id, ADAPTER_SECONDS)
+        replica.in_flight += 1  # one that is leaving stays until this is over
         try:
             return _unary_answer(endpoint, await call)
         except grpc.aio.AioRpcError as error:
             raise error_of_status(error.code(), error.details() or "", ADAPTER_SECONDS) from error
+        finally:
+            replica.in_flight -= 1
 
     async def answer(self, request: AnyRequest, request_id: str, timeout: float) -> Answer:
         """The answer to `request` within `timeout` seconds. Raises a RequestError."""
         endpoint, document = endpoint_of(request, stream=False), _message(request, request_id)
-        deadline = time.monotonic() + timeout
-        for attempt in count(1):
-            replica = self._take()
-            call = replica.unary(endpoint.path, document, request_id, _left(deadline))
-            self._calls.add(call)
+        deadline, tries = time.monotonic() + timeout, self._tries(request)
+        while True:
+            replica = self._take(tries)
+            call = self._begun(replica.unary(endpoint.path, document, request_id, _left(deadline)))
             try:
                 return _unary_answer(endpoint, await call)
+            except (Unavailable, QueueFull) as refusal:
+                if not await tries.after_refusal(refusal, replica):
+                    raise
             except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
                 failure = self._failure(error, replica, timeout)
-                if attempt == ATTEMPTS or not isinstance(failure, ConnectionFailed):
+                if not tries.after(failure):
                     raise failure from error
             finally:
                 self._release(replica, call)
-        raise InternalError("unreachable: the loop above ends by return or raise")
 
     async def stream(self, request: Request, request_id: str, timeout: float) -> AsyncIterator[Answer]:
         """The events of the answer, complete or ended by a RequestError. Closing the iterator cancels the call."""
         endpoint, document = endpoint_of(request, stream=True), _message(request, request_id)
-        deadline = time.monotonic() + timeout
+        deadline, tries = time.monotonic() + timeout, self._tries(request)
         progress = Progress(request.sequences)
-        for attempt in count(1):
-            replica = self._take()
-            call = replica.stream(endpoint.path, document, request_id, _left(deadline))
-            self._calls.add(call)
+        while True:
+            replica = self._take(tries)
+            call = self._begun(replica.stream(endpoint.path, document, request_id, _left(deadline)))
             try:
                 async for message in call:
                     answer = _stream_answer(endpoint, message)
@@ -131,23 +145,38 @@ class ReplicaPool:
                 if not progress.complete:
                     raise InternalError("the model server ended the answer before it was complete")
                 return
+            except (Unavailable, QueueFull) as refusal:
+                if progress.begun or not await tries.after_refusal(refusal, replica):
+                    raise
             except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
                 failure = self._failure(error, replica, timeout)
                 if progress.complete:
                     return
-                if attempt == ATTEMPTS or progress.begun or not isinstance(failure, ConnectionFailed):
+                if progress.begun or not tries.after(failure):
                     raise failure from error
             finally:
                 self._release(replica, call)
 
-    def _take(self) -> Replica:
+    def _tries(self, request: AnyRequest) -> "Tries":
+        """Of one replica there is no choice, and nothing to remember."""
+        return Tries(digests_of(prompt_text(request)) if len(self.members.replicas) > 1 else [])
+
+    def _take(self, tries: "Tries") -> Replica:
         if self._stopped:
             raise Unavailable(self._stopped)
-        self.check_ready()
-        replica = least_busy(self.ready, self._turn)
+        candidates = [replica for replica in self.ready if replica not in tries.replicas]
+        if not candidates:
+            raise tries.refusal or self._not_ready()
+        replica = choose(candidates, self.affinity.matched(tries.digests), self._turn)
         self._turn += 1
+        self.affinity.note(tries.digests, replica.cache)
+        tries.replicas.add(replica)
         replica.in_flight += 1
         return replica
+
+    def _begun(self, call: Any) -> Any:
+        self._calls.add(call)
+        return call
 
     def _release(self, replica: Replica, call: Any) -> None:
         call.cancel()  # no effect on a call that has ended
@@ -165,6 +194,37 @@ class ReplicaPool:
         if isinstance(failure, ConnectionFailed):
             replica.suspect()
         return failure
+
+
+class Tries:
+    """The replicas that one request was sent to, each once at most, and whether it may go to another."""
+
+    def __init__(self, digests: Sequence[int]):
+        self.digests = digests
+        """Of the beginnings of its prompt."""
+        self.replicas: set[Replica] = set()
+        self.refusal: RequestError | None = None
+        """What the last one said that took nothing."""
+        self._failures = 0
+
+    def after(self, failure: RequestError) -> bool:
+        """Whether another replica may be tried after this failure."""
+        self._failures += 1
+        return isinstance(failure, ConnectionFailed) and self._failures < ATTEMPTS
+
+    async def after_refusal(self, refusal: RequestError, replica: Replica) -> bool:
+        """The same after a `refusal` by `replica`. One that is Unavailable gets no more until it says it is ready.
+
+        One that is draining is no failure: in an update of many, several may be, one after the other. One whose queue
+        is full may be so by another gateway's requests, or by those of many sequences, while others are idle.
+        """
+        self.refusal = refusal
+        if isinstance(refusal, Unavailable):
+            replica.suspect("draining")
+            self._failures += not await replica.is_draining()
+        else:
+            self._failures += 1
+        return self._failures < ATTEMPTS
 
 
 class Progress:
@@ -188,13 +248,6 @@ class Progress:
         return len(self._finished) >= self._sequences
 
 
-def least_busy(replicas: Sequence[Replica], turn: int) -> Replica:
-    """The replica with the fewest requests of ours; those that tie take turns, by the caller's counter `turn`."""
-    fewest = min(replica.in_flight for replica in replicas)
-    idle = [replica for replica in replicas if replica.in_flight == fewest]
-    return idle[turn % len(idle)]
-
-
 def error_of_status(code: Any, details: str, timeout: float) -> RequestError:
     """The error that a gRPC status from an executor stands for."""
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -204,7 +257,9 @@ def error_of_status(code: Any, details: str, timeout: float) -> RequestError:
     return InternalError(f"the model server failed: {details or code.name}")
 
 
-def _why_not(states: Sequence[str]) -> str:
+def _why_not(states: Sequence[str], unresolved: Sequence[str]) -> str:
+    if not states and unresolved:
+        return f"no replica is known yet: waiting for {', '.join(unresolved)} to resolve"
     if "connecting" in states and "lost" not in states:
         return "the model is loading: try again in a moment"
     if "draining" in states:

@@ -42,7 +42,8 @@ _CHANNEL_OPTIONS = [
 class Replica:
     """One executor at `address` ("host:port").
 
-    States: connecting (not seen yet), ready, draining and dead (as it says), lost (was there, does not answer).
+    States: connecting (not seen yet), ready, draining and dead (as it says), lost (was there, does not answer). Those
+    that are leaving have one of them, too.
     """
 
     def __init__(self, address: str, prepare: "Callable[[Replica], Awaitable[None]] | None" = None):
@@ -52,6 +53,11 @@ class Replica:
         self.state: State = "connecting"
         self.status: Status | None = None
         self.in_flight = 0
+        """Requests of ours that it has now."""
+        self.cache = object()
+        """Stands for the prompts that it keeps; another each time that it becomes ready, for it may have lost them."""
+        self.leaving = False
+        """Its address is no longer named: it finishes what it runs and gets nothing new."""
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._unary = self._channel.unary_unary(
             "/jina.JinaSingleDataRequestRPC/process_single_data",
@@ -63,7 +69,8 @@ class Replica:
             request_serializer=jina_pb2.SingleDocumentRequestProto.SerializeToString,
             response_deserializer=jina_pb2.SingleDocumentRequestProto.FromString,
         )
-        self._heard = time.monotonic()
+        self._silent_since: float | None = None
+        """When the first of the probes was sent that it has not answered."""
         self._doubt = asyncio.Event()
 
     def unary(self, path: str, document: DocProto | None, request_id: str, timeout: float) -> Any:
@@ -79,36 +86,66 @@ class Replica:
         message.header.request_id, message.header.exec_endpoint = request_id, path
         return self._stream(message, timeout=timeout, metadata=(("endpoint", path),))
 
-    def suspect(self) -> None:
-        """A call found no connection: no further request comes here until a probe is answered."""
-        self.state = "lost"
+    @property
+    def takes_requests(self) -> bool:
+        """Whether new requests may come here."""
+        return self.state == "ready" and not self.leaving
+
+    @property
+    def answers(self) -> bool:
+        """Whether it answers probes, whatever it says."""
+        return self.state in ("ready", "draining", "dead")
+
+    def suspect(self, state: State = "lost") -> None:
+        """A call found no connection, or was refused: no further request comes here until a probe is answered."""
+        self.state = state
         self._doubt.set()
 
-    async def watch(self) -> None:
-        """Probe for ever, and at once when a call found no connection."""
+    def is_named(self, named: bool) -> None:
+        """Whether its address is one of the pool's."""
+        if named and self.leaving:
+            self.suspect("connecting")  # it has not heard of what was changed meanwhile
+        self.leaving = not named
+
+    async def watch(self, first: float, pause: Callable[[], float]) -> None:
+        """Probe for ever, after `first` seconds and then after each `pause()`, and at once when a call went wrong."""
+        await asyncio.sleep(first)
         while True:
-            await self.probe()
             self._doubt.clear()
+            await self.probe()
             try:
-                await asyncio.wait_for(self._doubt.wait(), PROBE_SECONDS)
+                await asyncio.wait_for(self._doubt.wait(), pause())
             except TimeoutError:
                 continue
             await asyncio.sleep(0.05)  # it is just gone: no storm of probes
 
     async def probe(self) -> None:
         """Ask for `/status` once and keep what it says."""
+        sent = time.monotonic()
         try:
-            answer = await self.unary("/status", None, "probe", PROBE_TIMEOUT)
-            self.status = Status.model_validate(fields_of(answer.data.docs.docs[0]))
+            self.status = await self._ask_status()
         except grpc.aio.AioRpcError as error:
-            self._unheard(gone=error.code() == grpc.StatusCode.UNAVAILABLE)
+            self._unheard(sent, gone=error.code() == grpc.StatusCode.UNAVAILABLE)
         except (IndexError, ValueError):  # another program, or an executor of another kind, listens there
-            self._unheard(gone=True)
+            self._unheard(sent, gone=True)
         else:
-            self._heard = time.monotonic()
-            if self.status.state == "ready" and self.state != "ready" and not await self._prepared():
-                return
+            self._silent_since = None
+            if self.status.state == "ready" and self.state != "ready":
+                if not await self._prepared():
+                    return
+                self.cache = object()
             self.state = self.status.state
+
+    async def is_draining(self) -> bool:
+        """Whether it says so now: asked without keeping what it says, which is the watcher's part."""
+        try:
+            return (await self._ask_status()).state == "draining"
+        except (grpc.aio.AioRpcError, IndexError, ValueError):
+            return False
+
+    async def _ask_status(self) -> Status:
+        answer = await self.unary("/status", None, "probe", PROBE_TIMEOUT)
+        return Status.model_validate(fields_of(answer.data.docs.docs[0]))
 
     async def _prepared(self) -> bool:
         try:
@@ -119,17 +156,18 @@ class Replica:
             return False
         return True
 
-    def _unheard(self, *, gone: bool) -> None:
-        silent = time.monotonic() - self._heard > SILENT_SECONDS
+    def _unheard(self, sent: float, *, gone: bool) -> None:
+        self._silent_since = self._silent_since or sent
+        silent = time.monotonic() - self._silent_since > SILENT_SECONDS
         if self.state != "connecting" and (gone or silent):
             self.state = "lost"
 
     def describe(self) -> dict[str, Any]:
         """What `/ready` says of this replica."""
-        known = self.status if self.state in ("ready", "draining", "dead") else None
+        known = self.status if self.answers else None
         return {
             "address": self.address,
-            "state": self.state,
+            "state": "leaving" if self.leaving else self.state,
             "in_flight": self.in_flight,
             "running": known.running if known else None,
             "waiting": known.waiting if known else None,

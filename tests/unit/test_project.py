@@ -127,7 +127,8 @@ def third_party_imports() -> set[str]:
 def test_every_import_is_a_declared_dependency() -> None:
     """What is imported but comes along by chance is gone the day another package drops it."""
     project = PROJECT["project"]
-    declared = requirement_names(project["dependencies"])
+    extras = [line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines]
+    declared = requirement_names([*project["dependencies"], *extras])
     homes = packages_distributions()
     for name in third_party_imports():
         assert requirement_names(homes.get(name, [name])) & declared, f"{name} is imported but not declared"

@@ -96,6 +96,21 @@ class Stack:
             process.stdin.close()
 
 
+def an_executor(folder: Path, host: str, ports: list[int], state: str) -> dict[str, Any]:
+    """A Flow's executor with a replica on each port."""
+    return {
+        "name": "executor",
+        "host": host,
+        "port": ports,
+        "replicas": len(ports),
+        "uses": {
+            "jtype": "ScriptedExecutor",
+            "py_modules": [str(EXECUTOR)],
+            "with": {"journal": str(folder / "journal"), "state": state},
+        },
+    }
+
+
 @contextmanager
 def a_stack(
     folder: Path,
@@ -104,18 +119,9 @@ def a_stack(
     settings: dict[str, Any],
     state: str,
     env: dict[str, str] | None = None,
+    host: str = "127.0.0.1",
 ) -> Iterator[Stack]:
-    executor = {
-        "name": "executor",
-        "host": "127.0.0.1",
-        "port": ports[2:],
-        "replicas": len(ports) - 2,
-        "uses": {
-            "jtype": "ScriptedExecutor",
-            "py_modules": [str(EXECUTOR)],
-            "with": {"journal": str(folder / "journal"), "state": state},
-        },
-    }
+    executor = an_executor(folder, host, ports[2:], state)
     gateway = {
         "uses": {"jtype": "RunGPTGateway", "py_modules": ["run_gpt.gateway.gateway"], "with": settings},
         "host": "127.0.0.1",
@@ -138,7 +144,7 @@ StartStack = Callable[..., Stack]
 
 @pytest.fixture
 def start_stack(tmp_path: Path, free_ports: Ports) -> Iterator[StartStack]:
-    """`start_stack(replicas=2)`: a stack of one's own, ended after the test. `env` is for its gateway."""
+    """`start_stack(replicas=2)`: a stack of one's own, ended after the test. `host` is its workers'."""
     with ExitStack() as stacks:
 
         def start(
@@ -147,12 +153,25 @@ def start_stack(tmp_path: Path, free_ports: Ports) -> Iterator[StartStack]:
             workers: int | None = None,
             state: str = "ready",
             env: dict[str, str] | None = None,
+            host: str = "127.0.0.1",
             **settings: Any,
         ) -> Stack:
             workers = replicas if workers is None else workers
-            return stacks.enter_context(a_stack(tmp_path, free_ports(2 + replicas), workers, settings, state, env))
+            ports = free_ports(2 + replicas)
+            return stacks.enter_context(a_stack(tmp_path, ports, workers, settings, state, env, host))
 
         yield start
+
+
+@pytest.fixture
+def bare_stack(tmp_path: Path, free_ports: Ports) -> Iterator[Stack]:
+    """A stack in which nothing runs yet: up to ten workers on one port, whose hosts the test sets."""
+    executor = an_executor(tmp_path, "", free_ports(1) * 10, "ready")
+    stack = Stack({"jtype": "Flow", "executors": [executor]}, tmp_path)
+    try:
+        yield stack
+    finally:
+        stack.stop()
 
 
 @pytest.fixture(name="a_stack", scope="session")

@@ -1,7 +1,8 @@
 """An Executor without a model: the prompt is a script (JSON) that says what to answer and how to fail.
 
 Script: {"words": [...] or a number, "delay": seconds before each word, "then": one of THEN, "error": an error's dict}.
-Each request is written to the journal, a file: "begin ID", then "end ID" or "cancelled ID".
+Each request is written to the journal, a file: "begin ID", then "end ID" or "cancelled ID". What stands in the file
+"state-NAME" beside it is what the worker says of its state; while that is not "ready" it refuses requests.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from jina import Executor, requests
 
 from run_gpt.api import answers
 from run_gpt.api import documents as d
-from run_gpt.errors import error_from_dict
+from run_gpt.errors import Unavailable, error_from_dict
 
 THEN = ("finish", "hang", "raise", "stop silently", "error")
 
@@ -28,7 +29,12 @@ THEN = ("finish", "hang", "raise", "stop silently", "error")
 class ScriptedExecutor(Executor):
     def __init__(self, journal: str = "", name: str = "", state: str = "ready", **kwargs: Any):
         super().__init__(**kwargs)
-        self.journal, self.who, self.state = Path(journal), name, state
+        self.journal, self.who, self.first_state = Path(journal), name, state
+
+    @property
+    def state(self) -> str:
+        said = self.journal.with_name(f"state-{self.who}")
+        return said.read_text() if said.exists() else self.first_state
 
     @requests(on="/status")
     async def status(self, **_: Any) -> DocList[d.StatusDocument]:
@@ -91,6 +97,9 @@ class ScriptedExecutor(Executor):
         return "".join(texts), self.about(request_id, len(texts))
 
     async def words(self, request_id: str, prompt: str) -> AsyncIterator[tuple[Any, Any, dict[str, Any]]]:
+        if self.state != "ready":
+            yield Unavailable(f"the engine is {self.state}"), None, {}
+            return
         script = json.loads(prompt)
         words = script.get("words", ["Hello", " from ", self.who])
         words = [f"{i} " for i in range(words)] if isinstance(words, int) else words

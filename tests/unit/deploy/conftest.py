@@ -53,6 +53,12 @@ def keys_file(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def deployments(keys_file: Path) -> dict[str, Deployment]:
+    """All of the deployments, by their names."""
+    return {name: make(keys_file) for name, make in DEPLOYMENTS.items()}
+
+
 @pytest.fixture(params=sorted(DEPLOYMENTS))
 def case(request: pytest.FixtureRequest, keys_file: Path) -> tuple[str, Deployment]:
     """Each of the deployments, with its name."""

@@ -52,6 +52,10 @@ def test_addresses_in_each_form_that_jina_gives() -> None:
         executor_addresses('{"a": [], "b": []}')
     with pytest.raises(SetupError, match="only grpc"):
         executor_addresses('{"a": ["grpcs://h:1"]}')
+    assert executor_addresses('{"e": ["grpc://engines.ns.svc:1", "[::1]:2"]}') == ["engines.ns.svc:1", "[::1]:2"]
+    for bad in ("grpc://h", "grpc://h:x", "a..b:1"):
+        with pytest.raises(SetupError, match=f"executor address {bad}: "):
+            executor_addresses(json.dumps({"a": [bad]}))
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b'"x"', b"null", b"NaN", b"\xff", b'{"a": Infinity}'])

@@ -1,18 +1,22 @@
 """The pool's promises, with scripted calls for the wire: who gets a request, what is tried again, what is an error."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from run_gpt.api import documents
 from run_gpt.api.answers import Choice, Completion, Status, Usage
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
-from run_gpt.gateway.pool import Progress, ReplicaPool, error_of_status, least_busy
+from run_gpt.gateway.affinity import MOST_WORTH
+from run_gpt.gateway.pool import Progress, ReplicaPool, error_of_status
 
 READY = Status(state="ready", model="m", running=0, waiting=0)
 REQUEST = GenerateRequest(prompt="x")
@@ -63,12 +67,19 @@ class ScriptedCall:
 class ScriptedReplica:
     """Stands for a replica: each call plays the next script."""
 
-    def __init__(self, *scripts: list[Any]):
+    def __init__(self, *scripts: list[Any], says: str | None = None):
         self.scripts = list(scripts)
         self.calls: list[ScriptedCall] = []
         self.state = "ready"
         self.status = READY
         self.in_flight = 0
+        self.cache = object()
+        self.says = says
+        """Its state, if it is asked now."""
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.state == "ready"
 
     def _call(self, *_: Any) -> ScriptedCall:
         self.calls.append(ScriptedCall(self.scripts[len(self.calls)]))
@@ -76,13 +87,16 @@ class ScriptedReplica:
 
     unary = stream = _call
 
-    def suspect(self) -> None:
-        self.state = "lost"
+    def suspect(self, state: str = "lost") -> None:
+        self.state = state
+
+    async def is_draining(self) -> bool:
+        return self.says == "draining"
 
 
 def pool_of(*replicas: Any) -> ReplicaPool:
     pool = ReplicaPool([])
-    pool.replicas = list(replicas)
+    pool.members.replicas = {str(i): replica for i, replica in enumerate(replicas)}
     return pool
 
 
@@ -93,6 +107,13 @@ def header(**status: Any) -> Any:
 def unary(text: str) -> Any:
     message = documents.answer_to_document(completion(text, "stop")).to_protobuf()
     return SimpleNamespace(header=header(), data=SimpleNamespace(docs=SimpleNamespace(docs=[message])))
+
+
+def failed(error: RequestError) -> Any:
+    args = [json.dumps(error.to_dict())]
+    return SimpleNamespace(
+        header=SimpleNamespace(status=SimpleNamespace(code=1, ERROR=1, exception=SimpleNamespace(args=args)))
+    )
 
 
 def event(text: str, reason: Any = None, index: int = 0) -> Any:
@@ -114,9 +135,17 @@ async def read(pool: ReplicaPool, request: GenerateRequest = REQUEST) -> tuple[s
     return text, None
 
 
-def test_the_least_busy_replica_is_chosen_and_ties_take_turns() -> None:
-    a, b, c = (SimpleNamespace(in_flight=n) for n in (1, 0, 0))
-    assert [least_busy([a, b, c], turn) for turn in range(4)] == [b, c, b, c]  # type: ignore[list-item]
+async def ask(pool: ReplicaPool) -> tuple[str, RequestError | None]:
+    try:
+        return (await pool.answer(REQUEST, "id", 5)).text, None
+    except RequestError as error:
+        return "", error
+
+
+def refusal(asking: Any) -> Any:
+    """The answer of a replica that takes nothing, to a unary request or as an event."""
+    error = Unavailable("the engine is draining")
+    return error_event(error) if asking is read else failed(error)
 
 
 async def test_without_a_ready_replica_a_request_is_refused_at_once() -> None:
@@ -127,10 +156,110 @@ async def test_without_a_ready_replica_a_request_is_refused_at_once() -> None:
             await pool_of(replica).answer(REQUEST, "id", 5)
 
 
+async def test_a_name_without_an_address_yet_is_said() -> None:
+    with pytest.raises(Unavailable, match="no replica is known yet: waiting for engines:5 to resolve"):
+        ReplicaPool(["engines:5"]).check_ready()
+
+
 async def test_a_unary_request_goes_to_another_replica_when_the_connection_fails() -> None:
     bad, good = ScriptedReplica([GONE]), ScriptedReplica([unary("hello")])
     assert (await pool_of(bad, good).answer(REQUEST, "id", 5)).text == "hello"
     assert (bad.state, bad.in_flight, good.in_flight) == ("lost", 0, 0)
+
+
+async def test_a_request_that_a_draining_replica_refuses_goes_to_another() -> None:
+    """A rolling update loses nothing, however many replicas are draining before a probe has said so."""
+    for asking in (ask, read):
+        refusing = [ScriptedReplica([refusal(asking)], says="draining") for _ in range(9)]
+        good = ScriptedReplica([unary("hello")] if asking is ask else [event("hello", "stop")])
+        assert await asking(pool_of(*refusing, good)) == ("hello", None)
+        assert [replica.state for replica in refusing] == ["draining"] * 9
+        assert [replica.in_flight for replica in (*refusing, good)] == [0] * 10
+
+
+async def test_a_request_is_refused_when_every_replica_is_draining() -> None:
+    replicas = [ScriptedReplica([refusal(ask)], says="draining") for _ in range(2)]
+    text, error = await ask(pool_of(*replicas))
+    assert (text, type(error)) == ("", Unavailable)
+    assert "draining" in str(error)
+    assert [len(replica.calls) for replica in replicas] == [1, 1]
+
+
+async def test_a_request_that_may_kill_engines_does_not_kill_all() -> None:
+    """An engine that dies of a request refuses it with Unavailable, too."""
+    replicas = [ScriptedReplica([refusal(ask)], says=state) for state in ("dead", "lost", "ready", "ready", "dead")]
+    text, error = await ask(pool_of(*replicas))
+    assert (text, type(error)) == ("", Unavailable)
+    assert sum(len(replica.calls) for replica in replicas) == 3
+
+
+async def test_a_replica_that_refuses_and_says_it_is_ready_gets_a_request_once() -> None:
+    text, error = await ask(pool_of(ScriptedReplica([refusal(ask)], says="ready")))
+    assert (text, type(error)) == ("", Unavailable)
+    assert str(error) == "the engine is draining", "what it said itself"
+
+
+@pytest.mark.parametrize("asking", [ask, read])
+async def test_a_request_that_finds_a_full_queue_goes_to_another_replica_two_times(asking: Any) -> None:
+    """Several gateways do not know each other's requests: a 429 must mean that more than one replica is full."""
+    full = error_event(QueueFull("full")) if asking is read else failed(QueueFull("full"))
+    free = [unary("hello")] if asking is ask else [event("hello", "stop")]
+    replicas = [ScriptedReplica([full]), ScriptedReplica([full]), ScriptedReplica(free)]
+    assert await asking(pool_of(*replicas)) == ("hello", None)
+    assert {replica.state for replica in replicas} == {"ready"}, "a full one is full for a moment"
+    replicas = [ScriptedReplica([full]) for _ in range(5)]
+    text, error = await asking(pool_of(*replicas))
+    assert (text, type(error), str(error)) == ("", QueueFull, "full")
+    assert sum(len(replica.calls) for replica in replicas) == 3
+
+
+async def test_a_stream_that_is_refused_after_its_first_event_is_not_tried_again() -> None:
+    first, second = ScriptedReplica([event("a"), refusal(read)]), ScriptedReplica([event("no", "stop")])
+    text, error = await read(pool_of(first, second))
+    assert (text, type(error), second.calls) == ("a", Unavailable, [])
+
+
+async def test_a_conversation_stays_on_its_replica_and_leaves_it_when_the_connection_fails() -> None:
+    first, second = ScriptedReplica([unary("1")], [unary("2")], [GONE]), ScriptedReplica([unary("3")])
+    pool = pool_of(first, second)
+    long = GenerateRequest(prompt="x" * 5000)
+    assert [(await pool.answer(long, "id", 5)).text for _ in range(3)] == ["1", "2", "3"]
+    assert first.state == "lost"
+
+
+async def test_of_one_replica_there_is_nothing_to_remember() -> None:
+    pool = pool_of(ScriptedReplica([unary("a")]))
+    await pool.answer(GenerateRequest(prompt="x" * 5000), "id", 5)
+    assert len(pool.affinity) == 0
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.sampled_from(["ready", "lost", "draining", "connecting"]), st.integers(0, 12)), min_size=3
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    st.data(),
+)
+def test_no_request_goes_where_it_cannot_be_answered(rounds: list[Any], data: st.DataObject) -> None:
+    """However long the beginning is that a replica has seen: it must be ready, and not have MOST_WORTH more to do."""
+    replicas = [ScriptedReplica() for _ in range(3)]
+    pool = pool_of(*replicas)
+    for states in rounds:
+        for replica, (state, in_flight) in zip(replicas, states, strict=False):
+            replica.state, replica.in_flight = state, in_flight
+        request = GenerateRequest(prompt="x" * data.draw(st.integers(1, 30_000)))
+        ready = [replica.in_flight for replica in replicas if replica.state == "ready"]
+        try:
+            taken: Any = pool._take(pool._tries(request))
+        except Unavailable:
+            assert not ready
+            continue
+        assert taken.state == "ready"
+        assert taken.in_flight - 1 <= min(ready) + MOST_WORTH
 
 
 @pytest.mark.parametrize(("error", "kind"), [(LATE, DeadlineExceeded), (BROKEN, InternalError)])

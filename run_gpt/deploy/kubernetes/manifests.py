@@ -1,0 +1,98 @@
+"""Owns the list of what a deployment is on Kubernetes, the Secrets beside it, and the text of both."""
+
+import base64
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from run_gpt.deploy.deployment import KEYS_PATH, Deployment
+from run_gpt.deploy.kubernetes import network, workloads
+from run_gpt.deploy.kubernetes.options import Object, Options, key_secret, keys_secret, metadata
+
+FILE = "kubernetes.yaml"
+KEY_ITEM, KEYS_ITEM = workloads.KEY_ITEM, PurePosixPath(KEYS_PATH).name
+
+_HEADER = """\
+# {model} on Kubernetes, as `rungpt deploy --cloud kubernetes` applies it.
+# Without that command: kubectl apply --server-side --filename FILE
+"""
+_SECRETS_HEADER = """\
+# The keys are in no file. `rungpt deploy` makes their Secret; without it, before this file is applied:
+"""
+
+
+def manifests(deployment: Deployment, options: Options) -> list[Object]:
+    """All objects but the Secrets, in the order in which they are applied. Raises SetupError."""
+    deployment.check_closed(_who(options))
+    return [
+        *network.policies(deployment, options),
+        *network.services(deployment, options),
+        *network.budgets(deployment, options),
+        workloads.executors(deployment, options),
+        workloads.gateways(deployment, options),
+        *network.ingresses(deployment, options),
+        *network.scalers(deployment, options),
+    ]
+
+
+def secrets(deployment: Deployment, namespace: str) -> list[Object]:
+    """The Secrets with the keys, which go to the cluster only. Raises SetupError if the file of keys is unreadable."""
+    key, keys = deployment.server.api_key, deployment.keys_file()
+    contents = ((key_secret(deployment.name), KEY_ITEM, key), (keys_secret(deployment.name), KEYS_ITEM, keys))
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": metadata(name, deployment.name, namespace, "gateway"),
+            "type": "Opaque",
+            "data": {item: base64.b64encode(content.encode()).decode()},
+        }
+        for name, item, content in contents
+        if content is not None
+    ]
+
+
+def text(deployment: Deployment, options: Options) -> str:
+    """The manifests as one file, with a comment that says how the Secrets are made by hand. Raises SetupError."""
+    header = _HEADER.format(model=deployment.model)
+    commands = _secret_commands(deployment, options.namespace)
+    if commands:
+        header += _SECRETS_HEADER + "".join(f"#   {command}\n" for command in commands)
+    objects = manifests(deployment, options)
+    return header + yaml.dump_all(
+        objects, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True, explicit_start=True
+    )
+
+
+def _secret_commands(deployment: Deployment, namespace: str) -> list[str]:
+    """By a pipe, since others see a command line in `ps`."""
+    create = f"kubectl --namespace {namespace} create secret generic"
+    commands = []
+    if deployment.server.api_key is not None:
+        commands.append(
+            f'printf %s "$RUNGPT_API_KEY" | {create} {key_secret(deployment.name)} --from-file={KEY_ITEM}=/dev/stdin'
+        )
+    if deployment.server.api_key_file is not None:
+        commands.append(f"{create} {keys_secret(deployment.name)} --from-file={KEYS_ITEM}=FILE")
+    return commands
+
+
+def _who(options: Options) -> str:
+    if options.ingress_host:
+        return f"whoever reaches {options.ingress_host}"
+    return "whoever reaches the load balancer" if options.service_type == "LoadBalancer" else "every pod of the cluster"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such, and no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)

@@ -1,0 +1,178 @@
+"""Owns how far a deployment is on its cluster: what of it serves, why the rest waits, and the wait until all does."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from run_gpt.deploy.kubernetes.cluster import Cluster, Unreachable
+from run_gpt.deploy.kubernetes.options import Object, selector
+from run_gpt.deploy.target import Tell
+from run_gpt.errors import SetupError
+
+STAMP = "rungpt/template"
+"""The annotation that tells the pods of a changed template from those before."""
+POLL_SECONDS = 2.0
+UNSCHEDULED_SECONDS = 300
+"""How long a cluster may look for a node, which its autoscaler may still have to start."""
+
+_HOPELESS = {
+    *("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"),
+    *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
+}
+"""Why a container waits that does not wait for something that comes by itself."""
+_FAILURES = 30
+"""Polls in a row that the cluster may leave unanswered."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a pod does not serve."""
+
+    text: str
+    hopeless: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """The gateways, or the executors."""
+
+    ready: int
+    wanted: int
+    done: bool
+    """Whether all pods are those of the last change, and ready."""
+    troubles: tuple[Trouble, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """A deployment as it is now."""
+
+    executors: Part
+    gateways: Part
+
+    @property
+    def done(self) -> bool:
+        return self.executors.done and self.gateways.done
+
+    @property
+    def troubles(self) -> tuple[Trouble, ...]:
+        return (*self.executors.troubles, *self.gateways.troubles)
+
+    def __str__(self) -> str:
+        parts = (("replicas", self.executors), ("gateways", self.gateways))
+        return ", ".join(f"{part.ready} of {part.wanted} {what}" for what, part in parts) + " ready"
+
+
+def workload(cluster: Cluster, name: str, component: str) -> Object:
+    """What keeps up the `gateway` or the `executor` pods. Raises SetupError if there is no such deployment."""
+    for kind in ("Deployment", "StatefulSet"):
+        for found in cluster.find(kind, selector(name, component)):
+            if "deletionTimestamp" not in found["metadata"]:
+                return found
+    raise SetupError(f"there is no deployment {name} in the namespace {cluster.namespace} of {cluster.host}")
+
+
+def look(cluster: Cluster, name: str) -> State:
+    """How far it is. Raises SetupError if there is no such deployment."""
+    keepers = [workload(cluster, name, component) for component in ("executor", "gateway")]
+    pods = cluster.find("Pod", selector(name))
+    return State(*(_part(keeper, pods) for keeper in keepers))
+
+
+def wait(cluster: Cluster, name: str, minutes: int, tell: Tell) -> None:
+    """Return when the last change has come to all pods and they are ready. Raises SetupError when that cannot be."""
+    deadline = time.monotonic() + minutes * 60
+    said: list[str] = []
+    troubled_since: float | None = None
+    while True:
+        state = _look_patiently(cluster, name)
+        lines = [str(state), *dict.fromkeys(trouble.text for trouble in state.troubles)]
+        for line in lines:
+            if line not in said:
+                tell(line)
+        said = lines
+        if state.done:
+            return
+        now = time.monotonic()
+        troubled_since = (troubled_since or now) if state.troubles else None
+        hopeless = [trouble.text for trouble in state.troubles if trouble.hopeless]
+        if hopeless or now > deadline or (troubled_since and now - troubled_since > UNSCHEDULED_SECONDS):
+            why = (hopeless or lines[1:] or [f"{lines[0]} after {minutes} minutes"])[0]
+            raise SetupError(f"{name} does not serve: {why}; `rungpt deploy logs {name}` shows more")
+        time.sleep(POLL_SECONDS)
+
+
+def _look_patiently(cluster: Cluster, name: str) -> State:
+    """A rollout takes longer than some clusters go without a pause."""
+    for _ in range(_FAILURES):
+        try:
+            return look(cluster, name)
+        except Unreachable:
+            time.sleep(POLL_SECONDS)
+    return look(cluster, name)
+
+
+def _part(keeper: Object, pods: list[Object]) -> Part:
+    wanted = keeper["spec"].get("replicas", 1)
+    status = keeper.get("status", {})
+    mine = [
+        pod for pod in pods if keeper["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    ]
+    living = [pod for pod in mine if "deletionTimestamp" not in pod["metadata"]]
+    newest = [pod for pod in living if _stamp(pod) == _stamp(keeper["spec"]["template"])]
+    seen = status.get("observedGeneration", 0) >= keeper["metadata"].get("generation", 0)
+    changed = status.get("updatedReplicas", 0) >= wanted >= status.get("replicas", 0)
+    ready = sum(map(_is_ready, living))
+    troubles = [*_refused(status), *(trouble for pod in newest if not _is_ready(pod) for trouble in _troubles(pod))]
+    done = seen and changed and status.get("readyReplicas", 0) >= wanted
+    return Part(min(ready, wanted), wanted, done, tuple(troubles))
+
+
+def _stamp(template: Object) -> Any:
+    return template["metadata"].get("annotations", {}).get(STAMP)
+
+
+def _conditions(status: Object) -> dict[str, Object]:
+    return {condition["type"]: condition for condition in status.get("conditions", [])}
+
+
+def _is_ready(pod: Object) -> bool:
+    return bool(_conditions(pod.get("status", {})).get("Ready", {}).get("status") == "True")
+
+
+def _refused(status: Object) -> Iterator[Trouble]:
+    """Pods that were not even made, by a quota or a policy."""
+    failure = _conditions(status).get("ReplicaFailure", {})
+    if failure.get("status") == "True":
+        yield Trouble(f"pods are refused: {_line(failure.get('message', ''))}", hopeless=False)
+
+
+def _troubles(pod: Object) -> Iterator[Trouble]:
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    scheduled = _conditions(status).get("PodScheduled", {})
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+        yield Trouble(f"{name} has no node: {_line(scheduled.get('message', ''))}", hopeless=False)
+    for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
+        waiting = container.get("state", {}).get("waiting", {})
+        reason = waiting.get("reason", "")
+        if reason == "CrashLoopBackOff":
+            again = container.get("restartCount", 0) >= 2
+            yield Trouble(
+                f"{name} ended{' again and again' if again else ''}: {_last_words(container)}", hopeless=again
+            )
+        elif reason in _HOPELESS:
+            yield Trouble(f"{name}: {reason}: {_line(waiting.get('message', ''))}", hopeless=True)
+
+
+def _last_words(container: Object) -> str:
+    ended = container.get("lastState", {}).get("terminated", {})
+    if ended.get("reason") == "OOMKilled":
+        return "it was killed for its memory; give more by --memory"
+    return _line(ended.get("message", "")) or f"exit code {ended.get('exitCode', '?')}"
+
+
+def _line(text: str) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -1,0 +1,175 @@
+"""Owns the target `kubernetes`: a deployment applied to a cluster, watched, scaled and removed there."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, Deployment
+from run_gpt.deploy.kubernetes import logs, manifests, rollout
+from run_gpt.deploy.kubernetes.cluster import KINDS, MADE, Cluster
+from run_gpt.deploy.kubernetes.options import Object, Options, check_label, key_secret, owned
+from run_gpt.deploy.target import Doors, Phase, Status, Tell
+from run_gpt.errors import SetupError
+
+ADDRESS_SECONDS = 180
+"""How long a cluster may take to give a Service of the type LoadBalancer its address."""
+
+_KEDA = "keda.sh/v1alpha1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kubernetes(Options):
+    """A Target: one namespace of the cluster that the kubeconfig names."""
+
+    def render(self, deployment: Deployment) -> dict[str, str]:
+        """The manifests as one file. Raises SetupError."""
+        return {manifests.FILE: manifests.text(deployment, self)}
+
+    def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
+        """Apply all, delete what the deployment no longer has, and return when the last change serves."""
+        objects = manifests.manifests(deployment, self)
+        secrets = manifests.secrets(deployment, self.namespace)
+        cluster = self._cluster()
+        if deployment.autoscale is not None:
+            _require_keda(cluster)
+            _keep_number(cluster, objects)
+        versions = {}
+        for secret in secrets:
+            applied = cluster.apply(secret)
+            versions[secret["metadata"]["name"]] = applied.get("metadata", {}).get("resourceVersion")
+        _stamp(objects, versions.get(key_secret(deployment.name)))
+        for item in objects:
+            cluster.apply(item)
+        tell(f"applied {len(objects) + len(secrets)} objects in the namespace {self.namespace} of {cluster.host}")
+        _prune(cluster, deployment.name, [*objects, *secrets], tell)
+        rollout.wait(cluster, deployment.name, self.start_minutes, tell)
+        return _doors_when_known(cluster, deployment.name, tell)
+
+    def status(self, name: str) -> Status:
+        """What its pods say. Raises SetupError if there is no such deployment."""
+        cluster = self._cluster(name)
+        state = rollout.look(cluster, name)
+        doors, hint = _doors(cluster, name)
+        notes = list(dict.fromkeys(trouble.text for trouble in state.troubles))
+        return Status(
+            name=name,
+            phase=_phase(state),
+            ready=state.executors.ready,
+            wanted=state.executors.wanted,
+            doors=doors,
+            notes=(*notes, *([hint] if hint else [])),
+        )
+
+    def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
+        """The output of all its pods, each line with its pod's name before it."""
+        return (logs.follow if follow else logs.read)(self._cluster(name), name, lines)
+
+    def scale(self, name: str, replicas: int, tell: Tell) -> None:
+        """Change the number of executors. Raises SetupError where load decides it."""
+        cluster = self._cluster(name)
+        executors = rollout.workload(cluster, name, "executor")
+        if cluster.find("ScaledObject", owned(name)):
+            raise SetupError(
+                f"{name} scales by load: deploy it with another --autoscale, or without, to change its replicas"
+            )
+        cluster.scale(executors["kind"], executors["metadata"]["name"], replicas)
+        tell(f"{name} goes from {executors['spec'].get('replicas', 1)} replicas to {replicas}")
+
+    def remove(self, name: str, tell: Tell) -> None:
+        """Delete all that has its labels, keys and volumes too. Its pods finish what they run."""
+        cluster = self._cluster(name)
+        found = [(kind, item) for kind in KINDS if kind != "Pod" for item in cluster.find(kind, owned(name))]
+        if not found:
+            raise SetupError(f"there is no deployment {name} in the namespace {self.namespace} of {cluster.host}")
+        for kind, item in found:
+            cluster.delete(kind, item["metadata"]["name"])
+            tell(f"deleted {kind} {item['metadata']['name']}")
+
+    def _cluster(self, name: str | None = None) -> Cluster:
+        if name is not None:
+            check_label("NAME", name)
+        return Cluster(self.namespace, self.context)
+
+
+def _require_keda(cluster: Cluster) -> None:
+    if not cluster.has(_KEDA):
+        raise SetupError(
+            f"the cluster at {cluster.host} has no KEDA, which --autoscale needs: install it from https://keda.sh, or "
+            "leave --autoscale out"
+        )
+
+
+def _keep_number(cluster: Cluster, objects: list[Object]) -> None:
+    """Where load decides the number of executors and they are there, a new deployment leaves it as it is."""
+    for item in objects:
+        scaled = item["metadata"]["labels"]["app.kubernetes.io/component"] == "executor"
+        if scaled and item["kind"] in ("Deployment", "StatefulSet"):
+            present = cluster.get(item["kind"], item["metadata"]["name"])
+            if present is not None:
+                item["spec"]["replicas"] = present["spec"].get("replicas", 1)
+
+
+def _stamp(objects: list[Object], key_version: str | None) -> None:
+    """Mark the pods of each template, so that the new ones can be told, and a gateway's by its key, read at its start.
+
+    By the version of its Secret, not by a hash, from which a short key could be guessed.
+    """
+    for item in objects:
+        template = item["spec"].get("template")
+        if template is not None:
+            gateway = item["metadata"]["labels"]["app.kubernetes.io/component"] == "gateway"
+            content = json.dumps([template, key_version if gateway else None], sort_keys=True)
+            stamp = hashlib.sha256(content.encode()).hexdigest()[:16]
+            template["metadata"]["annotations"] = {rollout.STAMP: stamp}
+
+
+def _prune(cluster: Cluster, name: str, objects: list[Object], tell: Tell) -> None:
+    kept = {(item["kind"], item["metadata"]["name"]) for item in objects}
+    for kind in MADE:
+        for item in cluster.find(kind, owned(name)):
+            if (kind, item["metadata"]["name"]) not in kept:
+                cluster.delete(kind, item["metadata"]["name"])
+                tell(f"deleted {kind} {item['metadata']['name']}, which it no longer has")
+
+
+def _phase(state: rollout.State) -> Phase:
+    if state.executors.wanted == 0:
+        return "stopped"
+    if state.executors.ready and state.gateways.ready:
+        return "serving"
+    return "failed" if any(trouble.hopeless for trouble in state.troubles) else "starting"
+
+
+def _doors_when_known(cluster: Cluster, name: str, tell: Tell) -> Doors:
+    deadline = time.monotonic() + ADDRESS_SECONDS
+    while True:
+        doors, hint = _doors(cluster, name)
+        if doors.http is not None or time.monotonic() > deadline:
+            if hint:
+                tell(hint)
+            return doors
+        time.sleep(rollout.POLL_SECONDS)
+
+
+def _doors(cluster: Cluster, name: str) -> tuple[Doors, str]:
+    """Where requests go, and a line that says what else to know of it."""
+    service = cluster.get("Service", name)
+    if service is None:
+        return Doors(), f"the Service {name} is gone: deploy it again"
+    ingress = cluster.get("Ingress", name)
+    host = f"{name}.{cluster.namespace}.svc"
+    if service["spec"].get("type") == "LoadBalancer":
+        points = service.get("status", {}).get("loadBalancer", {}).get("ingress", [])
+        host = next((point.get("hostname") or point.get("ip", "") for point in points), "")
+        hint = "" if host else "the load balancer has no address yet: `rungpt deploy status` shows it when it has"
+    else:
+        forward = f"kubectl --namespace {cluster.namespace} port-forward service/{name} {HTTP_PORT} {GRPC_PORT}"
+        hint = f"from outside the cluster: {forward}"
+    host = f"[{host}]" if ":" in host else host
+    doors = Doors(http=f"http://{host}:{HTTP_PORT}", grpc=f"grpc://{host}:{GRPC_PORT}") if host else Doors()
+    if ingress is None:
+        return doors, hint
+    scheme = "https" if ingress["spec"].get("tls") else "http"
+    return Doors(http=f"{scheme}://{ingress['spec']['rules'][0]['host']}", grpc=doors.grpc), hint

@@ -1,0 +1,242 @@
+"""Owns the manifests of what runs: the gateways' and the executors' pods, and who keeps up their number."""
+
+from pathlib import PurePosixPath
+
+from run_gpt.config import API_KEY_VARIABLE
+from run_gpt.deploy.deployment import (
+    CACHE_PATH,
+    EXECUTOR_PORT,
+    GATEWAY_CPUS,
+    GATEWAY_MEMORY_GIB,
+    GRPC_PORT,
+    HTTP_PORT,
+    KEYS_PATH,
+    Deployment,
+    pod_command,
+)
+from run_gpt.deploy.kubernetes.options import (
+    Object,
+    Options,
+    executors_name,
+    gateway_name,
+    key_secret,
+    keys_secret,
+    metadata,
+    owned,
+    selector,
+)
+
+KEY_ITEM = "key"
+WITHDRAW_SECONDS = 5
+"""How long a gateway goes on as before when it is to end, until no load balancer sends it anything."""
+
+_USER = 10001
+"""Of the image. It is said here too, since a cluster believes of a number only that it is not root's."""
+_START_PERIOD = 5
+
+
+def gateways(deployment: Deployment, options: Options) -> Object:
+    """The Deployment of the gateways. A new one is ready before an old one ends."""
+    name = deployment.name
+    env, mounts, volumes = _keys(deployment)
+    memory = f"{GATEWAY_MEMORY_GIB}Gi"
+    alive, ready = ({"httpGet": {"path": path, "port": "http"}, "timeoutSeconds": 5} for path in ("/health", "/ready"))
+    container = _container("gateway", deployment) | {
+        "env": [*_env(deployment.gateway_env(executors_name(name))), *env],
+        "ports": [
+            {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
+            {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
+        ],
+        "resources": {"requests": {"cpu": f"{GATEWAY_CPUS}", "memory": memory}, "limits": {"memory": memory}},
+        "startupProbe": alive | {"periodSeconds": 2, "failureThreshold": 60},
+        "livenessProbe": alive | {"periodSeconds": 10},
+        "readinessProbe": ready | {"periodSeconds": 2},
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(WITHDRAW_SECONDS)]}}},
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *mounts],
+    }
+    pod = _pod("gateway", deployment, options, WITHDRAW_SECONDS)
+    pod |= {"containers": [container], "volumes": [{"name": "tmp", "emptyDir": {}}, *volumes]}
+    spec = {
+        "replicas": deployment.gateways,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        **_deployment_spec("gateway", deployment, options, pod),
+    }
+    about = metadata(gateway_name(name), name, options.namespace, "gateway")
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": about, "spec": spec}
+
+
+def executors(deployment: Deployment, options: Options) -> Object:
+    """A Deployment of the executors, or, where each has a volume of its own that lasts, a StatefulSet."""
+    name = deployment.name
+    volumes = [_cache(options)] if not options.cache_gib else []
+    mounts = [{"name": "cache", "mountPath": CACHE_PATH}, {"name": "tmp", "mountPath": "/tmp"}]
+    volumes.append({"name": "tmp", "emptyDir": {}})
+    if deployment.gpus or deployment.server.tensor_parallel > 1:
+        # Processes that share a model talk through it, and a container's own has 64 MB.
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})
+    probe = {"grpc": {"port": EXECUTOR_PORT}, "timeoutSeconds": 5}
+    starts = options.start_minutes * 60 // _START_PERIOD
+    container = _container("executor", deployment) | {
+        "env": _env(deployment.executor_env(executors_name(name))),
+        "ports": [{"name": "grpc", "containerPort": EXECUTOR_PORT, "protocol": "TCP"}],
+        "resources": _resources(deployment),
+        "startupProbe": probe | {"periodSeconds": _START_PERIOD, "failureThreshold": starts},
+        # Long, since a step of a large model takes its time; one whose engine is dead ends by itself.
+        "livenessProbe": probe | {"periodSeconds": 10, "failureThreshold": 6},
+        "readinessProbe": probe | {"periodSeconds": 5},
+        "volumeMounts": mounts,
+    }
+    pod = _pod("executor", deployment, options, 0) | {"containers": [container], "volumes": volumes}
+    if not options.cache_claim:
+        pod["initContainers"] = [_models_of_the_image(deployment)]
+    if deployment.gpus:
+        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    if options.node_selector:
+        key, _, value = options.node_selector.partition("=")
+        pod["nodeSelector"] = {key: value}
+    return _keeper(deployment, options, pod)
+
+
+def _keys(deployment: Deployment) -> tuple[list[Object], list[Object], list[Object]]:
+    """A gateway's variable with the key; where it has the file of keys, and the volume that brings it."""
+    env, mounts, volumes = [], [], []
+    if deployment.server.api_key is not None:
+        source = {"name": key_secret(deployment.name), "key": KEY_ITEM, "optional": False}
+        env.append({"name": API_KEY_VARIABLE, "valueFrom": {"secretKeyRef": source}})
+    if deployment.server.api_key_file is not None:
+        # The folder, not the file: only so does the kubelet replace it when the Secret changes.
+        mounts.append({"name": "keys", "mountPath": str(PurePosixPath(KEYS_PATH).parent), "readOnly": True})
+        secret = {"secretName": keys_secret(deployment.name), "optional": False, "defaultMode": 0o440}
+        volumes.append({"name": "keys", "secret": secret})
+    return env, mounts, volumes
+
+
+def _keeper(deployment: Deployment, options: Options, pod: Object) -> Object:
+    name = executors_name(deployment.name)
+    spec = {**_replicas(deployment)}
+    kind = "StatefulSet" if options.cache_gib else "Deployment"
+    if kind == "StatefulSet":
+        spec |= {
+            "serviceName": name,
+            "podManagementPolicy": "Parallel",
+            "updateStrategy": {"type": "RollingUpdate"},
+            # A replica that comes back by load has its models still; a removed deployment leaves nothing.
+            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
+            **_common_spec("executor", deployment, pod),
+            "volumeClaimTemplates": [_claim(deployment, options)],
+        }
+    else:
+        # Idle GPUs beside those in use are seldom there: then the old one has to go before the new one comes.
+        surge = (
+            {"maxSurge": 0, "maxUnavailable": "25%"} if deployment.gpus else {"maxSurge": "25%", "maxUnavailable": 0}
+        )
+        spec |= {
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": surge},
+            **_deployment_spec("executor", deployment, options, pod),
+        }
+    labels = metadata(name, deployment.name, options.namespace, "executor")
+    return {"apiVersion": "apps/v1", "kind": kind, "metadata": labels, "spec": spec}
+
+
+def _replicas(deployment: Deployment) -> Object:
+    """Nothing where they scale by load from the least: who applies this again would undo what the load asked for."""
+    scaled = deployment.autoscale is not None and deployment.replicas == deployment.autoscale.least
+    return {} if scaled else {"replicas": deployment.replicas}
+
+
+def _deployment_spec(role: str, deployment: Deployment, options: Options, pod: Object) -> Object:
+    """A gateway is ready when a replica is, so both get as long."""
+    return {"progressDeadlineSeconds": options.start_minutes * 60 + 600, **_common_spec(role, deployment, pod)}
+
+
+def _common_spec(role: str, deployment: Deployment, pod: Object) -> Object:
+    labels = selector(deployment.name, role) | owned(deployment.name)
+    return {
+        "revisionHistoryLimit": 3,
+        "selector": {"matchLabels": selector(deployment.name, role)},
+        "template": {"metadata": {"labels": labels}, "spec": pod},
+    }
+
+
+def _pod(role: str, deployment: Deployment, options: Options, withdraw_seconds: int) -> Object:
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": selector(deployment.name, role)},
+    }
+    pod: Object = {
+        "automountServiceAccountToken": False,
+        # Else the cluster tells of its Services in variables, of which one called rungpt would begin like ours.
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": deployment.stop_seconds + withdraw_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [spread],
+    }
+    return pod | ({"imagePullSecrets": [{"name": options.pull_secret}]} if options.pull_secret else {})
+
+
+def _container(role: str, deployment: Deployment) -> Object:
+    return {
+        "name": role,
+        "image": deployment.image,
+        "command": pod_command(role),
+        "securityContext": _CLOSED,
+        # What it said last stands in its status when it ends in an error.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+_CLOSED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": True}
+
+
+def _models_of_the_image(deployment: Deployment) -> Object:
+    """A volume hides what the image has at its place, models that were baked in: it gets them here."""
+    small = {"cpu": "100m", "memory": "256Mi"}
+    return {
+        "name": "models-of-the-image",
+        "image": deployment.image,
+        "command": ["sh", "-c", f"test ! -d {CACHE_PATH} || cp -R {CACHE_PATH}/. /volume/"],
+        "securityContext": _CLOSED,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "resources": {"requests": small, "limits": {"memory": small["memory"]}},
+        "volumeMounts": [{"name": "cache", "mountPath": "/volume"}],
+    }
+
+
+def _resources(deployment: Deployment) -> Object:
+    """No limit of CPU: threads that wait for each other at every layer all wait for one that its quota has stopped."""
+    memory = f"{deployment.memory_gib:g}Gi"
+    limits = {"memory": memory} | ({"nvidia.com/gpu": str(deployment.gpus)} if deployment.gpus else {})
+    return {"requests": {"cpu": f"{deployment.cpus:g}", "memory": memory}, "limits": limits}
+
+
+def _cache(options: Options) -> Object:
+    if options.cache_claim:
+        return {"name": "cache", "persistentVolumeClaim": {"claimName": options.cache_claim}}
+    return {"name": "cache", "emptyDir": {}}
+
+
+def _claim(deployment: Deployment, options: Options) -> Object:
+    spec: Object = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": f"{options.cache_gib}Gi"}},
+    }
+    if options.storage_class:
+        spec["storageClassName"] = options.storage_class
+    labels = metadata("cache", deployment.name, options.namespace, "executor")["labels"]
+    return {"metadata": {"name": "cache", "labels": labels}, "spec": spec}
+
+
+def _env(variables: dict[str, str]) -> list[Object]:
+    """Kubernetes reads `$(NAME)` in a value, and `$$` as `$`. The image's root is read-only, and so is its home."""
+    values = variables | {"HOME": "/tmp"}
+    return [{"name": name, "value": value.replace("$", "$$")} for name, value in values.items()]

@@ -1,0 +1,74 @@
+"""What is known of a replica: what it says, when it counts as lost, and when what it kept is forgotten."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from run_gpt.api import documents
+from run_gpt.api.answers import Status
+from run_gpt.gateway import replica as module
+from run_gpt.gateway.replica import SILENT_SECONDS, Replica
+
+LATE, GONE = grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE
+
+
+class Probed:
+    """A replica whose probes have these answers, and a clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.now = 1000.0
+        self.replica = Replica("10.0.0.1:5")
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+
+    async def probe(self, answer: str | grpc.StatusCode) -> str:
+        async def call(*_: Any) -> Any:
+            if isinstance(answer, grpc.StatusCode):
+                raise grpc.aio.AioRpcError(answer, grpc.aio.Metadata(), grpc.aio.Metadata())
+            status = Status.model_validate({"state": answer, "model": "m", "running": 0, "waiting": 0})
+            message = module.jina_pb2.DataRequestProto()
+            message.data.docs.docs.append(documents.StatusDocument(**status.model_dump()).to_protobuf())
+            return message
+
+        self.replica.unary = call  # type: ignore[method-assign]
+        await self.replica.probe()
+        return self.replica.state
+
+
+@pytest.fixture
+async def probed(monkeypatch: pytest.MonkeyPatch) -> Probed:
+    return Probed(monkeypatch)
+
+
+async def test_a_busy_replica_answers_late_and_a_silent_one_is_lost(probed: Probed) -> None:
+    assert await probed.probe("ready") == "ready"
+    probed.now += 3600  # with thousands of replicas it is long to the next probe: that is not its silence
+    assert await probed.probe(LATE) == "ready"
+    probed.now += SILENT_SECONDS - 1
+    assert await probed.probe(LATE) == "ready"
+    assert await probed.probe("ready") == "ready"
+    probed.now += SILENT_SECONDS + 1
+    assert await probed.probe(LATE) == "ready"
+    probed.now += SILENT_SECONDS + 1
+    assert await probed.probe(LATE) == "lost"
+
+
+async def test_one_that_is_gone_is_lost_at_once_and_one_never_seen_is_connecting(probed: Probed) -> None:
+    assert await probed.probe(GONE) == "connecting"
+    assert await probed.probe("ready") == "ready"
+    assert await probed.probe(GONE) == "lost"
+
+
+async def test_what_it_kept_is_forgotten_when_it_was_away(probed: Probed) -> None:
+    """A process that was started again has none of the conversations that are sent to it."""
+    await probed.probe("ready")
+    cache = probed.replica.cache
+    for answer, same in (("ready", True), (LATE, True), ("ready", True), (GONE, True), ("ready", False)):
+        await probed.probe(answer)  # type: ignore[arg-type]
+        assert (probed.replica.cache is cache) is same
+    cache = probed.replica.cache
+    probed.replica.suspect()
+    assert not probed.replica.takes_requests
+    await probed.probe("ready")
+    assert probed.replica.takes_requests
+    assert probed.replica.cache is not cache
