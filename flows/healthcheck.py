@@ -1,0 +1,76 @@
+"""Owns the check of a container's health: `python -P -m run_gpt.flows.healthcheck [gateway|executor]`.
+
+It imports neither jina nor torch: an engine of containers runs it every few seconds, on the cores of the model.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from run_gpt.config import LOOPBACK, ServeConfig
+from run_gpt.errors import SetupError
+from run_gpt.flows.ports import answers_ok, is_listening
+from run_gpt.flows.reading import flow_of_environment
+
+_EXECUTOR_PORT = 51001
+_SECONDS = 3.0
+_SERVING = b"\x08\x01"
+"""A HealthCheckResponse with the status SERVING."""
+
+
+def main() -> int:
+    """Returns 0 if requests are answered here now; else 1, with the reason on stdout, where `docker inspect` has it."""
+    parser = argparse.ArgumentParser(prog="python -m run_gpt.flows.healthcheck", description=__doc__)
+    parser.add_argument("role", nargs="?", choices=("gateway", "executor"), help="default: whichever listens here")
+    role = parser.parse_args().role
+    try:
+        problem = problem_of(role, flow_of_environment())
+    except SetupError as error:
+        problem = error.message
+    print(problem or "serving")
+    return 1 if problem else 0
+
+
+def problem_of(role: str | None, flow: dict[str, Any] | None) -> str | None:
+    """Why the gateway or executor of this container does not serve, or None; without a role, whichever listens."""
+    http_port, executor_port = ports_of(flow)
+    if role is None:
+        role = "gateway" if is_listening(LOOPBACK, http_port) else "executor"
+    return gateway_problem(http_port) if role == "gateway" else executor_problem(executor_port)
+
+
+def ports_of(flow: dict[str, Any] | None) -> tuple[int, int]:
+    """The gateway's HTTP port and the executor's, of this container's Flow; those of `rungpt serve` if it has none."""
+    if flow is None:
+        return ServeConfig.http_port, _EXECUTOR_PORT
+    gateway = flow["gateway"]
+    return gateway["port"][gateway["protocol"].index("http")], flow["executors"][0]["port"][0]
+
+
+def gateway_problem(port: int) -> str | None:
+    """Why a gateway on this machine does not serve, or None: its `/ready`, which needs no key."""
+    if answers_ok(LOOPBACK, port, "/ready"):
+        return None
+    return f"not ready on port {port}" if is_listening(LOOPBACK, port) else f"nothing listens on port {port}"
+
+
+def executor_problem(port: int) -> str | None:
+    """Why an executor on this machine does not serve, or None: gRPC's standard health service.
+
+    It opens its port when the model is loaded.
+    """
+    if not is_listening(LOOPBACK, port):
+        return f"nothing listens on port {port}: the model is loading"
+    import grpc
+
+    with grpc.insecure_channel(f"{LOOPBACK}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")  # bytes in and out: saves importing protobuf
+        try:
+            answer = check(b"", timeout=_SECONDS)
+        except grpc.RpcError as error:
+            return f"no answer on port {port}: {error.code().name}"
+    return None if answer == _SERVING else f"not serving on port {port}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Owns the compose.yml of a deployment: its gateway, its executors, and the volume that models are kept in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from run_gpt.config import API_KEY_VARIABLE
+from run_gpt.deploy.deployment import (
+    CACHE_PATH,
+    GATEWAY_CPUS,
+    GATEWAY_MEMORY_GIB,
+    GRPC_PORT,
+    HTTP_PORT,
+    KEYS_PATH,
+    Deployment,
+    pod_command,
+)
+
+GATEWAY, EXECUTOR = "gateway", "executor"
+"""Services, and EXECUTOR the name in the network by which the gateway finds all executors."""
+KEYS_FOLDER = "keys"
+"""Beside compose.yml: what the gateway has as the folder of its file of keys."""
+MARK = "# RunGPT for Docker Compose, made by `rungpt deploy`."
+
+_KEY_NOTE = f"""\
+# {API_KEY_VARIABLE} in the environment of `docker compose` has the key, which is not in this file.
+"""
+_KEYS_NOTE = f"""\
+# The file of keys lies beside this one, as {KEYS_FOLDER}/{KEYS_PATH.name}. The gateway reads it as the image's user, so
+# everybody must be able to read it; a folder around both that only its owner can enter keeps others away.
+"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where on this machine the doors are."""
+
+    address: str
+    http_port: int
+    grpc_port: int
+
+
+def render_compose(deployment: Deployment, published: Published) -> str:
+    """The text of compose.yml, without a key. Docker's DNS gives the gateway one address for each executor."""
+    file: dict[str, Any] = {
+        "name": deployment.name,
+        "services": {GATEWAY: _gateway(deployment, published)} | dict(_executors(deployment)),
+        "volumes": {"cache": {}},
+    }
+    if deployment.gpus:
+        file["networks"] = {"default": {}}
+    header = MARK + "\n"
+    if deployment.server.api_key is not None:
+        header += _KEY_NOTE
+    if deployment.server.api_key_file is not None:
+        header += _KEYS_NOTE
+    return header + yaml.dump(file, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def _gateway(deployment: Deployment, published: Published) -> dict[str, Any]:
+    service = _service(deployment, "gateway", _escaped(deployment.gateway_env(EXECUTOR)))
+    if deployment.server.api_key is not None:
+        message = "set it to the key that requests must have"
+        service["environment"][API_KEY_VARIABLE] = f"${{{API_KEY_VARIABLE}:?{message}}}"
+    service["ports"] = [
+        {"target": target, "published": str(port), "host_ip": published.address}
+        for target, port in ((HTTP_PORT, published.http_port), (GRPC_PORT, published.grpc_port))
+    ]
+    if deployment.server.api_key_file is not None:
+        # The folder and not the file: a file that is mounted by itself stays what it was when another takes its name.
+        mount = {"type": "bind", "source": f"./{KEYS_FOLDER}", "target": str(KEYS_PATH.parent), "read_only": True}
+        service["volumes"] = [mount | {"bind": {"create_host_path": False}}]
+    service["deploy"] = {"resources": {"limits": _limits(GATEWAY_CPUS, GATEWAY_MEMORY_GIB)}}
+    return service
+
+
+def _executors(deployment: Deployment) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One service of several containers; with GPUs one for each replica, since those of one service get the same."""
+    replicas, gpus = deployment.replicas, deployment.gpus
+    for index in range(replicas if gpus else 1):
+        service = _service(deployment, "executor", _escaped(deployment.executor_env(EXECUTOR)))
+        service["volumes"] = [{"type": "volume", "source": "cache", "target": CACHE_PATH}]
+        resources: dict[str, Any] = {"limits": _limits(deployment.cpus, deployment.memory_gib)}
+        if not gpus:
+            service["deploy"] = {"replicas": replicas, "resources": resources}
+            yield EXECUTOR, service
+            continue
+        ids = [str(gpu) for gpu in range(index * gpus, (index + 1) * gpus)]
+        device = {"driver": "nvidia", "device_ids": ids, "capabilities": ["gpu"]}
+        service["deploy"] = {"resources": resources | {"reservations": {"devices": [device]}}}
+        service["networks"] = {"default": {"aliases": [EXECUTOR]}}
+        if deployment.server.tensor_parallel > 1:
+            service["shm_size"] = "1gb"  # NCCL passes through it what the GPUs cannot hand each other
+        yield f"{EXECUTOR}-{index}", service
+
+
+def _service(deployment: Deployment, role: str, environment: dict[str, str]) -> dict[str, Any]:
+    """What both have in common: how they start, how they end, and that nothing but /tmp and volumes is written."""
+    return {
+        "image": deployment.image,
+        "entrypoint": pod_command(role),
+        "init": True,  # reaps what compilers and libraries leave behind
+        "environment": environment,
+        "healthcheck": {
+            "test": ["CMD", "python", "-P", "-m", "run_gpt.flows.healthcheck", role],
+            "interval": "10s",
+            "timeout": "5s",
+            "retries": 3,
+            "start_period": "30m",
+        },
+        "restart": "unless-stopped",
+        "stop_grace_period": f"{deployment.stop_seconds}s",
+        "read_only": True,
+        "tmpfs": ["/tmp"],
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}},
+    }
+
+
+def _limits(cpus: float, memory_gib: float) -> dict[str, str]:
+    return {"cpus": f"{cpus:g}", "memory": f"{round(memory_gib * 1024)}M"}
+
+
+def _escaped(environment: dict[str, str]) -> dict[str, str]:
+    """Compose would take a `$` for the beginning of a variable of the caller's."""
+    return {name: value.replace("$", "$$") for name, value in environment.items()}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a text of several lines as one, and every value where it is used."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style="|" if "\n" in data else None)
+
+
+_Dumper.add_representer(str, _text)

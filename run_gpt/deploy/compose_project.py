@@ -1,0 +1,103 @@
+"""Owns a project of Docker Compose: which file it was made from, whether it is ours, and the commands on it."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from run_gpt.config import API_KEY_VARIABLE
+from run_gpt.deploy.compose import MARK
+from run_gpt.deploy.docker_program import check_docker, docker, docker_lines, json_rows
+from run_gpt.deploy.target import Tell
+from run_gpt.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Project:
+    """What Docker Compose calls a deployment, and the file that it was made from."""
+
+    name: str
+    file: Path
+    key: str | None = None
+    """For the file's variable; only `up` of the gateway gives it to anybody."""
+
+    def read(self, *arguments: str) -> str:
+        """What `docker compose ARGUMENTS` prints. Raises SetupError with its error."""
+        return docker(*self._command(*arguments), env=self._env())
+
+    def lines(self, *arguments: str) -> Iterator[str]:
+        """Its lines as they come, errors among them."""
+        return docker_lines(*self._command(*arguments), env=self._env())
+
+    def run(self, *arguments: str, tell: Tell) -> None:
+        """It, to its end, with its progress for `tell`."""
+        for line in self.lines(*arguments):
+            tell(line.strip())
+
+    def containers(self) -> list[dict[str, Any]]:
+        """Those that there are, ended ones too, as `docker compose ps` describes them, and `Restarts` of each."""
+        rows = json_rows(self.read("ps", "--all", "--format", "json"))
+        if rows:
+            inspect = ("container", "inspect", "--format", "{{.RestartCount}}")
+            for row, count in zip(rows, docker(*inspect, *(row["Name"] for row in rows)).split(), strict=True):
+                row["Restarts"] = int(count)
+        return rows
+
+    def services(self) -> dict[str, Any]:
+        """The services of the file."""
+        services: dict[str, Any] = yaml.safe_load(self.file.read_text(encoding="utf-8"))["services"]
+        return services
+
+    def last_words(self) -> str:
+        """Why a container has ended, as far as it said: its own error, else its last line."""
+        lines = self.read("logs", "--no-color", "--no-log-prefix", "--tail", "50").splitlines()
+        said = [line.removeprefix("rungpt: ") for line in lines if line.startswith("rungpt: ")]
+        return (said or [line for line in lines if line.strip()] or ["it said nothing"])[-1]
+
+    def _command(self, *arguments: str) -> tuple[str, ...]:
+        return ("compose", "--project-name", self.name, "--file", str(self.file), *arguments)
+
+    def _env(self) -> dict[str, str]:
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("COMPOSE_")}
+        key = self.key if self.key is not None else mine.get(API_KEY_VARIABLE)
+        return mine | {API_KEY_VARIABLE: key or "not given, and not needed"}
+
+
+def find_project(name: str) -> Project:
+    """The deployment that is called so. Raises SetupError if there is none, or if it is not of our making."""
+    check_docker()
+    file = _file_of(name)
+    if file is None:
+        raise SetupError(f"there is no deployment {name}: `docker compose ls --all` shows what there is")
+    if not file.is_file():
+        raise SetupError(
+            f"the file that {name} was made from, {file}, is not on this machine: deploy it again, or end it with "
+            f"`docker compose -p {name} down`"
+        )
+    _check_ours(name, file)
+    return Project(name, file)
+
+
+def check_free(name: str) -> None:
+    """Raises SetupError if a project of somebody else's is called so, whose containers would be replaced."""
+    file = _file_of(name)
+    if file is not None and file.is_file():
+        _check_ours(name, file)
+
+
+def _file_of(name: str) -> Path | None:
+    for row in json_rows(docker("compose", "ls", "--all", "--format", "json")):
+        if row["Name"] == name:
+            return Path(row["ConfigFiles"].split(",")[0])
+    return None
+
+
+def _check_ours(name: str, file: Path) -> None:
+    if not file.read_text(encoding="utf-8").startswith(MARK):
+        raise SetupError(
+            f"{name} is a project of Docker Compose that `rungpt deploy` has not made, but {file}: take another name, "
+            "or use `docker compose`"
+        )

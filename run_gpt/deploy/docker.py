@@ -1,0 +1,178 @@
+"""Owns deployments on one machine, by Docker Compose: makes its file, and drives the `docker` program."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from run_gpt.config import EVERY_INTERFACE, LOOPBACK
+from run_gpt.deploy.compose import EXECUTOR, GATEWAY, KEYS_FOLDER, Published, render_compose
+from run_gpt.deploy.compose_project import Project, check_free, find_project
+from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, KEYS_PATH, Deployment
+from run_gpt.deploy.docker_program import check_docker, docker
+from run_gpt.deploy.target import Doors, Phase, Status, Tell, option
+from run_gpt.errors import SetupError
+
+FILE = "compose.yml"
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class DockerCompose:
+    """Docker Compose on this machine, or on the one that docker's context or $DOCKER_HOST names."""
+
+    publish: str = option("", "Address for both doors; default: 127.0.0.1, and 0.0.0.0, the network, with a key.")
+    publish_http: int = option(HTTP_PORT, "Port of the HTTP door.")
+    publish_grpc: int = option(GRPC_PORT, "Port of the gRPC door.")
+    compose_wait: float = option(1800.0, "Seconds that it gets until it serves.")
+
+    def render(self, deployment: Deployment) -> dict[str, str]:
+        """compose.yml. Raises SetupError for what Docker Compose has not: scaling by load, several gateways."""
+        if deployment.autoscale is not None:
+            raise SetupError(
+                "Docker Compose does not scale by load: leave --autoscale out and change the number with "
+                "`rungpt deploy scale`, or take --cloud kubernetes"
+            )
+        if deployment.gateways > 1:
+            raise SetupError("Docker gives a port to one container: leave --gateways out, or take --cloud kubernetes")
+        default = EVERY_INTERFACE if deployment.server.asks_for_key or deployment.open else LOOPBACK
+        address = self.publish or default
+        if address not in (LOOPBACK, "::1"):
+            deployment.check_closed(f"whoever reaches {address} of this machine")
+        return {FILE: render_compose(deployment, Published(address, self.publish_http, self.publish_grpc))}
+
+    def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
+        """Start or change the containers, and wait until each of them is healthy.
+
+        The file, and a copy of the file of keys, are kept in $XDG_STATE_HOME/rungpt/docker/NAME (XDG_STATE_HOME's
+        default: ~/.local/state), where the other calls find them.
+        """
+        files = self.render(deployment)
+        check_docker()
+        check_free(deployment.name)
+        folder = _state_folder(deployment.name)
+        _write_files(folder, files[FILE], deployment.keys_file())
+        project = Project(deployment.name, folder / FILE, deployment.server.api_key)
+        try:
+            project.run("up", "--detach", "--remove-orphans", tell=tell)
+        except SetupError as error:
+            raise _explained(error, deployment.image) from error
+        return self._wait(project, deployment.replicas, tell)
+
+    def status(self, name: str) -> Status:
+        """What `docker compose ps` says."""
+        return _status(name, find_project(name).containers())
+
+    def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
+        """Lines of `docker compose logs`, each with its container's name before it."""
+        follows = ["--follow"] if follow else []
+        yield from find_project(name).lines("logs", "--no-color", "--tail", str(lines), *follows)
+
+    def scale(self, name: str, replicas: int, tell: Tell) -> None:
+        """Start or end executors; `rungpt deploy` sets their number back to its --replicas."""
+        project = find_project(name)
+        if EXECUTOR not in project.services():
+            raise SetupError(
+                f"{name} has its GPUs shared out among its executors: give `rungpt deploy` another --replicas instead"
+            )
+        # The other services, and executors that run, are left as they are, whatever the environment says now.
+        scale = ("--no-deps", "--no-recreate", "--scale", f"{EXECUTOR}={replicas}", EXECUTOR)
+        project.run("up", "--detach", *scale, tell=tell)
+
+    def remove(self, name: str, tell: Tell) -> None:
+        """End and delete the containers, and the volume with its models."""
+        project = find_project(name)
+        project.run("down", "--volumes", "--remove-orphans", tell=tell)
+        if project.file == _state_folder(name) / FILE:
+            shutil.rmtree(project.file.parent)
+
+    def _wait(self, project: Project, replicas: int, tell: Tell) -> Doors:
+        """Until all are healthy. Raises SetupError, with its own words, as soon as one has ended instead."""
+        deadline = time.monotonic() + self.compose_wait
+        told = -1
+        while True:
+            status = _status(project.name, project.containers())
+            if status.notes:
+                raise SetupError(f"{'; '.join(status.notes)}: {project.last_words()}")
+            if status.phase == "serving" and status.ready == replicas:
+                return status.doors
+            if status.ready != told:
+                told = status.ready or 0
+                tell(f"{told} of {replicas} replicas ready")
+            if time.monotonic() > deadline:
+                raise SetupError(
+                    f"{project.name} does not serve after {self.compose_wait:g} s ({told} of {replicas} replicas "
+                    f"ready): see `rungpt deploy logs {project.name} --cloud docker`, or give more --compose-wait"
+                )
+            time.sleep(_POLL_SECONDS)
+
+
+def _status(name: str, containers: list[dict[str, Any]]) -> Status:
+    executors = [container for container in containers if container["Service"].startswith(EXECUTOR)]
+    gateway = next((container for container in containers if container["Service"] == GATEWAY), None)
+    failed = [container for container in containers if _fails(container)]
+    stopped = all(container["State"] == "exited" and container["ExitCode"] == 0 for container in containers)
+    ready = sum(container["Health"] == "healthy" for container in executors)
+    phase: Phase = "stopped" if stopped or not executors else "failed" if failed else "starting"
+    if ready and gateway is not None and gateway["Health"] == "healthy":
+        phase = "serving"
+    return Status(
+        name=name,
+        phase=phase,
+        ready=ready,
+        wanted=len(executors),
+        doors=Doors() if gateway is None else _doors(gateway),
+        notes=tuple(f"{c['Name']} {c['State']} (exit code {c['ExitCode']}, {c['Restarts']} restarts)" for c in failed),
+    )
+
+
+def _fails(container: dict[str, Any]) -> bool:
+    """Whether it has ended, or did so before it ever served: Docker starts it again and again."""
+    loads_again = container["Restarts"] > 0 and container["Health"] != "healthy"
+    return container["State"] in ("exited", "restarting", "dead") or loads_again
+
+
+def _doors(gateway: dict[str, Any]) -> Doors:
+    published = {row["TargetPort"]: row for row in gateway["Publishers"] or () if row["PublishedPort"]}
+
+    def url(scheme: str, target: int) -> str | None:
+        if (row := published.get(target)) is None:
+            return None
+        host = {EVERY_INTERFACE: LOOPBACK, "": LOOPBACK, "::": "::1"}.get(row["URL"], row["URL"])
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{row['PublishedPort']}"
+
+    return Doors(http=url("http", HTTP_PORT), grpc=url("grpc", GRPC_PORT))
+
+
+def _state_folder(name: str) -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "rungpt" / "docker" / name
+
+
+def _write_files(folder: Path, compose: str, keys: str | None) -> None:
+    """Only this user may enter the folder. The container, as another one, gets the folder of keys by itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    (folder / FILE).write_text(compose, encoding="utf-8")
+    if keys is not None:
+        (folder / KEYS_FOLDER).mkdir(exist_ok=True)
+        (folder / KEYS_FOLDER).chmod(0o755)
+        fresh = folder / KEYS_FOLDER / ".fresh"
+        fresh.write_text(keys, encoding="utf-8")
+        fresh.chmod(0o644)
+        fresh.replace(folder / KEYS_FOLDER / KEYS_PATH.name)  # a gateway that runs never reads half of it
+
+
+def _explained(error: SetupError, image: str) -> SetupError:
+    """The error of `up`, or what is behind it most often."""
+    try:
+        docker("image", "inspect", "--format", "{{.Id}}", image)
+    except SetupError:
+        return SetupError(
+            f"{error.message}. If it is the image {image} that is missing: build it, in a clone of RunGPT, with "
+            f"`docker build --tag {image} .`, or name another with --image"
+        )
+    return error

@@ -1,0 +1,72 @@
+"""Reads Dockerfiles and .dockerignore, as far as ours go, for tests."""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Step:
+    """One instruction: `RUN`, its flags such as `--mount=...`, and what follows."""
+
+    stage: str
+    name: str
+    flags: tuple[str, ...]
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        """The arguments, of the exec form (a JSON list) too."""
+        words: list[str] = json.loads(self.text) if self.text.startswith("[") else shlex.split(self.text)
+        return words
+
+
+def steps_of(file: Path) -> list[Step]:
+    """The instructions in their order, comments and continuations taken away."""
+    lines = [line for line in file.read_text().splitlines() if not line.lstrip().startswith("#")]
+    steps: list[Step] = []
+    stage = ""
+    for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
+        if not line.strip():
+            continue
+        name, _, rest = line.partition(" ")
+        words = rest.split()
+        flags = [word for index, word in enumerate(words) if all(w.startswith("--") for w in words[: index + 1])]
+        text = rest.strip()
+        for flag in flags:
+            text = text.removeprefix(flag).strip()
+        if name == "FROM":
+            stage = words[-1] if "AS" in words else "image"
+        steps.append(Step(stage, name, tuple(flags), text))
+    return steps
+
+
+def context_of(folder: Path, ignore: Path) -> set[str]:
+    """The files that the build gets: those below `folder`, but for what .dockerignore leaves out by its last match."""
+    patterns = [line for line in ignore.read_text().splitlines() if line and not line.startswith("#")]
+    return {
+        path
+        for file in folder.rglob("*")
+        if file.is_file() and not _ignored(path := file.relative_to(folder).as_posix(), patterns)
+    }
+
+
+def _ignored(path: str, patterns: list[str]) -> bool:
+    parts = path.split("/")
+    parents = ["/".join(parts[: count + 1]) for count in range(len(parts))]
+    ignored = False
+    for pattern in patterns:
+        plain = pattern.removeprefix("!")
+        if any(_matches(parent, plain) for parent in parents):
+            ignored = not pattern.startswith("!")
+    return ignored
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """A pattern is of a whole path; `*` stays within a folder, `**/` stands for any."""
+    if pattern.startswith("**/"):
+        return fnmatch(path.rpartition("/")[2], pattern.removeprefix("**/"))
+    return path.count("/") == pattern.count("/") and fnmatch(path, pattern)
