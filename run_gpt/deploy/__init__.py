@@ -2,12 +2,12 @@
 
 from run_gpt.deploy.aws import AWS
 from run_gpt.deploy.deployment import Autoscale, Deployment
-from run_gpt.deploy.docker import Docker
+from run_gpt.deploy.docker import DockerCompose
 from run_gpt.deploy.jina import JinaCloud
 from run_gpt.deploy.kubernetes import Kubernetes
 from run_gpt.deploy.target import Doors, Status, Target, Tell
 
-TARGETS: dict[str, type[Target]] = {"aws": AWS, "docker": Docker, "jina": JinaCloud, "kubernetes": Kubernetes}
+TARGETS: dict[str, type[Target]] = {"aws": AWS, "docker": DockerCompose, "jina": JinaCloud, "kubernetes": Kubernetes}
 """The engines, by the name that `--cloud` knows them by."""
 
 __all__ = ["TARGETS", "Autoscale", "Deployment", "Doors", "Status", "Target", "Tell"]
