@@ -1,4 +1,4 @@
-"""Every snippet of the README and of docs/openai.md is run as it stands there, on a real server: a user pastes them."""
+"""Every snippet of these documents is run as it stands there, on a real server: a user pastes them."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "docs/openai.md")
+DOCUMENTS = ("README.md", "docs/openai.md", "docs/deploy.md")
 
 # The only lines that are not run, and why.
 EXEMPT = {

@@ -24,7 +24,8 @@ _SECRETS_HEADER = """\
 
 def manifests(deployment: Deployment, options: Options) -> list[Object]:
     """All objects but the Secrets, in the order in which they are applied. Raises SetupError."""
-    deployment.check_closed(_who(options))
+    if (where := _outside(options)) is not None:
+        deployment.check_closed(f"whoever reaches {where}")
     return [
         *network.policies(deployment, options),
         *network.services(deployment, options),
@@ -56,6 +57,8 @@ def secrets(deployment: Deployment, namespace: str) -> list[Object]:
 def text(deployment: Deployment, options: Options) -> str:
     """The manifests as one file, with a comment that says how the Secrets are made by hand. Raises SetupError."""
     header = _HEADER.format(model=deployment.model)
+    if told := warning(deployment):
+        header += f"# {told}\n"
     commands = _secret_commands(deployment, options.namespace)
     if commands:
         header += _SECRETS_HEADER + "".join(f"#   {command}\n" for command in commands)
@@ -78,10 +81,20 @@ def _secret_commands(deployment: Deployment, namespace: str) -> list[str]:
     return commands
 
 
-def _who(options: Options) -> str:
+def warning(deployment: Deployment) -> str | None:
+    """A line for a deployment that asks for no key, where nobody said that this is meant."""
+    if deployment.server.asks_for_key or deployment.open:
+        return None
+    return (
+        "Warning: it asks for no key: every pod of the cluster can use it. $RUNGPT_API_KEY or --api-key-file closes it."
+    )
+
+
+def _outside(options: Options) -> str | None:
+    """The door for those who are not in the cluster, if there is one."""
     if options.ingress_host:
-        return f"whoever reaches {options.ingress_host}"
-    return "whoever reaches the load balancer" if options.service_type == "LoadBalancer" else "every pod of the cluster"
+        return options.ingress_host
+    return "the load balancer" if options.service_type == "LoadBalancer" else None
 
 
 class _Dumper(yaml.SafeDumper):

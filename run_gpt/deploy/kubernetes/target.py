@@ -31,6 +31,8 @@ class Kubernetes(Options):
         """Apply all, delete what the deployment no longer has, and return when the last change serves."""
         objects = manifests.manifests(deployment, self)
         secrets = manifests.secrets(deployment, self.namespace)
+        if told := manifests.warning(deployment):
+            tell(told)
         cluster = self._cluster()
         if deployment.autoscale is not None:
             _require_keda(cluster)

@@ -3,6 +3,7 @@ running requests when they end."""
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -343,11 +344,18 @@ def test_options_that_do_not_go_together_are_refused(settings: dict[str, Any], s
 @pytest.mark.parametrize(
     ("target", "who"),
     [
-        (Kubernetes(), "every pod of the cluster"),
         (Kubernetes(service_type="LoadBalancer"), "whoever reaches the load balancer"),
         (Kubernetes(ingress_host="chat.example.com"), "whoever reaches chat.example.com"),
     ],
 )
-def test_without_a_key_it_says_who_could_use_it(target: Kubernetes, who: str) -> None:
+def test_without_a_key_it_is_not_opened_to_the_world(target: Kubernetes, who: str) -> None:
     with pytest.raises(SetupError, match=f"{who} could use this model"):
         target.render(Deployment(server=ServeConfig(), memory_gib=2))
+
+
+def test_without_a_key_every_pod_of_the_cluster_can_use_it_and_it_says_so() -> None:
+    plain = Deployment(server=ServeConfig(), memory_gib=2)
+    warning = "# Warning: it asks for no key: every pod of the cluster can use it"
+    assert warning in Kubernetes().render(plain)["kubernetes.yaml"]
+    for closed in (replace(plain, open=True), replace(plain, server=ServeConfig(api_key="a-key-of-a-test"))):
+        assert "Warning" not in Kubernetes().render(closed)["kubernetes.yaml"]
