@@ -22,7 +22,13 @@ class PodRuntime(AsyncNewLoopRuntime):  # type: ignore[misc]
         """Loads what the pod serves, and opens its port."""
         self._loop.remove_signal_handler(signal.SIGSEGV)  # Jina's would run the instruction that failed again, for ever
         end_on_signals()  # the loop hears of none while the model is loaded, and there is nothing to finish
-        await super().async_setup()
+        if any(
+            ":" in host for host in self.args.host
+        ):  # Jina asks whether ports are free of IPv4 only; our doors ask, too
+            self.server = self._get_server()
+            await self.server.setup_server()
+        else:
+            await super().async_setup()
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._stop, number)
 

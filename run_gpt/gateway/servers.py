@@ -14,6 +14,7 @@ from jina.serve.runtimes.servers.http import FastAPIBaseServer
 from uvicorn import Config, Server
 
 from run_gpt.errors import PortInUse
+from run_gpt.gateway.discovery import join_address
 from run_gpt.gateway.http import build_app
 from run_gpt.gateway.http_access import guarded
 from run_gpt.gateway.keys import Keys
@@ -50,7 +51,7 @@ class GRPCDoor(GRPCServer):  # type: ignore[misc]
         names = [handler.service_name() for handler in handlers]
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.server)
         try:
-            bound = self.server.add_insecure_port(f"{self.host}:{self.port}")
+            bound = self.server.add_insecure_port(join_address(self.host, self.port))
         except RuntimeError:
             bound = 0
         if not bound:
@@ -100,7 +101,7 @@ class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
             app=self.app, log_level=logging.WARNING, access_log=False, lifespan="off", ws="none", **self.uvicorn_kwargs
         )
         try:
-            listener = socket.create_server((self.host, self.port), backlog=config.backlog)
+            listener = _listen(self.host, self.port, config.backlog)
         except OSError as error:
             raise PortInUse(f"port {self.port} on {self.host} cannot be opened: {error.strerror}") from error
         # Accepted connections inherit it; asyncio would set it only on sockets that it opened itself.
@@ -116,6 +117,14 @@ class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
         """Let what still runs end within STOP_SECONDS, then close the port. Called after the drain."""
         await self.server.end(STOP_SECONDS)
         self._teardown_instrumentation()
+
+
+def _listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A listening socket; `::` is every address of both families, as it is for gRPC."""
+    if ":" not in host:
+        return socket.create_server((host, port), backlog=backlog)
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=both)
 
 
 class _Server(Server):

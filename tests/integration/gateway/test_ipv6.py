@@ -1,0 +1,40 @@
+"""Without these a server could not be reached in a network that has IPv6 only, whatever `--host` says."""
+
+import socket
+from typing import Any
+
+import httpx
+import pytest
+
+from run_gpt.client import Client
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+
+
+@pytest.mark.parametrize(("host", "reached_at"), [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])])
+def test_both_doors_listen_on_an_ipv6_address(
+    start_stack: Any, bare_stack: Any, free_ports: Any, host: str, reached_at: list[str]
+) -> None:
+    workers = start_stack()
+    grpc, http = free_ports(2)
+    bare_stack.flow = workers.flow | {"gateway": workers.flow["gateway"] | {"host": host, "port": [grpc, http]}}
+    bare_stack.start("gateway")
+    if host == "::":  # where the stack asks
+        bare_stack.wait_ready(1)
+    else:
+        transport = httpx.HTTPTransport(retries=100)  # with a growing pause
+        with httpx.Client(transport=transport, timeout=60) as client:
+            assert client.get(f"http://[::1]:{http}/ready").status_code == 200
+    for address in reached_at:
+        for endpoint in (f"http://{address}:{http}", f"grpc://{address}:{grpc}"):
+            with Client().get_model(endpoint=endpoint) as model:
+                assert model.generate('{"words": ["hello"]}').text == "hello"
