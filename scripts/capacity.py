@@ -31,6 +31,8 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "capacity.md"
 FIGURES = DOCUMENT.with_suffix(".json")
 COUNTS = (1, 2, 4, 8, 16, 64, 256, 1024, 10000)
 SIMULATE_UP_TO = 64
+TABLES = ("capacity", "assumed", "policies", "fit", "doors", "check", "growth", "cells")
+"""Those of the document; each has its mark there."""
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -45,10 +45,14 @@ def batches(most_rows: int) -> Iterator[Batch]:
 
 
 class Recorder:
-    """Notes each step of an engine: what its plan held, and the time until the next plan, or its commit if none."""
+    """Notes each step of an engine: what its plan held, and the time until the next plan, or its commit if none.
 
-    def __init__(self, scheduler: Any):
+    `clock` is read in the engine's thread.
+    """
+
+    def __init__(self, scheduler: Any, clock: Callable[[], float]):
         self.steps: list[Step] = []
+        self._clock = clock
         self._plan, self._commit = scheduler.plan, scheduler.commit
         self._scheduler = scheduler
         self._open: tuple[float, Step] | None = None
@@ -56,7 +60,7 @@ class Recorder:
 
     def plan(self) -> Any:
         """In place of the scheduler's: the step before it, if it is not noted yet, ended now."""
-        start = time.perf_counter()
+        start = self._clock()
         self._close(start)
         plan = self._plan()
         self._open = (start, _content(plan)) if plan.runs else None
@@ -66,7 +70,7 @@ class Recorder:
         """In place of the scheduler's: when nothing is left to do, the next plan says nothing of this step."""
         outcomes = self._commit(*arguments)
         if not self._scheduler.has_work:
-            self._close(time.perf_counter())
+            self._close(self._clock())
         return outcomes
 
     def _close(self, end: float) -> None:
@@ -90,7 +94,11 @@ def _content(plan: Any) -> Step:
 
 
 def measure_steps(model_name: str, threads: int, seconds: float) -> list[Step]:
-    """Steps of the engine that `rungpt serve` would have, without speculation, for about `seconds`."""
+    """Steps of the engine that `rungpt serve` would have, without speculation, for about `seconds`.
+
+    With one thread their time is that thread's processor time, which other programs change little; with more it is
+    that of the wall.
+    """
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
     import torch
 
@@ -104,7 +112,7 @@ def measure_steps(model_name: str, threads: int, seconds: float) -> list[Step]:
     engine: Any = model._engine
     try:
         _run(engine, Batch("warm-up", ((WARM_UP_TOKENS, WARM_UP_TOKENS),) * 4), random.Random(0))
-        recorder = Recorder(engine.scheduler)
+        recorder = Recorder(engine.scheduler, time.thread_time if threads == 1 else time.perf_counter)
         start, number = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
             for batch in batches(config.max_running):

@@ -162,7 +162,7 @@ def _most(holds: Callable[[int], bool]) -> int:
 
 def cell_size(doors: Mapping[str, float], point: Point) -> int:
     """The largest power of two that keeps all bounds: half of it and twice it are cells, too."""
-    return 2 ** int(math.log2(max(1, min(bounds(doors, point).values()))))
+    return 1 << int(math.log2(max(1, min(bounds(doors, point).values()))))
 
 
 def overload(users: float, cells: int) -> float:

@@ -355,13 +355,12 @@ class Simulation:
         self._at(self._now + seconds, lambda: self._stepped(number))
 
     def _shared(self, seconds: float, events: int) -> float:
-        """The time of a step when all of the machine's cores are wanted: no more work is done than they can do."""
-        cores = self.cluster.shared_cores
-        if cores is None:
-            return seconds
-        costs = self.cluster.costs
+        """The time of a step with what its events cost: no more work is done than the cores can do."""
+        costs, threads, cores = self.cluster.costs, self.cluster.replica.threads, self.cluster.shared_cores
+        if cores is None:  # a replica's own cores make its events, too
+            return seconds + events * costs.executor_event / threads
         doors = events * (costs.gateway_event + costs.executor_event + costs.client_event)
-        wanted = self._stepping * (seconds * self.cluster.replica.threads + doors)
+        wanted = self._stepping * (seconds * threads + doors)
         return max(seconds, wanted / cores)
 
     def _stepped(self, number: int) -> None:
