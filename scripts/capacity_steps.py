@@ -6,8 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
-FEW_ROWS = 4
-"""Up to so many tokens a step reads the weights once and little more; beyond it each one costs its products too."""
+FEW_ROWS, MANY_ROWS = 4, 16
+"""A row's price differs below, between and above: few rows share the time in which the weights are read, many fill the
+kernels' tiles."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,16 @@ class Step:
 
 @dataclass(frozen=True)
 class StepModel:
-    """Seconds of a step: a constant and a price for each thing in it. All prices are 0 or more."""
+    """Seconds of a step: a constant and a price for each thing in it, none of them negative."""
 
     base: float
     """Of a step, whatever is in it."""
     few: float
     """Of each of the first FEW_ROWS rows."""
     row: float
-    """Of each further row."""
+    """Of each further row, up to MANY_ROWS."""
+    many: float
+    """Of each row beyond."""
     context: float
     """Of each token in the cache of a row that gives a token."""
     prompt: float
@@ -45,10 +48,12 @@ class StepModel:
     def seconds(self, rows: int, row_context: int, prompt_tokens: int, prompt_pairs: int) -> float:
         """How long a step takes; the parameters are those of Step."""
         few = rows if rows < FEW_ROWS else FEW_ROWS
+        many = rows - MANY_ROWS if rows > MANY_ROWS else 0
         return (
             self.base
             + self.few * few
-            + self.row * (rows - few)
+            + self.row * (rows - few - many)
+            + self.many * many
             + self.context * row_context
             + self.prompt * prompt_tokens
             + self.pair * prompt_pairs
@@ -125,8 +130,8 @@ def fit(steps: Sequence[Step], rounds: int = 20) -> Fit:
 
 
 def _features(step: Step) -> tuple[float, ...]:
-    few = min(step.rows, FEW_ROWS)
-    return (1.0, few, step.rows - few, step.row_context, step.prompt_tokens, step.prompt_pairs)
+    few, many = min(step.rows, FEW_ROWS), max(0, step.rows - MANY_ROWS)
+    return (1.0, few, step.rows - few - many, many, step.row_context, step.prompt_tokens, step.prompt_pairs)
 
 
 def _nonnegative(features: Any, targets: Any) -> Any:

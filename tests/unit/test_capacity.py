@@ -27,7 +27,7 @@ def script(name: str) -> Any:
 steps, replicas, simulation = script("capacity_steps"), script("capacity_replica"), script("capacity_simulation")
 tables, paper, capacity = script("capacity_table"), script("capacity_paper"), script("capacity")
 
-MODEL = steps.StepModel(base=2e-3, few=5e-4, row=8e-4, context=5e-7, prompt=8e-4, pair=1e-7)
+MODEL = steps.StepModel(base=2e-3, few=5e-4, row=8e-4, many=6e-4, context=5e-7, prompt=8e-4, pair=1e-7)
 COSTS = simulation.Costs(gateway_request=4e-3, gateway_event=3e-4, gateway_probe=1e-3, executor_probe=1e-3)
 WORKLOAD = simulation.Workload()
 DOORS = {"gateway_probe": 1e-3, "executor_probe": 1e-3, "choice": 1e-7, "channel_bytes": 2e4, "channel_files": 1.0}
@@ -190,7 +190,7 @@ def test_a_fit_finds_the_prices_and_passes_over_disturbed_steps() -> None:
             noise = rng.uniform(0.98, 1.02) * (3.0 if rng.random() < 0.05 else 1.0)
             made.append(steps.Step(*contents, seconds=noise * MODEL.seconds(*contents)))
     fitted = steps.fit(made)
-    for name in ("base", "few", "row", "context", "prompt", "pair"):
+    for name in ("base", "few", "row", "many", "context", "prompt", "pair"):
         assert getattr(fitted.model, name) == pytest.approx(getattr(MODEL, name), rel=0.15), name
     assert max(error.median for error in fitted.errors) < 0.05
 
@@ -228,7 +228,7 @@ def test_a_cell_keeps_every_bound() -> None:
 
 def test_what_is_assumed_is_named_in_full() -> None:
     """A misspelt assumption would be taken for the default."""
-    step = {"base": 0.01, "few": 0.0, "row": 1e-4, "context": 0.0, "prompt": 3e-5, "pair": 0.0}
+    step = {"base": 0.01, "few": 0.0, "row": 1e-4, "many": 1e-4, "context": 0.0, "prompt": 3e-5, "pair": 0.0}
     assumed = capacity.assumed_cluster(cluster(), {"name": "a GPU", "step": step, "max_running": 256})
     assert (assumed.steps.base, assumed.replica.max_running) == (0.01, 256)
     with pytest.raises(SystemExit, match="max_runing"):
