@@ -17,12 +17,14 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from capacity_measure import measure_doors, measure_steps
+from capacity_doors import measure_doors
+from capacity_measure import measure_steps
 from capacity_paper import cells_table, growth_table
 from capacity_replica import ReplicaConfig
-from capacity_simulation import Cluster, Costs, Workload
+from capacity_simulation import Cluster, Costs
 from capacity_steps import StepModel, fit
 from capacity_table import Point, Target, capacity_table, markdown, policy_table
+from capacity_users import Workload
 from document_tables import with_tables
 
 from run_gpt.config import DEFAULT_MODEL

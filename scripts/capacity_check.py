@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
-from capacity_measure import Usage, chat, progress
-from capacity_simulation import Cluster, Request, Simulation, User, Workload, new_user
+from capacity_doors import Usage, chat
+from capacity_measure import progress
+from capacity_simulation import Cluster, Simulation
 from capacity_table import Summary, summary, summary_of
+from capacity_users import Request, User, Workload, new_user
 
 WORKLOAD = Workload(
     think_seconds=2.0, turns=4.0, system_tokens=150, question_tokens=50.0, answer_tokens=60.0, max_context=1500

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from capacity_simulation import PROBES_PER_SECOND
-from capacity_table import Point, gateways_for, probe_share
+from capacity_table import GATEWAY_FULL, Point, gateways_for, probe_share
 
 SIZES = (10, 100, 1000, 10000)
 NAME_BYTES = 55
@@ -16,8 +16,8 @@ DNS_LIMITS = {"UDP": 512, "EDNS over UDP, usual": 1232, "EDNS over UDP, large": 
 """Largest answer: RFC 1035, the DNS flag day of 2020, RFC 6891, and TCP's length of two bytes."""
 SLICE = 100
 """Endpoints of an EndpointSlice by default; at most 1,000."""
-NODES, PODS_OF_NODE, PODS = 5000, 110, 150_000
-"""Limits of a Kubernetes cluster, from its documentation."""
+NODES = 5000
+"""Of a Kubernetes cluster, from its documentation."""
 MODEL_BYTES = 98_362_432
 """The default model's file."""
 LINK = 10e9 / 8
@@ -64,41 +64,59 @@ def group(doors: Mapping[str, float], point: Point, replicas: int) -> Group:
     return Group(replicas, gateways_for(work, replicas, doors["gateway_probe"]))
 
 
+GrowthRow = tuple[str, Callable[[Group], str], str]
+"""What it is, its cell for a group, and where the number is from."""
+
+
 def growth_table(doors: Mapping[str, float], point: Point, image_bytes: float) -> str:
     """One group of replicas behind one name, for each of SIZES."""
     groups = [group(doors, point, size) for size in SIZES]
+    lines = ["| | " + " | ".join(f"n = {size:,}" for size in SIZES) + " | from |", "|---" * (len(SIZES) + 2) + "|"]
+    for label, cell, origin in (*_load(point), *_probing(doors), *_connecting(doors), *_moving(doors, image_bytes)):
+        lines.append(f"| {label} | {' | '.join(cell(g) for g in groups)} | {origin} |")
+    last = math.floor(GATEWAY_FULL / (PROBES_PER_SECOND * doors["gateway_probe"]))
+    after = (
+        f"Probes leave a gateway no room for requests above n = {last:,} (computed: it is used to {GATEWAY_FULL:.0%})."
+    )
+    return "\n".join(lines) + f"\n\n{after}"
+
+
+def _load(point: Point) -> list[GrowthRow]:
     seen = point.summary
     assert seen is not None  # a simulated point has one
-    tokens, work = seen.tokens_per_second / point.replicas, point.gateway_work / point.replicas
-    rows: list[tuple[str, Callable[[Group], str], str]] = [
-        ("users", lambda g: f"{point.users / point.replicas * g.replicas:,.0f}", "simulated, times n"),
+    users, tokens = point.users / point.replicas, seen.tokens_per_second / point.replicas
+    work = point.gateway_work / point.replicas
+    return [
+        ("users", lambda g: f"{users * g.replicas:,.0f}", "simulated, times n"),
         ("tokens/s", lambda g: f"{tokens * g.replicas:,.0f}", "simulated, times n"),
         ("gateways' work, cores", lambda g: f"{work * g.replicas:,.1f}", "measured costs, simulated load"),
-        (
-            "probes, of each gateway's core",
-            lambda g: f"{probe_share(g.replicas, doors['gateway_probe']):.1%}",
-            "n x 2/s x measured",
-        ),
+    ]
+
+
+def _probing(doors: Mapping[str, float]) -> list[GrowthRow]:
+    asking, asked = doors["gateway_probe"], doors["executor_probe"]
+    return [
+        ("probes, of each gateway's core", lambda g: f"{probe_share(g.replicas, asking):.1%}", "n x 2/s x measured"),
         ("gateways", lambda g: "none suffices" if g.gateways is None else f"{g.gateways:,}", "computed"),
         (
             "probes, of each replica's core",
-            lambda g: _known(g, lambda g: f"{probe_share(g.gateways or 0, doors['executor_probe']):.1%}"),
+            lambda g: "" if g.gateways is None else f"{probe_share(g.gateways, asked):.1%}",
             "gateways x 2/s x measured",
         ),
-        (
-            "probes per second, all",
-            lambda g: _known(g, lambda g: f"{PROBES_PER_SECOND * g.connections:,.0f}"),
-            "gateways x n x 2",
-        ),
-        ("connections, all", lambda g: _known(g, lambda g: f"{g.connections:,}"), "gateways x n"),
+        ("probes per second, all", lambda g: _count(g, PROBES_PER_SECOND * g.connections), "gateways x n x 2"),
+    ]
+
+
+def _connecting(doors: Mapping[str, float]) -> list[GrowthRow]:
+    files, memory, choice = doors["channel_files"], doors["channel_bytes"], doors["choice"]
+    return [
+        ("connections, all", lambda g: _count(g, g.connections), "gateways x n"),
         (
             "a gateway's files and memory for them",
-            lambda g: (
-                f"{doors['channel_files'] * g.replicas:,.0f}, {doors['channel_bytes'] * g.replicas / 1e6:,.0f} MB"
-            ),
+            lambda g: f"{files * g.replicas:,.0f}, {memory * g.replicas / 1e6:,.1f} MB",
             "n x measured",
         ),
-        ("choosing a replica, ms CPU", lambda g: f"{1e3 * doors['choice'] * g.replicas:,.2f}", "n x measured"),
+        ("choosing a replica, ms CPU", lambda g: f"{1e3 * choice * g.replicas:,.2f}", "n x measured"),
         ("DNS answer", lambda g: f"{dns_bytes(g.replicas):,} bytes: {dns_way(g.replicas)}", "computed, RFC 1035"),
         ("EndpointSlices", lambda g: f"{math.ceil(g.replicas / SLICE):,}", "documentation: 100 in each"),
         (
@@ -106,25 +124,24 @@ def growth_table(doors: Mapping[str, float], point: Point, image_bytes: float) -
             lambda g: f"{math.ceil(g.replicas / NODES):,}",
             "documentation: 5,000 nodes",
         ),
-        (
-            "image and model, all nodes from one store",
-            lambda g: _pull(g.replicas, image_bytes),
-            "computed; 10 Gbit/s and the image's size are assumed",
-        ),
+    ]
+
+
+def _moving(doors: Mapping[str, float], image_bytes: float) -> list[GrowthRow]:
+    one = doors["ready_seconds"] + DRAIN_SECONDS
+    assumed = f"computed; an image of {image_bytes / 1e9:.1f} GB and 10 Gbit/s are assumed"
+    return [
+        ("image and model, all nodes from one store", lambda g: _pull(g.replicas, image_bytes), assumed),
         (
             "rolling update, one after the other",
-            lambda g: _duration((doors["ready_seconds"] + DRAIN_SECONDS) * g.replicas),
+            lambda g: _duration(one * g.replicas),
             "n x (measured start + drain at most)",
         ),
     ]
-    lines = ["| | " + " | ".join(f"n = {size:,}" for size in SIZES) + " | from |", "|---" * (len(SIZES) + 2) + "|"]
-    for label, cell, origin in rows:
-        lines.append(f"| {label} | {' | '.join(cell(g) for g in groups)} | {origin} |")
-    return "\n".join(lines)
 
 
-def _known(group: Group, cell: Callable[[Group], str]) -> str:
-    return "" if group.gateways is None else cell(group)
+def _count(group: Group, number: float) -> str:
+    return "" if group.gateways is None else f"{number:,.0f}"
 
 
 def _pull(nodes: int, image_bytes: float) -> str:
@@ -142,10 +159,10 @@ def _duration(seconds: float) -> str:
 def bounds(doors: Mapping[str, float], point: Point) -> dict[str, int]:
     """The most replicas of a cell, by each of the things that bound it."""
     return {
-        "probes take at most 5 % of a gateway's core": int(
+        f"probes take at most {PROBES_OF_GATEWAY:.0%} of a gateway's core": int(
             PROBES_OF_GATEWAY / (PROBES_PER_SECOND * doors["gateway_probe"])
         ),
-        "probes take at most 1 % of a replica's core": _most(
+        f"probes take at most {PROBES_OF_REPLICA:.0%} of a replica's core": _most(
             lambda n: probe_share(group(doors, point, n).gateways or n, doors["executor_probe"]) <= PROBES_OF_REPLICA
         ),
         "a DNS answer stays within 1,232 bytes, so within one packet": dns_most(1232),

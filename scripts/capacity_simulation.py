@@ -1,30 +1,22 @@
 """Simulates users, gateways and replicas, event by event: what a cluster would answer, and when. The same seed gives
 the same run.
 
-Users hold conversations: a question, its answer, a time to think, the next question. A gateway is one core that serves
-what comes in its order, and chooses a replica for each request; a replica is what scripts/capacity_replica.py says.
+Users, gateways and replicas are what scripts/capacity_users.py, capacity_gateway.py and capacity_replica.py say.
 """
 
 import heapq
 import itertools
-import math
 import random
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from capacity_gateway import AFFINITY_CHARACTERS, Gateway
 from capacity_replica import Replica, ReplicaConfig, Row
 from capacity_steps import StepModel
+from capacity_users import Request, User, Workload, new_user
 
 Policy = Literal["least-busy", "affinity"]
-
-AFFINITY_CAP = 8.0
-AFFINITY_CHARACTERS = 2000.0
-"""Of a replica's score its matched characters take off one request for each so many, up to the cap."""
-CHARACTERS_PER_TOKEN = 4.0
-MOST_HOLDERS = 32
-"""Of a beginning a gateway knows the last so many replicas."""
 PROBES_PER_SECOND = 2.0
 """Of each gateway to each replica."""
 FULL = 0.98
@@ -32,28 +24,8 @@ FULL = 0.98
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What users ask. Lengths are in tokens, each drawn from a log-normal distribution with this mean."""
-
-    think_seconds: float = 15.0
-    """Mean time between an answer's end and the next question; exponential."""
-    turns: float = 5.0
-    """Mean questions of a conversation; geometric."""
-    system_tokens: int = 200
-    """The beginning that all conversations share."""
-    question_tokens: float = 60.0
-    answer_tokens: float = 120.0
-    spread: float = 0.6
-    """Sigma of the logarithm of a length."""
-    turn_overhead: int = 8
-    """What a chat template adds for each turn."""
-    max_context: int = 2048
-    """A conversation that would pass it begins anew."""
-
-
-@dataclass(frozen=True)
 class Costs:
-    """Processor seconds of the doors; see capacity_measure.DoorCosts."""
+    """Processor seconds of the doors; see capacity_doors.DoorCosts."""
 
     gateway_request: float = 0.0
     gateway_event: float = 0.0
@@ -76,100 +48,9 @@ class Cluster:
     """Whether a conversation always comes through the same gateway; else through any."""
     costs: Costs = field(default_factory=Costs)
     affinity_characters: float = AFFINITY_CHARACTERS
+    """Characters already sent to a replica that outweigh a request in flight."""
     shared_cores: int | None = None
     """Cores of the one machine on which all of it runs, users included; None: each part has its own."""
-
-    def worth(self, tokens: int) -> float:
-        """What tokens that a replica holds take off its score."""
-        return min(AFFINITY_CAP, tokens * CHARACTERS_PER_TOKEN / self.affinity_characters)
-
-
-@dataclass(eq=False)
-class Request:
-    """One question, from the user's key to its end: answered or refused, once."""
-
-    user: "User"
-    prompt_tokens: int
-    answer_tokens: int
-    sent: float
-    gateway: int = 0
-    replica: int = -1
-    cached_tokens: int = 0
-    first: float = math.nan
-    """When the user had the first token."""
-    end: float = math.nan
-    refused: bool = False
-
-
-@dataclass(eq=False)
-class User:
-    """One person. What is drawn for the n-th user is the same whatever else is in the run."""
-
-    number: int
-    workload: Workload
-    rng: random.Random
-    conversation: int = -1
-    turns_left: int = 0
-    history: int = 0
-    """Tokens of the conversation so far."""
-    once: bool = False
-    """Leaves after one conversation."""
-
-    def ask(self) -> tuple[int, int]:
-        """Tokens of the next question and of its answer; `conversation` says whether it begins a new one."""
-        question = self._length(self.workload.question_tokens)
-        answer = self._length(self.workload.answer_tokens)
-        if self.turns_left == 0 or self.history + question + answer > self.workload.max_context:
-            self.conversation += 1
-            self.turns_left = max(self.turns_left, self._turns())
-            self.history = self.workload.system_tokens
-            room = self.workload.max_context - self.history - self.workload.turn_overhead
-            question, answer = min(question, room // 2), min(answer, room // 2)
-        self.turns_left -= 1
-        return question, answer
-
-    def think(self) -> float:
-        """Seconds until the next question."""
-        mean = self.workload.think_seconds
-        return self.rng.expovariate(1 / mean) if mean else 0.0
-
-    def _turns(self) -> int:
-        turns = 1
-        while self.rng.random() > 1 / max(1.0, self.workload.turns):
-            turns += 1
-        return turns
-
-    def _length(self, mean: float) -> int:
-        spread = self.workload.spread
-        return max(1, round(self.rng.lognormvariate(math.log(mean) - spread**2 / 2, spread)))
-
-
-def new_user(number: int, workload: Workload, seed: int, *, once: bool = False) -> User:
-    """The n-th user of a seed."""
-    return User(number, workload, random.Random(f"{seed}/{number}"), once=once)
-
-
-@dataclass
-class Gateway:
-    """One core that serves in order, and what it knows of the replicas: only what it sent itself."""
-
-    in_flight: list[int]
-    busy_until: float = 0.0
-    busy: float = 0.0
-    """Processor seconds used."""
-    sent: dict[int, tuple[int, dict[int, int]]] = field(default_factory=dict)
-    """Of each user the conversation, and tokens of it by the replica that they were sent to."""
-    warm: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    """The last MOST_HOLDERS replicas that had a request of it, so that they hold the shared beginning."""
-    pending: dict[int, float] = field(default_factory=dict)
-    """When the last batch of events from a replica is begun."""
-    delivered: dict[int, float] = field(default_factory=dict)
-
-    def work(self, now: float, seconds: float) -> float:
-        """When work that comes now is done."""
-        self.busy_until = max(self.busy_until, now) + seconds
-        self.busy += seconds
-        return self.busy_until
 
 
 @dataclass
@@ -207,7 +88,8 @@ class Simulation:
         probed = _probe_share(cluster.gateways, cluster.costs.executor_probe)
         self._steps = cluster.steps.slower(1 / (1 - probed))
         self.probing = probing
-        self.gateways = [Gateway([0] * cluster.replicas) for _ in range(cluster.gateways)]
+        affinity = cluster.affinity_characters if cluster.policy == "affinity" else None
+        self.gateways = [Gateway([0] * cluster.replicas, affinity) for _ in range(cluster.gateways)]
         self.replicas = [Replica(cluster.replica) for _ in range(cluster.replicas)]
         self._users = [new_user(number, workload, seed) for number in range(users)]
         self._rate = rate
@@ -215,7 +97,6 @@ class Simulation:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._now = 0.0
-        self._turn = 0
         self._stepping = 0
         self._sent = self._ended = self._in_system = 0
         self._area = self._seen = 0.0
@@ -301,7 +182,7 @@ class Simulation:
 
     def _dispatch(self, request: Request) -> None:
         gateway = self.gateways[request.gateway]
-        request.replica = self._choose(gateway, request)
+        request.replica = gateway.choose(request)
         conversation = (request.user.number, request.user.conversation)
         replica = self.replicas[request.replica]
         row = Row(request, conversation, request.prompt_tokens, request.answer_tokens, self.workload.system_tokens)
@@ -310,36 +191,8 @@ class Simulation:
             self._over(request)
             return
         gateway.in_flight[request.replica] += 1
-        self._note(gateway, request)
+        gateway.note(request)
         self._step(request.replica)
-
-    def _note(self, gateway: Gateway, request: Request) -> None:
-        user, replica = request.user, request.replica
-        conversation, tokens = gateway.sent.get(user.number, (-1, {}))
-        if conversation != user.conversation:
-            tokens = {}
-            gateway.sent[user.number] = (user.conversation, tokens)
-        tokens[replica] = request.prompt_tokens
-        gateway.warm[replica] = None
-        gateway.warm.move_to_end(replica)
-        if len(gateway.warm) > MOST_HOLDERS:
-            gateway.warm.popitem(last=False)
-
-    def _choose(self, gateway: Gateway, request: Request) -> int:
-        """The replica with the lowest score; of those that tie the one that knows more, then in turns."""
-        self._turn += 1
-        known: dict[int, int] = {}
-        if self.cluster.policy == "affinity":
-            known = dict.fromkeys(gateway.warm, self.workload.system_tokens)
-            conversation, tokens = gateway.sent.get(request.user.number, (-1, {}))
-            if conversation == request.user.conversation:
-                known |= tokens
-        scores = [(float(busy), 0) for busy in gateway.in_flight]
-        for number, held in known.items():
-            scores[number] = (gateway.in_flight[number] - self.cluster.worth(held), -held)
-        best = min(scores)
-        tied = [number for number, score in enumerate(scores) if score == best]
-        return tied[self._turn % len(tied)]
 
     # The replicas
 

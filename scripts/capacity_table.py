@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from capacity_simulation import PROBES_PER_SECOND, Cluster, Request, Run, Simulation, Workload
+from capacity_simulation import PROBES_PER_SECOND, Cluster, Run, Simulation
+from capacity_users import Request, Workload
 
 GATEWAY_FULL = 0.7
 """Of a gateway's core: what it should be used at most, so that requests do not queue in it."""

@@ -29,7 +29,7 @@ tables, paper, capacity = script("capacity_table"), script("capacity_paper"), sc
 
 MODEL = steps.StepModel(base=2e-3, few=5e-4, row=8e-4, many=6e-4, context=5e-7, prompt=8e-4, pair=1e-7)
 COSTS = simulation.Costs(gateway_request=4e-3, gateway_event=3e-4, gateway_probe=1e-3, executor_probe=1e-3)
-WORKLOAD = simulation.Workload()
+WORKLOAD = script("capacity_users").Workload()
 DOORS = {"gateway_probe": 1e-3, "executor_probe": 1e-3, "choice": 1e-7, "channel_bytes": 2e4, "channel_files": 1.0}
 DOORS |= {"ready_seconds": 5.0}
 
@@ -247,3 +247,12 @@ def test_each_table_has_its_place_in_the_document(name: str) -> None:
 def test_quantiles_count_weights() -> None:
     assert tables.quantile([(3.0, 1), (1.0, 8), (2.0, 1)], 0.9) == 2.0
     assert math.isnan(tables.quantile([], 0.5))
+
+
+def test_the_simulated_gateway_weighs_as_the_real_one() -> None:
+    """If the pool's rule changes, the table must change with it."""
+    real = pytest.importorskip("run_gpt.gateway.affinity", reason="the pool has no affinity yet")
+    ours = script("capacity_gateway")
+    assert real.WORTH_ONE == ours.AFFINITY_CHARACTERS
+    assert real.MOST_WORTH == ours.AFFINITY_CAP
+    assert real.MOST_HOLDERS == ours.MOST_HOLDERS
