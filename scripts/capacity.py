@@ -119,7 +119,10 @@ def check(options: argparse.Namespace) -> None:
     cluster = replace(cluster_of(record, options.policy), shared_cores=len(os.sched_getaffinity(0)))
     cases = compare(cluster, options.model, options.replicas, options.users, options.seconds)
     others = max(case.others_busy for case in cases)
-    noise = f"{footer({**record, **about()})} Other programs used at most {others:.1f} cores meanwhile."
+    noise = (
+        f"{footer({**record, **about()})} Other programs used at most {others:.1f} cores meanwhile, which the "
+        f"simulation has not; the gateway chose by {options.policy.replace('-', ' ')}."
+    )
     made = f"{comparison(cases)}\n\n{noise}"
     print(made)
     if options.json is not None:

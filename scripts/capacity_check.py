@@ -44,7 +44,7 @@ class Case:
     gateway_busy: float
     """Cores that the real gateway used."""
     others_busy: float
-    """Cores that everything else on the machine used, beside the server and the users."""
+    """Cores that everything else on the machine used; the simulation has only the others."""
 
     def ratios(self) -> dict[str, float]:
         """Simulated over measured."""
@@ -86,8 +86,9 @@ def _case(server: Any, cluster: Cluster, users: int, seconds: float) -> Case:
     load = Load(server.http_url, WORKLOAD, users, seed)
     measured = asyncio.run(load.run(seconds))
     used, wall = usage.since(), time.perf_counter() - start
-    simulation = Simulation(cluster, WORKLOAD, users=users, seed=seed)
-    run = simulation.run(seconds, WARM_UP)
+    others = max(0.0, used["machine"] - used["gateway"] - used["executors"] - used["client"]) / wall
+    left = replace(cluster, shared_cores=(cluster.shared_cores or 1) - others)
+    run = Simulation(left, WORKLOAD, users=users, seed=seed).run(seconds, WARM_UP)
     asked = sum(request.prompt_tokens for request in run.requests) / max(1, len(run.requests))
     return Case(
         cluster.replicas,
@@ -96,7 +97,7 @@ def _case(server: Any, cluster: Cluster, users: int, seconds: float) -> Case:
         summary_of(run),
         load.mean_prompt() / asked if asked else math.nan,
         used["gateway"] / wall,
-        (used["machine"] - used["gateway"] - used["executors"] - used["client"]) / wall,
+        others,
     )
 
 

@@ -49,7 +49,7 @@ class Cluster:
     costs: Costs = field(default_factory=Costs)
     affinity_characters: float = AFFINITY_CHARACTERS
     """Characters already sent to a replica that outweigh a request in flight."""
-    shared_cores: int | None = None
+    shared_cores: float | None = None
     """Cores of the one machine on which all of it runs, users included; None: each part has its own."""
 
 
@@ -210,11 +210,12 @@ class Simulation:
     def _shared(self, seconds: float, events: int) -> float:
         """The time of a step with what its events cost: no more work is done than the cores can do."""
         costs, threads, cores = self.cluster.costs, self.cluster.replica.threads, self.cluster.shared_cores
-        if cores is None:  # a replica's own cores make its events, too
-            return seconds + events * costs.executor_event / threads
+        # A replica's events are made by its own cores, under the lock of Python that its steps need, too.
+        alone = seconds + events * costs.executor_event / threads
+        if cores is None:
+            return alone
         doors = events * (costs.gateway_event + costs.executor_event + costs.client_event)
-        wanted = self._stepping * (seconds * threads + doors)
-        return max(seconds, wanted / cores)
+        return max(alone, self._stepping * (seconds * threads + doors) / cores)
 
     def _stepped(self, number: int) -> None:
         replica = self.replicas[number]

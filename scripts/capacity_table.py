@@ -179,6 +179,8 @@ def markdown(points: Sequence[Point]) -> str:
     for point in points:
         seen = point.summary
         cells = [f"{point.replicas:,}", f"{point.users:,}", f"{point.users / point.replicas:.1f}"]
+        if point.gateways is None:
+            cells[1:] = ["not in one group", ""]
         if seen is None:
             cells += ["calculated", "", "", "", ""]
         else:
