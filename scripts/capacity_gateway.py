@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from capacity_users import Request
 
 AFFINITY_CAP = 8.0
-AFFINITY_CHARACTERS = 2000.0
+AFFINITY_CHARACTERS = 500.0
 """Of a replica's score its matched characters take off one request for each so many, up to the cap."""
 CHARACTERS_PER_TOKEN = 4.0
 MOST_HOLDERS = 32

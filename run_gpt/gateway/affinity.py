@@ -14,7 +14,7 @@ BLOCK = 256
 """Characters from one compared beginning to the next; a shorter text has none."""
 MOST_CHARACTERS = 2048 * BLOCK
 """Of a text no more is compared: about the longest context."""
-WORTH_ONE = 2000
+WORTH_ONE = 500
 """Characters already seen that outweigh one request in flight."""
 MOST_WORTH = 8.0
 """However long the beginning is, a replica with so many more requests in flight than another does not get it."""

@@ -14,6 +14,7 @@ from run_gpt.engine.plan import Sampled
 from run_gpt.engine.request import Request as EngineRequest
 from run_gpt.engine.scheduler import Scheduler
 from run_gpt.engine.text import TextStream
+from run_gpt.gateway import affinity
 
 FOLDER = str(Path(__file__).parents[2] / "scripts")
 
@@ -251,8 +252,7 @@ def test_quantiles_count_weights() -> None:
 
 def test_the_simulated_gateway_weighs_as_the_real_one() -> None:
     """If the pool's rule changes, the table must change with it."""
-    real = pytest.importorskip("run_gpt.gateway.affinity", reason="the pool has no affinity yet")
     ours = script("capacity_gateway")
-    assert real.WORTH_ONE == ours.AFFINITY_CHARACTERS
-    assert real.MOST_WORTH == ours.AFFINITY_CAP
-    assert real.MOST_HOLDERS == ours.MOST_HOLDERS
+    assert affinity.WORTH_ONE == ours.AFFINITY_CHARACTERS
+    assert affinity.MOST_WORTH == ours.AFFINITY_CAP
+    assert affinity.MOST_HOLDERS == ours.MOST_HOLDERS
