@@ -36,6 +36,7 @@ RULES: dict[str, set[str]] = {
     "flows": {"_jina"} | BASE,
     "deploy": {"flows", "models"} | BASE,
     "client": {"api"} | BASE,
+    "bench": {"client", "model", "models", "api"} | BASE,
 }
 RULES["cli"] = set(RULES)
 RULES["__init__"] = {"model", "client"} | BASE
