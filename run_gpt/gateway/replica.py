@@ -136,12 +136,12 @@ class Replica:
                 self.cache = object()
             self.state = self.status.state
 
-    async def is_draining(self) -> bool:
-        """Whether it says so now: asked without keeping what it says, which is the watcher's part."""
+    async def state_now(self) -> State:
+        """What it says now, `lost` if nothing: asked without keeping it, which is the watcher's part."""
         try:
-            return (await self._ask_status()).state == "draining"
+            return (await self._ask_status()).state
         except (grpc.aio.AioRpcError, IndexError, ValueError):
-            return False
+            return "lost"
 
     async def _ask_status(self) -> Status:
         answer = await self.unary("/status", None, "probe", PROBE_TIMEOUT)
