@@ -4,26 +4,26 @@ import asyncio
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from run_gpt.config import GatewayConfig
-from run_gpt.errors import AuthenticationError, Forbidden, RequestError, SetupError
+from run_gpt.errors import AuthenticationError, Forbidden, InvalidRequest, RequestError, SetupError
 from run_gpt.gateway.keys import Keys, sent_key
-from run_gpt.gateway.record import Record, current
+from run_gpt.gateway.record import REQUEST_ID, Count, Record, current, note_error
 
 OPEN_ROUTES = ("/health", "/ready")
-"""They need no key for a GET, and are not in the log: what watches a server asks them all the time."""
+"""They need no key for a GET, and are neither in the log nor counted: what watches a server asks them all the time."""
 DISCARD_SECONDS = 5.0
 """Time that a client whose request is refused gets to send its body, without which it reads no answer."""
 
 
-def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None) -> ASGIApp:
+def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None, count: Count) -> ASGIApp:
     """The app behind all that is asked for. The origins stand before the keys, so that pages can read a refusal.
 
-    The configuration's origins have passed `check_origins`.
+    The configuration's origins have passed `check_origins`. `count` gets each request when it has ended.
     """
     if keys is not None:
         app = KeyCheck(app, keys, config.max_body_bytes)
@@ -34,9 +34,9 @@ def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None) -> ASGIApp:
             allow_origins=config.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("Retry-After",),
+            expose_headers=("Retry-After", REQUEST_ID),
         )
-    return Recording(app, log_requests=config.log_requests)
+    return Recording(app, config, count)
 
 
 def check_origins(origins: Sequence[str]) -> None:
@@ -48,11 +48,14 @@ def check_origins(origins: Sequence[str]) -> None:
 
 
 class Recording:
-    """Gives each request its record, and writes the record's line when the request ends."""
+    """Gives each request its record, counts it when it ends, and writes its line then; not those of OPEN_ROUTES.
 
-    def __init__(self, app: ASGIApp, *, log_requests: bool):
+    The answer gets the header REQUEST_ID, and one that cannot be is refused.
+    """
+
+    def __init__(self, app: ASGIApp, config: GatewayConfig, count: Count):
         self.app = app
-        self.log_requests = log_requests
+        self._config, self._count = config, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -61,7 +64,7 @@ class Recording:
             return
         record = Record(method=scope["method"], route=scope["path"])
         current.set(record)  # each request has a task, and so a context, of its own
-        if not self.log_requests or is_open(scope):
+        if is_open(scope):
             await self.app(scope, receive, send)
             return
         status, complete = "-", False
@@ -70,16 +73,27 @@ class Recording:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = str(message["status"])
+                MutableHeaders(scope=message)[REQUEST_ID] = record.shown_id()
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            await self._answer(record, scope, receive, noting)
         finally:
             if not complete:
                 record.error = record.error or "cut_off"
-            record.write(status)
+            self._count(record, status)
+            if self._config.log_requests:
+                record.write(status)
+
+    async def _answer(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            record.take_client_id(Headers(scope=scope).get(REQUEST_ID))
+        except InvalidRequest as error:
+            await _refuse(error, {}, self._config.max_body_bytes, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 class OriginCheck:
@@ -137,6 +151,7 @@ async def _refuse(
     error: RequestError, headers: dict[str, str], max_body_bytes: int, scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Answer with the error, when the request's body is read as far as it is."""
+    note_error(error)
     if not await _discard(Headers(scope=scope), receive, max_body_bytes):
         headers["Connection"] = "close"  # the rest of the body is not read
     await JSONResponse({"error": error.to_dict()}, error.http_status, headers)(scope, receive, send)

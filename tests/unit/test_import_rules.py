@@ -49,7 +49,7 @@ LIGHT_MODULES = (
     "run_gpt.models.tools",
     *(
         f"run_gpt.engine.{name}"
-        for name in ("scheduler", "slots", "draft", "text", "request", "mailbox", "interface", "errands")
+        for name in ("scheduler", "slots", "draft", "text", "request", "mailbox", "interface", "errands", "metrics")
     ),
 )
 
