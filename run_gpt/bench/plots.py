@@ -1,0 +1,124 @@
+"""Plots of a benchmark, as PNG: latency and throughput against load, histograms, timelines. Needs matplotlib."""
+
+import importlib.util
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from run_gpt.bench.load import Run
+from run_gpt.bench.results import Results
+from run_gpt.bench.summary import Summary, values
+from run_gpt.errors import SetupError
+
+_NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
+_PERCENTILES = {"p50": "tab:blue", "p90": "tab:orange", "p99": "tab:red"}
+
+
+def check() -> None:
+    """Raises SetupError if matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SetupError("plots need matplotlib: pip install 'rungpt[bench]', or leave out --html and --png")
+
+
+def draw(results: Results) -> dict[str, bytes]:
+    """Each plot's name and PNG. Raises SetupError if matplotlib is missing."""
+    check()
+    runs, summaries = results.ordered, results.summaries
+    return {
+        "latency": _latency(summaries, results.limits),
+        "throughput": _throughput(summaries),
+        "histogram": _histograms(runs),
+        "timeline": _timelines(runs),
+    }
+
+
+def _figure(rows: int, columns: int, height: float) -> tuple[Any, Any]:
+    """A figure of its own, of no window and no global state, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _ticks(axis: Any, summaries: Sequence[Summary]) -> None:
+    axis.set_xticks(range(len(summaries)), [str(s.level).replace("concurrency ", "c ") for s in summaries], rotation=30)
+    axis.set_ylim(bottom=0)
+
+
+def _latency(summaries: Sequence[Summary], limits: dict[str, float]) -> bytes:
+    figure, axes = _figure(1, len(_NAMES), 3.6)
+    for axis, (name, title) in zip(axes.flat, _NAMES.items(), strict=True):
+        for percentile, colour in _PERCENTILES.items():
+            heights = [getattr(s.latencies[name], percentile, np.nan) for s in summaries]
+            axis.plot(range(len(summaries)), heights, "o-", color=colour, label=percentile)
+        if name in limits:
+            axis.axhline(limits[name], color="grey", linestyle="--", label="limit")
+        axis.set_title(f"{title}, ms")
+        axis.legend()
+        _ticks(axis, summaries)
+    return _png(figure)
+
+
+def _throughput(summaries: Sequence[Summary]) -> bytes:
+    figure, axes = _figure(1, 2, 3.6)
+    at = range(len(summaries))
+    tokens, requests = axes.flat
+    tokens.plot(at, [s.output_tokens_per_second for s in summaries], "o-", label="output")
+    total = [np.nan if s.total_tokens_per_second is None else s.total_tokens_per_second for s in summaries]
+    tokens.plot(at, total, "o-", label="total")
+    tokens.set_title("tokens/s")
+    requests.plot(at, [s.requests_per_second for s in summaries], "o-", label="answered")
+    if any(s.goodput is not None for s in summaries):
+        requests.plot(at, [np.nan if s.goodput is None else s.goodput for s in summaries], "o-", label="goodput")
+    requests.set_title("requests/s")
+    for axis in (tokens, requests):
+        axis.legend()
+        _ticks(axis, summaries)
+    return _png(figure)
+
+
+def _histograms(runs: Sequence[Run]) -> bytes:
+    names = {"ttft": "TTFT", "itl": "ITL", "e2e": "E2E"}
+    figure, axes = _figure(len(runs), len(names), 2.4 * len(runs) + 0.6)
+    for row, run in zip(axes, runs, strict=True):
+        for axis, (name, title) in zip(row, names.items(), strict=True):
+            axis.hist(np.asarray([v for one in values(run.samples, name) for v in one]) * 1e3, bins=40)
+            axis.set_title(f"{title}, ms, {run.level}")
+    return _png(figure)
+
+
+def _timelines(runs: Sequence[Run]) -> bytes:
+    figure, axes = _figure(len(runs), 2, 2.4 * len(runs) + 0.6)
+    for (flight, rate), run in zip(axes, runs, strict=True):
+        times, counts = in_flight(run)
+        flight.step(times, counts, where="post")
+        flight.set_title(f"requests in flight, {run.level}")
+        events = [at for sample in run.samples for at in sample.events]
+        end = max([1.0, *(sample.end for sample in run.samples)])
+        bins = np.linspace(0, end, min(120, max(10, int(end * 2))) + 1)
+        per_bin, _ = np.histogram(events, bins)
+        rate.step(bins[:-1], per_bin / np.diff(bins), where="post")
+        rate.set_title(f"events/s, {run.level}")
+        for axis in (flight, rate):
+            axis.set_xlabel("s")
+            axis.set_ylim(bottom=0)
+    return _png(figure)
+
+
+def in_flight(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """The times at which a request began or ended, and how many were in flight from then on."""
+    times = np.asarray([s.start for s in run.samples] + [s.end for s in run.samples])
+    steps = np.repeat([1, -1], len(run.samples))
+    order = np.lexsort((steps, times))
+    return times[order], np.cumsum(steps[order])
