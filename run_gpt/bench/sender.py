@@ -86,7 +86,8 @@ class HttpSender:
         self._url, self._make_body, self._api = base_url(endpoint) + api.path, make_body, api
         # Not compressed: that would hold events back, and cost the client's time.
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **authorization(token)}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # A connection that is idle for as long as servers let it be may be closed by one while it is taken again.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=1.0)
         self._client = httpx.AsyncClient(timeout=None, limits=limits, verify=endpoint.is_secure, trust_env=False)
 
     async def events(self, prompt: Prompt) -> AsyncIterator[tuple[float, Event]]:

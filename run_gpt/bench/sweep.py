@@ -76,7 +76,7 @@ async def _between(best: Summary, too_much: float | None, measure: Measure) -> S
         if best.level.kind == "closed" and not middle.is_integer():
             break
         summary = await measure(Level(best.level.kind, middle))
-        if breaks(summary) or worth(summary) <= worth(best):
+        if breaks(summary) or worth(summary) < GAIN * worth(best):
             too_much = middle
         else:
             best = summary
