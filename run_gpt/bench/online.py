@@ -15,6 +15,7 @@ from run_gpt.bench.sender import GrpcSender, HttpSender, Sender, authorization, 
 from run_gpt.bench.summary import Summary, summarise
 from run_gpt.bench.sweep import sweep
 from run_gpt.bench.workload import Workload, WorkloadConfig
+from run_gpt.client import Client
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.errors import SetupError
 
@@ -83,6 +84,7 @@ class Plan:
 
 async def measure(plan: Plan, token: str | None, on_progress: OnProgress) -> Results:
     """Everything that the plan says. Raises SetupError if the server does not answer at all."""
+    Client(token)  # refuses what cannot be a key
     models = None if plan.endpoint.is_grpc else await _models(plan.endpoint, token)
     model = plan.model or _first(models)
     if model is None and not plan.api.native:

@@ -51,40 +51,51 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _ticks(axis: Any, summaries: Sequence[Summary]) -> None:
-    axis.set_xticks(range(len(summaries)), [str(s.level).replace("concurrency ", "c ") for s in summaries], rotation=30)
-    axis.set_ylim(bottom=0)
+def _against_load(axis: Any, summaries: Sequence[Summary], label: str, colour: str, heights: Sequence[Any]) -> None:
+    """A line over the closed loops, and one over the open ones: between the two there is no more or less."""
+    for kind in ("closed", "open"):
+        at = [i for i, summary in enumerate(summaries) if summary.level.kind == kind]
+        shown = [np.nan if heights[i] is None else heights[i] for i in at]
+        axis.plot(at, shown, "o-", color=colour, label=label if at and at[0] == 0 else None)
+
+
+def _finish(axis: Any, summaries: Sequence[Summary]) -> None:
+    names = [str(summary.level).replace("concurrency ", "c ") for summary in summaries]
+    axis.set_xticks(range(len(summaries)), names, rotation=30)
+    axis.legend()
+    _from_zero(axis)
+
+
+def _from_zero(axis: Any) -> None:
+    high = axis.dataLim.y1
+    axis.set_ylim(0, high * 1.08 if np.isfinite(high) and high > 0 else 1)
 
 
 def _latency(summaries: Sequence[Summary], limits: dict[str, float]) -> bytes:
     figure, axes = _figure(1, len(_NAMES), 3.6)
     for axis, (name, title) in zip(axes.flat, _NAMES.items(), strict=True):
         for percentile, colour in _PERCENTILES.items():
-            heights = [getattr(s.latencies[name], percentile, np.nan) for s in summaries]
-            axis.plot(range(len(summaries)), heights, "o-", color=colour, label=percentile)
+            heights = [getattr(s.latencies[name], percentile, None) for s in summaries]
+            _against_load(axis, summaries, percentile, colour, heights)
         if name in limits:
             axis.axhline(limits[name], color="grey", linestyle="--", label="limit")
         axis.set_title(f"{title}, ms")
-        axis.legend()
-        _ticks(axis, summaries)
+        _finish(axis, summaries)
     return _png(figure)
 
 
 def _throughput(summaries: Sequence[Summary]) -> bytes:
     figure, axes = _figure(1, 2, 3.6)
-    at = range(len(summaries))
     tokens, requests = axes.flat
-    tokens.plot(at, [s.output_tokens_per_second for s in summaries], "o-", label="output")
-    total = [np.nan if s.total_tokens_per_second is None else s.total_tokens_per_second for s in summaries]
-    tokens.plot(at, total, "o-", label="total")
+    _against_load(tokens, summaries, "output", "tab:blue", [s.output_tokens_per_second for s in summaries])
+    _against_load(tokens, summaries, "with prompts", "tab:orange", [s.total_tokens_per_second for s in summaries])
     tokens.set_title("tokens/s")
-    requests.plot(at, [s.requests_per_second for s in summaries], "o-", label="answered")
+    _against_load(requests, summaries, "answered", "tab:blue", [s.requests_per_second for s in summaries])
     if any(s.goodput is not None for s in summaries):
-        requests.plot(at, [np.nan if s.goodput is None else s.goodput for s in summaries], "o-", label="goodput")
+        _against_load(requests, summaries, "goodput", "tab:green", [s.goodput for s in summaries])
     requests.set_title("requests/s")
     for axis in (tokens, requests):
-        axis.legend()
-        _ticks(axis, summaries)
+        _finish(axis, summaries)
     return _png(figure)
 
 
@@ -108,11 +119,11 @@ def _timelines(runs: Sequence[Run]) -> bytes:
         end = max([1.0, *(sample.end for sample in run.samples)])
         bins = np.linspace(0, end, min(120, max(10, int(end * 2))) + 1)
         per_bin, _ = np.histogram(events, bins)
-        rate.step(bins[:-1], per_bin / np.diff(bins), where="post")
+        rate.stairs(per_bin / np.diff(bins), bins)
         rate.set_title(f"events/s, {run.level}")
         for axis in (flight, rate):
             axis.set_xlabel("s")
-            axis.set_ylim(bottom=0)
+            _from_zero(axis)
     return _png(figure)
 
 

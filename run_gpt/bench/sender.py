@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.sse import EventDecoder
 from run_gpt.errors import DeadlineExceeded, RequestError, Unavailable
 
+Events = AsyncGenerator[tuple[float, Event]]
+MakeBody = Callable[[Prompt], dict[str, Any]]
 _SHOWN = 200  # characters of what a server said of a failure
 
 
@@ -30,7 +32,7 @@ class Failed(Exception):
 class Sender(Protocol):
     """A way to a server."""
 
-    def events(self, prompt: Prompt) -> AsyncIterator[tuple[float, Event]]:
+    def events(self, prompt: Prompt) -> Events:
         """Each event with the time (perf_counter, seconds) at which it came. Raises Failed."""
 
     async def aclose(self) -> None:
@@ -45,7 +47,7 @@ async def record(sender: Sender, prompt: Prompt, sample: Sample, origin: float, 
     text: list[str] = []
     finished = False
     try:
-        async with asyncio.timeout(timeout), aclosing(sender.events(prompt)) as events:  # type: ignore[type-var]
+        async with asyncio.timeout(timeout), aclosing(sender.events(prompt)) as events:
             async for at, event in events:
                 if event.error is not None:
                     code = event.error.get("code") or "unknown"
@@ -82,15 +84,15 @@ def _take(sample: Sample, event: Event, at: float) -> None:
 class HttpSender:
     """Server-sent events over HTTP, with as many connections as there are requests in flight."""
 
-    def __init__(self, endpoint: Endpoint, api: Api, token: str | None, make_body: Any):
-        self._url, self._make_body, self._api = base_url(endpoint) + api.path, make_body, api
+    def __init__(self, endpoint: Endpoint, api: Api, token: str | None, make_body: MakeBody):
+        self._url, self._make_body, self._token = base_url(endpoint) + api.path, make_body, token
         # Not compressed: that would hold events back, and cost the client's time.
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **authorization(token)}
         # A connection that is idle for as long as servers let it be may be closed by one while it is taken again.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=1.0)
         self._client = httpx.AsyncClient(timeout=None, limits=limits, verify=endpoint.is_secure, trust_env=False)
 
-    async def events(self, prompt: Prompt) -> AsyncIterator[tuple[float, Event]]:
+    async def events(self, prompt: Prompt) -> Events:
         """See Sender."""
         body = json.dumps(self._make_body(prompt)).encode()
         begun = False
@@ -98,7 +100,7 @@ class HttpSender:
             async with self._client.stream("POST", self._url, content=body, headers=self._headers) as response:
                 if response.status_code != httpx.codes.OK:
                     said = (await response.aread()).decode(errors="replace")
-                    raise Failed(f"status {response.status_code}", said)
+                    raise Failed(f"status {response.status_code}", self._hidden(said))
                 begun = True
                 decoder = EventDecoder()
                 async for piece in response.aiter_raw():
@@ -118,16 +120,20 @@ class HttpSender:
         """See Sender."""
         await self._client.aclose()
 
+    def _hidden(self, said: str) -> str:
+        """Without the key, which a server may name when it refuses it."""
+        return said if self._token is None else said.replace(self._token, "***")
+
 
 class GrpcSender:
     """RunGPT's own requests over gRPC, on the client's one channel."""
 
-    def __init__(self, endpoint: Endpoint, api: Api, token: str | None, make_body: Any):
+    def __init__(self, endpoint: Endpoint, api: Api, token: str | None, make_body: MakeBody):
         from run_gpt.client import Client
 
         self._model, self._make_body, self._api = Client(token).get_model(endpoint=str(endpoint)), make_body, api
 
-    async def events(self, prompt: Prompt) -> AsyncIterator[tuple[float, Event]]:
+    async def events(self, prompt: Prompt) -> Events:
         """See Sender."""
         body = self._make_body(prompt)
         begun = False
@@ -136,10 +142,11 @@ class GrpcSender:
                 stream: Any = self._model.achat_stream(body.pop("messages"), **body)
             else:
                 stream = self._model.agenerate_stream(body.pop("prompt"), **body)
-            async for answer in stream:
-                at = time.perf_counter()
-                yield at, read_event(answer.model_dump())
-                begun = True
+            async with aclosing(stream):
+                async for answer in stream:
+                    at = time.perf_counter()
+                    yield at, read_event(answer.model_dump())
+                    begun = True
         except DeadlineExceeded as error:
             raise Failed("timeout", error.message) from None
         except Unavailable as error:

@@ -60,15 +60,15 @@ class _Server:
         try:
             async with self.free:
                 start = arrived if script.slots >= 1000 else asyncio.get_running_loop().time()
-                return await self._answer(writer, behaviour, start)
+                return await self._answer(writer, behaviour, start, head)
         finally:
             self.in_flight -= 1
 
-    async def _answer(self, writer: asyncio.StreamWriter, behaviour: str, start: float) -> bool:
+    async def _answer(self, writer: asyncio.StreamWriter, behaviour: str, start: float, head: str) -> bool:
         if behaviour == "reset":
             return False
         if behaviour.isdecimal():
-            _whole(writer, int(behaviour), {"error": {"message": "said so", "code": "scripted"}})
+            _whole(writer, int(behaviour), {"error": {"message": f"said so to {head}", "code": "scripted"}})
             return True
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         if behaviour == "hang":

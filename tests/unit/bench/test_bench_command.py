@@ -62,6 +62,15 @@ def test_failures_are_shown_with_an_example(scripted: Callable[..., Any]) -> Non
     assert "status 429, for example:" in done.stderr
 
 
+def test_a_key_that_a_server_repeats_is_not_shown(scripted: Callable[..., Any]) -> None:
+    script = scripted(behaviours=("401",))
+    done = bench("serve", "--endpoint", script.url, RUNGPT_API_KEY=KEY)
+    assert isinstance(done.exception, RunGPTError)
+    assert "status 401" in done.exception.message
+    assert KEY in script.headers[0]
+    assert KEY not in done.exception.message
+
+
 def test_the_formulas_are_printed_without_a_server() -> None:
     assert bench("serve", "--formulas").stdout.strip() == FORMULAS
 

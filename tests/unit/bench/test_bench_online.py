@@ -128,7 +128,7 @@ def test_a_sweep_ends_where_a_server_brings_no_more(scripted: Callable[..., Any]
 def test_a_sweep_stops_where_limits_break(scripted: Callable[..., Any]) -> None:
     script = scripted(ttft=0.1, gap=0.005, slots=2)
     limits = {"ttft": 160.0}
-    results = measured(script.url, Level("closed", 1), sweep=True, limits=limits, bounds={"requests": 16})
+    results = measured(script.url, Level("closed", 2), sweep=True, limits=limits, bounds={"requests": 16})
     assert results.saturation is not None
     assert results.saturation.level.value == 2
     assert "kept the limits at concurrency 4" in results.saturation.reason
