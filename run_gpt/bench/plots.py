@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,16 @@ def draw(results: Results) -> dict[str, bytes]:
         "histogram": _histograms(runs),
         "timeline": _timelines(runs),
     }
+
+
+def write(drawn: dict[str, bytes], folder: Path) -> None:
+    """A file for each plot, in a folder that is made. Raises SetupError if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, png in drawn.items():
+            (folder / f"{name}.png").write_bytes(png)
+    except OSError as error:
+        raise SetupError(f"{folder}: {error.strerror}") from None
 
 
 def _figure(rows: int, columns: int, height: float) -> tuple[Any, Any]:

@@ -227,6 +227,4 @@ def _write(
         if html:
             report.write_html(results, drawn, html)
         if png:
-            png.mkdir(parents=True, exist_ok=True)
-            for name, data in drawn.items():
-                (png / f"{name}.png").write_bytes(data)
+            plots.write(drawn, png)

@@ -19,7 +19,7 @@ def load_progress(requests: int) -> Iterator[OnProgress]:
         seen: list[Run] = []
 
         def tell(run: Run) -> None:
-            if run not in seen[-1:]:
+            if not seen or seen[-1] is not run:
                 seen.append(run)
                 console.print(f"{run.level} ...", markup=False)
 

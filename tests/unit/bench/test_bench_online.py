@@ -1,6 +1,7 @@
 """Without these the latencies and failures that users choose a server by would be wrong."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -200,3 +201,25 @@ def test_chats_go_on_after_the_answers_that_they_got(scripted: Callable[..., Any
 def test_what_cannot_be_measured_is_refused(scripted: Callable[..., Any], settings: Any, says: str) -> None:
     with pytest.raises(SetupError, match=says):
         measured(scripted().url, **settings)
+
+
+def test_as_many_are_in_flight_as_were_asked_for(scripted: Callable[..., Any]) -> None:
+    """httpx keeps the 101st request waiting unless told otherwise: the server would look slow."""
+    script = scripted(ttft=1.5, tokens=1)
+    [summary] = measured(script.url, Level("closed", 150), bounds={"requests": 150}).summaries
+    assert summary.ok == 150
+    assert script.most_in_flight == 150
+
+
+def test_a_client_that_is_late_notices(scripted: Callable[..., Any]) -> None:
+    plan = Plan(
+        Endpoint.parse(scripted(ttft=0.1).url),
+        (Level("closed", 1),),
+        WorkloadConfig(Lengths("fixed", 5), Lengths("fixed", 5)),
+        bounds=Bounds(requests=3),
+        warmup=0,
+    )
+    # It blocks the client's event loop, as work of its own would.
+    [summary] = asyncio.run(measure(plan, None, lambda run: time.sleep(0.05))).summaries
+    assert summary.lag_max_ms > 25
+    assert "the client itself was late" in summary.warnings()[0]
