@@ -1,7 +1,7 @@
 """Measures a server: finds its model, warms it up, puts one load after the other on it, or sweeps for the highest."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -82,8 +82,13 @@ class Plan:
         }
 
 
-async def measure(plan: Plan, token: str | None, on_progress: OnProgress) -> Results:
-    """Everything that the plan says. Raises SetupError if the server does not answer at all."""
+async def measure(
+    plan: Plan, token: str | None, on_progress: OnProgress, on_begin: Callable[[Results], None] = lambda results: None
+) -> Results:
+    """Everything that the plan says. Raises SetupError if the server does not answer at all.
+
+    `on_begin` gets the results before they are filled: one that is interrupted keeps the loads that were complete.
+    """
     Client(token)  # refuses what cannot be a key
     models = None if plan.endpoint.is_grpc else await _models(plan.endpoint, token)
     model = plan.model or _first(models)
@@ -93,6 +98,7 @@ async def measure(plan: Plan, token: str | None, on_progress: OnProgress) -> Res
     kind = GrpcSender if plan.endpoint.is_grpc else HttpSender
     sender = kind(plan.endpoint, plan.api, token, body)
     results = Results(environment(models), plan.arguments(model), plan.limits, [])
+    on_begin(results)
     try:
         await _warm_up(plan, sender)
         await _measure_levels(plan, sender, results, on_progress)
@@ -143,7 +149,8 @@ async def _models(endpoint: Endpoint, token: str | None) -> Any:
         try:
             response = await client.get(f"{base_url(endpoint)}/v1/models", headers=authorization(token))
         except httpx.HTTPError as error:
-            raise SetupError(f"no server answers at {endpoint}: {type(error).__name__} {error}") from None
+            why = f"{type(error).__name__} {error}".strip()
+            raise SetupError(f"no server answers at {endpoint} ({why}): is it running there?") from None
     if response.status_code in (401, 403):
         raise SetupError(f"{endpoint} refuses the key: give another by RUNGPT_API_KEY")
     try:

@@ -103,9 +103,11 @@ def serve(
     from run_gpt.bench.lengths import Lengths
     from run_gpt.bench.load import Bounds
     from run_gpt.bench.online import Plan, measure
+    from run_gpt.bench.results import Results
     from run_gpt.bench.summary import FORMULAS, parse_goodput
     from run_gpt.bench.workload import WorkloadConfig
     from run_gpt.cli.bench_progress import load_progress
+    from run_gpt.cli.progress import console
     from run_gpt.client.endpoint import Endpoint
 
     if formulas:
@@ -134,11 +136,22 @@ def serve(
         exact_output=exact_output,
         extra_body=_json_object(extra_body),
     )
-    with load_progress(requests) as on_progress:
-        results = asyncio.run(measure(plan, options.token(api_key), on_progress))
+    begun: list[Results] = []
+    interrupted = False
+    try:
+        with load_progress(requests) as on_progress:
+            asyncio.run(measure(plan, options.token(api_key), on_progress, begun.append))
+    except KeyboardInterrupt:
+        if not begun or not begun[0].runs:
+            raise
+        interrupted = True
+    results = begun[0]
     print(f"{tables.text(results.summaries)}\n\n{FORMULAS}")
     _tell(results)
     _write(results, json_file, csv_file, html_file, png)
+    if interrupted:
+        console.print("Interrupted: these are the loads that were complete.")
+        raise typer.Exit(130)
 
 
 @app.command()

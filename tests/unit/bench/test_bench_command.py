@@ -1,6 +1,9 @@
 """Without these `rungpt bench` would accept what it cannot measure, or write a key into a file."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,22 @@ def test_a_key_that_a_server_repeats_is_not_shown(scripted: Callable[..., Any]) 
 
 def test_the_formulas_are_printed_without_a_server() -> None:
     assert bench("serve", "--formulas").stdout.strip() == FORMULAS
+
+
+def test_an_interrupted_benchmark_keeps_what_it_has(scripted: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    command = [sys.executable, "-m", "run_gpt.cli", "bench", "serve", "--endpoint", scripted().url, "--warmup", "0"]
+    command += ["--concurrency", "1", "--rate", "1", "--requests", "20", "--json", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "rate 1/s" not in (line := process.stderr.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        output, messages = process.communicate(timeout=30)
+    assert process.returncode == 130, messages
+    assert "Interrupted" in messages
+    assert "| concurrency 1 |" in output
+    assert [load["level"]["kind"] for load in json.loads(path.read_text())["loads"]] == ["closed"]
 
 
 @pytest.mark.parametrize(
