@@ -2,7 +2,7 @@
 
 import typer
 
-from run_gpt.cli import adapters, ask, deploy, models, playground, serve
+from run_gpt.cli import adapters, ask, bench, deploy, models, playground, serve
 
 app = typer.Typer(
     help="Serve large language models over gRPC and HTTP, or use them right here.",
@@ -40,3 +40,4 @@ app.command()(playground.playground)
 app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(deploy.app, name="deploy")
+app.add_typer(bench.app, name="bench")

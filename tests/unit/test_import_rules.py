@@ -47,6 +47,7 @@ LIGHT_MODULES = (
     "run_gpt.deploy",
     "run_gpt.devices",
     "run_gpt.models.tools",
+    "run_gpt.bench.online",
     *(
         f"run_gpt.engine.{name}"
         for name in ("scheduler", "slots", "draft", "text", "request", "mailbox", "interface", "errands", "metrics")
