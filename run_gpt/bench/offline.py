@@ -31,6 +31,8 @@ class Options:
     precisions: tuple[str, ...] = ALL_PRECISIONS
     compile: tuple[str, ...] = ()
     """Precisions in which the generic runner is measured too, without and with torch.compile."""
+    generate: tuple[str, ...] = ()
+    """Precisions in which transformers' `generate` is measured beside it."""
     prompt_tokens: tuple[int, ...] = (128, 512)
     new_tokens: int = 64
     batches: tuple[int, ...] = (1, 4, 16)
@@ -55,11 +57,12 @@ class Options:
         for flag, chosen, known in (
             ("--precision", self.precisions, PRECISIONS),
             ("--compile", self.compile, PRECISIONS),
+            ("--generate", self.generate, PRECISIONS),
             ("--data", self.data, tuple(TEXTS)),
         ):
             if unknown := [name for name in chosen if name not in known]:
                 raise SetupError(f"{flag} {unknown[0]}: one of {', '.join(known)}")
-        if not self.precisions and not self.compile:
+        if not self.precisions and not self.compile and not self.generate:
             raise SetupError("--precision: there is nothing to measure")
         if not self.prompt_tokens or not self.batches or min(*self.prompt_tokens, *self.batches, self.repeat) < 1:
             raise SetupError("--prompt-tokens, --batch and --repeat: give numbers of at least 1")
@@ -70,12 +73,16 @@ class Options:
 
     def variants(self) -> list[Variant]:
         """The rows, in order."""
-        running = max(self.batches)
-        rows = [Variant(self.model, p, device=self.device, max_running=running) for p in self.precisions]
-        for precision in self.compile:
-            for compiled in (False, True):
-                rows.append(Variant(self.model, precision, "generic", compiled, self.device, running))
-        return rows
+        more: dict[str, Any] = {"device": self.device, "max_running": max(self.batches)}
+        return [
+            *(Variant(self.model, precision, generate=True, **more) for precision in self.generate),
+            *(Variant(self.model, precision, **more) for precision in self.precisions),
+            *(
+                Variant(self.model, precision, "generic", compiled, **more)
+                for precision in self.compile
+                for compiled in (False, True)
+            ),
+        ]
 
     def cases(self) -> list["Case"]:
         """What each variant is measured at, in order."""

@@ -74,10 +74,8 @@ class Process:
 
 def _serve(connection: Connection, variant: "Variant") -> None:
     """The life of the process: loads, says what it is, then answers calls until it is ended."""
-    from run_gpt.bench.offline_subject import Subject
-
     try:
-        subject = Subject(variant)
+        subject = variant.load()
         connection.send((subject.about(), None, 0.0))
     except Exception as error:  # the table says it in the variant's row
         connection.send((None, _line(error), 0.0))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from run_gpt.bench.perplexity import Score, check_sizes, score
 from run_gpt.config import EngineConfig, ModelConfig, Runner
 from run_gpt.errors import SetupError
 
@@ -29,14 +30,26 @@ class Variant:
     precision: str
     runner: Runner = "auto"
     compile: bool = False
+    generate: bool = False
+    """transformers' own `generate`, which RunGPT is compared with."""
     device: str | None = None
     max_running: int = 1
 
     @property
     def name(self) -> str:
         """Such as `bf16`, or `fp32, generic, compiled`."""
-        forced = () if self.runner == "auto" else (self.runner,)
-        return ", ".join((self.precision, *forced, *(("compiled",) if self.compile else ())))
+        return self.precision if self.by == "auto" else f"{self.precision}, {self.by}"
+
+    @property
+    def by(self) -> str:
+        """What is to run it: a runner of RunGPT's, compiled or not, or transformers."""
+        return "transformers" if self.generate else self.runner + (", compiled" if self.compile else "")
+
+    def load(self) -> "Subject":
+        """The thing itself; in this process. Raises SetupError or ModelNotFound."""
+        from run_gpt.bench.offline_baseline import Baseline
+
+        return Baseline(self) if self.generate else Subject(self)
 
 
 class Subject:
@@ -47,24 +60,30 @@ class Subject:
         import torch
         import transformers  # noqa: F401  # its memory is not the model's
 
-        import run_gpt.model
+        import run_gpt.model  # noqa: F401
 
         self._cuda = torch.cuda.is_available() and (variant.device or "cuda").startswith("cuda")
         self._before = self._peak()
-        self.model = run_gpt.model.load_model(
+        self._load(variant)
+        self._loading = self._peak()
+        special = set(self._tokenizer.all_special_ids)
+        self._ids = [id_ for id_ in range(len(self._tokenizer)) if id_ not in special]
+
+    def _load(self, variant: Variant) -> None:
+        from run_gpt.model import load_model
+
+        self.model = load_model(
             ModelConfig(model_name=variant.model, precision=variant.precision, device=variant.device),
             EngineConfig(
                 max_running=variant.max_running,
-                runner="generic" if variant.compile else variant.runner,
+                runner=variant.runner,
                 compile=variant.compile,
                 speculate=False,
             ),
         )
         _wait_for_kernels()
+        self._tokenizer = self.model.tokenizer
         self._engine = cast("Any", self.model._engine)
-        self._loading = self._peak()
-        special = set(self.model.tokenizer.all_special_ids)
-        self._ids = [id_ for id_ in range(len(self.model.tokenizer)) if id_ not in special]
 
     def about(self) -> dict[str, Any]:
         """What was loaded: precision, runner, device, threads, context and cache in tokens (None: no limit)."""
@@ -113,13 +132,17 @@ class Subject:
         Windows have 1,024 tokens, or the context's, and strides half of a window, if they are not given. Raises
         SetupError for sizes that cannot be.
         """
-        from run_gpt.bench.perplexity import score
-
-        ids = self.model.tokenizer(text, verbose=False)["input_ids"]
-        window = window or min(WINDOW, self.model.context_length)
+        ids = self._tokenizer(text, verbose=False)["input_ids"]
+        context = self.about()["context"]
+        window = window or min(WINDOW, context)
         stride = stride or max(window // 2, 1)
-        scored = asyncio.run(score(self.model, ids[:max_tokens] if max_tokens else ids, window, stride))
+        ids = ids[:max_tokens] if max_tokens else ids
+        check_sizes(len(ids), window, stride, context)
+        scored = self._score(ids, window, stride)
         return {"perplexity": scored.perplexity, "tokens": scored.tokens, "window": window, "stride": stride}
+
+    def _score(self, ids: list[int], window: int, stride: int) -> Score:
+        return asyncio.run(score(self.model, ids, window, stride))
 
     def _prompt(self, number: int, tokens: int) -> list[int]:
         """Token ids by chance, so that prompts have the same length with every tokenizer and no common beginning."""

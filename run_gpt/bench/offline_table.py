@@ -28,7 +28,8 @@ class Table:
 
     def markdown(self) -> str:
         """The title and the table."""
-        lines = [self.head, ("---",) * len(self.head), *self.rows]
+        rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in self.rows]
+        lines = [self.head, ("---",) * len(self.head), *rows]
         return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -48,9 +49,10 @@ class Figure:
         """Half of what lies between the least and the greatest value, over the median."""
         return (max(self.values) - min(self.values)) / 2 / self.median
 
-    def __str__(self) -> str:
+    def text(self, *, spread: bool) -> str:
+        """Such as `12.4 ± 3 %`; what is the reciprocal of another figure needs no spread of its own."""
         digits = 0 if self.median >= 100 else 1 if self.median >= 10 else 2
-        return f"{self.median:,.{digits}f} ± {100 * self.spread:.0f} %"
+        return f"{self.median:,.{digits}f}" + (f" ± {100 * self.spread:.0f} %" if spread else "")
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,7 +85,8 @@ def _speed(report: Report) -> Table:
         for case in report.options.cases():
             size = (f"{case.prompt_tokens:,}", str(case.batch))
             if result.rounds.get(case):
-                cells = tuple(str(figure) for figure in figures(case, result.rounds[case]).values())
+                found = figures(case, result.rounds[case]).items()
+                cells = tuple(figure.text(spread="ms" in name) for name, figure in found)
             else:
                 cells = (result.reasons.get(case) or result.failed, "", "", "")
             rows.append((*_names(result), *size, *cells))
@@ -103,8 +106,8 @@ def _memory_and_perplexity(report: Report) -> Table:
 def _names(result: Result) -> tuple[str, str]:
     """Precision and runner, as they turned out."""
     variant = result.variant
-    runner = result.about.get("runner") or ("generic" if variant.compile else variant.runner)
-    return result.about.get("precision") or variant.precision, runner + (", compiled" if variant.compile else "")
+    by = variant.by.replace("auto", result.about.get("runner", "auto"))
+    return result.about.get("precision", variant.precision), by
 
 
 def surroundings(report: Report) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def footer(report: Report) -> str:
     parts = [
         f"{about['date']}, {options.model} on {', '.join(about['device']) or 'no device'}; {about['cpu']}, "
         f"{about['cores']} cores, {about['threads']} threads; {versions}. Medians of {options.repeat} rounds, {turns}, "
-        f"each ± half of its range; {options.new_tokens} new tokens, greedy, without speculation. Other programs used "
+        f"± half of their range; {options.new_tokens} new tokens, greedy, without speculation. Other programs used "
         f"at most {about['cores_used_by_others']:.1f} cores.",
         "Prefill: from the prompts' submission until every one has its first token; ms/token is that over the tokens "
         "of one prompt, tokens/s is all prompts' tokens over it. Decode: ms/token is the time between two tokens of "

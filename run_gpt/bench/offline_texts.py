@@ -101,17 +101,19 @@ def ptb_of(file: Path) -> str:
 
 
 def _from_hub(repo: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    """The file of a dataset's repository, from our cache if it is there."""
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
+    folder = cache_root() / "hub"
+    kept = try_to_load_from_cache(repo, name, cache_dir=folder, repo_type="dataset")
+    if isinstance(kept, str):
+        return Path(kept)
     try:
-        folder = cache_root() / "hub"
-        return Path(hf_hub_download(repo, name, repo_type="dataset", cache_dir=folder, etag_timeout=CONNECT_SECONDS))
-    except LocalEntryNotFoundError as error:
-        raise DownloadError(f"the hub cannot be reached for {repo}: give a file with --text") from error
-    except (HfHubHTTPError, OSError) as error:
+        HfApi().dataset_info(repo, timeout=CONNECT_SECONDS)  # the download itself would try for half a minute
+        return Path(hf_hub_download(repo, name, repo_type="dataset", cache_dir=folder))
+    except Exception as error:  # the hub library raises its own and its HTTP library's classes, which change
         why = str(error).strip().partition("\n")[0]
-        raise DownloadError(f"{repo}/{name} cannot be fetched from the hub: {why}") from error
+        raise DownloadError(f"{repo} cannot be fetched from the hub: {why}; --text FILE takes any text") from error
 
 
 def _ptb_file() -> Path:
@@ -123,9 +125,9 @@ def _ptb_file() -> Path:
     try:
         content = httpx.get(PTB_ADDRESS, timeout=CONNECT_SECONDS, follow_redirects=True).raise_for_status().content
     except httpx.HTTPError as error:
-        raise DownloadError(f"{PTB_ADDRESS} cannot be fetched: {error}") from error
+        raise DownloadError(f"{PTB_ADDRESS} cannot be fetched: {error}; --text FILE takes any text") from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != PTB_MD5:
-        raise DownloadError(f"{PTB_ADDRESS} is another text than the one that is known: give a file with --text")
+        raise DownloadError(f"{PTB_ADDRESS} is another text than the one that is known; --text FILE takes any text")
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_bytes(content)

@@ -3,13 +3,14 @@
 Perplexity is exp of the mean negative log-likelihood of a token (natural logarithm). The text's tokens are cut into
 windows of `window` tokens that begin `stride` tokens after each other; a window scores those of its tokens that no
 earlier window has scored, after all the others in it. Each token counts once, but for the text's first, which nothing
-comes before. A smaller stride gives tokens more context, a lower perplexity, and takes longer.
+comes before; windows that do not overlap (stride = window) leave out the first of each. A smaller stride gives tokens
+more context, a lower perplexity, and takes longer.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from run_gpt.errors import SetupError
 
@@ -45,25 +46,27 @@ class Score:
 
 
 def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
-    """The windows of a text of so many tokens; `stride` is at most `window`, and less leaves context."""
+    """The windows of a text of so many tokens, in order; `stride` is at most `window`."""
     done = 1
     for start in range(0, tokens, stride):
         end = min(start + window, tokens)
-        if end > done:
-            yield Window(start, end, end - done)
-            done = end
+        if (scored := min(end - done, end - start - 1)) > 0:
+            yield Window(start, end, scored)
+        done = max(done, end)
+
+
+def check_sizes(tokens: int, window: int, stride: int, context: int) -> None:
+    """Raise SetupError for a text of too few tokens, and for a window or a stride that cannot be."""
+    if tokens < 2:
+        raise SetupError(f"perplexity needs a text of two tokens at least, this one has {tokens}")
+    if not 2 <= window <= context:
+        raise SetupError(f"--window {window}: from 2 to the model's context, {context} tokens")
+    if not 1 <= stride <= window:
+        raise SetupError(f"--stride {stride}: from 1 to the window, {window} tokens")
 
 
 async def score(model: "Model", ids: Sequence[int], window: int, stride: int) -> Score:
-    """Score a text's token ids. Raises SetupError for fewer than two, and for a window or a stride that cannot be."""
-    if len(ids) < 2:
-        raise SetupError(f"perplexity needs a text of two tokens at least, this one has {len(ids)}")
-    if window > model.context_length:
-        raise SetupError(
-            f"--window {window}: the model's context holds {model.context_length} tokens: give at most that"
-        )
-    if window < 2 or not 1 <= stride <= window:
-        raise SetupError(f"--stride {stride}: from 1 to the window, {window} tokens, which is at least 2")
+    """Score a text's token ids, of sizes that `check_sizes` has let pass."""
     cut = list(windows(len(ids), window, stride))
     losses: list[float] = []
     for first in range(0, len(cut), AT_ONCE):
@@ -79,5 +82,5 @@ async def _losses(model: "Model", ids: Sequence[int], cut: list[Window]) -> list
     for window, answer in zip(cut, answers, strict=True):
         logprobs = answer.choices[0].logprobs
         scores = [token.logprob for token in logprobs.content] if logprobs else []
-        losses += [-value for value in scores[-window.scored :] if value is not None]
+        losses += [-cast("float", value) for value in scores[-window.scored :]]  # None has the first alone
     return losses

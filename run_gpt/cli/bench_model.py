@@ -29,6 +29,9 @@ def model(
     compile: Annotated[
         str, typer.Option(help="Precisions with two rows more: the generic runner, without and with torch.compile.")
     ] = "",
+    generate: Annotated[
+        str, typer.Option(help="Precisions in which transformers' own `generate` is measured beside it.")
+    ] = "",
     prompt_tokens: Annotated[str, typer.Option(help="Lengths of prompts.")] = _joined(Options.prompt_tokens),
     new_tokens: Annotated[int, typer.Option(help="New tokens of each stream.")] = Options.new_tokens,
     batch: Annotated[str, typer.Option(help="Numbers of streams at once.")] = _joined(Options.batches),
@@ -57,6 +60,7 @@ def model(
         model=name,
         precisions=_names(precision),
         compile=_names(compile),
+        generate=_names(generate),
         prompt_tokens=_numbers("--prompt-tokens", prompt_tokens),
         new_tokens=new_tokens,
         batches=_numbers("--batch", batch),
