@@ -202,7 +202,7 @@ def _warm_up(options: Options, result: Result, process: Process, say: Say) -> No
 
 def _too_large(options: Options, case: Case, about: dict[str, Any]) -> str:
     """Why a case does not fit, or nothing."""
-    tokens = case.prompt_tokens + options.new_tokens
+    tokens = case.prompt_tokens + 1 + options.new_tokens
     if tokens > about["context"]:
         return f"{tokens} tokens exceed the context of {about['context']}"
     if about["cache"] is not None and case.batch * tokens > about["cache"]:

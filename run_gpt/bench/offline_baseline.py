@@ -37,7 +37,7 @@ class Baseline(Subject):
 
     def warm_up(self, prompt_tokens: int, batch: int) -> None:
         """See Subject."""
-        self._generate([self._prompt(-1 - i, prompt_tokens) for i in range(batch)], 4)
+        self._generate([self._prompt(f"warm-up {i}", prompt_tokens) for i in range(batch)], 4)
 
     def _generate(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[float]]:
         """When it began, and when each step had its tokens."""

@@ -102,15 +102,16 @@ class Subject:
     def measure(self, number: int, prompt_tokens: int, batch: int, new_tokens: int) -> dict[str, float]:
         """Seconds of prefill and of a decode step, of `batch` prompts that differ with each `number`.
 
-        Prefill is from the first submission until every stream has its first token. The same prompts then run again,
-        from the cache where the runner keeps prefixes; a decode step is the time from where every stream has its first
+        Prefill is from the first submission until every stream has its first token. The same prompts then run again with
+        a token more, from the cache where the runner keeps prefixes; a decode step is the time from where every stream has its first
         token until the first stream ends, over the tokens that one stream gets in it. Raises SetupError if the streams
         ran together for less than LEAST_OVERLAP of their tokens.
         """
         prompts = [self._prompt(number + i, prompt_tokens) for i in range(batch)]
         start, streams = asyncio.run(self._streams(prompts, 1))
         prefill = max(stream[0][0] for stream in streams) - start
-        _, streams = asyncio.run(self._streams(prompts, new_tokens))
+        # Whatever is kept is reused whole, in its place: with the same prompt it would be copied, and put others out.
+        _, streams = asyncio.run(self._streams([[*ids, self._ids[0]] for ids in prompts], new_tokens))
         begun, ended = max(stream[0][0] for stream in streams), min(stream[-1][0] for stream in streams)
         decoded = sum(tokens for stream in streams for when, tokens in stream if begun < when <= ended) / batch
         if decoded < LEAST_OVERLAP * new_tokens:
@@ -119,7 +120,7 @@ class Subject:
 
     def warm_up(self, prompt_tokens: int, batch: int) -> None:
         """Run what a measurement would, with few new tokens: memory is touched, steps are compiled."""
-        prompts = [self._prompt(-1 - i, prompt_tokens) for i in range(batch)]
+        prompts = [self._prompt(f"warm-up {i}", prompt_tokens) for i in range(batch)]
         asyncio.run(self._streams(prompts, 4))
 
     def memory(self) -> dict[str, float]:
@@ -144,9 +145,9 @@ class Subject:
     def _score(self, ids: list[int], window: int, stride: int) -> Score:
         return asyncio.run(score(self.model, ids, window, stride))
 
-    def _prompt(self, number: int, tokens: int) -> list[int]:
+    def _prompt(self, name: int | str, tokens: int) -> list[int]:
         """Token ids by chance, so that prompts have the same length with every tokenizer and no common beginning."""
-        return random.Random(number).choices(self._ids, k=tokens)
+        return random.Random(f"{name}, {tokens}").choices(self._ids, k=tokens)
 
     async def _streams(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[tuple[float, int]]]]:
         """When the streams began, and for each of them when its tokens came: (seconds, tokens) of each event."""

@@ -52,7 +52,7 @@ def test_the_command_fills_the_tables_the_json_and_the_document(tmp_path):
 
 def test_what_cannot_be_loaded_gives_its_reason(tmp_path):
     folder = write_checkpoint("rwkv-raven", tmp_path / "m")
-    with pytest.raises(SetupError, match="--compile and .* key-value cache"):
+    with pytest.raises(SetupError, match="--compile and --tensor-parallel are for models with a key-value cache"):
         Process(Variant(str(folder), "fp32", "generic", compile=True, device="cpu"))
 
 
@@ -70,11 +70,30 @@ def test_a_process_that_dies_gives_its_reason(tmp_path):
         process.close()
 
 
+def noted_reuse(subject):
+    """The tokens that each stream from now on has from the cache."""
+    submit, reused = subject._engine.submit, []
+
+    async def noting(request):
+        first = True
+        async for event in submit(request):
+            if first:
+                reused.append(event.cached_tokens)
+                first = False
+            yield event
+
+    subject._engine.submit = noting
+    return reused
+
+
 def test_the_default_model_is_measured_and_reads_english():
     subject = Variant(DEFAULT_MODEL, "bf16", device="cpu", max_running=4).load()
     try:
         subject.warm_up(32, 4)
-        found = subject.measure(0, 32, 4, 16)
+        reused = noted_reuse(subject)
+        found = subject.measure(1, 32, 4, 16)
+        # Prompts are new in prefill, whatever was warmed up, and kept for decoding.
+        assert [sorted(reused[i : i + 4]) for i in (0, 4)] == [[0] * 4, [32] * 4]
         assert found["prefill"] > 0
         assert found["decode_step"] > 0
         scored = subject.perplexity(SAMPLE.read_text(), None, None, 600)

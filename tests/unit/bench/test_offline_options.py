@@ -80,7 +80,7 @@ def test_what_one_variant_cannot_do_is_noted_and_the_others_take_their_turns(mon
     assert bit4.failed == "its process ended"
     for result in (fp32, bf16):
         assert result.rounds == {Case(100, 2): [{"prefill": 1.0, "decode_step": 0.1}] * 2}
-        assert result.reasons[Case(100, 60)] == "9840 tokens exceed the cache of 4000"
-        assert result.reasons[Case(1000, 2)] == "1064 tokens exceed the context of 1024"
+        assert result.reasons[Case(100, 60)] == "9900 tokens exceed the cache of 4000"
+        assert result.reasons[Case(1000, 2)] == "1065 tokens exceed the context of 1024"
         assert result.memory == {"loading": 1.0, "peak": 2.0}
         assert not result.failed
