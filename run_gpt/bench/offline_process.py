@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -74,6 +75,7 @@ class Process:
 
 def _serve(connection: Connection, variant: "Variant") -> None:
     """The life of the process: loads, says what it is, then answers calls until it is ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which ends this process
     try:
         subject = variant.load()
         connection.send((subject.about(), None, 0.0))

@@ -102,10 +102,10 @@ class Subject:
     def measure(self, number: int, prompt_tokens: int, batch: int, new_tokens: int) -> dict[str, float]:
         """Seconds of prefill and of a decode step, of `batch` prompts that differ with each `number`.
 
-        Prefill is from the first submission until every stream has its first token. The same prompts then run again with
-        a token more, from the cache where the runner keeps prefixes; a decode step is the time from where every stream has its first
-        token until the first stream ends, over the tokens that one stream gets in it. Raises SetupError if the streams
-        ran together for less than LEAST_OVERLAP of their tokens.
+        Prefill is from the first submission until every stream has its first token. The same prompts then run again
+        with a token more, from the cache where the runner keeps prefixes; a decode step is the time from where every
+        stream has its first token until the first stream ends, over the tokens that one stream gets in it. Raises
+        SetupError if the streams ran together for less than LEAST_OVERLAP of their tokens.
         """
         prompts = [self._prompt(number + i, prompt_tokens) for i in range(batch)]
         start, streams = asyncio.run(self._streams(prompts, 1))

@@ -1,5 +1,8 @@
 """Minutes of measuring something else than was asked for, or a run that dies with one variant, if these failed."""
 
+import subprocess
+import sys
+
 import pytest
 
 from run_gpt.bench import offline
@@ -42,6 +45,11 @@ def test_the_command_line_reads_lists_with_commas(monkeypatch):
     ]
     with pytest.raises(SetupError, match="--batch 1;4"):
         bench_model.model(batch="1;4")
+
+
+def test_help_needs_no_torch():
+    code = "import sys, run_gpt.cli.bench_model; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 class Scripted:
