@@ -53,7 +53,10 @@ def read_text(path: Path) -> Text:
 
 def fetch_text(name: str) -> Text:
     """One of TEXTS, from the cache or the network. Raises DownloadError, in one line."""
-    return Text(name, TEXTS[name]())
+    try:
+        return Text(name, TEXTS[name]())
+    except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
+        raise DownloadError(f"what was fetched for {name} cannot be read: {error}") from error
 
 
 class _Paragraphs(HTMLParser):
@@ -85,8 +88,8 @@ class _Paragraphs(HTMLParser):
 def wikitext_of(file: Path) -> str:
     """The test part in the zip."""
     with zipfile.ZipFile(file) as archive:
-        name = next(name for name in archive.namelist() if name.endswith("wiki.test.raw"))
-        return archive.read(name).decode("utf-8")
+        names = [name for name in archive.namelist() if name.endswith("wiki.test.raw")]
+        return archive.read(names[0]).decode("utf-8")
 
 
 def c4_of(file: Path) -> str:

@@ -72,3 +72,12 @@ def test_another_text_at_the_address_of_ptb_is_refused(tmp_path, monkeypatch):
     assert texts == []
     assert "another text" in notes[0]
     assert not list(tmp_path.rglob("ptb*"))
+
+
+def test_a_fetched_file_that_cannot_be_read_is_a_line(tmp_path, monkeypatch):
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"half a file")
+    monkeypatch.setattr(offline_texts, "_from_hub", lambda *_: broken)
+    texts, notes = gather_texts(Options(data=("wikitext2", "c4")), lambda _: None)
+    assert texts == []
+    assert [note.count("cannot be read") for note in notes] == [1, 1]
