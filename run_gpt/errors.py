@@ -171,6 +171,9 @@ _BY_CODE: dict[str, type[RequestError]] = {
     )
 }
 
+ERROR_CODES = tuple(_BY_CODE)
+"""Every `code` that an error on the wire may have."""
+
 
 def error_from_dict(error: dict[str, Any]) -> RequestError:
     """The exception that `RequestError.to_dict` wrote; an unknown `code` becomes an InternalError."""

@@ -187,6 +187,10 @@ class Model(LanguageModel):
             context_length=self.context_length,
         )
 
+    def metrics(self) -> str:
+        """What the engine has counted and measured since its start, in Prometheus' text form."""
+        return self._engine.metrics()
+
     def shutdown(self, drain_seconds: float = 0.0) -> None:
         """Let running requests finish for so long, then end the engine. Blocks."""
         self._engine.shutdown(drain_seconds)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
@@ -30,6 +31,7 @@ from run_gpt.api.documents import (
     GenerateRequestDocument,
     ListAdaptersRequestDocument,
     LoadAdapterRequestDocument,
+    MetricsDocument,
     StatusDocument,
     TokenizeRequestDocument,
     TokensDocument,
@@ -58,7 +60,7 @@ _MEANT: dict[str, Any] = {
 
 
 class CausalLMExecutor(Executor):  # type: ignore[misc]
-    """One (possibly sharded) causal language model behind `/generate`, `/chat`, their streams, and `/status`.
+    """One (possibly sharded) causal language model behind `/generate`, `/chat`, their streams, `/status`, `/metrics`.
 
     Takes the fields of ModelConfig and EngineConfig as keyword arguments, and loads the model before it serves.
     Raises SetupError for a setting it does not know or a model that cannot be loaded.
@@ -76,6 +78,7 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
         self.model = load_model(model_config, engine_config, on_dead=self._fail)
         for note in self.model.notes:
             log.warning("%s", note)
+        self._started = time.time()
 
     @requests(on="/generate")
     async def generate(
@@ -152,10 +155,15 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
     @requests(on="/status")
     async def status(self, **_: Any) -> DocList[StatusDocument]:
         """What the engine is doing."""
-        status = self.model.status()
+        status = self.model.status().model_copy(update={"started": self._started})
         if self._draining and status.state == "ready":
             status = status.model_copy(update={"state": "draining"})
         return DocList[StatusDocument]([StatusDocument(**status.model_dump())])
+
+    @requests(on="/metrics")
+    async def metrics(self, **_: Any) -> DocList[MetricsDocument]:
+        """What the engine has counted and measured, for the gateway's `/metrics`."""
+        return DocList[MetricsDocument]([MetricsDocument(text=self.model.metrics())])
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, let those that run finish for so long, then end the engine; the rest gets Unavailable.

@@ -194,6 +194,15 @@ class Status(BaseModel):
     """Sequences that wait for a place."""
     context_length: int | None = None
     """Tokens of prompt and answer together that the model holds."""
+    started: float | None = None
+    """When its process began to serve, in seconds since 1970: another number is another process."""
+
+
+class Metrics(BaseModel):
+    """What an executor answers on `/metrics`."""
+
+    text: str
+    """In Prometheus' text form, version 0.0.4."""
 
 
 AnyAnswer = TypeVar("AnyAnswer", bound=Answer)

@@ -85,6 +85,7 @@ LoadAdapterRequestDocument = _document_class(adapters.LoadAdapterRequest)
 UnloadAdapterRequestDocument = _document_class(adapters.UnloadAdapterRequest)
 AdapterListDocument = _document_class(adapters.AdapterList)
 StatusDocument = _document_class(answers.Status)
+MetricsDocument = _document_class(answers.Metrics)
 
 _DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
     schema.GenerateRequest: GenerateRequestDocument,
@@ -103,6 +104,7 @@ _DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
     adapters.UnloadAdapterRequest: UnloadAdapterRequestDocument,
     adapters.AdapterList: AdapterListDocument,
     answers.Status: StatusDocument,
+    answers.Metrics: MetricsDocument,
 }
 
 

@@ -1,17 +1,20 @@
 """The engine: a thread that plans, runs and commits step after step, and the queues between it and its users."""
 
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import torch
+from prometheus_client import generate_latest
 
 from run_gpt.config import EngineConfig
 from run_gpt.engine.errands import Errands
 from run_gpt.engine.interface import Engine, EngineStats, State
 from run_gpt.engine.lora import Lora
 from run_gpt.engine.mailbox import Mailbox
+from run_gpt.engine.metrics import EngineMetrics
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.sampler import Sampler
@@ -63,6 +66,7 @@ class BatchEngine(Engine):
         self._mailboxes: dict[str, Mailbox] = {}
         self._unfinished: dict[str, int] = {}
         self._beams: dict[str, threading.Event] = {}
+        self._metrics = EngineMetrics(self.scheduler, self._beams, self._changed)
         self._beam_thread = ThreadPoolExecutor(1, thread_name_prefix="rungpt-beam")
         self._thread = threading.Thread(target=self._live, name="rungpt-engine", daemon=True)
         self._thread.start()
@@ -95,6 +99,10 @@ class BatchEngine(Engine):
                 len(scheduler.slots.kept),
                 **asdict(scheduler.counters),
             )
+
+    def metrics(self) -> str:
+        """See Engine."""
+        return generate_latest(self._metrics).decode()
 
     def shutdown(self, drain_seconds: float = 0.0) -> None:
         """See Engine."""
@@ -204,7 +212,9 @@ class BatchEngine(Engine):
             if request.num_beams > 1:
                 self._start_beams(request, lora)
             else:
-                self.scheduler.add(request, lora)
+                now = time.perf_counter()
+                for row in self.scheduler.add(request, lora):
+                    row.times.arrived = now
             if lora is not None:
                 self._lora_of[request.id] = lora
             self._mailboxes[request.id] = mailbox
@@ -235,6 +245,7 @@ class BatchEngine(Engine):
                 if self._stopping:
                     return
                 self._errands.do()
+                started = time.perf_counter()
                 plan = self.scheduler.plan()
             try:
                 results = self._run(plan)
@@ -243,7 +254,9 @@ class BatchEngine(Engine):
                 continue
             self._failures = 0
             with self._changed:
-                self._deliver(self.scheduler.commit(plan, *results))
+                outcomes = self.scheduler.commit(plan, *results)
+                self._deliver(outcomes)
+                self._metrics.step(plan, outcomes, started, time.perf_counter())
 
     def _run(self, plan: StepPlan) -> tuple[list[Result], list[Sums], list[Scores]]:
         """The step itself: what `commit` takes of those of the plan's runs that choose, are pooled, are scored."""
@@ -319,18 +332,21 @@ class BatchEngine(Engine):
         if len(self._beams) >= self._config.max_waiting:
             raise QueueFull(f"{len(self._beams)} beam searches wait, the limit is {self._config.max_waiting}")
         self._beams[request.id] = stopped = threading.Event()
-        self._beam_thread.submit(self._search_beams, request, stopped, lora)
+        self._beam_thread.submit(self._search_beams, request, stopped, lora, time.perf_counter())
 
-    def _search_beams(self, request: Request, stopped: threading.Event, lora: Lora | None) -> None:
+    def _search_beams(self, request: Request, stopped: threading.Event, lora: Lora | None, arrived: float) -> None:
         if stopped.is_set():
             return
-        outcomes: list[Outcome]
+        events: list[TokenEvent] = []
+        outcomes: Sequence[Outcome] = events
         try:
             answers = self._runner.beam_search(request, stopped, lora)
-            outcomes = [self._beam_event(request, index, ids) for index, ids in enumerate(answers)]
+            events += [self._beam_event(request, index, ids) for index, ids in enumerate(answers)]
         except Exception as error:
             outcomes = [InternalError(self._explain(error))]
         with self._changed:
+            if not stopped.is_set():
+                self._metrics.beams(request, events, time.perf_counter() - arrived)
             for outcome in outcomes:
                 self._outcome(request.id, outcome)
 

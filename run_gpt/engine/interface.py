@@ -71,5 +71,9 @@ class Engine(ABC):
         """What the engine is doing now."""
 
     @abstractmethod
+    def metrics(self) -> str:
+        """What it has counted and measured since its start, in Prometheus' text form."""
+
+    @abstractmethod
     def shutdown(self, drain_seconds: float = 0.0) -> None:
         """Take no more requests, let those that run finish for so long, end the rest with Unavailable. Blocks."""

@@ -14,6 +14,19 @@ from run_gpt.engine.text import TextStream
 from run_gpt.errors import RequestError
 
 
+@dataclass(slots=True)
+class Times:
+    """When what happened to a row, on time.perf_counter's clock; the engine's thread notes it (see EngineMetrics)."""
+
+    arrived: float = 0.0
+    started: float | None = None
+    """The first step that ran a part of it began."""
+    first: float | None = None
+    """Its first token was there."""
+    last: float = 0.0
+    """Its last event was there."""
+
+
 @dataclass(eq=False)
 class Row:
     """One sequence of a request, from the queue to its end."""
@@ -39,6 +52,7 @@ class Row:
     """Of its prompt's tokens from the second on, as many as have been scored; see `scores_prompt`."""
     cached: int = 0
     """Tokens of its prompt that it did not run, for a slot held them."""
+    times: Times = field(default_factory=Times)
     ended: bool = False
 
     def __post_init__(self) -> None:

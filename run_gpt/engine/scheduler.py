@@ -64,8 +64,8 @@ class Scheduler:
         self._end_ids = frozenset(end_ids)
         self._new_text = new_text
 
-    def add(self, request: Request, adapter: object = None) -> None:
-        """Queue a request's sequences, all with this LoRA adapter.
+    def add(self, request: Request, adapter: object = None) -> list[Row]:
+        """Queue a request's sequences, all with this LoRA adapter; returns their rows.
 
         Raises QueueFull when they would make more than `max_waiting` wait, ContextLengthExceeded for one that could
         never have memory.
@@ -82,12 +82,13 @@ class Scheduler:
                 f"{len(self.waiting)} sequences wait, {request.sequences} more would pass the limit of "
                 f"{self.max_waiting}: try again in {QueueFull.retry_after} s, or raise --max-waiting"
             )
-        first = None
+        rows: list[Row] = []
         for index in range(request.sequences):
             seed = None if request.sampling.seed is None else f"{request.sampling.seed}/{index}"
-            row = Row(request, index, self._new_text(request), random.Random(seed), adapter, first)
-            self.waiting.append(row)
-            first = first or row
+            first = rows[0] if rows else None
+            rows.append(Row(request, index, self._new_text(request), random.Random(seed), adapter, first))
+        self.waiting += rows
+        return rows
 
     def abort(self, request_id: str) -> None:
         """Forget a request; an unknown one is no error, for it may have ended by now."""

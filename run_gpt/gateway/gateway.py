@@ -80,7 +80,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
 
     def _interceptors(self) -> list[Any]:
         """What looks at a gRPC call before our servicer does."""
-        access = AccessInterceptor(self.keys, log_requests=self.service.config.log_requests)
+        access = AccessInterceptor(self.keys, self.service.metrics.count, log_requests=self.service.config.log_requests)
         return [access, LegacyInterceptor(self.service.answer)]
 
     async def setup_server(self) -> None:

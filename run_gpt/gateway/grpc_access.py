@@ -11,24 +11,25 @@ import grpc
 
 from run_gpt.errors import AuthenticationError
 from run_gpt.gateway.keys import Keys, sent_key
-from run_gpt.gateway.record import Record, current
+from run_gpt.gateway.record import Count, Record, current
 from run_gpt.gateway.rpc import ERROR_METADATA
 
 OPEN_METHODS = ("/grpc.health.v1.Health/", "/jina.JinaGatewayDryRunRPC/dry_run")
-"""Methods that begin so need no key, and are not in the log: what watches a server calls them all the time."""
+"""Methods that begin so need no key, and are neither logged nor counted: what watches a server calls them often."""
 DISCARD_SECONDS = 5.0
 """Time that a caller that is refused gets to write its first message."""
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Gives each call its record, and lets those without a key through to nothing but OPEN_METHODS.
+    """Gives each call its record, counts it at its end, and lets those without a key to nothing but OPEN_METHODS.
 
     It must be the first of a server's interceptors. `keys` None: calls need none.
     """
 
-    def __init__(self, keys: Keys | None, *, log_requests: bool = False):
+    def __init__(self, keys: Keys | None, count: Count, *, log_requests: bool = False):
         self._keys = keys
+        self._count = count
         self._log_requests = log_requests
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
@@ -42,13 +43,17 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if self._keys is not None:
                 record.key = self._keys.check(_sent(details.invocation_metadata))
         except AuthenticationError as error:
+            record.error = error.code
             handler = _refusal(error, streaming=handler is not None and handler.request_streaming)
-        if not self._log_requests:
-            return handler
         if handler is None:
-            record.write(grpc.StatusCode.UNIMPLEMENTED.name)
+            self._ended(record, grpc.StatusCode.UNIMPLEMENTED.name)
             return None
-        return _logged(handler, record)
+        return _followed(handler, record, self._ended)
+
+    def _ended(self, record: Record, status: str) -> None:
+        self._count(record, status)
+        if self._log_requests:
+            record.write(status)
 
 
 def _sent(metadata: Any) -> str:
@@ -76,17 +81,17 @@ def _refusal(error: AuthenticationError, *, streaming: bool) -> Any:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _logged(handler: Any, record: Record) -> Any:
-    """The handler, which writes the record's line when it has ended."""
+def _followed(handler: Any, record: Record, ended: Count) -> Any:
+    """The handler, which calls `ended` when it has."""
     kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
     behaviour = getattr(handler, kind)
 
     async def whole(request: Any, context: Any) -> Any:
-        with _writing(record, context):
+        with _following(record, context, ended):
             return await behaviour(request, context)
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        with _writing(record, context):
+        with _following(record, context, ended):
             async with aclosing(behaviour(request, context)) as messages:
                 async for message in messages:
                     yield message
@@ -95,7 +100,7 @@ def _logged(handler: Any, record: Record) -> Any:
 
 
 @contextmanager
-def _writing(record: Record, context: Any) -> Iterator[None]:
+def _following(record: Record, context: Any, ended: Count) -> Iterator[None]:
     status = "OK"
     try:
         yield
@@ -109,4 +114,4 @@ def _writing(record: Record, context: Any) -> Iterator[None]:
         status = grpc.StatusCode.UNKNOWN.name
         raise
     finally:
-        record.write(status)
+        ended(record, status)

@@ -27,6 +27,8 @@ from run_gpt.errors import (
 from run_gpt.gateway import openapi
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
 from run_gpt.gateway.playground import PLAYGROUND, add_playground
+from run_gpt.gateway.record import note_error
+from run_gpt.gateway.scrape import CONTENT_TYPE, scrape
 from run_gpt.gateway.service import Service
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,9 @@ def build_app(service: Service) -> FastAPI:
     async def ready() -> Response:
         return _json(service.status(), 200 if service.ready else 503)
 
+    async def metrics() -> Response:
+        return Response(await scrape(service.pool, service.metrics), media_type=CONTENT_TYPE)
+
     async def description() -> Response:
         return _json(document)
 
@@ -75,6 +80,7 @@ def build_app(service: Service) -> FastAPI:
     routes = {"/": about, "/health": health, "/ready": ready, "/openapi.json": description, "/docs": docs}
     for path, function in routes.items():
         app.add_api_route(path, function, methods=["GET"], response_model=None)
+    app.add_api_route("/metrics", metrics, methods=["GET", "HEAD"], response_model=None)
     add_playground(app)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -215,6 +221,7 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
 
 
 async def _on_request_error(request: Request, error: Any) -> Response:
+    note_error(error)
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else {}
     if isinstance(error, RequestTooLarge):
         headers["Connection"] = "close"  # the rest of the body is not read
@@ -225,11 +232,12 @@ async def _on_http_exception(request: Request, error: Any) -> Response:
     path, method = request.url.path, request.method
     known: dict[int, RequestError] = {
         404: UnknownEndpoint(
-            f"no route {path}: this server has {', '.join(ENDPOINTS)}, /health, /ready, /docs and /playground"
+            f"no route {path}: this server has {', '.join(ENDPOINTS)}, /health, /ready, /metrics, /docs and /playground"
         ),
         405: MethodNotAllowed(f"{path} does not take {method}: use {(error.headers or {}).get('Allow', 'POST')}"),
     }
     answer = known.get(error.status_code, InvalidRequest(str(error.detail)))
+    note_error(answer)
     return _json({"error": answer.to_dict()}, error.status_code, error.headers)
 
 
@@ -238,4 +246,5 @@ async def _on_client_gone(request: Request, error: Any) -> Response:
 
 
 async def _on_exception(request: Request, error: Any) -> Response:
+    note_error(error)
     return _json({"error": InternalError(f"the request failed: {type(error).__name__}").to_dict()}, 500)

@@ -12,18 +12,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError, Forbidden, RequestError, SetupError
 from run_gpt.gateway.keys import Keys, sent_key
-from run_gpt.gateway.record import Record, current
+from run_gpt.gateway.record import Count, Record, current, note_error
 
 OPEN_ROUTES = ("/health", "/ready")
-"""They need no key for a GET, and are not in the log: what watches a server asks them all the time."""
+"""They need no key for a GET, and are neither in the log nor counted: what watches a server asks them all the time."""
 DISCARD_SECONDS = 5.0
 """Time that a client whose request is refused gets to send its body, without which it reads no answer."""
 
 
-def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None) -> ASGIApp:
+def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None, count: Count) -> ASGIApp:
     """The app behind all that is asked for. The origins stand before the keys, so that pages can read a refusal.
 
-    The configuration's origins have passed `check_origins`.
+    The configuration's origins have passed `check_origins`. `count` gets each request when it has ended.
     """
     if keys is not None:
         app = KeyCheck(app, keys, config.max_body_bytes)
@@ -36,7 +36,7 @@ def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None) -> ASGIApp:
             allow_headers=("*",),
             expose_headers=("Retry-After",),
         )
-    return Recording(app, log_requests=config.log_requests)
+    return Recording(app, count, log_requests=config.log_requests)
 
 
 def check_origins(origins: Sequence[str]) -> None:
@@ -48,10 +48,11 @@ def check_origins(origins: Sequence[str]) -> None:
 
 
 class Recording:
-    """Gives each request its record, and writes the record's line when the request ends."""
+    """Gives each request its record, counts it when it ends, and writes its line then; not those of OPEN_ROUTES."""
 
-    def __init__(self, app: ASGIApp, *, log_requests: bool):
+    def __init__(self, app: ASGIApp, count: Count, *, log_requests: bool):
         self.app = app
+        self._count = count
         self.log_requests = log_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,7 +62,7 @@ class Recording:
             return
         record = Record(method=scope["method"], route=scope["path"])
         current.set(record)  # each request has a task, and so a context, of its own
-        if not self.log_requests or is_open(scope):
+        if is_open(scope):
             await self.app(scope, receive, send)
             return
         status, complete = "-", False
@@ -79,7 +80,9 @@ class Recording:
         finally:
             if not complete:
                 record.error = record.error or "cut_off"
-            record.write(status)
+            self._count(record, status)
+            if self.log_requests:
+                record.write(status)
 
 
 class OriginCheck:
@@ -137,6 +140,7 @@ async def _refuse(
     error: RequestError, headers: dict[str, str], max_body_bytes: int, scope: Scope, receive: Receive, send: Send
 ) -> None:
     """Answer with the error, when the request's body is read as far as it is."""
+    note_error(error)
     if not await _discard(Headers(scope=scope), receive, max_body_bytes):
         headers["Connection"] = "close"  # the rest of the body is not read
     await JSONResponse({"error": error.to_dict()}, error.http_status, headers)(scope, receive, send)

@@ -16,7 +16,7 @@ from run_gpt.api.answers import Body, Completion
 from run_gpt.api.protobuf import message_classes
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import InternalError, InvalidRequest, RequestError
-from run_gpt.gateway.record import note_endpoint
+from run_gpt.gateway.record import note_endpoint, note_error
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +161,7 @@ def _prompt(document: Any) -> Any:
 
 def _set_error(request: Any, error: RequestError) -> None:
     """What makes the older client raise BadServer with this text."""
+    note_error(error)
     status = request.header.status
     status.code, status.description = ERROR, error.message
     status.exception.name = type(error).__name__

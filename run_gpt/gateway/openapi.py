@@ -62,6 +62,8 @@ def describe(version: str) -> dict[str, Any]:
             "responses": {"200": {"description": "It would"}, "503": {"description": "It would not"}},
         }
     }
+    text = {"description": "Prometheus' text form", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    metrics = {"get": {"summary": "What is counted and measured, of all replicas", "responses": {"200": text}}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "RunGPT", "version": version},
@@ -69,6 +71,7 @@ def describe(version: str) -> dict[str, Any]:
             **{e.path: _methods(e) for e in ENDPOINTS.values()},
             "/health": health,
             "/ready": ready,
+            "/metrics": metrics,
         },
         "security": _SECURITY,
         "components": {"schemas": {**_schemas(), "Error": _ERROR_SCHEMA}, "securitySchemes": _SECURITY_SCHEMES},

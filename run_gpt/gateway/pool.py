@@ -47,6 +47,8 @@ class ReplicaPool:
         self.adapters = AdapterChanges(self._ask)
         self.members = Members(addresses, self.adapters.bring_up_to_date, resolve)
         self.affinity = Affinity()
+        self.retries = 0
+        """Calls that were made since another replica had failed or refused the request."""
         self._turn = 0
         self._calls: set[Any] = set()
         self._stopped: str | None = None
@@ -169,6 +171,7 @@ class ReplicaPool:
             raise tries.refusal or self._not_ready()
         replica = choose(candidates, self.affinity.matched(tries.digests), self._turn)
         self._turn += 1
+        self.retries += bool(tries.replicas)
         self.affinity.note(tries.digests, replica.cache)
         tries.replicas.add(replica)
         replica.in_flight += 1

@@ -6,6 +6,7 @@ The door that takes a request makes its record `current`; what runs for the requ
 import json
 import logging
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from urllib.parse import quote
@@ -59,6 +60,9 @@ class Record:
         """Write its line: it has ended."""
         log.info("%s", self.line(status))
 
+
+Count = Callable[[Record, str], None]
+"""What counts a request that has ended, with its status: see GatewayMetrics."""
 
 current: ContextVar[Record | None] = ContextVar("current", default=None)
 """The record of the request that this task works for."""

@@ -56,6 +56,8 @@ class Replica:
         """Requests of ours that it has now."""
         self.cache = object()
         """Stands for the prompts that it keeps; another each time that it becomes ready, for it may have lost them."""
+        self.restarts = 0
+        """How often another process was found at its address."""
         self.leaving = False
         """Its address is no longer named: it finishes what it runs and gets nothing new."""
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
@@ -123,18 +125,19 @@ class Replica:
         """Ask for `/status` once and keep what it says."""
         sent = time.monotonic()
         try:
-            self.status = await self._ask_status()
+            status = await self._ask_status()
         except grpc.aio.AioRpcError as error:
             self._unheard(sent, gone=error.code() == grpc.StatusCode.UNAVAILABLE)
         except (IndexError, ValueError):  # another program, or an executor of another kind, listens there
             self._unheard(sent, gone=True)
         else:
             self._silent_since = None
-            if self.status.state == "ready" and self.state != "ready":
+            self._heard(status)
+            if status.state == "ready" and self.state != "ready":
                 if not await self._prepared():
                     return
                 self.cache = object()
-            self.state = self.status.state
+            self.state = status.state
 
     async def is_draining(self) -> bool:
         """Whether it says so now: asked without keeping what it says, which is the watcher's part."""
@@ -142,6 +145,16 @@ class Replica:
             return (await self._ask_status()).state == "draining"
         except (grpc.aio.AioRpcError, IndexError, ValueError):
             return False
+
+    def _heard(self, status: Status) -> None:
+        if self.status is not None and self.status.started != status.started:
+            self.restarts += 1
+        self.status = status
+
+    async def ask_metrics(self, timeout: float) -> str:
+        """Its metrics in Prometheus' text form. Raises AioRpcError, IndexError or KeyError where it has none."""
+        answer = await self.unary("/metrics", None, "metrics", timeout)
+        return str(fields_of(answer.data.docs.docs[0])["text"])
 
     async def _ask_status(self) -> Status:
         answer = await self.unary("/status", None, "probe", PROBE_TIMEOUT)

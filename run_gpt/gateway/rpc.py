@@ -21,7 +21,7 @@ from run_gpt.api import documents
 from run_gpt.api.together import together
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, RequestTooLarge, UnknownEndpoint
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
-from run_gpt.gateway.record import note_endpoint
+from run_gpt.gateway.record import note_endpoint, note_error
 from run_gpt.gateway.service import Service
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class Servicer:
         except Exception as error:
             if not begun:
                 await _abort(context, error)
+            note_error(error)
             yield _last_event(proto.header, endpoint, _request_error(error))
 
     async def dry_run(self, message: bytes, context: Any) -> bytes:
@@ -236,6 +237,7 @@ def _request_error(error: Exception) -> RequestError:
 async def _abort(context: Any, error: Exception) -> NoReturn:
     """End the call with the error's status."""
     failure = _request_error(error)
+    note_error(failure)
     sent = {name: text[:MOST_TEXT] if text else text for name, text in failure.to_dict().items()}
     metadata = ((ERROR_METADATA, json.dumps(sent)),)
     await context.abort(grpc.StatusCode[failure.grpc_code], sent["message"], metadata)

@@ -93,7 +93,7 @@ class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
     @property
     def app(self) -> Any:
         """Our FastAPI app, behind what guards it."""
-        return guarded(build_app(self.service), self.service.config, self.keys)
+        return guarded(build_app(self.service), self.service.config, self.keys, self.service.metrics.count)
 
     async def setup_server(self) -> None:
         """Open the port; do not wait for executors."""

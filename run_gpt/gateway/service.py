@@ -15,6 +15,7 @@ from run_gpt.api.together import merged, together
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import Forbidden, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
+from run_gpt.gateway.metrics import GatewayMetrics
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.record import note_error, note_request, note_user
 
@@ -34,6 +35,7 @@ class Service:
         self._held = 0
         """Requests in flight, and what doors are writing of them."""
         self.draining = False
+        self.metrics = GatewayMetrics(pool, lambda: self.in_flight)
         self._started = int(time.time())
         self._idle = asyncio.Event()
         self._idle.set()

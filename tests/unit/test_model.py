@@ -69,6 +69,9 @@ class ScriptedEngine(Engine):
     def stats(self):
         return EngineStats("ready", 1, 2)
 
+    def metrics(self):
+        return ""
+
     def shutdown(self, drain_seconds=0.0):
         self.closed = True
 

@@ -98,7 +98,7 @@ def test_every_route_needs_a_key(keyed: Any, method: str, path: str) -> None:
 
 def test_the_table_of_routes_is_the_whole_app() -> None:
     """Otherwise the test above would pass for want of routes."""
-    assert {("POST", "/generate"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/")} <= set(KEYED_ROUTES)
+    assert {("POST", "/generate"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/metrics")} <= set(KEYED_ROUTES)
     assert {path for _, path in ROUTES} - {path for _, path in KEYED_ROUTES} == set(OPEN_ROUTES)
     assert len(METHODS) >= 6
 
@@ -279,15 +279,15 @@ def new_line(keyed: Any, before: int) -> str:
     [
         ("/generate", script(words=["a"]), BEARER, r"200 \d+\.\d{3}s key=default id=rungpt-[0-9a-f]{24}"),
         ("/generate_stream", script(words=["a"]), basic(ALICE), r"200 \d+\.\d{3}s key=alice id=rungpt-\S+"),
-        ("/generate", {}, BEARER, r"400 \d+\.\d{3}s key=default"),
-        ("/generate", {}, {}, r"401 \d+\.\d{3}s"),
+        ("/generate", {}, BEARER, r"400 \d+\.\d{3}s key=default error=invalid_value"),
+        ("/generate", {}, {}, r"401 \d+\.\d{3}s error=invalid_api_key"),
         (
             "/generate_stream",
             script(words=["a"], then="raise"),
             BEARER,
             r"200 \S+s key=default id=\S+ error=internal_error",
         ),
-        ("/a%0Ab", {}, BEARER, r"404 \S+s key=default"),
+        ("/a%0Ab", {}, BEARER, r"404 \S+s key=default error=unknown_endpoint"),
     ],
 )
 def test_an_http_request_is_one_line(keyed: Any, path: str, body: Any, headers: dict[str, str], expected: str) -> None:
@@ -326,7 +326,7 @@ async def test_a_grpc_call_is_one_line(keyed: Any) -> None:
     good = script(words=["a"])["prompt"]
     facts = r"key=alice endpoint=/generate_stream"
     assert re.fullmatch(rf"OK \S+s {facts} id=rungpt-\S+", await stream(bearer, good))
-    assert re.fullmatch(r"UNAUTHENTICATED \S+s", await stream((), good))
+    assert re.fullmatch(r"UNAUTHENTICATED \S+s error=invalid_api_key", await stream((), good))
     failing = script(then="error", words=[], error={"message": "x", "code": "queue_full"})["prompt"]
     assert re.fullmatch(rf"RESOURCE_EXHAUSTED \S+s {facts} id=\S+ error=queue_full", await stream(bearer, failing))
     hanging = script(words=["a"], then="hang")["prompt"]

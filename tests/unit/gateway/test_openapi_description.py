@@ -26,7 +26,7 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
 def test_it_is_an_openapi_document() -> None:
     assert re.fullmatch(r"3\.1\.\d", DOCUMENT["openapi"])
     assert set(DOCUMENT["info"]) >= {"title", "version"}
-    assert {path for path, *_ in METHODS} == {*ENDPOINTS, "/health", "/ready"}
+    assert {path for path, *_ in METHODS} == {*ENDPOINTS, "/health", "/ready", "/metrics"}
     names = [operation["operationId"] for *_, operation in METHODS if "operationId" in operation]
     assert len(names) == len(set(names))
     for path, method, operation in METHODS:

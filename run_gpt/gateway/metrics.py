@@ -1,0 +1,102 @@
+"""What a gateway counts: its requests on both doors, how they ended, and how it sees its replicas."""
+
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from run_gpt.errors import ERROR_CODES
+from run_gpt.gateway.endpoints import ENDPOINTS
+from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.record import Record
+
+OTHER = "other"
+CUT_OFF = "cut_off"
+"""The error of a request whose client did not wait for its end."""
+STATES = ("connecting", "ready", "draining", "dead", "lost", "leaving")
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_LEFT = ("499", "CANCELLED")
+
+
+class GatewayMetrics:
+    """The metrics of one gateway, in a registry of its own. `in_flight` says how many requests it has now.
+
+    Labels are bounded: endpoints are those of ENDPOINTS, keys the names in the file of keys.
+    """
+
+    def __init__(self, pool: ReplicaPool, in_flight: Callable[[], int]):
+        self._pool, self._in_flight = pool, in_flight
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "rungpt_gateway_requests",
+            "Requests and calls that ended, but for the open routes that probes ask.",
+            ["endpoint", "status", "key"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "rungpt_gateway_request_seconds",
+            "From a request to the end of its answer.",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._errors = Counter(
+            "rungpt_gateway_errors",
+            "Requests that ended with an error of this code, those in the middle of a stream included.",
+            ["code"],
+            registry=self._registry,
+        )
+        self.scrape_failures = Counter(
+            "rungpt_gateway_scrape_failures",
+            "Replicas that were ready or draining and did not give their metrics in time.",
+            registry=self._registry,
+        )
+        build = Gauge("rungpt_build_info", "Always 1.", ["version"], registry=self._registry)
+        build.labels(version("rungpt")).set(1)
+        for code in (*ERROR_CODES, CUT_OFF):  # there from the start: no rate is known of what was not there before
+            self._errors.labels(code)
+
+    def count(self, record: Record, status: str) -> None:
+        """Take in a request that has ended. `status`: HTTP's number, or gRPC's name."""
+        endpoint = endpoint_label(record.endpoint or record.route)
+        self._requests.labels(endpoint, status, record.key or "").inc()
+        self._seconds.labels(endpoint).observe(time.perf_counter() - record.started)
+        if code := record.error or (CUT_OFF if status in _LEFT else None):
+            self._errors.labels(code).inc()
+
+    def families(self) -> list[Metric]:
+        """All metrics as they are now."""
+        counted = list(self._registry.collect())
+        for family in counted:  # when a counter began is of no use, and would double the text
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        return [*counted, *self._seen()]
+
+    def _seen(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily("rungpt_gateway_in_flight", "Requests that run.", value=self._in_flight())
+        yield CounterMetricFamily(
+            "rungpt_gateway_retries",
+            "Calls of another replica, since one had failed or refused the request.",
+            value=self._pool.retries,
+        )
+        replicas = self._pool.replicas
+        states = Tally("leaving" if replica.leaving else replica.state for replica in replicas)
+        by_state = GaugeMetricFamily("rungpt_replicas", "Replicas, by state as this gateway sees it.", labels=["state"])
+        for state in STATES:
+            by_state.add_metric([state], states[state])
+        restarts = CounterMetricFamily(
+            "rungpt_replica_restarts", "How often another process was found at a replica's address.", labels=["replica"]
+        )
+        for replica in replicas:
+            restarts.add_metric([replica.address], replica.restarts)
+        yield from (by_state, restarts)
+
+
+def endpoint_label(path: str) -> str:
+    """The endpoint that a path is for, as ENDPOINTS has it: a model's name is no label. Else OTHER."""
+    if path in ENDPOINTS:
+        return path
+    named = (known for known in ENDPOINTS if "{" in known and path.startswith(known.partition("{")[0]))
+    return next(named, OTHER)

@@ -1,0 +1,73 @@
+"""The text of `/metrics`: what each replica says of itself, under its name, and what the gateway counts."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+
+import grpc
+from prometheus_client import generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from run_gpt.gateway.metrics import GatewayMetrics
+from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.replica import Replica
+
+log = logging.getLogger(__name__)
+
+SCRAPE_SECONDS = 0.8
+"""Time that the replicas have together: one that says nothing holds nobody up."""
+AT_ONCE = 128
+"""Replicas that are asked at the same time."""
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def scrape(pool: ReplicaPool, metrics: GatewayMetrics) -> bytes:
+    """All metrics in Prometheus' text form. A replica that does not answer in time is left out and counted."""
+    asked = [replica for replica in pool.replicas if replica.state in ("ready", "draining")]
+    places, until = asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop().time() + SCRAPE_SECONDS
+
+    async def ask(replica: Replica) -> str | None:
+        try:
+            async with asyncio.timeout_at(until), places:
+                return await replica.ask_metrics(SCRAPE_SECONDS)
+        except (TimeoutError, grpc.aio.AioRpcError, IndexError, KeyError) as error:
+            log.warning("the replica at %s gave no metrics: %s", replica.address, type(error).__name__)
+            return None
+
+    texts = await asyncio.gather(*map(ask, asked))
+    named = [(_labels(replica), text) for replica, text in zip(asked, texts, strict=True) if text is not None]
+    metrics.scrape_failures.inc(len(asked) - len(named))
+    own = metrics.families()
+    return await asyncio.to_thread(_written, named, own)  # of a hundred replicas it takes half a second
+
+
+def _labels(replica: Replica) -> dict[str, str]:
+    return {"model": replica.status.model if replica.status else "", "replica": replica.address}
+
+
+def _written(named: Sequence[tuple[dict[str, str], str]], own: Iterable[Metric]) -> bytes:
+    return generate_latest(_Joined([*joined(named), *own]))
+
+
+def joined(named: Sequence[tuple[dict[str, str], str]]) -> list[Metric]:
+    """The metrics of several texts, each family once: its samples have the labels that come with their text."""
+    families: dict[str, Metric] = {}
+    for labels, text in named:
+        for family in text_string_to_metric_families(text):
+            whole = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            whole.samples += [sample._replace(labels={**sample.labels, **labels}) for sample in family.samples]
+    return list(families.values())
+
+
+class _Joined(Collector):
+    """Families that are there already, for what prometheus_client asks a collector for."""
+
+    def __init__(self, families: Sequence[Metric]):
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        """See Collector."""
+        return self._families
