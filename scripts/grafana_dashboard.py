@@ -81,7 +81,8 @@ def seen(name: str, by: str, where: str = "") -> str:
 
 READY = 'sum (max by (job) (rungpt_replicas{job=~"$job",state="ready"}))'
 ERRORS = doors("rungpt_gateway_errors_total")
-REQUESTS = doors("rungpt_gateway_requests_total")
+# Scrapes and web pages are `other`.
+REQUESTS = doors("rungpt_gateway_requests_total", where=',endpoint!="other"')
 FAILED = ',status!~"2..|OK"'
 SECONDS = "rungpt_gateway_request_seconds"
 
@@ -206,6 +207,12 @@ ROWS: dict[str, list[Panel]] = {
             },
             "s",
             "From a request to the end of its answer.",
+        ),
+        Panel(
+            "Failed scrapes of replicas",
+            {"{{instance}}": doors("rungpt_gateway_scrape_failures_total", "instance")},
+            "ops",
+            "Replicas that gave no metrics in time, and so have a gap here.",
         ),
         Panel("Gateways", {"{{version}}": 'count by (version) (rungpt_build_info{job=~"$job"})'}),
     ],

@@ -58,13 +58,3 @@ class Exposition:
     def text(self):
         """What `/metrics` answers."""
         return generate_latest(self.registry).decode()
-
-
-def metric_names():
-    """Every name of a series, with its suffix."""
-    names = {f"rungpt_{name}" for name in (*GAUGES, "gateway_in_flight", "replicas", "build_info")}
-    counters = (*COUNTERS, "request_success", *(f"gateway_{name}" for name in ("requests", "errors", "retries")))
-    names |= {f"rungpt_{name}_total" for name in (*counters, "replica_restarts")}
-    for name in (*HISTOGRAMS, "gateway_request_seconds"):
-        names |= {f"rungpt_{name}_{part}" for part in ("bucket", "sum", "count")}
-    return names

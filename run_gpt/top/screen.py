@@ -18,16 +18,8 @@ def render(seen: Seen, shown: str, width: int) -> RenderableType:
     if seen.view is None:
         return Group(Text(f"rungpt top  {shown}  waits for a second reading"), *notes)
     view = seen.view
-    parts: list[RenderableType] = [
-        _header(view, shown),
-        *notes,
-        _totals(view),
-        Text(""),
-        _replicas(view.replicas, width),
-    ]
-    if view.errors:
-        parts += [Text(""), _errors(view)]
-    return Group(*parts)
+    # Replicas stand last: what a low terminal cuts off is the rows of those that are well.
+    return Group(_header(view, shown), *notes, _totals(view), Text(""), _replicas(view.replicas, width))
 
 
 def _header(view: View, shown: str) -> Text:
@@ -51,6 +43,7 @@ def _totals(view: View) -> Table:
     table.add_row("tokens/s", f"prompt {view.prompt_tokens:.1f}   generated {view.generated_tokens:.1f}{reused}")
     table.add_row("first token", _quantiles(view.ttft))
     table.add_row("inter-token", _quantiles(view.inter_token))
+    table.add_row("errors", _errors(view))
     return table
 
 
@@ -103,14 +96,13 @@ def _fitting(width: int, longest: int) -> Iterator[tuple[str, int, Callable[[Rep
         yield heading, needs, cell
 
 
-def _errors(view: View) -> Table:
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="cyan")
-    table.add_column("ERROR", no_wrap=True, overflow="ellipsis")
-    table.add_column("ALL", justify="right")
-    table.add_column("PER S", justify="right")
+def _errors(view: View) -> Text:
+    """Each code with all its errors, and in red those of the interval."""
+    text = Text("" if view.errors else "none")
     for code, (count, rate) in view.errors.items():
-        table.add_row(code, f"{count:.0f}", f"{rate:.1f}", style="red" if rate else None)
-    return table
+        text.append("   " if text else "")
+        text.append(f"{code} {count:.0f} ({rate:.1f}/s)", style="red" if rate else "")
+    return text
 
 
 def duration(seconds: float) -> str:

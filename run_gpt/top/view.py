@@ -44,7 +44,7 @@ class View:
     seconds: float
     """Between the readings."""
     requests: dict[str, float]
-    """Rate by status: what became of requests at the doors."""
+    """Rate by status: what became of the API's requests at the doors."""
     finished: dict[str, float]
     """Rate of answers by finish reason."""
     prompt_tokens: float
@@ -86,7 +86,7 @@ class _Between:
             total=int(ready.get("total", 0)),
             in_flight=_only(self.after.series("rungpt_gateway_in_flight")),
             seconds=self.seconds,
-            requests=self._rates_by("rungpt_gateway_requests_total", "status"),
+            requests=self._rates_by("rungpt_gateway_requests_total", "status", _of_the_api),
             finished=self._rates_by("rungpt_request_success_total", "finished_reason"),
             prompt_tokens=prompt,
             generated_tokens=self._rate("rungpt_generation_tokens_total"),
@@ -104,8 +104,9 @@ class _Between:
     def _rate(self, name: str) -> float:
         return sum(self._risen(name).values()) / self.seconds
 
-    def _rates_by(self, name: str, by: str) -> dict[str, float]:
-        sums = sorted(summed(self._risen(name), by).items())
+    def _rates_by(self, name: str, by: str, counts: Callable[[Labels], bool] = lambda _: True) -> dict[str, float]:
+        risen = {labels: value for labels, value in self._risen(name).items() if counts(labels)}
+        sums = sorted(summed(risen, by).items())
         return {group: risen / self.seconds for (group,), risen in sums if risen}
 
     def _quantiles(self, name: str) -> Quantiles:
@@ -128,20 +129,21 @@ class _Between:
         return {group[0]: (count, risen[group] / self.seconds) for group, count in sums if count}
 
     def _restarted(self) -> list[str]:
-        """By the counters that only the gateway, or one replica, holds."""
+        """A replica by what the gateway tells of it, or by its own steps, where the gateway has not noticed yet."""
         doors, steps = "rungpt_gateway_requests_total", "rungpt_step_time_seconds_count"
         gateway = ["gateway"] if fell(self.before.series(doors), self.after.series(doors)) else []
-        return gateway + sorted(
-            {label(labels, "replica") for labels in fell(self.before.series(steps), self.after.series(steps))}
-        )
+        told = [labels for labels, risen in self._risen("rungpt_replica_restarts_total").items() if risen]
+        again = [*told, *fell(self.before.series(steps), self.after.series(steps))]
+        return gateway + sorted({label(labels, "replica") for labels in again})
 
     def _replicas(self) -> list[ReplicaRow]:
-        """Each that `/ready` names, and each that only the metrics know."""
+        """Each that `/ready` names, and each that only the metrics know; those that are not ready first."""
         each = (self.after.ready.get("replicas") or {}).get("each") or []
         states = {str(one.get("address")): str(one.get("state")) for one in each}
         for labels in self.after.series("rungpt_num_requests_running"):
             states.setdefault(label(labels, "replica"), "?")
-        return [self._replica(address, state) for address, state in sorted(states.items())]
+        rows = [self._replica(address, state) for address, state in sorted(states.items())]
+        return sorted(rows, key=lambda row: row.state == "ready")
 
     def _replica(self, address: str, state: str) -> ReplicaRow:
         step = "rungpt_step_time_seconds"
@@ -168,6 +170,11 @@ class _Between:
     def _mean(self, name: str, address: str) -> float | None:
         count = self._of(f"{name}_count", address, rise=True)
         return _ratio(self._of(f"{name}_sum", address, rise=True) or 0.0, count or 0.0)
+
+
+def _of_the_api(labels: Labels) -> bool:
+    """Whether a request was one of the API: looks at `/metrics` and web pages are not, or a view would show itself."""
+    return label(labels, "endpoint") != "other"
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -44,7 +44,7 @@ VIEW = View(
     ttft=(0.0351, 0.12),
     inter_token=(None, None),
     replicas=[ROW, replace(ROW, address="127.0.0.1:5002", state="lost", running=None)],
-    errors={"queue_full": (12, 0.5)},
+    errors={"queue_full": (12, 0.5), "unavailable": (3, 0.0)},
 )
 
 
@@ -98,11 +98,10 @@ def test_one_look_has_every_number():
         ["tokens/s", "prompt 120.0", "generated 45.7", "reused 40%"],
         ["first token", "p50 35.1 ms", "p90 120 ms"],
         ["inter-token", "p50 - ms", "p90 - ms"],
+        ["errors", "queue_full 12 (0.5/s)", "unavailable 3 (0.0/s)"],
         ["REPLICA", "STATE", "RUN", "WAIT", "TOK/S", "SLOTS", "KV %", "STEP MS", "BATCH", "RESTARTS"],
         [ADDRESS, "ready", "2", "1", "45.7", "3/16", "12", "9.12", "2.5", "0"],
         ["127.0.0.1:5002", "lost", "-", "1", "45.7", "3/16", "12", "9.12", "2.5", "0"],
-        ["ERROR", "ALL", "PER S"],
-        ["queue_full", "12", "0.5"],
     ]
 
 

@@ -37,6 +37,7 @@ def two_replicas():
             server.of(name, address).inc(1000)
         server.of("step_time_seconds", address).observe(4)
         server.of("step_batch_size", address).observe(1)
+        server.restarts.labels(address)
     server.requests.labels("/chat", "200", "default").inc(100)
     return server
 
@@ -55,6 +56,7 @@ def test_rates_are_of_the_time_between_the_readings(two_replicas):
     server.of("step_batch_size", A).observe(4)
     server.requests.labels("/chat", "200", "default").inc(4)
     server.requests.labels("/generate", "429", "default").inc(1)
+    server.requests.labels("other", "200", "default").inc(2)  # our own look
     server.finished.labels("smollm2", A, "stop").inc(4)
     server.errors.labels("queue_full").inc(1)
     server.restarts.labels(B).inc(2)
@@ -69,7 +71,7 @@ def test_rates_are_of_the_time_between_the_readings(two_replicas):
     assert (a.kv_share, a.batch, a.restarts) == (0.25, 3.5, 0)
     assert a.step_seconds == pytest.approx(0.015)
     assert (b.tokens_per_second, b.step_seconds, b.batch, b.restarts) == (10, None, None, 2)
-    assert view.restarted == []
+    assert view.restarted == [B]
 
 
 def test_quantiles_are_of_the_interval_and_of_all_replicas(two_replicas):
@@ -98,6 +100,7 @@ def test_a_replica_that_is_started_again_counts_from_zero_and_is_told(two_replic
             again.of("step_time_seconds", address).observe(seconds)
     again.of("step_time_seconds", B)
     again.requests.labels("/chat", "200", "default").inc(101)
+    again.restarts.labels(B)  # the gateway has not noticed yet
     view = view_of(before, reading(again, 1))
     assert view.generated_tokens == 40
     assert view.restarted == [B]
@@ -110,14 +113,14 @@ def test_a_replica_that_comes_into_view_has_not_made_all_its_tokens_now(two_repl
     two_replicas.of("generation_tokens", new).inc(90_000)
     view = view_of(before, reading(two_replicas, 1, {A: "ready", B: "lost", new: "ready"}))
     assert view.generated_tokens == 0
-    assert [row.state for row in view.replicas] == ["ready", "lost", "ready"]
+    assert [(row.address, row.state) for row in view.replicas] == [(B, "lost"), (A, "ready"), (new, "ready")]
 
 
 def test_a_replica_of_which_nothing_is_known_has_a_row(two_replicas):
     """The one that is not there is the one that is looked for."""
     before = reading(two_replicas, 0)
     view = view_of(before, reading(two_replicas, 1, {A: "ready", B: "ready", "127.0.0.1:5009": "connecting"}))
-    row = view.replicas[2]
+    row = view.replicas[0]
     assert (row.state, row.running, row.tokens_per_second, row.step_seconds) == ("connecting", None, None, None)
 
 
