@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,11 +34,8 @@ def top(
     source = Source(url, options.token(api_key))
     with closing(source):
         watch = Watch(source)
-        try:
-            watch.start()
-            (_print_once if once else _live)(watch, source.shown, interval)
-        except KeyboardInterrupt:
-            return
+        watch.start()
+        (_print_once if once else _live)(watch, source.shown, interval)
 
 
 def _print_once(watch: "Watch", shown: str, interval: float) -> None:
@@ -62,14 +59,11 @@ def _live(watch: "Watch", shown: str, interval: float) -> None:
     from run_gpt.top.watch import Seen
 
     console = Console(highlight=False, markup=False, emoji=False)
-    # The server's own numbers are what may be late, not the screen: it is drawn when there is something new.
-    with _keys() as ended, Live(console=console, screen=True, auto_refresh=False) as live:
-        seen = Seen(None, [])
-        while True:
-            live.update(render(seen, shown, console.width), refresh=True)
-            if ended(interval):
-                return
-            seen = watch.look()
+    # Drawn when there is something new, and not in between.
+    with suppress(KeyboardInterrupt), _keys() as ended, Live(console=console, screen=True, auto_refresh=False) as live:
+        live.update(render(Seen(None, []), shown, console.width), refresh=True)
+        while not ended(interval):
+            live.update(render(watch.look(), shown, console.width), refresh=True)
 
 
 @contextmanager

@@ -71,9 +71,12 @@ class Source:
         if metrics.status_code != httpx.codes.OK:
             raise SetupError(f"{self.shown}: {_refusal(metrics)}")
         try:
-            return Reading(at, wall, parse(metrics.text), dict(self._get("/ready").json()))
+            samples, ready = parse(metrics.text), self._get("/ready").json()
         except ValueError:
-            raise SetupError(f"{self.shown} does not answer as RunGPT does: is it the HTTP door?") from None
+            ready = None
+        if not isinstance(ready, dict):
+            raise SetupError(f"{self.shown} does not answer as RunGPT does: is it the HTTP door?")
+        return Reading(at, wall, samples, ready)
 
     def close(self) -> None:
         """End the connection."""
@@ -82,7 +85,7 @@ class Source:
     def _get(self, path: str) -> httpx.Response:
         try:
             return self._client.get(path)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             why = str(error) or type(error).__name__
             raise SetupError(f"no server answers at {self.shown} ({why}): start one with `rungpt serve`") from None
 

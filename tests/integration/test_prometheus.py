@@ -25,8 +25,8 @@ KEYS = {"alice": "alice-key-1", "prometheus": "prometheus-key-1"}
 VARIABLES = {"job": ".*", "model": ".*", "replica": ".*", "__rate_interval": "10s", "__range": "1m"}
 PATIENCE = 30.0
 """Seconds for all queries to have a result; on an idle machine it takes 5."""
-STREAMS, MOST_REQUESTS = 6, 60
-"""Users of the load, and requests of each at most."""
+USERS, MOST_REQUESTS, MOST_SECONDS = 6, 400, 90.0
+"""Of the load: who asks, and how often and how long at most."""
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("prometheus"), reason="prometheus, Debian's package of that name, is not here"
@@ -46,7 +46,7 @@ def busy(start_server, tmp_path_factory):
 @contextmanager
 def load(url):
     """Users who ask again and again until the block ends, a bounded number of times."""
-    ended = threading.Event()
+    ended, deadline = threading.Event(), time.monotonic() + MOST_SECONDS
 
     def use(number):
         # Text that repeats, for drafts; it begins alike, for reuse.
@@ -56,11 +56,11 @@ def load(url):
             for _ in range(MOST_REQUESTS):
                 status = client.post("/generate", json=fields).status_code
                 assert status in (200, 429)
-                if ended.wait(0.2 if status == 429 else 0.0):
+                if ended.wait(0.2 if status == 429 else 0.0) or time.monotonic() > deadline:
                     return
 
-    with ThreadPoolExecutor(STREAMS) as pool:
-        users = [pool.submit(use, number) for number in range(STREAMS)]
+    with ThreadPoolExecutor(USERS) as pool:
+        users = [pool.submit(use, number) for number in range(USERS)]
         try:
             yield
         finally:
