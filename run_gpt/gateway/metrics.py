@@ -5,7 +5,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from run_gpt.errors import ERROR_CODES
@@ -54,8 +54,6 @@ class GatewayMetrics:
             "Replicas that were ready or draining and did not give their metrics in time.",
             registry=self._registry,
         )
-        build = Gauge("rungpt_build_info", "Always 1.", ["version"], registry=self._registry)
-        build.labels(version("rungpt")).set(1)
         for code in (*ERROR_CODES, CUT_OFF):  # there from the start: no rate is known of what was not there before
             self._errors.labels(code)
 
@@ -75,6 +73,9 @@ class GatewayMetrics:
         return [*counted, *self._seen()]
 
     def _seen(self) -> Iterator[Metric]:
+        build = GaugeMetricFamily("rungpt_build_info", "Always 1.", labels=["version"])
+        build.add_metric([version("rungpt")], 1)
+        yield build
         yield GaugeMetricFamily("rungpt_gateway_in_flight", "Requests that run.", value=self._in_flight())
         yield CounterMetricFamily(
             "rungpt_gateway_retries",

@@ -52,7 +52,7 @@ LIGHT_MODULES = (
     "run_gpt.top.screen",
     *(
         f"run_gpt.engine.{name}"
-        for name in ("scheduler", "slots", "draft", "text", "request", "mailbox", "interface", "errands")
+        for name in ("scheduler", "slots", "draft", "text", "request", "mailbox", "interface", "errands", "metrics")
     ),
 )
 

@@ -2,11 +2,13 @@
 
 Script: {"words": [...] or a number, "delay": seconds before each word, "then": one of THEN, "error": an error's dict}.
 Each request is written to the journal, a file: "begin ID", then "end ID" or "cancelled ID". What stands in the file
-"state-NAME" beside it is what the worker says of its state; while that is not "ready" it refuses requests.
+"state-NAME" beside it is what the worker says of its state; while that is not "ready" it refuses requests. With a file
+"silent-NAME" beside it the worker never gives its metrics, which count its words.
 """
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ class ScriptedExecutor(Executor):
     def __init__(self, journal: str = "", name: str = "", state: str = "ready", **kwargs: Any):
         super().__init__(**kwargs)
         self.journal, self.who, self.first_state = Path(journal), name, state
+        self.started, self.words_given = time.time(), 0
 
     @property
     def state(self) -> str:
@@ -38,7 +41,16 @@ class ScriptedExecutor(Executor):
 
     @requests(on="/status")
     async def status(self, **_: Any) -> DocList[d.StatusDocument]:
-        return DocList[d.StatusDocument]([d.StatusDocument(state=self.state, model="scripted", running=0, waiting=0)])
+        about = {"model": "scripted", "running": 0, "waiting": 0, "started": self.started}
+        return DocList[d.StatusDocument]([d.StatusDocument(state=self.state, **about)])
+
+    @requests(on="/metrics")
+    async def metrics(self, **_: Any) -> DocList[d.MetricsDocument]:
+        if self.journal.with_name(f"silent-{self.who}").exists():
+            await asyncio.sleep(3600)
+        name = "rungpt_generation_tokens_total"
+        text = f"# HELP {name} Words.\n# TYPE {name} counter\n{name} {self.words_given}\n"
+        return DocList[d.MetricsDocument]([d.MetricsDocument(text=text)])
 
     @requests(on="/generate")
     async def generate(self, docs: DocList[d.GenerateRequestDocument], **_: Any) -> DocList[d.CompletionDocument]:
@@ -107,6 +119,7 @@ class ScriptedExecutor(Executor):
         with self.noted(request_id):
             for i, word in enumerate(words):
                 await asyncio.sleep(script.get("delay", 0))
+                self.words_given += 1
                 last = then == "finish" and i == len(words) - 1
                 yield word, "stop" if last else None, self.about(request_id, i + 1)
             if then == "hang":

@@ -163,8 +163,10 @@ async def test_a_name_without_an_address_yet_is_said() -> None:
 
 async def test_a_unary_request_goes_to_another_replica_when_the_connection_fails() -> None:
     bad, good = ScriptedReplica([GONE]), ScriptedReplica([unary("hello")])
-    assert (await pool_of(bad, good).answer(REQUEST, "id", 5)).text == "hello"
+    pool = pool_of(bad, good)
+    assert (await pool.answer(REQUEST, "id", 5)).text == "hello"
     assert (bad.state, bad.in_flight, good.in_flight) == ("lost", 0, 0)
+    assert pool.retries == 1
 
 
 async def test_a_request_that_a_draining_replica_refuses_goes_to_another() -> None:

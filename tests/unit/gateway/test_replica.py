@@ -21,11 +21,13 @@ class Probed:
         self.replica = Replica("10.0.0.1:5")
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
-    async def probe(self, answer: str | grpc.StatusCode) -> str:
+    async def probe(self, answer: str | grpc.StatusCode, started: float | None = None) -> str:
         async def call(*_: Any) -> Any:
             if isinstance(answer, grpc.StatusCode):
                 raise grpc.aio.AioRpcError(answer, grpc.aio.Metadata(), grpc.aio.Metadata())
-            status = Status.model_validate({"state": answer, "model": "m", "running": 0, "waiting": 0})
+            status = Status.model_validate(
+                {"state": answer, "model": "m", "running": 0, "waiting": 0, "started": started}
+            )
             message = module.jina_pb2.DataRequestProto()
             message.data.docs.docs.append(documents.StatusDocument(**status.model_dump()).to_protobuf())
             return message
@@ -72,3 +74,18 @@ async def test_what_it_kept_is_forgotten_when_it_was_away(probed: Probed) -> Non
     await probed.probe("ready")
     assert probed.replica.takes_requests
     assert probed.replica.cache is not cache
+
+
+async def test_another_process_at_the_same_address_is_a_restart(probed: Probed) -> None:
+    """However short its absence was; a connection that breaks is none."""
+    for answer, started, restarts in (
+        ("ready", 1.0, 0),
+        (GONE, None, 0),
+        ("ready", 1.0, 0),
+        ("ready", 2.0, 1),
+        ("draining", 2.0, 1),
+        (GONE, None, 1),
+        ("ready", 3.0, 2),
+    ):
+        await probed.probe(answer, started)  # type: ignore[arg-type]
+        assert probed.replica.restarts == restarts

@@ -1,0 +1,147 @@
+"""`/metrics` of a real gateway over real workers: what Prometheus reads is what happened, whoever is silent or dies."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+# isort: off
+import run_gpt._jina  # noqa: F401  (before jina)
+
+# isort: on
+import grpc
+import httpx
+import pytest
+from jina.proto import jina_pb2
+from prometheus_client.parser import text_string_to_metric_families
+from waiting import wait_until
+
+from run_gpt.api import documents as d
+from run_gpt.errors import UnknownEndpoint
+
+KEY = "alices-key-of-the-test"
+
+
+def body(**script: Any) -> dict[str, Any]:
+    return {"prompt": json.dumps(script)}
+
+
+def metrics(stack: Any, **headers: str) -> dict[str, float]:
+    """Each sample by its name without `rungpt_`, with the values of its labels in the order of their names."""
+    answer = httpx.get(f"{stack.http}/metrics", headers=headers, timeout=10)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, float] = {}
+    for sample in (s for family in text_string_to_metric_families(answer.text) for s in family.samples):
+        key = " ".join([sample.name.removeprefix("rungpt_"), *(v for _, v in sorted(sample.labels.items()))])
+        assert key not in found, f"{key} is there twice"
+        found[key] = sample.value
+    return found
+
+
+def words(found: dict[str, float]) -> list[float]:
+    """What each replica counted."""
+    return [value for name, value in found.items() if name.startswith("generation_tokens_total scripted 127.0.0.1:")]
+
+
+async def call(stack: Any, endpoint: str) -> Any:
+    """The answer of the gRPC door."""
+    message = jina_pb2.DataRequestProto()
+    message.header.exec_endpoint = endpoint
+    message.data.docs.docs.append(d.GenerateRequestDocument(**body(words=["a"])).to_protobuf())
+    async with grpc.aio.insecure_channel(stack.grpc) as channel:
+        method = channel.unary_unary("/jina.JinaSingleDataRequestRPC/process_single_data")
+        return await method(message.SerializeToString())
+
+
+def test_replicas_are_told_apart_and_add_up(start_stack: Any) -> None:
+    stack = start_stack(replicas=2)
+    for _ in range(10):
+        httpx.post(f"{stack.http}/generate", json=body(words=3))
+    found = metrics(stack)
+    assert len(words(found)) == 2
+    assert sum(words(found)) == 30
+    assert found["replicas ready"] == 2
+    assert found["gateway_requests_total /generate  200"] == 10
+    assert found["gateway_request_seconds_count /generate"] == 10
+    assert found["gateway_in_flight"] == found["gateway_scrape_failures_total"] == 0
+
+
+def test_a_silent_replica_holds_nobody_up(start_stack: Any) -> None:
+    """It answers requests, and an operator must see the others, and that one is missing, within a second."""
+    stack = start_stack(replicas=2)
+    metrics(stack)  # what is imported late is
+    (stack.folder / "silent-w0").touch()
+    before = time.monotonic()
+    found = metrics(stack)
+    assert time.monotonic() - before < 3, "a second, and what a busy machine adds"
+    assert len(words(found)) == 1
+    assert found["gateway_scrape_failures_total"] == 1
+    assert "gave no metrics" in stack.log_of("gateway")
+    (stack.folder / "silent-w0").unlink()
+    assert len(words(metrics(stack))) == 2
+
+
+def test_a_stream_that_fails_is_an_error_though_its_status_was_200(stack: Any) -> None:
+    before = metrics(stack)
+    httpx.post(f"{stack.http}/generate_stream", json=body(words=["a"], then="raise"))
+    with httpx.stream("POST", f"{stack.http}/generate_stream", json=body(words=["a"], then="hang")) as response:
+        next(response.iter_lines())
+        assert metrics(stack)["gateway_in_flight"] == 1
+    wait_until(lambda: metrics(stack)["gateway_errors_total cut_off"] > before["gateway_errors_total cut_off"])
+    found = metrics(stack)
+    for code in ("internal_error", "cut_off"):
+        assert found[f"gateway_errors_total {code}"] - before[f"gateway_errors_total {code}"] == 1
+    ended = "gateway_requests_total /generate_stream  200"
+    assert found[ended] - before.get(ended, 0) == 2
+
+
+def test_an_executors_refusal_is_counted_by_its_code(stack: Any) -> None:
+    before = metrics(stack)
+    error = {"message": "so it is", "code": "queue_full"}
+    httpx.post(f"{stack.http}/generate", json=body(words=[], then="error", error=error))
+    found = metrics(stack)
+    assert found["gateway_errors_total queue_full"] - before["gateway_errors_total queue_full"] == 1
+
+
+def test_keys_are_told_by_name_and_prometheus_needs_one(start_stack: Any, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"alice: {KEY}\n")
+    stack = start_stack(api_key_file=str(tmp_path / "keys"))
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    assert httpx.get(f"{stack.http}/metrics").status_code == 401
+    httpx.post(f"{stack.http}/generate", json=body(), headers=bearer)
+    httpx.post(f"{stack.http}/generate", json=body())
+    text = httpx.get(f"{stack.http}/metrics", headers=bearer).text
+    assert KEY not in text
+    found = metrics(stack, **bearer)
+    assert found["gateway_requests_total /generate alice 200"] == 1
+    assert found["gateway_requests_total /generate  401"] == 1
+    assert found["gateway_errors_total invalid_api_key"] == 2
+    assert found["gateway_requests_total other alice 200"] >= 1, "the scrapes themselves"
+
+
+async def test_both_doors_are_counted_and_metrics_are_no_endpoint_of_grpc(stack: Any) -> None:
+    before = metrics(stack)
+    await call(stack, "/generate")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call(stack, "/metrics")
+    assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+    found = await asyncio.to_thread(metrics, stack)
+    for name in ("gateway_requests_total /generate  OK", "gateway_requests_total other  NOT_FOUND"):
+        assert found[name] - before.get(name, 0) == 1
+    code = f"gateway_errors_total {UnknownEndpoint.code}"
+    assert found[code] - before[code] == 1
+
+
+def test_a_replica_that_was_started_again_is_a_restart(start_stack: Any) -> None:
+    stack = start_stack(replicas=2)
+    stack.kill("executor0")
+    wait_until(lambda: metrics(stack)["replicas lost"] == 1)
+    for _ in range(4):
+        assert httpx.post(f"{stack.http}/generate", json=body()).status_code == 200
+    stack.start("executor", "0")
+    stack.wait_ready(2)
+    found = metrics(stack)
+    restarts = sorted(value for name, value in found.items() if name.startswith("replica_restarts_total"))
+    assert restarts == [0, 1]
+    assert found["replicas ready"] == 2
