@@ -221,3 +221,16 @@ def test_an_alert_comes_when_it_should_and_only_then(tmp_path, name):
     promtool("test", "rules", str(path))
     assert rule["annotations"]["summary"]
     assert any(f"`{name}`" in path.read_text() for path in (ROOT / "docs").glob("monitoring*.md"))
+
+
+@needs_promtool
+def test_two_gateways_tell_of_the_same_replicas_and_a_second_server_of_others(tmp_path):
+    slots = next(panel for panel in PANELS if panel["title"] == "Slots")
+    query = next(target["expr"] for target in slots["targets"] if target["legendFormat"] == "all")
+    labels = 'job="{}",instance="{}",model="m",replica="{}"'
+    told = [("a", "gateway-1", "r1"), ("a", "gateway-1", "r2"), ("a", "gateway-2", "r1"), ("b", "gateway-3", "r1")]
+    inputs = [{"series": f"rungpt_num_slots{{{labels.format(*each)}}}", "values": "16"} for each in told]
+    case = {"expr": re.sub(r"\$\w+", ".*", query), "eval_time": "0m", "exp_samples": [{"labels": "{}", "value": 48}]}
+    tests = [{"interval": "1m", "input_series": inputs, "promql_expr_test": [case]}]
+    (tmp_path / "slots.yml").write_text(yaml.safe_dump({"rule_files": [], "tests": tests}))
+    promtool("test", "rules", str(tmp_path / "slots.yml"))

@@ -10,8 +10,10 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -50,7 +52,10 @@ VIEW = View(
 
 @pytest.fixture
 def served():
-    """`served(key=None)` is the URL of a server with a hand-written /metrics, whose tokens rise by 10 at each look."""
+    """`served(key=None)` is the URL of a server with a hand-written /metrics, whose tokens rise by 10 at each look.
+
+    `served.stop()` ends it.
+    """
     servers = []
 
     def start(key=None):
@@ -75,10 +80,15 @@ def served():
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
 
+    def stop():
+        while servers:
+            server = servers.pop()
+            server.shutdown()
+            server.server_close()
+
+    start.stop = stop
     yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    stop()
 
 
 def shown(view, width, notes=()):
@@ -174,29 +184,49 @@ def fail(monkeypatch, capsys, *arguments):
     return error
 
 
-@pytest.mark.parametrize("end", ["q", "ctrl-c"])
-def test_the_live_view_shows_the_server_and_ends_cleanly(served, end):
-    """A terminal that keeps no echo, or a traceback, is what a user would be left with."""
+@contextmanager
+def live(url):
+    """`rungpt top` on a terminal: its process, and our end of the terminal."""
     mine, terminal = pty.openpty()
-    command = [sys.executable, "-m", "run_gpt.cli", "top", "--url", served(), "--interval", "0.2"]
+    command = [sys.executable, "-m", "run_gpt.cli", "top", "--url", url, "--interval", "0.2"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
     process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
     try:
-        screen = until(mine, b"generated")
-        assert b"smollm2" in screen
-        if end == "q":
-            os.write(mine, b"q")
-        else:
-            process.send_signal(signal.SIGINT)
-        screen = until(mine, b"\x1b[?1049l")  # the screen that was there before comes back
-        assert process.wait(10) == 0
-        assert b"Traceback" not in screen
+        yield process, mine
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
         os.close(mine)
         os.close(terminal)
+
+
+@pytest.mark.parametrize("end", ["q", "ctrl-c"])
+def test_the_live_view_shows_the_server_and_ends_cleanly(served, end):
+    """A terminal that keeps no echo, or a traceback, is what a user would be left with."""
+    with live(served()) as (process, terminal):
+        before = termios.tcgetattr(terminal)
+        assert b"smollm2" in until(terminal, b"generated")
+        assert termios.tcgetattr(terminal) != before
+        if end == "q":
+            os.write(terminal, b"q")
+        else:
+            process.send_signal(signal.SIGINT)
+        screen = until(terminal, b"\x1b[?1049l")  # the screen that was there before comes back
+        assert process.wait(10) == 0
+        assert b"Traceback" not in screen
+        assert termios.tcgetattr(terminal) == before
+
+
+def test_the_live_view_outlives_its_server(served):
+    """The moment in which a server is gone is the one in which somebody looks."""
+    with live(served()) as (process, terminal):
+        until(terminal, b"generated")
+        served.stop()
+        until(terminal, b"no answer for")
+        assert b"smollm2" in until(terminal, b"no answer for"), "the last numbers stay"
+        os.write(terminal, b"q")
+        assert process.wait(10) == 0
 
 
 def until(terminal, text, seconds=15):
