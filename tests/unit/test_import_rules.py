@@ -37,6 +37,7 @@ RULES: dict[str, set[str]] = {
     "deploy": {"flows", "models"} | BASE,
     "client": {"api"} | BASE,
     "bench": {"client", "model", "models", "api"} | BASE,
+    "top": {"errors"},
 }
 RULES["cli"] = set(RULES)
 RULES["__init__"] = {"model", "client"} | BASE
@@ -48,6 +49,8 @@ LIGHT_MODULES = (
     "run_gpt.devices",
     "run_gpt.models.tools",
     "run_gpt.bench.online",
+    "run_gpt.top.watch",
+    "run_gpt.top.screen",
     *(
         f"run_gpt.engine.{name}"
         for name in ("scheduler", "slots", "draft", "text", "request", "mailbox", "interface", "errands", "metrics")

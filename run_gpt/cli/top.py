@@ -1,0 +1,102 @@
+"""`rungpt top`: a running server, live, in the terminal."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from run_gpt.cli import options
+from run_gpt.config import LOOPBACK, ServeConfig
+from run_gpt.errors import SetupError
+
+if TYPE_CHECKING:
+    from run_gpt.top.watch import Watch
+
+PLAIN_WIDTH = 120
+"""Columns of plain text: every one is shown, whatever the terminal."""
+
+
+def top(
+    url: Annotated[str, typer.Option(help="The server's HTTP door.")] = f"http://{LOOPBACK}:{ServeConfig.http_port}",
+    api_key: options.ApiKey = None,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one interval as plain text, for scripts.")] = False,
+) -> None:
+    """Watch a running server: load, rates and latencies of the last interval. q or Ctrl-C ends it."""
+    from run_gpt.top.reading import Source
+    from run_gpt.top.watch import Watch
+
+    if not once and not sys.stdout.isatty():
+        raise SetupError("rungpt top: stdout is no terminal; for one look as plain text give --once")
+    source = Source(url, options.token(api_key))
+    with closing(source):
+        watch = Watch(source)
+        watch.start()
+        (_print_once if once else _live)(watch, source.shown, interval)
+
+
+def _print_once(watch: "Watch", shown: str, interval: float) -> None:
+    from rich.console import Console
+
+    from run_gpt.top.screen import render
+
+    time.sleep(interval)  # a rate is what happened between two looks
+    seen = watch.look()
+    if seen.view is None:
+        raise SetupError(seen.notes[0])
+    console = Console(width=PLAIN_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
+    console.print(render(seen, shown, PLAIN_WIDTH))
+
+
+def _live(watch: "Watch", shown: str, interval: float) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from run_gpt.top.screen import render
+    from run_gpt.top.watch import Seen
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    # Drawn when there is something new, and not in between.
+    with suppress(KeyboardInterrupt), _keys() as ended, Live(console=console, screen=True, auto_refresh=False) as live:
+        live.update(render(Seen(None, []), shown, console.width), refresh=True)
+        while not ended(interval):
+            live.update(render(watch.look(), shown, console.width), refresh=True)
+
+
+@contextmanager
+def _keys() -> Iterator[Callable[[float], bool]]:
+    """A wait of so many seconds that says whether q was typed. Without a keyboard only Ctrl-C ends the program."""
+    if not sys.stdin.isatty():
+        yield _sleep
+        return
+    import termios
+    import tty
+
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    try:
+        tty.setcbreak(keyboard)
+        yield lambda seconds: _typed_q(keyboard, seconds)
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _typed_q(keyboard: int, seconds: float) -> bool:
+    import os
+    import select
+
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([keyboard], [], [], left)[0]:
+            typed = os.read(keyboard, 64)
+            if not typed or b"q" in typed.lower():  # nothing is read: the terminal is gone
+                return True
+    return False

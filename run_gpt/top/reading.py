@@ -1,0 +1,98 @@
+"""Owns the two answers that a look at a server is made of: how they are asked for, and what of them is kept."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from run_gpt.errors import SetupError
+from run_gpt.top.rates import Labels, Series
+
+SECONDS = 3.0
+"""Most time for each of the two answers."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A server at one moment."""
+
+    at: float
+    """time.monotonic() when `/metrics` was asked for."""
+    wall: float
+    """time.time() then: what the server's start is compared with."""
+    metrics: dict[str, dict[Labels, float]]
+    """The values of each metric, by its name with its suffix (`_total`, `_bucket`, ...)."""
+    ready: dict[str, Any] = field(default_factory=dict)
+    """What `/ready` says."""
+
+    def series(self, name: str) -> Series:
+        """The values of a metric; empty if the server has none."""
+        return self.metrics.get(name, {})
+
+
+def parse(text: str) -> dict[str, dict[Labels, float]]:
+    """The values in an exposition in Prometheus' text format. Raises ValueError if it is none."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    metrics: dict[str, dict[Labels, float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            metrics.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
+    return metrics
+
+
+class Source:
+    """The server at `url` (http://HOST:PORT, what stands before its routes included), asked with `key` if there is one.
+
+    Raises SetupError for a URL that is none.
+    """
+
+    def __init__(self, url: str, key: str | None):
+        bad = SetupError(f"--url {url.rpartition('@')[2]}: write http://HOST:PORT")
+        try:
+            parts = urlsplit(url)
+            parts.port  # noqa: B018 - reading it checks it
+        except ValueError:
+            raise bad from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise bad
+        self.shown = parts.netloc.rpartition("@")[2] + parts.path.rstrip("/")
+        """The URL for people: without a scheme, and without a password."""
+        base = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._client = httpx.Client(base_url=base, headers=headers, timeout=SECONDS, verify=parts.scheme == "https")
+
+    def read(self) -> Reading:
+        """Ask once. Raises SetupError, in one line, for a server that does not answer, or not with metrics."""
+        at, wall = time.monotonic(), time.time()
+        metrics = self._get("/metrics")
+        if metrics.status_code != httpx.codes.OK:
+            raise SetupError(f"{self.shown}: {_refusal(metrics)}")
+        try:
+            samples, ready = parse(metrics.text), self._get("/ready").json()
+        except ValueError:
+            ready = None
+        if not isinstance(ready, dict):
+            raise SetupError(f"{self.shown} does not answer as RunGPT does: is it the HTTP door?")
+        return Reading(at, wall, samples, ready)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    def _get(self, path: str) -> httpx.Response:
+        try:
+            return self._client.get(path)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            why = str(error) or type(error).__name__
+            raise SetupError(f"no server answers at {self.shown} ({why}): start one with `rungpt serve`") from None
+
+
+def _refusal(response: httpx.Response) -> str:
+    if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return "it wants a key: set RUNGPT_API_KEY, or give --api-key"
+    if response.status_code == httpx.codes.NOT_FOUND:
+        return "it has no /metrics: it is no RunGPT, or one without them"
+    return f"/metrics answers with status {response.status_code}"

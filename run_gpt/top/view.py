@@ -1,0 +1,185 @@
+"""Owns what is shown of a server: from two readings of it to numbers, without a terminal."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from run_gpt.top.rates import Labels, Series, fell, increases, label, quantile, summed
+from run_gpt.top.reading import Reading
+
+Quantiles = tuple[float | None, float | None]
+"""p50 and p90 in seconds, of what ended between the readings; None where nothing did."""
+
+
+@dataclass(frozen=True)
+class ReplicaRow:
+    """One replica. None where it did not say."""
+
+    address: str
+    state: str
+    restarts: int
+    running: float | None
+    waiting: float | None
+    slots_used: float | None
+    slots: float | None
+    kv_share: float | None
+    """Of its cache that is in use, 0 to 1."""
+    tokens_per_second: float | None
+    step_seconds: float | None
+    """Mean of the steps between the readings."""
+    batch: float | None
+    """Mean rows of those steps."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A server over the time between two readings. Rates are per second."""
+
+    model: str
+    version: str
+    uptime: float | None
+    """Seconds since the gateway started."""
+    ready: int
+    total: int
+    in_flight: float | None
+    seconds: float
+    """Between the readings."""
+    requests: dict[str, float]
+    """Rate by status: what became of the API's requests at the doors."""
+    finished: dict[str, float]
+    """Rate of answers by finish reason."""
+    prompt_tokens: float
+    generated_tokens: float
+    reused_share: float | None
+    """Of the prompt tokens looked up, those that a cache had."""
+    ttft: Quantiles
+    inter_token: Quantiles
+    replicas: list[ReplicaRow]
+    errors: dict[str, tuple[float, float]]
+    """By code: all, and the rate."""
+    restarted: list[str] = field(default_factory=list)
+    """What began its counters anew between the readings: `gateway`, or a replica's address."""
+
+
+def view_of(before: Reading, after: Reading) -> View:
+    """What happened from one reading to the other."""
+    return _Between(before, after).view()
+
+
+class _Between:
+    """Two readings of one server."""
+
+    def __init__(self, before: Reading, after: Reading):
+        self.before, self.after = before, after
+        self.seconds = max(after.at - before.at, 1e-9)
+        seen = {label(labels, "replica") for labels in before.series("rungpt_num_requests_running")} | {""}
+        # A replica that was not there before may have counted for hours; the gateway's own were there.
+        self._known: Callable[[Labels], bool] = lambda labels: label(labels, "replica") in seen
+
+    def view(self) -> View:
+        ready = self.after.ready.get("replicas") or {}
+        prompt, looked_up = self._rate("rungpt_prompt_tokens_total"), self._rate("rungpt_prefix_cache_queries_total")
+        return View(
+            model=self._model(),
+            version=next((label(labels, "version") for labels in self.after.series("rungpt_build_info")), "?"),
+            uptime=self._uptime(),
+            ready=int(ready.get("ready", 0)),
+            total=int(ready.get("total", 0)),
+            in_flight=_only(self.after.series("rungpt_gateway_in_flight")),
+            seconds=self.seconds,
+            requests=self._rates_by("rungpt_gateway_requests_total", "status", _of_the_api),
+            finished=self._rates_by("rungpt_request_success_total", "finished_reason"),
+            prompt_tokens=prompt,
+            generated_tokens=self._rate("rungpt_generation_tokens_total"),
+            reused_share=_ratio(self._rate("rungpt_prefix_cache_hits_total"), looked_up),
+            ttft=self._quantiles("rungpt_time_to_first_token_seconds"),
+            inter_token=self._quantiles("rungpt_inter_token_latency_seconds"),
+            replicas=self._replicas(),
+            errors=self._errors(),
+            restarted=self._restarted(),
+        )
+
+    def _risen(self, name: str) -> dict[Labels, float]:
+        return increases(self.before.series(name), self.after.series(name), self._known)
+
+    def _rate(self, name: str) -> float:
+        return sum(self._risen(name).values()) / self.seconds
+
+    def _rates_by(self, name: str, by: str, counts: Callable[[Labels], bool] = lambda _: True) -> dict[str, float]:
+        risen = {labels: value for labels, value in self._risen(name).items() if counts(labels)}
+        sums = sorted(summed(risen, by).items())
+        return {group: risen / self.seconds for (group,), risen in sums if risen}
+
+    def _quantiles(self, name: str) -> Quantiles:
+        counts = summed(self._risen(f"{name}_bucket"), "le")
+        buckets = [(float(bound), count) for (bound,), count in counts.items()]
+        return quantile(0.5, buckets), quantile(0.9, buckets)
+
+    def _model(self) -> str:
+        models = {label(labels, "model") for labels in self.after.series("rungpt_num_requests_running")} - {""}
+        return ", ".join(sorted(models)) or self.after.ready.get("model") or "?"
+
+    def _uptime(self) -> float | None:
+        started = _only(self.after.series("process_start_time_seconds"))
+        return None if started is None else max(0.0, self.after.wall - started)
+
+    def _errors(self) -> dict[str, tuple[float, float]]:
+        name = "rungpt_gateway_errors_total"
+        risen = summed(self._risen(name), "code")
+        sums = sorted(summed(self.after.series(name), "code").items())
+        return {group[0]: (count, risen[group] / self.seconds) for group, count in sums if count}
+
+    def _restarted(self) -> list[str]:
+        """A replica by what the gateway tells of it, or by its own steps, where the gateway has not noticed yet."""
+        doors, steps = "rungpt_gateway_requests_total", "rungpt_step_time_seconds_count"
+        gateway = ["gateway"] if fell(self.before.series(doors), self.after.series(doors)) else []
+        told = [labels for labels, risen in self._risen("rungpt_replica_restarts_total").items() if risen]
+        again = [*told, *fell(self.before.series(steps), self.after.series(steps))]
+        return gateway + sorted({label(labels, "replica") for labels in again})
+
+    def _replicas(self) -> list[ReplicaRow]:
+        """Each that `/ready` names, and each that only the metrics know; those that are not ready first."""
+        each = (self.after.ready.get("replicas") or {}).get("each") or []
+        states = {str(one.get("address")): str(one.get("state")) for one in each}
+        for labels in self.after.series("rungpt_num_requests_running"):
+            states.setdefault(label(labels, "replica"), "?")
+        rows = [self._replica(address, state) for address, state in sorted(states.items())]
+        return sorted(rows, key=lambda row: row.state == "ready")
+
+    def _replica(self, address: str, state: str) -> ReplicaRow:
+        step = "rungpt_step_time_seconds"
+        tokens = self._of("rungpt_generation_tokens_total", address, rise=True)
+        return ReplicaRow(
+            address=address,
+            state=state,
+            restarts=int(self._of("rungpt_replica_restarts_total", address) or 0),
+            running=self._of("rungpt_num_requests_running", address),
+            waiting=self._of("rungpt_num_requests_waiting", address),
+            slots_used=self._of("rungpt_num_slots_used", address),
+            slots=self._of("rungpt_num_slots", address),
+            kv_share=self._of("rungpt_kv_cache_usage_perc", address),
+            tokens_per_second=None if tokens is None else tokens / self.seconds,
+            step_seconds=self._mean(step, address),
+            batch=self._mean("rungpt_step_batch_size", address),
+        )
+
+    def _of(self, name: str, address: str, *, rise: bool = False) -> float | None:
+        """A replica's value, or how much it rose."""
+        series = self._risen(name) if rise else self.after.series(name)
+        return summed(series, "replica").get((address,))
+
+    def _mean(self, name: str, address: str) -> float | None:
+        count = self._of(f"{name}_count", address, rise=True)
+        return _ratio(self._of(f"{name}_sum", address, rise=True) or 0.0, count or 0.0)
+
+
+def _of_the_api(labels: Labels) -> bool:
+    """Whether a request was one of the API: looks at `/metrics` and web pages are not, or a view would show itself."""
+    return label(labels, "endpoint") != "other"
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _only(series: Series) -> float | None:
+    return next(iter(series.values()), None)

@@ -1,0 +1,339 @@
+"""Prints the Grafana dashboard, made from the panels below, and writes it to monitoring/grafana with `--write`.
+
+A test compares, and another evaluates every query in a real Prometheus.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).parents[1] / "monitoring" / "grafana" / "dashboards" / "rungpt.json"
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+WIDTH = 24
+"""Columns of Grafana's grid."""
+
+OF_REPLICAS = 'job=~"$job",model=~"$model",replica=~"$replica"'
+OF_GATEWAYS = 'job=~"$job"'
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel. `queries`: legend and PromQL of each; `unit`: as Grafana calls it."""
+
+    title: str
+    queries: dict[str, str]
+    unit: str = "short"
+    about: str = ""
+    stat: bool = False
+    """Only the last value, large."""
+    columns: int = 8
+    most: float | None = None
+    """The end of its axis; None: by the values."""
+
+
+def once(name: str, *by: str, rate: bool = False) -> str:
+    """A metric of the replicas, each once: every gateway of a server tells the same of them."""
+    series = f"{name}{{{OF_REPLICAS}}}"
+    series = f"rate({series}[$__rate_interval])" if rate else series
+    return f"max by ({', '.join(('job', 'model', 'replica', *by))}) ({series})"
+
+
+def total(name: str, *by: str, rate: bool = False) -> str:
+    """The sum over replicas of a metric of theirs."""
+    grouped = f"sum by ({', '.join(by)})" if by else "sum"
+    return f"{grouped} ({once(name, *(label for label in by if label != 'replica'), rate=rate)})"
+
+
+def quantile(q: float, name: str, *by: str) -> str:
+    """A quantile over the observations of all replicas, or by replica."""
+    return f"histogram_quantile({q}, {total(f'{name}_bucket', 'le', *by, rate=True)})"
+
+
+def quantiles(name: str) -> dict[str, str]:
+    """The usual three."""
+    return {legend: quantile(q, name) for legend, q in QUANTILES.items()}
+
+
+def mean(name: str, *by: str) -> str:
+    """The mean of what was observed."""
+    return share(f"{name}_sum", f"{name}_count", *by)
+
+
+def share(part: str, whole: str, *by: str) -> str:
+    """One rate of the replicas over another."""
+    return f"{total(part, *by, rate=True)} / {total(whole, *by, rate=True)}"
+
+
+def doors(name: str, *by: str, where: str = "", window: str = "rate") -> str:
+    """The sum over gateways of a counter of theirs, each of which counts its own."""
+    grouped = f"sum by ({', '.join(by)})" if by else "sum"
+    return f"{grouped} ({window}({name}{{{OF_GATEWAYS}{where}}}[$__rate_interval]))"
+
+
+def seen(name: str, by: str, where: str = "") -> str:
+    """What every gateway sees alike."""
+    return f"sum by ({by}) (max by (job, {by}) ({name}{{{OF_GATEWAYS}{where}}}))"
+
+
+READY = 'sum (max by (job) (rungpt_replicas{job=~"$job",state="ready"}))'
+ERRORS = doors("rungpt_gateway_errors_total")
+# Scrapes and web pages are `other`.
+REQUESTS = doors("rungpt_gateway_requests_total", where=',endpoint!="other"')
+FAILED = ',status!~"2..|OK"'
+SECONDS = "rungpt_gateway_request_seconds"
+
+ROWS: dict[str, list[Panel]] = {
+    "Overview": [
+        Panel("Ready replicas", {"ready": READY}, stat=True, columns=4),
+        Panel("Requests", {"per second": REQUESTS}, "reqps", stat=True, columns=4),
+        Panel(
+            "Generated tokens", {"per second": total("rungpt_generation_tokens_total", rate=True)}, stat=True, columns=4
+        ),
+        Panel(
+            "First token, p90", {"p90": quantile(0.9, "rungpt_time_to_first_token_seconds")}, "s", stat=True, columns=4
+        ),
+        Panel("Waiting", {"waiting": total("rungpt_num_requests_waiting")}, stat=True, columns=4),
+        Panel("Errors", {"of requests": f"{ERRORS} / {REQUESTS}"}, "percentunit", stat=True, columns=4),
+    ],
+    "Traffic": [
+        Panel("Requests by status", {"{{status}}": doors("rungpt_gateway_requests_total", "status")}, "reqps"),
+        Panel("Requests by endpoint", {"{{endpoint}}": doors("rungpt_gateway_requests_total", "endpoint")}, "reqps"),
+        Panel(
+            "Tokens per second",
+            {
+                "prompt": total("rungpt_prompt_tokens_total", rate=True),
+                "generated": total("rungpt_generation_tokens_total", rate=True),
+            },
+        ),
+        Panel(
+            "Finished by reason",
+            {"{{finished_reason}}": total("rungpt_request_success_total", "finished_reason", rate=True)},
+            "reqps",
+        ),
+        Panel("Prompt length", quantiles("rungpt_request_prompt_tokens"), about="Tokens."),
+        Panel("Answer length", quantiles("rungpt_request_generation_tokens"), about="Tokens."),
+    ],
+    "Latency": [
+        Panel("Time to first token", quantiles("rungpt_time_to_first_token_seconds"), "s", columns=12),
+        Panel("Inter-token latency", quantiles("rungpt_inter_token_latency_seconds"), "s", columns=12),
+        Panel("End to end", quantiles("rungpt_e2e_request_latency_seconds"), "s", columns=6),
+        Panel("In the queue", quantiles("rungpt_request_queue_time_seconds"), "s", columns=6),
+        Panel("Prefill", quantiles("rungpt_request_prefill_time_seconds"), "s", columns=6),
+        Panel("Decode", quantiles("rungpt_request_decode_time_seconds"), "s", columns=6),
+    ],
+    "Engine, all replicas": [
+        Panel(
+            "Running and waiting",
+            {"running": total("rungpt_num_requests_running"), "waiting": total("rungpt_num_requests_waiting")},
+            about="Sequences. Waiting ones that do not go away: more replicas, or fewer requests.",
+        ),
+        Panel("Slots", {"used": total("rungpt_num_slots_used"), "all": total("rungpt_num_slots")}),
+        Panel(
+            "Cache use",
+            {
+                "mean": f"avg ({once('rungpt_kv_cache_usage_perc')})",
+                "fullest": f"max ({once('rungpt_kv_cache_usage_perc')})",
+            },
+            "percentunit",
+            most=1,
+        ),
+        Panel(
+            "Tokens in the cache",
+            {"held": total("rungpt_cache_tokens"), "limit": total("rungpt_cache_tokens_limit")},
+            about="Infinite where the engine has no limit.",
+        ),
+        Panel(
+            "Rows in a step", {"mean": mean("rungpt_step_batch_size"), "p90": quantile(0.9, "rungpt_step_batch_size")}
+        ),
+        Panel("Step time", {"mean": mean("rungpt_step_time_seconds"), **quantiles("rungpt_step_time_seconds")}, "s"),
+        Panel("Steps", {"per second": total("rungpt_step_time_seconds_count", rate=True)}, "ops"),
+        Panel(
+            "Reused prompt tokens",
+            {"of all": share("rungpt_prefix_cache_hits_total", "rungpt_prefix_cache_queries_total")},
+            "percentunit",
+            "The share of prompt tokens that a kept prefix had already.",
+            most=1,
+        ),
+        Panel(
+            "Accepted drafts",
+            {
+                "of drafted": share(
+                    "rungpt_spec_decode_num_accepted_tokens_total", "rungpt_spec_decode_num_draft_tokens_total"
+                )
+            },
+            "percentunit",
+            "The share of speculated tokens that were right; nothing while nothing is drafted.",
+            most=1,
+        ),
+    ],
+    "Engine, each replica": [
+        Panel("Running", {"{{replica}}": total("rungpt_num_requests_running", "replica")}),
+        Panel("Waiting", {"{{replica}}": total("rungpt_num_requests_waiting", "replica")}),
+        Panel("Slots used", {"{{replica}}": total("rungpt_num_slots_used", "replica")}),
+        Panel("Cache use", {"{{replica}}": total("rungpt_kv_cache_usage_perc", "replica")}, "percentunit", most=1),
+        Panel(
+            "Generated tokens per second",
+            {"{{replica}}": total("rungpt_generation_tokens_total", "replica", rate=True)},
+        ),
+        Panel("Step time, mean", {"{{replica}}": mean("rungpt_step_time_seconds", "replica")}, "s"),
+        Panel("Rows in a step, mean", {"{{replica}}": mean("rungpt_step_batch_size", "replica")}),
+        Panel("First token, p90", {"{{replica}}": quantile(0.9, "rungpt_time_to_first_token_seconds", "replica")}, "s"),
+        Panel("Inter-token, p90", {"{{replica}}": quantile(0.9, "rungpt_inter_token_latency_seconds", "replica")}, "s"),
+    ],
+    "Gateway": [
+        Panel("In flight", {"{{instance}}": 'sum by (instance) (rungpt_gateway_in_flight{job=~"$job"})'}),
+        Panel("Errors by code", {"{{code}}": f"{doors('rungpt_gateway_errors_total', 'code')} > 0"}, "reqps"),
+        Panel(
+            "Rejections",
+            {"{{code}}": doors("rungpt_gateway_errors_total", "code", where=',code=~"queue_full|unavailable"')},
+            "reqps",
+            "queue_full: the engine's queue was full (429). unavailable: no replica could take it (503).",
+        ),
+        Panel("Retries", {"per second": doors("rungpt_gateway_retries_total")}, "reqps"),
+        Panel("Replicas by state", {"{{state}}": seen("rungpt_replicas", "state")}),
+        Panel(
+            "Restarts of replicas",
+            {"{{replica}}": 'max by (replica) (increase(rungpt_replica_restarts_total{job=~"$job"}[$__range]))'},
+            about="In the time shown.",
+        ),
+        Panel(
+            "Request time, p90",
+            {
+                "{{endpoint}}": f"histogram_quantile(0.9, {doors(f'{SECONDS}_bucket', 'le', 'endpoint')})",
+            },
+            "s",
+            "From a request to the end of its answer.",
+        ),
+        Panel(
+            "Failed scrapes of replicas",
+            {"{{instance}}": doors("rungpt_gateway_scrape_failures_total", "instance")},
+            "ops",
+            "Replicas that gave no metrics in time, and so have a gap here.",
+        ),
+        Panel("Gateways", {"{{version}}": 'count by (version) (rungpt_build_info{job=~"$job"})'}),
+    ],
+    "Keys": [
+        Panel(
+            "Requests by key",
+            {"{{key}}": doors("rungpt_gateway_requests_total", "key")},
+            "reqps",
+            columns=12,
+            about="By the key's name; without one: a server without keys, or a request that had none.",
+        ),
+        Panel(
+            "Requests that failed, by key",
+            {"{{key}}, {{status}}": doors("rungpt_gateway_requests_total", "key", "status", where=FAILED)},
+            "reqps",
+            columns=12,
+        ),
+    ],
+}
+
+
+def dashboard() -> dict[str, Any]:
+    """The dashboard, in the classic model of Grafana 11 and 12."""
+    return {
+        "uid": "rungpt",
+        "title": "RunGPT",
+        "description": "Made by scripts/grafana_dashboard.py. Gateways of one server share a job in Prometheus.",
+        "tags": ["rungpt", "llm"],
+        "schemaVersion": 39,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "5s",
+        "time": {"from": "now-15m", "to": "now"},
+        "timezone": "browser",
+        "templating": {"list": list(variables())},
+        "annotations": {"list": []},
+        "links": [],
+        "panels": list(panels()),
+    }
+
+
+def variables() -> Iterator[dict[str, Any]]:
+    """The data source, then job, model and replica, each among those of the one before."""
+    yield {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "refresh": 1}
+    for name, query in (
+        ("job", "label_values(rungpt_build_info, job)"),
+        ("model", 'label_values(rungpt_num_slots{job=~"$job"}, model)'),
+        ("replica", 'label_values(rungpt_num_slots{job=~"$job",model=~"$model"}, replica)'),
+    ):
+        yield {
+            "name": name,
+            "label": name.capitalize(),
+            "type": "query",
+            "datasource": DATASOURCE,
+            "definition": query,
+            "query": {"query": query, "refId": f"variable-{name}", "qryType": 1},
+            "refresh": 2,
+            "sort": 1,
+            "multi": True,
+            "includeAll": True,
+            "allValue": ".*",
+            "current": {"text": ["All"], "value": ["$__all"]},
+        }
+
+
+def panels() -> Iterator[dict[str, Any]]:
+    """Rows and panels, placed from left to right and downwards."""
+    identity = top = 0
+    for title, row in ROWS.items():
+        identity += 1
+        place = {"x": 0, "y": top, "w": WIDTH, "h": 1}
+        yield {"id": identity, "type": "row", "title": title, "collapsed": False, "gridPos": place, "panels": []}
+        top += 1
+        left = height = 0
+        for panel in row:
+            if left + panel.columns > WIDTH:
+                left, top = 0, top + height
+            height = 4 if panel.stat else 8
+            identity += 1
+            place = {"x": left, "y": top, "w": panel.columns, "h": height}
+            yield {"id": identity, "gridPos": place, **_drawn(panel)}
+            left += panel.columns
+        top += height
+
+
+def _drawn(panel: Panel) -> dict[str, Any]:
+    limits = {"min": 0} | ({"max": panel.most} if panel.most is not None else {})
+    lines = {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 8, "showPoints": "never", "spanNulls": False}
+    legend = {"displayMode": "list", "placement": "bottom", "showLegend": True}
+    stat_options = {"reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}, "colorMode": "none"}
+    return {
+        "type": "stat" if panel.stat else "timeseries",
+        "title": panel.title,
+        "description": panel.about,
+        "datasource": DATASOURCE,
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, **limits, **({} if panel.stat else {"custom": lines})},
+            "overrides": [],
+        },
+        "options": stat_options if panel.stat else {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}},
+        "targets": [
+            {
+                "refId": chr(ord("A") + number),
+                "datasource": DATASOURCE,
+                "editorMode": "code",
+                "expr": query,
+                "legendFormat": name,
+                "range": True,
+            }
+            for number, (name, query) in enumerate(panel.queries.items())
+        ],
+    }
+
+
+def made() -> str:
+    """The text of the file."""
+    return json.dumps(dashboard(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        FILE.write_text(made())
+    else:
+        print(made(), end="")
