@@ -41,31 +41,36 @@ def breaks(summary: Summary) -> str | None:
 
 
 async def sweep(kind: str, start: float, most: float, measure: Measure) -> Saturation:
-    """Measure from `start` to at most `most`, MOST_LEVELS levels and REFINEMENTS between the last two at the most."""
-    value, best, reason, too_much = start, None, "", None
+    """Measure from `start` to at most `most`, MOST_LEVELS levels and REFINEMENTS between the last two at the most.
+
+    One load that brings nothing may be chance: it takes two in a row to end.
+    """
+    value, best, too_much, reason = start, None, None, f"after {MOST_LEVELS} loads"
     for _ in range(MOST_LEVELS):
         summary = await measure(Level(kind, value))
-        if why := _stops(summary, best):
-            reason, too_much = why, value
+        if why := breaks(summary):
+            reason, too_much = why, too_much or value
             break
-        best, value = summary, value * 2
+        if best is None or worth(summary) >= GAIN * worth(best):
+            best, too_much = summary, None
+        elif too_much is None:
+            too_much = value
+        else:
+            reason = _brings_less(summary, best)
+            break
+        value *= 2
         if value > most:
             reason = f"{value:g} is more than the bounds of this run allow ({most:g})"
+            reason = reason if too_much is None else f"{_brings_less(summary, best)}; {reason}"
             break
-    else:
-        reason = f"after {MOST_LEVELS} loads"
     if best is None:
         return Saturation(Level(kind, start), reason)
     return Saturation((await _between(best, too_much, measure)).level, reason)
 
 
-def _stops(summary: Summary, best: Summary | None) -> str | None:
-    if why := breaks(summary):
-        return why
-    if best is not None and worth(summary) < GAIN * worth(best):
-        unit = "output tokens/s" if summary.goodput is None else "good requests/s"
-        return f"{summary.level} brings {worth(summary):.4g} {unit}, {best.level} {worth(best):.4g}"
-    return None
+def _brings_less(summary: Summary, best: Summary) -> str:
+    unit = "output tokens/s" if summary.goodput is None else "good requests/s"
+    return f"{summary.level} brings {worth(summary):.4g} {unit}, {best.level} {worth(best):.4g}"
 
 
 async def _between(best: Summary, too_much: float | None, measure: Measure) -> Summary:

@@ -1,12 +1,13 @@
 """Without this `rungpt bench serve` would not measure the server that it comes with."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from run_gpt.cli.app import app
 
 OUTPUT_TOKENS = 6
 
@@ -14,10 +15,10 @@ OUTPUT_TOKENS = 6
 def bench(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """What `rungpt bench serve --json` wrote of four requests, two at a time."""
     path = tmp_path / "a.json"
-    command = [sys.executable, "-m", "run_gpt.cli", "bench", "serve", "--requests", "4", "--concurrency", "2"]
-    command += ["--prompt-words", "12", "--output-tokens", str(OUTPUT_TOKENS), "--warmup", "1", "--json", str(path)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
+    command = ["bench", "serve", "--requests", "4", "--concurrency", "2", "--warmup", "1", "--json", str(path)]
+    command += ["--prompt-words", "12", "--output-tokens", str(OUTPUT_TOKENS), *arguments]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
     return dict(json.loads(path.read_text()))
 
 

@@ -32,15 +32,21 @@ def swept(
 
 def test_the_knee_is_found_between_two_doublings() -> None:
     found, tried = swept(lambda value: min(value, 6))
-    assert tried == [1, 2, 4, 8, 16, 12, 10]
+    assert tried == [1, 2, 4, 8, 16, 32, 12, 10]
     assert found.level == Level("closed", 8)
-    assert "concurrency 16 brings 6 output tokens/s, concurrency 8 6" in found.reason
+    assert "concurrency 32 brings 6 output tokens/s, concurrency 8 6" in found.reason
 
 
 def test_a_rate_may_be_no_whole_number() -> None:
     found, tried = swept(lambda value: min(value, 1.4), kind="open")
-    assert tried == [1, 2, 4, 3, 2.5]
+    assert tried == [1, 2, 4, 8, 3, 2.5]
     assert found.level == Level("open", 2)
+
+
+def test_one_load_that_brings_nothing_by_chance_ends_nothing() -> None:
+    found, tried = swept(lambda value: 1 if value == 4 else min(value, 8))
+    assert tried[:6] == [1, 2, 4, 8, 16, 32]
+    assert found.level.value == 8
 
 
 def test_a_load_at_which_requests_fail_is_too_much() -> None:
