@@ -4,15 +4,15 @@ import asyncio
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from run_gpt.config import GatewayConfig
-from run_gpt.errors import AuthenticationError, Forbidden, RequestError, SetupError
+from run_gpt.errors import AuthenticationError, Forbidden, InvalidRequest, RequestError, SetupError
 from run_gpt.gateway.keys import Keys, sent_key
-from run_gpt.gateway.record import Count, Record, current, note_error
+from run_gpt.gateway.record import REQUEST_ID, Count, Record, current, note_error
 
 OPEN_ROUTES = ("/health", "/ready")
 """They need no key for a GET, and are neither in the log nor counted: what watches a server asks them all the time."""
@@ -34,9 +34,9 @@ def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None, count: Count
             allow_origins=config.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("Retry-After",),
+            expose_headers=("Retry-After", REQUEST_ID),
         )
-    return Recording(app, count, log_requests=config.log_requests)
+    return Recording(app, config, count)
 
 
 def check_origins(origins: Sequence[str]) -> None:
@@ -48,12 +48,14 @@ def check_origins(origins: Sequence[str]) -> None:
 
 
 class Recording:
-    """Gives each request its record, counts it when it ends, and writes its line then; not those of OPEN_ROUTES."""
+    """Gives each request its record, counts it when it ends, and writes its line then; not those of OPEN_ROUTES.
 
-    def __init__(self, app: ASGIApp, count: Count, *, log_requests: bool):
+    The answer gets the header REQUEST_ID, and one that cannot be is refused.
+    """
+
+    def __init__(self, app: ASGIApp, config: GatewayConfig, count: Count):
         self.app = app
-        self._count = count
-        self.log_requests = log_requests
+        self._config, self._count = config, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -71,18 +73,27 @@ class Recording:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = str(message["status"])
+                MutableHeaders(scope=message)[REQUEST_ID] = record.shown_id()
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            await self._answer(record, scope, receive, noting)
         finally:
             if not complete:
                 record.error = record.error or "cut_off"
             self._count(record, status)
-            if self.log_requests:
+            if self._config.log_requests:
                 record.write(status)
+
+    async def _answer(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            record.take_client_id(Headers(scope=scope).get(REQUEST_ID))
+        except InvalidRequest as error:
+            await _refuse(error, {}, self._config.max_body_bytes, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 class OriginCheck:

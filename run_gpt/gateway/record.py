@@ -5,16 +5,20 @@ The door that takes a request makes its record `current`; what runs for the requ
 
 import json
 import logging
+import re
+import secrets
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-from run_gpt.errors import InternalError, RequestError
+from run_gpt.errors import InternalError, InvalidRequest, RequestError
 
 log = logging.getLogger(__name__)
 
+REQUEST_ID = "X-Request-Id"
+"""The header by which a client names a request, and by which each answer says what its request is called."""
 MOST_TEXT = 200
 """Characters of a text that the client chose."""
 
@@ -35,10 +39,23 @@ class Record:
     """Whom the client says that it asks for."""
     request_id: str | None = None
     """The first one; a gRPC call may hold several requests."""
+    client_id: str | None = None
+    """What the client calls it."""
     requests: int = 0
     error: str | None = None
     """The code of the error that a request ended with, which a stream's status does not say."""
     started: float = field(default_factory=time.perf_counter)
+
+    def take_client_id(self, sent: str | None) -> None:
+        """Take what the client sent to name its request. Raises InvalidRequest for what may not stand in a log."""
+        if sent is not None and not re.fullmatch(r"[!-~]{1,128}", sent):
+            raise InvalidRequest(f"{REQUEST_ID}: up to 128 printable ASCII characters without spaces", param=REQUEST_ID)
+        self.client_id = sent
+
+    def shown_id(self) -> str:
+        """What the answer says that its request is called: as the client calls it, else its own id, made if need be."""
+        self.request_id = self.request_id or new_request_id()
+        return self.client_id or self.request_id
 
     def line(self, status: str) -> str:
         """The line of the log for a request that ends now."""
@@ -50,6 +67,7 @@ class Record:
             "endpoint": self.endpoint,
             "user": None if self.user is None else json.dumps(self.user[:MOST_TEXT]),
             "id": self.request_id,
+            "client_id": self.client_id,
             "requests": self.requests if self.requests > 1 else None,
             "error": self.error,
         }
@@ -66,6 +84,11 @@ Count = Callable[[Record, str], None]
 
 current: ContextVar[Record | None] = ContextVar("current", default=None)
 """The record of the request that this task works for."""
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return f"rungpt-{secrets.token_hex(12)}"
 
 
 def note_request(request_id: str) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
-import grpc
 from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,16 +28,18 @@ async def scrape(pool: ReplicaPool, metrics: GatewayMetrics) -> bytes:
     asked = [replica for replica in pool.replicas if replica.state in ("ready", "draining")]
     places, until = asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop().time() + SCRAPE_SECONDS
 
-    async def ask(replica: Replica) -> str | None:
-        try:
-            async with asyncio.timeout_at(until), places:
-                return await replica.ask_metrics(SCRAPE_SECONDS)
-        except (TimeoutError, grpc.aio.AioRpcError, IndexError, KeyError) as error:
-            log.warning("the replica at %s gave no metrics: %s", replica.address, type(error).__name__)
-            return None
+    async def ask(replica: Replica) -> str:
+        async with asyncio.timeout_at(until), places:
+            return await replica.ask_metrics(SCRAPE_SECONDS)
 
-    texts = await asyncio.gather(*map(ask, asked))
-    named = [(_labels(replica), text) for replica, text in zip(asked, texts, strict=True) if text is not None]
+    # Whatever goes wrong is one replica's fault: it may be silent, gone, or closed in the middle of its call.
+    texts = await asyncio.gather(*map(ask, asked), return_exceptions=True)
+    named = []
+    for replica, text in zip(asked, texts, strict=True):
+        if isinstance(text, BaseException):
+            log.warning("the replica at %s gave no metrics: %s", replica.address, type(text).__name__)
+        else:
+            named.append((_labels(replica), text))
     metrics.scrape_failures.inc(len(asked) - len(named))
     own = metrics.families()
     return await asyncio.to_thread(_written, named, own)  # of a hundred replicas it takes half a second

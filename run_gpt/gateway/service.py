@@ -1,7 +1,6 @@
 """What both doors do with a checked request: count it, bound its time, refuse it while draining, pass it on."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -17,7 +16,7 @@ from run_gpt.errors import Forbidden, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
 from run_gpt.gateway.metrics import GatewayMetrics
 from run_gpt.gateway.pool import ReplicaPool
-from run_gpt.gateway.record import note_error, note_request, note_user
+from run_gpt.gateway.record import new_request_id, note_error, note_request, note_user
 
 FLUSH_SECONDS = 2.0
 """Time that the doors get to write the last event of a request that the drain ended."""
@@ -206,6 +205,6 @@ def _named_as_in(request: OpenAIRequest) -> Iterator[None]:
 
 
 def _request_id() -> str:
-    request_id = f"rungpt-{secrets.token_hex(12)}"
+    request_id = new_request_id()
     note_request(request_id)
     return request_id

@@ -279,15 +279,15 @@ def new_line(keyed: Any, before: int) -> str:
     [
         ("/generate", script(words=["a"]), BEARER, r"200 \d+\.\d{3}s key=default id=rungpt-[0-9a-f]{24}"),
         ("/generate_stream", script(words=["a"]), basic(ALICE), r"200 \d+\.\d{3}s key=alice id=rungpt-\S+"),
-        ("/generate", {}, BEARER, r"400 \d+\.\d{3}s key=default error=invalid_value"),
-        ("/generate", {}, {}, r"401 \d+\.\d{3}s error=invalid_api_key"),
+        ("/generate", {}, BEARER, r"400 \d+\.\d{3}s key=default id=\S+ error=invalid_value"),
+        ("/generate", {}, {}, r"401 \d+\.\d{3}s id=\S+ error=invalid_api_key"),
         (
             "/generate_stream",
             script(words=["a"], then="raise"),
             BEARER,
             r"200 \S+s key=default id=\S+ error=internal_error",
         ),
-        ("/a%0Ab", {}, BEARER, r"404 \S+s key=default error=unknown_endpoint"),
+        ("/a%0Ab", {}, BEARER, r"404 \S+s key=default id=\S+ error=unknown_endpoint"),
     ],
 )
 def test_an_http_request_is_one_line(keyed: Any, path: str, body: Any, headers: dict[str, str], expected: str) -> None:

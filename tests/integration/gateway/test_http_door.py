@@ -242,3 +242,13 @@ def test_a_client_that_goes_away_in_its_body_leaves_no_trace(stack: Any) -> None
         half.sendall(b'POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"prompt":')
     assert httpx.get(f"{stack.http}/ready").status_code == 200
     assert "Traceback" not in stack.log_of("gateway")
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_the_header_of_an_answer_has_the_answers_id(stack: Any, path: str) -> None:
+    """Who reports an answer by its id, and who does it by the header, must name the same request."""
+    response = httpx.post(stack.http + path, json={"prompt": script(words=["a"])})
+    answer = response.json() if path == "/generate" else events_of(response.text)[0][1]
+    assert response.headers["x-request-id"] == answer["id"]
+    named = httpx.post(stack.http + path, json={"prompt": script(words=["a"])}, headers={"X-Request-Id": "mine"})
+    assert named.headers["x-request-id"] == "mine"

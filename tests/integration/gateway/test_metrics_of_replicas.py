@@ -126,8 +126,10 @@ async def test_both_doors_are_counted_and_metrics_are_no_endpoint_of_grpc(stack:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call(stack, "/metrics")
     assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+    answered, refused = "gateway_requests_total /generate  OK", "gateway_requests_total other  NOT_FOUND"
+    await asyncio.to_thread(wait_until, lambda: refused in metrics(stack))
     found = await asyncio.to_thread(metrics, stack)
-    for name in ("gateway_requests_total /generate  OK", "gateway_requests_total other  NOT_FOUND"):
+    for name in (answered, refused):
         assert found[name] - before.get(name, 0) == 1
     code = f"gateway_errors_total {UnknownEndpoint.code}"
     assert found[code] - before[code] == 1

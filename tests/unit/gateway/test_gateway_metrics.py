@@ -50,7 +50,9 @@ def samples(text: str | bytes) -> Samples:
 class Asked:
     """Stands for a replica: gives this text, raises this, or is silent."""
 
-    def __init__(self, address: str, text: str | Exception | None = TEXT, *, state: str = "ready", model: str = "m"):
+    def __init__(
+        self, address: str, text: str | BaseException | None = TEXT, *, state: str = "ready", model: str = "m"
+    ):
         self.address, self.text, self.state = address, text, state
         self.status = Status(state="ready", model=model, running=0, waiting=0)
         self.restarts, self.leaving, self.asked = 0, False, 0
@@ -60,7 +62,7 @@ class Asked:
 
     async def ask_metrics(self, timeout: float) -> str:
         self.asked += 1
-        if isinstance(self.text, Exception):
+        if isinstance(self.text, BaseException):
             raise self.text
         if self.text is None:
             await asyncio.Event().wait()
@@ -103,8 +105,9 @@ def test_a_family_is_told_once() -> None:
         grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata()),
         IndexError("an Executor without /metrics answers without a document"),
         KeyError("text"),
+        asyncio.CancelledError(),
     ],
-    ids=["silent", "gone", "without metrics", "without text"],
+    ids=["silent", "gone", "without metrics", "without text", "closed"],
 )
 async def test_a_replica_that_gives_nothing_is_left_out_and_counted(
     text: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
