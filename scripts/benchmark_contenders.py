@@ -12,8 +12,6 @@ from typing import Any, cast
 
 Ids = list[int]
 
-COMPILED = "+compile"
-"""Ends the name of a runner whose model is compiled."""
 PEERS_PROMPT = "Once upon a time, in a land far away,"
 PASSAGE = (
     "The harbour lies in the north of the island. Every morning at six the ferry Margarethe leaves it with mail, milk "
@@ -88,7 +86,7 @@ class TransformersGenerate(Prompts):
         super().__init__(loaded.tokenizer)
         self.model = loaded.model
         self.name = f"transformers `generate`, {loaded.precision}"
-        self.before, self.memory, self.loading = before, resident_bytes() - before, peak_bytes() - before
+        self.memory = resident_bytes() - before
 
     def streams(self, number: int, streams: int, new_tokens: int, same: bool) -> dict[str, float]:
         """Tokens per second: whole requests, and decode steps alone."""
@@ -165,15 +163,14 @@ class RunGPTEngine(Prompts):
         before = prepared(contender)
         config = EngineConfig(
             max_running=contender.max_running,
-            runner=cast("Any", str(contender.runner).removesuffix(COMPILED)),
+            runner=cast("Any", contender.runner),
             speculate=contender.speculate,
-            compile=str(contender.runner).endswith(COMPILED),
         )
         model = load_model(ModelConfig(model_name=contender.model, precision=contender.precision), config)
         super().__init__(model.tokenizer)
         self.engine = model._engine
         self.name = f"RunGPT, {model.precision}" + ("" if contender.runner == "auto" else f", {contender.runner}")
-        self.before, self.memory, self.loading = before, resident_bytes() - before, peak_bytes() - before
+        self.memory = resident_bytes() - before
 
     def streams(self, number: int, streams: int, new_tokens: int, same: bool) -> dict[str, float]:
         """Tokens per second: whole requests, and decode steps alone."""

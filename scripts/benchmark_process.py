@@ -76,8 +76,7 @@ def _serve(connection: Connection, contender: Contender) -> None:
         while True:
             method, arguments = connection.recv()
             if method == "memory":
-                peak = peak_bytes()
-                sizes = {"model": loaded.memory, "loading": loaded.loading, "peak": peak, "grown": peak - loaded.before}
+                sizes = {"model": loaded.memory, "peak": peak_bytes()}
                 connection.send(({name: size / 1e6 for name, size in sizes.items()}, None))
             else:
                 connection.send((getattr(loaded, method)(**arguments), None))

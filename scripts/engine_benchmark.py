@@ -35,7 +35,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmark_contenders import COMPILED, Contender, Prompts
+from benchmark_contenders import Contender, Prompts
 from benchmark_process import Process
 from benchmark_server import Server
 
@@ -289,13 +289,7 @@ def main() -> None:
     add = parser.add_argument
     add("model", nargs="?", default=DEFAULT_MODEL, help="what `rungpt serve` takes; default: %(default)s")
     add("--precision", nargs="+", choices=PRECISIONS, default=["auto"], help="one or several; default: auto")
-    add(
-        "--runner",
-        nargs="+",
-        choices=[*get_args(Runner), f"generic{COMPILED}"],
-        default=["auto"],
-        help="one or several; default: auto",
-    )
+    add("--runner", nargs="+", choices=get_args(Runner), default=["auto"], help="one or several; default: auto")
     add("--streams", nargs="+", type=int, default=[1, 4, 16, 64], help="streams at once; default: 1 4 16 64")
     add("--repeat", type=int, default=3, help="rounds that count; default: %(default)s")
     add("--threads", type=int, help="threads of every contender; default: torch's choice")

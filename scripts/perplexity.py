@@ -1,4 +1,6 @@
-"""Measures the perplexity of a text: by the runners that serve, and by transformers' own forward pass.
+"""Measures the perplexity of a text by a runner in steps of few tokens, and by transformers' own forward pass.
+
+`rungpt bench model` measures what is served for whole prompts; this one is for who changes the kernels of a runner.
 
 Perplexity is exp of the mean negative log-likelihood of a token (natural logarithm, in fp32). The text is cut into
 windows of 1,024 tokens that do not overlap; a window's first token is context only, so 1,023 of each count, and what
@@ -27,13 +29,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 
+from run_gpt.bench.offline_texts import read_text
 from run_gpt.config import DEFAULT_MODEL, PRECISIONS, EngineConfig, ModelConfig, Runner
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Row, Run
@@ -49,43 +51,6 @@ BASELINES = ("bf16", "fp32")
 
 Windows = list[list[int]]
 Losses = Iterator[torch.Tensor]
-
-
-class Paragraphs(HTMLParser):
-    """The texts of an HTML file's <p> elements."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.texts: list[str] = []
-        self._open = False
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        """See HTMLParser."""
-        if tag == "p":
-            self._open = True
-            self.texts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        """See HTMLParser."""
-        if tag == "p":
-            self._open = False
-
-    def handle_data(self, data: str) -> None:
-        """See HTMLParser."""
-        if self._open:
-            self.texts[-1] += data
-
-
-def read_text(path: Path) -> str:
-    """The file's text. Raises SystemExit if there is no such file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SystemExit(f"cannot read {path}: {error}") from error
-    if path.suffix in (".html", ".htm"):
-        return "\n\n".join(" ".join(paragraph.split()) for paragraph in Paragraphs(text).texts)
-    return text
 
 
 def windows(tokenizer: Any, text: str, limit: int) -> Windows:
@@ -188,7 +153,7 @@ def main() -> None:
     add("--max-tokens", type=int, default=65_536, help="tokens of the text that are taken; default: %(default)s")
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
     options = parser.parse_args()
-    text = read_text(options.text)
+    text = read_text(options.text).content
 
     results = []
     for precision in BASELINES:

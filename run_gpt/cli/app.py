@@ -2,7 +2,7 @@
 
 import typer
 
-from run_gpt.cli import adapters, ask, deploy, models, playground, serve, top
+from run_gpt.cli import adapters, ask, bench, bench_model, deploy, models, playground, serve, top
 
 app = typer.Typer(
     help="Serve large language models over gRPC and HTTP, or use them right here.",
@@ -41,3 +41,5 @@ app.command()(top.top)
 app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(deploy.app, name="deploy")
+bench.app.command()(bench_model.model)
+app.add_typer(bench.app, name="bench")

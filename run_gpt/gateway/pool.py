@@ -216,17 +216,16 @@ class Tries:
         return isinstance(failure, ConnectionFailed) and self._failures < ATTEMPTS
 
     async def after_refusal(self, refusal: RequestError, replica: Replica) -> bool:
-        """The same after a `refusal` by `replica`. One that is Unavailable gets no more until it says it is ready.
+        """The same after a `refusal` by `replica`, which is asked for its state, and gets no more unless it is ready.
 
         One that is draining is no failure: in an update of many, several may be, one after the other. One whose queue
         is full may be so by another gateway's requests, or by those of many sequences, while others are idle.
         """
         self.refusal = refusal
-        if isinstance(refusal, Unavailable):
-            replica.suspect("draining")
-            self._failures += not await replica.is_draining()
-        else:
-            self._failures += 1
+        state = await replica.state_now() if isinstance(refusal, Unavailable) else "ready"
+        if state != "ready":
+            replica.suspect(state)
+        self._failures += state != "draining"
         return self._failures < ATTEMPTS
 
 

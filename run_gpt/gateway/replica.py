@@ -139,12 +139,12 @@ class Replica:
                 self.cache = object()
             self.state = status.state
 
-    async def is_draining(self) -> bool:
-        """Whether it says so now: asked without keeping what it says, which is the watcher's part."""
+    async def state_now(self) -> State:
+        """What it says now, `lost` if nothing: asked without keeping it, which is the watcher's part."""
         try:
-            return (await self._ask_status()).state == "draining"
+            return (await self._ask_status()).state
         except (grpc.aio.AioRpcError, IndexError, ValueError):
-            return False
+            return "lost"
 
     def _heard(self, status: Status) -> None:
         if self.status is not None and self.status.started != status.started:

@@ -48,6 +48,7 @@ LIGHT_MODULES = (
     "run_gpt.deploy",
     "run_gpt.devices",
     "run_gpt.models.tools",
+    "run_gpt.bench.online",
     "run_gpt.top.watch",
     "run_gpt.top.screen",
     *(

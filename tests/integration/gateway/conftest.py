@@ -111,6 +111,16 @@ def an_executor(folder: Path, host: str, ports: list[int], state: str) -> dict[s
     }
 
 
+def a_gateway(ports: list[int], settings: dict[str, Any]) -> dict[str, Any]:
+    """A Flow's gateway, of which the first port is gRPC's."""
+    return {
+        "uses": {"jtype": "RunGPTGateway", "py_modules": ["run_gpt.gateway.gateway"], "with": settings},
+        "host": "127.0.0.1",
+        "port": ports,
+        "protocol": ["grpc", "http"],
+    }
+
+
 @contextmanager
 def a_stack(
     folder: Path,
@@ -122,12 +132,7 @@ def a_stack(
     host: str = "127.0.0.1",
 ) -> Iterator[Stack]:
     executor = an_executor(folder, host, ports[2:], state)
-    gateway = {
-        "uses": {"jtype": "RunGPTGateway", "py_modules": ["run_gpt.gateway.gateway"], "with": settings},
-        "host": "127.0.0.1",
-        "port": ports[:2],
-        "protocol": ["grpc", "http"],
-    }
+    gateway = a_gateway(ports[:2], settings)
     stack = Stack({"jtype": "Flow", "gateway": gateway, "executors": [executor]}, folder, env or {})
     try:
         stack.start("gateway")
@@ -166,8 +171,9 @@ def start_stack(tmp_path: Path, free_ports: Ports) -> Iterator[StartStack]:
 @pytest.fixture
 def bare_stack(tmp_path: Path, free_ports: Ports) -> Iterator[Stack]:
     """A stack in which nothing runs yet: up to ten workers on one port, whose hosts the test sets."""
-    executor = an_executor(tmp_path, "", free_ports(1) * 10, "ready")
-    stack = Stack({"jtype": "Flow", "executors": [executor]}, tmp_path)
+    grpc, http, port = free_ports(3)
+    executor = an_executor(tmp_path, "", [port] * 10, "ready")
+    stack = Stack({"jtype": "Flow", "gateway": a_gateway([grpc, http], {}), "executors": [executor]}, tmp_path)
     try:
         yield stack
     finally:

@@ -67,7 +67,7 @@ class ScriptedCall:
 class ScriptedReplica:
     """Stands for a replica: each call plays the next script."""
 
-    def __init__(self, *scripts: list[Any], says: str | None = None):
+    def __init__(self, *scripts: list[Any], says: str = "ready"):
         self.scripts = list(scripts)
         self.calls: list[ScriptedCall] = []
         self.state = "ready"
@@ -90,8 +90,8 @@ class ScriptedReplica:
     def suspect(self, state: str = "lost") -> None:
         self.state = state
 
-    async def is_draining(self) -> bool:
-        return self.says == "draining"
+    async def state_now(self) -> str:
+        return self.says
 
 
 def pool_of(*replicas: Any) -> ReplicaPool:
@@ -199,6 +199,13 @@ async def test_a_replica_that_refuses_and_says_it_is_ready_gets_a_request_once()
     text, error = await ask(pool_of(ScriptedReplica([refusal(ask)], says="ready")))
     assert (text, type(error)) == ("", Unavailable)
     assert str(error) == "the engine is draining", "what it said itself"
+
+
+async def test_a_replica_that_refuses_one_request_and_says_it_is_ready_gets_the_next() -> None:
+    replica = ScriptedReplica([refusal(ask)], [unary("hello")], says="ready")
+    pool = pool_of(replica)
+    assert (await ask(pool))[0] == ""
+    assert await ask(pool) == ("hello", None)
 
 
 @pytest.mark.parametrize("asking", [ask, read])

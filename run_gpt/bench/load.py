@@ -1,0 +1,129 @@
+"""One load on a server: so many requests in flight (closed loop), or arriving at a rate (open loop)."""
+
+import asyncio
+import resource
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from run_gpt.bench.sample import Sample
+from run_gpt.bench.sender import Sender, record
+from run_gpt.bench.workload import Workload
+
+LAG_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Level:
+    """A load: `closed` keeps `value` requests in flight, `open` sends `value` requests a second, at random times."""
+
+    kind: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"concurrency {self.value:g}" if self.kind == "closed" else f"rate {self.value:g}/s"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where a load ends: no request is sent after so many, or after so many seconds; those in flight may finish."""
+
+    requests: int = 200
+    seconds: float = 60.0
+    timeout: float = 120.0
+    """Seconds after which a request is given up."""
+
+
+@dataclass
+class Run:
+    """What happened under one load."""
+
+    level: Level
+    samples: list[Sample] = field(default_factory=list)
+    in_flight: int = 0
+    lag: list[float] = field(default_factory=list)
+    """Seconds by which the client's own event loop was late, every LAG_SECONDS."""
+    cpu_seconds: float = 0.0
+    """Processor time of the client itself."""
+    seconds: float = 0.0
+    """From the first request to the end of the last."""
+
+
+OnProgress = Callable[[Run], None]
+Ask = Callable[[float | None], Coroutine[Any, Any, None]]
+"""Sends one request, due at that time (None: now), and waits until it has ended."""
+
+
+def arrivals(rate: float, count: int, seed: int) -> np.ndarray:
+    """Seconds at which `count` requests of a Poisson process arrive; the gaps are exponential, 1/rate on average."""
+    return np.cumsum(np.random.default_rng([seed, 4]).exponential(1 / rate, count))
+
+
+async def run_level(
+    level: Level, sender: Sender, workload: Workload, bounds: Bounds, seed: int, on_progress: OnProgress
+) -> Run:
+    """Put the load on the server until its bounds, and wait for the answers."""
+    run = Run(level)
+    origin, cpu = time.perf_counter(), _cpu_seconds()
+    watch = asyncio.create_task(_watch_lag(run.lag))
+
+    async def ask(due: float | None) -> None:
+        prompt = workload.next()
+        sample = Sample(start=time.perf_counter() - origin if due is None else due, max_tokens=prompt.max_tokens)
+        run.in_flight += 1
+        on_progress(run)
+        try:
+            answer = await record(sender, prompt, sample, origin, bounds.timeout)
+        finally:
+            run.in_flight -= 1
+        run.samples.append(sample)
+        if sample.ok:
+            workload.answered(prompt, answer)
+        on_progress(run)
+
+    try:
+        if level.kind == "closed":
+            await _closed(int(level.value), bounds, origin, ask)
+        else:
+            await _open(arrivals(level.value, bounds.requests, seed), bounds, origin, ask)
+    finally:
+        watch.cancel()
+    run.cpu_seconds = _cpu_seconds() - cpu
+    run.samples.sort(key=lambda sample: sample.start)
+    run.seconds = max((s.end for s in run.samples), default=0.0) - min((s.start for s in run.samples), default=0.0)
+    return run
+
+
+async def _closed(concurrency: int, bounds: Bounds, origin: float, ask: Ask) -> None:
+    left = iter(range(bounds.requests))
+
+    async def user() -> None:
+        while time.perf_counter() - origin < bounds.seconds and next(left, None) is not None:
+            await ask(None)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(concurrency, bounds.requests)):
+            group.create_task(user())
+
+
+async def _open(due: np.ndarray, bounds: Bounds, origin: float, ask: Ask) -> None:
+    async with asyncio.TaskGroup() as group:
+        for at in due[due < bounds.seconds].tolist():
+            await asyncio.sleep(at - (time.perf_counter() - origin))
+            group.create_task(ask(at))
+
+
+async def _watch_lag(lag: list[float]) -> None:
+    """How late a task that wants to run every LAG_SECONDS is: so late may every measured time be, too."""
+    while True:
+        due = time.perf_counter() + LAG_SECONDS
+        await asyncio.sleep(LAG_SECONDS)
+        lag.append(time.perf_counter() - due)
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

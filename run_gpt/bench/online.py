@@ -1,0 +1,172 @@
+"""Measures a server: finds its model, warms it up, puts one load after the other on it, or sweeps for the highest."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import httpx
+
+from run_gpt.bench.load import Bounds, Level, OnProgress, Run, run_level
+from run_gpt.bench.protocol import APIS, Api
+from run_gpt.bench.results import Results, environment
+from run_gpt.bench.sender import GrpcSender, HttpSender, Sender, authorization, base_url
+from run_gpt.bench.summary import Summary, summarise
+from run_gpt.bench.sweep import sweep
+from run_gpt.bench.workload import Workload, WorkloadConfig
+from run_gpt.client import Client
+from run_gpt.client.endpoint import Endpoint
+from run_gpt.errors import SetupError
+
+_ASK_SECONDS = 10.0  # for the names of its models
+_WARM_TOGETHER = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured. Raises SetupError for what cannot be."""
+
+    endpoint: Endpoint
+    levels: tuple[Level, ...]
+    workload: WorkloadConfig
+    api_name: str | None = None
+    """None: OpenAI's chats over HTTP, RunGPT's own over gRPC."""
+    model: str | None = None
+    """None: the first that /v1/models names; native servers need none."""
+    sweep: bool = False
+    """Begin at the one level and raise it until the server is saturated."""
+    bounds: Bounds = field(default_factory=Bounds)
+    warmup: int = 4
+    """Requests before the first load, which are not counted."""
+    limits: dict[str, float] = field(default_factory=dict)
+    exact_output: bool = False
+    extra_body: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        api = self.api
+        if self.endpoint.is_grpc and not api.native:
+            raise SetupError(f"--api {api.name} is for HTTP; over gRPC use --api chat or generate")
+        if self.exact_output and not api.native:
+            raise SetupError(
+                "--exact-output is for --api chat and generate; of another server ask it by its own field, "
+                """such as --extra-body '{"ignore_eos": true}'"""
+            )
+        if not self.levels or (self.sweep and len(self.levels) > 1):
+            raise SetupError("--sweep begins at one load: give one --concurrency or one --rate")
+        for level in self.levels:
+            if level.kind == "closed" and level.value > self.bounds.requests:
+                raise SetupError(f"{level} needs as many requests: raise --requests {self.bounds.requests}")
+
+    @property
+    def api(self) -> Api:
+        """The API that requests speak."""
+        return APIS[self.api_name or ("chat" if self.endpoint.is_grpc else "openai-chat")]
+
+    def arguments(self, model: str | None) -> dict[str, Any]:
+        """What the results say of it."""
+        given = asdict(self.workload)
+        lengths = {name: _shown(given.pop(name)) for name in ("prompt_words", "output_tokens")}
+        return {
+            "endpoint": str(self.endpoint),
+            "api": self.api.name,
+            "model": model,
+            "sweep": self.sweep,
+            **lengths,
+            **given,
+            "dataset": self.workload.dataset and self.workload.dataset.name,
+            **asdict(self.bounds),
+            "warmup": self.warmup,
+            "exact_output": self.exact_output,
+            "extra_body": self.extra_body,
+        }
+
+
+async def measure(
+    plan: Plan, token: str | None, on_progress: OnProgress, on_begin: Callable[[Results], None] = lambda results: None
+) -> Results:
+    """Everything that the plan says. Raises SetupError if the server does not answer at all.
+
+    `on_begin` gets the results before they are filled: one that is interrupted keeps the loads that were complete.
+    """
+    Client(token)  # refuses what cannot be a key
+    models = None if plan.endpoint.is_grpc else await _models(plan.endpoint, token)
+    model = plan.model or _first(models)
+    if model is None and not plan.api.native:
+        raise SetupError(f"{plan.endpoint} does not say which models it has: give --model NAME")
+    body = partial(plan.api.body, model=model, exact=plan.exact_output, extra=plan.extra_body)
+    kind = GrpcSender if plan.endpoint.is_grpc else HttpSender
+    sender = kind(plan.endpoint, plan.api, token, body)
+    results = Results(environment(models), plan.arguments(model), plan.limits, [])
+    on_begin(results)
+    try:
+        await _warm_up(plan, sender)
+        await _measure_levels(plan, sender, results, on_progress)
+    finally:
+        await sender.aclose()
+    return results
+
+
+async def _measure_levels(plan: Plan, sender: Sender, results: Results, on_progress: OnProgress) -> None:
+    async def one(level: Level) -> Summary:
+        stream = len(results.runs) + 1
+        workload = Workload(plan.workload, takes_chats=plan.api.chats, stream=stream)
+        seed = plan.workload.seed
+        results.runs.append(await run_level(level, sender, workload, plan.bounds, seed, on_progress))
+        return summarise(results.runs[-1], plan.limits)
+
+    if not plan.sweep:
+        for level in plan.levels:
+            await one(level)
+        return
+    start = plan.levels[0]
+    # With fewer than four requests for each in flight, its beginning and end would be most of a load.
+    most = plan.bounds.requests / 4 if start.kind == "closed" else plan.bounds.requests
+    results.saturation = await sweep(start.kind, start.value, most, one)
+
+
+async def _warm_up(plan: Plan, sender: Sender) -> None:
+    """A few requests that are not counted. Raises SetupError if none is answered: nothing could be measured."""
+    workload = Workload(plan.workload, takes_chats=plan.api.chats, stream=0)
+    if not plan.warmup:
+        return
+    bounds = Bounds(plan.warmup, plan.bounds.seconds, plan.bounds.timeout)
+    level = Level("closed", min(_WARM_TOGETHER, plan.warmup))
+    run = await run_level(level, sender, workload, bounds, 0, _silent)
+    if not any(sample.ok for sample in run.samples):
+        first = run.samples[0]
+        raise SetupError(f"{plan.endpoint} answers no request: {first.failure}: {first.detail}")
+
+
+def _silent(run: Run) -> None:
+    pass
+
+
+async def _models(endpoint: Endpoint, token: str | None) -> Any:
+    """What /v1/models says, None without such a route. Raises SetupError if nothing answers, or the key is wrong."""
+    verify = endpoint.is_secure
+    async with httpx.AsyncClient(timeout=_ASK_SECONDS, verify=verify, trust_env=False) as client:
+        try:
+            response = await client.get(f"{base_url(endpoint)}/v1/models", headers=authorization(token))
+        except httpx.HTTPError as error:
+            why = f"{type(error).__name__} {error}".strip()
+            raise SetupError(f"no server answers at {endpoint} ({why}): is it running there?") from None
+    if response.status_code in (401, 403):
+        raise SetupError(f"{endpoint} refuses the key: give another by RUNGPT_API_KEY")
+    try:
+        return json.loads(response.content) if response.status_code == httpx.codes.OK else None
+    except ValueError:
+        return None
+
+
+def _first(models: Any) -> str | None:
+    try:
+        return str(models["data"][0]["id"])
+    except (TypeError, LookupError):
+        return None
+
+
+def _shown(lengths: dict[str, Any]) -> str:
+    """Lengths as they are written on the command line."""
+    numbers: Sequence[float] = [lengths["a"]] if lengths["kind"] == "fixed" else [lengths["a"], lengths["b"]]
+    return ":".join(([] if lengths["kind"] == "fixed" else [lengths["kind"]]) + [f"{n:g}" for n in numbers])

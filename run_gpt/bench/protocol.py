@@ -1,0 +1,72 @@
+"""The streaming APIs that a server may have: their routes, the bodies of requests, and what an event says."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from run_gpt.bench.workload import Prompt
+
+
+@dataclass(frozen=True)
+class Api:
+    """One API. `done` says that a stream ends with the data [DONE]."""
+
+    name: str
+    path: str
+    chats: bool
+    """Whether it takes chats, not texts."""
+    native: bool
+    """Whether it is RunGPT's own."""
+
+    def body(self, prompt: Prompt, model: str | None, *, exact: bool, extra: dict[str, Any]) -> dict[str, Any]:
+        """The JSON of a request. `exact` asks for exactly `max_tokens` tokens, which only native servers promise."""
+        body: dict[str, Any] = {"model": model} if model else {}
+        if self.chats:
+            body["messages"] = list(prompt.messages)
+        else:
+            body["prompt"] = prompt.text
+        body["max_new_tokens" if self.native else "max_tokens"] = prompt.max_tokens
+        if exact:
+            body["min_new_tokens"] = prompt.max_tokens
+        if not self.native:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return {**body, **extra}
+
+
+APIS = {
+    api.name: api
+    for api in (
+        Api("openai-chat", "/v1/chat/completions", chats=True, native=False),
+        Api("openai-completions", "/v1/completions", chats=False, native=False),
+        Api("chat", "/chat_stream", chats=True, native=True),
+        Api("generate", "/generate_stream", chats=False, native=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Event:
+    """What an event of a stream says."""
+
+    text: str = ""
+    has_output: bool = False
+    """Whether it has text, or a piece of a call or of the model's reasoning."""
+    finished: bool = False
+    has_choice: bool = False
+    """False of the event that has nothing but the usage."""
+    usage: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+def read_event(data: Any) -> Event:
+    """The event that this JSON is, of any of the APIs. One that is none of them says nothing."""
+    if not isinstance(data, dict):
+        return Event()
+    if error := data.get("error"):
+        return Event(error=error if isinstance(error, dict) else {"message": str(error)})
+    usage = data.get("usage") if isinstance(data.get("usage"), dict) else None
+    choices = data.get("choices") or []
+    choice = choices[0] if choices else {}
+    delta = choice.get("delta") or {}
+    text = choice.get("text") or delta.get("content") or ""
+    hidden = any(delta.get(name) for name in ("tool_calls", "reasoning", "reasoning_content"))
+    return Event(text, bool(text) or hidden, choice.get("finish_reason") is not None, bool(choices), usage)

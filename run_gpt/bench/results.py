@@ -1,0 +1,151 @@
+"""The file of a benchmark: every sample, the figures, and where they were measured; as JSON and CSV."""
+
+import csv
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from run_gpt.bench.load import Level, Run
+from run_gpt.bench.sample import Sample
+from run_gpt.bench.summary import METRICS, Summary, summarise
+from run_gpt.bench.sweep import Saturation
+from run_gpt.errors import SetupError
+
+SCHEMA, VERSION = "rungpt.bench.serve", 1
+
+
+@dataclass
+class Results:
+    """All loads of one benchmark."""
+
+    environment: dict[str, Any]
+    arguments: dict[str, Any]
+    """What was asked for; never a key."""
+    limits: dict[str, float]
+    runs: list[Run]
+    saturation: Saturation | None = None
+
+    @property
+    def summaries(self) -> list[Summary]:
+        """The figures of each load, from the lightest to the heaviest."""
+        return [summarise(run, self.limits) for run in self.ordered]
+
+    @property
+    def ordered(self) -> list[Run]:
+        """The loads, closed before open, from the lightest to the heaviest."""
+        return sorted(self.runs, key=lambda run: (run.level.kind, run.level.value))
+
+
+def environment(server: Any) -> dict[str, Any]:
+    """This machine, and what the server said of its models (None if it said nothing)."""
+    import run_gpt
+
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rungpt": run_gpt.__version__,
+        "python": platform.python_version(),
+        "httpx": metadata.version("httpx"),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "server": server,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def write_json(results: Results, path: Path) -> None:
+    """Everything, in one file that `read_json` reads."""
+    loads = []
+    for run, summary in zip(results.ordered, results.summaries, strict=True):
+        level = {"kind": run.level.kind, "value": run.level.value}
+        client = {"cpu_seconds": run.cpu_seconds, "lag": [round(late, 6) for late in run.lag]}
+        samples = [sample.to_dict() for sample in run.samples]
+        loads.append(
+            {"level": level, "seconds": run.seconds, "summary": summary.to_dict(), "client": client, "samples": samples}
+        )
+    found = results.saturation
+    document = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "environment": results.environment,
+        "arguments": results.arguments,
+        "limits": results.limits,
+        "saturation": found
+        and {"level": {"kind": found.level.kind, "value": found.level.value}, "reason": found.reason},
+        "loads": loads,
+    }
+    _written(path, json.dumps(document, indent=1))
+
+
+def read_json(path: Path) -> Results:
+    """What `write_json` wrote. Raises SetupError for any other file."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise SetupError(f"{path} is no JSON: give files that `rungpt bench serve --json` wrote") from None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise SetupError(f"{path} is no result of `rungpt bench serve --json`")
+    if document.get("version") != VERSION:
+        raise SetupError(
+            f"{path} has version {document.get('version')} of its form, this program {VERSION}: measure anew"
+        )
+    try:
+        return _results(document)
+    except (KeyError, TypeError) as error:
+        raise SetupError(f"{path} is not whole: {error}") from None
+
+
+def _results(document: dict[str, Any]) -> Results:
+    runs = []
+    for load in document["loads"]:
+        run = Run(Level(**load["level"]), [Sample.from_dict(sample) for sample in load["samples"]])
+        run.seconds, run.cpu_seconds, run.lag = load["seconds"], load["client"]["cpu_seconds"], load["client"]["lag"]
+        runs.append(run)
+    found = document["saturation"]
+    saturation = found and Saturation(Level(**found["level"]), found["reason"])
+    return Results(document["environment"], document["arguments"], document["limits"], runs, saturation)
+
+
+def write_csv(summaries: Sequence[Summary], path: Path) -> None:
+    """A line of figures for each load; latencies in milliseconds."""
+    figures = ("count", "mean", "p50", "p90", "p99", "max")
+    rows = []
+    for summary in summaries:
+        row = {"load": summary.level.kind, **summary.to_dict(), "level": summary.level.value}
+        row["failures"] = sum(summary.failures.values())
+        del row["latencies"]
+        for name in METRICS:
+            stats = summary.latencies[name]
+            row |= {f"{name}_{figure}": stats and getattr(stats, figure) for figure in figures}
+        rows.append(row)
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}") from None
+
+
+def _written(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}") from None

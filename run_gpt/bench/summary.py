@@ -1,0 +1,156 @@
+"""From the samples of a load to its figures: latencies, throughput, goodput, failures; and the formulas of these."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from run_gpt.bench.load import Level, Run
+from run_gpt.bench.sample import Sample
+from run_gpt.errors import SetupError
+
+METRICS = ("ttft", "tpot", "itl", "e2e")
+LIMITED = ("ttft", "tpot", "e2e")
+_LAG_MS, _CPU_SHARE = 10.0, 0.8
+
+FORMULAS = """\
+Times are taken when the client reads an event from its socket; of answers that came whole only, in milliseconds.
+TTFT = time of the first event with output - time of sending; at a given rate, - time at which it was due
+TPOT = (time of the last event - time of the first event with output) / (output tokens - 1), for 2 tokens or more
+ITL  = time between two events with output, all gaps of all answers; an event may have several tokens (tokens/event)
+E2E  = time at which the answer was complete - time of sending (or at which it was due)
+tokens: the server's `usage`; where it gives none, events are counted instead, and the table says so
+tokens/event = output tokens / events with output;  reused = cached prompt tokens / prompt tokens, by `usage`
+seconds = end of the last answer - time of sending the first request, warm-up left out
+req/s = whole answers / seconds;  output tok/s = their output tokens / seconds;  total tok/s = with prompt tokens
+goodput = whole answers within every limit of --goodput / seconds; an answer without a TPOT keeps its limit
+pQ of n sorted values = the value at position (n - 1) * Q / 100, counted from 0, linear between neighbours (NumPy's)"""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of one latency, in milliseconds."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Stats | None":
+        """Of values in seconds; None of none."""
+        if not len(seconds):
+            return None
+        values = np.asarray(seconds) * 1e3
+        p50, p90, p99 = np.percentile(values, [50, 90, 99])
+        return cls(len(values), *(float(v) for v in (values.mean(), p50, p90, p99, values.max())))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of one load."""
+
+    level: Level
+    seconds: float
+    ok: int
+    failures: dict[str, int]
+    requests_per_second: float
+    output_tokens_per_second: float
+    total_tokens_per_second: float | None
+    """None where the server gave no usage."""
+    goodput: float | None
+    """None where no limits were given."""
+    counted_by: str
+    """`usage`, or `events` where an answer came without it."""
+    tokens_per_event: float | None
+    prompt_tokens: float | None
+    """Of a request, on average."""
+    output_tokens: float
+    reused: float | None
+    latencies: dict[str, Stats | None]
+    cpu_share: float
+    """Of one core, that the client itself took."""
+    cpu_us_per_event: float | None
+    lag_p99_ms: float
+    lag_max_ms: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its JSON."""
+        return asdict(self)
+
+    def warnings(self) -> list[str]:
+        """What makes these figures less than they seem."""
+        found = []
+        if self.lag_p99_ms > _LAG_MS or self.cpu_share > _CPU_SHARE:
+            per_event = f", {self.cpu_us_per_event:.0f} us an event" if self.cpu_us_per_event else ""
+            found.append(
+                f"{self.level}: the client itself was late by {self.lag_p99_ms:.0f} ms (p99; at most "
+                f"{self.lag_max_ms:.0f}) and took {self.cpu_share:.0%} of a core{per_event}: latencies are too long by "
+                "as much; give it a core of its own, or less load"
+            )
+        if self.counted_by == "events" and self.ok:
+            found.append(f"{self.level}: the server gave no usage: what stands under tokens are events")
+        if not self.ok:
+            found.append(f"{self.level}: no request was answered")
+        return found
+
+
+def parse_goodput(text: str | None) -> dict[str, float]:
+    """`ttft:1000 tpot:50`: the limits in milliseconds. Raises SetupError."""
+    limits: dict[str, float] = {}
+    for part in re.split(r"[\s,]+", (text or "").strip()):
+        if not part:
+            continue
+        name, _, value = part.partition(":")
+        if name not in LIMITED or not re.fullmatch(r"\d+(\.\d+)?", value) or name in limits:
+            raise SetupError(f"--goodput {part}: write NAME:MS once for each of {', '.join(LIMITED)}, as in ttft:1000")
+        limits[name] = float(value)
+    return limits
+
+
+def within(sample: Sample, limits: dict[str, float]) -> bool:
+    """Whether an answer came whole and keeps every limit, in milliseconds."""
+    return sample.ok and all((getattr(sample, name) or 0.0) * 1e3 <= limit for name, limit in limits.items())
+
+
+def values(samples: Iterable[Sample], metric: str) -> list[list[float]]:
+    """Of each whole answer its values of a latency, in seconds: one or none, of ITL all."""
+    found = [getattr(sample, metric) for sample in samples if sample.ok]
+    return [value if isinstance(value, list) else [] if value is None else [value] for value in found]
+
+
+def summarise(run: Run, limits: dict[str, float]) -> Summary:
+    """The figures of a load; FORMULAS says how."""
+    good = [sample for sample in run.samples if sample.ok]
+    seconds = run.seconds or float("inf")
+    output, events = sum(sample.tokens for sample in good), sum(len(sample.events) for sample in good)
+    by_usage = all(sample.output_tokens is not None for sample in good)
+    prompts = sum(sample.prompt_tokens or 0 for sample in good) if by_usage else None
+    cached = [sample.cached_tokens for sample in good if sample.cached_tokens is not None]
+    all_events = sum(len(sample.events) for sample in run.samples)
+    lag = np.asarray(run.lag or [0.0]) * 1e3
+    return Summary(
+        level=run.level,
+        seconds=run.seconds,
+        ok=len(good),
+        failures=dict(Counter(sample.failure for sample in run.samples if sample.failure is not None)),
+        requests_per_second=len(good) / seconds,
+        output_tokens_per_second=output / seconds,
+        total_tokens_per_second=None if prompts is None else (output + prompts) / seconds,
+        goodput=sum(within(sample, limits) for sample in good) / seconds if limits else None,
+        counted_by="usage" if by_usage else "events",
+        tokens_per_event=output / events if events and by_usage else None,
+        prompt_tokens=prompts / len(good) if prompts is not None and good else None,
+        output_tokens=output / len(good) if good else 0.0,
+        reused=sum(cached) / prompts if prompts and len(cached) == len(good) else None,
+        latencies={name: Stats.of([v for one in values(good, name) for v in one]) for name in METRICS},
+        cpu_share=run.cpu_seconds / seconds,
+        cpu_us_per_event=run.cpu_seconds / all_events * 1e6 if all_events else None,
+        lag_p99_ms=float(np.percentile(lag, 99)),
+        lag_max_ms=float(lag.max()),
+    )

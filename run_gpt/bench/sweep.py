@@ -1,0 +1,83 @@
+"""Finds the load at which a server is saturated: doubles it until nothing is gained, then looks between."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from run_gpt.bench.load import Level
+from run_gpt.bench.summary import Summary
+
+GAIN = 1.05
+"""A load that brings less than this much more than the best one before it brings nothing."""
+KEPT = 0.9
+"""Of the requests of a load so many must be answered within the limits."""
+REFINEMENTS = 2
+MOST_LEVELS = 12
+
+Measure = Callable[[Level], Awaitable[Summary]]
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """The load with the most throughput (with limits: goodput), and why no higher one was tried."""
+
+    level: Level
+    reason: str
+
+
+def worth(summary: Summary) -> float:
+    """What a load brings: goodput where there are limits, else output tokens per second."""
+    return summary.output_tokens_per_second if summary.goodput is None else summary.goodput
+
+
+def breaks(summary: Summary) -> str | None:
+    """Why a load is too much whatever it brings, or None."""
+    requests = summary.ok + sum(summary.failures.values())
+    if summary.ok < KEPT * requests:
+        return f"{requests - summary.ok} of {requests} requests failed at {summary.level}"
+    if summary.goodput is not None and summary.goodput * summary.seconds < KEPT * requests:
+        kept = round(summary.goodput * summary.seconds)
+        return f"only {kept} of {requests} requests kept the limits at {summary.level}"
+    return None
+
+
+async def sweep(kind: str, start: float, most: float, measure: Measure) -> Saturation:
+    """Measure from `start` to at most `most`, MOST_LEVELS levels and REFINEMENTS between the last two at the most."""
+    value, best, reason, too_much = start, None, "", None
+    for _ in range(MOST_LEVELS):
+        summary = await measure(Level(kind, value))
+        if why := _stops(summary, best):
+            reason, too_much = why, value
+            break
+        best, value = summary, value * 2
+        if value > most:
+            reason = f"{value:g} is more than the bounds of this run allow ({most:g})"
+            break
+    else:
+        reason = f"after {MOST_LEVELS} loads"
+    if best is None:
+        return Saturation(Level(kind, start), reason)
+    return Saturation((await _between(best, too_much, measure)).level, reason)
+
+
+def _stops(summary: Summary, best: Summary | None) -> str | None:
+    if why := breaks(summary):
+        return why
+    if best is not None and worth(summary) < GAIN * worth(best):
+        unit = "output tokens/s" if summary.goodput is None else "good requests/s"
+        return f"{summary.level} brings {worth(summary):.4g} {unit}, {best.level} {worth(best):.4g}"
+    return None
+
+
+async def _between(best: Summary, too_much: float | None, measure: Measure) -> Summary:
+    """The best load between one that is good and one that is too much."""
+    for _ in range(REFINEMENTS if too_much is not None else 0):
+        assert too_much is not None
+        middle = (best.level.value + too_much) / 2
+        if best.level.kind == "closed" and not middle.is_integer():
+            break
+        summary = await measure(Level(best.level.kind, middle))
+        if breaks(summary) or worth(summary) < GAIN * worth(best):
+            too_much = middle
+        else:
+            best = summary
+    return best

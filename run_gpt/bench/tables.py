@@ -1,0 +1,68 @@
+"""Figures as tables for people: Markdown, aligned, so that they can be read in a terminal and put into a document."""
+
+from collections.abc import Iterator, Sequence
+
+from run_gpt.bench.summary import METRICS, Summary
+
+Row = Sequence[str]
+
+
+def markdown(header: Row, rows: Sequence[Row]) -> str:
+    """A table; the first column to the left, the others to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    return "\n".join(f"| {' | '.join(_aligned(line, widths))} |" for line in lines)
+
+
+def _aligned(line: Row, widths: Sequence[int]) -> Iterator[str]:
+    yield line[0].ljust(widths[0])
+    yield from (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """To three significant digits, no digit before the point lost; `-` for what is not known."""
+    if value is None:
+        return "-"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def throughput(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
+    """Requests and tokens of each load."""
+    header = ["load", "ok", "failed", "req/s", "output tok/s", "total tok/s", "goodput"]
+    header += ["prompt tok", "output tok", "reused", "tokens/event"]
+    rows: list[Row] = []
+    for s in summaries:
+        events = "*" if s.counted_by == "events" else ""
+        rates = (s.requests_per_second, s.output_tokens_per_second, s.total_tokens_per_second, s.goodput)
+        cells = [number(rate) for rate in rates]
+        cells[1] += events
+        reused = "-" if s.reused is None else f"{s.reused:.0%}"
+        sizes = (number(s.prompt_tokens), number(s.output_tokens) + events, reused, number(s.tokens_per_event))
+        rows.append((str(s.level), str(s.ok), failures(s), *cells, *sizes))
+    return header, rows
+
+
+def latencies(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
+    """Latencies of each load, in milliseconds."""
+    rows: list[Row] = []
+    for summary in summaries:
+        for name in METRICS:
+            if (s := summary.latencies[name]) is not None:
+                shown = [number(value) for value in (s.mean, s.p50, s.p90, s.p99, s.max)]
+                rows.append((str(summary.level), f"{name.upper()}, ms", str(s.count), *shown))
+    return ("load", "latency", "n", "mean", "p50", "p90", "p99", "max"), rows
+
+
+def failures(summary: Summary) -> str:
+    """How many failed, and of what: `3 (2 timeout, 1 status 429)`."""
+    total = sum(summary.failures.values())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.failures.items()))
+    return f"{total} ({kinds})" if total else "0"
+
+
+def text(summaries: Sequence[Summary]) -> str:
+    """Both tables; a star marks what was counted in events."""
+    return f"{markdown(*throughput(summaries))}\n\n{markdown(*latencies(summaries))}"

@@ -1,0 +1,53 @@
+"""Writes random weights in bf16 of a known model's shape into a folder, in files as the hub has them.
+
+For measuring the speed and memory of a size that cannot be fetched; the tokenizer is the default model's.
+
+    python scripts/random_model.py llama-3.2-1b FOLDER
+    python scripts/benchmark.py FOLDER --precision bf16,bit8,bit4 --generate bf16 --data none
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from run_gpt.config import DEFAULT_MODEL, ModelConfig
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-3.2-1b": {
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def main() -> None:
+    """Write the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("folder", type=Path, help="must not be there yet")
+    options = parser.parse_args()
+    if options.folder.exists():
+        parser.error(f"{options.folder} is there already: name another")
+
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from run_gpt.models import fetch
+
+    config = LlamaConfig(**SHAPES[options.shape], bos_token_id=1, eos_token_id=2, dtype="bfloat16")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(options.folder, max_shard_size="600MB")
+    for file in fetch(ModelConfig(model_name=DEFAULT_MODEL)).folder.glob("*token*"):
+        shutil.copy(file, options.folder)
+
+
+if __name__ == "__main__":
+    main()
