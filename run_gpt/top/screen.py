@@ -65,7 +65,7 @@ _COLUMNS: list[tuple[str, int, Callable[[ReplicaRow], str]]] = [
     ("WAIT", 4, lambda row: _number(row.waiting)),
     ("TOK/S", 7, lambda row: _number(row.tokens_per_second, 1)),
     ("SLOTS", 7, lambda row: f"{_number(row.slots_used)}/{_number(row.slots)}"),
-    ("KV %", 5, lambda row: _number(None if row.kv_share is None else row.kv_share * 100)),
+    ("KV %", 5, lambda row: _number(None if row.kv_share is None else row.kv_share * 100, 1)),
     ("STEP MS", 7, lambda row: _milliseconds(row.step_seconds)),
     ("BATCH", 6, lambda row: _number(row.batch, 1)),
     ("RESTARTS", 8, lambda row: str(row.restarts)),

@@ -110,8 +110,8 @@ def test_one_look_has_every_number():
         ["inter-token", "p50 - ms", "p90 - ms"],
         ["errors", "queue_full 12 (0.5/s)", "unavailable 3 (0.0/s)"],
         ["REPLICA", "STATE", "RUN", "WAIT", "TOK/S", "SLOTS", "KV %", "STEP MS", "BATCH", "RESTARTS"],
-        [ADDRESS, "ready", "2", "1", "45.7", "3/16", "12", "9.12", "2.5", "0"],
-        ["127.0.0.1:5002", "lost", "-", "1", "45.7", "3/16", "12", "9.12", "2.5", "0"],
+        [ADDRESS, "ready", "2", "1", "45.7", "3/16", "12.3", "9.12", "2.5", "0"],
+        ["127.0.0.1:5002", "lost", "-", "1", "45.7", "3/16", "12.3", "9.12", "2.5", "0"],
     ]
 
 
@@ -121,7 +121,7 @@ def test_a_narrow_terminal_shows_fewer_columns_and_no_cut_number(width):
     text = shown(VIEW, width)
     assert all(len(line) <= width for line in text.splitlines())
     row = next(line for line in text.splitlines() if line.startswith(ADDRESS))
-    whole = [ADDRESS, "ready", "2", "1", "45.7", "3/16", "12", "9.12", "2.5", "0"]
+    whole = [ADDRESS, "ready", "2", "1", "45.7", "3/16", "12.3", "9.12", "2.5", "0"]
     assert row.split() == whole[: len(row.split())]
     assert len(row.split()) >= {20: 1, 40: 3, 60: 5, 80: 8, 100: 10}[width]
 
