@@ -86,7 +86,8 @@ def test_a_stream_that_fails_is_an_error_though_its_status_was_200(stack: Any) -
     before = metrics(stack)
     httpx.post(f"{stack.http}/generate_stream", json=body(words=["a"], then="raise"))
     with httpx.stream("POST", f"{stack.http}/generate_stream", json=body(words=["a"], then="hang")) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: without it, the connection is closed
+        next(lines)
         assert metrics(stack)["gateway_in_flight"] == 1
     wait_until(lambda: metrics(stack)["gateway_errors_total cut_off"] > before["gateway_errors_total cut_off"])
     found = metrics(stack)
