@@ -187,12 +187,13 @@ def _measure_speed(options: Options, running: list[tuple[Result, Process]], say:
 
 
 def _warm_up(options: Options, result: Result, process: Process, say: Say) -> None:
-    """Note the cases that do not fit; run the longest of the others at each batch."""
+    """Note the cases that do not fit; run the longest of the others at each batch, and all where steps are compiled."""
     for case in options.cases():
         if reason := _too_large(options, case, result.about):
             result.reasons[case] = reason
     fitting = [case for case in options.cases() if case not in result.reasons]
-    for case in {case.batch: case for case in sorted(fitting, key=lambda case: case.prompt_tokens)}.values():
+    longest = {case.batch: case for case in sorted(fitting, key=lambda case: case.prompt_tokens)}
+    for case in fitting if result.variant.compile else longest.values():
         say(_step(case, f"{result.variant.name}, warm-up"))
         try:
             process.call("warm_up", prompt_tokens=case.prompt_tokens, batch=case.batch)

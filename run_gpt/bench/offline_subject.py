@@ -107,11 +107,7 @@ class Subject:
         stream has its first token until the first stream ends, over the tokens that one stream gets in it. Raises
         SetupError if the streams ran together for less than LEAST_OVERLAP of their tokens.
         """
-        prompts = [self._prompt(number + i, prompt_tokens) for i in range(batch)]
-        start, streams = asyncio.run(self._streams(prompts, 1))
-        prefill = max(stream[0][0] for stream in streams) - start
-        # Whatever is kept is reused whole, in its place: with the same prompt it would be copied, and put others out.
-        _, streams = asyncio.run(self._streams([[*ids, self._ids[0]] for ids in prompts], new_tokens))
+        prefill, streams = self._run([self._prompt(number + i, prompt_tokens) for i in range(batch)], new_tokens)
         begun, ended = max(stream[0][0] for stream in streams), min(stream[-1][0] for stream in streams)
         decoded = sum(tokens for stream in streams for when, tokens in stream if begun < when <= ended) / batch
         if decoded < LEAST_OVERLAP * new_tokens:
@@ -119,9 +115,16 @@ class Subject:
         return {"prefill": prefill, "decode_step": (ended - begun) / decoded}
 
     def warm_up(self, prompt_tokens: int, batch: int) -> None:
-        """Run what a measurement would, with few new tokens: memory is touched, steps are compiled."""
-        prompts = [self._prompt(f"warm-up {i}", prompt_tokens) for i in range(batch)]
-        asyncio.run(self._streams(prompts, 4))
+        """Run what a measurement would, with few new tokens: memory is touched, each kind of step is compiled."""
+        self._run([self._prompt(f"warm-up {i}", prompt_tokens) for i in range(batch)], 4)
+
+    def _run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[tuple[float, int]]]]:
+        """Seconds of the prompts' prefill, and what `_streams` says of their decoding."""
+        start, first = asyncio.run(self._streams(prompts, 1))
+        prefill = max(stream[0][0] for stream in first) - start
+        # Whatever is kept is reused whole, in its place: with the same prompt it would be copied, and put others out.
+        _, streams = asyncio.run(self._streams([[*ids, self._ids[0]] for ids in prompts], new_tokens))
+        return prefill, streams
 
     def memory(self) -> dict[str, float]:
         """MB (10^6 bytes) by which the peak grew while the model was loaded, and until now."""
