@@ -7,12 +7,11 @@ import argparse
 import sys
 from typing import Any
 
-from run_gpt.config import LOOPBACK, ServeConfig
+from run_gpt.config import EXECUTOR_PORT, LOOPBACK, ServeConfig
 from run_gpt.errors import SetupError
 from run_gpt.flows.ports import answers_ok, is_listening
 from run_gpt.flows.reading import flow_of_environment
 
-_EXECUTOR_PORT = 51001
 _SECONDS = 3.0
 _SERVING = b"\x08\x01"
 """A HealthCheckResponse with the status SERVING."""
@@ -42,7 +41,7 @@ def problem_of(role: str | None, flow: dict[str, Any] | None) -> str | None:
 def ports_of(flow: dict[str, Any] | None) -> tuple[int, int]:
     """The gateway's HTTP port and the executor's, of this container's Flow; those of `rungpt serve` if it has none."""
     if flow is None:
-        return ServeConfig.http_port, _EXECUTOR_PORT
+        return ServeConfig.http_port, EXECUTOR_PORT
     gateway = flow["gateway"]
     return gateway["port"][gateway["protocol"].index("http")], flow["executors"][0]["port"][0]
 

@@ -13,6 +13,8 @@ API_KEY_VARIABLE = "RUNGPT_API_KEY"
 """The environment variable from which a gateway, and those who call one, have the key."""
 FLOW_VARIABLE = "RUNGPT_FLOW"
 """The environment variable from which a pod that nobody supervises, such as a container, has its Flow's YAML."""
+EXECUTOR_PORT = 51001
+"""Where an executor in a container of its own listens."""
 LOOPBACK = "127.0.0.1"
 EVERY_INTERFACE = "0.0.0.0"
 

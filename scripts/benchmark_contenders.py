@@ -2,12 +2,9 @@
 
 import asyncio
 import os
-import resource
-import sys
 import time
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 Ids = list[int]
@@ -251,15 +248,6 @@ def prepared(contender: Contender) -> int:
     with torch.device("meta"):
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     return resident_bytes()
-
-
-def peak_bytes() -> int:
-    """Most memory that this process ever had in use."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage's figure is also of the process that started this one, before it became this one
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def resident_bytes() -> int:

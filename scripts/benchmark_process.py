@@ -10,7 +10,9 @@ from multiprocessing.connection import Connection
 from typing import Any, cast
 
 import psutil
-from benchmark_contenders import Contender, peak_bytes
+from benchmark_contenders import Contender
+
+from run_gpt.bench.offline_subject import peak_bytes
 
 LIMIT_SECONDS = 900.0
 """Longest that one measurement may take."""

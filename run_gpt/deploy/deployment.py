@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Self
 
 from run_gpt import models
-from run_gpt.config import FLOW_VARIABLE, ModelConfig, ServeConfig
+from run_gpt.config import EXECUTOR_PORT, FLOW_VARIABLE, ModelConfig, ServeConfig
 from run_gpt.errors import ModelNotFound, SetupError
 from run_gpt.flows import render_flow
 from run_gpt.models.estimate import Estimate, estimate_entry, estimate_folder
 
 GRPC_PORT = ServeConfig.grpc_port
 HTTP_PORT = ServeConfig.http_port
-EXECUTOR_PORT = 51001
 GATEWAY_CPUS, GATEWAY_MEMORY_GIB = 1, 1
 CACHE_PATH = "/cache"
 """Where models and compiled kernels lie in a container; a volume, so that a replica that starts again has them."""

@@ -4,13 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from run_gpt.config import API_KEY_VARIABLE
+from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_PORT
 from run_gpt.deploy.aws.cloudformation import Resources, allow, att, ref, resource, role, sub
 from run_gpt.deploy.aws.network import executor_host, subnets
 from run_gpt.deploy.aws.options import Options
 from run_gpt.deploy.deployment import (
     CACHE_PATH,
-    EXECUTOR_PORT,
     GATEWAY_CPUS,
     GATEWAY_MEMORY_GIB,
     GRPC_PORT,

@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
+from run_gpt.config import EXECUTOR_PORT
 from run_gpt.deploy.aws.cloudformation import Resources, att, ref, resource, sub, tags
 from run_gpt.deploy.aws.options import Options
-from run_gpt.deploy.deployment import EXECUTOR_PORT, GRPC_PORT, HTTP_PORT, Deployment
+from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, Deployment
 
 DNS_SECONDS = 5
 """How long an answer of the DNS is kept: so old may the gateway's list of executors be."""

@@ -2,7 +2,8 @@
 
 import math
 
-from run_gpt.deploy.deployment import EXECUTOR_PORT, GRPC_PORT, HTTP_PORT, Deployment
+from run_gpt.config import EXECUTOR_PORT
+from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, Deployment
 from run_gpt.deploy.kubernetes.options import Object, Options, executors_name, gateway_name, metadata, selector
 
 

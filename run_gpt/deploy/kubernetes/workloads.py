@@ -2,10 +2,9 @@
 
 from pathlib import PurePosixPath
 
-from run_gpt.config import API_KEY_VARIABLE
+from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_PORT
 from run_gpt.deploy.deployment import (
     CACHE_PATH,
-    EXECUTOR_PORT,
     GATEWAY_CPUS,
     GATEWAY_MEMORY_GIB,
     GRPC_PORT,
