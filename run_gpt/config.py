@@ -84,6 +84,26 @@ class EngineConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostConfig(_Config):
+    """When a model is in memory, and how much of it may be its."""
+
+    preload: bool = True
+    """Load it before requests are taken; else when the first request for it comes."""
+    memory: int | None = None
+    """Bytes for its weights and its cache in each replica; default: an equal share, at least what it needs."""
+    unload_after: float | None = None
+    """Seconds without a request after which it is unloaded; default: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel(ModelConfig, EngineConfig, HostConfig):
+    """One of the models of a server."""
+
+    replicas: int = 1
+    """Executors that each hold the whole model."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GatewayConfig(_Config):
     """The two doors."""
 
@@ -106,11 +126,13 @@ class GatewayConfig(_Config):
     """Write a line for each request to the gateway's log when it ends."""
     log_load: float | None = None
     """Seconds between two lines of JSON in the gateway's log that say how much it has to do; default: none."""
+    memory_budget: int | None = None
+    """Bytes that all loaded models together may take; default: no more than that the machine has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(ModelConfig, EngineConfig, GatewayConfig):
-    """A whole server."""
+class ServeConfig(ServedModel, GatewayConfig):
+    """A whole server, of one model, or of `models`."""
 
     host: str | None = None
     """The address that both doors listen on; default: loopback, and every interface once requests need a key."""
@@ -118,8 +140,14 @@ class ServeConfig(ModelConfig, EngineConfig, GatewayConfig):
     """The key that each request must have. It reaches the gateway through its environment, and is in no Flow."""
     grpc_port: int = 51000
     http_port: int = 52000
-    replicas: int = 1
-    """Executors that each hold the whole model."""
+    models: tuple[ServedModel, ...] = ()
+    """The models of a server with several, the default one first. What the fields above say of a model is then at its
+    defaults."""
+
+    @property
+    def served(self) -> tuple[ServedModel, ...]:
+        """The models, one or several."""
+        return self.models or (ServedModel.of(self),)
 
     @property
     def asks_for_key(self) -> bool:
