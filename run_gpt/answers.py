@@ -26,8 +26,10 @@ from run_gpt.api.answers import (
 )
 from run_gpt.api.chat import FunctionCall, ToolCall
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
+from run_gpt.api.timings import Timings
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.request import TokenEvent
+from run_gpt.engine.timing import Timing
 from run_gpt.models.tools import ArgumentsPiece, CallPiece, TextPiece, ToolParser, joined
 from run_gpt.prompts import Prompts, functions
 
@@ -45,6 +47,7 @@ class AnswerWriter:
         self._created = int(time.time())
         self._completion_tokens = 0
         self._cached_tokens = 0
+        self._ended: list[Timing] = []
         self._functions = functions(request) if isinstance(request, ChatRequest) else []
         self._begun: set[int] = set()
         self._parsers: dict[int, ToolParser] = {}
@@ -55,6 +58,13 @@ class AnswerWriter:
         for event in events:
             if event.index == 0:
                 self._cached_tokens = event.cached_tokens
+            if event.timing is not None:
+                self._ended.append(event.timing)
+
+    @property
+    def timing(self) -> Timing | None:
+        """Of the whole request, once all of its sequences have ended."""
+        return Timing.of_all(self._ended) if len(self._ended) == self._prepared.sequences else None
 
     def answer(self, sequences: Sequence[TokenEvent]) -> Answer:
         """The whole answer; each event is a whole sequence."""
@@ -143,7 +153,26 @@ class AnswerWriter:
             total_tokens=prompt_tokens + self._completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached_tokens),
         )
-        return {"id": self._prepared.id, "created": self._created, "model": self._name, "usage": usage}
+        about = {"id": self._prepared.id, "created": self._created, "model": self._name, "usage": usage}
+        return about | {"timings": self._timings()} if self._request.timings else about
+
+    def _timings(self) -> Timings | None:
+        """As the wire shows them, once the request has ended."""
+        if (timing := self.timing) is None:
+            return None
+        prefilled = len(self._prepared.prompt_ids) - self._cached_tokens
+        # The first token of each came with the prefill, which beam search has not.
+        decoded = self._completion_tokens - (0 if self._request.beam_search else len(self._ended))
+        return Timings(
+            queue_seconds=timing.queue_seconds,
+            prefill_seconds=timing.prefill_seconds,
+            decode_seconds=timing.decode_seconds,
+            total_seconds=timing.total_seconds,
+            prompt_tokens_per_second=prefilled / timing.prefill_seconds if timing.prefill_seconds else None,
+            generation_tokens_per_second=decoded / timing.decode_seconds if timing.decode_seconds else None,
+            drafted_tokens=timing.drafted,
+            accepted_tokens=timing.accepted,
+        )
 
     def _logprobs(self, event: TokenEvent, *, echo: bool = False) -> Logprobs | None:
         if self._request.logprobs is None:

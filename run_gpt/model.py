@@ -7,7 +7,7 @@ same object, so that a request gets the same answer in a notebook and from a clu
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +18,7 @@ from run_gpt.api.adapters import AdapterList, LoadAdapterRequest, UnloadAdapterR
 from run_gpt.api.answers import Answer, Status
 from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedRequest, packed
 from run_gpt.api.language_model import LanguageModel
-from run_gpt.api.schema import (
-    BASE,
-    AnyRequest,
-    Request,
-)
+from run_gpt.api.schema import BASE, AnyRequest, Request
 from run_gpt.api.together import together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.config import EngineConfig, ModelConfig, Runner
@@ -31,6 +27,7 @@ from run_gpt.engine.beams import end_ids_of
 from run_gpt.engine.compiled import prepare_compiler
 from run_gpt.engine.interface import Engine
 from run_gpt.engine.request import TokenEvent
+from run_gpt.engine.timing import Timing
 from run_gpt.errors import InvalidRequest, ModelLoadError, ModelNotFound, SetupError
 from run_gpt.launch import packer_for, start_engine, start_kernels
 from run_gpt.models import LoadedModel, OnProgress, load, no_progress
@@ -42,6 +39,7 @@ from run_gpt.parallel import start_followers
 from run_gpt.preparation import Preparation
 from run_gpt.prompts import Prompts, answer_decoder, as_functions
 
+OnTiming = Callable[[Timing], None]
 TEXTS_AT_ONCE = 64
 """Of one request for embeddings: more would take the queue from others."""
 
@@ -200,18 +198,20 @@ class Model(LanguageModel):
         """End the engine; requests that run end with Unavailable."""
         await asyncio.to_thread(self.shutdown)
 
-    async def _answer(self, request: AnyRequest, timeout: float | None = None) -> Answer:
-        """See LanguageModel."""
+    async def _answer(
+        self, request: AnyRequest, timeout: float | None = None, on_timing: OnTiming = lambda timing: None
+    ) -> Answer:
+        """See LanguageModel. `on_timing` is told when the engine did what, once that is over."""
         self._check_model(request)
         if isinstance(request, EmbedRequest):
-            return await self._embeddings(request, timeout)
+            return await self._embeddings(request, timeout, on_timing)
         if isinstance(request, Request):
-            return await self._text(request, timeout)
+            return await self._text(request, timeout, on_timing)
         if isinstance(request, TokenizeRequest | DetokenizeRequest):
             return await asyncio.to_thread(self._tokens, request)
         return await asyncio.to_thread(self._change_adapters, request)
 
-    async def _text(self, request: Request, timeout: float | None) -> Answer:
+    async def _text(self, request: Request, timeout: float | None, on_timing: OnTiming) -> Answer:
         prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
         sequences = [TokenEvent(index, "", 0) for index in range(prepared.sequences)]
         async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
@@ -220,10 +220,14 @@ class Model(LanguageModel):
         best = sorted(sequences, key=mean_logprob, reverse=True) if request.best_of else sequences
         writer = AnswerWriter(self.name, self._prompts, request, prepared)
         writer.count(sequences)
+        if writer.timing is not None:
+            on_timing(writer.timing)
         return writer.answer([replace(s, index=i) for i, s in enumerate(best[: request.sequences])])
 
-    async def _stream(self, request: Request, timeout: float | None = None) -> AsyncIterator[Answer]:
-        """See LanguageModel."""
+    async def _stream(
+        self, request: Request, timeout: float | None = None, on_timing: OnTiming = lambda timing: None
+    ) -> AsyncIterator[Answer]:
+        """See LanguageModel, and `_answer`."""
         self._check_model(request)
         request.check_stream()
         prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
@@ -231,6 +235,8 @@ class Model(LanguageModel):
         async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
             async for event in events:
                 writer.count([event])
+                if event.timing is not None and writer.timing is not None:
+                    on_timing(writer.timing)
                 if (chunk := writer.chunk(event)) is not None:
                     yield chunk
 
@@ -242,15 +248,17 @@ class Model(LanguageModel):
         """The engine's name of the adapter that a request names, or does not."""
         return self._default_adapter if name is None else None if name == BASE else name
 
-    async def _embeddings(self, request: EmbedRequest, timeout: float | None) -> Embeddings:
+    async def _embeddings(self, request: EmbedRequest, timeout: float | None, on_timing: OnTiming) -> Embeddings:
         prepared = await self._preparation.embeddings(request, self._adapter(request.adapter), timeout)
         some = asyncio.Semaphore(TEXTS_AT_ONCE)
 
-        async def embed(text: engine_request.Request) -> list[float]:
+        async def embed(text: engine_request.Request) -> TokenEvent:
             async with some, aclosing(cast("Any", self._engine.submit(text))) as events:
-                return [list(event.embedding) async for event in events][-1]
+                return [event async for event in events][-1]
 
-        vectors = await together([embed(text) for text in prepared])
+        embedded = await together([embed(text) for text in prepared])
+        if timings := [event.timing for event in embedded if event.timing is not None]:
+            on_timing(Timing.of_all(timings))
         count = sum(len(text.prompt_ids) for text in prepared)
         return Embeddings(
             id=f"embd-{uuid.uuid4().hex}",
@@ -258,7 +266,7 @@ class Model(LanguageModel):
             model=self.name,
             data=[
                 Embedding(index=i, embedding=packed(vector) if request.encoding_format == "base64" else vector)
-                for i, vector in enumerate(vectors)
+                for i, vector in enumerate(list(event.embedding) for event in embedded)
             ],
             usage=EmbeddingUsage(prompt_tokens=count, total_tokens=count),
         )

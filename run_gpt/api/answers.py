@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field
 
 from run_gpt.api.chat import ToolCall
+from run_gpt.api.timings import Timings
 
 
 def absent() -> Any:
@@ -139,6 +140,8 @@ class Generation(Answer):
     """An answer that is a text, or what is new of it."""
 
     usage: Usage
+    timings: Timings | None = absent()
+    """In an answer, or in the last event of a stream, if they were asked for."""
 
     @property
     def text(self) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from run_gpt.api.chat import Message, NamedTool, ResponseFormat, ToolChoice, Tools, check_tools
+from run_gpt.api.timings import TIMINGS
 from run_gpt.api.values import INT32_MAX, NonEmpty, Text, TextOrIds, field_path, one_or_list
 from run_gpt.errors import InvalidRequest
 
@@ -96,6 +97,7 @@ class Parameters(AnyRequest):
         description="The form that the answer must have: `json_object`, `json_schema`, `regex` or `choice`. In a chat "
         "with tools, of an answer that is text: it may be calls instead, or must be where `tool_choice` says so.",
     )
+    timings: bool | None = Field(None, description=TIMINGS)
 
     @model_validator(mode="before")
     @classmethod

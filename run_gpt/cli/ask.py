@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from run_gpt.api.answers import Answer
+from run_gpt.api.answers import Generation
 from run_gpt.api.embeddings import EmbedRequest
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Parameters
 from run_gpt.cli import options
@@ -154,8 +154,17 @@ def _check_shown(request: Parameters, as_json: bool) -> None:
         raise SetupError("--logprobs: only the whole answer shows them; add --json")
 
 
-def _print_answer(texts: list[str], answer: Answer, as_json: bool) -> None:
+def _print_answer(texts: list[str], answer: Generation, as_json: bool) -> None:
     print(answer.to_json() if as_json else "\n".join(texts))
+    if not as_json:
+        _tell_timings(answer)
+
+
+def _tell_timings(answer: Generation) -> None:
+    """Where the time of an answer went, on stderr, if that was asked for."""
+    if answer.timings is not None:
+        told = answer.timings.model_dump().items()
+        print(", ".join(f"{name} {round(value, 4):g}" for name, value in told), file=sys.stderr)
 
 
 def _streams(wanted: bool, request: Parameters) -> bool:
@@ -165,10 +174,13 @@ def _streams(wanted: bool, request: Parameters) -> bool:
 
 def _print_stream(events: Iterator[Any]) -> str:
     text = ""
+    event = None
     for event in events:
         print(event, end="", flush=True)
         text += event.text
     print()
+    if event is not None:
+        _tell_timings(event)
     return text
 
 

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from prometheus_client import generate_latest
@@ -21,6 +21,7 @@ from run_gpt.engine.sampler import Sampler
 from run_gpt.engine.scheduler import Outcome, Result, Row, Scheduler, Scores, StepPlan, Sums
 from run_gpt.engine.score import score_prompts
 from run_gpt.engine.text import Decode, TextStream
+from run_gpt.engine.timing import Timing
 from run_gpt.engine.verify import choose_tokens
 from run_gpt.errors import InternalError, InvalidRequest, ModelNotFound, QueueFull, RequestError, Unavailable
 
@@ -255,8 +256,8 @@ class BatchEngine(Engine):
             self._failures = 0
             with self._changed:
                 outcomes = self.scheduler.commit(plan, *results)
+                self._metrics.step(plan, outcomes, started, time.perf_counter())  # it notes the rows' times
                 self._deliver(outcomes)
-                self._metrics.step(plan, outcomes, started, time.perf_counter())
 
     def _run(self, plan: StepPlan) -> tuple[list[Result], list[Sums], list[Scores]]:
         """The step itself: what `commit` takes of those of the plan's runs that choose, are pooled, are scored."""
@@ -272,6 +273,8 @@ class BatchEngine(Engine):
 
     def _deliver(self, outcomes: Sequence[tuple[Row, Outcome]]) -> None:
         for row, outcome in outcomes:
+            if isinstance(outcome, TokenEvent) and outcome.finish_reason is not None:
+                outcome = replace(outcome, timing=row.timing)
             self._outcome(row.request.id, outcome)
 
     def _outcome(self, request_id: str, outcome: Outcome) -> None:
@@ -337,11 +340,15 @@ class BatchEngine(Engine):
     def _search_beams(self, request: Request, stopped: threading.Event, lora: Lora | None, arrived: float) -> None:
         if stopped.is_set():
             return
+        started = time.perf_counter()
         events: list[TokenEvent] = []
         outcomes: Sequence[Outcome] = events
         try:
             answers = self._runner.beam_search(request, stopped, lora)
-            events += [self._beam_event(request, index, ids) for index, ids in enumerate(answers)]
+            timing = Timing(arrived, started, started, time.perf_counter())
+            events += [
+                replace(self._beam_event(request, index, ids), timing=timing) for index, ids in enumerate(answers)
+            ]
         except Exception as error:
             outcomes = [InternalError(self._explain(error))]
         with self._changed:

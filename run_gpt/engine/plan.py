@@ -11,20 +11,8 @@ from run_gpt.engine.grammar import GrammarDrafts, GrammarState
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
 from run_gpt.engine.slots import Copy, Slot, token_array
 from run_gpt.engine.text import TextStream
+from run_gpt.engine.timing import Times, Timing
 from run_gpt.errors import RequestError
-
-
-@dataclass(slots=True)
-class Times:
-    """When what happened to a row, on time.perf_counter's clock; the engine's thread notes it (see EngineMetrics)."""
-
-    arrived: float = 0.0
-    started: float | None = None
-    """The first step that ran a part of it began."""
-    first: float | None = None
-    """Its first token was there."""
-    last: float = 0.0
-    """Its last event was there."""
 
 
 @dataclass(eq=False)
@@ -52,6 +40,10 @@ class Row:
     """Of its prompt's tokens from the second on, as many as have been scored; see `scores_prompt`."""
     cached: int = 0
     """Tokens of its prompt that it did not run, for a slot held them."""
+    drafted: int = 0
+    """Tokens that were drafted for it."""
+    accepted: int = 0
+    """Of these, found right."""
     times: Times = field(default_factory=Times)
     ended: bool = False
 
@@ -61,6 +53,13 @@ class Row:
         if self.request.grammar is not None:
             self.grammar = GrammarState(self.request.grammar)
             self.drafts = GrammarDrafts(self.grammar, len(self.request.prompt_ids))
+
+    @property
+    def timing(self) -> Timing:
+        """What its last event says of its times, once they are noted."""
+        times = self.times
+        started = times.last if times.started is None else times.started
+        return Timing(times.arrived, started, times.first, times.last, self.drafted, self.accepted)
 
     @property
     def answered(self) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from run_gpt.engine.grammar import Grammar
+from run_gpt.engine.timing import Timing
 
 FinishReason = Literal["stop", "length"]
 Pooling = Literal["mean", "last"]
@@ -86,6 +87,8 @@ class TokenEvent:
     """In the only event of a request with `pooling`: the pooled hidden state after the last norm, of length 1."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """In a sequence's first event, if the request asks for them: of each token of the prompt but the first."""
+    timing: Timing | None = None
+    """In a sequence's last event: when what happened to it."""
 
     def __add__(self, later: "TokenEvent") -> "TokenEvent":
         """This event and a later one of the same sequence as one."""
@@ -98,4 +101,5 @@ class TokenEvent:
             later.cached_tokens,
             later.embedding,
             self.prompt_logprobs + later.prompt_logprobs,
+            later.timing,
         )

@@ -210,6 +210,8 @@ class Scheduler:
         row.place.length = min(run.end - drafted + accepted, len(row.history))
         if drafted:
             row.drafts.learn(row.history, drafted, accepted)
+            row.drafted += drafted
+            row.accepted += accepted
             self.counters.drafted_tokens += drafted
             self.counters.accepted_tokens += accepted
 

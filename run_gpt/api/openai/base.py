@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from run_gpt.api.answers import Answer, Body, Generation, PromptTokensDetails, Usage
 from run_gpt.api.chat import ResponseFormat
 from run_gpt.api.schema import ADAPTER, MAX_SEQUENCES, AnyRequest, StopTexts
+from run_gpt.api.timings import TIMINGS, Timings
 from run_gpt.api.values import INT32_MAX, Text
 from run_gpt.errors import InvalidRequest
 
@@ -136,6 +137,7 @@ class SamplingRequest(OpenAIRequest):
     min_p: float | None = Field(None, ge=0, le=1, description="Beyond OpenAI's: drop tokens below this share.")
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="Beyond OpenAI's: CTRL's penalty.")
     adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
+    timings: bool | None = Field(None, description=f"Beyond OpenAI's: {TIMINGS}")
 
     @model_validator(mode="after")
     def _possible(self) -> "SamplingRequest":
@@ -148,10 +150,15 @@ class SamplingRequest(OpenAIRequest):
         """Whether a stream ends with an event that has the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def has_last_event(self) -> bool:
+        """Whether a stream ends with an event that has no choices, but what was asked for beside them."""
+        return self.includes_usage or bool(self.timings)
+
     def sampling(self) -> dict[str, Any]:
         """The native parameters."""
         same = ("n", "stop", "presence_penalty", "frequency_penalty", "logit_bias", "response_format")
-        more = ("model", "adapter", "top_k", "min_p", "repetition_penalty")
+        more = ("model", "adapter", "top_k", "min_p", "repetition_penalty", "timings")
         given = {name: getattr(self, name) for name in (*same, *more)}
         return {
             **given,
@@ -162,15 +169,23 @@ class SamplingRequest(OpenAIRequest):
 
 
 class UsageSum:
-    """The usage of several native answers together; of a stream, what its last event said counts."""
+    """The usage of several native answers together, and their timings; of a stream, what its last event said counts."""
 
     def __init__(self) -> None:
         self._each: dict[int, Usage] = {}
+        self._timings: dict[int, Timings] = {}
 
     def add(self, which: int, answer: Answer) -> None:
         """Take the usage of an answer, or of an event of a stream, into account."""
         if isinstance(answer, Generation):
             self._each[which] = answer.usage
+            if answer.timings is not None:
+                self._timings[which] = answer.timings
+
+    def timings(self) -> dict[str, Timings]:
+        """The field `timings`, if they were asked for: those of the answer that took longest, for they ran together."""
+        longest = max(self._timings.values(), key=lambda timings: timings.total_seconds, default=None)
+        return {} if longest is None else {"timings": longest}
 
     def total(self) -> Usage:
         """The sum."""
@@ -184,9 +199,9 @@ class UsageSum:
         )
 
     @classmethod
-    def of(cls, answers: Sequence[Answer]) -> Usage:
-        """The sum over whole answers."""
+    def of(cls, answers: Sequence[Answer]) -> Self:
+        """Of whole answers."""
         usage = cls()
         for which, answer in enumerate(answers):
             usage.add(which, answer)
-        return usage.total()
+        return usage

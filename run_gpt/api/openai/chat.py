@@ -10,6 +10,7 @@ from run_gpt.api.answers import Answer, ChatCompletionChunk, FinishReason, Token
 from run_gpt.api.chat import Message, ToolCall, ToolChoice, Tools, check_tools
 from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, MAX_TOKENS, EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import ChatRequest
+from run_gpt.api.timings import Timings
 from run_gpt.errors import InvalidRequest
 
 TEXT_ONLY = "models here read and write text only"
@@ -104,7 +105,9 @@ class ChatCompletionRequest(SamplingRequest):
             )
             for choice in whole.choices
         ]
-        return ChatAnswer(**_about(whole, "chat.completion"), choices=choices, usage=UsageSum.of(answers))
+        usage = UsageSum.of(answers)
+        about = _about(whole, "chat.completion")
+        return ChatAnswer(**about, choices=choices, usage=usage.total(), **usage.timings())
 
     def writer(self) -> EventWriter:
         """See OpenAIRequest."""
@@ -142,6 +145,7 @@ class ChatAnswer(OpenAIAnswer):
     object: Literal["chat.completion"]
     choices: list[AnswerChoice]
     usage: Usage
+    timings: Timings | None = absent()
 
 
 class ChatDelta(BaseModel):
@@ -167,6 +171,7 @@ class ChatChunk(OpenAIAnswer):
     object: Literal["chat.completion.chunk"]
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    timings: Timings | None = absent()
 
 
 class _Writer:
@@ -198,8 +203,8 @@ class _Writer:
 
     def end(self) -> Iterator[Answer]:
         """See EventWriter."""
-        if self._request.includes_usage:
-            yield self._event([], usage=self._usage.total())
+        if self._request.has_last_event:
+            yield self._event([], self._usage)
 
     def _chunk(
         self,
@@ -210,10 +215,12 @@ class _Writer:
     ) -> ChatChunk:
         return self._event([ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)])
 
-    def _event(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatChunk:
-        event = ChatChunk(**_about(cast("Answer", self._last), "chat.completion.chunk"), choices=choices)
+    def _event(self, choices: list[ChunkChoice], usage: UsageSum | None = None) -> ChatChunk:
+        """`usage`: in the last event."""
+        about = _about(cast("Answer", self._last), "chat.completion.chunk")
+        event = ChatChunk(**about, choices=choices, **(usage.timings() if usage else {}))
         if self._request.includes_usage:
-            event.usage = usage
+            event.usage = usage.total() if usage else None
         return event
 
 

@@ -5,9 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from run_gpt.api.answers import Answer, Choice, Completion, FinishReason, TokenLogprob, TopLogprob, Usage
+from run_gpt.api.answers import Answer, Choice, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, absent
 from run_gpt.api.openai.base import EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import MAX_SEQUENCES, GenerateRequest
+from run_gpt.api.timings import Timings
 from run_gpt.api.values import TextOrIds
 from run_gpt.errors import InvalidRequest
 
@@ -78,7 +79,8 @@ class CompletionRequest(SamplingRequest):
             for i, whole in enumerate(wholes)
             for choice in whole.choices
         ]
-        return TextCompletion(**_about(wholes[0]), choices=choices, usage=UsageSum.of(answers))
+        usage = UsageSum.of(answers)
+        return TextCompletion(**_about(wholes[0]), choices=choices, usage=usage.total(), **usage.timings())
 
     def writer(self) -> EventWriter:
         """See OpenAIRequest."""
@@ -110,6 +112,7 @@ class TextCompletion(OpenAIAnswer):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    timings: Timings | None = absent()
 
 
 class Offsets:
@@ -147,13 +150,14 @@ class _Writer:
 
     def end(self) -> Iterator[Answer]:
         """See EventWriter."""
-        if self._request.includes_usage:
-            yield self._event([], usage=self._usage.total())
+        if self._request.has_last_event:
+            yield self._event([], self._usage)
 
-    def _event(self, choices: list[CompletionChoice], usage: Usage | None = None) -> TextCompletion:
-        event = TextCompletion(**self._about, choices=choices)
+    def _event(self, choices: list[CompletionChoice], usage: UsageSum | None = None) -> TextCompletion:
+        """`usage`: in the last event."""
+        event = TextCompletion(**self._about, choices=choices, **(usage.timings() if usage else {}))
         if self._request.includes_usage:
-            event.usage = usage
+            event.usage = usage.total() if usage else None
         return event
 
 
