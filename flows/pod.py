@@ -24,6 +24,7 @@ from run_gpt.flows.ending import end_on_signals, end_with_parent, leave
 from run_gpt.flows.process import SETUP_ERROR_EXIT, write_setup_error
 from run_gpt.flows.reading import flow_of_environment, flow_of_supervisor
 from run_gpt.flows.sharing import thread_environment
+from run_gpt.flows.traces import trace_arguments
 
 _NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments", "WireError(")
 """Jina's lines of which we say more ourselves: who is loading, why one cannot, which setting is unknown; and its
@@ -78,6 +79,7 @@ def gateway_arguments(flow: dict[str, Any]) -> list[str]:
         *("--port", *map(str, gateway["port"]), "--protocol", *gateway["protocol"]),
         *("--graph-description", json.dumps({"start-gateway": [name], name: ["end-gateway"]})),
         *("--deployments-addresses", json.dumps({name: addresses}), "--log-config", _LOG_CONFIG),
+        *trace_arguments(flow),
     ]
 
 
@@ -94,6 +96,7 @@ def executor_arguments(flow: dict[str, Any], index: int, listen_host: str | None
         *("--name", f"{executor['name']}/rep-{index}", "--uses", json.dumps(executor["uses"])),
         *("--host", listen_host or executor["host"], "--port", str(executor["port"][index])),
         *("--replicas", str(executor["replicas"]), "--replica-id", str(index), "--log-config", _LOG_CONFIG),
+        *trace_arguments(flow),
     ]
 
 

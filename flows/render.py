@@ -17,6 +17,7 @@ from run_gpt.config import (
     ModelConfig,
     ServeConfig,
 )
+from run_gpt.flows.traces import trace_options
 
 EXECUTOR_NAME = "causal_lm"
 
@@ -51,7 +52,8 @@ def render_flow(
 
     With `executor_address`, a DNS name and a port, the executor is `external` too, and `config.replicas` says nothing:
     as many serve as the name has addresses. There the gateway listens on every interface unless `config.host` is
-    given, since loopback would be its own container's. A key is never in the text, in no form.
+    given, since loopback would be its own container's. A key is never in the text, in no form. Raises SetupError for
+    a trace endpoint that is none.
     """
     gateway, executor = _gateway(config), _executor(config)
     if worker_ports is not None and executor_address is not None:
@@ -70,7 +72,10 @@ def render_flow(
         # Jina's own value, the folder of the file, reaches the gateway as None for a file in the current folder.
         gateway["extra_search_paths"] = ["."]
         executor["timeout_ready"] = -1  # loading a large model may take longer than Jina's ten minutes
-    flow = {"jtype": "Flow", "gateway": gateway, "executors": [executor]}
+    flow: dict[str, Any] = {"jtype": "Flow"}
+    if config.trace_endpoint is not None:
+        flow["with"] = trace_options(config.trace_endpoint)
+    flow |= {"gateway": gateway, "executors": [executor]}
     if config.api_key is not None:
         header += _KEY_HEADER
     return header + yaml.safe_dump(flow, sort_keys=False, width=120, allow_unicode=True)

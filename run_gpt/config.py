@@ -140,6 +140,8 @@ class ServeConfig(ServedModel, GatewayConfig):
     """The key that each request must have. It reaches the gateway through its environment, and is in no Flow."""
     grpc_port: int = 51000
     http_port: int = 52000
+    trace_endpoint: str | None = None
+    """`HOST:PORT` of a collector (OTLP over gRPC) that gets the spans of each request; after `https://` by TLS."""
     models: tuple[ServedModel, ...] = ()
     """The models of a server with several, the default one first. What the fields above say of a model is then at its
     defaults."""

@@ -44,6 +44,7 @@ from run_gpt.api.together import together
 from run_gpt.api.tokens import DetokenizeRequest, TokenizeRequest
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.errors import InternalError, RequestError, SetupError, Unavailable
+from run_gpt.executors.causal_lm.spans import Spans
 from run_gpt.model import load_model
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
             raise SetupError(f"CausalLMExecutor has no setting {', '.join(map(repr, settings))}")
         self.failed = False
         """Whether the engine has died; the process then ends."""
+        self._spans = Spans(self.tracer_provider)
         self._running, self._idle, self._draining = 0, asyncio.Event(), False
         self._idle.set()
         self.model = load_model(model_config, engine_config, on_dead=self._fail)
@@ -194,15 +196,20 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
     async def _answer_one(self, kind: type[AnyRequest], doc: BaseDoc) -> BaseDoc:
         request = cast("Any", documents.document_to_request(kind, doc))
-        return documents.answer_to_document(await self.model._answer(request))
+        with self._spans.of(request, self.model.name) as span:
+            answer = await self.model._answer(request, on_timing=span.took)
+            span.answered(answer)
+        return documents.answer_to_document(answer)
 
     async def _events(self, kind: type[AnyRequest], answer: Any, doc: BaseDoc) -> AsyncGenerator[BaseDoc, None]:
         try:
             with self._admitted():
                 request = cast("Any", documents.document_to_request(kind, doc, stream=True))
-                async with aclosing(cast("Any", self.model._stream(request))) as events:
-                    async for event in events:
-                        yield documents.answer_to_document(event)
+                with self._spans.of(request, self.model.name) as span:
+                    async with aclosing(cast("Any", self.model._stream(request, on_timing=span.took))) as events:
+                        async for event in events:
+                            span.answered(event)
+                            yield documents.answer_to_document(event)
         except Exception as error:
             yield documents.error_to_document(answer, _request_error(error))
 

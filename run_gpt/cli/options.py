@@ -118,6 +118,12 @@ _SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
         ACCESS,
         {"flag": "--log-requests"},
     ),
+    "trace_endpoint": (
+        str | None,
+        "Send traces to this collector (OTLP over gRPC).",
+        DOORS,
+        {"metavar": "HOST:PORT"},
+    ),
     "log_load": (
         float | None,
         "Log a JSON line with the load each so many seconds.",

@@ -11,6 +11,7 @@ from run_gpt import models
 from run_gpt.config import EXECUTOR_PORT, FLOW_VARIABLE, ModelConfig, ServeConfig
 from run_gpt.errors import ModelNotFound, SetupError
 from run_gpt.flows import render_flow
+from run_gpt.flows.traces import trace_options
 from run_gpt.models.estimate import Estimate, estimate_entry, estimate_folder
 
 GRPC_PORT = ServeConfig.grpc_port
@@ -71,6 +72,7 @@ class Deployment:
 
     def __post_init__(self) -> None:
         _check_paths(self.server)
+        _check_traces(self.server.trace_endpoint)
         object.__setattr__(self, "name", self.name or _default_name(self.server))
         object.__setattr__(self, "memory_gib", self.memory_gib or _default_memory(self.server))
         if not _NAME.fullmatch(self.name):
@@ -171,6 +173,14 @@ def _check_paths(server: ServeConfig) -> None:
                 f"{option} {path} is on this machine, where no container finds it: put it into the image and give its "
                 "absolute path there, or give a hub id"
             )
+
+
+def _check_traces(endpoint: str | None) -> None:
+    host = "" if endpoint is None else trace_options(endpoint)["traces_exporter_host"].partition("://")[2]
+    if host == "localhost" or host.startswith("127.") or host == "[::1]":
+        raise SetupError(
+            f"--trace-endpoint {endpoint}: in a container {host} is the container's own: give another host"
+        )
 
 
 def _default_name(server: ServeConfig) -> str:

@@ -180,6 +180,8 @@ def _check(deployment: Deployment) -> None:
         raise SetupError(
             f"Jina Cloud gives containers no files, so --api-key-file cannot be had: set {API_KEY_VARIABLE} to one key"
         )
+    if deployment.server.trace_endpoint is not None:
+        raise SetupError("--trace-endpoint: Jina Cloud makes the options of its containers itself: leave it out")
     scaling = deployment.autoscale
     if scaling is not None and deployment.replicas != scaling.least:
         raise SetupError(

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jina import Gateway
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
@@ -21,6 +21,9 @@ from run_gpt.gateway.load import LoadLog
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.servers import GRPCDoor, HTTPDoor
 from run_gpt.gateway.service import Service
+
+if TYPE_CHECKING:
+    from run_gpt.gateway.tracing import Tracing
 
 # What Jina itself gives to a gateway's constructor, besides its runtime arguments.
 _JINAS = {"metas", "requests", "req_handler_cls", "runtime_args"}
@@ -65,12 +68,13 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         if log_requests:
             record.open_log()
         self.pool = ReplicaPool(executor_addresses(self.runtime_args.deployments_addresses))
-        self.service = Service(self.pool, config)
+        self.service = Service(self.pool, config, _tracing(self.tracer_provider))
         self._load = LoadLog(self.service)
         self.servers = [self._door(server_kwargs) for server_kwargs in self._server_kwargs]
         self._ended = False
 
     def _door(self, kwargs: dict[str, Any]) -> GRPCDoor | HTTPDoor:
+        kwargs["runtime_args"]["tracing"] = False  # a door would have a provider of its own, of which nothing comes
         protocol = str(kwargs["runtime_args"]["protocol"]).lower().rpartition(".")[2]
         if protocol == "grpc":
             return GRPCDoor(self.service, interceptors=self._interceptors(), **kwargs)
@@ -80,8 +84,10 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
 
     def _interceptors(self) -> list[Any]:
         """What looks at a gRPC call before our servicer does."""
-        access = AccessInterceptor(self.keys, self.service.metrics.count, log_requests=self.service.config.log_requests)
-        return [access, LegacyInterceptor(self.service.answer)]
+        service = self.service
+        access = AccessInterceptor(self.keys, service.count, log_requests=service.config.log_requests)
+        first = [] if service.tracing is None else [service.tracing.interceptor()]
+        return [*first, access, LegacyInterceptor(service.answer)]
 
     async def setup_server(self) -> None:
         """Open both doors; requests are refused with Unavailable until a replica is ready."""
@@ -98,6 +104,15 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         await super().shutdown()
         await self._load.close()
         await self.pool.close()
+
+
+def _tracing(provider: Any) -> "Tracing | None":
+    """What makes spans, if Jina has made a provider for them."""
+    if provider is None:
+        return None
+    from run_gpt.gateway.tracing import Tracing
+
+    return Tracing(provider)
 
 
 def executor_addresses(deployments_addresses: str) -> list[str]:

@@ -24,7 +24,7 @@ _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Gives each call its record, counts it at its end, and lets those without a key to nothing but OPEN_METHODS.
 
-    It must be the first of a server's interceptors. `keys` None: calls need none.
+    Nothing that answers a call may stand before it. `keys` None: calls need none.
     """
 
     def __init__(self, keys: Keys | None, count: Count, *, log_requests: bool = False):

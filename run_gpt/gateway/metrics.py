@@ -62,7 +62,7 @@ class GatewayMetrics:
         endpoint = endpoint_label(record.endpoint or record.route)
         self._requests.labels(endpoint, status, record.key or "").inc()
         self._seconds.labels(endpoint).observe(time.perf_counter() - record.started)
-        if code := record.error or (CUT_OFF if status in _LEFT else None):
+        if code := error_code(record, status):
             self._errors.labels(code).inc()
 
     def families(self) -> list[Metric]:
@@ -93,6 +93,11 @@ class GatewayMetrics:
         for replica in replicas:
             restarts.add_metric([replica.address], replica.restarts)
         yield from (by_state, restarts)
+
+
+def error_code(record: Record, status: str) -> str | None:
+    """The code of the error that a request ended with, if it did; see `count`."""
+    return record.error or (CUT_OFF if status in _LEFT else None)
 
 
 def endpoint_label(path: str) -> str:

@@ -23,6 +23,7 @@ from run_gpt.gateway.endpoints import Endpoint, endpoint_of
 from run_gpt.gateway.members import Members
 from run_gpt.gateway.messages import answer_of, check_header
 from run_gpt.gateway.replica import Replica
+from run_gpt.gateway.request_span import note_attempt
 
 # The connection is gone. CANCELLED comes from the executor's side when its server stops (our own cancellation is an
 # asyncio.CancelledError).
@@ -172,6 +173,7 @@ class ReplicaPool:
         replica = choose(candidates, self.affinity.matched(tries.digests), self._turn)
         self._turn += 1
         self.retries += bool(tries.replicas)
+        note_attempt(replica, tries.failure)
         self.affinity.note(tries.digests, replica.cache)
         tries.replicas.add(replica)
         replica.in_flight += 1
@@ -208,11 +210,14 @@ class Tries:
         self.replicas: set[Replica] = set()
         self.refusal: RequestError | None = None
         """What the last one said that took nothing."""
+        self.failure: RequestError | None = None
+        """Why the last one is not the last."""
         self._failures = 0
 
     def after(self, failure: RequestError) -> bool:
         """Whether another replica may be tried after this failure."""
         self._failures += 1
+        self.failure = failure
         return isinstance(failure, ConnectionFailed) and self._failures < ATTEMPTS
 
     async def after_refusal(self, refusal: RequestError, replica: Replica) -> bool:
@@ -221,7 +226,7 @@ class Tries:
         One that is draining is no failure: in an update of many, several may be, one after the other. One whose queue
         is full may be so by another gateway's requests, or by those of many sequences, while others are idle.
         """
-        self.refusal = refusal
+        self.refusal = self.failure = refusal
         state = await replica.state_now() if isinstance(refusal, Unavailable) else "ready"
         if state != "ready":
             replica.suspect(state)

@@ -16,6 +16,7 @@ from jina.proto import jina_pb2
 from run_gpt.api.answers import Status
 from run_gpt.errors import RequestError
 from run_gpt.gateway.messages import fields_of
+from run_gpt.gateway.request_span import carried
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +81,13 @@ class Replica:
         message = jina_pb2.DataRequestProto()
         message.header.request_id, message.header.exec_endpoint = request_id, path
         message.data.docs.docs.extend([] if document is None else [document])
-        return self._unary(message, timeout=timeout, metadata=(("endpoint", path),))
+        return self._unary(message, timeout=timeout, metadata=(("endpoint", path), *carried()))
 
     def stream(self, path: str, document: DocProto, request_id: str, timeout: float) -> Any:
         """The gRPC call that answers one document with SingleDocumentRequestProtos."""
         message = jina_pb2.SingleDocumentRequestProto(document=document)
         message.header.request_id, message.header.exec_endpoint = request_id, path
-        return self._stream(message, timeout=timeout, metadata=(("endpoint", path),))
+        return self._stream(message, timeout=timeout, metadata=(("endpoint", path), *carried()))
 
     @property
     def takes_requests(self) -> bool:

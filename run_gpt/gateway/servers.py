@@ -93,7 +93,9 @@ class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
     @property
     def app(self) -> Any:
         """Our FastAPI app, behind what guards it."""
-        return guarded(build_app(self.service), self.service.config, self.keys, self.service.metrics.count)
+        service = self.service
+        app = guarded(build_app(service), service.config, self.keys, service.count)
+        return app if service.tracing is None else service.tracing.http(app)
 
     async def setup_server(self) -> None:
         """Open the port; do not wait for executors."""

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from run_gpt.api.answers import Answer, Body
 from run_gpt.api.openai.base import OpenAIRequest
@@ -16,7 +16,10 @@ from run_gpt.errors import Forbidden, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
 from run_gpt.gateway.metrics import GatewayMetrics
 from run_gpt.gateway.pool import ReplicaPool
-from run_gpt.gateway.record import new_request_id, note_error, note_request, note_user
+from run_gpt.gateway.record import Record, new_request_id, note_error, note_request, note_user
+
+if TYPE_CHECKING:
+    from run_gpt.gateway.tracing import Tracing
 
 FLUSH_SECONDS = 2.0
 """Time that the doors get to write the last event of a request that the drain ended."""
@@ -27,9 +30,10 @@ SEQUENCES_AT_ONCE = 32
 class Service:
     """The requests of one gateway."""
 
-    def __init__(self, pool: ReplicaPool, config: GatewayConfig):
+    def __init__(self, pool: ReplicaPool, config: GatewayConfig, tracing: "Tracing | None" = None):
         self.pool = pool
         self.config = config
+        self.tracing = tracing
         self.in_flight = 0
         self._held = 0
         """Requests in flight, and what doors are writing of them."""
@@ -38,6 +42,12 @@ class Service:
         self._started = int(time.time())
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def count(self, record: Record, status: str) -> None:
+        """Take in a request of a door that has ended, with HTTP's number or gRPC's name."""
+        self.metrics.count(record, status)
+        if self.tracing is not None:
+            self.tracing.end(record, status)
 
     async def answer(self, request: AnyRequest, timeout: float | None = None) -> Body:
         """The whole answer, within `timeout` seconds if that is less than the server's own limit.

@@ -5,6 +5,7 @@ import math
 from run_gpt.config import EXECUTOR_PORT
 from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, Deployment
 from run_gpt.deploy.kubernetes.options import Object, Options, executors_name, gateway_name, metadata, selector
+from run_gpt.flows.traces import trace_options
 
 
 def services(deployment: Deployment, options: Options) -> list[Object]:
@@ -52,18 +53,23 @@ def ingresses(deployment: Deployment, options: Options) -> list[Object]:
 
 
 def policies(deployment: Deployment, options: Options) -> list[Object]:
-    """Executors speak with gateways only, and with whoever has the model; gateways with all who ask."""
+    """Executors speak with gateways only, and with whoever has the model; gateways with all who ask.
+
+    Both speak with the collector of traces, if there is one, wherever that is: its port is open.
+    """
     name, tcp = deployment.name, {"protocol": "TCP"}
     # What counts is the port of a name server's pod, which is 5353 on OpenShift.
     dns = {"ports": [{"protocol": kind, "port": port} for kind in ("UDP", "TCP") for port in (53, 5353)]}
+    endpoint = deployment.server.trace_endpoint
+    traces = [] if endpoint is None else [{"ports": [tcp | {"port": trace_options(endpoint)["traces_exporter_port"]}]}]
     pods = {role: [{"podSelector": {"matchLabels": selector(name, role)}}] for role in ("gateway", "executor")}
     gateway = {
         "ingress": [{"ports": [tcp | {"port": GRPC_PORT}, tcp | {"port": HTTP_PORT}]}],
-        "egress": [dns, {"to": pods["executor"], "ports": [tcp | {"port": EXECUTOR_PORT}]}],
+        "egress": [dns, {"to": pods["executor"], "ports": [tcp | {"port": EXECUTOR_PORT}]}, *traces],
     }
     executor = {
         "ingress": [{"from": pods["gateway"], "ports": [tcp | {"port": EXECUTOR_PORT}]}],
-        "egress": [dns, {"ports": [tcp | {"port": 443}]}],
+        "egress": [dns, {"ports": [tcp | {"port": 443}]}, *traces],
     }
     return [
         _object(

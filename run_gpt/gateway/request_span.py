@@ -1,0 +1,44 @@
+"""The span of the request that is under way, as those see it who work for the request: the pool and its replicas."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from run_gpt.errors import RequestError
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from run_gpt.gateway.replica import Replica
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class RequestSpan:
+    """A span, and what makes others belong to it."""
+
+    span: "Span"
+    carried: Metadata
+    """What a call of an executor carries, so that the executor's span is a part of this one."""
+
+
+current: ContextVar[RequestSpan | None] = ContextVar("request_span", default=None)
+"""Of the request that this task works for; None without tracing."""
+
+
+def carried() -> Metadata:
+    """What a call of an executor carries for the request of this task."""
+    request = current.get()
+    return () if request is None else request.carried
+
+
+def note_attempt(replica: "Replica", failure: RequestError | None) -> None:
+    """The request of this task goes to this replica; `failure`: of the one before, if there was one."""
+    if (request := current.get()) is None:
+        return
+    request.span.set_attribute("rungpt.replica", replica.address)
+    if replica.status is not None:
+        request.span.set_attribute("gen_ai.request.model", replica.status.model)
+    if failure is not None:
+        request.span.add_event("retry", {"rungpt.replica": replica.address, "error.type": failure.code})

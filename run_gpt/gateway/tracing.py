@@ -1,0 +1,95 @@
+"""Makes the span of each request of the doors. It imports OpenTelemetry: import it only where there are traces.
+
+A span begins before its request has its record, which tells at the end what became of it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from opentelemetry.context import Context
+from opentelemetry.propagate import extract, inject
+from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from run_gpt.errors import error_from_dict
+from run_gpt.gateway.metrics import CUT_OFF, OTHER, endpoint_label, error_code
+from run_gpt.gateway.record import Record
+from run_gpt.gateway.request_span import RequestSpan, current
+from run_gpt.tracing import tracer_of
+
+TRACED_METHODS = ("/jina.JinaRPC/", "/jina.JinaSingleDataRequestRPC/", "/jina.JinaSingleDocumentRequestRPC/")
+"""The gRPC services that answer requests begin so; of HTTP, what is no endpoint of both doors has no span either."""
+
+
+class Tracing:
+    """Gives each request of both doors a span, which goes on with the trace that the client's `traceparent` names."""
+
+    def __init__(self, provider: Any):
+        """`provider`: the one that Jina has made."""
+        self._tracer = tracer_of(provider)
+
+    def http(self, app: ASGIApp) -> ASGIApp:
+        """The HTTP app, in which the request's record is made, behind what begins its span."""
+
+        async def traced(scope: Scope, receive: Receive, send: Send) -> None:
+            endpoint = endpoint_label(scope["path"]) if scope["type"] == "http" else OTHER
+            if endpoint != OTHER and (method := scope["method"]) in ("GET", "POST"):
+                about = {"http.request.method": method, "http.route": endpoint}
+                self._begin(f"{method} {endpoint}", about, Headers(scope=scope))
+            await app(scope, receive, send)
+
+        return traced
+
+    def interceptor(self) -> Any:
+        """The same for the gRPC server: it stands before the interceptor that makes the record."""
+        return _Interceptor(self._begin)
+
+    def _begin(self, name: str, about: Mapping[str, str], headers: Mapping[str, str]) -> None:
+        span = self._tracer.start_span(name, extract(headers), SpanKind.SERVER, about)
+        carried: dict[str, str] = {}
+        inject(carried, set_span_in_context(span, Context()))  # not what else the client sent: baggage
+        current.set(RequestSpan(span, tuple(carried.items())))
+
+    def end(self, record: Record, status: str) -> None:
+        """The request has ended. `status`: HTTP's number, or gRPC's name."""
+        if (request := current.get()) is None:
+            return
+        span, code = request.span, error_code(record, status)
+        told = {
+            "rungpt.endpoint": endpoint_label(record.endpoint or record.route),
+            "rungpt.request_id": record.request_id,
+            "rungpt.client_request_id": record.client_id,
+            "rungpt.key": record.key,
+            "error.type": code,
+        }
+        span.set_attributes({name: value for name, value in told.items() if value is not None})
+        if record.method != "gRPC":
+            if status.isdecimal():
+                span.set_attribute("http.response.status_code", int(status))
+        else:
+            span.set_attribute("rpc.response.status_code", status)
+            if record.endpoint is not None:
+                span.update_name(f"gRPC {record.endpoint}")
+        if code is not None and is_our_fault(code):
+            span.set_status(StatusCode.ERROR, code)
+        span.end()
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    def __init__(self, begin: Any):
+        self._begin = begin
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """See grpc.aio.ServerInterceptor."""
+        if details.method.startswith(TRACED_METHODS):
+            headers = {name: value for name, value in details.invocation_metadata or () if isinstance(value, str)}
+            method = details.method.removeprefix("/")
+            self._begin(method, {"rpc.system.name": "grpc", "rpc.method": method}, headers)
+        return await continuation(details)
+
+
+def is_our_fault(code: str) -> bool:
+    """Whether an error with this code is the server's and not the client's."""
+    return code != CUT_OFF and error_from_dict({"code": code}).http_status >= 500
