@@ -17,6 +17,7 @@ from run_gpt.deploy.deployment import GATEWAY_CPUS, GATEWAY_MEMORY_GIB, GRPC_POR
 from run_gpt.deploy.target import Doors, Phase, Status, Tell, option
 from run_gpt.errors import SetupError
 from run_gpt.flows.render import EXECUTOR_NAME, changed_values
+from run_gpt.flows.traces import trace_options
 
 CAPACITIES = ("spot", "on-demand")
 INSTANCES = {
@@ -137,6 +138,7 @@ class JinaCloud:
             | ({API_KEY_VARIABLE: _KEY} if server.asks_for_key else {}),
             "port": [GRPC_PORT, HTTP_PORT],
             "protocol": ["grpc", "http"],
+            **_traces(deployment),
             "replicas": deployment.gateways,
             # Its proxy ends what is silent for longer than this; ours ends a request that takes longer.
             "jcloud": {"expose": True, "timeout": math.ceil(server.request_timeout), "resources": resources},
@@ -155,6 +157,7 @@ class JinaCloud:
             "env": _without_flow(deployment.executor_env(EXECUTOR_NAME)),
             "replicas": deployment.replicas,
             "timeout_ready": START_SECONDS * 1000,
+            **_traces(deployment),
             "jcloud": jcloud,
         }
 
@@ -180,8 +183,6 @@ def _check(deployment: Deployment) -> None:
         raise SetupError(
             f"Jina Cloud gives containers no files, so --api-key-file cannot be had: set {API_KEY_VARIABLE} to one key"
         )
-    if deployment.server.trace_endpoint is not None:
-        raise SetupError("--trace-endpoint: Jina Cloud makes the options of its containers itself: leave it out")
     scaling = deployment.autoscale
     if scaling is not None and deployment.replicas != scaling.least:
         raise SetupError(
@@ -198,6 +199,12 @@ def _image(deployment: Deployment, role: str) -> str:
         )
     name, tag = re.fullmatch(r"(.*?)(:[\w.-]+)?", deployment.image).groups()  # type: ignore[union-attr]
     return f"docker://{name}-{role}{tag or ''}"
+
+
+def _traces(deployment: Deployment) -> dict[str, Any]:
+    """Jina's options, which each pod gets of its own."""
+    endpoint = deployment.server.trace_endpoint
+    return {} if endpoint is None else trace_options(endpoint)
 
 
 def _uses_with(values: dict[str, Any]) -> dict[str, Any]:

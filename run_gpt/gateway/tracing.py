@@ -56,6 +56,7 @@ class Tracing:
         """The request has ended. `status`: HTTP's number, or gRPC's name."""
         if (request := current.get()) is None:
             return
+        current.set(None)
         span, code = request.span, error_code(record, status)
         told = {
             "rungpt.endpoint": endpoint_label(record.endpoint or record.route),

@@ -29,6 +29,9 @@ KEY = "secret-key-of-the-test"
         ({"server": ServeConfig(model_name="./mine")}, "MODEL ./mine is on this machine"),
         ({"server": ServeConfig(adapters={"law": "~/law"})}, "--adapter law ~/law is on this machine"),
         ({"server": ServeConfig(model_name="org/unheard-of")}, "give --memory, in GiB"),
+        ({"server": ServeConfig(trace_endpoint="localhost:4317")}, "in a container localhost is the container's own"),
+        ({"server": ServeConfig(trace_endpoint="https://[::1]:4317")}, "is the container's own: give another host"),
+        ({"server": ServeConfig(trace_endpoint="otel.example")}, "--trace-endpoint otel.example: write HOST:PORT"),
         (
             {"server": ServeConfig(replicas=9), "autoscale": Autoscale(least=1, most=8)},
             "--replicas 9: with --autoscale",

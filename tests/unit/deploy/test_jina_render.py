@@ -80,7 +80,9 @@ def test_jina_takes_every_field_that_is_not_of_its_cloud() -> None:
     """A name that Jina does not know would be dropped on the way to the containers, with what it says."""
     from jina.parsers import set_deployment_parser, set_gateway_parser
 
-    flow = flow_of(JinaCloud(), deployment(ServeConfig(api_key=KEY, precision="bit4")))
+    server = ServeConfig(api_key=KEY, precision="bit4", trace_endpoint="otel.example:4317")
+    flow = flow_of(JinaCloud(), deployment(server))
+    assert flow["gateway"]["traces_exporter_port"] == flow["executors"][0]["traces_exporter_port"] == 4317
     for pod, parser in ((flow["gateway"], set_gateway_parser()), (flow["executors"][0], set_deployment_parser())):
         known = {action.dest for action in parser._actions}
         assert pod.keys() - known == {"jcloud"}

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from run_gpt.config import ServeConfig
 from run_gpt.deploy import Autoscale, Deployment
 from run_gpt.deploy.kubernetes import Kubernetes
+from run_gpt.deploy.kubernetes.network import policies
 from run_gpt.errors import SetupError
 from run_gpt.flows.pod import gateway_arguments
 
@@ -359,3 +360,14 @@ def test_without_a_key_every_pod_of_the_cluster_can_use_it_and_it_says_so() -> N
     assert warning in Kubernetes().render(plain)["kubernetes.yaml"]
     for closed in (replace(plain, open=True), replace(plain, server=ServeConfig(api_key="a-key-of-a-test"))):
         assert "Warning" not in Kubernetes().render(closed)["kubernetes.yaml"]
+
+
+def test_the_policies_let_spans_out_to_the_collector() -> None:
+    """They would be dropped on the way, without a word in any log but the sender's."""
+    server = ServeConfig(trace_endpoint="otel.observability:4317")
+    deployment = Deployment(server=server, image="example/rungpt:1", memory_gib=3, open=True)
+    open_ports = [
+        [rule["ports"][0]["port"] for rule in policy["spec"]["egress"] if "to" not in rule]
+        for policy in policies(deployment, Kubernetes())
+    ]
+    assert open_ports == [[53, 4317], [53, 443, 4317]]
