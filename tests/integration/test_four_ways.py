@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -65,6 +66,21 @@ def test_streams_join_to_the_whole_answer_everywhere(local, remote, over_http):
         assert [event.prompt for event in events] == [PROMPT] + [None] * (len(events) - 1)
         assert [event.choices[0].finish_reason for event in events[:-1]] == [None] * (len(events) - 1)
         assert events[-1].choices[0].finish_reason == expected.choices[0].finish_reason
+
+
+def test_an_answer_says_where_its_time_went_when_it_is_asked(local, remote, over_http):
+    for model in (local, remote, over_http):
+        began = time.perf_counter()
+        answer = model.generate(PROMPT, timings=True, **PARAMETERS)
+        seconds, told = time.perf_counter() - began, answer.timings
+        parts = (told.queue_seconds, told.prefill_seconds, told.decode_seconds)
+        assert min(parts) > 0
+        assert sum(parts) == pytest.approx(told.total_seconds, abs=1e-6)
+        assert told.total_seconds < seconds
+        tokens = answer.usage.completion_tokens - 1
+        assert told.generation_tokens_per_second == pytest.approx(tokens / told.decode_seconds)
+        assert [event.timings is None for event in model.chat_stream(MESSAGES, timings=True, n=2)].count(False) == 1
+        assert model.generate(PROMPT, max_new_tokens=1).timings is None
 
 
 def logprobs(choice):

@@ -168,7 +168,7 @@ def test_several_prompts_are_several_spans_in_one(client: httpx.Client, collecto
 
 def call(server: Server, metadata: tuple[tuple[str, str], ...], **fields: Any) -> Any:
     """What gRPC's stream gives, all of it."""
-    from jina.proto import jina_pb2, jina_pb2_grpc
+    from jina.proto import jina_pb2
 
     from run_gpt.api import documents
     from run_gpt.api.schema import GenerateRequest
@@ -177,8 +177,12 @@ def call(server: Server, metadata: tuple[tuple[str, str], ...], **fields: Any) -
     request = jina_pb2.SingleDocumentRequestProto(document=document.to_protobuf())
     request.header.exec_endpoint = "/generate_stream"
     with grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
-        stub = jina_pb2_grpc.JinaSingleDocumentRequestRPCStub(channel)
-        return list(stub.stream_doc(request, metadata=metadata, timeout=60))
+        method = channel.unary_stream(
+            "/jina.JinaSingleDocumentRequestRPC/stream_doc",
+            request_serializer=jina_pb2.SingleDocumentRequestProto.SerializeToString,
+            response_deserializer=jina_pb2.SingleDocumentRequestProto.FromString,
+        )
+        return list(method(request, metadata=metadata, timeout=60))
 
 
 def test_grpc_goes_on_with_a_trace_as_well(server: Server, collector: Collector) -> None:

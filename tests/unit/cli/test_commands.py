@@ -13,7 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 from run_gpt import models
+from run_gpt.api.answers import Choice, Completion, Usage
 from run_gpt.api.schema import ChatRequest, GenerateRequest
+from run_gpt.api.timings import Timings
 from run_gpt.cli import ask, main, options
 from run_gpt.cli.app import app
 
@@ -156,6 +158,24 @@ def test_a_response_format_is_json_or_a_file_of_it(command, as_file, tmp_path, m
     done = run(command, "hi", "--response-format", f"@{file}" if as_file else json.dumps(form))
     assert done.exit_code == 0, done.output
     assert json.dumps(asked) == json.dumps([{"response_format": form}])
+
+
+@pytest.mark.parametrize("way", ["--stream", "--no-stream"])
+def test_timings_come_after_the_answer_and_not_on_stdout(monkeypatch, way):
+    """Who pipes the answer on would have them in it."""
+    timings = Timings(queue_seconds=0.5, prefill_seconds=0.25, decode_seconds=2, total_seconds=2.75)
+    usage = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
+    choice = Choice(index=0, text="Hello", finish_reason="stop")
+    answer = Completion(id="i", created=1, model="m", usage=usage, choices=[choice], timings=timings)
+
+    @contextmanager
+    def opened(*_):
+        yield SimpleNamespace(generate_stream=lambda *_, **asked: [answer], generate=lambda *_, **asked: answer)
+
+    monkeypatch.setattr(ask, "_open", opened)
+    done = run("generate", "hi", "--timings", way)
+    assert done.stdout == "Hello\n"
+    assert "queue_seconds 0.5, prefill_seconds 0.25, decode_seconds 2, total_seconds 2.75" in done.stderr
 
 
 def test_the_version_is_that_of_the_distribution():
