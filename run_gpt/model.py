@@ -254,7 +254,7 @@ class Model(LanguageModel):
 
         async def embed(text: engine_request.Request) -> TokenEvent:
             async with some, aclosing(cast("Any", self._engine.submit(text))) as events:
-                return [event async for event in events][-1]
+                return cast("list[TokenEvent]", [event async for event in events])[-1]
 
         embedded = await together([embed(text) for text in prepared])
         if timings := [event.timing for event in embedded if event.timing is not None]:

@@ -182,7 +182,7 @@ class UsageSum:
             if answer.timings is not None:
                 self._timings[which] = answer.timings
 
-    def timings(self) -> dict[str, Timings]:
+    def timings(self) -> dict[str, Any]:
         """The field `timings`, if they were asked for: those of the answer that took longest, for they ran together."""
         longest = max(self._timings.values(), key=lambda timings: timings.total_seconds, default=None)
         return {} if longest is None else {"timings": longest}
