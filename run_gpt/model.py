@@ -259,6 +259,7 @@ class Model(LanguageModel):
         embedded = await together([embed(text) for text in prepared])
         if timings := [event.timing for event in embedded if event.timing is not None]:
             on_timing(Timing.of_all(timings))
+        vectors = [list(event.embedding) for event in embedded]
         count = sum(len(text.prompt_ids) for text in prepared)
         return Embeddings(
             id=f"embd-{uuid.uuid4().hex}",
@@ -266,7 +267,7 @@ class Model(LanguageModel):
             model=self.name,
             data=[
                 Embedding(index=i, embedding=packed(vector) if request.encoding_format == "base64" else vector)
-                for i, vector in enumerate(list(event.embedding) for event in embedded)
+                for i, vector in enumerate(vectors)
             ],
             usage=EmbeddingUsage(prompt_tokens=count, total_tokens=count),
         )

@@ -46,13 +46,21 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def server(model: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def said() -> list[Event]:
+    """What the server says."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def server(
+    model: Path, collector: Collector, said: list[Event], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """It sends its spans ten times a second, and asks for a key."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("".join(f"{name}: {key}\n" for name, key in KEYS.items()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-        with serving(model, collector.endpoint, [], api_key_file=keys, host="127.0.0.1") as running:
+        with serving(model, collector.endpoint, said, api_key_file=keys, host="127.0.0.1") as running:
             yield running
 
 
@@ -209,6 +217,22 @@ def test_what_a_client_did_wrong_is_told_and_is_no_error_of_the_server(
     assert gateway.attributes["http.response.status_code"] == 400
     assert (gateway.failed, executor.failed) == (False, True)
     assert executor.message == "context_length_exceeded", "the error's own message may quote the request"
+
+
+def test_a_stream_whose_client_left_ends_its_spans_and_says_nothing(
+    client: httpx.Client, collector: Collector, said: list[Event]
+) -> None:
+    """OpenTelemetry would write a traceback for each into the log."""
+    caller, before = Caller(), len(said)
+    body = {"prompt": "In a village", "max_new_tokens": 200, "min_new_tokens": 200, "n": 64}
+    with client.stream("POST", "/generate_stream", json=body, headers=caller.headers) as answer:
+        next(answer.iter_lines())
+    gateway, [executor], inner = tree(collector, caller, 2)
+    assert not inner[executor.span_id]
+    assert (gateway.attributes["error.type"], executor.attributes["error.type"]) == ("cut_off", "cancelled")
+    assert not gateway.failed
+    assert not executor.failed
+    assert [event.message for event in said[before:]] == []
 
 
 def test_who_has_no_key_has_a_span_and_no_key_is_in_any(server: Server, collector: Collector) -> None:
