@@ -38,8 +38,8 @@ _ASKED = {
 """Fields of a request, and what they are called as attributes, if they are set."""
 
 
-class Untold:
-    """Hears of an answer, where there are no traces."""
+class NoSpan:
+    """What is told of an answer where there are no traces, and makes nothing of it."""
 
     def took(self, timing: Timing) -> None:
         """The engine did its part."""
@@ -55,13 +55,13 @@ class Spans:
         self._tracer = None if provider is None else tracer_of(provider)
 
     @contextmanager
-    def of(self, request: AnyRequest, model: str) -> Iterator[Untold]:
+    def of(self, request: AnyRequest, model: str) -> Iterator[NoSpan]:
         """What to tell of the answer to a request to this model, which the block makes; its span ends with the block.
 
         It is a part of the gateway's span: Jina makes the context of a call the current one.
         """
         if self._tracer is None or type(request) not in OPERATIONS:
-            yield Untold()
+            yield NoSpan()
             return
         span = AnswerSpan(self._tracer, request, model)
         try:
@@ -78,8 +78,8 @@ class Spans:
             span.end()
 
 
-class AnswerSpan(Untold):
-    """The span of one request."""
+class AnswerSpan(NoSpan):
+    """The span of one request, which is told of its answer."""
 
     def __init__(self, tracer: "Tracer", request: AnyRequest, model: str):
         from opentelemetry.trace import SpanKind
@@ -111,7 +111,7 @@ class AnswerSpan(Untold):
                 self._tracer.start_span(name, inside, attributes=about, start_time=start).end(end)
 
     def answered(self, answer: Answer) -> None:
-        """See Untold."""
+        """See NoSpan."""
         self._last = answer
         for choice in getattr(answer, "choices", ()):
             if choice.finish_reason is not None:

@@ -1,22 +1,29 @@
 """Traces of a real server as a collector gets them: requests would be lost in them, or by them, if these failed."""
 
 import json
+import os
 import secrets
+import signal
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import httpx
+import psutil
 import pytest
 from collector import Collector, Span, collecting
 from families import CONTEXT, write_checkpoint
 
 from run_gpt.config import ServeConfig
 from run_gpt.flows import Event, Server
+from run_gpt.flows.ports import answers_ok
+from run_gpt.flows.render import render_flow
 
 KEYS = {"alice": "alice-key-1"}
 FIELDS = {"max_new_tokens": 12, "min_new_tokens": 12}
@@ -31,11 +38,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint("llama", tmp_path_factory.mktemp("model") / "tiny")
 
 
+def a_config(model: Path, endpoint: str, **settings: Any) -> ServeConfig:
+    return ServeConfig(model_name=str(model), precision="fp32", device="cpu", trace_endpoint=endpoint, **settings)
+
+
 @contextmanager
 def serving(model: Path, endpoint: str, said: list[Event], **settings: Any) -> Iterator[Server]:
-    model_config = {"model_name": str(model), "precision": "fp32", "device": "cpu"}
-    config = ServeConfig(**model_config, grpc_port=0, http_port=0, trace_endpoint=endpoint, **settings)
-    with Server(config, said.append) as server:
+    with Server(a_config(model, endpoint, grpc_port=0, http_port=0, **settings), said.append) as server:
         yield server
 
 
@@ -286,6 +295,50 @@ def test_the_last_spans_arrive_when_the_server_ends(model: Path, monkeypatch: py
             ask(server)
             assert not collector.spans
         assert len(collector.wait_for(lambda spans: len(spans) >= 5)) == 5
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true in time"
+        time.sleep(0.05)  # between two looks at the condition
+
+
+def test_jinas_own_pods_send_the_same_spans(model: Path, tmp_path: Path, free_ports: Any) -> None:
+    """`jina flow` knows the options by the same names, but neither our pods nor what they do."""
+    grpc_port, http_port = free_ports(2)
+    caller, said = Caller(), tmp_path / "log"
+    with collecting() as collector:
+        config = a_config(model, collector.endpoint, grpc_port=grpc_port, http_port=http_port)
+        (tmp_path / "flow.yml").write_text(render_flow(config))
+        with said.open("wb") as log, jina_flow(tmp_path / "flow.yml", log) as process:
+            wait_until(lambda: process.poll() is not None or answers_ok("127.0.0.1", http_port, "/ready"))
+            body = {"prompt": "In a village", **FIELDS}
+            url = f"http://127.0.0.1:{http_port}/generate_stream"
+            assert httpx.post(url, json=body, headers=caller.headers).status_code == 200, said.read_text()
+            gateway, [executor], inner = tree(collector, caller, 5)
+            check_phases(gateway, executor, inner[executor.span_id])
+            assert len(collector.spans) == 5
+            wait_until(lambda: "ready to serve" in said.read_text())  # Jina may hang if it is ended before
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+
+
+@contextmanager
+def jina_flow(file: Path, log: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """`jina flow --uses FILE`, of which nothing is left after the block."""
+    code = "import sys, run_gpt._jina; from jina_cli import main; sys.argv[:1] = ['jina', 'flow', '--uses']; main()"
+    env = {**os.environ, "JINA_LOG_LEVEL": "WARNING", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    process = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=log, stderr=log, env=env)
+    family: list[psutil.Process] = []
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            family = [process, *psutil.Process(process.pid).children(recursive=True)]
+        for left in family:
+            left.kill()
+        process.wait()
 
 
 @contextmanager

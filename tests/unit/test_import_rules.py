@@ -52,9 +52,21 @@ LIGHT_MODULES = (
     "run_gpt.bench.online",
     "run_gpt.top.watch",
     "run_gpt.top.screen",
+    "run_gpt.tracing",
     *(
         f"run_gpt.engine.{name}"
-        for name in ("scheduler", "slots", "draft", "text", "request", "mailbox", "interface", "errands", "metrics")
+        for name in (
+            "scheduler",
+            "slots",
+            "draft",
+            "text",
+            "request",
+            "mailbox",
+            "interface",
+            "errands",
+            "metrics",
+            "timing",
+        )
     ),
 )
 
