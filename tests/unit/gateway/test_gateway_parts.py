@@ -42,17 +42,18 @@ class FakePool:
 
 def service(**config: float) -> tuple[Service, FakePool]:
     pool = FakePool()
-    return Service(pool, GatewayConfig(**config)), pool  # type: ignore[arg-type]
+    return Service([pool], GatewayConfig(**config)), pool  # type: ignore[arg-type]
 
 
 def test_addresses_in_each_form_that_jina_gives() -> None:
-    assert executor_addresses('{"e": ["grpc://127.0.0.1:1", "h:2"]}') == ["127.0.0.1:1", "h:2"]
-    assert executor_addresses('{"e": {"GRPC": ["h:1"]}}') == ["h:1"]
-    with pytest.raises(SetupError, match="one executor"):
-        executor_addresses('{"a": [], "b": []}')
+    assert executor_addresses('{"e": ["grpc://127.0.0.1:1", "h:2"]}') == {"e": ["127.0.0.1:1", "h:2"]}
+    assert executor_addresses('{"e": {"GRPC": ["h:1"]}}') == {"e": ["h:1"]}
+    assert executor_addresses('{"b": ["h:1"], "a": ["h:2"]}') == {"b": ["h:1"], "a": ["h:2"]}
+    with pytest.raises(SetupError, match="an executor"):
+        executor_addresses("{}")
     with pytest.raises(SetupError, match="only grpc"):
         executor_addresses('{"a": ["grpcs://h:1"]}')
-    assert executor_addresses('{"e": ["grpc://engines.ns.svc:1", "[::1]:2"]}') == ["engines.ns.svc:1", "[::1]:2"]
+    assert executor_addresses('{"e": ["grpc://engines.ns.svc:1", "[::1]:2"]}') == {"e": ["engines.ns.svc:1", "[::1]:2"]}
     for bad in ("grpc://h", "grpc://h:x", "a..b:1"):
         with pytest.raises(SetupError, match=f"executor address {bad}: "):
             executor_addresses(json.dumps({"a": [bad]}))
