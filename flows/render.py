@@ -84,7 +84,7 @@ def render_flow(
 
 
 def check_models(config: ServeConfig) -> None:
-    """Raises SetupError for models that no server can have: named twice over, or with numbers that cannot be."""
+    """Raises SetupError for models that no server can have: said in two places, or with numbers that cannot be."""
     if config.models and (own := changed_values(ServedModel.of(config))):
         raise SetupError(
             f"a server with `models` has no model beside them: leave out {', '.join(own)}, or say it of each of them"

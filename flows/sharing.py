@@ -120,7 +120,7 @@ def _share_gpus(workers: list[ServedModel], gpus: list[str]) -> list[dict[str, s
 def _gpus_for(model: ServedModel, gpus: list[str], taken: Counter[str]) -> list[str]:
     if model.device is not None and model.device.partition(":")[0] == "cpu":
         return []
-    size = model.tensor_parallel
+    size = max(1, model.tensor_parallel)  # what is less is refused when it loads
     groups = [gpus[start : start + size] for start in range(0, len(gpus) - size + 1, size)]
     if model.device is not None or model.device_map is not None or len(groups) < 2:
         return gpus

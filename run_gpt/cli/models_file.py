@@ -132,7 +132,11 @@ def _unknown(key: Any, types: Types) -> str:
 def _value(value: Any, where: str, kind: Any) -> Any:
     """The value as JSON's strict rules have it: a text is no number, a list may be a tuple, a text a path."""
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(value, default=str), strict=True)
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError) as error:
+        raise SetupError(f"{where}: this is no plain value: {error}") from None
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         said = " or ".join(dict.fromkeys(one["msg"].removeprefix("Value error, ") for one in error.errors()))
         raise SetupError(f"{where}: {said[:1].lower()}{said[1:]}, not {value!r}") from None
@@ -178,10 +182,12 @@ def _load(file: Path) -> Any:
 class _Loader(yaml.SafeLoader):
     """Takes no key twice, of which YAML's own would keep the last in silence."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and key.value != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
+        return node

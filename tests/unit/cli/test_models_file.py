@@ -1,5 +1,6 @@
 """The file of `rungpt serve --config`: a mistake in it that nobody names is a model served otherwise than was meant."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from run_gpt.cli import models_file
 from run_gpt.cli.models_file import read_models_file
 from run_gpt.config import ServeConfig, ServedModel
 from run_gpt.errors import SetupError
+
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "many-models.md"
 
 
 @pytest.fixture
@@ -143,6 +146,8 @@ models:
         ("models: [{name: a, memory: big}]", "memory: 'big' is no size: write 8GB, 7.5GiB or a number of bytes"),
         ("models: [{name: a, unload_after: -1}]", "unload_after: input should be greater than or equal to 0"),
         ("models: [{name: a, max_running: 1, max_running: 2}]", "'max_running' is there twice in "),
+        ("models: [{name: a, adapters: {2024-01-01: b}}]", "adapters: this is no plain value"),
+        ("models: [{? [b] : c}]", "models.yml is no YAML: while constructing a mapping"),
         ("http_port: 0\nmodels: [a]", "models.yml: http_port: input should be greater than or equal to 1, not 0"),
         ("grpc_port: 70000\nmodels: [a]", "grpc_port: input should be less than or equal to 65535"),
     ],
@@ -154,6 +159,16 @@ def test_each_mistake_is_one_line_with_its_place(read: Any, text: str, words: st
     assert "\n" not in raised.value.message
     assert "models.yml" in raised.value.message
     assert "sesame" not in raised.value.message
+
+
+def test_the_documentation_has_every_setting_and_its_file_is_read(read: Any, tmp_path: Path) -> None:
+    text = DOCUMENTATION.read_text()
+    named = set(re.findall(r"`(\w+)`", text))
+    assert models_file.MODEL.keys() | models_file.SERVER.keys() <= named
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    config = read(shown)
+    assert [model.model_name for model in config.models] == ["smollm2", "qwen2.5-0.5b", "law"]
+    assert config.models[2].model_path == str(tmp_path / "checkpoints/law-7b")
 
 
 def test_every_setting_of_the_command_line_may_stand_in_the_file() -> None:
