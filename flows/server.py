@@ -16,7 +16,7 @@ from run_gpt.errors import SetupError
 from run_gpt.flows.ports import answers_ok, check_port, free_ports, is_listening, local_host
 from run_gpt.flows.process import PodSpec
 from run_gpt.flows.render import check_models, render_flow
-from run_gpt.flows.sharing import crowding, replica_environments
+from run_gpt.flows.sharing import crowding, replica_environments, with_memory
 from run_gpt.flows.supervisor import Event, OnEvent, Supervisor, print_event
 
 _STOP_MARGIN = 12.0
@@ -135,6 +135,7 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
     """
     for line in crowding(config):
         on_event(Event("warning", line))
+    config = with_memory(config)
     names = worker_names(config)
     ports = free_ports(len(names))
     flow = json.dumps(render_flow(config, worker_ports=ports))

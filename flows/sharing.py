@@ -6,6 +6,7 @@ What each may have reaches it through its environment, before it starts; what th
 import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def replica_environments(config: ServeConfig) -> list[dict[str, str]]:
     gpus = _share_gpus(workers, gpus_here()) if len(workers) > 1 else [{}]
     own = [more | memory | gpu for more, memory, gpu in zip(cores, _memory_shares(config, workers), gpus, strict=True)]
     return [_without_the_users(env, model) for env, model in zip(own, workers, strict=True)]
+
+
+def with_memory(config: ServeConfig) -> ServeConfig:
+    """The same, where there are several models with what each may take on the CPU, and with their budget."""
+    if not config.models:
+        return config
+    budget = free_bytes("cpu") if config.memory_budget is None else config.memory_budget
+    share = budget // sum(model.replicas for model in config.models)
+    models = [
+        model if model.memory is not None or _is_on_gpu(model) else replace(model, memory=share)
+        for model in config.models
+    ]
+    return replace(config, models=tuple(models), memory_budget=None if any(map(_is_on_gpu, models)) else budget)
 
 
 def share_cores(cores: int, replicas: int) -> list[int]:
