@@ -38,7 +38,7 @@ def note_attempt(replica: "Replica", failure: RequestError | None) -> None:
     if (request := current.get()) is None:
         return
     request.span.set_attribute("rungpt.replica", replica.address)
-    if replica.status is not None:
-        request.span.set_attribute("gen_ai.request.model", replica.status.model)
+    if replica.model is not None:
+        request.span.set_attribute("gen_ai.request.model", replica.model)
     if failure is not None:
         request.span.add_event("retry", {"rungpt.replica": replica.address, "error.type": failure.code})

@@ -48,7 +48,7 @@ def sent() -> Sent:
 
 def a_replica(address: str, *scripts: Any, **options: Any) -> Any:
     replica = cast("Any", ScriptedReplica(*scripts, **options))
-    replica.address = address
+    replica.address, replica.model = address, "m"
     return replica
 
 
@@ -63,7 +63,7 @@ async def test_a_request_that_went_to_another_replica_says_so_and_why(sent: Sent
     gone, refusing = a_replica("gone:1", [GONE]), a_replica("refusing:1", [draining], says="draining")
     pool = pool_of(gone, refusing, good := a_replica("good:1", [unary("hello")]))
     refusing.in_flight, good.in_flight = 1, 2  # in this order, then
-    client = client_of(Service(pool, GatewayConfig(), Tracing(sent.provider)))
+    client = client_of(Service([pool], GatewayConfig(), Tracing(sent.provider)))
     answer = await client.post("/generate", json={"prompt": REQUEST.prompt}, headers={"traceparent": TRACEPARENT})
     assert answer.status_code == 200
     [span] = sent.spans
@@ -78,7 +78,7 @@ async def test_a_request_that_went_to_another_replica_says_so_and_why(sent: Sent
 
 async def test_a_fault_of_the_server_is_an_error_and_one_of_the_client_is_not(sent: Sent) -> None:
     pool = pool_of(a_replica("a:1", [failed(InternalError("so it is"))]))
-    client = client_of(Service(pool, GatewayConfig(), Tracing(sent.provider)))
+    client = client_of(Service([pool], GatewayConfig(), Tracing(sent.provider)))
     for body in ({"prompt": "x"}, {"prompt": ""}):
         await client.post("/generate", json=body)
     await client.get("/generate")
@@ -95,7 +95,7 @@ def test_an_error_in_the_middle_of_a_stream_is_one_though_its_status_is_200(sent
 
 
 async def test_pages_and_routes_that_are_not_there_have_no_span(sent: Sent) -> None:
-    client = client_of(Service(pool_of(a_replica("a:1")), GatewayConfig(), Tracing(sent.provider)))
+    client = client_of(Service([pool_of(a_replica("a:1"))], GatewayConfig(), Tracing(sent.provider)))
     for path in ("/", "/health", "/docs", "/nowhere", "/v1"):
         await client.get(path)
     await client.options("/generate")
