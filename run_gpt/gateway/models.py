@@ -131,10 +131,10 @@ class Models:
         """Unload a model that nobody uses. Raises Unavailable, DeadlineExceeded."""
         try:
             async with asyncio.timeout(seconds), self._one_at_a_time:
-                if hosted.loading is not None or hosted.state == "loading":
-                    raise Unavailable(f"the model {hosted.name} is being loaded: try again when it is")
                 if busy := hosted.in_use + hosted.waiting:
                     raise Unavailable(f"the model {hosted.name} is in use, by {busy} requests: try again when they end")
+                if hosted.loading is not None or hosted.state == "loading":
+                    raise Unavailable(f"the model {hosted.name} is being loaded: try again when it is")
                 await self._unload(hosted)
         except TimeoutError:
             raise DeadlineExceeded(f"the model {hosted.name} was not unloaded after {seconds:g} s") from None

@@ -1,6 +1,6 @@
 // The conversation: its exchanges, what of them the model sees, and how an answer comes and ends.
 
-import { ApiError, streamChat } from "./api.js";
+import { ApiError, loadModel, streamChat } from "./api.js";
 import { keep, kept } from "./storage.js";
 
 const KEY = "rungpt-conversation";
@@ -70,15 +70,20 @@ export class Conversation {
     return messages;
   }
 
-  /** Asks for the answer to the last question; `onText()` is called whenever more of it is there. Never throws. */
-  async run({ model, system, parameters, onText }) {
+  /**
+   * Asks for the answer to the last question; `onText()` is called whenever more of it is there, and `onLoad(state)`,
+   * if it is given, while the model has to be loaded first. Never throws.
+   */
+  async run({ model, system, parameters, onText, onLoad = null }) {
     const exchange = this.last;
     const fresh = { answer: "", state: "running", finish: null, error: null, param: null, ttft: null, tokens: null, rate: null };
     Object.assign(exchange, fresh);
     const aborter = new AbortController();
     this.aborter = aborter;
     const clock = new Clock();
+    const wait = onLoad && new Wait(model, aborter.signal, clock, onLoad);
     const take = (text) => {
+      wait?.end({ answered: true });
       clock.tick();
       exchange.answer += text;
       onText();
@@ -92,6 +97,7 @@ export class Conversation {
       else Object.assign(exchange, { state: "failed", error: error.message, param: error.param ?? null });
       if (!aborter.signal.aborted && !(error instanceof ApiError)) console.error(error);
     }
+    wait?.end({ answered: false });
     Object.assign(exchange, { ttft: clock.ttft, rate: clock.rate(exchange.tokens) });
     if (this.aborter !== aborter) return; // forgotten meanwhile
     this.aborter = null;
@@ -99,12 +105,45 @@ export class Conversation {
   }
 }
 
+/** Hears how far the load of a model is, for as long as nothing of its answer is there. */
+class Wait {
+  constructor(model, stopped, clock, onLoad) {
+    this.over = new AbortController();
+    this.loading = false;
+    this.clock = clock;
+    this.onLoad = onLoad;
+    const signal = AbortSignal.any([stopped, this.over.signal]);
+    const take = (state) => !signal.aborted && this.take(state);
+    loadModel(model, { signal, onState: take }).catch((error) => {
+      // The answer waits for the same load, and tells what is wrong with it.
+      if (!signal.aborted && !(error instanceof ApiError)) console.error(error);
+    });
+  }
+
+  take(state) {
+    if (state.state !== "loading" && !this.loading) return; // it was loaded before
+    this.loading = state.state === "loading";
+    this.clock.restart(); // to load is no part of the time to the first token
+    this.onLoad(state);
+  }
+
+  end({ answered }) {
+    this.over.abort();
+    if (answered && this.loading) this.onLoad({ state: "loaded" });
+    this.loading = false;
+  }
+}
+
 /** When the pieces of an answer came. */
 class Clock {
   constructor() {
-    this.begin = performance.now();
+    this.restart();
     this.first = null;
     this.latest = null;
+  }
+
+  restart() {
+    this.begin = performance.now();
   }
 
   tick() {
