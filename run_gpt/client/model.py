@@ -82,7 +82,7 @@ class Model(LanguageModel):
 
     async def _served(self, timeout: float | None) -> list[ModelCard]:
         """Every model of the server, for `Client`."""
-        return cast("ModelList", await self._transport.answer(ListModelsRequest(), timeout)).data
+        return cast("ModelList", await self._transport.answer(ListModelsRequest.parse({}), timeout)).data
 
     def _known_name(self) -> str:
         if not self.name:

@@ -116,7 +116,7 @@ class Models:
         loading = asyncio.ensure_future(self._held_for_a_moment(hosted, seconds))
         told: object = None
         try:
-            await asyncio.sleep(0)  # it begins
+            await asyncio.wait((loading,), timeout=PROGRESS_SECONDS / 10)  # it begins, or is over at once
             while not loading.done():
                 state = hosted.describe()
                 if (news := (state.step, state.done, state.total)) != told and state.state == "loading":

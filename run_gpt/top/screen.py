@@ -22,7 +22,7 @@ def render(seen: Seen, shown: str, width: int) -> RenderableType:
         return Group(Text(f"rungpt top  {shown}  waits for a second reading"), *notes)
     view = seen.view
     # Replicas stand last: what a low terminal cuts off is the rows of those that are well.
-    models = [_table(_MODEL_COLUMNS, view.models, width), Text("")] if view.models else []
+    models: list[RenderableType] = [_table(_MODEL_COLUMNS, view.models, width), Text("")] if view.models else []
     columns = _COLUMNS if view.models else [column for column in _COLUMNS if column[0] != "MODEL"]
     return Group(_header(view, shown), *notes, _totals(view), Text(""), *models, _table(columns, view.replicas, width))
 

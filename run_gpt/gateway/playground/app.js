@@ -59,7 +59,7 @@ async function ask() {
   const model = models.chosen;
   const onLoad = (state) => loading(view, model, state);
   const request = { model, system: settings.system, parameters: settings.parameters };
-  const running = conversation.run({ ...request, onText: () => view.update(), onLoad: models.differ ? onLoad : null });
+  const running = conversation.run({ ...request, onText: () => view.update(), onLoad });
   view.begin();
   busy(true);
   toEnd();

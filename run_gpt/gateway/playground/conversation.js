@@ -4,6 +4,7 @@ import { ApiError, loadModel, streamChat } from "./api.js";
 import { keep, kept } from "./storage.js";
 
 const KEY = "rungpt-conversation";
+const SOON = 300; // milliseconds: what begins before them waits for nothing that should be told
 
 /**
  * One exchange: {question, answer, state, finish, error, param, ttft, tokens, rate}.
@@ -71,19 +72,19 @@ export class Conversation {
   }
 
   /**
-   * Asks for the answer to the last question; `onText()` is called whenever more of it is there, and `onLoad(state)`,
-   * if it is given, while the model has to be loaded first. Never throws.
+   * Asks for the answer to the last question; `onText()` is called whenever more of it is there, and `onLoad(state)`
+   * while the model has to be loaded first. Never throws.
    */
-  async run({ model, system, parameters, onText, onLoad = null }) {
+  async run({ model, system, parameters, onText, onLoad }) {
     const exchange = this.last;
     const fresh = { answer: "", state: "running", finish: null, error: null, param: null, ttft: null, tokens: null, rate: null };
     Object.assign(exchange, fresh);
     const aborter = new AbortController();
     this.aborter = aborter;
     const clock = new Clock();
-    const wait = onLoad && new Wait(model, aborter.signal, clock, onLoad);
+    const wait = new Wait(model, aborter.signal, clock, onLoad);
     const take = (text) => {
-      wait?.end({ answered: true });
+      wait.end({ answered: true });
       clock.tick();
       exchange.answer += text;
       onText();
@@ -97,7 +98,7 @@ export class Conversation {
       else Object.assign(exchange, { state: "failed", error: error.message, param: error.param ?? null });
       if (!aborter.signal.aborted && !(error instanceof ApiError)) console.error(error);
     }
-    wait?.end({ answered: false });
+    wait.end({ answered: false });
     Object.assign(exchange, { ttft: clock.ttft, rate: clock.rate(exchange.tokens) });
     if (this.aborter !== aborter) return; // forgotten meanwhile
     this.aborter = null;
@@ -105,19 +106,25 @@ export class Conversation {
   }
 }
 
-/** Hears how far the load of a model is, for as long as nothing of its answer is there. */
+/** Where an answer does not begin soon, hears how far the load of its model is, until it does. */
 class Wait {
   constructor(model, stopped, clock, onLoad) {
     this.over = new AbortController();
+    this.signal = AbortSignal.any([stopped, this.over.signal]);
     this.loading = false;
     this.clock = clock;
     this.onLoad = onLoad;
-    const signal = AbortSignal.any([stopped, this.over.signal]);
-    const take = (state) => !signal.aborted && this.take(state);
-    loadModel(model, { signal, onState: take }).catch((error) => {
+    this.timer = setTimeout(() => this.hear(model), SOON);
+  }
+
+  async hear(model) {
+    const onState = (state) => !this.signal.aborted && this.take(state);
+    try {
+      await loadModel(model, { signal: this.signal, onState });
+    } catch (error) {
       // The answer waits for the same load, and tells what is wrong with it.
-      if (!signal.aborted && !(error instanceof ApiError)) console.error(error);
-    });
+      if (!this.signal.aborted && !(error instanceof ApiError)) console.error(error);
+    }
   }
 
   take(state) {
@@ -128,6 +135,7 @@ class Wait {
   }
 
   end({ answered }) {
+    clearTimeout(this.timer);
     this.over.abort();
     if (answered && this.loading) this.onLoad({ state: "loaded" });
     this.loading = false;

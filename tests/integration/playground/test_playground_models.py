@@ -36,6 +36,8 @@ def after_the_load(door: Any) -> Any:
 
     async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
         await door.wait()
+        while door.running > 1:  # the load tells its end first
+            await asyncio.sleep(0.01)
         door.states = {}
         yield piece("Hello")
         yield piece(finish="stop")
@@ -69,11 +71,22 @@ def test_each_model_says_whether_it_is_in_memory(two: Any, visit: Any) -> None:
     v.check_quiet()
 
 
-def test_one_model_in_memory_is_a_name_and_no_load_is_asked_for(door: Any, visit: Any) -> None:
+def test_one_model_in_memory_is_nothing_but_a_name(door: Any, visit: Any) -> None:
     v = visit(door.url)
     assert v.ask("Hello?") == "Hello there"
     assert options(v) == ["scripted"]
-    assert door.loads == []
+
+
+def test_one_model_that_is_not_in_memory_any_more_is_waited_for(door: Any, visit: Any) -> None:
+    door.script, door.load = after_the_load(door), being_loaded(door)
+    v = visit(door.url)
+    v.send("Hello?")
+    expect(v.page.locator(".reply .loading")).to_have_text("Loading tiny 43 %")
+    expect(v.page.locator("#model option")).to_have_text("scripted (loading 43 %)")
+    door.go_on.set()
+    expect(v.answer).to_have_text("Hello")
+    expect(v.page.locator("#model option")).to_have_text("scripted")
+    v.check_quiet()
 
 
 def test_an_answer_that_waits_for_its_model_shows_how_far_that_is(two: Any, visit: Any) -> None:
@@ -100,10 +113,19 @@ def test_an_answer_that_waits_for_its_model_shows_how_far_that_is(two: Any, visi
 
 
 def test_an_answer_from_a_model_in_memory_shows_no_load(two: Any, visit: Any) -> None:
+    async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
+        await two.wait()
+        yield piece("Hello")
+        yield piece(finish="stop")
+        yield DONE
+
+    two.script = script
     v = visit(two.url)
-    assert v.ask("Hello?") == "Hello there"
-    assert two.loads == ["smollm2"]
+    v.send("Hello?")
+    wait_until(lambda: two.loads == ["smollm2"] and two.running == 1)  # a slow answer, but not for its model's sake
     expect(v.page.locator(".reply .loading")).to_have_count(0)
+    two.go_on.set()
+    v.wait_idle()
 
 
 def test_text_that_comes_first_ends_what_is_shown_of_the_load(two: Any, visit: Any) -> None:
