@@ -8,7 +8,7 @@ from rich.table import Table
 
 from run_gpt.cli import options
 from run_gpt.cli.adapters import ENDPOINT, Endpoint
-from run_gpt.models.cache import size_text
+from run_gpt.models.sizes import size_text
 
 Name = Annotated[str, typer.Argument(help="What the server calls it: see `rungpt models served`.")]
 

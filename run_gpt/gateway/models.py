@@ -71,8 +71,9 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether a request for at least one of them would be taken now."""
-        return any(hosted.pool.ready or hosted.can_load for hosted in self.all)
+        """Whether each of them has been there, and a request for at least one of them would be taken now."""
+        known = all(hosted.name for hosted in self.all)
+        return known and any(hosted.pool.ready or hosted.can_load for hosted in self.all)
 
     def named(self, name: str | None) -> Hosted:
         """The model of this name, the default one for None. Raises ModelNotFound, Unavailable."""

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from run_gpt import Client
 
 LONG = {"prompt": "Once upon a time", "min_new_tokens": 200, "max_new_tokens": 200, "temperature": 0}
-TINY_LONG = {"prompt": "w5 w6", "min_new_tokens": 1500, "max_new_tokens": 1500, "temperature": 0, "model": "tiny"}
+TINY_LONG = {"prompt": "w5 w6", "min_new_tokens": 8000, "max_new_tokens": 8000, "temperature": 0, "model": "tiny"}
 SHORT = {"prompt": "w5 w6", "max_new_tokens": 4, "min_new_tokens": 4, "temperature": 0}
 
 
@@ -31,7 +31,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=2048,
+        max_position_embeddings=8192,
         bos_token_id=1,
         eos_token_id=2,
     )
@@ -94,15 +94,15 @@ async def test_two_models_stream_at_once_and_killing_one_leaves_the_others_strea
         assert states(server.http_url) == {"smollm2": "loaded", "tiny": "unloaded"}
         async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
             alone, _, _ = await read(client, LONG)
+            assert (await client.post("/generate", json={**SHORT, "model": "tiny"})).status_code == 200
+            assert states(server.http_url) == {"smollm2": "loaded", "tiny": "loaded"}
+            victim = worker(server, "tiny")
             began = [asyncio.Event() for _ in range(4)]
             bodies = [LONG, {**LONG, "model": "smollm2"}, TINY_LONG, TINY_LONG]
             streams = [asyncio.create_task(read(client, *each)) for each in zip(bodies, began, strict=True)]
-            for event in began:
-                await event.wait()
-            assert states(server.http_url) == {"smollm2": "loaded", "tiny": "loaded"}
-            assert not any(stream.done() for stream in streams)
-            victim = worker(server, "tiny")
+            await asyncio.gather(*(event.wait() for event in began))
             victim.send_signal(signal.SIGKILL)
+            assert not any(stream.done() for stream in streams)
             ends = await asyncio.gather(*streams)
             assert [(text, finished, error) for text, finished, error in ends[:2]] == [(alone, True, None)] * 2
             assert [(finished, error["code"]) for _, finished, error in ends[2:]] == [(False, "unavailable")] * 2
