@@ -17,6 +17,7 @@ WIDTH = 24
 
 OF_REPLICAS = 'job=~"$job",model=~"$model",replica=~"$replica"'
 OF_GATEWAYS = 'job=~"$job"'
+OF_MODELS = 'job=~"$job",model=~"$model"'
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -77,6 +78,11 @@ def doors(name: str, *by: str, where: str = "", window: str = "rate") -> str:
 def seen(name: str, by: str, where: str = "") -> str:
     """What every gateway sees alike."""
     return f"sum by ({by}) (max by (job, {by}) ({name}{{{OF_GATEWAYS}{where}}}))"
+
+
+def changes(name: str) -> str:
+    """How often something was done with a model, by whichever gateway: each counts what it asked for."""
+    return f"sum by (model) (increase({name}{{{OF_MODELS}}}[$__range]))"
 
 
 READY = 'sum (max by (job) (rungpt_replicas{job=~"$job",state="ready"}))'
@@ -216,6 +222,24 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel("Gateways", {"{{version}}": 'count by (version) (rungpt_build_info{job=~"$job"})'}),
     ],
+    "Models": [
+        Panel(
+            "Models in memory",
+            {"{{model}}": f"sum by (model) (max by (job, model) (rungpt_model_loaded{{{OF_MODELS}}}))"},
+            about="1: it is in memory; 0: it is loaded by the next request for it.",
+            columns=12,
+        ),
+        Panel(
+            "Loads and unloads",
+            {
+                "{{model}}: loads": changes("rungpt_model_loads_total"),
+                "{{model}}: failed loads": changes("rungpt_model_load_failures_total"),
+                "{{model}}: unloads": changes("rungpt_model_unloads_total"),
+            },
+            about="In the time shown; those at the start of the server are not counted.",
+            columns=12,
+        ),
+    ],
     "Keys": [
         Panel(
             "Requests by key",
@@ -259,7 +283,7 @@ def variables() -> Iterator[dict[str, Any]]:
     yield {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "refresh": 1}
     for name, query in (
         ("job", "label_values(rungpt_build_info, job)"),
-        ("model", 'label_values(rungpt_num_slots{job=~"$job"}, model)'),
+        ("model", 'label_values(rungpt_model_loaded{job=~"$job"}, model)'),
         ("replica", 'label_values(rungpt_num_slots{job=~"$job",model=~"$model"}, replica)'),
     ):
         yield {

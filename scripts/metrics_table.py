@@ -14,6 +14,7 @@ from prometheus_client.core import Metric
 from run_gpt.engine.metrics import EngineMetrics
 from run_gpt.engine.scheduler import Scheduler
 from run_gpt.gateway.metrics import GatewayMetrics
+from run_gpt.gateway.models import Models
 from run_gpt.gateway.pool import ReplicaPool
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "monitoring.md"
@@ -53,7 +54,7 @@ def engine_families() -> list[Metric]:
 
 def gateway_families() -> list[Metric]:
     """All metrics of a gateway that has done nothing."""
-    return GatewayMetrics(ReplicaPool([]), lambda: 0).families()
+    return GatewayMetrics(Models([ReplicaPool([])]), lambda: 0).families()
 
 
 # Of families whose samples appear with the first request, and of what the gateway adds.
@@ -64,6 +65,10 @@ _LABELS = {
     "rungpt_gateway_errors_total": "`code`",
     "rungpt_replicas": "`state`",
     "rungpt_replica_restarts_total": "`replica`",
+    "rungpt_model_loaded": "`model`",
+    "rungpt_model_loads_total": "`model`",
+    "rungpt_model_load_failures_total": "`model`",
+    "rungpt_model_unloads_total": "`model`",
     "rungpt_build_info": "`version`",
 }
 

@@ -48,6 +48,10 @@ class Exposition:
         self.retries = counter("gateway_retries")
         self.replicas = gauge("replicas", "state")
         self.restarts = counter("replica_restarts", "replica")
+        self.loaded = gauge("model_loaded", "model")
+        self.loads = counter("model_loads", "model")
+        self.failed_loads = counter("model_load_failures", "model")
+        self.unloads = counter("model_unloads", "model")
         self.build = gauge("build_info", "version")
         self.build.labels("0.2.0").set(1)
 

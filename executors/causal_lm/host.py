@@ -91,7 +91,7 @@ class Host:
         return "" if self._model is None else self._model.metrics()
 
     def _status_without(self) -> Status:
-        step, done, total = self._progress if self._loading else (None, 0, None)
+        step, done, total = self._progress if self._loading else (None, None, None)
         return Status(
             state="loading" if self._loading else "unloaded",
             model=self.name,

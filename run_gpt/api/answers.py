@@ -206,7 +206,7 @@ class Status(BaseModel):
     """Seconds without a request after which the model is to be unloaded; None: never."""
     step: str | None = None
     """What it does while it is loading."""
-    done: Bytes = 0
+    done: Bytes | None = None
     """Bytes of this step that are done."""
     total: Bytes | None = None
     """Bytes of this step; None: not known."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from run_gpt.api.answers import Answer
 from run_gpt.api.schema import AnyRequest
@@ -31,8 +31,11 @@ class UnloadModelRequest(AnyRequest):
 class ModelState(Answer):
     """The state of a model, and while it is loading how far that is."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     object: Literal["model.state"] = "model.state"
     state: State
+    """Whether it is in memory; `failed`: the last load failed, and the next request tries again."""
     step: str | None = None
     """What is being done, while it is loading."""
     done: Bytes | None = None

@@ -17,11 +17,11 @@ Endpoint = Annotated[
     str, typer.Option("--endpoint", help="The server, such as grpc://127.0.0.1:51000 or http://127.0.0.1:52000.")
 ]
 Name = Annotated[str, typer.Argument(help="What requests call it.")]
-_ENDPOINT = "grpc://127.0.0.1:51000"
+ENDPOINT = "grpc://127.0.0.1:51000"
 
 
 @app.command("list")
-def list_adapters(endpoint: Endpoint = _ENDPOINT, api_key: options.ApiKey = None) -> None:
+def list_adapters(endpoint: Endpoint = ENDPOINT, api_key: options.ApiKey = None) -> None:
     """Print the names of the adapters that requests may name."""
     with _opened(endpoint, api_key) as model:
         _print(model.adapters())
@@ -31,7 +31,7 @@ def list_adapters(endpoint: Endpoint = _ENDPOINT, api_key: options.ApiKey = None
 def load(
     name: Name,
     path: Annotated[str, typer.Argument(help="A folder on the server's machine, or a hub id.")],
-    endpoint: Endpoint = _ENDPOINT,
+    endpoint: Endpoint = ENDPOINT,
     api_key: options.ApiKey = None,
 ) -> None:
     """Load an adapter into a server that was started with --runtime-adapters; print all names."""
@@ -40,7 +40,7 @@ def load(
 
 
 @app.command()
-def unload(name: Name, endpoint: Endpoint = _ENDPOINT, api_key: options.ApiKey = None) -> None:
+def unload(name: Name, endpoint: Endpoint = ENDPOINT, api_key: options.ApiKey = None) -> None:
     """Unload an adapter once the requests that have it have ended; print the names of the others."""
     with _opened(endpoint, api_key) as model:
         _print(model.unload_adapter(name))

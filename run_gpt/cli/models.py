@@ -12,12 +12,15 @@ from run_gpt.errors import SetupError
 from run_gpt.models.estimate import BYTES, Estimate, estimate_entry, estimate_folder
 from run_gpt.models.sizes import size_text
 
-app = typer.Typer(help="The models that can be served: list, fetch, look at, delete.", no_args_is_help=True)
+CACHE = "Catalogue and cache"
+"""The heading of this module's commands in the help."""
+
+app = typer.Typer(help="The models that can be served, and those that a running server holds.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A catalogue name, or a hub id such as org/model.")]
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=CACHE)
 def list_models() -> None:
     """List the catalogue, and what else is in the cache."""
     table = Table("name", "download", "on disk", "licence", "description", box=None, pad_edge=False)
@@ -29,7 +32,7 @@ def list_models() -> None:
     Console().print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=CACHE)
 def pull(
     name: Name,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Fetch pickled weights too.")] = False,
@@ -42,7 +45,7 @@ def pull(
     print(files.folder)
 
 
-@app.command()
+@app.command(rich_help_panel=CACHE)
 def show(name: Name) -> None:
     """Show what is known of a model."""
     info = models.show(name)
@@ -82,7 +85,7 @@ def _memory_table(estimate: Estimate, free: int) -> Table:
     return table
 
 
-@app.command()
+@app.command(rich_help_panel=CACHE)
 def rm(name: Name) -> None:
     """Delete a model from the cache."""
     freed = models.remove(name)

@@ -1,5 +1,7 @@
 """`Client`: from an endpoint to a remote model."""
 
+from run_gpt.api.loop_thread import result
+from run_gpt.api.openai.models import ModelCard
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.model import Model
 from run_gpt.errors import InvalidRequest
@@ -22,3 +24,16 @@ class Client:
         model refuses it with ModelNotFound. Raises InvalidRequest for an endpoint of another form.
         """
         return Model(Endpoint.parse(endpoint), self._token, model_name)
+
+    async def alist_models(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float | None = None) -> list[ModelCard]:
+        """What the server at `endpoint` serves, the default model first: names, states, memory in bytes, context.
+
+        Raises InvalidRequest as `get_model`, Unavailable if nothing answers, DeadlineExceeded after `timeout` seconds.
+        """
+        async with self.get_model(endpoint=endpoint) as model:
+            return await model._served(timeout)
+
+    def list_models(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float | None = None) -> list[ModelCard]:
+        """See `alist_models`."""
+        with self.get_model(endpoint=endpoint) as model:
+            return result(model._submit(model._served(timeout)))

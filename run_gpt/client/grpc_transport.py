@@ -13,8 +13,8 @@ from typing import Any
 
 import grpc
 
-from run_gpt.api.answers import Answer
-from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.answers import Body
+from run_gpt.api.schema import AnyRequest
 from run_gpt.client import wire
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.transport import broken, not_rungpt, read_answer, route, too_late, unreachable
@@ -60,7 +60,7 @@ class GrpcTransport:
         self._channel: Any = None
         self._closed = False
 
-    async def answer(self, request: AnyRequest, timeout: float | None) -> Answer:
+    async def answer(self, request: AnyRequest, timeout: float | None) -> Body:
         """See Transport."""
         method = self._open().unary_unary(
             wire.UNARY,
@@ -76,7 +76,7 @@ class GrpcTransport:
         docs = response.data.docs.docs
         return read_answer(request, wire.fields_of(docs[0]) if docs else {}, self._endpoint, stream=False)
 
-    async def stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
+    async def stream(self, request: AnyRequest, timeout: float | None) -> AsyncIterator[Body]:
         """See Transport."""
         method = self._open().unary_stream(
             wire.STREAM,

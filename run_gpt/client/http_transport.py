@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from run_gpt.api.answers import Answer
-from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.answers import Body
+from run_gpt.api.schema import AnyRequest
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.sse import EventDecoder
 from run_gpt.client.transport import broken, not_rungpt, read_answer, route, too_late, unreachable
@@ -29,13 +29,13 @@ class HttpTransport:
             self._headers["Authorization"] = f"Bearer {token}"
         self._pools: dict[asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None]]] = {}
 
-    async def answer(self, request: AnyRequest, timeout: float | None) -> Answer:
+    async def answer(self, request: AnyRequest, timeout: float | None) -> Body:
         """See Transport."""
         async with self._sent(request, timeout, stream=False) as (response, deadline):
             body = await _within(deadline, response.aread())
             return read_answer(request, self._json(body, response), self._endpoint, stream=False)
 
-    async def stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
+    async def stream(self, request: AnyRequest, timeout: float | None) -> AsyncIterator[Body]:
         """See Transport."""
         decoder = EventDecoder()
         async with self._sent(request, timeout, stream=True) as (response, deadline):

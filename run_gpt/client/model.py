@@ -1,15 +1,22 @@
 """`Model`: the calls of a language model, answered by a server."""
 
-from collections.abc import AsyncIterator
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar, cast
 
 from run_gpt.api.answers import Answer
 from run_gpt.api.language_model import LanguageModel
+from run_gpt.api.loop_thread import result
+from run_gpt.api.models import LoadModelRequest, ModelState, UnloadModelRequest
+from run_gpt.api.openai.models import ListModelsRequest, ModelCard, ModelList
 from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.transport import Transport, complete
+from run_gpt.errors import InternalError, InvalidRequest
 
 Named = TypeVar("Named", bound=AnyRequest)
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with the step, the bytes done and the bytes in all (None: not known)."""
 
 
 class Model(LanguageModel):
@@ -26,16 +33,61 @@ class Model(LanguageModel):
     def __repr__(self) -> str:
         return f"Model({self.name!r}, endpoint={self.endpoint!r})"
 
+    async def aload(self, *, on_progress: OnProgress | None = None, timeout: float | None = None) -> ModelState:
+        """Return when the server has this model in memory; it is not needed before a request, which loads it, too.
+
+        `on_progress` hears how far that is. The load goes on when this ends by an error of its own, such as
+        DeadlineExceeded after `timeout` seconds. Raises InvalidRequest for a model without a name, ModelNotFound, and
+        Unavailable, with the reason, if the model cannot be loaded.
+        """
+        self._check_open()
+        request = LoadModelRequest(model=self._known_name())
+        state: ModelState | None = None
+        async with aclosing(cast("Any", self._transport.stream(request, timeout))) as states:
+            async for state in states:
+                if on_progress is not None and state.state == "loading":
+                    total = None if state.total is None else int(state.total)
+                    on_progress(state.step or f"Loading {self.name}", int(state.done or 0), total)
+        if state is None or state.state != "loaded":
+            raise InternalError(f"the stream broke off before the model {self.name} was loaded")
+        return state
+
+    async def aunload(self, *, timeout: float | None = None) -> ModelState:
+        """Take this model out of the server's memory; the next request for it loads it again.
+
+        Raises InvalidRequest for a model without a name, ModelNotFound, and Unavailable while requests use it.
+        """
+        self._check_open()
+        return cast("ModelState", await self._answer(UnloadModelRequest(model=self._known_name()), timeout))
+
+    def load(self, *, on_progress: OnProgress | None = None, timeout: float | None = None) -> ModelState:
+        """See `aload`. `on_progress` is called in another thread."""
+        return result(self._submit(self.aload(on_progress=on_progress, timeout=timeout)))
+
+    def unload(self, *, timeout: float | None = None) -> ModelState:
+        """See `aunload`."""
+        return result(self._submit(self.aunload(timeout=timeout)))
+
     async def aclose(self) -> None:
         """Close the connections; running requests end with Unavailable."""
         self._closed = True
         await self._transport.aclose()
 
     async def _answer(self, request: AnyRequest, timeout: float | None) -> Answer:
-        return await self._transport.answer(self._named(request), timeout)
+        return cast("Answer", await self._transport.answer(self._named(request), timeout))
 
     def _stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
-        return complete(self._transport.stream(self._named(request), timeout), request.sequences)
+        events = cast("AsyncIterator[Answer]", self._transport.stream(self._named(request), timeout))
+        return complete(events, request.sequences)
+
+    async def _served(self, timeout: float | None) -> list[ModelCard]:
+        """Every model of the server, for `Client`."""
+        return cast("ModelList", await self._transport.answer(ListModelsRequest.parse({}), timeout)).data
+
+    def _known_name(self) -> str:
+        if not self.name:
+            raise InvalidRequest("model_name: which model? Give get_model its name", param="model_name")
+        return self.name
 
     def _named(self, request: Named) -> Named:
         if self.name is None or request.model is not None:

@@ -7,9 +7,11 @@ from typing import Any, Protocol, cast
 from pydantic import ValidationError
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
-from run_gpt.api.answers import Answer, ChatCompletion, ChatCompletionChunk, Completion
+from run_gpt.api.answers import Answer, Body, ChatCompletion, ChatCompletionChunk, Completion
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
-from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Request
+from run_gpt.api.models import LoadModelRequest, ModelState, UnloadModelRequest
+from run_gpt.api.openai.models import ListModelsRequest, ModelList
+from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.errors import DeadlineExceeded, InternalError, Unavailable, error_from_dict
@@ -18,46 +20,53 @@ from run_gpt.errors import DeadlineExceeded, InternalError, Unavailable, error_f
 class Transport(Protocol):
     """A way to a server. Its calls raise RequestErrors only, and may come from any thread's event loop."""
 
-    async def answer(self, request: AnyRequest, timeout: float | None) -> Answer:
+    async def answer(self, request: AnyRequest, timeout: float | None) -> Body:
         """The whole answer."""
 
-    def stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
+    def stream(self, request: AnyRequest, timeout: float | None) -> AsyncIterator[Body]:
         """The events as they come; closing the iterator ends the request at once."""
 
     async def aclose(self) -> None:
         """Close all connections."""
 
 
-# Of each kind of request: its path, the same on both doors, what answers it, and what an event of a stream is.
-_KINDS: dict[type[AnyRequest], tuple[str, type[Answer], type[Answer] | None]] = {
-    GenerateRequest: ("/generate", Completion, Completion),
-    ChatRequest: ("/chat", ChatCompletion, ChatCompletionChunk),
-    EmbedRequest: ("/embed", Embeddings, None),
-    TokenizeRequest: ("/tokenize", Tokens, None),
-    DetokenizeRequest: ("/detokenize", DetokenizedText, None),
-    ListAdaptersRequest: ("/adapters", AdapterList, None),
-    LoadAdapterRequest: ("/adapters/load", AdapterList, None),
-    UnloadAdapterRequest: ("/adapters/unload", AdapterList, None),
+# Of each kind of request: its path, the same on both doors, and what answers it.
+_ANSWERS: dict[type[AnyRequest], tuple[str, type[Body]]] = {
+    GenerateRequest: ("/generate", Completion),
+    ChatRequest: ("/chat", ChatCompletion),
+    EmbedRequest: ("/embed", Embeddings),
+    TokenizeRequest: ("/tokenize", Tokens),
+    DetokenizeRequest: ("/detokenize", DetokenizedText),
+    ListAdaptersRequest: ("/adapters", AdapterList),
+    LoadAdapterRequest: ("/adapters/load", AdapterList),
+    UnloadAdapterRequest: ("/adapters/unload", AdapterList),
+    UnloadModelRequest: ("/models/unload", ModelState),
+    ListModelsRequest: ("/v1/models", ModelList),
+}
+# The same of those that are answered event by event.
+_STREAMS: dict[type[AnyRequest], tuple[str, type[Body]]] = {
+    GenerateRequest: ("/generate_stream", Completion),
+    ChatRequest: ("/chat_stream", ChatCompletionChunk),
+    LoadModelRequest: ("/models/load", ModelState),
 }
 
 
 def route(request: AnyRequest, *, stream: bool) -> str:
     """The path that answers the request."""
-    path, _, _ = _KINDS[type(request)]
-    return f"{path}_stream" if stream else path
+    return (_STREAMS if stream else _ANSWERS)[type(request)][0]
 
 
-def read_answer(request: AnyRequest, fields: Any, endpoint: Endpoint, *, stream: bool) -> Answer:
+def read_answer(request: AnyRequest, fields: Any, endpoint: Endpoint, *, stream: bool) -> Body:
     """The answer that the server's fields make. Raises the error that they hold, InternalError if they hold neither."""
     if not isinstance(fields, dict):
         raise not_rungpt(endpoint, f"{fields!r:.80}")
     if isinstance(error := fields.get("error"), dict):
         raise error_from_dict(error)
-    if fields.get("model") is None:
+    _, kind = (_STREAMS if stream else _ANSWERS)[type(request)]
+    if issubclass(kind, Answer) and fields.get("model") is None:
         raise InternalError(f"{endpoint} gave an empty answer")
-    _, whole, event = _KINDS[type(request)]
     try:
-        return (cast("type[Answer]", event) if stream else whole).model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise not_rungpt(endpoint, str(error).replace("\n", " ")[:200]) from error
 

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from run_gpt.api.protobuf import message_classes
-from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.schema import AnyRequest
 from run_gpt.api.values import DOCUMENT
 
 UNARY = "/jina.JinaSingleDataRequestRPC/process_single_data"
@@ -49,7 +49,7 @@ def unary_message(endpoint: str, request: AnyRequest) -> Any:
     return DataRequest(header=_header(endpoint), data=_classes.Data(docs=docs))
 
 
-def stream_message(endpoint: str, request: Request) -> Any:
+def stream_message(endpoint: str, request: AnyRequest) -> Any:
     """The message that asks `endpoint` for a streamed answer."""
     fields = request.model_dump(exclude_none=True, context=DOCUMENT)
     return SingleDocumentRequest(header=_header(endpoint), document=document(fields))

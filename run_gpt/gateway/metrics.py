@@ -97,8 +97,8 @@ class GatewayMetrics:
         loads = CounterMetricFamily("rungpt_model_loads", "Loads on request that succeeded.", labels=["model"])
         failures = CounterMetricFamily("rungpt_model_load_failures", "Loads on request that failed.", labels=["model"])
         unloads = CounterMetricFamily("rungpt_model_unloads", "How often it was unloaded.", labels=["model"])
-        for hosted in self._models.all:
-            loaded.add_metric([hosted.name], hosted.state == "loaded")
+        for hosted in (hosted for hosted in self._models.all if hosted.name):  # two without one would be one
+            loaded.add_metric([hosted.name], float(hosted.state == "loaded"))
             loads.add_metric([hosted.name], hosted.loads)
             failures.add_metric([hosted.name], hosted.failed_loads)
             unloads.add_metric([hosted.name], hosted.unloads)

@@ -114,17 +114,17 @@ class Models:
 
     async def load(self, hosted: Hosted, seconds: float) -> AsyncIterator[ModelState]:
         """Load a model; what it does until it is loaded, and then that it is. Raises what `held` raises."""
-        loading = asyncio.ensure_future(self._hold_for_a_moment(hosted, seconds))
+        loading = asyncio.ensure_future(self._held_for_a_moment(hosted, seconds))
         told: object = None
         try:
+            await asyncio.wait((loading,), timeout=PROGRESS_SECONDS / 10)  # it begins, or is over at once
             while not loading.done():
                 state = hosted.describe()
-                if (news := (state.state, state.step, state.done, state.total)) != told and state.state != "loaded":
+                if (news := (state.step, state.done, state.total)) != told and state.state == "loading":
                     yield state
-                told = news
+                    told = news
                 await asyncio.wait((loading,), timeout=PROGRESS_SECONDS)
-            await loading
-            yield hosted.describe()
+            yield await loading
         finally:
             loading.cancel()
 
@@ -134,6 +134,8 @@ class Models:
             async with asyncio.timeout(seconds), self._one_at_a_time:
                 if busy := hosted.in_use + hosted.waiting:
                     raise Unavailable(f"the model {hosted.name} is in use, by {busy} requests: try again when they end")
+                if hosted.loading is not None or hosted.state == "loading":
+                    raise Unavailable(f"the model {hosted.name} is being loaded: try again when it is")
                 await self._unload(hosted)
         except TimeoutError:
             raise DeadlineExceeded(f"the model {hosted.name} was not unloaded after {seconds:g} s") from None
@@ -141,9 +143,10 @@ class Models:
             raise Unavailable(f"the model {hosted.name} is still in memory: a replica did not unload it")
         return hosted.describe()
 
-    async def _hold_for_a_moment(self, hosted: Hosted, seconds: float) -> None:
+    async def _held_for_a_moment(self, hosted: Hosted, seconds: float) -> ModelState:
+        """What it is while nothing can unload it."""
         async with self.held(hosted, seconds):
-            return
+            return hosted.describe()
 
     async def _bring(self, hosted: Hosted) -> None:
         """Return when the model is in memory and takes requests; the next who runs sees that it does."""

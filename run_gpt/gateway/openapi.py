@@ -19,7 +19,7 @@ _ERRORS = {
     413: "The body is too large",
     429: "The queue is full; see the Retry-After header",
     500: "Something broke while the request ran",
-    503: "The model is loading, the server is draining, or no replica answers",
+    503: "The model is loading, cannot be loaded or is in use, the server is draining, or no replica answers",
     504: "The deadline passed",
 }
 # `{}`: without a key, where the server asks for none.
@@ -57,7 +57,7 @@ def describe(version: str) -> dict[str, Any]:
     }
     ready = {
         "get": {
-            "summary": "Whether a request would be served now, and the state of each replica; needs no key",
+            "summary": "Whether a request would be served now, and the state of each model and replica; needs no key",
             "security": [],
             "responses": {"200": {"description": "It would"}, "503": {"description": "It would not"}},
         }

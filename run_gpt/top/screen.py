@@ -1,15 +1,18 @@
 """Owns how a view looks on a terminal of any width, and as plain text."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from run_gpt.top.view import Quantiles, ReplicaRow, View
+from run_gpt.top.view import WELL, ModelRow, Quantiles, ReplicaRow, View
 from run_gpt.top.watch import Seen
 
 _GAP = 2
+_NAME = 20
+"""Characters of a model's name in the row of a replica."""
 
 
 def render(seen: Seen, shown: str, width: int) -> RenderableType:
@@ -19,13 +22,15 @@ def render(seen: Seen, shown: str, width: int) -> RenderableType:
         return Group(Text(f"rungpt top  {shown}  waits for a second reading"), *notes)
     view = seen.view
     # Replicas stand last: what a low terminal cuts off is the rows of those that are well.
-    return Group(_header(view, shown), *notes, _totals(view), Text(""), _replicas(view.replicas, width))
+    models: list[RenderableType] = [_table(_MODEL_COLUMNS, view.models, width), Text("")] if view.models else []
+    columns = _COLUMNS if view.models else [column for column in _COLUMNS if column[0] != "MODEL"]
+    return Group(_header(view, shown), *notes, _totals(view), Text(""), *models, _table(columns, view.replicas, width))
 
 
 def _header(view: View, shown: str) -> Text:
     text = Text(f"{view.model}  ", style="bold")
-    style = "green" if view.ready == view.total and view.total else "red"
-    text.append(f"{view.ready}/{view.total} replicas ready", style=style)
+    well = view.replicas and all(row.state in WELL for row in view.replicas)
+    text.append(f"{view.ready}/{view.total} replicas ready", style="green" if well else "red")
     up = f"  up {duration(view.uptime)}" if view.uptime is not None else ""
     text.append(f"{up}  {shown}  RunGPT {view.version}", style="not bold")
     return text
@@ -58,9 +63,11 @@ def _quantiles(quantiles: Quantiles) -> str:
 
 
 # Heading, columns that it takes, what stands in it; the first are those that a narrow terminal shows.
-_COLUMNS: list[tuple[str, int, Callable[[ReplicaRow], str]]] = [
+_Column = tuple[str, int, Callable[[Any], str]]
+_COLUMNS: list[_Column] = [
     ("REPLICA", 15, lambda row: row.address),
     ("STATE", 10, lambda row: row.state),
+    ("MODEL", 10, lambda row: _shortened(row.model)),
     ("RUN", 4, lambda row: _number(row.running)),
     ("WAIT", 4, lambda row: _number(row.waiting)),
     ("TOK/S", 7, lambda row: _number(row.tokens_per_second, 1)),
@@ -70,30 +77,45 @@ _COLUMNS: list[tuple[str, int, Callable[[ReplicaRow], str]]] = [
     ("BATCH", 6, lambda row: _number(row.batch, 1)),
     ("RESTARTS", 8, lambda row: str(row.restarts)),
 ]
+_MODEL_COLUMNS: list[_Column] = [
+    ("MODEL", 15, lambda row: row.name),
+    ("STATE", 11, lambda row: row.state),
+    ("RUN", 4, lambda row: _number(row.running)),
+    ("WAIT", 4, lambda row: _number(row.waiting)),
+    ("TOK/S", 7, lambda row: _number(row.tokens_per_second, 1)),
+    ("LOADS", 5, lambda row: str(row.loads)),
+    ("FAILED", 6, lambda row: str(row.failed_loads)),
+    ("UNLOADS", 7, lambda row: str(row.unloads)),
+]
+_WORDS = ("REPLICA", "STATE", "MODEL")
 
 
-def _replicas(rows: list[ReplicaRow], width: int) -> Table:
+def _table(columns: list[_Column], rows: Sequence[ModelRow | ReplicaRow], width: int) -> Table:
+    """A row for each; what is wrong stands out."""
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="cyan")
-    longest = max((len(row.address) for row in rows), default=0)
-    columns = list(_fitting(width, longest))
-    for heading, _, _ in columns:
-        left = heading in ("REPLICA", "STATE")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+    fitting = list(_fitting(columns, rows, width))
+    for heading, _, _ in fitting:
+        justify: Any = "left" if heading in _WORDS else "right"
+        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis")
     for row in rows:
-        style = None if row.state == "ready" else "yellow"
-        table.add_row(*(cell(row) for _, _, cell in columns), style=style)
+        style = None if row.state in (*WELL, "loaded") else "yellow"
+        table.add_row(*(cell(row) for _, _, cell in fitting), style=style)
     return table
 
 
-def _fitting(width: int, longest: int) -> Iterator[tuple[str, int, Callable[[ReplicaRow], str]]]:
-    """The columns that fit, at least the first; an address may take what a terminal of 80 columns leaves of it."""
+def _fitting(columns: list[_Column], rows: Sequence[ModelRow | ReplicaRow], width: int) -> Iterator[_Column]:
+    """The columns that fit, at least the first."""
     left = width
-    for heading, needs, cell in _COLUMNS:
-        needs = max(needs, longest) if heading == "REPLICA" else needs
+    for i, (heading, least, cell) in enumerate(columns):
+        needs = max((least, *(len(cell(row)) for row in rows)))
         left -= needs + _GAP
-        if left < -_GAP and heading != "REPLICA":
+        if left < -_GAP and i:
             return
         yield heading, needs, cell
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
 def _errors(view: View) -> Text:

@@ -10,11 +10,30 @@ Quantiles = tuple[float | None, float | None]
 """p50 and p90 in seconds, of what ended between the readings; None where nothing did."""
 
 
+WELL = ("ready", "unloaded", "loading")
+"""States of a replica with which nothing is wrong: one that has no model in memory loads it for the next request."""
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One of several models. Counts are all since the gateway started, of what requests made it do."""
+
+    name: str
+    state: str
+    running: float
+    waiting: float
+    tokens_per_second: float
+    loads: int
+    failed_loads: int
+    unloads: int
+
+
 @dataclass(frozen=True)
 class ReplicaRow:
     """One replica. None where it did not say."""
 
     address: str
+    model: str
     state: str
     restarts: int
     running: float | None
@@ -56,6 +75,8 @@ class View:
     replicas: list[ReplicaRow]
     errors: dict[str, tuple[float, float]]
     """By code: all, and the rate."""
+    models: list[ModelRow] = field(default_factory=list)
+    """Of a server with several; else none."""
     restarted: list[str] = field(default_factory=list)
     """What began its counters anew between the readings: `gateway`, or a replica's address."""
 
@@ -95,6 +116,7 @@ class _Between:
             inter_token=self._quantiles("rungpt_inter_token_latency_seconds"),
             replicas=self._replicas(),
             errors=self._errors(),
+            models=self._models(),
             restarted=self._restarted(),
         )
 
@@ -115,8 +137,29 @@ class _Between:
         return quantile(0.5, buckets), quantile(0.9, buckets)
 
     def _model(self) -> str:
-        models = {label(labels, "model") for labels in self.after.series("rungpt_num_requests_running")} - {""}
-        return ", ".join(sorted(models)) or self.after.ready.get("model") or "?"
+        known = {label(labels, "model") for labels in self.after.series("rungpt_num_requests_running")} - {""}
+        names = list(self.after.ready.get("models") or sorted(known))
+        return ", ".join(names) or self.after.ready.get("model") or "?"
+
+    def _models(self) -> list[ModelRow]:
+        """In the server's order; none where there is only one, of which all else tells."""
+        states = self.after.ready.get("models") or {}
+        return [self._one_model(name, str(state)) for name, state in states.items()] if len(states) > 1 else []
+
+    def _one_model(self, name: str, state: str) -> ModelRow:
+        def of(series: Series) -> float:
+            return summed(series, "model").get((name,), 0.0)
+
+        return ModelRow(
+            name=name,
+            state=state,
+            running=of(self.after.series("rungpt_num_requests_running")),
+            waiting=of(self.after.series("rungpt_num_requests_waiting")),
+            tokens_per_second=of(self._risen("rungpt_generation_tokens_total")) / self.seconds,
+            loads=int(of(self.after.series("rungpt_model_loads_total"))),
+            failed_loads=int(of(self.after.series("rungpt_model_load_failures_total"))),
+            unloads=int(of(self.after.series("rungpt_model_unloads_total"))),
+        )
 
     def _uptime(self) -> float | None:
         started = _only(self.after.series("process_start_time_seconds"))
@@ -129,27 +172,33 @@ class _Between:
         return {group[0]: (count, risen[group] / self.seconds) for group, count in sums if count}
 
     def _restarted(self) -> list[str]:
-        """A replica by what the gateway tells of it, or by its own steps, where the gateway has not noticed yet."""
+        """A replica by what the gateway tells of it, or by its own steps, where the gateway has not noticed yet.
+
+        An engine counts anew when its model was loaded again, too.
+        """
         doors, steps = "rungpt_gateway_requests_total", "rungpt_step_time_seconds_count"
         gateway = ["gateway"] if fell(self.before.series(doors), self.after.series(doors)) else []
         told = [labels for labels, risen in self._risen("rungpt_replica_restarts_total").items() if risen]
-        again = [*told, *fell(self.before.series(steps), self.after.series(steps))]
+        loads = summed(self._risen("rungpt_model_loads_total"), "model")
+        fallen = fell(self.before.series(steps), self.after.series(steps))
+        again = [*told, *(labels for labels in fallen if not loads.get((label(labels, "model"),)))]
         return gateway + sorted({label(labels, "replica") for labels in again})
 
     def _replicas(self) -> list[ReplicaRow]:
-        """Each that `/ready` names, and each that only the metrics know; those that are not ready first."""
+        """Each that `/ready` names, and each that only the metrics know; those that are not well first."""
         each = (self.after.ready.get("replicas") or {}).get("each") or []
-        states = {str(one.get("address")): str(one.get("state")) for one in each}
+        seen = {str(one.get("address")): (str(one.get("model") or "?"), str(one.get("state"))) for one in each}
         for labels in self.after.series("rungpt_num_requests_running"):
-            states.setdefault(label(labels, "replica"), "?")
-        rows = [self._replica(address, state) for address, state in sorted(states.items())]
-        return sorted(rows, key=lambda row: row.state == "ready")
+            seen.setdefault(label(labels, "replica"), (label(labels, "model"), "?"))
+        rows = [self._replica(address, model, state) for address, (model, state) in sorted(seen.items())]
+        return sorted(rows, key=lambda row: row.state in WELL)
 
-    def _replica(self, address: str, state: str) -> ReplicaRow:
+    def _replica(self, address: str, model: str, state: str) -> ReplicaRow:
         step = "rungpt_step_time_seconds"
         tokens = self._of("rungpt_generation_tokens_total", address, rise=True)
         return ReplicaRow(
             address=address,
+            model=model,
             state=state,
             restarts=int(self._of("rungpt_replica_restarts_total", address) or 0),
             running=self._of("rungpt_num_requests_running", address),

@@ -24,12 +24,12 @@ from typer.testing import CliRunner
 from run_gpt.cli import main
 from run_gpt.cli.app import app
 from run_gpt.top.screen import duration, render
-from run_gpt.top.view import ReplicaRow, View
+from run_gpt.top.view import ModelRow, ReplicaRow, View
 from run_gpt.top.watch import Seen
 
 ADDRESS = "127.0.0.1:5001"
 READY = {"replicas": {"ready": 1, "total": 1, "each": [{"address": ADDRESS, "state": "ready"}]}}
-ROW = ReplicaRow(ADDRESS, "ready", 0, 2, 1, 3, 16, 0.123, 45.67, 0.00912, 2.5)
+ROW = ReplicaRow(ADDRESS, "smollm2", "ready", 0, 2, 1, 3, 16, 0.123, 45.67, 0.00912, 2.5)
 VIEW = View(
     model="smollm2",
     version="0.2.0",
@@ -113,6 +113,27 @@ def test_one_look_has_every_number():
         [ADDRESS, "ready", "2", "1", "45.7", "3/16", "12.3", "9.12", "2.5", "0"],
         ["127.0.0.1:5002", "lost", "-", "1", "45.7", "3/16", "12.3", "9.12", "2.5", "0"],
     ]
+
+
+def test_several_models_have_a_row_each_and_replicas_say_whose_they_are():
+    """Who looks for the model that is slow, or that does not load, finds it by its name."""
+    models = [ModelRow("smollm2", "loaded", 2, 1, 45.67, 3, 0, 2), ModelRow("tiny", "failed", 0, 0, 0, 1, 4, 1)]
+    asleep = replace(ROW, address="127.0.0.1:5002", model="tiny", state="unloaded")
+    view = replace(VIEW, model="smollm2, tiny", models=models, replicas=[ROW, asleep])
+    lines = [re.split(r"\s{2,}", line.strip()) for line in shown(view, 120).splitlines() if line.strip()]
+    assert lines[0][:2] == ["smollm2, tiny", "1/2 replicas ready"]
+    assert lines[7:10] == [
+        ["MODEL", "STATE", "RUN", "WAIT", "TOK/S", "LOADS", "FAILED", "UNLOADS"],
+        ["smollm2", "loaded", "2", "1", "45.7", "3", "0", "2"],
+        ["tiny", "failed", "0", "0", "0.0", "1", "4", "1"],
+    ]
+    assert lines[10][:3] == ["REPLICA", "STATE", "MODEL"]
+    assert [line[:3] for line in lines[11:]] == [
+        [ADDRESS, "ready", "smollm2"],
+        ["127.0.0.1:5002", "unloaded", "tiny"],
+    ]
+    for width in (40, 80):
+        assert all(len(line) <= width for line in shown(view, width).splitlines()[1:])
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 100])

@@ -116,6 +116,44 @@ def test_a_replica_that_comes_into_view_has_not_made_all_its_tokens_now(two_repl
     assert [(row.address, row.state) for row in view.replicas] == [(B, "lost"), (A, "ready"), (new, "ready")]
 
 
+def test_several_models_are_told_apart(two_replicas):
+    server = two_replicas
+    server.of("num_requests_running", A, "tiny").set(3)
+    server.of("generation_tokens", A, "tiny").inc(7)
+    before = reading(server, 0)
+    server.of("generation_tokens", A, "tiny").inc(30)
+    server.loads.labels("tiny").inc(2)
+    server.unloads.labels("tiny").inc()
+    server.failed_loads.labels("asleep").inc()
+    after = reading(server, 2)
+    assert view_of(before, after).models == [], "of one model all else tells"
+    after.ready["models"] = {"smollm2": "loaded", "tiny": "loaded", "asleep": "failed"}
+    after.ready["replicas"]["each"][0]["model"] = "tiny"
+    view = view_of(before, after)
+    assert view.model == "smollm2, tiny, asleep"
+    assert [(row.name, row.state, row.running, row.tokens_per_second) for row in view.models] == [
+        ("smollm2", "loaded", 2, 0),
+        ("tiny", "loaded", 3, 15),
+        ("asleep", "failed", 0, 0),
+    ]
+    assert [(row.loads, row.failed_loads, row.unloads) for row in view.models] == [(0, 0, 0), (2, 0, 1), (0, 1, 0)]
+    assert view.replicas[0].model == "tiny"
+
+
+def test_a_model_that_was_loaded_again_is_no_replica_that_died(two_replicas):
+    before = reading(two_replicas, 0)
+    again = Exposition()
+    for address in (A, B):
+        again.of("num_requests_running", address).set(0)
+        again.of("step_time_seconds", address)
+    again.requests.labels("/chat", "200", "default").inc(101)
+    again.loads.labels("smollm2").inc()
+    states = {A: "ready", B: "unloaded", "127.0.0.1:5003": "lost"}
+    view = view_of(before, reading(again, 1, states))
+    assert view.restarted == []
+    assert [row.state for row in view.replicas] == ["lost", "ready", "unloaded"]
+
+
 def test_a_replica_of_which_nothing_is_known_has_a_row(two_replicas):
     """The one that is not there is the one that is looked for."""
     before = reading(two_replicas, 0)

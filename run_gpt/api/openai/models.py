@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from run_gpt.api.answers import Body
 from run_gpt.api.models import State
@@ -22,6 +22,8 @@ class RetrieveModelRequest(AnyRequest):
 
 class ModelCard(Body):
     """A served model."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: str
     object: Literal["model"] = "model"

@@ -14,7 +14,7 @@ _TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-SCRIPTS = ("api", "app", "conversation", "copy", "render", "settings", "storage", "stream", "theme", "views")
+SCRIPTS = ("api", "app", "conversation", "copy", "models", "render", "settings", "storage", "stream", "theme", "views")
 LIBRARIES = ("markdown-it.umd.min.js", "purify.min.js", "highlight.min.js")
 ASSETS = (
     *("style.css", "answer.css", "icon.svg"),

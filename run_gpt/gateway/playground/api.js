@@ -1,4 +1,4 @@
-// The two calls that the page makes of its server: the models, and a streamed answer to a chat.
+// The calls that the page makes of its server: the models, how far a load is, and a streamed answer to a chat.
 
 import { readEvents } from "./stream.js";
 
@@ -11,12 +11,20 @@ export class ApiError extends Error {
   }
 }
 
-/** The names of the models that the server serves. Throws ApiError. */
+/** The models that the server serves: {name, state} of each, the default one first. Throws ApiError. */
 export async function listModels() {
   const response = await call("v1/models");
   const { data } = await response.json().catch(() => ({}));
   if (!Array.isArray(data)) throw new ApiError("The server's list of models cannot be read.");
-  return data.map((model) => String(model.id));
+  return data.map((model) => ({ name: String(model.id), state: model.state ?? "loaded" }));
+}
+
+/**
+ * Has the server load a model, and passes on how far that is: `onState({state, step, done, total})`, the last time
+ * with the state "loaded". Throws ApiError, or the signal's AbortError.
+ */
+export async function loadModel(model, { signal, onState }) {
+  for await (const state of stream("models/load", { model }, { signal, lost: "The connection was lost." })) onState(state);
 }
 
 /**
@@ -25,28 +33,31 @@ export async function listModels() {
  * Throws ApiError, or the signal's AbortError.
  */
 export async function streamChat(request, { signal, onText }) {
-  const body = JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } });
-  const response = await call("v1/chat/completions", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-    body,
-    signal,
-  });
+  const body = { ...request, stream: true, stream_options: { include_usage: true } };
   const answer = { finish: null, usage: null };
-  try {
-    for await (const { event, data } of readEvents(response.body)) {
-      if (data === "[DONE]") return complete(answer);
-      take(event, parse(data), answer, onText);
-    }
-  } catch (error) {
-    if (error instanceof ApiError || signal?.aborted) throw error;
-    throw new ApiError("The connection was lost in mid-answer.");
-  }
+  const chunks = stream("v1/chat/completions", body, { signal, lost: "The connection was lost in mid-answer." });
+  for await (const chunk of chunks) take(chunk, answer, onText);
   return complete(answer);
 }
 
-function take(event, chunk, answer, onText) {
-  if (event === "error" || chunk.error) throw new ApiError(messageOf(chunk), { param: chunk.error?.param });
+/** The JSON of each event that answers `body`, up to "[DONE]" or the end. `lost` is said of a connection that broke. */
+async function* stream(path, body, { signal, lost }) {
+  const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
+  const response = await call(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  try {
+    for await (const { event, data } of readEvents(response.body)) {
+      if (data === "[DONE]") return;
+      const chunk = parse(data);
+      if (event === "error" || chunk.error) throw new ApiError(messageOf(chunk), { param: chunk.error?.param });
+      yield chunk;
+    }
+  } catch (error) {
+    if (error instanceof ApiError || signal?.aborted) throw error;
+    throw new ApiError(lost);
+  }
+}
+
+function take(chunk, answer, onText) {
   answer.usage = chunk.usage ?? answer.usage;
   const choice = chunk.choices?.[0];
   if (!choice) return;

@@ -1,16 +1,15 @@
 // Puts the page together: the message box, the model picker, the settings' panel, the conversation and its scrolling.
 
-import { listModels } from "./api.js";
 import { Conversation } from "./conversation.js";
+import { Models } from "./models.js";
 import { Settings } from "./settings.js";
-import { keep, kept } from "./storage.js";
 import { ExchangeView } from "./views.js";
 
 const $ = (id) => document.getElementById(id);
-const MODEL = "rungpt-model";
 const NEAR_END = 48; // pixels: so near, the page follows the answer as it grows
 
 const conversation = new Conversation();
+const models = new Models($("model"));
 const settings = new Settings($("settings-form"));
 let views = [];
 
@@ -45,8 +44,8 @@ async function ready() {
     field.focus(); // its hint says what is wrong
     return false;
   }
-  if (!$("model").value) await loadModels();
-  return $("model").value !== "" && !conversation.running;
+  if (!models.chosen) await loadModels();
+  return models.chosen !== "" && !conversation.running;
 }
 
 async function retry() {
@@ -57,19 +56,30 @@ async function retry() {
 async function ask() {
   const view = views.at(-1);
   const { exchange } = view;
-  const request = { model: $("model").value, system: settings.system, parameters: settings.parameters };
-  const running = conversation.run({ ...request, onText: () => view.update() });
+  const model = models.chosen;
+  const onLoad = (state) => loading(view, model, state);
+  const request = { model, system: settings.system, parameters: settings.parameters };
+  const running = conversation.run({ ...request, onText: () => view.update(), onLoad });
   view.begin();
   busy(true);
   toEnd();
   say("Answering");
   await running;
+  models.refresh();
   if (views.at(-1) !== view) return; // a new chat has begun
   view.end(true);
   busy(false);
   if (exchange.param) settings.mark(exchange.param, exchange.error);
   if (exchange.state === "stopped") say("Stopped");
   else if (exchange.state === "done") say(`Answer: ${view.spoken}`);
+}
+
+/** The answer waits until its model is in memory. */
+function loading(view, model, state) {
+  models.note(model, state);
+  if (views.at(-1) !== view) return; // a new chat has begun
+  if (state.state === "loading" && !view.waiting) say(`Loading ${model}`);
+  view.wait(state);
 }
 
 function stop() {
@@ -123,15 +133,10 @@ function notice(text) {
 // -- Models
 
 async function loadModels() {
-  const picker = $("model");
   try {
-    const names = await listModels();
-    picker.replaceChildren(...names.map((name) => new Option(name)));
-    if (names.includes(kept(MODEL))) picker.value = kept(MODEL);
-    picker.disabled = false;
+    await models.load();
     notice("");
   } catch (error) {
-    picker.replaceChildren(new Option("No models", ""));
     notice(`${error.message} Sending a message tries again.`);
   }
 }
@@ -196,7 +201,6 @@ $("stop-answer").addEventListener("click", stop);
 $("new-chat").addEventListener("click", newChat);
 $("toggle-settings").addEventListener("click", () => openSettings($("settings").hidden));
 $("close-settings").addEventListener("click", closeSettings);
-$("model").addEventListener("change", () => keep(MODEL, $("model").value));
 $("scroller").addEventListener("scroll", scrolled, { passive: true });
 $("to-end").addEventListener("click", () => {
   toEnd();

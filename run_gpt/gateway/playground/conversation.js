@@ -1,9 +1,10 @@
 // The conversation: its exchanges, what of them the model sees, and how an answer comes and ends.
 
-import { ApiError, streamChat } from "./api.js";
+import { ApiError, loadModel, streamChat } from "./api.js";
 import { keep, kept } from "./storage.js";
 
 const KEY = "rungpt-conversation";
+const SOON = 300; // milliseconds: what begins before them waits for nothing that should be told
 
 /**
  * One exchange: {question, answer, state, finish, error, param, ttft, tokens, rate}.
@@ -70,15 +71,20 @@ export class Conversation {
     return messages;
   }
 
-  /** Asks for the answer to the last question; `onText()` is called whenever more of it is there. Never throws. */
-  async run({ model, system, parameters, onText }) {
+  /**
+   * Asks for the answer to the last question; `onText()` is called whenever more of it is there, and `onLoad(state)`
+   * while the model has to be loaded first. Never throws.
+   */
+  async run({ model, system, parameters, onText, onLoad }) {
     const exchange = this.last;
     const fresh = { answer: "", state: "running", finish: null, error: null, param: null, ttft: null, tokens: null, rate: null };
     Object.assign(exchange, fresh);
     const aborter = new AbortController();
     this.aborter = aborter;
     const clock = new Clock();
+    const wait = new Wait(model, aborter.signal, clock, onLoad);
     const take = (text) => {
+      wait.end({ answered: true });
       clock.tick();
       exchange.answer += text;
       onText();
@@ -92,6 +98,7 @@ export class Conversation {
       else Object.assign(exchange, { state: "failed", error: error.message, param: error.param ?? null });
       if (!aborter.signal.aborted && !(error instanceof ApiError)) console.error(error);
     }
+    wait.end({ answered: false });
     Object.assign(exchange, { ttft: clock.ttft, rate: clock.rate(exchange.tokens) });
     if (this.aborter !== aborter) return; // forgotten meanwhile
     this.aborter = null;
@@ -99,12 +106,52 @@ export class Conversation {
   }
 }
 
+/** Where an answer does not begin soon, hears how far the load of its model is, until it does. */
+class Wait {
+  constructor(model, stopped, clock, onLoad) {
+    this.over = new AbortController();
+    this.signal = AbortSignal.any([stopped, this.over.signal]);
+    this.loading = false;
+    this.clock = clock;
+    this.onLoad = onLoad;
+    this.timer = setTimeout(() => this.hear(model), SOON);
+  }
+
+  async hear(model) {
+    const onState = (state) => !this.signal.aborted && this.take(state);
+    try {
+      await loadModel(model, { signal: this.signal, onState });
+    } catch (error) {
+      // The answer waits for the same load, and tells what is wrong with it.
+      if (!this.signal.aborted && !(error instanceof ApiError)) console.error(error);
+    }
+  }
+
+  take(state) {
+    if (state.state !== "loading" && !this.loading) return; // it was loaded before
+    this.loading = state.state === "loading";
+    this.clock.restart(); // to load is no part of the time to the first token
+    this.onLoad(state);
+  }
+
+  end({ answered }) {
+    clearTimeout(this.timer);
+    this.over.abort();
+    if (answered && this.loading) this.onLoad({ state: "loaded" });
+    this.loading = false;
+  }
+}
+
 /** When the pieces of an answer came. */
 class Clock {
   constructor() {
-    this.begin = performance.now();
+    this.restart();
     this.first = null;
     this.latest = null;
+  }
+
+  restart() {
+    this.begin = performance.now();
   }
 
   tick() {

@@ -1,6 +1,7 @@
 // How an exchange looks: the question, the answer as it comes, what became of it, and the buttons under it.
 
 import { copy } from "./copy.js";
+import { share } from "./models.js";
 import { Markdown } from "./render.js";
 
 /** An element with a class, a text, and children. */
@@ -43,6 +44,7 @@ export class ExchangeView {
       ],
     });
     this.frame = 0;
+    this.waiting = false;
   }
 
   get elements() {
@@ -64,6 +66,17 @@ export class ExchangeView {
     this.markdown.show("");
   }
 
+  /** What the answer waits for: its model's {state, step, done, total}, until that is loaded. */
+  wait({ state, step, done, total }) {
+    this.waiting = state === "loading";
+    if (!this.waiting) return this.foot.replaceChildren();
+    const text = `${step ?? "Loading the model"} ${share({ done, total })}`.trim();
+    const bar = make("progress", { max: 1 });
+    if (total) bar.value = (done ?? 0) / total;
+    bar.setAttribute("aria-label", text);
+    this.foot.replaceChildren(make("p", { className: "loading", text }), bar);
+  }
+
   /** More text is there: it is shown once a frame, however often it comes. */
   update() {
     this.frame ||= requestAnimationFrame(() => {
@@ -76,6 +89,7 @@ export class ExchangeView {
   end(last) {
     cancelAnimationFrame(this.frame);
     this.frame = 0;
+    this.waiting = false;
     this.markdown.show(this.exchange.answer);
     this.reply.removeAttribute("aria-busy");
     this.reply.classList.remove("running");

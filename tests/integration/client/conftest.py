@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +35,8 @@ class ScriptedPool:
 
     model = MODEL
     watched = True
-    replicas = ready = (SimpleNamespace(describe=lambda: {}),)
+    context_length = 2048
+    replicas = ready = (SimpleNamespace(describe=lambda: {}, state="ready", status=None),)
 
     def __init__(self) -> None:
         self.requests: list[schema.Request] = []
@@ -120,10 +121,11 @@ def _chunk(
 
 
 class Doors:
-    """Both doors. `seen` are the Authorization values that they saw."""
+    """Both doors, to a scripted model and those of `pools`. `seen` are the Authorization values that they saw."""
 
-    def __init__(self) -> None:
+    def __init__(self, pools: Sequence[Any] = ()) -> None:
         self.pool = ScriptedPool()
+        self.pools = [self.pool, *pools]
         self.seen: list[str | None] = []
         self.grpc_port = self.http_port = 0
 
@@ -137,7 +139,7 @@ class Doors:
 
     @asynccontextmanager
     async def open(self, grpc_port: int = 0, http_port: int = 0) -> AsyncIterator[None]:
-        service = Service([self.pool], GatewayConfig())  # type: ignore[arg-type]
+        service = Service(self.pools, GatewayConfig())
         interceptors = [_Seen(self.seen), LegacyInterceptor(service.answer)]
         rpc = grpc.aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
         rpc.add_generic_rpc_handlers(Servicer(service).handlers())
@@ -178,9 +180,9 @@ class _Seen(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 @contextmanager
-def serving_doors(grpc_port: int = 0, http_port: int = 0) -> Iterator[Doors]:
+def serving_doors(grpc_port: int = 0, http_port: int = 0, pools: Sequence[Any] = ()) -> Iterator[Doors]:
     """The doors, open within the block."""
-    doors, opened = Doors(), threading.Event()
+    doors, opened = Doors(pools), threading.Event()
     stop: list[Callable[[], object]] = []
 
     async def run() -> None:

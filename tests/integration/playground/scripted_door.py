@@ -55,12 +55,22 @@ def refusing(status: int, message: str, param: str | None = None, **headers: str
     return lambda _: JSONResponse({"error": error}, status, headers)
 
 
+async def loaded(_: dict[str, Any]) -> AsyncIterator[bytes]:
+    """The load of a model that is in memory."""
+    yield event({"state": "loaded"})
+
+
 class Door:
     """`script` answers the next requests; `requests` are those that came; `running` of them have not ended."""
 
     def __init__(self) -> None:
         self.models: list[str] | Response = ["scripted"]
+        self.states: dict[str, str] = {}
+        """Of the models that are not in memory."""
         self.script: Script = saying("Hello", " there")
+        self.load: Script = loaded
+        self.loads: list[str] = []
+        """The models whose load was asked for."""
         self.requests: list[dict[str, Any]] = []
         self.running = 0
         self.go_on = threading.Event()
@@ -83,7 +93,14 @@ class Door:
         async def models() -> Any:
             if isinstance(self.models, Response):
                 return self.models
-            return {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
+            cards = [{"id": name, "state": self.states.get(name, "loaded")} for name in self.models]
+            return {"object": "list", "data": cards}
+
+        @app.post("/models/load")
+        async def load(request: Request) -> Response:
+            body = await request.json()
+            self.loads.append(body["model"])
+            return StreamingResponse(self._counted(self.load(body)), media_type="text/event-stream")
 
         @app.post("/v1/chat/completions")
         async def chat(request: Request) -> Response:

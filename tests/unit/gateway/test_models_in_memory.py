@@ -10,12 +10,15 @@ from run_gpt.api.answers import Status
 from run_gpt.errors import DeadlineExceeded, ModelNotFound, Unavailable
 from run_gpt.gateway import models as module
 from run_gpt.gateway.hosted import Hosted
+from run_gpt.gateway.metrics import GatewayMetrics
 from run_gpt.gateway.models import Models
 from run_gpt.gateway.pool import ReplicaPool
 
 
 class ScriptedReplica:
     """A replica whose loads end when the test says so, or at once."""
+
+    restarts = 0
 
     def __init__(self, model: str, memory: int, log: list[str], unload_after: float | None = None):
         self.model, self.log, self.leaving, self.address = model, log, False, f"{model}:1"
@@ -167,6 +170,22 @@ async def test_a_load_is_told_event_by_event() -> None:
         if state.done == 1:
             replicas["a"].may_end.set()
     assert states[-2:] == [("loading", "Loading", 1, 2), ("loaded", None, None, None)]
+    assert {state for state, *_ in states[:-1]} == {"loading"}
+    assert [state.state async for state in models.load(models.named("a"), 5)] == ["loaded"]
+
+
+async def test_a_model_that_is_being_loaded_cannot_be_unloaded() -> None:
+    models, replicas = server(None, [], a=1)
+    replicas["a"].may_end.clear()
+    gone = asyncio.create_task(use(models, "a"))
+    await settled(lambda: replicas["a"].state == "loading")
+    gone.cancel()
+    await settled(gone.done)
+    with pytest.raises(Unavailable, match="is being loaded"):
+        await models.unload(models.named("a"), 5)
+    replicas["a"].may_end.set()
+    await use(models, "a")
+    assert (await models.unload(models.named("a"), 5)).state == "unloaded"
 
 
 async def test_a_model_in_use_cannot_be_unloaded_by_request() -> None:
@@ -223,3 +242,19 @@ async def test_requests_find_their_model_by_name_and_the_first_one_without() -> 
     models.all.append(Hosted(unknown))
     with pytest.raises(Unavailable, match="loading"):
         models.named("c")  # it may be the one whose name is not known yet
+
+
+async def test_metrics_tell_of_each_model_from_when_its_name_is_known() -> None:
+    """Two without a name would be one series twice, which Prometheus does not take."""
+    models, _ = server(1, [], a=1, b=1)
+    models.all += [Hosted(ReplicaPool([])), Hosted(ReplicaPool([]))]
+    await use(models, "a")
+    await use(models, "b")
+    families = GatewayMetrics(models, lambda: 0).families()
+    told = [sample for family in families for sample in family.samples if sample.name.startswith("rungpt_model_")]
+    values = {(sample.name.removeprefix("rungpt_model_"), sample.labels["model"]): sample.value for sample in told}
+    assert len(told) == len(values)
+    assert values == {
+        **{("loaded", "a"): 0, ("loads_total", "a"): 1, ("load_failures_total", "a"): 0, ("unloads_total", "a"): 1},
+        **{("loaded", "b"): 1, ("loads_total", "b"): 1, ("load_failures_total", "b"): 0, ("unloads_total", "b"): 0},
+    }
