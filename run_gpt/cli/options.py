@@ -12,7 +12,15 @@ from typing import Annotated, Any, get_args
 import typer
 
 from run_gpt.api.schema import Parameters
-from run_gpt.config import API_KEY_VARIABLE, ModelConfig, Precision, Runner, ServeConfig
+from run_gpt.config import (
+    API_KEY_VARIABLE,
+    LOG_FORMAT_VARIABLE,
+    LogFormat,
+    ModelConfig,
+    Precision,
+    Runner,
+    ServeConfig,
+)
 from run_gpt.errors import SetupError
 
 LOADING = "Model"
@@ -114,9 +122,15 @@ _SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     ),
     "log_requests": (
         bool,
-        "Log a line for each request: route, status, seconds, the key's name.",
+        "Log a line for each request: route, status, seconds, key, id.",
         ACCESS,
         {"flag": "--log-requests"},
+    ),
+    "log_format": (
+        LogFormat,
+        "json: each line of every process's log is a JSON object.",
+        DOORS,
+        {"envvar": LOG_FORMAT_VARIABLE},
     ),
     "log_load": (
         float | None,

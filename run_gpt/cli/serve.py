@@ -6,6 +6,7 @@ import typer
 
 from run_gpt.cli import options
 from run_gpt.config import DEFAULT_MODEL, ServeConfig
+from run_gpt.errors import SetupError
 
 
 @options.with_loading
@@ -41,6 +42,10 @@ def serve(
         **(loading or {}),
     )
     if dry_run:
+        if config.log_format != ServeConfig.log_format:
+            raise SetupError(
+                f"--log-format {config.log_format} is in no Flow, and `jina flow` writes a log of its own: leave it out"
+            )
         from run_gpt.flows import render_flow
 
         print(render_flow(config), end="")

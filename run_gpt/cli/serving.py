@@ -5,14 +5,16 @@ import json
 
 from rich.status import Status
 
-from run_gpt import models
+from run_gpt import logs, models
 from run_gpt.cli.progress import console, progress_bars
 from run_gpt.config import API_KEY_VARIABLE, EVERY_INTERFACE, ModelConfig, ServeConfig
-from run_gpt.flows import Event, check_doors, serve
+from run_gpt.flows import Event, check_doors, printer, serve
 
 
 def run_server(config: ServeConfig) -> int:
     """Fetch the model, start the server, and block until it is stopped. Returns the exit code."""
+    if config.log_format == "json":
+        logs.begin_json(None)  # what is printed here becomes JSON, too
     check_doors(config)  # before a long download
     with progress_bars() as on_progress:
         models.fetch(ModelConfig.of(config), on_progress=on_progress)
@@ -30,7 +32,7 @@ def run_server(config: ServeConfig) -> int:
             console.print(event.message, markup=False, soft_wrap=True)
 
     with status:
-        return serve(config, on_event=show)
+        return serve(config, on_event=printer("json") if config.log_format == "json" else show)
 
 
 def who_may_ask(config: ServeConfig) -> str:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import sys
 
+from run_gpt import logs
 from run_gpt.gateway.service import Service
 
 
@@ -26,7 +28,7 @@ class LoadLog:
 
     async def _write(self, seconds: float) -> None:
         while True:
-            print(load_line(self._service), flush=True)
+            print(load_line(self._service), file=logs.plain(sys.stdout), flush=True)
             await asyncio.sleep(seconds)
 
 
