@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from run_gpt import request_ids
 from run_gpt.answers import AnswerWriter, mean_logprob
 from run_gpt.api.adapters import AdapterList, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Status
@@ -200,8 +201,12 @@ class Model(LanguageModel):
         """End the engine; requests that run end with Unavailable."""
         await asyncio.to_thread(self.shutdown)
 
-    async def _answer(self, request: AnyRequest, timeout: float | None = None) -> Answer:
+    async def _answer(self, request: AnyRequest, timeout: float | None = None, request_id: str | None = None) -> Answer:
         """See LanguageModel."""
+        with request_ids.in_errors(lambda: request_id):
+            return await self._any_answer(request, timeout)
+
+    async def _any_answer(self, request: AnyRequest, timeout: float | None) -> Answer:
         self._check_model(request)
         if isinstance(request, EmbedRequest):
             return await self._embeddings(request, timeout)
@@ -222,17 +227,20 @@ class Model(LanguageModel):
         writer.count(sequences)
         return writer.answer([replace(s, index=i) for i, s in enumerate(best[: request.sequences])])
 
-    async def _stream(self, request: Request, timeout: float | None = None) -> AsyncIterator[Answer]:
+    async def _stream(
+        self, request: Request, timeout: float | None = None, request_id: str | None = None
+    ) -> AsyncIterator[Answer]:
         """See LanguageModel."""
-        self._check_model(request)
-        request.check_stream()
-        prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
-        writer = AnswerWriter(self.name, self._prompts, request, prepared)
-        async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
-            async for event in events:
-                writer.count([event])
-                if (chunk := writer.chunk(event)) is not None:
-                    yield chunk
+        with request_ids.in_errors(lambda: request_id):
+            self._check_model(request)
+            request.check_stream()
+            prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
+            writer = AnswerWriter(self.name, self._prompts, request, prepared)
+            async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
+                async for event in events:
+                    writer.count([event])
+                    if (chunk := writer.chunk(event)) is not None:
+                        yield chunk
 
     def _check_model(self, request: AnyRequest) -> None:
         if request.model not in (None, self.name):

@@ -31,11 +31,11 @@ class Model(LanguageModel):
         self._closed = True
         await self._transport.aclose()
 
-    async def _answer(self, request: AnyRequest, timeout: float | None) -> Answer:
-        return await self._transport.answer(self._named(request), timeout)
+    async def _answer(self, request: AnyRequest, timeout: float | None, request_id: str | None = None) -> Answer:
+        return await self._transport.answer(self._named(request), timeout, request_id)
 
-    def _stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
-        return complete(self._transport.stream(self._named(request), timeout), request.sequences)
+    def _stream(self, request: Request, timeout: float | None, request_id: str | None = None) -> AsyncIterator[Answer]:
+        return complete(self._transport.stream(self._named(request), timeout, request_id), request.sequences)
 
     def _named(self, request: Named) -> Named:
         if self.name is None or request.model is not None:

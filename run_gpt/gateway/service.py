@@ -16,7 +16,7 @@ from run_gpt.errors import Forbidden, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
 from run_gpt.gateway.metrics import GatewayMetrics
 from run_gpt.gateway.pool import ReplicaPool
-from run_gpt.gateway.record import new_request_id, note_error, note_request, note_user
+from run_gpt.gateway.record import current, new_request_id, note_error, note_user
 
 FLUSH_SECONDS = 2.0
 """Time that the doors get to write the last event of a request that the drain ended."""
@@ -205,6 +205,8 @@ def _named_as_in(request: OpenAIRequest) -> Iterator[None]:
 
 
 def _request_id() -> str:
-    request_id = new_request_id()
-    note_request(request_id)
-    return request_id
+    """The id of one more request of the record: the record's own, and then new ones."""
+    if (record := current.get()) is None:
+        return new_request_id()
+    record.requests += 1
+    return record.request_id if record.requests == 1 else new_request_id()
