@@ -64,7 +64,7 @@ def _report(error: Exception, supervised: bool) -> int:
         sys.excepthook(type(error), error, error.__traceback__)
         return 1
     if supervised:
-        print(write_setup_error(setup_error), file=logs.plain(sys.stdout), flush=True)
+        logs.write_line(write_setup_error(setup_error), sys.stdout)
     else:
         _log.critical("rungpt: %s", setup_error.message)
     return SETUP_ERROR_EXIT

@@ -56,7 +56,7 @@ def printer(log_format: str) -> OnEvent:
 
 def _print(line: str) -> None:
     try:
-        print(line, file=logs.plain(sys.stderr), flush=True)
+        logs.write_line(line, sys.stderr)
     except OSError:
         return  # nobody reads any more; the server serves on
 

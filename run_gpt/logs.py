@@ -51,7 +51,7 @@ def begin_json(pod: str | None) -> None:
 
     Only what a library in C writes for itself is not.
     """
-    handler = logging.StreamHandler(plain(sys.stderr))
+    handler = logging.StreamHandler(_beneath(sys.stderr))
     handler.setFormatter(JsonFormatter(pod))
     logging.getLogger().addHandler(handler)
     # Jina's loggers pass nothing on. So they get no handlers: then what they say comes here, too.
@@ -62,7 +62,7 @@ def begin_json(pod: str | None) -> None:
     sys.excepthook = _uncaught
     threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
     for name in ("stdout", "stderr"):
-        setattr(sys, name, JsonStream(plain(getattr(sys, name)), name, pod))
+        setattr(sys, name, JsonStream(_beneath(getattr(sys, name)), name, pod))
 
 
 def json_line(
@@ -72,7 +72,7 @@ def json_line(
     when = datetime.fromtimestamp(time.time() if at is None else at, UTC).isoformat(timespec="milliseconds")
     about = {"ts": when.replace("+00:00", "Z"), "level": level, "logger": logger, "pod": pod}
     line = about | {"message": _COLOURS.sub("", message)[:MOST_TEXT]} | fields
-    return json.dumps({name: value for name, value in line.items() if value is not None})
+    return json.dumps({name: _whole(value) for name, value in line.items() if value is not None})
 
 
 def as_json(line: str, pod: str | None) -> str:
@@ -87,8 +87,19 @@ def text_of(line: str) -> str:
     return last or str(said.get("message", line))
 
 
-def plain(stream: Any) -> TextIO:
-    """The stream itself, for a line that is complete in its own form: a JSON object, or one for the supervisor."""
+def write_line(line: str, stream: Any) -> None:
+    """Write a line that stays as it is to stdout or stderr: a JSON object, or one for the supervisor."""
+    beneath = _beneath(stream)
+    beneath.write(f"{line}\n")  # at once: another thread's must not come between it and its end
+    beneath.flush()
+
+
+def _whole(value: Any) -> Any:
+    """Texts without halves of characters, which Python writes as JSON and other languages do not read."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _beneath(stream: Any) -> TextIO:
     return cast("TextIO", stream.beneath if isinstance(stream, JsonStream) else stream)
 
 

@@ -28,7 +28,7 @@ class LoadLog:
 
     async def _write(self, seconds: float) -> None:
         while True:
-            print(load_line(self._service), file=logs.plain(sys.stdout), flush=True)
+            logs.write_line(load_line(self._service), sys.stdout)
             await asyncio.sleep(seconds)
 
 

@@ -42,7 +42,7 @@ print("printed")
 thread = threading.Thread(target=lambda: [][0])
 thread.start()
 thread.join()
-print('{"event": "load"}', file=logs.plain(sys.stdout), flush=True)
+logs.write_line('{"event": "load"}', sys.stdout)
 raise RuntimeError("the end")
 """
 
@@ -117,6 +117,12 @@ def test_a_record_of_a_request_has_its_facts_as_fields_and_forges_nothing() -> N
     assert len(json.dumps(line)) < 1500
 
 
+def test_half_a_character_is_in_no_line() -> None:
+    """Python's JSON has it, and strict readers stop at it; a client may send one."""
+    line = formatted("\udcff", extra={"fields": {"user": "half \ud83d, whole \U0001f600"}})
+    assert (line["message"], line["user"]) == ("?", "half ?, whole \U0001f600")
+
+
 def test_a_message_is_bounded() -> None:
     assert len(formatted("x" * 100_000)["message"]) == logs.MOST_TEXT
 
@@ -142,7 +148,8 @@ def test_what_is_printed_is_no_line_of_ours_whatever_it_looks_like() -> None:
     lines = [json.loads(line) for line in beneath.getvalue().splitlines()]
     assert [line["message"][:9] for line in lines] == ["one, stil", '{"ts": "2', "xxxxxxxxx"]
     assert {(line["logger"], line["pod"]) for line in lines} == {("stderr", "worker 0")}
-    assert logs.plain(stream) is beneath
+    logs.write_line("a line of its own form", stream)
+    assert beneath.getvalue().endswith("\na line of its own form\n")
 
 
 @pytest.mark.parametrize(
