@@ -36,11 +36,10 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """See grpc.aio.ServerInterceptor."""
-        record = Record(method="gRPC", route=details.method)
-        if details.method.startswith(OPEN_METHODS):
-            return await continuation(details)
         handler = await continuation(details)
-        metadata = details.invocation_metadata
+        if details.method.startswith(OPEN_METHODS):
+            return handler
+        record, metadata = Record(method="gRPC", route=details.method), details.invocation_metadata
         try:
             record.take_client_id(_value(metadata, request_ids.METADATA))
             if self._keys is not None:
@@ -93,7 +92,6 @@ def _followed(handler: Any, record: Record, ended: Count) -> Any:
     """The handler, which begins with what the request is called, and calls `ended` when it has ended."""
     kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
     behaviour = getattr(handler, kind)
-
     named = ((request_ids.METADATA, record.shown_id),)
 
     async def whole(request: Any, context: Any) -> Any:

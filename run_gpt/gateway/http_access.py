@@ -60,13 +60,10 @@ class Recording:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or is_open(scope):
             await self.app(scope, receive, send)
             return
         record = Record(method=scope["method"], route=scope["path"])
-        if is_open(scope):
-            await self.app(scope, receive, send)
-            return
         status, complete = "-", False
 
         async def noting(message: Message) -> None:

@@ -16,7 +16,7 @@ import pytest
 from families import write_checkpoint
 
 from run_gpt.client import Client
-from run_gpt.errors import InvalidRequest
+from run_gpt.errors import ModelNotFound
 
 PROMPT = {"prompt": "In a village by the sea", "max_new_tokens": 8}
 
@@ -48,7 +48,7 @@ def ask_in_every_way(server: Any) -> None:
         assert list(model.generate_stream(PROMPT["prompt"], max_new_tokens=8, request_id="stream"))
     with Client().get_model(endpoint=server.grpc_url) as model:
         model.generate(PROMPT["prompt"], max_new_tokens=8, request_id="grpc")
-        with pytest.raises(InvalidRequest) as raised:
+        with pytest.raises(ModelNotFound) as raised:
             model.generate(PROMPT["prompt"], adapter="nobody's", request_id="grpc-refused")
         assert raised.value.request_id == "grpc-refused"
 

@@ -99,8 +99,8 @@ async def call(stack: Any, method: str, *metadata: tuple[str, str], streaming: b
             async for _ in made:
                 pass
         except grpc.aio.AioRpcError as error:
-            return dict(error.initial_metadata()), error
-        return dict(await made.initial_metadata()), None
+            return dict(tuple(error.initial_metadata())), error
+        return dict(tuple(await made.initial_metadata())), None
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ async def test_a_name_that_may_not_stand_in_the_log_is_refused(stack: Any, strea
     method = "/jina.JinaRPC/Call" if streaming else UNARY
     named, error = await call(stack, method, ("x-request-id", sent), streaming=streaming)
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
-    told = json.loads(dict(error.trailing_metadata())["rungpt-error"])
+    told = json.loads(error.trailing_metadata()["rungpt-error"])
     assert (told["code"], told["param"]) == ("invalid_value", "X-Request-Id")
     assert re.fullmatch(MADE, named["x-request-id"])
 
