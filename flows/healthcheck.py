@@ -32,18 +32,25 @@ def main() -> int:
 
 def problem_of(role: str | None, flow: dict[str, Any] | None) -> str | None:
     """Why the gateway or executor of this container does not serve, or None; without a role, whichever listens."""
-    http_port, executor_port = ports_of(flow)
+    http_port, executor_ports = ports_of(flow)
     if role is None:
         role = "gateway" if is_listening(LOOPBACK, http_port) else "executor"
-    return gateway_problem(http_port) if role == "gateway" else executor_problem(executor_port)
+    if role == "gateway":
+        return gateway_problem(http_port)
+    here = (port for port in executor_ports if is_listening(LOOPBACK, port))
+    return executor_problem(next(here, executor_ports[0]))
 
 
-def ports_of(flow: dict[str, Any] | None) -> tuple[int, int]:
-    """The gateway's HTTP port and the executor's, of this container's Flow; those of `rungpt serve` if it has none."""
+def ports_of(flow: dict[str, Any] | None) -> tuple[int, list[int]]:
+    """The gateway's HTTP port and those of all executors, of this container's Flow; the usual ones if it has none.
+
+    A container runs one executor, of which the Flow does not say which it is.
+    """
     if flow is None:
-        return ServeConfig.http_port, EXECUTOR_PORT
+        return ServeConfig.http_port, [EXECUTOR_PORT]
     gateway = flow["gateway"]
-    return gateway["port"][gateway["protocol"].index("http")], flow["executors"][0]["port"][0]
+    ports = [port for executor in flow["executors"] for port in executor["port"]]
+    return gateway["port"][gateway["protocol"].index("http")], ports
 
 
 def gateway_problem(port: int) -> str | None:

@@ -72,30 +72,34 @@ def _report(error: Exception, supervised: bool) -> int:
 
 def gateway_arguments(flow: dict[str, Any]) -> list[str]:
     """What `jina gateway` would be given to be the gateway of this Flow."""
-    gateway, executor = flow["gateway"], flow["executors"][0]
-    name = executor["name"]
-    addresses = [f"grpc://{executor['host']}:{port}" for port in executor["port"]]
+    gateway, executors = flow["gateway"], flow["executors"]
+    addresses = {e["name"]: [f"grpc://{e['host']}:{port}" for port in e["port"]] for e in executors}
+    # The graph that Jina makes of executors that need nothing but the gateway. Ours chooses one for each request.
+    names = list(addresses)
+    graph: dict[str, list[str]] = {"start-gateway": names, **{name: [] for name in names}}
+    graph[names[-1]] = ["end-gateway"]
     return [
         *("--name", "gateway", "--uses", json.dumps(gateway["uses"]), "--host", gateway["host"]),
         *("--port", *map(str, gateway["port"]), "--protocol", *gateway["protocol"]),
-        *("--graph-description", json.dumps({"start-gateway": [name], name: ["end-gateway"]})),
-        *("--deployments-addresses", json.dumps({name: addresses}), "--log-config", _LOG_CONFIG),
+        *("--graph-description", json.dumps(graph)),
+        *("--deployments-addresses", json.dumps(addresses), "--log-config", _LOG_CONFIG),
     ]
 
 
 def executor_arguments(flow: dict[str, Any], index: int, listen_host: str | None = None) -> list[str]:
-    """What `jina executor` would be given to be replica `index` of this Flow's executor.
+    """What `jina executor` would be given to be replica `index` of this Flow's, counted over all of its executors.
 
     `listen_host`: for a Flow whose executor's host is a name that others reach it by; gRPC takes 0.0.0.0 as every
     address of both families. Raises SetupError for an index that the Flow has no port for.
     """
-    executor = flow["executors"][0]
-    if not 0 <= index < len(executor["port"]):
-        raise SetupError(f"executor {index}: the Flow has ports for {len(executor['port'])}, counted from 0")
+    replicas = [(executor, replica) for executor in flow["executors"] for replica in range(len(executor["port"]))]
+    if not 0 <= index < len(replicas):
+        raise SetupError(f"executor {index}: the Flow has ports for {len(replicas)}, counted from 0")
+    executor, replica = replicas[index]
     return [
-        *("--name", f"{executor['name']}/rep-{index}", "--uses", json.dumps(executor["uses"])),
-        *("--host", listen_host or executor["host"], "--port", str(executor["port"][index])),
-        *("--replicas", str(executor["replicas"]), "--replica-id", str(index), "--log-config", _LOG_CONFIG),
+        *("--name", f"{executor['name']}/rep-{replica}", "--uses", json.dumps(executor["uses"])),
+        *("--host", listen_host or executor["host"], "--port", str(executor["port"][replica])),
+        *("--replicas", str(executor["replicas"]), "--replica-id", str(replica), "--log-config", _LOG_CONFIG),
     ]
 
 
@@ -120,6 +124,7 @@ def _run_gateway(flow: dict[str, Any]) -> int:
 
 def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> int:
     os.environ.update(thread_environment() | os.environ)  # before torch is imported; what is set stays
+    _import_docarray_without_torch()
     import run_gpt._jina  # noqa: F401, I001  (mends jina; must come before it)
     from jina.parsers import set_pod_parser
     from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler
@@ -130,6 +135,14 @@ def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> 
     args.host, args.port_monitoring = args.host[0], args.port_monitoring[0]
     runtime = _run(args, lambda: ExecutorRuntime(args, drain_seconds(flow), req_handler_cls=WorkerRequestHandler))
     return 1 if getattr(runtime.executor, "failed", False) else 0
+
+
+def _import_docarray_without_torch() -> None:
+    """By itself it imports torch: seconds and 200 MB, for nothing in an executor that has no model yet."""
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    import docarray  # noqa: F401
+
+    del sys.modules["torch"]
 
 
 def _run(args: argparse.Namespace, start: Callable[[], Any]) -> Any:

@@ -27,7 +27,7 @@ class PodSpec:
     """How one process of the Flow is started, and how it is seen that it serves."""
 
     name: str
-    """What people read: `gateway`, `worker 0`."""
+    """What people read: `gateway`, `worker 0`, `worker 1 (tiny)`."""
     role: Literal["worker", "gateway"]
     command: tuple[str, ...]
     is_ready: Callable[[], bool]

@@ -39,10 +39,18 @@ def read_flow(text: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise SetupError(f"{FLOW_VARIABLE} is no YAML: {' '.join(str(error).split())}") from error
     executors = flow.get("executors") if isinstance(flow, dict) else None
-    if not isinstance(executors, list) or len(executors) != 1:
-        raise SetupError(f"{FLOW_VARIABLE} is no Flow with a gateway and one executor: give it the YAML of one")
-    for name, part in (("gateway", flow.get("gateway")), ("executor", executors[0])):
-        for key, kind in _NEEDED[name].items():
-            if not isinstance(part, dict) or not isinstance(part.get(key), kind) or part[key] in ("", []):
-                raise SetupError(f"{FLOW_VARIABLE}: the {name} needs {key!r}, {_KINDS[kind]}")
+    if not isinstance(executors, list) or not executors:
+        raise SetupError(f"{FLOW_VARIABLE} is no Flow with a gateway and executors: give it the YAML of one")
+    _check_part("gateway", flow.get("gateway"))
+    for executor in executors:
+        _check_part("executor", executor)
+    names = [executor["name"] for executor in executors]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise SetupError(f"{FLOW_VARIABLE}: two executors are called {double!r}")
     return dict(flow)
+
+
+def _check_part(name: str, part: Any) -> None:
+    for key, kind in _NEEDED[name].items():
+        if not isinstance(part, dict) or not isinstance(part.get(key), kind) or part[key] in ("", []):
+            raise SetupError(f"{FLOW_VARIABLE}: the {name} needs {key!r}, {_KINDS[kind]}")

@@ -14,14 +14,18 @@ from run_gpt.config import (
     LOOPBACK,
     EngineConfig,
     GatewayConfig,
+    HostConfig,
     ModelConfig,
     ServeConfig,
+    ServedModel,
 )
+from run_gpt.errors import SetupError
 
 EXECUTOR_NAME = "causal_lm"
+"""The executor of a Flow with one model; those of several are called `causal_lm_0`, `causal_lm_1`, ..."""
 
 _HEADER = """\
-# RunGPT as a Jina Flow: a gateway (gRPC and HTTP) and {replicas} replica(s) of the language model.
+# RunGPT as a Jina Flow: a gateway (gRPC and HTTP) and {models}.
 # Run it with: JINA_OPTOUT_TELEMETRY=1 jina flow --uses FILE
 # `rungpt serve` runs the same Flow, and also restarts what dies and drains before it stops.
 """
@@ -45,35 +49,68 @@ def render_flow(
 ) -> str:
     """The Flow of a whole server, as YAML; only values that differ from their defaults are written.
 
-    Without more the text is complete: `jina flow --uses FILE` starts gateway and replicas. With `worker_ports` (one
-    loopback port for each replica) the executor is `external`: somebody else starts a worker on each of the ports.
-    Workers listen on loopback in both forms: only the gateway is a door.
+    It has an executor for each model. Without more the text is complete: `jina flow --uses FILE` starts gateway and
+    replicas. With `worker_ports` (one loopback port for each replica, those of the first model first) the executors are
+    `external`: somebody else starts a worker on each of the ports. Workers listen on loopback in both forms: only the
+    gateway is a door.
 
-    With `executor_address`, a DNS name and a port, the executor is `external` too, and `config.replicas` says nothing:
-    as many serve as the name has addresses. There the gateway listens on every interface unless `config.host` is
-    given, since loopback would be its own container's. A key is never in the text, in no form.
+    With `executor_address`, a DNS name and a port, the executor is `external` too, and its `replicas` say nothing: as
+    many serve as the name has addresses; for one model only. There the gateway listens on every interface unless
+    `config.host` is given, since loopback would be its own container's. A key is never in the text, in no form.
+
+    Raises SetupError for what `check_models` refuses, and for several models at one address.
     """
-    gateway, executor = _gateway(config), _executor(config)
+    check_models(config)
     if worker_ports is not None and executor_address is not None:
         raise ValueError("worker_ports are of this machine, executor_address is of others: give one of them")
+    gateway, executors = _gateway(config), _executors(config)
     if executor_address is not None:
         header = _APART_HEADER
         gateway["host"] = config.host or EVERY_INTERFACE
-        executor |= {"replicas": 1, "host": executor_address[0], "external": True, "port": [executor_address[1]]}
+        _put_apart(executors, executor_address)
     elif worker_ports is not None:
         header = _SUPERVISED_HEADER
-        if len(worker_ports) != config.replicas:
-            raise ValueError(f"{config.replicas} replicas need as many worker ports, not {len(worker_ports)}")
-        executor |= {"external": True, "port": list(worker_ports)}
+        _put_on_ports(executors, worker_ports)
     else:
-        header = _HEADER.format(replicas=config.replicas)
+        header = _HEADER.format(models=_models_text(config))
         # Jina's own value, the folder of the file, reaches the gateway as None for a file in the current folder.
         gateway["extra_search_paths"] = ["."]
-        executor["timeout_ready"] = -1  # loading a large model may take longer than Jina's ten minutes
-    flow = {"jtype": "Flow", "gateway": gateway, "executors": [executor]}
+        for executor in executors:
+            executor["timeout_ready"] = -1  # loading a large model may take longer than Jina's ten minutes
+    flow = {"jtype": "Flow", "gateway": gateway, "executors": executors}
     if config.api_key is not None:
         header += _KEY_HEADER
     return header + yaml.safe_dump(flow, sort_keys=False, width=120, allow_unicode=True)
+
+
+def check_models(config: ServeConfig) -> None:
+    """Raises SetupError for models that no server can have: said in two places, or with numbers that cannot be."""
+    if config.models and (own := changed_values(ServedModel.of(config))):
+        raise SetupError(
+            f"a server with `models` has no model beside them: leave out {', '.join(own)}, or say it of each of them"
+        )
+    budget = config.memory_budget
+    if budget is not None and budget < 1:
+        raise SetupError(f"--memory-budget must be at least 1 byte, not {budget}")
+    for model in config.served:
+        name = f"{model.short_name}: " if len(config.served) > 1 else ""
+        if model.replicas < 1:
+            raise SetupError(f"{name}--replicas must be at least 1, not {model.replicas}")
+        if model.unload_after is not None and model.unload_after <= 0:
+            raise SetupError(f"{name}unload_after must be more than 0 seconds, not {model.unload_after:g}")
+        if model.memory is not None and model.memory < 1:
+            raise SetupError(f"{name}memory must be at least 1 byte, not {model.memory}")
+        if budget is not None and model.memory is not None and model.replicas * model.memory > budget:
+            raise SetupError(
+                f"{name}{model.replicas} x {model.memory} bytes of memory are more than the memory budget of {budget}: "
+                "it could never be loaded"
+            )
+
+
+def executor_settings(model: ServedModel) -> dict[str, Any]:
+    """What an executor's `with` says of its model."""
+    parts = (ModelConfig.of(model), EngineConfig.of(model), HostConfig.of(model))
+    return {name: value for part in parts for name, value in changed_values(part).items()}
 
 
 def changed_values(config: Any) -> dict[str, Any]:
@@ -96,14 +133,42 @@ def _gateway(config: ServeConfig) -> dict[str, Any]:
     }
 
 
-def _executor(config: ServeConfig) -> dict[str, Any]:
-    values = changed_values(ModelConfig.of(config)) | changed_values(EngineConfig.of(config))
-    return {
-        "name": EXECUTOR_NAME,
-        "uses": _uses("CausalLMExecutor", "run_gpt.executors.causal_lm.executor", values),
-        "replicas": config.replicas,
-        "host": LOOPBACK,
-    }
+def _executors(config: ServeConfig) -> list[dict[str, Any]]:
+    models = config.served
+    executors = [
+        {
+            "name": EXECUTOR_NAME if len(models) == 1 else f"{EXECUTOR_NAME}_{index}",
+            "uses": _uses("CausalLMExecutor", "run_gpt.executors.causal_lm.executor", executor_settings(model)),
+            "replicas": model.replicas,
+            "host": LOOPBACK,
+        }
+        for index, model in enumerate(models)
+    ]
+    for executor in executors[1:]:
+        executor["needs"] = "gateway"  # else Jina would send it what the executor before it answers
+    return executors
+
+
+def _put_on_ports(executors: list[dict[str, Any]], ports: Sequence[int]) -> None:
+    replicas = sum(executor["replicas"] for executor in executors)
+    if len(ports) != replicas:
+        raise ValueError(f"{replicas} replicas need as many worker ports, not {len(ports)}")
+    left = list(ports)
+    for executor in executors:
+        own, left = left[: executor["replicas"]], left[executor["replicas"] :]
+        executor |= {"external": True, "port": own}
+
+
+def _put_apart(executors: list[dict[str, Any]], address: tuple[str, int]) -> None:
+    if len(executors) > 1:
+        raise SetupError(f"executors at one address have one model, not {len(executors)}: make a Flow for each model")
+    executors[0] |= {"replicas": 1, "host": address[0], "external": True, "port": [address[1]]}
+
+
+def _models_text(config: ServeConfig) -> str:
+    if len(config.served) > 1:
+        return f"{len(config.served)} language models"
+    return f"{config.served[0].replicas} replica(s) of the language model"
 
 
 def _uses(jtype: str, module: str, values: dict[str, Any]) -> dict[str, Any]:

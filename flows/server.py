@@ -16,8 +16,8 @@ from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, LOG_FORMAT_VARIABLE,
 from run_gpt.errors import SetupError
 from run_gpt.flows.ports import answers_ok, check_port, free_ports, is_listening, local_host
 from run_gpt.flows.process import PodSpec
-from run_gpt.flows.render import render_flow
-from run_gpt.flows.sharing import crowding, replica_environments
+from run_gpt.flows.render import check_models, render_flow
+from run_gpt.flows.sharing import crowding, replica_environments, with_memory
 from run_gpt.flows.supervisor import Event, OnEvent, Supervisor, printer
 
 _STOP_MARGIN = 12.0
@@ -61,7 +61,7 @@ class Server:
         return f"grpc://{_url_host(self.config.listen_host)}:{self.config.grpc_port}"
 
     def pids(self) -> dict[str, int]:
-        """The process ids of what runs now: `gateway`, `worker 0`, ..."""
+        """The process ids of what runs now: `gateway`, `worker 0`, ...; of several models `worker 0 (NAME)`, ..."""
         return self._supervisor.pids()
 
     def start(self) -> None:
@@ -114,10 +114,9 @@ class Server:
 
 
 def check_doors(config: ServeConfig) -> None:
-    """Raises PortInUse or SetupError when the server could not listen where it is told to."""
+    """Raises PortInUse or SetupError when the server could not listen where it is told to, or not with its models."""
     logs.check_format(config.log_format, "--log-format")
-    if config.replicas < 1:
-        raise SetupError(f"--replicas must be at least 1, not {config.replicas}")
+    check_models(config)
     if config.grpc_port == config.http_port != 0:
         raise SetupError(f"gRPC and HTTP cannot share port {config.http_port}; give another with --http-port")
     check_port(config.listen_host, config.grpc_port, "--grpc-port")
@@ -132,21 +131,26 @@ def resolve(config: ServeConfig) -> ServeConfig:
 
 
 def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
-    """A supervisor for the processes of a resolved configuration; says what speaks against that."""
-    if line := crowding(config):
+    """A supervisor for the processes of a resolved configuration; says what speaks against that.
+
+    There is a worker for each replica of each model, those of the first model first.
+    """
+    for line in crowding(config):
         on_event(Event("warning", line))
-    ports = free_ports(config.replicas)
+    config = with_memory(config)
+    names = worker_names(config)
+    ports = free_ports(len(names))
     flow = json.dumps(render_flow(config, worker_ports=ports))
     workers = [
         PodSpec(
-            name=f"worker {index}",
+            name=name,
             role="worker",
             command=_pod_command("executor", str(index)),
             is_ready=functools.partial(is_listening, LOOPBACK, port),
             stdin=flow,
             env=_pod_env(config) | own | {API_KEY_VARIABLE: None},  # a worker is no door
         )
-        for index, (port, own) in enumerate(zip(ports, replica_environments(config), strict=True))
+        for index, (name, port, own) in enumerate(zip(names, ports, replica_environments(config), strict=True))
     ]
     gateway = PodSpec(
         name="gateway",
@@ -158,6 +162,13 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
         stop_seconds=config.drain_seconds + _STOP_MARGIN,
     )
     return Supervisor(gateway, workers, on_event)
+
+
+def worker_names(config: ServeConfig) -> list[str]:
+    """`worker 0`, ..., by the index that `executor INDEX` gets; of several models `worker 0 (NAME)`, ..."""
+    models = config.served
+    kinds = [model.short_name for model in models for _ in range(model.replicas)]
+    return [f"worker {index}" + (f" ({kind})" if len(models) > 1 else "") for index, kind in enumerate(kinds)]
 
 
 def _pod_command(*arguments: str) -> tuple[str, ...]:

@@ -1,13 +1,16 @@
-"""Owns how the replicas of one machine share it: the cores, the memory and the GPUs of each.
+"""Owns how the replicas of all models on one machine share it: the cores, the memory and the GPUs of each.
 
 What each may have reaches it through its environment, before it starts; what the user has set there stays.
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-from run_gpt.config import ServeConfig
+from run_gpt.config import ServeConfig, ServedModel
 from run_gpt.devices import GPU_SHARERS_VARIABLE, MEMORY_VARIABLE, free_bytes, schedulable_cores, usable_cores
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -26,15 +29,31 @@ def thread_environment() -> dict[str, str]:
 
 
 def replica_environments(config: ServeConfig) -> list[dict[str, str]]:
-    """What each replica gets in its environment, which is nothing for one that has the machine for itself."""
-    if config.replicas == 1:
-        return [{}]
-    cores, memory = share_cores(usable_cores(), config.replicas), free_bytes("cpu") // config.replicas
-    own = [
-        {"OMP_NUM_THREADS": str(count)} | {MEMORY_VARIABLE: str(memory)} | gpus
-        for count, gpus in zip(cores, _share_gpus(config, gpus_here()), strict=True)
+    """What each replica gets in its environment, those of the first model first; nothing where one has all for itself.
+
+    Cores are shared among the replicas of one model only: another model has mostly nothing to do, and when several are
+    at work the system's scheduler shares the cores out. Memory is shared among all: each has what its model's `memory`
+    says, else an equal part of the budget, which is what is free now unless `memory_budget` says otherwise. GPUs are
+    shared among all, too.
+    """
+    workers = [model for model in config.served for _ in range(model.replicas)]
+    cores = [own for model in config.served for own in _core_shares(model)]
+    gpus = _share_gpus(workers, gpus_here()) if len(workers) > 1 else [{}]
+    own = [more | memory | gpu for more, memory, gpu in zip(cores, _memory_shares(config, workers), gpus, strict=True)]
+    return [_without_the_users(env, model) for env, model in zip(own, workers, strict=True)]
+
+
+def with_memory(config: ServeConfig) -> ServeConfig:
+    """The same, where there are several models with what each may take on the CPU, and with their budget."""
+    if not config.models:
+        return config
+    budget = free_bytes("cpu") if config.memory_budget is None else config.memory_budget
+    share = budget // sum(model.replicas for model in config.models)
+    models = [
+        model if model.memory is not None or _is_on_gpu(model) else replace(model, memory=share)
+        for model in config.models
     ]
-    return [{n: value for n, value in env.items() if n == _VISIBLE or n not in os.environ} for env in own]
+    return replace(config, models=tuple(models), memory_budget=None if any(map(_is_on_gpu, models)) else budget)
 
 
 def share_cores(cores: int, replicas: int) -> list[int]:
@@ -43,17 +62,16 @@ def share_cores(cores: int, replicas: int) -> list[int]:
     return [max(1, most + (index < extra)) for index in range(replicas)]
 
 
-def crowding(config: ServeConfig) -> str | None:
-    """A line for whoever asks for more replicas than the machine has cores, where they compute on cores."""
+def crowding(config: ServeConfig) -> list[str]:
+    """A line for whoever asks for more replicas of a model than the machine has cores, where they compute on cores."""
     cores = usable_cores()
-    on_gpu = config.device.partition(":")[0] != "cpu" if config.device else bool(gpus_here())
-    if config.replicas <= cores or on_gpu:
-        return None
     here = "1 core" if cores == 1 else f"{cores} cores"
-    return (
-        f"Warning: {config.replicas} replicas take turns on {here}: each is slower than one of {cores} would be, and "
-        f"holds the whole model; --replicas {cores} or fewer serves more."
-    )
+    return [
+        f"Warning: {model.replicas} replicas{_named(model, config)} take turns on {here}: each is slower than one of "
+        f"{cores} would be, and holds the whole model; --replicas {cores} or fewer serves more."
+        for model in config.served
+        if model.replicas > cores and not _is_on_gpu(model)
+    ]
 
 
 def gpus_here(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[str]:
@@ -66,12 +84,58 @@ def gpus_here(environment: Mapping[str, str] = os.environ, devices: Path = Path(
     return [str(index) for index, _ in enumerate(devices.glob("nvidia[0-9]*"))]
 
 
-def _share_gpus(config: ServeConfig, gpus: list[str]) -> list[dict[str, str]]:
-    """GPUs in turn, `tensor_parallel` at a time; where the user has chosen a device, or there is one, all share it."""
-    size = config.tensor_parallel
+def _without_the_users(env: dict[str, str], model: ServedModel) -> dict[str, str]:
+    """Without what the user has set already, unless the configuration says more: of this model, or of these GPUs."""
+    stays = {_VISIBLE} if model.memory is None else {_VISIBLE, MEMORY_VARIABLE}
+    return {name: value for name, value in env.items() if name in stays or name not in os.environ}
+
+
+def _named(model: ServedModel, config: ServeConfig) -> str:
+    return f" of {model.short_name}" if len(config.served) > 1 else ""
+
+
+def _is_on_gpu(model: ServedModel) -> bool:
+    return model.device.partition(":")[0] != "cpu" if model.device else bool(gpus_here())
+
+
+def _core_shares(model: ServedModel) -> list[dict[str, str]]:
+    if model.replicas == 1:
+        return [{}]
+    return [{"OMP_NUM_THREADS": str(count)} for count in share_cores(usable_cores(), model.replicas)]
+
+
+def _memory_shares(config: ServeConfig, workers: list[ServedModel]) -> list[dict[str, str]]:
+    if len(workers) == 1 and workers[0].memory is None and config.memory_budget is None:
+        return [{}]
+    budget = free_bytes("cpu") if config.memory_budget is None else config.memory_budget
+    share = budget // len(workers)
+    return [{MEMORY_VARIABLE: str(share if model.memory is None else model.memory)} for model in workers]
+
+
+def _share_gpus(workers: list[ServedModel], gpus: list[str]) -> list[dict[str, str]]:
+    """For each worker the GPUs that the fewest others have, and how many share them, whatever their models are.
+
+    They are given out `tensor_parallel` at a time. Where the user has chosen a device, or there is but one such group,
+    a worker sees all of them, and counts as one who shares each.
+    """
+    places: list[list[str]] = []
+    for model in workers:
+        places.append(_gpus_for(model, gpus, Counter(chain.from_iterable(places))))
+    sharers = Counter(chain.from_iterable(places))
+    return [
+        ({_VISIBLE: ",".join(place)} if place != gpus else {})
+        | {GPU_SHARERS_VARIABLE: str(max(sharers[gpu] for gpu in place))}
+        if place
+        else {}
+        for place in places
+    ]
+
+
+def _gpus_for(model: ServedModel, gpus: list[str], taken: Counter[str]) -> list[str]:
+    if model.device is not None and model.device.partition(":")[0] == "cpu":
+        return []
+    size = max(1, model.tensor_parallel)  # what is less is refused when it loads
     groups = [gpus[start : start + size] for start in range(0, len(gpus) - size + 1, size)]
-    chosen = config.device is not None or config.device_map is not None
-    if chosen or len(groups) < 2:
-        return [{GPU_SHARERS_VARIABLE: str(config.replicas)} if gpus else {}] * config.replicas
-    turns = [index % len(groups) for index in range(config.replicas)]
-    return [{_VISIBLE: ",".join(groups[turn]), GPU_SHARERS_VARIABLE: str(turns.count(turn))} for turn in turns]
+    if model.device is not None or model.device_map is not None or len(groups) < 2:
+        return gpus
+    return min(groups, key=lambda group: max(taken[gpu] for gpu in group))

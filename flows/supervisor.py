@@ -109,7 +109,8 @@ class Supervisor:
         """Starts all processes, keeps them alive, and returns after `request_stop` with every process gone.
 
         Raises the error of a process that says why it cannot start, or SetupError for one that ended three times
-        before the whole was ready; here too, every process is gone.
+        before it was ready, while the whole is not ready yet; here too, every process is gone. One that was ready is
+        started again, for as long as it takes: requests of other models may run by then.
         """
         try:
             for child in self._children:
@@ -187,7 +188,7 @@ class Supervisor:
         return None
 
     def _plan_restart(self, child: _Child, process: PodProcess) -> None:
-        if not self._serving:
+        if not self._serving and child.ready_at is None:
             self._judge_failed_start(child, process)
         now = time.monotonic()
         delay = child.backoff.next_delay(now - child.ready_at if child.ready_at else 0.0)

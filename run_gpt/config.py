@@ -106,6 +106,12 @@ class ServedModel(ModelConfig, EngineConfig, HostConfig):
     replicas: int = 1
     """Executors that each hold the whole model."""
 
+    @property
+    def short_name(self) -> str:
+        """For lines that people read: the last part of the name or the path that was given."""
+        given = self.model_name or self.model_path or DEFAULT_MODEL
+        return Path(given).name or given
+
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayConfig(_Config):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from docarray import BaseDoc, DocList
 from jina import Executor, requests
@@ -18,7 +18,7 @@ from jina import Executor, requests
 from run_gpt import request_ids
 from run_gpt.api import documents
 from run_gpt.api.adapters import ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
-from run_gpt.api.answers import ChatCompletionChunk, Completion
+from run_gpt.api.answers import ChatCompletionChunk, Completion, Status
 from run_gpt.api.documents import (
     AdapterListDocument,
     ChatCompletionChunkDocument,
@@ -32,20 +32,25 @@ from run_gpt.api.documents import (
     GenerateRequestDocument,
     ListAdaptersRequestDocument,
     LoadAdapterRequestDocument,
+    LoadModelRequestDocument,
     MetricsDocument,
     StatusDocument,
     TokenizeRequestDocument,
     TokensDocument,
     UnloadAdapterRequestDocument,
+    UnloadModelRequestDocument,
     WireError,
 )
 from run_gpt.api.embeddings import EmbedRequest
 from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 from run_gpt.api.together import together
 from run_gpt.api.tokens import DetokenizeRequest, TokenizeRequest
-from run_gpt.config import EngineConfig, ModelConfig
+from run_gpt.config import EngineConfig, HostConfig, ModelConfig
 from run_gpt.errors import InternalError, RequestError, SetupError, Unavailable
-from run_gpt.model import load_model
+from run_gpt.executors.causal_lm.host import Host
+
+if TYPE_CHECKING:
+    from run_gpt.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -63,23 +68,28 @@ _MEANT: dict[str, Any] = {
 class CausalLMExecutor(Executor):  # type: ignore[misc]
     """One (possibly sharded) causal language model behind `/generate`, `/chat`, their streams, `/status`, `/metrics`.
 
-    Takes the fields of ModelConfig and EngineConfig as keyword arguments, and loads the model before it serves.
-    Raises SetupError for a setting it does not know or a model that cannot be loaded.
+    Takes the fields of ModelConfig, EngineConfig and HostConfig as keyword arguments, and loads the model before it
+    serves, unless `preload` is false: then `/load` does. Raises SetupError for a setting it does not know or a model
+    that cannot be loaded.
     """
 
     def __init__(self, **settings: Any):
         super().__init__(**{name: settings.pop(name) for name in _JINAS & settings.keys()})
         model_config, engine_config = _take(ModelConfig, settings), _take(EngineConfig, settings)
+        host_config = _take(HostConfig, settings)
         if settings:
             raise SetupError(f"CausalLMExecutor has no setting {', '.join(map(repr, settings))}")
         self.failed = False
         """Whether the engine has died; the process then ends."""
         self._running, self._idle, self._draining = 0, asyncio.Event(), False
         self._idle.set()
-        self.model = load_model(model_config, engine_config, on_dead=self._fail)
-        for note in self.model.notes:
-            log.warning("%s", note)
+        self.host = Host(model_config, engine_config, host_config, on_dead=self._fail)
         self._started = time.time()
+
+    @property
+    def model(self) -> "Model":
+        """The loaded model. Raises Unavailable."""
+        return self.host.model
 
     @requests(on="/generate")
     async def generate(
@@ -155,16 +165,34 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
     @requests(on="/status")
     async def status(self, **_: Any) -> DocList[StatusDocument]:
-        """What the engine is doing."""
-        status = self.model.status().model_copy(update={"started": self._started})
+        """What the model and its engine do."""
+        return DocList[StatusDocument]([self._status_document(self.host.status())])
+
+    @requests(on="/load")
+    async def load(self, doc: LoadModelRequestDocument, **_: Any) -> StatusDocument:  # type: ignore[valid-type]
+        """Load the model; say how far that is, and in the last document how it ended."""
+        async with aclosing(cast("Any", self.host.load())) as states:
+            async for status in states:
+                yield self._status_document(status)
+
+    @requests(on="/unload")
+    async def unload(self, docs: DocList[UnloadModelRequestDocument], **_: Any) -> DocList[StatusDocument]:
+        """Give the model's memory back. Raises WireError while requests run."""
+        if self._running:
+            raise WireError(Unavailable(f"the model {self.host.name} answers {self._running} requests"))
+        await self.host.unload()
+        return await self.status()
+
+    def _status_document(self, status: Status) -> BaseDoc:
+        status = status.model_copy(update={"started": self._started})
         if self._draining and status.state == "ready":
             status = status.model_copy(update={"state": "draining"})
-        return DocList[StatusDocument]([StatusDocument(**status.model_dump())])
+        return StatusDocument(**status.model_dump())
 
     @requests(on="/metrics")
     async def metrics(self, **_: Any) -> DocList[MetricsDocument]:
         """What the engine has counted and measured, for the gateway's `/metrics`."""
-        return DocList[MetricsDocument]([MetricsDocument(text=self.model.metrics())])
+        return DocList[MetricsDocument]([MetricsDocument(text=self.host.metrics())])
 
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, let those that run finish for so long, then end the engine; the rest gets Unavailable.
@@ -179,11 +207,11 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
         except TimeoutError:
             log.warning("%d requests did not finish in the %g s that they had", self._running, seconds)
         with ThreadPoolExecutor(1) as thread:  # the loop's own may all wait for the engine
-            await asyncio.get_running_loop().run_in_executor(thread, self.model.shutdown)
+            await asyncio.get_running_loop().run_in_executor(thread, self.host.close)
 
     def close(self) -> None:
         """End the engine; requests that still run end with Unavailable."""
-        self.model.shutdown()
+        self.host.close()
         super().close()
 
     async def _answers(self, kind: type[AnyRequest], docs: Any) -> list[BaseDoc]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, Field
 
 from run_gpt.api.chat import ToolCall
+from run_gpt.api.values import Bytes
 
 
 def absent() -> Any:
@@ -186,7 +187,7 @@ class ChatCompletionChunk(Generation):
 class Status(BaseModel):
     """What an executor says of itself on `/status`."""
 
-    state: Literal["ready", "draining", "dead"]
+    state: Literal["ready", "draining", "dead", "unloaded", "loading"]
     model: str
     running: int
     """Sequences that are being decoded."""
@@ -196,6 +197,18 @@ class Status(BaseModel):
     """Tokens of prompt and answer together that the model holds."""
     started: float | None = None
     """When its process began to serve, in seconds since 1970: another number is another process."""
+    memory: Bytes | None = None
+    """Bytes that the model's weights and its cache take at most, once it is loaded; None: not known."""
+    unload_after: float | None = None
+    """Seconds without a request after which the model is to be unloaded; None: never."""
+    step: str | None = None
+    """What it does while it is loading."""
+    done: Bytes = 0
+    """Bytes of this step that are done."""
+    total: Bytes | None = None
+    """Bytes of this step; None: not known."""
+    why: str | None = None
+    """Why it could not be loaded the last time that this was tried."""
 
 
 class Metrics(BaseModel):

@@ -13,7 +13,7 @@ from docarray import BaseDoc
 from docarray.proto import DocProto
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
-from run_gpt.api import adapters, answers, embeddings, schema, tokens
+from run_gpt.api import adapters, answers, embeddings, models, schema, tokens
 from run_gpt.api.values import DOCUMENT
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
 
@@ -84,6 +84,8 @@ ListAdaptersRequestDocument = _document_class(adapters.ListAdaptersRequest)
 LoadAdapterRequestDocument = _document_class(adapters.LoadAdapterRequest)
 UnloadAdapterRequestDocument = _document_class(adapters.UnloadAdapterRequest)
 AdapterListDocument = _document_class(adapters.AdapterList)
+LoadModelRequestDocument = _document_class(models.LoadModelRequest)
+UnloadModelRequestDocument = _document_class(models.UnloadModelRequest)
 StatusDocument = _document_class(answers.Status)
 MetricsDocument = _document_class(answers.Metrics)
 
@@ -103,6 +105,8 @@ _DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
     adapters.LoadAdapterRequest: LoadAdapterRequestDocument,
     adapters.UnloadAdapterRequest: UnloadAdapterRequestDocument,
     adapters.AdapterList: AdapterListDocument,
+    models.LoadModelRequest: LoadModelRequestDocument,
+    models.UnloadModelRequest: UnloadModelRequestDocument,
     answers.Status: StatusDocument,
     answers.Metrics: MetricsDocument,
 }

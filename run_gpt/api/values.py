@@ -17,6 +17,9 @@ Text = Annotated[str, StringConstraints(min_length=0)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 
+# More than 32 bits: a Jina document carries it as a float, and JSON as the whole number that it is.
+Bytes = Annotated[float, PlainSerializer(int, return_type=int, when_used="json-unless-none")]
+
 TEXT_PARTS = ("text",)
 
 OF_ANSWERS = ("annotations", "logprobs")

@@ -14,6 +14,7 @@ from run_gpt.cli import options
 from run_gpt.cli.progress import console
 from run_gpt.config import DEFAULT_MODEL, ServeConfig
 from run_gpt.deploy import TARGETS, Autoscale, Deployment, Doors, Target
+from run_gpt.deploy.deployment import ONE_MODEL
 from run_gpt.errors import SetupError
 
 REPLICA = "Each replica"
@@ -71,7 +72,7 @@ def target_of(cloud: str, settings: dict[str, Any]) -> Target:
 @options.with_serving
 def deploy(
     cloud: CloudOption,
-    model_name: options.ModelName = DEFAULT_MODEL,
+    model_names: options.ModelNames = None,
     name: Annotated[str, typer.Option(help="What it is called there; default: rungpt- and the model's name.")] = "",
     image: Annotated[str, typer.Option(help="The image that its containers run.")] = Deployment.image,
     gateways: Annotated[
@@ -106,6 +107,9 @@ def deploy(
 ) -> None:
     """Deploy MODEL, or change what is there under this name; print where requests go once it serves."""
     target = target_of(cloud, settings or {})
+    model_name, *more = model_names or [DEFAULT_MODEL]
+    if more:
+        raise SetupError(f"MODEL {model_name} {' '.join(more)}: {ONE_MODEL}")
     deployment = Deployment(
         server=ServeConfig(model_name=model_name, **(serving or {}), **(loading or {})),
         name=name,

@@ -9,8 +9,8 @@ from rich.table import Table
 from run_gpt import models
 from run_gpt.devices import free_bytes
 from run_gpt.errors import SetupError
-from run_gpt.models.cache import size_text
 from run_gpt.models.estimate import BYTES, Estimate, estimate_entry, estimate_folder
+from run_gpt.models.sizes import size_text
 
 app = typer.Typer(help="The models that can be served: list, fetch, look at, delete.", no_args_is_help=True)
 

@@ -14,6 +14,7 @@ import typer
 from run_gpt.api.schema import Parameters
 from run_gpt.config import (
     API_KEY_VARIABLE,
+    DEFAULT_MODEL,
     LOG_FORMAT_VARIABLE,
     LogFormat,
     ModelConfig,
@@ -29,12 +30,14 @@ DOORS = "Doors"
 ACCESS = "Access"
 SIZE = "Size"
 
-ModelName = Annotated[
-    str,
+ModelNames = Annotated[
+    list[str] | None,
     typer.Argument(
-        metavar="MODEL", help="A catalogue name (see `rungpt models list`), a hub id, a folder or a GGUF file."
+        metavar="MODEL",
+        help=f"A catalogue name (`rungpt models list`), a hub id, a folder or a GGUF file; default: {DEFAULT_MODEL}.",
     ),
 ]
+"""One or several; nothing is None, not the default, so that it is known whether one was given."""
 
 ApiKey = Annotated[
     str | None,
@@ -70,6 +73,8 @@ _LOADING: dict[str, tuple[str, Any, Any, str]] = {
     "trust_remote_code": ("--trust-remote-code", bool, False, "Run Python code that comes with the model."),
     "allow_pickle": ("--allow-pickle", bool, False, "Load pickled weights, which can run any code."),
 }
+LOADING_OPTIONS = {name: flag for name, (flag, *_) in _LOADING.items()}
+"""The options of `with_loading`: the parameter's name, and what the user writes."""
 
 # Name in ServeConfig: type, help, panel, and what else is said of the option. Flag and default are those of the field.
 _SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
@@ -139,6 +144,9 @@ _SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
         {"min": 1},
     ),
 }
+
+LEAST: dict[str, float] = {name: more["min"] for name, (*_, more) in _SERVING.items() if "min" in more}
+"""The least value of those of ServeConfig's fields that have one."""
 
 Command = Callable[..., None]
 

@@ -2,25 +2,27 @@
 
 import ipaddress
 import json
+from collections import Counter
 
 from rich.status import Status
 
 from run_gpt import logs, models
 from run_gpt.cli.progress import console, progress_bars
-from run_gpt.config import API_KEY_VARIABLE, EVERY_INTERFACE, ModelConfig, ServeConfig
+from run_gpt.config import API_KEY_VARIABLE, EVERY_INTERFACE, ModelConfig, ServeConfig, ServedModel
+from run_gpt.errors import SetupError
 from run_gpt.flows import Event, check_doors, printer, serve
 
 
 def run_server(config: ServeConfig) -> int:
-    """Fetch the model, start the server, and block until it is stopped. Returns the exit code."""
+    """Fetch the models, start the server, and block until it is stopped. Returns the exit code."""
     if config.log_format == "json":
         logs.begin_json(None)  # what is printed here becomes JSON, too
     check_doors(config)  # before a long download
     with progress_bars() as on_progress:
-        models.fetch(ModelConfig.of(config), on_progress=on_progress)
+        for model in config.served:
+            models.fetch(ModelConfig.of(model), on_progress=on_progress)
     console.print(who_may_ask(config), markup=False, soft_wrap=True)
-    copies = "" if config.replicas == 1 else f" in {config.replicas} replicas"
-    status = Status(f"Loading {models.served_name(ModelConfig.of(config))}{copies}", console=console)
+    status = Status(loading_text(config), console=console)
 
     def show(event: Event) -> None:
         if event.kind == "output":
@@ -33,6 +35,31 @@ def run_server(config: ServeConfig) -> int:
 
     with status:
         return serve(config, on_event=printer("json") if config.log_format == "json" else show)
+
+
+def check_names(config: ServeConfig) -> None:
+    """Raises SetupError if two models would have one name: requests choose by it."""
+    for name, count in Counter(map(name_of, config.served)).items():
+        if count > 1:
+            raise SetupError(
+                f"{count} models are called {name}, by which requests choose: leave out all but one, or give another "
+                "name with its `model_path` in a --config file"
+            )
+
+
+def name_of(model: ServedModel) -> str:
+    """What requests call the model."""
+    return models.served_name(ModelConfig.of(model))
+
+
+def loading_text(config: ServeConfig) -> str:
+    """What is loaded before requests are taken."""
+    loading = [
+        name_of(model) + (f" in {model.replicas} replicas" if model.replicas > 1 else "")
+        for model in config.served
+        if model.preload
+    ]
+    return f"Loading {', '.join(loading)}" if loading else "Starting"
 
 
 def who_may_ask(config: ServeConfig) -> str:
@@ -73,5 +100,5 @@ def welcome(config: ServeConfig) -> str:
     width = max(map(len, doors))
     lines = [f"  {url.ljust(width)}  {what}" for url, what in doors.items()]
     curl = f"  curl {http}/chat{key} -H 'Content-Type: application/json' -d '{body}'"
-    name = models.served_name(ModelConfig.of(config))
-    return "\n".join(["", f"RunGPT serves {name}:", "", *lines, "", "Try:", "", curl, ""])
+    names = [name_of(model) + ("" if model.preload else " (loads on first use)") for model in config.served]
+    return "\n".join(["", f"RunGPT serves {', '.join(names)}:", "", *lines, "", "Try:", "", curl, ""])

@@ -23,6 +23,9 @@ KEYS_PATH = Path("/etc/rungpt/keys/keys")
 STOP_MARGIN = 15
 """Seconds that a container gets on top of its drain time, before it is killed."""
 
+ONE_MODEL = "there is one model to a deployment: deploy each by itself, under a --name of its own"
+"""Why a server of several models is refused."""
+
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _IMAGE = re.compile(r"[a-z0-9][\w.\-/:]*(@sha256:[0-9a-f]{64})?")
 _PROCESS_GIB = 1.5
@@ -70,6 +73,8 @@ class Deployment:
     """Whether whoever reaches it may use it, without a key."""
 
     def __post_init__(self) -> None:
+        if self.server.models:
+            raise SetupError(ONE_MODEL)
         _check_paths(self.server)
         object.__setattr__(self, "name", self.name or _default_name(self.server))
         object.__setattr__(self, "memory_gib", self.memory_gib or _default_memory(self.server))

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, EngineConfig, GatewayConfig, ModelConfig
+from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, GatewayConfig, ServedModel
 from run_gpt.deploy.deployment import GATEWAY_CPUS, GATEWAY_MEMORY_GIB, GRPC_PORT, HTTP_PORT, Deployment
 from run_gpt.deploy.target import Doors, Phase, Status, Tell, option
 from run_gpt.errors import SetupError
-from run_gpt.flows.render import EXECUTOR_NAME, changed_values
+from run_gpt.flows.render import EXECUTOR_NAME, changed_values, executor_settings
 
 CAPACITIES = ("spot", "on-demand")
 INSTANCES = {
@@ -151,7 +151,7 @@ class JinaCloud:
         return {
             "name": EXECUTOR_NAME,
             "uses": _image(deployment, "executor"),
-            **_uses_with(changed_values(ModelConfig.of(server)) | changed_values(EngineConfig.of(server))),
+            **_uses_with(executor_settings(ServedModel.of(server))),
             "env": _without_flow(deployment.executor_env(EXECUTOR_NAME)),
             "replicas": deployment.replicas,
             "timeout_ready": START_SECONDS * 1000,

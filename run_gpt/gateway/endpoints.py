@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Body, ChatCompletion, ChatCompletionChunk, Completion
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
+from run_gpt.api.models import LoadModelRequest, ModelState, UnloadModelRequest
 from run_gpt.api.openai.chat import ChatAnswer, ChatChunk, ChatCompletionRequest
 from run_gpt.api.openai.completions import CompletionRequest, TextCompletion
 from run_gpt.api.openai.embeddings import EmbeddingList, EmbeddingRequest
@@ -50,6 +51,8 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint("/adapters", ListAdaptersRequest, "List the LoRA adapters", answer=AdapterList, get=True),
         Endpoint("/adapters/load", LoadAdapterRequest, "Load a LoRA adapter", answer=AdapterList),
         Endpoint("/adapters/unload", UnloadAdapterRequest, "Unload a LoRA adapter", answer=AdapterList),
+        Endpoint("/models/load", LoadModelRequest, "Load a model, and say how far that is", event=ModelState),
+        Endpoint("/models/unload", UnloadModelRequest, "Unload a model that nobody uses", answer=ModelState),
         Endpoint(
             "/v1/completions",
             CompletionRequest,

@@ -27,7 +27,7 @@ _JINAS = {"metas", "requests", "req_handler_cls", "runtime_args"}
 
 
 class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
-    """The gateway of a Flow with one executor, in any number of replicas.
+    """The gateway of a Flow with an executor for each model, each in any number of replicas.
 
     Its `with` are the fields of GatewayConfig; a key may be in $RUNGPT_API_KEY. Raises SetupError for a Flow of another
     shape, and for keys that cannot be had.
@@ -44,6 +44,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         cors_origins: Sequence[str] = GatewayConfig.cors_origins,
         log_requests: bool = GatewayConfig.log_requests,
         log_load: float | None = GatewayConfig.log_load,
+        memory_budget: int | None = GatewayConfig.memory_budget,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -59,13 +60,14 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
             cors_origins=tuple(cors_origins),
             log_requests=log_requests,
             log_load=log_load,
+            memory_budget=memory_budget,
         )
         check_origins(config.cors_origins)
         self.keys = Keys.of(config, os.environ.get(API_KEY_VARIABLE))
         if log_requests:
             record.open_log()
-        self.pool = ReplicaPool(executor_addresses(self.runtime_args.deployments_addresses))
-        self.service = Service(self.pool, config)
+        executors = executor_addresses(self.runtime_args.deployments_addresses)
+        self.service = Service([ReplicaPool(addresses) for addresses in executors.values()], config)
         self._load = LoadLog(self.service)
         self.servers = [self._door(server_kwargs) for server_kwargs in self._server_kwargs]
         self._ended = False
@@ -85,7 +87,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
 
     async def setup_server(self) -> None:
         """Open both doors; requests are refused with Unavailable until a replica is ready."""
-        await self.pool.start()
+        await self.service.models.start()
         self._load.start()
         await super().setup_server()
 
@@ -97,21 +99,21 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         await self.service.drain()
         await super().shutdown()
         await self._load.close()
-        await self.pool.close()
+        await self.service.models.close()
 
 
-def executor_addresses(deployments_addresses: str) -> list[str]:
-    """The "host:port" of each executor, from the JSON that Jina gives to a gateway. Raises SetupError.
+def executor_addresses(deployments_addresses: str) -> dict[str, list[str]]:
+    """The "host:port" of each executor's replicas, from the JSON that Jina gives to a gateway. Raises SetupError.
 
     A host may be a name, which stands for all replicas that it resolves to.
     """
     deployments = json.loads(deployments_addresses)
-    if len(deployments) != 1:
-        raise SetupError(f"the Flow must have one executor, it has {len(deployments)}: {', '.join(deployments)}")
-    addresses = next(iter(deployments.values()))
-    if isinstance(addresses, dict):
-        addresses = addresses.get("GRPC", [])
-    return [_host_port(address) for address in addresses]
+    if not deployments:
+        raise SetupError("the Flow must have an executor, it has none")
+    return {
+        name: [_host_port(address) for address in (each.get("GRPC", []) if isinstance(each, dict) else each)]
+        for name, each in deployments.items()
+    }
 
 
 def _host_port(address: str) -> str:

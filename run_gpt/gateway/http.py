@@ -69,7 +69,7 @@ def build_app(service: Service) -> FastAPI:
         return _json(service.status(), 200 if service.ready else 503)
 
     async def metrics() -> Response:
-        return Response(await scrape(service.pool, service.metrics), media_type=CONTENT_TYPE)
+        return Response(await scrape(service.models.replicas, service.metrics), media_type=CONTENT_TYPE)
 
     async def description() -> Response:
         return _json(document)

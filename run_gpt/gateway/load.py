@@ -38,8 +38,9 @@ def load_line(service: Service) -> str:
     Per replica means ready and loading ones: one that is loading will take its share, and is no reason to start yet
     another.
     """
-    ready = len(service.pool.ready)
-    loading = sum(replica.state == "connecting" for replica in service.pool.replicas)
+    replicas = service.models.replicas
+    ready = sum(replica.takes_requests for replica in replicas)
+    loading = sum(replica.state in ("connecting", "loading") for replica in replicas)
     return json.dumps(
         {
             "event": "load",

@@ -10,13 +10,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from run_gpt.errors import ERROR_CODES
 from run_gpt.gateway.endpoints import ENDPOINTS
-from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.models import Models
 from run_gpt.gateway.record import Record
 
 OTHER = "other"
 CUT_OFF = "cut_off"
 """The error of a request whose client did not wait for its end."""
-STATES = ("connecting", "ready", "draining", "dead", "lost", "leaving")
+STATES = ("connecting", "unloaded", "loading", "ready", "draining", "dead", "lost", "leaving")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _LEFT = ("499", "CANCELLED")
 
@@ -27,8 +27,8 @@ class GatewayMetrics:
     Labels are bounded: endpoints are those of ENDPOINTS, keys the names in the file of keys.
     """
 
-    def __init__(self, pool: ReplicaPool, in_flight: Callable[[], int]):
-        self._pool, self._in_flight = pool, in_flight
+    def __init__(self, models: Models, in_flight: Callable[[], int]):
+        self._models, self._in_flight = models, in_flight
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "rungpt_gateway_requests",
@@ -83,9 +83,9 @@ class GatewayMetrics:
         yield CounterMetricFamily(
             "rungpt_gateway_retries",
             "Calls of another replica, since one had failed or refused the request.",
-            value=self._pool.retries,
+            value=sum(hosted.pool.retries for hosted in self._models.all),
         )
-        replicas = self._pool.replicas
+        replicas = self._models.replicas
         states = Tally("leaving" if replica.leaving else replica.state for replica in replicas)
         by_state = GaugeMetricFamily("rungpt_replicas", "Replicas, by state as this gateway sees it.", labels=["state"])
         for state in STATES:
@@ -96,6 +96,16 @@ class GatewayMetrics:
         for replica in replicas:
             restarts.add_metric([replica.address], replica.restarts)
         yield from (by_state, restarts)
+        loaded = GaugeMetricFamily("rungpt_model_loaded", "1: it is in memory; 0: it is not.", labels=["model"])
+        loads = CounterMetricFamily("rungpt_model_loads", "Loads on request that succeeded.", labels=["model"])
+        failures = CounterMetricFamily("rungpt_model_load_failures", "Loads on request that failed.", labels=["model"])
+        unloads = CounterMetricFamily("rungpt_model_unloads", "How often it was unloaded.", labels=["model"])
+        for hosted in self._models.all:
+            loaded.add_metric([hosted.name], hosted.state == "loaded")
+            loads.add_metric([hosted.name], hosted.loads)
+            failures.add_metric([hosted.name], hosted.failed_loads)
+            unloads.add_metric([hosted.name], hosted.unloads)
+        yield from (loaded, loads, failures, unloads)
 
 
 def endpoint_label(path: str) -> str:

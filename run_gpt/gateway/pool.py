@@ -85,7 +85,7 @@ class ReplicaPool:
     @property
     def model(self) -> str | None:
         """The served model's name, once a replica has said it."""
-        return next((replica.status.model for replica in self.replicas if replica.status), None)
+        return next((replica.model for replica in self.replicas if replica.status), None)
 
     @property
     def context_length(self) -> int | None:
@@ -262,7 +262,7 @@ def error_of_status(code: Any, details: str, timeout: float) -> RequestError:
 def _why_not(states: Sequence[str], unresolved: Sequence[str]) -> str:
     if not states and unresolved:
         return f"no replica is known yet: waiting for {', '.join(unresolved)} to resolve"
-    if "connecting" in states and "lost" not in states:
+    if {"unloaded", "loading"} & set(states) or ("connecting" in states and "lost" not in states):
         return "the model is loading: try again in a moment"
     if "draining" in states:
         return "the server is draining: it takes no new requests"

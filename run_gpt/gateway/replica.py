@@ -14,18 +14,24 @@ from docarray.proto import DocProto
 from jina.proto import jina_pb2
 
 from run_gpt import request_ids
+from run_gpt.api import documents
 from run_gpt.api.answers import Status
+from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
 from run_gpt.errors import RequestError
-from run_gpt.gateway.messages import fields_of
+from run_gpt.gateway.messages import check_header, fields_of
 
 log = logging.getLogger(__name__)
 
-State = Literal["connecting", "ready", "draining", "dead", "lost"]
+State = Literal["connecting", "unloaded", "loading", "ready", "draining", "dead", "lost"]
 
 PROBE_SECONDS = 0.5
 PROBE_TIMEOUT = 2.0
 SILENT_SECONDS = 10.0
 """A replica whose port is open but which answers no probe for so long is lost; a busy one answers late."""
+LOAD_SECONDS = 3600.0
+"""Longest that a replica may take to load its model."""
+UNLOAD_SECONDS = 60.0
+"""Longest that it may take to give its memory back."""
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -43,8 +49,8 @@ _CHANNEL_OPTIONS = [
 class Replica:
     """One executor at `address` ("host:port").
 
-    States: connecting (not seen yet), ready, draining and dead (as it says), lost (was there, does not answer). Those
-    that are leaving have one of them, too.
+    States: connecting (not seen yet), unloaded and loading (it has no model in memory), ready, draining and dead (as it
+    says), lost (was there, does not answer). Those that are leaving have one of them, too.
     """
 
     def __init__(self, address: str, prepare: "Callable[[Replica], Awaitable[None]] | None" = None):
@@ -97,7 +103,12 @@ class Replica:
     @property
     def answers(self) -> bool:
         """Whether it answers probes, whatever it says."""
-        return self.state in ("ready", "draining", "dead")
+        return self.state not in ("connecting", "lost")
+
+    @property
+    def loads(self) -> bool:
+        """Whether it can load its model, or does."""
+        return self.state in ("unloaded", "loading") and not self.leaving
 
     def suspect(self, state: State = "lost") -> None:
         """A call found no connection, or was refused: no further request comes here until a probe is answered."""
@@ -132,13 +143,26 @@ class Replica:
         except (IndexError, ValueError):  # another program, or an executor of another kind, listens there
             self._unheard(sent, gone=True)
         else:
-            self._silent_since = None
-            self._heard(status)
-            if status.state == "ready" and self.state != "ready":
-                if not await self._prepared():
-                    return
-                self.cache = object()
-            self.state = status.state
+            await self._heard(status)
+
+    async def load(self) -> None:
+        """Have it load its model, and hear how far that is until it is over. Raises AioRpcError, ValueError."""
+        document = documents.request_to_document(LoadModelRequest(model=self.model or ""))
+        call = self.stream("/load", document.to_protobuf(), "load", LOAD_SECONDS)
+        async for message in call:
+            await self._heard(Status.model_validate(fields_of(message.document)))
+
+    async def unload(self) -> None:
+        """Have it give its model's memory back. Raises Unavailable if it is busy, AioRpcError, IndexError."""
+        document = documents.request_to_document(UnloadModelRequest(model=self.model or ""))
+        answer = await self.unary("/unload", document.to_protobuf(), "unload", UNLOAD_SECONDS)
+        check_header(answer.header)
+        await self._heard(Status.model_validate(fields_of(answer.data.docs.docs[0])))
+
+    @property
+    def model(self) -> str | None:
+        """Its model's name, once it has said it."""
+        return self.status.model if self.status else None
 
     async def state_now(self) -> State:
         """What it says now, `lost` if nothing: asked without keeping it, which is the watcher's part."""
@@ -147,10 +171,17 @@ class Replica:
         except (grpc.aio.AioRpcError, IndexError, ValueError):
             return "lost"
 
-    def _heard(self, status: Status) -> None:
+    async def _heard(self, status: Status) -> None:
+        """Take in what it says of itself."""
+        self._silent_since = None
         if self.status is not None and self.status.started != status.started:
             self.restarts += 1
         self.status = status
+        if status.state == "ready" and self.state != "ready":
+            if not await self._prepared():
+                return
+            self.cache = object()
+        self.state = status.state
 
     async def ask_metrics(self, timeout: float) -> str:
         """Its metrics in Prometheus' text form. Raises AioRpcError, IndexError or KeyError where it has none."""
@@ -172,7 +203,7 @@ class Replica:
 
     def _unheard(self, sent: float, *, gone: bool) -> None:
         self._silent_since = self._silent_since or sent
-        silent = time.monotonic() - self._silent_since > SILENT_SECONDS
+        silent = time.monotonic() - self._silent_since > SILENT_SECONDS and self.state != "loading"
         if self.state != "connecting" and (gone or silent):
             self.state = "lost"
 
@@ -181,6 +212,7 @@ class Replica:
         known = self.status if self.answers else None
         return {
             "address": self.address,
+            "model": self.model,
             "state": "leaving" if self.leaving else self.state,
             "in_flight": self.in_flight,
             "running": known.running if known else None,

@@ -10,7 +10,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from run_gpt.gateway.metrics import GatewayMetrics
-from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.replica import Replica
 
 log = logging.getLogger(__name__)
@@ -23,9 +22,9 @@ AT_ONCE = 128
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def scrape(pool: ReplicaPool, metrics: GatewayMetrics) -> bytes:
+async def scrape(replicas: Sequence[Replica], metrics: GatewayMetrics) -> bytes:
     """All metrics in Prometheus' text form. A replica that does not answer in time is left out and counted."""
-    asked = [replica for replica in pool.replicas if replica.state in ("ready", "draining")]
+    asked = [replica for replica in replicas if replica.state in ("ready", "draining")]
     places, until = asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop().time() + SCRAPE_SECONDS
 
     async def ask(replica: Replica) -> str:
@@ -46,7 +45,7 @@ async def scrape(pool: ReplicaPool, metrics: GatewayMetrics) -> bytes:
 
 
 def _labels(replica: Replica) -> dict[str, str]:
-    return {"model": replica.status.model if replica.status else "", "replica": replica.address}
+    return {"model": replica.model or "", "replica": replica.address}
 
 
 def _written(named: Sequence[tuple[dict[str, str], str]], own: Iterable[Metric]) -> bytes:

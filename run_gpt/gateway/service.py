@@ -7,14 +7,17 @@ from contextlib import aclosing, contextmanager
 from typing import Any, cast
 
 from run_gpt.api.answers import Answer, Body
+from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
 from run_gpt.api.openai.base import OpenAIRequest
-from run_gpt.api.openai.models import ListModelsRequest, ModelCard, ModelList, RetrieveModelRequest
+from run_gpt.api.openai.models import ListModelsRequest, ModelList, RetrieveModelRequest
 from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.api.together import merged, together
 from run_gpt.config import GatewayConfig
-from run_gpt.errors import Forbidden, ModelNotFound, RequestError, Unavailable
+from run_gpt.errors import Forbidden, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
+from run_gpt.gateway.hosted import Hosted
 from run_gpt.gateway.metrics import GatewayMetrics
+from run_gpt.gateway.models import Models
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.record import current, new_request_id, note_error, note_user
 
@@ -25,17 +28,16 @@ SEQUENCES_AT_ONCE = 32
 
 
 class Service:
-    """The requests of one gateway."""
+    """The requests of one gateway, for the models of `pools`, the default one first."""
 
-    def __init__(self, pool: ReplicaPool, config: GatewayConfig):
-        self.pool = pool
+    def __init__(self, pools: Sequence[ReplicaPool], config: GatewayConfig):
+        self.models = Models(pools, config.memory_budget)
         self.config = config
         self.in_flight = 0
         self._held = 0
         """Requests in flight, and what doors are writing of them."""
         self.draining = False
-        self.metrics = GatewayMetrics(pool, lambda: self.in_flight)
-        self._started = int(time.time())
+        self.metrics = GatewayMetrics(self.models, lambda: self.in_flight)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -45,49 +47,70 @@ class Service:
         Raises a RequestError.
         """
         self.check(request)
+        limit = self._limit(timeout)
         with self.running():
-            if isinstance(request, ListModelsRequest | RetrieveModelRequest):
-                return self._models(request)
-            if isinstance(request, Change):
-                return await self.pool.adapters.make(request, lambda: self.pool.ready)
-            if isinstance(request, OpenAIRequest):
-                return await self._translated(request, self._limit(timeout))
-            return await self.pool.answer(request, _request_id(), self._limit(timeout))
+            if isinstance(request, ListModelsRequest):
+                return ModelList(data=[hosted.card() for hosted in self.models.all if hosted.name])
+            hosted = self.models.named(request.model)
+            if isinstance(request, RetrieveModelRequest):
+                return hosted.card()
+            if isinstance(request, UnloadModelRequest):
+                return await self.models.unload(hosted, limit)
+            deadline = time.monotonic() + limit
+            async with self.models.held(hosted, limit) as pool:
+                if isinstance(request, Change):
+                    return await pool.adapters.make(request, lambda: pool.ready)
+                if isinstance(request, OpenAIRequest):
+                    return await self._translated(request, pool, deadline)
+                return await pool.answer(request, _request_id(), deadline - time.monotonic())
 
     async def stream(self, request: AnyRequest, timeout: float | None = None) -> AsyncIterator[Body]:
         """The events of the answer. Raises a RequestError; closing the iterator cancels the request."""
         self.check(request)
-        limit = self._limit(timeout)
-        events: Any = (
-            self._translated_stream(request, limit)
-            if isinstance(request, OpenAIRequest)
-            else self.pool.stream(cast("Request", request), _request_id(), limit)
-        )
+        hosted, limit = self.models.named(request.model), self._limit(timeout)
         with self.running():
+            if isinstance(request, LoadModelRequest):
+                events: Any = self.models.load(hosted, limit)
+            else:
+                events = self._events(request, hosted, limit)
             async with aclosing(events):
                 async for event in events:
                     yield event
 
-    async def _translated(self, request: OpenAIRequest, limit: float) -> Body:
+    async def _events(self, request: AnyRequest, hosted: Hosted, limit: float) -> AsyncIterator[Body]:
+        deadline = time.monotonic() + limit
+        async with self.models.held(hosted, limit) as pool:
+            events: Any = (
+                self._translated_stream(request, pool, deadline)
+                if isinstance(request, OpenAIRequest)
+                else pool.stream(cast("Request", request), _request_id(), deadline - time.monotonic())
+            )
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+
+    async def _translated(self, request: OpenAIRequest, pool: ReplicaPool, deadline: float) -> Body:
         """The answer in another API's form, of those to the native requests that it stands for."""
         with _named_as_in(request):
             natives = request.natives()
-            places, deadline = _places(natives), time.monotonic() + limit
+            places = _places(natives)
 
             async def one(native: AnyRequest) -> Answer:
                 async with places:
-                    return await self.pool.answer(native, _request_id(), deadline - time.monotonic())
+                    return await pool.answer(native, _request_id(), deadline - time.monotonic())
 
             return request.join(await together([one(native) for native in natives]))
 
-    async def _translated_stream(self, request: OpenAIRequest, limit: float) -> AsyncIterator[Body]:
+    async def _translated_stream(
+        self, request: OpenAIRequest, pool: ReplicaPool, deadline: float
+    ) -> AsyncIterator[Body]:
         with _named_as_in(request):
             natives, writer = cast("Sequence[Request]", request.natives()), request.writer()
-            places, deadline = _places(natives), time.monotonic() + limit
+            places = _places(natives)
 
             async def one(native: Request) -> AsyncIterator[Answer]:
                 async with places:
-                    stream: Any = self.pool.stream(native, _request_id(), deadline - time.monotonic())
+                    stream: Any = pool.stream(native, _request_id(), deadline - time.monotonic())
                     async with aclosing(stream) as events:
                         async for event in events:
                             yield event
@@ -99,11 +122,6 @@ class Service:
             for body in writer.end():
                 yield body
 
-    def _models(self, request: AnyRequest) -> ModelList | ModelCard:
-        name = self.pool.model
-        card = ModelCard(id=name or "", created=self._started, max_model_len=self.pool.context_length)
-        return card if isinstance(request, RetrieveModelRequest) else ModelList(data=[card] if name else [])
-
     def check(self, request: AnyRequest) -> None:
         """Raises Unavailable, ModelNotFound or Forbidden for a request that cannot be served now."""
         if isinstance(request, OpenAIRequest):
@@ -113,11 +131,7 @@ class Service:
         if self.draining:
             raise Unavailable("the server is draining: it takes no new requests")
         if not isinstance(request, ListModelsRequest | RetrieveModelRequest):
-            self.pool.check_ready()
-        if request.model is not None and request.model != self.pool.model:
-            raise ModelNotFound(
-                f"model {request.model!r} is not served here: this server has {self.pool.model!r}", param="model"
-            )
+            self.models.check(request.model)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -147,19 +161,20 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether a request would be taken now."""
-        return not self.draining and self.pool.watched and bool(self.pool.ready)
+        return not self.draining and self.models.watched and self.models.ready
 
     def status(self) -> dict[str, Any]:
         """What `/ready` says."""
         return {
             "ready": self.ready,
-            "model": self.pool.model,
+            "model": self.models.all[0].name or None,
+            "models": {hosted.name: hosted.state for hosted in self.models.all if hosted.name},
             "draining": self.draining,
             "in_flight": self.in_flight,
             "replicas": {
-                "ready": len(self.pool.ready),
-                "total": len(self.pool.replicas),
-                "each": [replica.describe() for replica in self.pool.replicas],
+                "ready": sum(replica.takes_requests for replica in self.models.replicas),
+                "total": len(self.models.replicas),
+                "each": [replica.describe() for replica in self.models.replicas],
             },
         }
 
@@ -168,7 +183,7 @@ class Service:
         self.draining = True
         if await self._wait_idle(self.config.drain_seconds):
             return
-        self.pool.stop("the server stops: this request did not end in time")
+        self.models.stop("the server stops: this request did not end in time")
         await self._wait_idle(FLUSH_SECONDS)
 
     async def _wait_idle(self, seconds: float) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from run_gpt.errors import DownloadError
 from run_gpt.models.progress import OnProgress, no_progress
+from run_gpt.models.sizes import size_text
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
@@ -28,16 +29,6 @@ def folder_bytes(folder: Path) -> int:
                 continue
             total += 0 if os.path.islink(os.path.join(parent, name)) else info.st_size
     return total
-
-
-def size_text(count: int) -> str:
-    """A number of bytes for a person, such as `98.4 MB`."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:

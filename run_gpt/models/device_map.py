@@ -11,6 +11,7 @@ import torch
 from run_gpt.config import DEVICE_MAPS, ModelConfig
 from run_gpt.devices import free_bytes
 from run_gpt.errors import ModelLoadError
+from run_gpt.models.sizes import parse_size
 
 DeviceMap = dict[str, Any] | str | None
 Memory = dict[int | str, int] | None
@@ -18,9 +19,6 @@ Memory = dict[int | str, int] | None
 FREE_SHARE = 0.8
 """Of the CPU's free memory, for the weights that stay there when the rest goes to disk: layers come back from disk one
 at a time to be computed, and the cache has to be somewhere."""
-
-_UNITS = {"": 1, "B": 1, **{f"{unit}B": 1000**i for i, unit in enumerate("KMGT", start=1)}}
-_UNITS |= {f"{unit}IB": 1024**i for i, unit in enumerate("KMGT", start=1)}
 
 
 def choose_device_map(config: ModelConfig, device: torch.device) -> tuple[DeviceMap, Memory]:
@@ -85,16 +83,11 @@ def parse_max_memory(limits: Mapping[Any, Any] | None) -> Memory:
         part = int(key) if str(key).isdecimal() else str(key)
         if isinstance(part, str) and part != "cpu":
             raise ModelLoadError(f"max_memory: {key!r} is neither cpu nor the number of a GPU, such as cpu=8GB,0=10GB")
-        parsed[part] = _bytes(value)
+        try:
+            parsed[part] = parse_size(value)
+        except ValueError as error:
+            raise ModelLoadError(f"max_memory: {error}") from None
     return parsed
-
-
-def _bytes(value: Any) -> int:
-    """Of `8GB` (8 * 10**9), `8GiB` (8 * 2**30) or a plain number."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", str(value).strip().upper())
-    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
-        raise ModelLoadError(f"max_memory: {value!r} is no size: write 8GB, 7.5GiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _checked(parts: dict[str, Any], device: torch.device) -> DeviceMap:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from run_gpt.models.cache import size_text
 from run_gpt.models.gguf_weights import gguf_shapes
+from run_gpt.models.sizes import size_text
 
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "bit8": 1 + 2 / 32, "bit4": 0.5 + 4 / 32}
 """Of a weight; 8 and 4 bits have scales for each group of 32. In bit4 embeddings and output layer are bit8."""

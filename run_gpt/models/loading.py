@@ -78,7 +78,7 @@ def load(
         elif placement.precision in QUANTISED:
             _require_bitsandbytes(placement)
         tokenizer = _tokenizer(files, config)
-        model = read_model(files, config, placement, model_config, packer)
+        model = read_model(files, config, placement, model_config, packer, on_progress)
     model.eval().requires_grad_(False)
     _mark_state(model)
     context, notes = _context_length(model, tokenizer)

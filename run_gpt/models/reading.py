@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,24 @@ from run_gpt.models.gguf_weights import gguf_weights
 from run_gpt.models.packing import Packer, PackingConfig
 from run_gpt.models.placement import QUANTISED, Placement
 from run_gpt.models.preflight import offload_folder, remove_with
+from run_gpt.models.progress import OnProgress
 
 
 def read_model(
-    files: ModelFiles, config: ModelConfig, placement: Placement, model_config: Any, packer: Packer | None
+    files: ModelFiles,
+    config: ModelConfig,
+    placement: Placement,
+    model_config: Any,
+    packer: Packer | None,
+    on_progress: OnProgress,
 ) -> Any:
     """The transformers model, whose weights `packer` has if there is one. Raises ModelLoadError."""
     options = _options(config, placement, packer, files.folder)
     offloaded = offload_folder(cache_root(config.cache_dir)) if placement.device_map is not None else None
     try:
-        model, report = _from_pretrained(files.folder, config, model_config, packer, options, offloaded)
+        size = sum(file.stat().st_size for file in files.folder.iterdir() if file.is_file())
+        with _reporting(f"Loading {files.name}", size, on_progress):
+            model, report = _from_pretrained(files.folder, config, model_config, packer, options, offloaded)
     except Exception as error:
         shutil.rmtree(offloaded or "", ignore_errors=True)
         cause = getattr(options.get("quantization_config"), "error", None) or error
@@ -105,6 +115,26 @@ def _from_pretrained(
     model, report = model_class.from_pretrained(None, config=model_config, state_dict=weights, **common, **options)
     model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model, report
+
+
+@contextmanager
+def _reporting(step: str, total: int, on_progress: OnProgress) -> Iterator[None]:
+    """Tells how many of the weights are there, as a share of the bytes of all files."""
+    from transformers.utils.logging import set_tqdm_hook
+
+    def bar(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return weights(args[0]) if options.get("desc") == "Loading weights" else factory(*args, **options)
+
+    def weights(items: Any) -> Iterator[Any]:
+        for count, item in enumerate(items):
+            on_progress(step, total * count // len(items), total)
+            yield item
+
+    before = set_tqdm_hook(bar)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(before)
 
 
 def _quantization(placement: Placement) -> Any:

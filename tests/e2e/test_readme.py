@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from families import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/openai.md", "docs/deploy.md")
@@ -22,6 +23,10 @@ EXEMPT = {
     "make test": "is what runs this test",
     "pip install .": "changes the environment in which the tests run; `make install` does the same",
 }
+
+
+# Stands for a model of the reader's own; the tests have a tiny one in its place.
+MY_MODEL = "./my-model"
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,12 @@ def run(arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def my_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model called my-model."""
+    return write_checkpoint("llama", tmp_path_factory.mktemp("models") / Path(MY_MODEL).name)
+
+
 def run_command(command: str, start_server: Callable[..., Any], folder: Path) -> None:
     """One command of a bash snippet. `rungpt serve` does not end: it is started, found ready, and stopped."""
     if command in EXEMPT:
@@ -87,8 +98,11 @@ def check_output(source: str, output: str) -> None:
 
 
 @pytest.mark.parametrize("snippet", snippets(), ids=str)
-def test_snippet(snippet: Snippet, server: Any, start_server: Callable[..., Any], tmp_path: Path) -> None:
+def test_snippet(
+    snippet: Snippet, server: Any, start_server: Callable[..., Any], my_model: Path, tmp_path: Path
+) -> None:
     text = snippet.text.replace(":51000", f":{server.grpc_port}").replace(":52000", f":{server.http_port}")
+    text = text.replace(MY_MODEL, str(my_model))
     if snippet.language == "python":
         check_output(text, run([sys.executable, "-c", text], tmp_path))
         return

@@ -5,8 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from run_gpt.api.answers import Body
+from run_gpt.api.models import State
 from run_gpt.api.schema import AnyRequest
-from run_gpt.api.values import NonEmpty
+from run_gpt.api.values import Bytes, NonEmpty
 
 
 class ListModelsRequest(AnyRequest):
@@ -29,6 +30,10 @@ class ModelCard(Body):
     owned_by: Literal["rungpt"] = "rungpt"
     max_model_len: int | None = None
     """Beyond OpenAI's: tokens that its context holds; null until a replica has said it."""
+    state: State
+    """Beyond OpenAI's: whether it is in memory."""
+    memory: Bytes | None = None
+    """Beyond OpenAI's: bytes that it takes at most in all replicas together, once it is loaded; null: not known."""
 
 
 class ModelList(Body):

@@ -137,7 +137,7 @@ class Doors:
 
     @asynccontextmanager
     async def open(self, grpc_port: int = 0, http_port: int = 0) -> AsyncIterator[None]:
-        service = Service(self.pool, GatewayConfig())  # type: ignore[arg-type]
+        service = Service([self.pool], GatewayConfig())  # type: ignore[arg-type]
         interceptors = [_Seen(self.seen), LegacyInterceptor(service.answer)]
         rpc = grpc.aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
         rpc.add_generic_rpc_handlers(Servicer(service).handlers())

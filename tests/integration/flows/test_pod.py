@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from test_supervisor import is_alive, running, wait_until
 
-from run_gpt.config import ServeConfig
+from run_gpt.config import ServeConfig, ServedModel
 from run_gpt.flows.pod import executor_arguments, gateway_arguments
 from run_gpt.flows.ports import answers_ok, free_ports, is_listening
 from run_gpt.flows.process import SETUP_ERROR_EXIT, PodSpec
@@ -24,11 +25,17 @@ from run_gpt.flows.render import render_flow
 LIMIT = 60.0
 
 
-def toy_flow(**settings: Any) -> dict[str, Any]:
-    grpc, http, worker = free_ports(3)
-    config = ServeConfig(grpc_port=grpc, http_port=http)
-    flow: dict[str, Any] = yaml.safe_load(render_flow(config, worker_ports=[worker]))
-    flow["gateway"]["uses"], flow["executors"][0]["uses"] = toy_uses(**settings)
+def toy_flow(models: int = 1, **settings: Any) -> dict[str, Any]:
+    grpc, http, *workers = free_ports(2 + models)
+    config = ServeConfig(grpc_port=grpc, http_port=http, models=(ServedModel(),) * models)
+    return with_toys(render_flow(config, worker_ports=workers), **settings)
+
+
+def with_toys(text: str, **settings: Any) -> dict[str, Any]:
+    """The Flow with a gateway and executors that load nothing."""
+    flow: dict[str, Any] = yaml.safe_load(text)
+    for executor in flow["executors"]:
+        flow["gateway"]["uses"], executor["uses"] = toy_uses(**settings)
     return flow
 
 
@@ -118,29 +125,33 @@ def jina_flow() -> Iterator[Any]:
         yield Flow
 
 
-def test_jina_reads_the_flow_as_the_pods_do(jina_flow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("models", [1, 2, 3])
+def test_jina_reads_the_flow_as_the_pods_do(
+    models: int, jina_flow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`rungpt serve` and `jina flow --uses` must be the same Flow: Jina's own arguments for it equal ours."""
     from jina.parsers import set_gateway_parser, set_pod_parser
 
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    flow, file = toy_flow(), tmp_path / "flow.yml"
+    flow, file = toy_flow(models), tmp_path / "flow.yml"
     file.write_text(yaml.safe_dump(flow, sort_keys=False))
     nodes = jina_flow.load_config(str(file)).build()._deployment_nodes
-    gateway, worker = (vars(nodes[name].pod_args["pods"][0][0]) for name in ("gateway", "causal_lm"))
+    last = flow["executors"][-1]["name"]
+    gateway, worker = (vars(nodes[name].pod_args["pods"][0][0]) for name in ("gateway", last))
     ours = vars(set_gateway_parser().parse_args(gateway_arguments(flow)))
     assert json.loads(ours.pop("graph_description")) == json.loads(gateway["graph_description"])
     for name in ("uses", "port", "protocol", "deployments_addresses", "runtime_cls", "host", "timeout_send"):
         assert ours[name] == gateway[name]
-    ours = vars(set_pod_parser().parse_args(executor_arguments(flow, 0)))
+    ours = vars(set_pod_parser().parse_args(executor_arguments(flow, models - 1)))
     ours["host"] = ours["host"][0]
     for name in ("name", "uses", "port", "protocol", "runtime_cls", "host", "shards", "allow_concurrent"):
         assert ours[name] == worker[name]
 
 
-def test_the_dry_run_runs_with_jinas_own_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("models", [(), (ServedModel(), ServedModel(replicas=2))], ids=["one", "two"])
+def test_the_dry_run_runs_with_jinas_own_command(models: tuple[ServedModel, ...], tmp_path: Path) -> None:
     grpc, http = free_ports(2)
-    flow = yaml.safe_load(render_flow(ServeConfig(grpc_port=grpc, http_port=http)))
-    flow["gateway"]["uses"], flow["executors"][0]["uses"] = toy_uses()
+    flow = with_toys(render_flow(ServeConfig(grpc_port=grpc, http_port=http, models=models)))
     (tmp_path / "flow.yml").write_text(yaml.safe_dump(flow, sort_keys=False))
     command = (sys.executable, "-m", "jina", "flow", "--uses", "flow.yml")
     env = {**os.environ, **pod_env(), "JINA_OPTOUT_TELEMETRY": "1"}
@@ -149,6 +160,9 @@ def test_the_dry_run_runs_with_jinas_own_command(tmp_path: Path) -> None:
     try:
         wait_until(lambda: answers_ok("127.0.0.1", http, "/ready") or jina.poll() is not None, LIMIT)
         assert jina.poll() is None, (tmp_path / "log").read_text()
+        told = httpx.get(f"http://127.0.0.1:{http}/ready").json()
+        replicas = [(executor["name"], executor["replicas"]) for executor in flow["executors"]]
+        assert [(name, len(addresses)) for name, addresses in told.items()] == replicas
     finally:
         os.killpg(jina.pid, signal.SIGKILL)
         jina.wait()

@@ -128,7 +128,7 @@ def test_what_keeps_a_container_from_starting_is_one_line_in_its_log() -> None:
     ("flow", "said"),
     [
         (None, "rungpt: there is no Flow: give its YAML in the environment variable RUNGPT_FLOW\n"),
-        ("", "rungpt: RUNGPT_FLOW is no Flow with a gateway and one executor: give it the YAML of one\n"),
+        ("", "rungpt: RUNGPT_FLOW is no Flow with a gateway and executors: give it the YAML of one\n"),
     ],
 )
 def test_a_missing_flow_is_one_line(flow: str | None, said: str) -> None:

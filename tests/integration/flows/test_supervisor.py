@@ -180,6 +180,20 @@ def test_a_worker_that_crashes_at_start_ends_the_start_with_its_last_line() -> N
         assert str(run.error) == "worker 0 ended 3 times at start (exit code 1): out of cheese"
 
 
+def test_what_was_ready_may_die_for_as_long_as_another_one_loads() -> None:
+    """One model's crashes must not end a server in which another model takes its time."""
+    ports = free_ports(3)
+    specs = [light_pod("worker 0", ports[0], "loads"), light_pod("worker 1", ports[1]), light_pod("gateway", ports[2])]
+    with running(*specs) as run:
+        for count in range(1, 6):
+            run.wait_for("pod_ready", "worker 1", count=count)
+            os.kill(run.supervisor.pids()["worker 1"], signal.SIGKILL)
+            run.wait_for("died", "worker 1", count=count)
+        run.wait_for("pod_ready", "worker 1", count=6)
+        assert run.error is None
+        assert run.kinds("worker 0") == ["starting", "output"]
+
+
 def test_a_replica_that_cannot_come_back_does_not_end_the_server(tmp_path: Path) -> None:
     ports = free_ports(3)
     specs = [

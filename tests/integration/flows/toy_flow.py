@@ -1,6 +1,7 @@
 """A real Executor and a real Gateway that load nothing: what Jina's own start, stop and errors look like."""
 
 import asyncio
+import json
 import time
 
 # isort: off
@@ -46,8 +47,9 @@ class ToyExecutor(Executor):
 class _Http(FastAPIBaseServer):
     @property
     def app(self) -> FastAPI:
+        """`/ready` says which executors this gateway was told of."""
         app = FastAPI()
-        app.get("/ready")(lambda: {})
+        app.get("/ready")(lambda: json.loads(self.runtime_args.deployments_addresses))
         return app
 
 

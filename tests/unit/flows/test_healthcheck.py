@@ -105,7 +105,7 @@ def test_something_else_on_the_executors_port_is_not_healthy() -> None:
 def test_without_a_flow_it_asks_where_rungpt_serve_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     from run_gpt.flows import healthcheck
 
-    assert healthcheck.ports_of(None) == (52000, 51001)
+    assert healthcheck.ports_of(None) == (52000, [51001])
     monkeypatch.setattr(sys, "argv", ["healthcheck", "gateway"])
     monkeypatch.setenv(FLOW_VARIABLE, "nonsense")
     assert healthcheck.main() == 1

@@ -104,9 +104,14 @@ def test_a_flow_for_containers_keeps_the_host_and_asks_for_the_key_that_it_does_
     ("change", "said"),
     [
         (lambda flow: "a: [", "is no YAML: while parsing"),
-        (lambda flow: "hello", "is no Flow with a gateway and one executor"),
-        (lambda flow: "", "is no Flow with a gateway and one executor"),
-        (lambda flow: flow | {"executors": flow["executors"] * 2}, "is no Flow with a gateway and one executor"),
+        (lambda flow: "hello", "is no Flow with a gateway and executors"),
+        (lambda flow: "", "is no Flow with a gateway and executors"),
+        (lambda flow: flow | {"executors": []}, "is no Flow with a gateway and executors"),
+        (lambda flow: flow | {"executors": flow["executors"] * 2}, "two executors are called 'causal_lm'"),
+        (
+            lambda flow: flow | {"executors": [*flow["executors"], {"name": "b"}]},
+            "the executor needs 'uses', a mapping",
+        ),
         (lambda flow: flow | {"gateway": None}, "the gateway needs 'uses', a mapping"),
         (lambda flow: flow | {"gateway": flow["gateway"] | {"port": 51000}}, "the gateway needs 'port', a list"),
         (lambda flow: yaml.safe_load(render_flow(ServeConfig())), "the executor needs 'port', a list"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from run_gpt.config import ServeConfig
+from run_gpt.config import ServeConfig, ServedModel
 from run_gpt.flows import server, sharing
 from run_gpt.flows.supervisor import Event
 
@@ -56,6 +56,58 @@ def test_threads_that_the_user_has_chosen_stay(monkeypatch: pytest.MonkeyPatch) 
 def test_the_memory_is_shared_out_as_it_was_before_the_first_replica(machine: Any) -> None:
     machine(free=9000)
     assert each("RUNGPT_MEMORY_BYTES", replicas=3) == ["3000"] * 3
+
+
+def models(*settings: Any) -> tuple[ServedModel, ...]:
+    return tuple(ServedModel(**each) for each in settings)
+
+
+def test_another_model_takes_no_cores_away() -> None:
+    """It has mostly nothing to do: with a share of the cores each model would be slower for ever."""
+    assert each("OMP_NUM_THREADS", models=models({}, {"replicas": 2})) == [None, "2", "2"]
+
+
+@pytest.mark.parametrize(
+    ("config", "shares"),
+    [
+        ({"models": models({}, {"replicas": 2})}, ["3000"] * 3),
+        ({"models": models({"memory": 500}, {"replicas": 2})}, ["500", "3000", "3000"]),
+        ({"models": models({}, {}), "memory_budget": 1000}, ["500", "500"]),
+        ({"models": models({})}, [None]),
+        ({"memory": 700}, ["700"]),
+        ({"memory_budget": 1000}, ["1000"]),
+        ({"memory_budget": 1000, "replicas": 2}, ["500", "500"]),
+    ],
+)
+def test_the_memory_is_shared_among_all_models(config: Any, shares: list[str | None], machine: Any) -> None:
+    machine(free=9000)
+    assert each("RUNGPT_MEMORY_BYTES", **config) == shares
+
+
+def test_what_is_said_of_one_model_counts_more_than_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNGPT_MEMORY_BYTES", "7")
+    assert each("RUNGPT_MEMORY_BYTES", models=models({"memory": 500}, {})) == ["500", None]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "visible", "sharers"),
+    [
+        ([], [{}, {}], [None, None], [None, None]),
+        (["0"], [{}, {}], [None, None], ["2", "2"]),
+        (["0", "1"], [{}, {}], ["0", "1"], ["1", "1"]),
+        (["0", "1"], [{"replicas": 2}, {}], ["0", "1", "0"], ["2", "1", "2"]),
+        (["0", "1"], [{"device": "cpu"}, {}], [None, "0"], [None, "1"]),
+        (["0", "1"], [{"device_map": "auto"}, {}], [None, "0"], ["2", "2"]),
+        (["0", "1", "2", "3"], [{"tensor_parallel": 2}, {}, {}], ["0,1", "2", "3"], ["1", "1", "1"]),
+        (["0", "1"], [{"tensor_parallel": 2}, {}], [None, "0"], ["2", "2"]),
+    ],
+)
+def test_models_share_gpus_as_replicas_do(
+    gpus: list[str], settings: Any, visible: list[str | None], sharers: list[str | None], machine: Any
+) -> None:
+    machine(gpus=gpus)
+    assert each("CUDA_VISIBLE_DEVICES", models=models(*settings)) == visible
+    assert each("RUNGPT_GPU_SHARERS", models=models(*settings)) == sharers
 
 
 @pytest.mark.parametrize(
@@ -114,6 +166,12 @@ def test_more_replicas_than_cores_is_one_line_at_the_start(
     assert [event.kind for event in events] == ["warning"] * warned
     if warned:
         assert events[0].message.startswith("Warning: 3 replicas take turns on 2 cores")
+
+
+def test_the_warning_names_the_model_that_it_is_about() -> None:
+    several = models({"model_name": "a"}, {"model_name": "org/b", "replicas": 9})
+    (line,) = sharing.crowding(ServeConfig(models=several))
+    assert line.startswith("Warning: 9 replicas of b take turns on 4 cores")
 
 
 def test_a_worker_in_a_small_container_on_a_large_machine_starts_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:

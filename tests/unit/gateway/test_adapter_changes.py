@@ -164,7 +164,7 @@ async def test_without_a_replica_a_change_is_refused() -> None:
 
 async def test_changes_are_refused_unless_the_server_allows_them() -> None:
     """A path names files on the server's machine."""
-    service = Service(None, GatewayConfig())  # type: ignore[arg-type]
+    service = Service([], GatewayConfig())  # type: ignore[arg-type]
     for change in (load("x"), unload("x")):
         with pytest.raises(Forbidden, match="--runtime-adapters"):
             await service.answer(change)

@@ -56,6 +56,7 @@ class Asked:
         self.address, self.text, self.state = address, text, state
         self.status = Status(state="ready", model=model, running=0, waiting=0)
         self.restarts, self.leaving, self.asked = 0, False, 0
+        self.model, self.loads, self.takes_requests = model, False, state == "ready"
 
     def describe(self) -> dict[str, str]:
         return {"state": self.state}
@@ -73,11 +74,11 @@ def service_over(*replicas: Asked) -> Service:
     ready = [replica for replica in replicas if replica.state == "ready"]
     pool = SimpleNamespace(replicas=list(replicas), ready=ready, retries=0, model="m", watched=True)
     pool.check_ready = lambda: None
-    return Service(cast("Any", pool), GatewayConfig())
+    return Service([cast("Any", pool)], GatewayConfig())
 
 
 async def read(service: Service) -> Samples:
-    return samples(await scrape(service.pool, service.metrics))
+    return samples(await scrape(service.models.replicas, service.metrics))
 
 
 async def test_each_replica_has_its_samples_under_its_name() -> None:
@@ -148,7 +149,7 @@ def test_labels_are_bounded() -> None:
     """A client that makes up paths would fill Prometheus' memory."""
     assert endpoint_label("/v1/models/a/b") == "/v1/models/{model}"
     assert {endpoint_label(path) for path in ENDPOINTS} == set(ENDPOINTS)
-    metrics = GatewayMetrics(cast("Any", SimpleNamespace(replicas=[], retries=0)), lambda: 0)
+    metrics = GatewayMetrics(cast("Any", SimpleNamespace(replicas=[], all=[])), lambda: 0)
     for i in range(500):
         metrics.count(Record(method="POST", route=f"/made/up/{i}", user=f"u{i}"), "404")
         metrics.count(Record(method="GET", route=f"/v1/models/{i}"), "404")
@@ -162,7 +163,10 @@ def test_labels_are_bounded() -> None:
 
 
 def test_a_request_is_counted_with_its_key_its_status_and_its_error() -> None:
-    metrics = GatewayMetrics(cast("Any", SimpleNamespace(replicas=[], retries=3)), lambda: 2)
+    hosted = SimpleNamespace(
+        name="m", state="loaded", loads=1, failed_loads=0, unloads=2, pool=SimpleNamespace(retries=3)
+    )
+    metrics = GatewayMetrics(cast("Any", SimpleNamespace(replicas=[], all=[hosted])), lambda: 2)
     metrics.count(Record(method="POST", route="/chat", key="alice", started=time.perf_counter() - 0.07), "200")
     metrics.count(Record(method="POST", route="/chat_stream", key="alice", error="internal_error"), "200")
     metrics.count(Record(method="gRPC", route="/jina", endpoint="/chat", key="bob"), "CANCELLED")
@@ -243,7 +247,7 @@ async def test_a_failure_that_nobody_thought_of_is_an_internal_error(
     async def answer(*_: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(service.pool, "answer", answer, raising=False)
+    monkeypatch.setattr(service.models.all[0].pool, "answer", answer, raising=False)
     with pytest.raises(ZeroDivisionError):
         await client.post("/generate", json={"prompt": "x"}, headers=RIGHT)
     assert (await read(service))["gateway_errors_total internal_error"] == 1

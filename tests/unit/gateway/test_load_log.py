@@ -14,9 +14,9 @@ from run_gpt.gateway.service import Service
 
 def service(states: list[str], in_flight: int = 0, log_load: float | None = None) -> Service:
     """One whose replicas are in these states, as its pool knows them."""
-    replicas = [SimpleNamespace(state=state) for state in states]
+    replicas = [SimpleNamespace(state=state, takes_requests=state == "ready") for state in states]
     pool: Any = SimpleNamespace(replicas=replicas, ready=[one for one in replicas if one.state == "ready"])
-    made = Service(cast("Any", pool), GatewayConfig(log_load=log_load))
+    made = Service([cast("Any", pool)], GatewayConfig(log_load=log_load))
     made.in_flight = in_flight
     return made
 

@@ -48,7 +48,7 @@ CASES = [
 async def test_an_error_names_the_field_of_the_request(
     request_: AnyRequest, param: str | None, message: str, named: str | None, says: str, stream: bool
 ) -> None:
-    service = Service(FailingPool(InvalidRequest(message, param=param)), GatewayConfig())  # type: ignore[arg-type]
+    service = Service([FailingPool(InvalidRequest(message, param=param))], GatewayConfig())  # type: ignore[arg-type]
     if stream and isinstance(request_, EmbeddingRequest):
         return
     with pytest.raises(InvalidRequest) as raised:
@@ -58,7 +58,7 @@ async def test_an_error_names_the_field_of_the_request(
 
 
 async def test_what_the_natives_cannot_be_is_found_before_any_replica_is_asked() -> None:
-    service = Service(FailingPool(InvalidRequest("asked")), GatewayConfig())  # type: ignore[arg-type]
+    service = Service([FailingPool(InvalidRequest("asked"))], GatewayConfig())  # type: ignore[arg-type]
     request = CompletionRequest.parse({"prompt": "x", "best_of": 2, "stream": True})
     with pytest.raises(InvalidRequest, match="best_of = 2 cannot be streamed") as raised:
         await anext(service.stream(request))

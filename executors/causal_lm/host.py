@@ -1,0 +1,139 @@
+"""`Host`: the model of one executor, which may be loaded and unloaded while the executor serves."""
+
+import asyncio
+import ctypes
+import gc
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+from run_gpt.api.answers import Status
+from run_gpt.config import EngineConfig, HostConfig, ModelConfig
+from run_gpt.errors import RunGPTError, Unavailable
+from run_gpt.executors.causal_lm.footprint import Footprint
+from run_gpt.models import served_name
+
+if TYPE_CHECKING:
+    from run_gpt.model import Model
+
+log = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 0.1
+"""Between two words on how far a load is."""
+
+
+class Host:
+    """The model that these configurations name. Use it on one event loop; `on_dead` is called when its engine dies.
+
+    Loads it at once if `config.preload`; else it only sees to it that the files are here. Raises SetupError or
+    ModelNotFound.
+    """
+
+    def __init__(
+        self, model_config: ModelConfig, engine_config: EngineConfig, config: HostConfig, on_dead: Callable[[], None]
+    ):
+        self.name = served_name(model_config)
+        told = not config.preload or config.memory is not None
+        self._footprint = Footprint.of(model_config, engine_config) if told else Footprint()
+        self._model_config, self._config = model_config, config
+        self._engine_config = self._footprint.within(engine_config, config.memory)
+        self._on_dead = on_dead
+        self._loading: asyncio.Task[None] | None = None
+        self._progress: tuple[str, int, int | None] = ("", 0, None)
+        self._why: str | None = None
+        self._model = self._load() if config.preload else None
+
+    @property
+    def model(self) -> "Model":
+        """The loaded model. Raises Unavailable."""
+        if self._model is None:
+            raise Unavailable(f"the model {self.name} is not in memory: try again in a moment")
+        return self._model
+
+    async def load(self) -> AsyncIterator[Status]:
+        """Load it, and say how far that is until it is over: the last status is `ready`, or `unloaded` and says why.
+
+        Whoever asks while it is being loaded hears of the same load, which goes on when nobody listens any more.
+        """
+        if self._model is None and self._loading is None:
+            self._progress, self._why = (f"Loading {self.name}", 0, None), None
+            self._loading = asyncio.create_task(self._load_in_thread())
+        told = None
+        while (loading := self._loading) is not None:
+            if (status := self.status()) != told:
+                yield status
+            told = status
+            await asyncio.wait((loading,), timeout=PROGRESS_SECONDS)
+        yield self.status()
+
+    async def unload(self) -> None:
+        """Give its memory back. Call it when no request runs."""
+        model, self._model = self._model, None
+        if model is not None:
+            await asyncio.to_thread(model.shutdown)
+            del model  # before what is free is collected
+            await asyncio.to_thread(_give_back)
+
+    def close(self) -> None:
+        """End the engine; requests that still run end with Unavailable. Blocks."""
+        if self._model is not None:
+            self._model.shutdown()
+
+    def status(self) -> Status:
+        """What the model does, and what it takes."""
+        status = self._status_without() if self._model is None else self._model.status()
+        memory = self._footprint.bytes_of(self._engine_config, self._config.memory)
+        return status.model_copy(update={"memory": memory, "unload_after": self._config.unload_after})
+
+    def metrics(self) -> str:
+        """What its engine has counted since it was loaded, in Prometheus' text form; nothing while it is not."""
+        return "" if self._model is None else self._model.metrics()
+
+    def _status_without(self) -> Status:
+        step, done, total = self._progress if self._loading else (None, 0, None)
+        return Status(
+            state="loading" if self._loading else "unloaded",
+            model=self.name,
+            running=0,
+            waiting=0,
+            context_length=self._footprint.context or None,
+            step=step,
+            done=done,
+            total=total,
+            why=self._why,
+        )
+
+    async def _load_in_thread(self) -> None:
+        try:
+            self._model = await asyncio.to_thread(self._load)
+        except RunGPTError as error:
+            self._why = error.message
+            log.error("the model %s cannot be loaded: %s", self.name, error.message)
+        except Exception as error:
+            self._why = f"{type(error).__name__}: {error}"
+            log.exception("the model %s cannot be loaded", self.name)
+        finally:
+            self._loading = None
+
+    def _load(self) -> "Model":
+        from run_gpt.model import load_model  # torch, which an executor without a model does not need
+
+        model = load_model(
+            self._model_config, self._engine_config, on_progress=self._note_progress, on_dead=self._on_dead
+        )
+        for note in model.notes:
+            log.warning("%s", note)
+        return model
+
+    def _note_progress(self, step: str, done: int, total: int | None) -> None:
+        self._progress = (step, done, total)
+
+
+def _give_back() -> None:
+    """What nobody holds any more goes back to the system."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what was freed between what is not
+        libc.malloc_trim(0)

@@ -1,0 +1,193 @@
+"""Owns the file of `rungpt serve --config`: from YAML to a server's configuration, with each mistake named."""
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import yaml
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+
+from run_gpt.cli import options
+from run_gpt.config import API_KEY_VARIABLE, Precision, ServeConfig, ServedModel
+from run_gpt.errors import SetupError
+from run_gpt.models import find
+from run_gpt.models.sizes import parse_size
+
+UNLOAD_AFTER = 600.0
+"""Seconds, where several models are served and nothing is said; for one model: never."""
+
+Types = Mapping[str, Any]
+"""What a mapping of the file may have: a type for each key."""
+
+_PORT = Annotated[int, Field(ge=1, le=65535)]
+_SIZE = Annotated[int, BeforeValidator(parse_size)]
+_OTHERWISE: Types = {
+    "grpc_port": _PORT,
+    "http_port": _PORT,
+    "memory_budget": _SIZE,
+    "memory": _SIZE,
+    "precision": Precision,
+    "tensor_parallel": Annotated[int, Field(ge=1)],
+    "unload_after": Annotated[float, Field(ge=0)],
+}
+
+
+def _types(config: type[Any], names: Collection[str]) -> Types:
+    """The fields' own types, with the limits that the command line has for them."""
+    hints = get_type_hints(config)
+    limited = {name: Annotated[hints[name], Field(ge=options.LEAST[name])] for name in names & options.LEAST.keys()}
+    return {name: _OTHERWISE.get(name) or limited.get(name) or hints[name] for name in names}
+
+
+_FIELDS = {f.name for f in fields(ServedModel)}
+MODEL: Types = {"name": str, **_types(ServedModel, _FIELDS)}
+"""What the file says of one model; `name` is `model_name`."""
+DEFAULTS: Types = {key: kind for key, kind in MODEL.items() if key not in ("name", "model_name", "model_path")}
+SERVER: Types = _types(ServeConfig, {f.name for f in fields(ServeConfig)} - _FIELDS - {"models", "api_key"})
+
+
+def read_models_file(file: Path) -> ServeConfig:
+    """The server that the file describes. Relative paths in it are relative to its folder.
+
+    Raises SetupError, one line with the file and the key, for what cannot be read, is not known or of a wrong type.
+    """
+    content = _mapping(_load(file), f"{file}")
+    defaults, given = content.pop("defaults", {}), content.pop("models", None)
+    server = _settings(content, f"{file}", SERVER)
+    defaults = _settings(defaults, f"{file}: defaults", DEFAULTS)
+    if not isinstance(given, list) or not given:
+        raise SetupError(f"{file}: models: this must be a list with a model or more")
+    folder = file.absolute().parent
+    models = [
+        _model(_model_settings(one, f"{file}: models[{index}]"), defaults, index, len(given), folder)
+        for index, one in enumerate(given)
+    ]
+    return ServeConfig(models=tuple(models), **_placed(server, folder))
+
+
+def hosting(index: int, count: int, preload: bool | None, unload_after: float | None) -> dict[str, Any]:
+    """When the model with this index of so many is in memory, as HostConfig's fields; None: nothing is said of it.
+
+    Of several models the first is loaded at the start, and each is unloaded after UNLOAD_AFTER. 0 seconds: never.
+    """
+    if unload_after is None:
+        unload_after = UNLOAD_AFTER if count > 1 else 0
+    return {"preload": index == 0 if preload is None else preload, "unload_after": unload_after or None}
+
+
+def _model(own: dict[str, Any], defaults: dict[str, Any], index: int, count: int, folder: Path) -> ServedModel:
+    settings = _placed({**defaults, **own}, folder)
+    hosted = hosting(index, count, settings.pop("preload", None), settings.pop("unload_after", None))
+    return ServedModel(**settings, **hosted)
+
+
+def _model_settings(given: Any, where: str) -> dict[str, Any]:
+    """One of the list: a name, or a mapping that has one."""
+    settings = _settings({"name": given} if isinstance(given, str) else given, where, MODEL)
+    if "name" in settings and "model_name" in settings:
+        raise SetupError(f"{where}: name and model_name are the same: give one of them")
+    if "name" in settings:
+        settings["model_name"] = settings.pop("name")
+    if not settings.get("model_name") and not settings.get("model_path"):
+        raise SetupError(f"{where}: a model needs a name, or model_path")
+    return settings
+
+
+def _settings(given: Any, where: str, types: Types) -> dict[str, Any]:
+    """The values of a mapping, each of its key's type."""
+    settings = {}
+    for key, value in _mapping(given, where).items():
+        if key not in types:
+            raise SetupError(f"{where}: {_unknown(key, types)}")
+        settings[key] = _value(value, f"{where}: {key}", types[key])
+    return settings
+
+
+def _mapping(given: Any, where: str) -> dict[Any, Any]:
+    if not isinstance(given, dict):
+        raise SetupError(f"{where}: this must be a mapping of settings, such as `name: smollm2`")
+    return dict(given)
+
+
+def _unknown(key: Any, types: Types) -> str:
+    """What to do with a key that is not known where it stands."""
+    if key == "api_key":
+        return f"a key does not belong in this file: set {API_KEY_VARIABLE}, or give api_key_file"
+    if key in SERVER:
+        return f"{key} is of the whole server: write it at the top"
+    if key in DEFAULTS:
+        return f"{key} is of a model: write it beside its name, or under `defaults` for all of them"
+    if key in MODEL:
+        return f"{key} is of one model: write it in the list `models`"
+    known = [*types, *(("defaults", "models") if types is SERVER else ())]
+    near = get_close_matches(str(key), known, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+    return f"there is no setting {key!r}; {hint}"
+
+
+def _value(value: Any, where: str, kind: Any) -> Any:
+    """The value as JSON's strict rules have it: a text is no number, a list may be a tuple, a text a path."""
+    try:
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError) as error:
+        raise SetupError(f"{where}: this is no plain value: {error}") from None
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        said = " or ".join(dict.fromkeys(one["msg"].removeprefix("Value error, ") for one in error.errors()))
+        raise SetupError(f"{where}: {said[:1].lower()}{said[1:]}, not {value!r}") from None
+
+
+def _placed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings with their relative paths made absolute."""
+    placed = dict(settings)
+    for key, value in settings.items():
+        if isinstance(value, Path):
+            placed[key] = Path(_absolute(str(value), folder))
+        elif key == "model_path" and value is not None:
+            placed[key] = _absolute(value, folder)
+        elif (key == "model_name" and not settings.get("model_path")) or key == "adapter_name_or_path":
+            placed[key] = _if_path(value, folder)
+        elif key == "adapters" and value is not None:
+            placed[key] = {name: _if_path(path, folder) for name, path in value.items()}
+    return placed
+
+
+def _if_path(text: str | None, folder: Path) -> str | None:
+    """The absolute path, where the text is one; a catalogue name and a hub id stay."""
+    if text is None or find(text) is not None:
+        return text
+    is_path = text.startswith((".", "~", os.sep)) or text.endswith(".gguf") or (folder / text).exists()
+    return _absolute(text, folder) if is_path else text
+
+
+def _absolute(text: str, folder: Path) -> str:
+    return os.path.normpath(folder / Path(text).expanduser())
+
+
+def _load(file: Path) -> Any:
+    try:
+        with file.open(encoding="utf-8") as stream:  # its name stands in YAML's errors
+            return yaml.load(stream, _Loader)
+    except (OSError, UnicodeError) as error:
+        raise SetupError(f"--config {file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise SetupError(f"--config {file} is no YAML: {' '.join(str(error).split())}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes no key twice, of which YAML's own would keep the last in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
+        return node

@@ -1,0 +1,149 @@
+"""`Hosted`: one model of a gateway: the pool of its replicas, who uses it, and whether it is in memory."""
+
+import asyncio
+import logging
+import time
+import uuid
+from typing import Any
+
+import grpc
+
+from run_gpt.api.models import ModelState, State
+from run_gpt.api.openai.models import ModelCard
+from run_gpt.errors import Unavailable
+from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.replica import Replica
+
+log = logging.getLogger(__name__)
+
+_TAKES_MEMORY = ("ready", "draining", "loading")
+
+
+class Hosted:
+    """The model that the executors of `pool` have."""
+
+    def __init__(self, pool: ReplicaPool):
+        self.pool = pool
+        self.in_use = 0
+        """Requests that it answers."""
+        self.waiting = 0
+        """Requests that wait until it is in memory."""
+        self.last_used = time.monotonic()
+        """When a request for it ended last; while it is not in memory, now."""
+        self.loading: asyncio.Task[None] | None = None
+        """What loads it, from the wait for room to the end."""
+        self.claims_memory = False
+        """Whether room was made for it, which it does not take yet."""
+        self.leaving: asyncio.Event | None = None
+        """Set once it is unloaded: it takes no new requests until then."""
+        self.loads, self.failed_loads, self.unloads = 0, 0, 0
+        self._since = int(time.time())
+
+    @property
+    def name(self) -> str:
+        """Its name; empty until a replica has said it."""
+        return self.pool.model or ""
+
+    @property
+    def can_load(self) -> bool:
+        """Whether a replica could load it, or does."""
+        return any(replica.loads for replica in self.pool.replicas)
+
+    @property
+    def state(self) -> State:
+        """What `/v1/models` says."""
+        if self.pool.ready:
+            return "loaded"
+        if self.loading is not None or any(replica.state == "loading" for replica in self.pool.replicas):
+            return "loading"
+        if self.can_load:
+            return "failed" if self._said("why") else "unloaded"
+        return "unavailable"
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that it takes at most in all replicas together, once it is loaded; None: not known."""
+        each = [replica.status.memory for replica in self.pool.replicas if replica.status]
+        return int(sum(each)) if each and None not in each else None  # type: ignore[arg-type]
+
+    @property
+    def memory_taken(self) -> int:
+        """Bytes of `memory` that may be taken now."""
+        taken = any(replica.state in _TAKES_MEMORY for replica in self.pool.replicas)
+        return (self.memory or 0) if taken or self.claims_memory else 0
+
+    @property
+    def expired(self) -> bool:
+        """Whether it had nothing to do for so long that it is to be unloaded."""
+        seconds: float | None = self._said("unload_after")
+        idle = self.may_go and bool(self.pool.ready)
+        return seconds is not None and idle and time.monotonic() - self.last_used >= seconds
+
+    @property
+    def may_go(self) -> bool:
+        """Whether nobody uses it. Those who wait until it was unloaded do not count, those who had it loaded do."""
+        return not self.in_use and self.loading is None and (self.leaving is not None or not self.waiting)
+
+    def stay(self) -> None:
+        """It takes requests again, or is unloaded: whoever waited for that goes on."""
+        if self.leaving is not None:
+            self.leaving.set()
+            self.leaving = None
+
+    def card(self) -> ModelCard:
+        """What `/v1/models` says of it."""
+        length = self.pool.context_length
+        return ModelCard(id=self.name, created=self._since, max_model_len=length, state=self.state, memory=self.memory)
+
+    def describe(self) -> ModelState:
+        """What it does now."""
+        state = self.state
+        busy = [r.status for r in self.pool.replicas if r.status and r.state == "loading"] if state == "loading" else []
+        return ModelState(
+            id=f"model-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=self.name,
+            state=state,
+            step=busy[0].step if busy else "Waiting for memory" if self.loading and not self.claims_memory else None,
+            done=busy[0].done if busy else None,
+            total=busy[0].total if busy else None,
+            memory=self.memory,
+        )
+
+    async def load(self) -> None:
+        """Load it in every replica that has not. Raises Unavailable if none has it then, with the reason."""
+        replicas = [replica for replica in self.pool.replicas if replica.loads]
+        failures = await asyncio.gather(*map(_load, replicas))
+        if not self.pool.ready:
+            self.failed_loads += 1
+            why = self._said("why") or next(filter(None, failures), "no replica answers")
+            raise Unavailable(f"the model {self.name} cannot be loaded: {why}")
+        self.loads += 1
+
+    async def unload(self) -> None:
+        """Unload it in every replica; what one that fails says is in the log, and its state tells the rest."""
+        await asyncio.gather(*(_unload(replica) for replica in self.pool.replicas if replica.state == "ready"))
+        self.unloads += not self.pool.ready
+
+    def _said(self, name: str) -> Any:
+        """What the first replica that says something of this says."""
+        values = (getattr(replica.status, name) for replica in self.pool.replicas if replica.status)
+        return next((value for value in values if value is not None), None)
+
+
+async def _load(replica: Replica) -> str | None:
+    """Why it failed, if it did without a word."""
+    try:
+        await replica.load()
+    except (grpc.aio.AioRpcError, ValueError) as error:
+        replica.suspect()
+        log.warning("the replica at %s failed while it loaded its model: %s", replica.address, type(error).__name__)
+        return "its process ended meanwhile; it may need more memory than there is"
+    return None
+
+
+async def _unload(replica: Replica) -> None:
+    try:
+        await replica.unload()
+    except (grpc.aio.AioRpcError, Unavailable, IndexError) as error:
+        log.warning("the replica at %s did not unload its model: %s", replica.address, error)

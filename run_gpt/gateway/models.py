@@ -1,0 +1,233 @@
+"""`Models`: which of a gateway's models answers a request, and which of them are in memory.
+
+A model that is not is loaded when the first request for it comes. Where that needs memory that others have, those that
+nobody uses are unloaded, the longest unused first; if all are in use, one of them takes no new request until it has
+ended those that it has. So each gets its turn, and no request that runs is disturbed.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from run_gpt.api.models import ModelState
+from run_gpt.errors import DeadlineExceeded, ModelNotFound, Unavailable
+from run_gpt.gateway.hosted import Hosted
+from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.replica import Replica
+
+IDLE_SECONDS = 0.5
+"""Between two looks at which models had nothing to do for too long."""
+PROGRESS_SECONDS = 0.1
+"""Between two words on how far a load is."""
+LOOK_SECONDS = 1.0
+"""Between two looks at whether there is room, which a replica that died may have left without a word."""
+
+
+class Models:
+    """The models behind one gateway, each in a pool of its own, the default one first.
+
+    `memory_budget`: bytes that all of them may take together; None: no limit. Use it on one event loop.
+    """
+
+    def __init__(self, pools: Sequence[ReplicaPool], memory_budget: int | None = None):
+        self.all = [Hosted(pool) for pool in pools]
+        self._budget = memory_budget
+        self._one_at_a_time = asyncio.Lock()
+        self._released = asyncio.Event()
+        """A request has ended, a load or an unload is over: there may be room now."""
+        self._idle_watch: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Watch the replicas from now on; a first look at each of a fixed address is over when this returns."""
+        await asyncio.gather(*(hosted.pool.start() for hosted in self.all))
+        self._idle_watch = asyncio.create_task(self._unload_idle())
+
+    async def close(self) -> None:
+        """End the watchers and the connections."""
+        tasks = [task for task in (self._idle_watch, *(hosted.loading for hosted in self.all)) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(hosted.pool.close() for hosted in self.all))
+
+    def stop(self, why: str) -> None:
+        """End every running call, and refuse new ones, with Unavailable(why)."""
+        for hosted in self.all:
+            hosted.pool.stop(why)
+            if hosted.loading is not None:
+                hosted.loading.cancel()
+
+    @property
+    def watched(self) -> bool:
+        """Whether all that is known of the replicas is true, and idle models are unloaded."""
+        watch = self._idle_watch
+        return (watch is None or not watch.done()) and all(hosted.pool.watched for hosted in self.all)
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """Those of all models."""
+        return [replica for hosted in self.all for replica in hosted.pool.replicas]
+
+    @property
+    def ready(self) -> bool:
+        """Whether each of them has been there, and a request for at least one of them would be taken now."""
+        known = all(hosted.name for hosted in self.all)
+        return known and any(hosted.pool.ready or hosted.can_load for hosted in self.all)
+
+    def named(self, name: str | None) -> Hosted:
+        """The model of this name, the default one for None. Raises ModelNotFound, Unavailable."""
+        if name is None:
+            return self.all[0]
+        for hosted in self.all:
+            if hosted.name == name:
+                return hosted
+        if unknown := next((hosted for hosted in self.all if not hosted.name), None):
+            unknown.pool.check_ready()
+        names = ", ".join(repr(hosted.name) for hosted in self.all)
+        raise ModelNotFound(f"model {name!r} is not served here: this server has {names}", param="model")
+
+    def check(self, name: str | None) -> None:
+        """Raises ModelNotFound, or Unavailable for a model that is not in memory and cannot be loaded now."""
+        hosted = self.named(name)
+        if not (hosted.pool.ready or hosted.loading or hosted.can_load):
+            hosted.pool.check_ready()
+
+    @asynccontextmanager
+    async def held(self, hosted: Hosted, seconds: float) -> AsyncIterator[ReplicaPool]:
+        """The pool of a model that stays in memory until this is left; it is loaded first if need be.
+
+        Raises DeadlineExceeded if that takes longer than `seconds`, Unavailable if it fails.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._bring(hosted)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the model {hosted.name} was not in memory after {seconds:g} s") from None
+        hosted.in_use += 1  # nothing else could run since it was seen to be in memory
+        try:
+            yield hosted.pool
+        finally:
+            hosted.in_use -= 1
+            hosted.last_used = time.monotonic()
+            self._released.set()
+
+    async def load(self, hosted: Hosted, seconds: float) -> AsyncIterator[ModelState]:
+        """Load a model; what it does until it is loaded, and then that it is. Raises what `held` raises."""
+        loading = asyncio.ensure_future(self._hold_for_a_moment(hosted, seconds))
+        told: object = None
+        try:
+            while not loading.done():
+                state = hosted.describe()
+                if (news := (state.state, state.step, state.done, state.total)) != told and state.state != "loaded":
+                    yield state
+                told = news
+                await asyncio.wait((loading,), timeout=PROGRESS_SECONDS)
+            await loading
+            yield hosted.describe()
+        finally:
+            loading.cancel()
+
+    async def unload(self, hosted: Hosted, seconds: float) -> ModelState:
+        """Unload a model that nobody uses. Raises Unavailable, DeadlineExceeded."""
+        try:
+            async with asyncio.timeout(seconds), self._one_at_a_time:
+                if busy := hosted.in_use + hosted.waiting:
+                    raise Unavailable(f"the model {hosted.name} is in use, by {busy} requests: try again when they end")
+                await self._unload(hosted)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the model {hosted.name} was not unloaded after {seconds:g} s") from None
+        if hosted.pool.ready:
+            raise Unavailable(f"the model {hosted.name} is still in memory: a replica did not unload it")
+        return hosted.describe()
+
+    async def _hold_for_a_moment(self, hosted: Hosted, seconds: float) -> None:
+        async with self.held(hosted, seconds):
+            return
+
+    async def _bring(self, hosted: Hosted) -> None:
+        """Return when the model is in memory and takes requests; the next who runs sees that it does."""
+        hosted.waiting += 1
+        try:
+            while hosted.leaving is not None or not hosted.pool.ready:
+                if hosted.leaving is not None:
+                    await hosted.leaving.wait()
+                    continue
+                if hosted.loading is None:
+                    if not hosted.can_load:
+                        hosted.pool.check_ready()
+                    hosted.loading = asyncio.create_task(self._load(hosted))
+                    hosted.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+                loading = hosted.loading
+                await asyncio.wait((loading,))
+                if loading.cancelled():
+                    raise Unavailable(f"the server stops: the model {hosted.name} was not loaded in time")
+                loading.result()
+        finally:
+            hosted.waiting -= 1
+            self._released.set()
+
+    async def _load(self, hosted: Hosted) -> None:
+        try:
+            async with self._one_at_a_time:
+                await self._make_room(hosted)
+                hosted.claims_memory = True
+            await hosted.load()
+        finally:
+            hosted.claims_memory, hosted.loading = False, None
+            self._released.set()
+
+    async def _make_room(self, hosted: Hosted) -> None:
+        """Return when the model fits the budget beside those in memory. Raises Unavailable if it never does."""
+        needed = hosted.memory
+        if self._budget is None or needed is None:
+            return
+        if needed > self._budget:
+            gigabytes = f"{needed / 1e9:.2f} GB, and all models together may take {self._budget / 1e9:.2f} GB"
+            raise Unavailable(f"the model {hosted.name} takes {gigabytes}: raise --memory-budget")
+        others = [other for other in self.all if other is not hosted]
+        try:
+            while sum(other.memory_taken for other in others) + needed > self._budget:
+                if not hosted.waiting:
+                    raise Unavailable(f"nobody waits for the model {hosted.name} any more")
+                await self._take_memory_of(others)
+        finally:
+            for other in others:
+                other.stay()
+
+    async def _take_memory_of(self, others: Sequence[Hosted]) -> None:
+        """Unload the one that was unused for longest; if all are in use, one is to end what it has, and this waits."""
+        self._released.clear()
+        loaded = sorted((other for other in others if other.pool.ready), key=lambda other: other.last_used)
+        idle = next((other for other in loaded if other.may_go), None)
+        busy = next((other for other in loaded if other.in_use), None)
+        if idle is not None:
+            await self._unload(idle)
+        elif busy is not None and not any(other.leaving for other in loaded):
+            busy.leaving = asyncio.Event()
+        if idle is None or idle.pool.ready:
+            try:
+                await asyncio.wait_for(self._released.wait(), LOOK_SECONDS)
+            except TimeoutError:
+                return
+
+    async def _unload(self, hosted: Hosted) -> None:
+        """Unload a model that nobody uses; whoever asks for it meanwhile waits."""
+        hosted.leaving = hosted.leaving or asyncio.Event()
+        try:
+            await hosted.unload()
+        finally:
+            hosted.stay()
+            self._released.set()
+
+    async def _unload_idle(self) -> None:
+        """For ever: unload what had nothing to do for too long."""
+        while True:
+            await asyncio.sleep(IDLE_SECONDS)
+            for hosted in self.all:
+                if not hosted.pool.ready:
+                    hosted.last_used = time.monotonic()
+                elif hosted.expired:
+                    async with self._one_at_a_time:
+                        if hosted.expired:
+                            await self._unload(hosted)

@@ -1,0 +1,204 @@
+"""Several models behind one door, as a user has them: each answers under its name, and none disturbs another."""
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from run_gpt import Client
+
+LONG = {"prompt": "Once upon a time", "min_new_tokens": 200, "max_new_tokens": 200, "temperature": 0}
+TINY_LONG = {"prompt": "w5 w6", "min_new_tokens": 8000, "max_new_tokens": 8000, "temperature": 0, "model": "tiny"}
+SHORT = {"prompt": "w5 w6", "max_new_tokens": 4, "min_new_tokens": 4, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a small Llama with random weights."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w2").save_pretrained(folder)
+    return folder
+
+
+def states(url):
+    """Of each model, by name, as `/v1/models` says it."""
+    return {model["id"]: model["state"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
+
+
+def worker(server, model):
+    """The process that holds a model: the one whose Flow has it at its index."""
+    each = httpx.get(f"{server.http_url}/ready").json()["replicas"]["each"]
+    port = next(int(replica["address"].rpartition(":")[2]) for replica in each if replica["model"] == model)
+    return next(process for process in server.processes() if _listens(process, port))
+
+
+def _listens(process, port):
+    connections = process.net_connections("tcp")
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
+
+
+async def read(client, body, began=None):
+    """(text, whether it ended properly, the error event if there was one) of a native stream."""
+    text, finished, error, kind = "", False, None, "message"
+    async with client.stream("POST", "/generate_stream", json=body) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if line.startswith("event:"):
+                kind = line.removeprefix("event:").strip()
+            elif line.startswith("data:"):
+                data = json.loads(line.removeprefix("data:"))
+                if kind == "error":
+                    error = data["error"]
+                    continue
+                text += data["choices"][0]["text"]
+                finished = data["choices"][0]["finish_reason"] is not None
+                if began is not None:
+                    began.set()
+    return text, finished, error
+
+
+async def until(condition, seconds=60):
+    async with asyncio.timeout(seconds):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.05)
+
+
+def events(response):
+    """The JSON of each server-sent event."""
+    return [json.loads(line.removeprefix("data:")) for line in response.text.splitlines() if line.startswith("data:")]
+
+
+async def test_two_models_stream_at_once_and_killing_one_leaves_the_others_streams_whole(start_server, tiny):
+    with start_server("smollm2", str(tiny), "--precision", "fp32") as server:
+        assert states(server.http_url) == {"smollm2": "loaded", "tiny": "unloaded"}
+        async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
+            alone, _, _ = await read(client, LONG)
+            assert (await client.post("/generate", json={**SHORT, "model": "tiny"})).status_code == 200
+            assert states(server.http_url) == {"smollm2": "loaded", "tiny": "loaded"}
+            victim = worker(server, "tiny")
+            began = [asyncio.Event() for _ in range(4)]
+            bodies = [LONG, {**LONG, "model": "smollm2"}, TINY_LONG, TINY_LONG]
+            streams = [asyncio.create_task(read(client, *each)) for each in zip(bodies, began, strict=True)]
+            await asyncio.gather(*(event.wait() for event in began))
+            victim.send_signal(signal.SIGKILL)
+            assert not any(stream.done() for stream in streams)
+            ends = await asyncio.gather(*streams)
+            assert [(text, finished, error) for text, finished, error in ends[:2]] == [(alone, True, None)] * 2
+            assert [(finished, error["code"]) for _, finished, error in ends[2:]] == [(False, "unavailable")] * 2
+            # What died is started again, and loaded again by the next request for it.
+            await until(lambda: states(server.http_url)["tiny"] == "unloaded")
+            again = await client.post("/generate", json={**SHORT, "model": "tiny"})
+            assert again.status_code == 200, again.text
+            assert worker(server, "tiny").pid != victim.pid
+
+
+async def test_a_load_tells_how_far_it_is_and_disturbs_no_stream(start_server, tiny):
+    with start_server(str(tiny), "smollm2", "--precision", "fp32") as server:
+        async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
+            began = asyncio.Event()
+            stream = asyncio.create_task(read(client, TINY_LONG, began))
+            await began.wait()
+            told = await client.post("/models/load", json={"model": "smollm2"})
+            assert told.headers["content-type"].startswith("text/event-stream")
+            *loading, last = events(told)
+            assert {event["state"] for event in loading} == {"loading"}
+            steps = [event["done"] for event in loading if event["total"]]
+            assert steps, loading
+            assert steps == sorted(steps)
+            assert (last["object"], last["model"], last["state"]) == ("model.state", "smollm2", "loaded")
+            assert (await stream)[1:] == (True, None)
+            # Loaded already: one event, and over gRPC the same.
+            assert [event["state"] for event in events(await client.post("/models/load", json={"model": "smollm2"}))]
+            with Client().get_model("smollm2", endpoint=server.grpc_url) as model:
+                assert model.generate("Water boils at", max_new_tokens=2).model == "smollm2"
+            for body in ({"model": "nobody"}, {}):
+                refused = await client.post("/models/load", json=body)
+                assert refused.status_code == (404 if body else 400), refused.text
+
+
+def test_unloading_gives_the_memory_back(start_server, tiny):
+    with start_server(str(tiny), "smollm2", "--precision", "fp32") as server:
+        url = server.http_url
+        before = worker(server, "smollm2").memory_info().rss
+        httpx.post(f"{url}/models/load", json={"model": "smollm2"}, timeout=120).raise_for_status()
+        full = worker(server, "smollm2").memory_info().rss
+        answer = httpx.post(f"{url}/generate", json={**SHORT, "model": "smollm2"}, timeout=120)
+        unloaded = httpx.post(f"{url}/models/unload", json={"model": "smollm2"}, timeout=60)
+        assert (unloaded.status_code, unloaded.json()["state"]) == (200, "unloaded"), unloaded.text
+        left = worker(server, "smollm2").memory_info().rss
+        print(f"before {before / 1e6:.0f} MB, loaded {full / 1e6:.0f} MB, unloaded {left / 1e6:.0f} MB")
+        weights = 134_515_008 * 4
+        assert full - left > 0.9 * weights
+        # The next request loads it anew, and is answered alike.
+        again = httpx.post(f"{url}/generate", json={**SHORT, "model": "smollm2"}, timeout=120)
+        assert again.json()["choices"] == answer.json()["choices"]
+
+
+async def test_models_take_turns_in_memory_and_leave_it_when_idle(start_server, tiny, tmp_path):
+    config = tmp_path / "models.yml"
+    config.write_text(
+        json.dumps(
+            {
+                "memory_budget": 1_500_000_000,
+                "models": [
+                    {"model_name": "smollm2", "memory": 1_000_000_000, "preload": False, "unload_after": 0},
+                    {"model_name": str(tiny), "memory": 1_000_000_000, "preload": False, "unload_after": 1},
+                ],
+            }
+        )
+    )
+    with start_server("--config", str(config)) as server:
+        url = server.http_url
+        assert states(url) == {"smollm2": "unloaded", "tiny": "unloaded"}
+        asked = []
+        async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+            for name in ("smollm2", "tiny", "smollm2"):
+                answer = await client.post("/generate", json={**SHORT, "model": name})
+                asked.append((answer.status_code, answer.json()["model"], sorted(states(url).items())))
+            # All at once: each waits for its turn, nobody is refused.
+            answers = [client.post("/generate", json={**SHORT, "model": name}) for name in ("tiny", "smollm2") * 3]
+            assert [a.status_code for a in await asyncio.gather(*answers)] == [200] * 6
+            assert (await client.post("/generate", json={**SHORT, "model": "tiny"})).status_code == 200
+            await until(lambda: states(url)["tiny"] == "unloaded")
+            metrics = (await client.get("/metrics")).text
+        assert asked == [
+            (200, "smollm2", [("smollm2", "loaded"), ("tiny", "unloaded")]),
+            (200, "tiny", [("smollm2", "unloaded"), ("tiny", "loaded")]),
+            (200, "smollm2", [("smollm2", "loaded"), ("tiny", "unloaded")]),
+        ]
+        assert 'rungpt_model_loaded{model="tiny"} 0' in metrics
+        assert 'rungpt_model_unloads_total{model="smollm2"}' in metrics
+
+
+def test_the_doors_know_all_models(start_server, tiny):
+    with start_server("smollm2", str(tiny), "--precision", "fp32") as server:
+        url = server.http_url
+        missing = httpx.post(f"{url}/generate", json={**SHORT, "model": "other"})
+        assert missing.status_code == 404
+        assert "'smollm2', 'tiny'" in missing.json()["error"]["message"]
+        assert httpx.get(f"{url}/v1/models/tiny").json()["state"] == "unloaded"
+        assert httpx.post(f"{url}/generate", json=SHORT, timeout=60).json()["model"] == "smollm2"
+        body = {"model": "tiny", "prompt": "w5 w6", "max_tokens": 3}
+        completion = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+        assert (completion.status_code, completion.json()["model"]) == (200, "tiny"), completion.text

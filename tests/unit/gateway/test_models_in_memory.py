@@ -1,0 +1,225 @@
+"""Which models are in memory, with scripted replicas: who is loaded, who must go, who waits; nobody is lost."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from run_gpt.api.answers import Status
+from run_gpt.errors import DeadlineExceeded, ModelNotFound, Unavailable
+from run_gpt.gateway import models as module
+from run_gpt.gateway.hosted import Hosted
+from run_gpt.gateway.models import Models
+from run_gpt.gateway.pool import ReplicaPool
+
+
+class ScriptedReplica:
+    """A replica whose loads end when the test says so, or at once."""
+
+    def __init__(self, model: str, memory: int, log: list[str], unload_after: float | None = None):
+        self.model, self.log, self.leaving, self.address = model, log, False, f"{model}:1"
+        self.status = Status(
+            state="unloaded", model=model, running=0, waiting=0, memory=memory, unload_after=unload_after
+        )
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.fails: str | None = None
+
+    @property
+    def state(self) -> str:
+        return self.status.state
+
+    @property
+    def loads(self) -> bool:
+        return self.state in ("unloaded", "loading")
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.state == "ready"
+
+    def says(self, **fields: Any) -> None:
+        self.status = self.status.model_copy(update=fields)
+
+    async def load(self) -> None:
+        self.says(state="loading", step="Loading", done=1, total=2)
+        await self.may_end.wait()
+        if self.fails:
+            self.says(state="unloaded", why=self.fails)
+        else:
+            self.says(state="ready")
+            self.log.append(f"+{self.model}")
+
+    async def unload(self) -> None:
+        self.says(state="unloaded")
+        self.log.append(f"-{self.model}")
+
+
+def server(budget: int | None, log: list[str], **memory: int) -> tuple[Models, dict[str, ScriptedReplica]]:
+    """Models of one replica each, which take so much memory."""
+    replicas = {name: ScriptedReplica(name, size, log) for name, size in memory.items()}
+    pools = []
+    for replica in replicas.values():
+        pools.append(ReplicaPool([]))
+        pools[-1].members.replicas = {"1": replica}  # type: ignore[dict-item]
+    return Models(pools, budget), replicas
+
+
+async def use(models: Models, name: str, until: asyncio.Event | None = None) -> None:
+    """A request: it holds its model until it is told to end."""
+    async with models.held(models.named(name), 5):
+        if until is not None:
+            await until.wait()
+
+
+async def settled(condition: Callable[[], bool]) -> None:
+    """Until it is so; whatever is scripted needs some turns of the loop."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_a_model_is_loaded_once_for_all_who_wait_for_it() -> None:
+    models, replicas = server(None, log := [], a=1)
+    replicas["a"].may_end.clear()
+    requests = [asyncio.create_task(use(models, "a")) for _ in range(5)]
+    await settled(lambda: replicas["a"].state == "loading")
+    assert models.named("a").state == "loading"
+    replicas["a"].may_end.set()
+    await asyncio.gather(*requests)
+    assert (log, models.named("a").state, models.named("a").loads) == (["+a"], "loaded", 1)
+
+
+async def test_the_model_unused_for_longest_makes_room() -> None:
+    models, _ = server(2, log := [], a=1, b=1, c=1)
+    for name in ("a", "b", "a", "c", "a"):
+        await use(models, name)
+    assert log == ["+a", "+b", "-b", "+c"]
+
+
+async def test_a_model_in_use_ends_its_requests_and_gets_no_new_ones_before_the_others_had_a_turn() -> None:
+    models, replicas = server(1, log := [], a=1, b=1)
+    end = asyncio.Event()
+    running = asyncio.create_task(use(models, "a", end))
+    await settled(lambda: replicas["a"].state == "ready")
+    other = asyncio.create_task(use(models, "b"))
+    await settled(lambda: models.named("a").leaving is not None)
+    late = asyncio.create_task(use(models, "a"))
+    await asyncio.sleep(0.05)
+    assert log == ["+a"]
+    assert not any(task.done() for task in (running, other, late))
+    end.set()
+    await asyncio.gather(running, other, late)
+    assert log == ["+a", "-a", "+b", "-b", "+a"]
+
+
+async def test_who_is_gone_before_there_is_room_takes_nothing_from_the_others() -> None:
+    models, replicas = server(1, log := [], a=1, b=1)
+    end = asyncio.Event()
+    running = asyncio.create_task(use(models, "a", end))
+    await settled(lambda: replicas["a"].state == "ready")
+    gone = asyncio.create_task(use(models, "b"))
+    await settled(lambda: models.named("a").leaving is not None)
+    gone.cancel()
+    await settled(lambda: models.named("b").loading is None)
+    assert models.named("a").leaving is None
+    await use(models, "a")  # at once, beside the one that runs
+    end.set()
+    await running
+    assert log == ["+a"]
+
+
+async def test_a_model_that_never_fits_says_both_numbers() -> None:
+    models, _ = server(2_000_000_000, [], a=3_000_000_000)
+    with pytest.raises(Unavailable, match=r"takes 3.00 GB, and all models together may take 2.00 GB"):
+        await use(models, "a")
+    assert models.named("a").loading is None
+
+
+async def test_a_load_that_fails_says_why_and_is_tried_again() -> None:
+    models, replicas = server(None, log := [], a=1)
+    replicas["a"].fails = "its weights are damaged"
+    with pytest.raises(Unavailable, match="the model a cannot be loaded: its weights are damaged"):
+        await use(models, "a")
+    assert (models.named("a").state, models.named("a").failed_loads) == ("failed", 1)
+    replicas["a"].fails = None
+    replicas["a"].says(why=None)
+    await use(models, "a")
+    assert log == ["+a"]
+
+
+async def test_a_request_waits_no_longer_than_it_may_and_the_load_goes_on() -> None:
+    models, replicas = server(None, log := [], a=1)
+    replicas["a"].may_end.clear()
+    with pytest.raises(DeadlineExceeded, match=r"the model a was not in memory after 0.01 s"):
+        async with models.held(models.named("a"), 0.01):
+            raise AssertionError
+    replicas["a"].may_end.set()
+    await settled(lambda: log == ["+a"])
+
+
+async def test_a_load_is_told_event_by_event() -> None:
+    models, replicas = server(None, [], a=1)
+    replicas["a"].may_end.clear()
+    states = []
+    async for state in models.load(models.named("a"), 5):
+        states.append((state.state, state.step, state.done, state.total))
+        if state.done == 1:
+            replicas["a"].may_end.set()
+    assert states[-2:] == [("loading", "Loading", 1, 2), ("loaded", None, None, None)]
+
+
+async def test_a_model_in_use_cannot_be_unloaded_by_request() -> None:
+    models, replicas = server(None, log := [], a=1)
+    end = asyncio.Event()
+    running = asyncio.create_task(use(models, "a", end))
+    await settled(lambda: replicas["a"].state == "ready")
+    with pytest.raises(Unavailable, match="in use, by 1 requests"):
+        await models.unload(models.named("a"), 5)
+    end.set()
+    await running
+    assert (await models.unload(models.named("a"), 5)).state == "unloaded"
+    assert log == ["+a", "-a"]
+
+
+async def test_what_had_nothing_to_do_is_unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.001)
+    models, replicas = server(None, log := [], a=1, b=1)
+    replicas["a"].says(unload_after=0.05)
+    watch = asyncio.create_task(models._unload_idle())
+    end = asyncio.Event()
+    running = asyncio.create_task(use(models, "a", end))
+    await use(models, "b")
+    await asyncio.sleep(0.1)
+    assert sorted(log) == ["+a", "+b"]  # it is in use
+    end.set()
+    await running
+    await settled_in_time(lambda: log[2:] == ["-a"])
+    watch.cancel()
+
+
+async def settled_in_time(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_end_of_the_server_ends_who_waits_with_an_error() -> None:
+    models, replicas = server(None, [], a=1)
+    replicas["a"].may_end.clear()
+    waiting = asyncio.create_task(use(models, "a"))
+    await settled(lambda: replicas["a"].state == "loading")
+    models.stop("the server stops")
+    with pytest.raises(Unavailable, match="the server stops"):
+        await waiting
+
+
+async def test_requests_find_their_model_by_name_and_the_first_one_without() -> None:
+    models, _ = server(None, [], a=1, b=1)
+    assert [hosted.name for hosted in (models.named(None), models.named("b"))] == ["a", "b"]
+    with pytest.raises(ModelNotFound, match="model 'c' is not served here: this server has 'a', 'b'"):
+        models.named("c")
+    unknown = ReplicaPool(["127.0.0.1:1"])
+    models.all.append(Hosted(unknown))
+    with pytest.raises(Unavailable, match="loading"):
+        models.named("c")  # it may be the one whose name is not known yet
