@@ -2,6 +2,6 @@
 
 from run_gpt.flows.render import render_flow
 from run_gpt.flows.server import Server, check_doors, serve
-from run_gpt.flows.supervisor import Event, Supervisor
+from run_gpt.flows.supervisor import Event, Supervisor, printer
 
-__all__ = ["Event", "Server", "Supervisor", "check_doors", "render_flow", "serve"]
+__all__ = ["Event", "Server", "Supervisor", "check_doors", "printer", "render_flow", "serve"]

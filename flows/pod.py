@@ -13,11 +13,11 @@ import logging
 import os
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from run_gpt import logs
 from run_gpt.config import EVERY_INTERFACE, FLOW_VARIABLE, GatewayConfig
 from run_gpt.errors import PortInUse, RunGPTError, SetupError
 from run_gpt.flows.ending import end_on_signals, end_with_parent, leave
@@ -29,6 +29,7 @@ from run_gpt.flows.traces import trace_arguments
 _NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments", "WireError(")
 """Jina's lines of which we say more ourselves: who is loading, why one cannot, which setting is unknown; and its
 traceback for each request that is answered with an error, which whoever asked is told."""
+_log = logging.getLogger(__name__)
 _LOG_CONFIG = str(Path(__file__).with_name("logging.yml"))
 
 
@@ -42,6 +43,7 @@ def main() -> NoReturn:
     end_on_signals()
     supervised = False
     try:
+        logs.begin(options.role)
         if (flow := flow_of_environment()) is None:
             if (flow := flow_of_supervisor()) is None:
                 raise SetupError(f"there is no Flow: give its YAML in the environment variable {FLOW_VARIABLE}")
@@ -60,12 +62,12 @@ def _report(error: Exception, supervised: bool) -> int:
     """Says why this process cannot start, to the supervisor or to a person; returns the exit code."""
     setup_error = _find_setup_error(error)
     if setup_error is None:
-        traceback.print_exception(error)
+        sys.excepthook(type(error), error, error.__traceback__)
         return 1
     if supervised:
-        print(write_setup_error(setup_error), flush=True)
+        logs.write_line(write_setup_error(setup_error), sys.stdout)
     else:
-        print(f"rungpt: {setup_error.message}", file=sys.stderr, flush=True)
+        _log.critical("rungpt: %s", setup_error.message)
     return SETUP_ERROR_EXIT
 
 

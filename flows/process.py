@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import run_gpt.errors
+from run_gpt import logs
 from run_gpt.errors import RunGPTError, SetupError
 
 SETUP_ERROR_MARK = "rungpt-setup-error "
@@ -68,8 +69,8 @@ class PodProcess:
 
     @property
     def last_line(self) -> str:
-        """The last line it has written, or an empty string."""
-        return self._lines[-1] if self._lines else ""
+        """What the last line says that it has written, or an empty string."""
+        return logs.text_of(self._lines[-1]) if self._lines else ""
 
     def terminate(self) -> None:
         """Asks the process to stop."""
@@ -122,7 +123,7 @@ def _spawn(spec: PodSpec) -> subprocess.Popen[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={name: value for name, value in {**os.environ, **spec.env}.items() if value is not None},
+            env={name: value for name, value in _environment(spec).items() if value is not None},
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -137,6 +138,10 @@ def _spawn(spec: PodSpec) -> subprocess.Popen[str]:
     except BrokenPipeError:
         pass  # it died at once; its exit is reported like any other
     return popen
+
+
+def _environment(spec: PodSpec) -> dict[str, str | None]:
+    return {**os.environ, logs.POD_VARIABLE: spec.name, **spec.env}
 
 
 def _kill_group(leader: int) -> None:

@@ -7,8 +7,10 @@ import argparse
 import signal
 from typing import Any
 
+import grpc
 from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
 
+from run_gpt import request_ids
 from run_gpt.flows.ending import SIGNALS, end_now, end_on_signals
 
 _SEND_SECONDS = 5.0
@@ -50,6 +52,12 @@ class ExecutorRuntime(PodRuntime):
         """The Executor that is served."""
         return self.server._request_handler._executor
 
+    def _get_server(self) -> Any:
+        """Jina's server, whose interceptors are set until it is set up."""
+        server = super()._get_server()
+        server.grpc_tracing_server_interceptors = [_RequestIds(), *(server.grpc_tracing_server_interceptors or ())]
+        return server
+
     async def async_teardown(self) -> None:
         """Drains, then shuts the server down. Jina calls this twice."""
         if self._drain_seconds is not None and hasattr(self.executor, "drain"):
@@ -58,3 +66,13 @@ class ExecutorRuntime(PodRuntime):
             await self.executor.drain(seconds)
             await self.server.server.stop(_SEND_SECONDS)  # Jina's own stop cuts what is not sent yet
         await super().async_teardown()
+
+
+class _RequestIds(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Lets each call know what its request is called: Jina's Executors do not see a call's metadata."""
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """See grpc.aio.ServerInterceptor. Each call has a task, and so a context, of its own."""
+        ids = (value for name, value in details.invocation_metadata or () if name == request_ids.METADATA)
+        request_ids.current.set(next(ids, None))
+        return await continuation(details)

@@ -11,26 +11,27 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Self
 
-from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, LOOPBACK, ServeConfig
+from run_gpt import logs
+from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, LOG_FORMAT_VARIABLE, LOOPBACK, ServeConfig
 from run_gpt.errors import SetupError
 from run_gpt.flows.ports import answers_ok, check_port, free_ports, is_listening, local_host
 from run_gpt.flows.process import PodSpec
 from run_gpt.flows.render import check_models, render_flow
 from run_gpt.flows.sharing import crowding, replica_environments, with_memory
-from run_gpt.flows.supervisor import Event, OnEvent, Supervisor, print_event
+from run_gpt.flows.supervisor import Event, OnEvent, Supervisor, printer
 
 _STOP_MARGIN = 12.0
 """Seconds that the gateway gets on top of its drain time, to close its two doors, before it is killed."""
 
 
-def serve(config: ServeConfig, on_event: OnEvent = print_event) -> int:
+def serve(config: ServeConfig, on_event: OnEvent | None = None) -> int:
     """Runs a server until SIGTERM, SIGINT or SIGHUP; to be called in the main thread. Returns the exit code, 0.
 
     The first signal drains: no new requests, running ones get `drain_seconds`, then every process ends. A Ctrl-C
     after that ends everything at once. Raises SetupError (PortInUse, ModelLoadError, ...), or what the workers raise
-    for a bad model name, when the server cannot start.
+    for a bad model name, when the server cannot start. `on_event`: default, write to stderr in the configured format.
     """
-    supervisor = new_supervisor(resolve(config), on_event)
+    supervisor = new_supervisor(resolve(config), on_event or printer(config.log_format))
     with _signals(supervisor):
         supervisor.run()
     return 0
@@ -43,9 +44,9 @@ class Server:
     0 in the configuration takes a free one. Signals are left alone.
     """
 
-    def __init__(self, config: ServeConfig, on_event: OnEvent = print_event):
+    def __init__(self, config: ServeConfig, on_event: OnEvent | None = None):
         self.config = resolve(config)
-        self._on_event = on_event
+        self._on_event = on_event or printer(config.log_format)
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._supervisor = new_supervisor(self.config, self._note)
@@ -114,6 +115,7 @@ class Server:
 
 def check_doors(config: ServeConfig) -> None:
     """Raises PortInUse or SetupError when the server could not listen where it is told to, or not with its models."""
+    logs.check_format(config.log_format, "--log-format")
     check_models(config)
     if config.grpc_port == config.http_port != 0:
         raise SetupError(f"gRPC and HTTP cannot share port {config.http_port}; give another with --http-port")
@@ -146,7 +148,7 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
             command=_pod_command("executor", str(index)),
             is_ready=functools.partial(is_listening, LOOPBACK, port),
             stdin=flow,
-            env=_pod_env() | own | {API_KEY_VARIABLE: None},  # a worker is no door
+            env=_pod_env(config) | own | {API_KEY_VARIABLE: None},  # a worker is no door
         )
         for index, (name, port, own) in enumerate(zip(names, ports, replica_environments(config), strict=True))
     ]
@@ -156,7 +158,7 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
         command=_pod_command("gateway"),
         is_ready=functools.partial(answers_ok, config.listen_host, config.http_port, "/ready"),
         stdin=flow,
-        env=_pod_env() | ({} if config.api_key is None else {API_KEY_VARIABLE: config.api_key}),
+        env=_pod_env(config) | ({} if config.api_key is None else {API_KEY_VARIABLE: config.api_key}),
         stop_seconds=config.drain_seconds + _STOP_MARGIN,
     )
     return Supervisor(gateway, workers, on_event)
@@ -174,9 +176,10 @@ def _pod_command(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "run_gpt.flows.pod", *arguments)
 
 
-def _pod_env() -> dict[str, str | None]:
+def _pod_env(config: ServeConfig) -> dict[str, str | None]:
     # This server's own Flow is the one that it hands to its pods.
-    return {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", FLOW_VARIABLE: None}
+    ours = {FLOW_VARIABLE: None, LOG_FORMAT_VARIABLE: config.log_format}
+    return {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", **ours}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Literal
 
+from run_gpt import logs
 from run_gpt.errors import SetupError
 from run_gpt.flows.backoff import Backoff
 from run_gpt.flows.process import PodProcess, PodSpec
@@ -36,9 +37,26 @@ OnEvent = Callable[[Event], None]
 
 def print_event(event: Event) -> None:
     """Writes the event to stderr: what a process says with its name before it."""
-    line = f"[{event.pod}] {event.message}" if event.kind == "output" else event.message
+    _print(f"[{event.pod}] {event.message}" if event.kind == "output" else event.message)
+
+
+def print_json(event: Event) -> None:
+    """Writes the event to stderr as a JSON object: one that a process has written as it is."""
+    if event.kind == "output":
+        _print(logs.as_json(event.message, event.pod))
+        return
+    level = "WARNING" if event.kind in ("died", "killed", "warning") else "INFO"
+    _print(logs.json_line(event.message, logger=__name__, level=level, pod=event.pod, event=event.kind))
+
+
+def printer(log_format: str) -> OnEvent:
+    """What writes events in one of LOG_FORMATS."""
+    return print_json if log_format == "json" else print_event
+
+
+def _print(line: str) -> None:
     try:
-        print(line, file=sys.stderr, flush=True)
+        logs.write_line(line, sys.stderr)
     except OSError:
         return  # nobody reads any more; the server serves on
 

@@ -13,6 +13,10 @@ API_KEY_VARIABLE = "RUNGPT_API_KEY"
 """The environment variable from which a gateway, and those who call one, have the key."""
 FLOW_VARIABLE = "RUNGPT_FLOW"
 """The environment variable from which a pod that nobody supervises, such as a container, has its Flow's YAML."""
+LogFormat = Literal["text", "json"]
+LOG_FORMATS: tuple[str, ...] = get_args(LogFormat)
+LOG_FORMAT_VARIABLE = "RUNGPT_LOG_FORMAT"
+"""The environment variable from which a pod has the form of its log: it is wanted before a Flow is read."""
 EXECUTOR_PORT = 51001
 """Where an executor in a container of its own listens."""
 LOOPBACK = "127.0.0.1"
@@ -148,6 +152,9 @@ class ServeConfig(ServedModel, GatewayConfig):
     http_port: int = 52000
     trace_endpoint: str | None = None
     """`HOST:PORT` of a collector (OTLP over gRPC) that gets the spans of each request; after `https://` by TLS."""
+    log_format: LogFormat = "text"
+    """One of LOG_FORMATS; `json`: every line of every process is one JSON object. It is in no Flow: see
+    LOG_FORMAT_VARIABLE."""
     models: tuple[ServedModel, ...] = ()
     """The models of a server with several, the default one first. What the fields above say of a model is then at its
     defaults."""

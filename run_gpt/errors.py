@@ -35,7 +35,8 @@ class RunGPTError(Exception):
 class RequestError(RunGPTError):
     """The error answer to one request, in OpenAI's shape on the wire.
 
-    `param` names the offending field where there is one.
+    `param` names the offending field where there is one; `request_id` is what a server calls the request, for whoever
+    asks its operator what went wrong: None where no server said.
     """
 
     http_status: ClassVar[int] = 500
@@ -46,6 +47,7 @@ class RequestError(RunGPTError):
     def __init__(self, message: str, *, param: str | None = None):
         super().__init__(message)
         self.param = param
+        self.request_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The value of `error` on the wire: message, type, param, code."""

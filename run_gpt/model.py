@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from run_gpt import request_ids
 from run_gpt.answers import AnswerWriter, mean_logprob
 from run_gpt.api.adapters import AdapterList, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Status
@@ -199,9 +200,17 @@ class Model(LanguageModel):
         await asyncio.to_thread(self.shutdown)
 
     async def _answer(
-        self, request: AnyRequest, timeout: float | None = None, on_timing: OnTiming = lambda timing: None
+        self,
+        request: AnyRequest,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        on_timing: OnTiming = lambda timing: None,
     ) -> Answer:
         """See LanguageModel. `on_timing` is told when the engine did what, once that is over."""
+        with request_ids.in_errors(lambda: request_id):
+            return await self._any_answer(request, timeout, on_timing)
+
+    async def _any_answer(self, request: AnyRequest, timeout: float | None, on_timing: OnTiming) -> Answer:
         self._check_model(request)
         if isinstance(request, EmbedRequest):
             return await self._embeddings(request, timeout, on_timing)
@@ -225,20 +234,25 @@ class Model(LanguageModel):
         return writer.answer([replace(s, index=i) for i, s in enumerate(best[: request.sequences])])
 
     async def _stream(
-        self, request: Request, timeout: float | None = None, on_timing: OnTiming = lambda timing: None
+        self,
+        request: Request,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        on_timing: OnTiming = lambda timing: None,
     ) -> AsyncIterator[Answer]:
         """See LanguageModel, and `_answer`."""
-        self._check_model(request)
-        request.check_stream()
-        prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
-        writer = AnswerWriter(self.name, self._prompts, request, prepared)
-        async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
-            async for event in events:
-                writer.count([event])
-                if event.timing is not None and writer.timing is not None:
-                    on_timing(writer.timing)
-                if (chunk := writer.chunk(event)) is not None:
-                    yield chunk
+        with request_ids.in_errors(lambda: request_id):
+            self._check_model(request)
+            request.check_stream()
+            prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
+            writer = AnswerWriter(self.name, self._prompts, request, prepared)
+            async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
+                async for event in events:
+                    writer.count([event])
+                    if event.timing is not None and writer.timing is not None:
+                        on_timing(writer.timing)
+                    if (chunk := writer.chunk(event)) is not None:
+                        yield chunk
 
     def _check_model(self, request: AnyRequest) -> None:
         if request.model not in (None, self.name):

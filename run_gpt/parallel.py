@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from run_gpt import logs
 from run_gpt.config import ModelConfig
 from run_gpt.errors import RunGPTError, SetupError
 from run_gpt.models import fetch
@@ -199,6 +200,7 @@ def main() -> None:
     # requests finish, and then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logs.begin("follower")
     words = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # libraries that print must not be read as an answer
     calls = _calls_until_closed()

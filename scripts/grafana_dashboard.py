@@ -92,6 +92,8 @@ REQUESTS = doors("rungpt_gateway_requests_total", where=',endpoint!="other"')
 FAILED = ',status!~"2..|OK"'
 SECONDS = "rungpt_gateway_request_seconds"
 
+START = "rungpt_process_start_time_seconds"
+
 ROWS: dict[str, list[Panel]] = {
     "Overview": [
         Panel("Ready replicas", {"ready": READY}, stat=True, columns=4),
@@ -189,6 +191,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Rows in a step, mean", {"{{replica}}": mean("rungpt_step_batch_size", "replica")}),
         Panel("First token, p90", {"{{replica}}": quantile(0.9, "rungpt_time_to_first_token_seconds", "replica")}, "s"),
         Panel("Inter-token, p90", {"{{replica}}": quantile(0.9, "rungpt_inter_token_latency_seconds", "replica")}, "s"),
+        Panel("Up since it started", {"{{replica}}": f"time() - {total(START, 'replica')}"}, "s", columns=24),
     ],
     "Gateway": [
         Panel("In flight", {"{{instance}}": 'sum by (instance) (rungpt_gateway_in_flight{job=~"$job"})'}),
@@ -221,6 +224,12 @@ ROWS: dict[str, list[Panel]] = {
             "Replicas that gave no metrics in time, and so have a gap here.",
         ),
         Panel("Gateways", {"{{version}}": 'count by (version) (rungpt_build_info{job=~"$job"})'}),
+        Panel(
+            "Up since it started",
+            {"{{instance}}": 'time() - max by (instance) (rungpt_gateway_process_start_time_seconds{job=~"$job"})'},
+            "s",
+            columns=24,
+        ),
     ],
     "Models": [
         Panel(

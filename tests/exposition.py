@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 OF_REPLICAS = ("model", "replica")
 GAUGES = (
     *("num_requests_running", "num_requests_waiting", "num_slots", "num_slots_used", "kv_cache_usage_perc"),
-    *("cache_tokens", "cache_tokens_limit"),
+    *("cache_tokens", "cache_tokens_limit", "process_start_time_seconds"),
 )
 COUNTERS = (
     *("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits"),
@@ -54,6 +54,7 @@ class Exposition:
         self.unloads = counter("model_unloads", "model")
         self.build = gauge("build_info", "version")
         self.build.labels("0.2.0").set(1)
+        self.started = gauge("gateway_process_start_time_seconds")
 
     def of(self, name, replica="127.0.0.1:5001", model="smollm2"):
         """One metric of one replica."""

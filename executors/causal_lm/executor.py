@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from docarray import BaseDoc, DocList
 from jina import Executor, requests
 
+from run_gpt import request_ids
 from run_gpt.api import documents
 from run_gpt.api.adapters import ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import ChatCompletionChunk, Completion, Status
@@ -271,5 +272,5 @@ def _take(config: type[Any], settings: dict[str, Any]) -> Any:
 def _request_error(error: Exception) -> RequestError:
     if isinstance(error, RequestError):
         return error
-    log.exception("a request failed", exc_info=error)
+    log.error("the request %s failed", request_ids.current.get() or "without an id", exc_info=error)
     return InternalError(f"the request failed: {type(error).__name__}: {error}")

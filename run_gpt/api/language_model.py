@@ -31,6 +31,9 @@ _creation = threading.Lock()
 class LanguageModel(ABC):
     """Generate, chat, embed, tokenize. `parameters` are those of `run_gpt.api.schema.Parameters`, in either spelling.
 
+    `request_id` (up to 128 printable ASCII characters without spaces) names a request in the log of a server, which
+    makes a name for one without. An error has the request's name as its `request_id`.
+
     Every call raises InvalidRequest for a parameter that is wrong, DeadlineExceeded after `timeout` seconds, and
     Unavailable once the model is closed. A stream begins when it is first read; one that is not read to its end is
     cancelled when its iterator is closed. The sync calls may come from any thread, inside a running event loop too.
@@ -40,11 +43,11 @@ class LanguageModel(ABC):
     _closed = False
 
     @abstractmethod
-    async def _answer(self, request: AnyRequest, timeout: float | None) -> Answer:
+    async def _answer(self, request: AnyRequest, timeout: float | None, request_id: str | None = None) -> Answer:
         """The whole answer to one request."""
 
     @abstractmethod
-    def _stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
+    def _stream(self, request: Request, timeout: float | None, request_id: str | None = None) -> AsyncIterator[Answer]:
         """The events of one streamed answer."""
 
     @abstractmethod
@@ -52,13 +55,25 @@ class LanguageModel(ABC):
         """End what the model holds: its engine, or its connections."""
 
     @overload
-    async def agenerate(self, prompt: Prompt, *, timeout: float | None = None, **parameters: Any) -> Completion: ...
+    async def agenerate(
+        self, prompt: Prompt, *, timeout: float | None = None, request_id: str | None = None, **parameters: Any
+    ) -> Completion: ...
     @overload
     async def agenerate(
-        self, prompt: Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
+        self,
+        prompt: Sequence[Prompt],
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        **parameters: Any,
     ) -> list[Completion]: ...
     async def agenerate(
-        self, prompt: Prompt | Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        **parameters: Any,
     ) -> Completion | list[Completion]:
         """Continue `prompt`: a Completion, or one for each of a list of prompts, which run together.
 
@@ -66,11 +81,17 @@ class LanguageModel(ABC):
         """
         self._check_open()
         requests = [GenerateRequest.parse({**parameters, "prompt": one}) for one in as_prompts(prompt)]
-        answers = cast("list[Completion]", await together([self._answer(request, timeout) for request in requests]))
+        running = [self._answer(request, timeout, request_id) for request in requests]
+        answers = cast("list[Completion]", await together(running))
         return answers if is_several(prompt) else answers[0]
 
     async def agenerate_stream(
-        self, prompt: Prompt | Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        *,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        **parameters: Any,
     ) -> AsyncIterator[Completion]:
         """Continue `prompt`, yielding what is new as it comes.
 
@@ -78,13 +99,15 @@ class LanguageModel(ABC):
         """
         self._check_open()
         requests = [GenerateRequest.parse({**parameters, "prompt": one}, stream=True) for one in as_prompts(prompt)]
-        streams = [cast("AsyncIterator[Completion]", self._stream(request, timeout)) for request in requests]
+        streams = [cast("AsyncIterator[Completion]", self._stream(one, timeout, request_id)) for one in requests]
         sequences = requests[0].sequences if requests else 0
         async with aclosing(cast("Any", _renumbered(streams, sequences))) as events:
             async for event in events:
                 yield event
 
-    async def achat(self, messages: Messages, *, timeout: float | None = None, **parameters: Any) -> ChatCompletion:
+    async def achat(
+        self, messages: Messages, *, timeout: float | None = None, request_id: str | None = None, **parameters: Any
+    ) -> ChatCompletion:
         """Answer the last of `messages`: a list of {"role", "content"}, or a text, which is one user message.
 
         `tools`, `tool_choice` and `parallel_tool_calls` are parameters, too; the message of an answer may stand in
@@ -92,15 +115,15 @@ class LanguageModel(ABC):
         """
         self._check_open()
         request = ChatRequest.parse({**parameters, "messages": as_messages(messages)})
-        return cast("ChatCompletion", await self._answer(request, timeout))
+        return cast("ChatCompletion", await self._answer(request, timeout, request_id))
 
     async def achat_stream(
-        self, messages: Messages, *, timeout: float | None = None, **parameters: Any
+        self, messages: Messages, *, timeout: float | None = None, request_id: str | None = None, **parameters: Any
     ) -> AsyncIterator[ChatCompletionChunk]:
         """Answer the last of `messages`, yielding what is new as it comes."""
         self._check_open()
         request = ChatRequest.parse({**parameters, "messages": as_messages(messages)}, stream=True)
-        async with aclosing(cast("Any", self._stream(request, timeout))) as events:
+        async with aclosing(cast("Any", self._stream(request, timeout, request_id))) as events:
             async for event in events:
                 yield event
 
@@ -111,11 +134,12 @@ class LanguageModel(ABC):
         pooling: Literal["mean", "last"] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,
+        request_id: str | None = None,
     ) -> Embeddings:
         """A vector for each text, or for each list of token ids: see EmbedRequest. They run together."""
         self._check_open()
         fields = {"texts": as_prompts(texts), "pooling": pooling, "adapter": adapter}
-        return cast("Embeddings", await self._answer(EmbedRequest.parse(fields), timeout))
+        return cast("Embeddings", await self._answer(EmbedRequest.parse(fields), timeout, request_id))
 
     async def atokenize(
         self,
@@ -201,9 +225,11 @@ class LanguageModel(ABC):
         pooling: Literal["mean", "last"] | None = None,
         adapter: str | None = None,
         timeout: float | None = None,
+        request_id: str | None = None,
     ) -> Embeddings:
         """See `aembed`."""
-        return result(self._submit(self.aembed(texts, pooling=pooling, adapter=adapter, timeout=timeout)))
+        embedding = self.aembed(texts, pooling=pooling, adapter=adapter, timeout=timeout, request_id=request_id)
+        return result(self._submit(embedding))
 
     def tokenize(
         self,

@@ -12,7 +12,16 @@ from typing import Annotated, Any, get_args
 import typer
 
 from run_gpt.api.schema import Parameters
-from run_gpt.config import API_KEY_VARIABLE, DEFAULT_MODEL, ModelConfig, Precision, Runner, ServeConfig
+from run_gpt.config import (
+    API_KEY_VARIABLE,
+    DEFAULT_MODEL,
+    LOG_FORMAT_VARIABLE,
+    LogFormat,
+    ModelConfig,
+    Precision,
+    Runner,
+    ServeConfig,
+)
 from run_gpt.errors import SetupError
 
 LOADING = "Model"
@@ -118,7 +127,7 @@ _SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     ),
     "log_requests": (
         bool,
-        "Log a line for each request: route, status, seconds, the key's name.",
+        "Log a line for each request: route, status, seconds, key, id.",
         ACCESS,
         {"flag": "--log-requests"},
     ),
@@ -127,6 +136,12 @@ _SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
         "Send traces to this collector (OTLP over gRPC).",
         DOORS,
         {"metavar": "HOST:PORT"},
+    ),
+    "log_format": (
+        LogFormat,
+        "json: each line of every process's log is a JSON object.",
+        DOORS,
+        {"envvar": LOG_FORMAT_VARIABLE},
     ),
     "log_load": (
         float | None,

@@ -84,6 +84,10 @@ def serve(
         config = _of_names(model_names or [DEFAULT_MODEL], {**doors, **(serving or {}), **(loading or {})}, hosted)
     check_names(config)
     if dry_run:
+        if config.log_format != ServeConfig.log_format:
+            raise SetupError(
+                f"--log-format {config.log_format} is in no Flow, and `jina flow` writes a log of its own: leave it out"
+            )
         from run_gpt.flows import render_flow
 
         print(render_flow(config), end="")

@@ -6,15 +6,17 @@ from collections import Counter
 
 from rich.status import Status
 
-from run_gpt import models
+from run_gpt import logs, models
 from run_gpt.cli.progress import console, progress_bars
 from run_gpt.config import API_KEY_VARIABLE, EVERY_INTERFACE, ModelConfig, ServeConfig, ServedModel
 from run_gpt.errors import SetupError
-from run_gpt.flows import Event, check_doors, serve
+from run_gpt.flows import Event, check_doors, printer, serve
 
 
 def run_server(config: ServeConfig) -> int:
     """Fetch the models, start the server, and block until it is stopped. Returns the exit code."""
+    if config.log_format == "json":
+        logs.begin_json(None)  # what is printed here becomes JSON, too
     check_doors(config)  # before a long download
     with progress_bars() as on_progress:
         for model in config.served:
@@ -32,7 +34,7 @@ def run_server(config: ServeConfig) -> int:
             console.print(event.message, markup=False, soft_wrap=True)
 
     with status:
-        return serve(config, on_event=show)
+        return serve(config, on_event=printer("json") if config.log_format == "json" else show)
 
 
 def check_names(config: ServeConfig) -> None:

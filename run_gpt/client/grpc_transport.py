@@ -8,16 +8,17 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import grpc
 
+from run_gpt import request_ids
 from run_gpt.api.answers import Body
 from run_gpt.api.schema import AnyRequest
 from run_gpt.client import wire
 from run_gpt.client.endpoint import Endpoint
-from run_gpt.client.transport import broken, not_rungpt, read_answer, route, too_late, unreachable
+from run_gpt.client.transport import broken, not_rungpt, read_answer, route, sent_id, too_late, unreachable
 from run_gpt.errors import (
     AuthenticationError,
     Forbidden,
@@ -60,23 +61,25 @@ class GrpcTransport:
         self._channel: Any = None
         self._closed = False
 
-    async def answer(self, request: AnyRequest, timeout: float | None) -> Body:
+    async def answer(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> Body:
         """See Transport."""
+        metadata = (*self._metadata, *sent_id(request_id).items())
         method = self._open().unary_unary(
             wire.UNARY,
             request_serializer=wire.DataRequest.SerializeToString,
             response_deserializer=wire.DataRequest.FromString,
         )
         message = wire.unary_message(route(request, stream=False), request)
-        call = method.future(message, timeout=timeout, metadata=self._metadata)
-        try:
-            response = await _result(call)
-        except grpc.RpcError as error:
-            raise self._error(error, timeout) from error
-        docs = response.data.docs.docs
-        return read_answer(request, wire.fields_of(docs[0]) if docs else {}, self._endpoint, stream=False)
+        call = method.future(message, timeout=timeout, metadata=metadata)
+        with _named(call, request_id):
+            try:
+                response = await _result(call)
+            except grpc.RpcError as error:
+                raise self._error(error, timeout) from error
+            docs = response.data.docs.docs
+            return read_answer(request, wire.fields_of(docs[0]) if docs else {}, self._endpoint, stream=False)
 
-    async def stream(self, request: AnyRequest, timeout: float | None) -> AsyncIterator[Body]:
+    async def stream(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> AsyncIterator[Body]:
         """See Transport."""
         method = self._open().unary_stream(
             wire.STREAM,
@@ -84,17 +87,18 @@ class GrpcTransport:
             response_deserializer=wire.SingleDocumentRequest.FromString,
         )
         path = route(request, stream=True)
-        metadata = (*self._metadata, ("endpoint", path))
+        metadata = (*self._metadata, ("endpoint", path), *sent_id(request_id).items())
         call = method(wire.stream_message(path, request), timeout=timeout, metadata=metadata)
         begun = False
-        try:
-            async for response in _messages(call):
-                yield read_answer(request, wire.fields_of(response.document), self._endpoint, stream=True)
-                begun = True
-        except grpc.RpcError as error:
-            raise self._error(error, timeout, begun=begun) from error
-        finally:
-            call.cancel()
+        with _named(call, request_id):
+            try:
+                async for response in _messages(call):
+                    yield read_answer(request, wire.fields_of(response.document), self._endpoint, stream=True)
+                    begun = True
+            except grpc.RpcError as error:
+                raise self._error(error, timeout, begun=begun) from error
+            finally:
+                call.cancel()
 
     async def aclose(self) -> None:
         """See Transport."""
@@ -130,6 +134,16 @@ class GrpcTransport:
         if (cls := _BY_STATUS.get(status)) is not None:
             return cls(details)
         return not_rungpt(self._endpoint, f"gRPC status {status.name}, {details[:200]!r}")
+
+
+def _named(call: Any, request_id: str | None) -> AbstractContextManager[None]:
+    """Gives errors the name of the request, as Transport has it."""
+
+    def name() -> str | None:  # after a message, or at the call's end: its metadata is there, if it ever comes
+        told = (value for key, value in call.initial_metadata() or () if key == request_ids.METADATA)
+        return next(told, request_id)
+
+    return request_ids.in_errors(name)
 
 
 def _sent_error(error: Any) -> RequestError | None:

@@ -2,17 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
 
+from run_gpt import request_ids
 from run_gpt.api.answers import Body
 from run_gpt.api.schema import AnyRequest
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.sse import EventDecoder
-from run_gpt.client.transport import broken, not_rungpt, read_answer, route, too_late, unreachable
+from run_gpt.client.transport import broken, not_rungpt, read_answer, route, sent_id, too_late, unreachable
 from run_gpt.errors import InternalError, error_from_dict
 
 CONNECT_SECONDS = 10.0
@@ -29,16 +30,16 @@ class HttpTransport:
             self._headers["Authorization"] = f"Bearer {token}"
         self._pools: dict[asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None]]] = {}
 
-    async def answer(self, request: AnyRequest, timeout: float | None) -> Body:
+    async def answer(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> Body:
         """See Transport."""
-        async with self._sent(request, timeout, stream=False) as (response, deadline):
+        async with self._sent(request, timeout, request_id, stream=False) as (response, deadline):
             body = await _within(deadline, response.aread())
             return read_answer(request, self._json(body, response), self._endpoint, stream=False)
 
-    async def stream(self, request: AnyRequest, timeout: float | None) -> AsyncIterator[Body]:
+    async def stream(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> AsyncIterator[Body]:
         """See Transport."""
         decoder = EventDecoder()
-        async with self._sent(request, timeout, stream=True) as (response, deadline):
+        async with self._sent(request, timeout, request_id, stream=True) as (response, deadline):
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise self._not_rungpt(response, await _within(deadline, response.aread()))
             pieces = response.aiter_bytes()
@@ -56,20 +57,35 @@ class HttpTransport:
 
     @asynccontextmanager
     async def _sent(
-        self, request: AnyRequest, timeout: float | None, *, stream: bool
+        self, request: AnyRequest, timeout: float | None, request_id: str | None, *, stream: bool
     ) -> AsyncIterator[tuple[httpx.Response, float | None]]:
         """The response to a request, its status checked, and the time at which it must be complete."""
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        headers = self._headers | sent_id(request_id)
         response = None
+
+        def name() -> str | None:
+            return (None if response is None else response.headers.get(request_ids.HEADER)) or request_id
+
         try:
-            pool = await self._pool()
-            url = self._base + route(request, stream=stream)
-            body = request.model_dump_json(exclude_none=True)
-            sending = pool.build_request("POST", url, content=body, headers=self._headers)
-            response = await _within(deadline, pool.send(sending, stream=True))
-            if response.status_code != httpx.codes.OK:
-                self._raise_error(response, await _within(deadline, response.aread()))
-            yield response, deadline
+            with request_ids.in_errors(name), self._errors(timeout):
+                pool = await self._pool()
+                url = self._base + route(request, stream=stream)
+                body = request.model_dump_json(exclude_none=True)
+                sending = pool.build_request("POST", url, content=body, headers=headers)
+                response = await _within(deadline, pool.send(sending, stream=True))
+                if response.status_code != httpx.codes.OK:
+                    self._raise_error(response, await _within(deadline, response.aread()))
+                yield response, deadline
+        finally:
+            if response is not None:
+                await response.aclose()
+
+    @contextmanager
+    def _errors(self, timeout: float | None) -> Iterator[None]:
+        """Makes errors of ours of httpx's."""
+        try:
+            yield
         except TimeoutError:
             raise too_late(self._endpoint, timeout) from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
@@ -78,9 +94,6 @@ class HttpTransport:
             raise broken(self._endpoint, str(error) or type(error).__name__) from error
         except httpx.HTTPError as error:
             raise not_rungpt(self._endpoint, str(error)) from error
-        finally:
-            if response is not None:
-                await response.aclose()
 
     def _raise_error(self, response: httpx.Response, body: bytes) -> None:
         fields = self._json(body, response)

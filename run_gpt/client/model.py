@@ -43,7 +43,7 @@ class Model(LanguageModel):
         self._check_open()
         request = LoadModelRequest(model=self._known_name())
         state: ModelState | None = None
-        async with aclosing(cast("Any", self._transport.stream(request, timeout))) as states:
+        async with aclosing(cast("Any", self._transport.stream(request, timeout, None))) as states:
             async for state in states:
                 if on_progress is not None and state.state == "loading":
                     total = None if state.total is None else int(state.total)
@@ -73,16 +73,16 @@ class Model(LanguageModel):
         self._closed = True
         await self._transport.aclose()
 
-    async def _answer(self, request: AnyRequest, timeout: float | None) -> Answer:
-        return cast("Answer", await self._transport.answer(self._named(request), timeout))
+    async def _answer(self, request: AnyRequest, timeout: float | None, request_id: str | None = None) -> Answer:
+        return cast("Answer", await self._transport.answer(self._named(request), timeout, request_id))
 
-    def _stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
-        events = cast("AsyncIterator[Answer]", self._transport.stream(self._named(request), timeout))
+    def _stream(self, request: Request, timeout: float | None, request_id: str | None = None) -> AsyncIterator[Answer]:
+        events = cast("AsyncIterator[Answer]", self._transport.stream(self._named(request), timeout, request_id))
         return complete(events, request.sequences)
 
     async def _served(self, timeout: float | None) -> list[ModelCard]:
         """Every model of the server, for `Client`."""
-        return cast("ModelList", await self._transport.answer(ListModelsRequest.parse({}), timeout)).data
+        return cast("ModelList", await self._transport.answer(ListModelsRequest.parse({}), timeout, None)).data
 
     def _known_name(self) -> str:
         if not self.name:

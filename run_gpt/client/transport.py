@@ -6,6 +6,7 @@ from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
 
+from run_gpt import request_ids
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Body, ChatCompletion, ChatCompletionChunk, Completion
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
@@ -18,12 +19,15 @@ from run_gpt.errors import DeadlineExceeded, InternalError, Unavailable, error_f
 
 
 class Transport(Protocol):
-    """A way to a server. Its calls raise RequestErrors only, and may come from any thread's event loop."""
+    """A way to a server. Its calls raise RequestErrors only, and may come from any thread's event loop.
 
-    async def answer(self, request: AnyRequest, timeout: float | None) -> Body:
+    `request_id` names the request; an error has the name that the server gave back, else this one.
+    """
+
+    async def answer(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> Body:
         """The whole answer."""
 
-    def stream(self, request: AnyRequest, timeout: float | None) -> AsyncIterator[Body]:
+    def stream(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> AsyncIterator[Body]:
         """The events as they come; closing the iterator ends the request at once."""
 
     async def aclose(self) -> None:
@@ -69,6 +73,11 @@ def read_answer(request: AnyRequest, fields: Any, endpoint: Endpoint, *, stream:
         return kind.model_validate(fields)
     except ValidationError as error:
         raise not_rungpt(endpoint, str(error).replace("\n", " ")[:200]) from error
+
+
+def sent_id(request_id: str | None) -> dict[str, str]:
+    """What is sent to name a request, as headers or metadata. Raises InvalidRequest."""
+    return {} if request_id is None else {request_ids.METADATA: request_ids.check(request_id, "request_id")}
 
 
 async def complete(events: AsyncIterator[Answer], sequences: int) -> AsyncIterator[Answer]:

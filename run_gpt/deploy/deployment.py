@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from run_gpt import models
-from run_gpt.config import EXECUTOR_PORT, FLOW_VARIABLE, ModelConfig, ServeConfig
+from run_gpt.config import EXECUTOR_PORT, FLOW_VARIABLE, LOG_FORMAT_VARIABLE, ModelConfig, ServeConfig
 from run_gpt.errors import ModelNotFound, SetupError
 from run_gpt.flows import render_flow
 from run_gpt.flows.traces import trace_options
@@ -150,7 +150,10 @@ class Deployment:
 
     def gateway_env(self, executor_host: str, *, keys_path: Path = KEYS_PATH) -> dict[str, str]:
         """The environment of a gateway's container, but for the key."""
-        return {FLOW_VARIABLE: self.flow(executor_host, keys_path=keys_path), "JINA_OPTOUT_TELEMETRY": "1"}
+        flow = self.flow(executor_host, keys_path=keys_path)
+        log_format = self.server.log_format
+        form = {LOG_FORMAT_VARIABLE: log_format} if log_format != ServeConfig.log_format else {}
+        return {FLOW_VARIABLE: flow, "JINA_OPTOUT_TELEMETRY": "1"} | form
 
     def executor_env(self, executor_host: str, *, keys_path: Path = KEYS_PATH) -> dict[str, str]:
         """The environment of an executor's container.

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Any
 
+from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -80,6 +81,9 @@ class EngineMetrics(Collector):
         self._finished = {"stop": 0, "length": 0}
         self._prompt_tokens = 0
         self._beam_tokens = 0
+        # Empty where there is no /proc. Of the collector's other gauges containers have their own.
+        process = ProcessCollector("rungpt", registry=None).collect()
+        self._process = [family for family in process if family.name == "rungpt_process_start_time_seconds"]
 
     def step(self, plan: StepPlan, outcomes: Sequence[tuple[Row, Outcome]], started: float, ended: float) -> None:
         """Take in a step that was committed; under the lock. Times are of time.perf_counter."""
@@ -133,7 +137,7 @@ class EngineMetrics(Collector):
         """See Collector: all metrics as they are now."""
         with self._lock:
             tallies = [tally.family(name, HISTOGRAMS[name][1]) for name, tally in self._tallies.items()]
-            return [*self._gauges(), *self._counters(), *tallies]
+            return [*self._gauges(), *self._process, *self._counters(), *tallies]
 
     def _gauges(self) -> Iterator[Metric]:
         scheduler, slots, running = self._scheduler, self._scheduler.slots, len(self._scheduler.running)

@@ -1,4 +1,4 @@
-"""What stands before the gRPC services: the key of each call, and its line in the log."""
+"""What stands before the gRPC services: the key of each call, what it is called, and its line in the log."""
 
 import asyncio
 import inspect
@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import grpc
 
-from run_gpt.errors import AuthenticationError
+from run_gpt import request_ids
+from run_gpt.errors import AuthenticationError, InvalidRequest, RequestError
 from run_gpt.gateway.keys import Keys, sent_key
-from run_gpt.gateway.record import Count, Record, current
+from run_gpt.gateway.record import Count, Record, begin
 from run_gpt.gateway.rpc import ERROR_METADATA
 
 OPEN_METHODS = ("/grpc.health.v1.Health/", "/jina.JinaGatewayDryRunRPC/dry_run")
@@ -24,7 +25,8 @@ _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Gives each call its record, counts it at its end, and lets those without a key to nothing but OPEN_METHODS.
 
-    Nothing that answers a call may stand before it. `keys` None: calls need none.
+    The answer's initial metadata has what the request is called, and an id that cannot be is refused. Nothing
+    that answers a call may stand before it. `keys` None: calls need none.
     """
 
     def __init__(self, keys: Keys | None, count: Count, *, log_requests: bool = False):
@@ -34,17 +36,18 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """See grpc.aio.ServerInterceptor."""
-        record = Record(method="gRPC", route=details.method)
-        current.set(record)  # each call has a task, and so a context, of its own
-        if details.method.startswith(OPEN_METHODS):
-            return await continuation(details)
         handler = await continuation(details)
+        if details.method.startswith(OPEN_METHODS):
+            return handler
+        record, metadata = Record(method="gRPC", route=details.method), details.invocation_metadata
         try:
+            record.take_client_id(_value(metadata, request_ids.METADATA))
             if self._keys is not None:
-                record.key = self._keys.check(_sent(details.invocation_metadata))
-        except AuthenticationError as error:
+                record.key = self._keys.check(_sent(metadata))
+        except (AuthenticationError, InvalidRequest) as error:
             record.error = error.code
             handler = _refusal(error, streaming=handler is not None and handler.request_streaming)
+        begin(record)  # each call has a task, and so a context, of its own
         if handler is None:
             self._ended(record, grpc.StatusCode.UNIMPLEMENTED.name)
             return None
@@ -61,11 +64,15 @@ def _sent(metadata: Any) -> str:
 
     Raises AuthenticationError.
     """
-    value = next((value for name, value in metadata or () if name == "authorization"), None)
-    return sent_key(value.decode("latin-1") if isinstance(value, bytes) else value, plain=True)
+    return sent_key(_value(metadata, "authorization"), plain=True)
 
 
-def _refusal(error: AuthenticationError, *, streaming: bool) -> Any:
+def _value(metadata: Any, name: str) -> str | None:
+    value = next((value for key, value in metadata or () if key == name), None)
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _refusal(error: RequestError, *, streaming: bool) -> Any:
     """A handler that refuses a call, whether its answer is to be one message or a stream.
 
     Of a `streaming` caller one message is read: an asyncio client that cannot write its first one does not see why.
@@ -82,16 +89,19 @@ def _refusal(error: AuthenticationError, *, streaming: bool) -> Any:
 
 
 def _followed(handler: Any, record: Record, ended: Count) -> Any:
-    """The handler, which calls `ended` when it has."""
+    """The handler, which begins with what the request is called, and calls `ended` when it has ended."""
     kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
     behaviour = getattr(handler, kind)
+    named = ((request_ids.METADATA, record.shown_id),)
 
     async def whole(request: Any, context: Any) -> Any:
         with _following(record, context, ended):
+            await context.send_initial_metadata(named)
             return await behaviour(request, context)
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         with _following(record, context, ended):
+            await context.send_initial_metadata(named)
             async with aclosing(behaviour(request, context)) as messages:
                 async for message in messages:
                     yield message

@@ -9,10 +9,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from run_gpt import request_ids
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError, Forbidden, InvalidRequest, RequestError, SetupError
 from run_gpt.gateway.keys import Keys, sent_key
-from run_gpt.gateway.record import REQUEST_ID, Count, Record, current, note_error
+from run_gpt.gateway.record import Count, Record, begin, current, note_error
 
 OPEN_ROUTES = ("/health", "/ready")
 """They need no key for a GET, and are neither in the log nor counted: what watches a server asks them all the time."""
@@ -34,7 +35,7 @@ def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None, count: Count
             allow_origins=config.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("Retry-After", REQUEST_ID),
+            expose_headers=("Retry-After", request_ids.HEADER),
         )
     return Recording(app, config, count)
 
@@ -50,7 +51,7 @@ def check_origins(origins: Sequence[str]) -> None:
 class Recording:
     """Gives each request its record, counts it when it ends, and writes its line then; not those of OPEN_ROUTES.
 
-    The answer gets the header REQUEST_ID, and one that cannot be is refused.
+    The answer has what the request is called in its headers, and an id that cannot be is refused.
     """
 
     def __init__(self, app: ASGIApp, config: GatewayConfig, count: Count):
@@ -59,21 +60,17 @@ class Recording:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or is_open(scope):
             await self.app(scope, receive, send)
             return
         record = Record(method=scope["method"], route=scope["path"])
-        current.set(record)  # each request has a task, and so a context, of its own
-        if is_open(scope):
-            await self.app(scope, receive, send)
-            return
         status, complete = "-", False
 
         async def noting(message: Message) -> None:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = str(message["status"])
-                MutableHeaders(scope=message)[REQUEST_ID] = record.shown_id()
+                MutableHeaders(scope=message)[request_ids.HEADER] = record.shown_id
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
             await send(message)
@@ -88,12 +85,16 @@ class Recording:
                 record.write(status)
 
     async def _answer(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = None
         try:
-            record.take_client_id(Headers(scope=scope).get(REQUEST_ID))
+            record.take_client_id(Headers(scope=scope).get(request_ids.HEADER))
         except InvalidRequest as error:
-            await _refuse(error, {}, self._config.max_body_bytes, scope, receive, send)
-        else:
+            refusal = error
+        begin(record)  # each request has a task, and so a context, of its own
+        if refusal is None:
             await self.app(scope, receive, send)
+        else:
+            await _refuse(refusal, {}, self._config.max_body_bytes, scope, receive, send)
 
 
 class OriginCheck:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import sys
 
+from run_gpt import logs
 from run_gpt.gateway.service import Service
 
 
@@ -26,7 +28,7 @@ class LoadLog:
 
     async def _write(self, seconds: float) -> None:
         while True:
-            print(load_line(self._service), flush=True)
+            logs.write_line(load_line(self._service), sys.stdout)
             await asyncio.sleep(seconds)
 
 

@@ -5,7 +5,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from run_gpt.errors import ERROR_CODES
@@ -54,6 +54,8 @@ class GatewayMetrics:
             "Replicas that were ready or draining and did not give their metrics in time.",
             registry=self._registry,
         )
+        process = ProcessCollector("rungpt_gateway", registry=None).collect()  # nothing where there is no /proc
+        self._process = [family for family in process if family.name == "rungpt_gateway_process_start_time_seconds"]
         for code in (*ERROR_CODES, CUT_OFF):  # there from the start: no rate is known of what was not there before
             self._errors.labels(code)
 
@@ -76,6 +78,7 @@ class GatewayMetrics:
         build = GaugeMetricFamily("rungpt_build_info", "Always 1.", labels=["version"])
         build.add_metric([version("rungpt")], 1)
         yield build
+        yield from self._process
         yield GaugeMetricFamily("rungpt_gateway_in_flight", "Requests that run.", value=self._in_flight())
         yield CounterMetricFamily(
             "rungpt_gateway_retries",

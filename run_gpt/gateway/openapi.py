@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from run_gpt import request_ids
 from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.schema import SYNONYMS, Parameters
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
@@ -27,6 +28,23 @@ _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"password": []}, {}]
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
     "password": {"type": "http", "scheme": "basic", "description": "For browsers: the key is the password."},
+}
+_NAME_SCHEMA = {"type": "string", "pattern": "^[!-~]{1,128}$"}
+_REQUEST_ID = {
+    "parameters": {
+        "RequestId": {
+            "name": request_ids.HEADER,
+            "in": "header",
+            "description": "A name for the request: it comes back, and stands in the server's log.",
+            "schema": _NAME_SCHEMA,
+        }
+    },
+    "headers": {
+        "RequestId": {
+            "description": "What the request is called in the server's log: as the client named it, else its id.",
+            "schema": _NAME_SCHEMA,
+        }
+    },
 }
 _ERROR_SCHEMA = {
     "type": "object",
@@ -68,14 +86,32 @@ def describe(version: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "RunGPT", "version": version},
         "paths": {
-            **{e.path: _methods(e) for e in ENDPOINTS.values()},
+            **{e.path: _named(_methods(e)) for e in ENDPOINTS.values()},
             "/health": health,
             "/ready": ready,
-            "/metrics": metrics,
+            "/metrics": _named(metrics),
         },
         "security": _SECURITY,
-        "components": {"schemas": {**_schemas(), "Error": _ERROR_SCHEMA}, "securitySchemes": _SECURITY_SCHEMES},
+        "components": {
+            "schemas": {**_schemas(), "Error": _ERROR_SCHEMA},
+            "securitySchemes": _SECURITY_SCHEMES,
+            **_REQUEST_ID,
+        },
     }
+
+
+def _named(methods: dict[str, Any]) -> dict[str, Any]:
+    """The same operations, whose requests may be named, and whose answers are."""
+    sent, told = ({"$ref": f"#/components/{kind}/RequestId"} for kind in ("parameters", "headers"))
+
+    def named(operation: dict[str, Any]) -> dict[str, Any]:
+        answers = {
+            status: {**answer, "headers": {request_ids.HEADER: told}}
+            for status, answer in operation["responses"].items()
+        }
+        return {**operation, "parameters": [*operation.get("parameters", []), sent], "responses": answers}
+
+    return {method: named(operation) for method, operation in methods.items()}
 
 
 def _methods(endpoint: Endpoint) -> dict[str, Any]:
@@ -143,6 +179,8 @@ def page(document: dict[str, Any]) -> str:
     """The document as one plain HTML page: each route, and the fields of what it takes."""
     parts = [f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>"]
     parts.append('<p>The machine-readable form is <a href="openapi.json">openapi.json</a>.</p>')
+    header = document["components"]["parameters"]["RequestId"]
+    parts.append(f"<p>The header <code>{header['name']}</code>: {escape(header['description'])}</p>")
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['summary'])}</p>")

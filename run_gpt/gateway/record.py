@@ -5,22 +5,26 @@ The door that takes a request makes its record `current`; what runs for the requ
 
 import json
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
-from run_gpt.errors import InternalError, InvalidRequest, RequestError
+from run_gpt import logs, request_ids
+from run_gpt.errors import InternalError, RequestError
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID = "X-Request-Id"
-"""The header by which a client names a request, and by which each answer says what its request is called."""
 MOST_TEXT = 200
 """Characters of a text that the client chose."""
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return f"rungpt-{secrets.token_hex(12)}"
 
 
 @dataclass(kw_only=True)
@@ -37,8 +41,8 @@ class Record:
     """What a gRPC call is for, such as `/generate`."""
     user: str | None = None
     """Whom the client says that it asks for."""
-    request_id: str | None = None
-    """The first one; a gRPC call may hold several requests."""
+    request_id: str = field(default_factory=new_request_id)
+    """Of the first request; a gRPC call may hold several."""
     client_id: str | None = None
     """What the client calls it."""
     requests: int = 0
@@ -48,35 +52,34 @@ class Record:
 
     def take_client_id(self, sent: str | None) -> None:
         """Take what the client sent to name its request. Raises InvalidRequest for what may not stand in a log."""
-        if sent is not None and not re.fullmatch(r"[!-~]{1,128}", sent):
-            raise InvalidRequest(f"{REQUEST_ID}: up to 128 printable ASCII characters without spaces", param=REQUEST_ID)
-        self.client_id = sent
+        self.client_id = None if sent is None else request_ids.check(sent)
 
+    @property
     def shown_id(self) -> str:
-        """What the answer says that its request is called: as the client calls it, else its own id, made if need be."""
-        self.request_id = self.request_id or new_request_id()
+        """What the answer says that its request is called: as the client calls it, else its own id."""
         return self.client_id or self.request_id
 
-    def line(self, status: str) -> str:
-        """The line of the log for a request that ends now."""
-        seconds = time.perf_counter() - self.started
-        # Both are from outside: they must not make lines of their own, nor long ones.
-        method, route = quote(self.method)[:20], quote(self.route, errors="replace")[:MOST_TEXT]
-        told = {
+    def facts(self, status: str) -> dict[str, Any]:
+        """What the log says of a request that ends now; None where there is nothing to say."""
+        return {
+            # Both are from outside: they must not make lines of their own, nor long ones.
+            "method": quote(self.method)[:20],
+            "route": quote(self.route, errors="replace")[:MOST_TEXT],
+            "status": status,
+            "seconds": round(time.perf_counter() - self.started, 3),
             "key": self.key,
             "endpoint": self.endpoint,
-            "user": None if self.user is None else json.dumps(self.user[:MOST_TEXT]),
+            "user": None if self.user is None else self.user[:MOST_TEXT],
             "id": self.request_id,
             "client_id": self.client_id,
             "requests": self.requests if self.requests > 1 else None,
             "error": self.error,
         }
-        facts = [f"{name}={value}" for name, value in told.items() if value is not None]
-        return " ".join([method, route, status, f"{seconds:.3f}s", *facts])
 
     def write(self, status: str) -> None:
         """Write its line: it has ended."""
-        log.info("%s", self.line(status))
+        facts = self.facts(status)
+        log.info("%s", line_of(facts), extra={"fields": facts})
 
 
 Count = Callable[[Record, str], None]
@@ -86,16 +89,18 @@ current: ContextVar[Record | None] = ContextVar("current", default=None)
 """The record of the request that this task works for."""
 
 
-def new_request_id() -> str:
-    """An id that no other request has."""
-    return f"rungpt-{secrets.token_hex(12)}"
+def line_of(facts: dict[str, Any]) -> str:
+    """The line of the log, as people read it, that says this of a request."""
+    first = [facts["method"], facts["route"], facts["status"], f"{facts['seconds']:.3f}s"]
+    shown = facts | {"user": None if facts["user"] is None else json.dumps(facts["user"])}
+    rest = [f"{name}={value}" for name, value in list(shown.items())[len(first) :] if value is not None]
+    return " ".join([*first, *rest])
 
 
-def note_request(request_id: str) -> None:
-    """One more request of this record has this id."""
-    if (record := current.get()) is not None:
-        record.request_id = record.request_id or request_id
-        record.requests += 1
+def begin(record: Record) -> None:
+    """What runs from now on in this task, and in those that it starts, runs for this record's request."""
+    current.set(record)
+    request_ids.current.set(record.shown_id)
 
 
 def note_endpoint(path: str) -> None:
@@ -118,9 +123,11 @@ def note_error(error: Exception) -> None:
 
 def open_log() -> None:
     """Let the records' lines out to stderr, whatever the level of the other logs of this process is."""
+    log.setLevel(logging.INFO)
+    if logs.is_json():
+        return  # they go the way of all lines
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
-    log.setLevel(logging.INFO)
     log.propagate = False

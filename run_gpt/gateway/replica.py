@@ -13,6 +13,7 @@ import grpc
 from docarray.proto import DocProto
 from jina.proto import jina_pb2
 
+from run_gpt import request_ids
 from run_gpt.api import documents
 from run_gpt.api.answers import Status
 from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
@@ -87,13 +88,13 @@ class Replica:
         message = jina_pb2.DataRequestProto()
         message.header.request_id, message.header.exec_endpoint = request_id, path
         message.data.docs.docs.extend([] if document is None else [document])
-        return self._unary(message, timeout=timeout, metadata=(("endpoint", path), *carried()))
+        return self._unary(message, timeout=timeout, metadata=_metadata(path, request_id))
 
     def stream(self, path: str, document: DocProto, request_id: str, timeout: float) -> Any:
         """The gRPC call that answers one document with SingleDocumentRequestProtos."""
         message = jina_pb2.SingleDocumentRequestProto(document=document)
         message.header.request_id, message.header.exec_endpoint = request_id, path
-        return self._stream(message, timeout=timeout, metadata=(("endpoint", path), *carried()))
+        return self._stream(message, timeout=timeout, metadata=_metadata(path, request_id))
 
     @property
     def takes_requests(self) -> bool:
@@ -222,3 +223,8 @@ class Replica:
     async def close(self) -> None:
         """End the channel and all calls on it."""
         await self._channel.close()
+
+
+def _metadata(path: str, request_id: str) -> tuple[tuple[str, str], ...]:
+    """For Jina where a call goes; for the executor what its sender calls the request, and the trace that it is of."""
+    return ("endpoint", path), (request_ids.METADATA, request_ids.current.get() or request_id), *carried()

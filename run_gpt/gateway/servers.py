@@ -100,7 +100,13 @@ class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
     async def setup_server(self) -> None:
         """Open the port; do not wait for executors."""
         config = Config(
-            app=self.app, log_level=logging.WARNING, access_log=False, lifespan="off", ws="none", **self.uvicorn_kwargs
+            app=self.app,
+            log_config=None,  # its lines go the way of all others
+            log_level=logging.WARNING,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            **self.uvicorn_kwargs,
         )
         try:
             listener = _listen(self.host, self.port, config.backlog)

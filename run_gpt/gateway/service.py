@@ -19,7 +19,7 @@ from run_gpt.gateway.hosted import Hosted
 from run_gpt.gateway.metrics import GatewayMetrics
 from run_gpt.gateway.models import Models
 from run_gpt.gateway.pool import ReplicaPool
-from run_gpt.gateway.record import Record, new_request_id, note_error, note_request, note_user
+from run_gpt.gateway.record import Record, current, new_request_id, note_error, note_user
 
 if TYPE_CHECKING:
     from run_gpt.gateway.tracing import Tracing
@@ -230,6 +230,8 @@ def _named_as_in(request: OpenAIRequest) -> Iterator[None]:
 
 
 def _request_id() -> str:
-    request_id = new_request_id()
-    note_request(request_id)
-    return request_id
+    """The id of one more request of the record: the record's own, and then new ones."""
+    if (record := current.get()) is None:
+        return new_request_id()
+    record.requests += 1
+    return record.request_id if record.requests == 1 else new_request_id()

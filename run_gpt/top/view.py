@@ -162,7 +162,7 @@ class _Between:
         )
 
     def _uptime(self) -> float | None:
-        started = _only(self.after.series("process_start_time_seconds"))
+        started = _only(self.after.series("rungpt_gateway_process_start_time_seconds"))
         return None if started is None else max(0.0, self.after.wall - started)
 
     def _errors(self) -> dict[str, tuple[float, float]]:

@@ -151,6 +151,15 @@ def test_what_cannot_fit_names_both_numbers(hello):
         model.generate("x", model="other")
 
 
+def test_an_error_has_the_name_that_the_request_was_given(hello):
+    """The same code may ask a server, and reports what failed by it."""
+    model, _ = hello
+    for call in (model.generate, model.chat, model.generate_stream, model.chat_stream):
+        with pytest.raises(ModelNotFound) as raised:
+            list(call("x", model="other", request_id="mine"))
+        assert raised.value.request_id == "mine"
+
+
 def test_max_context_lowers_the_models_own():
     model, engine = model_of(*HELLO, max_context=20)
     with model:

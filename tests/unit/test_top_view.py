@@ -74,6 +74,14 @@ def test_rates_are_of_the_time_between_the_readings(two_replicas):
     assert view.restarted == [B]
 
 
+def test_the_uptime_is_the_gateways(two_replicas):
+    """A server that was started again a minute ago looks as if all were well."""
+    two_replicas.started.set(900)
+    two_replicas.of("process_start_time_seconds", A).set(100)
+    view = view_of(reading(two_replicas, 10), reading(two_replicas, 12))
+    assert view.uptime == 112
+
+
 def test_quantiles_are_of_the_interval_and_of_all_replicas(two_replicas):
     """Hours of quick answers must not hide that the last second was slow."""
     server = two_replicas

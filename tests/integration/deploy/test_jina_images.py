@@ -66,8 +66,12 @@ def wait_ready(url: str, log: Path, processes: list[subprocess.Popen[bytes]]) ->
 def test_the_commands_of_the_images_serve_over_both_doors(
     free_ports: Callable[[int], list[int]], tmp_path: Path
 ) -> None:
-    """With the settings of a rendered Flow, as options of the commands, and the key in the gateway's environment."""
-    deployment = Deployment(server=ServeConfig(api_key=KEY, max_running=4, request_timeout=60), image="me/rungpt:1")
+    """With the settings of a rendered Flow, as options of the commands, and the key in the gateway's environment.
+
+    The form of the log is in the environment, too: then `jina` itself writes JSON.
+    """
+    server = ServeConfig(api_key=KEY, max_running=4, request_timeout=60, log_format="json")
+    deployment = Deployment(server=server, image="me/rungpt:1")
     flow = yaml.safe_load(JinaCloud().render(deployment)["flow.yml"])
     gateway, executor = flow["gateway"], flow["executors"][0]
     grpc_port, http_port, executor_port = free_ports(3)
@@ -109,6 +113,9 @@ def test_the_commands_of_the_images_serve_over_both_doors(
         *_, last = events
         assert last.choices[0].finish_reason == "length", "an executor that is told to end lets this end"
         assert processes[0].wait(30) == 0
+    for role in ROLES:
+        lines = [json.loads(line) for line in (tmp_path / f"{role}.log").read_text().splitlines()]
+        assert {line["pod"] for line in lines} <= {role}
 
 
 def ping(role: str, port: int) -> subprocess.Popen[bytes]:

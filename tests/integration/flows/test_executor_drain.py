@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from test_pod_alone import ended, health, running_alone
 from test_supervisor import wait_until
 
+from run_gpt import request_ids
 from run_gpt.api import answers, documents
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.config import ServeConfig
@@ -37,6 +39,20 @@ def executor(drain_seconds: float) -> "Iterator[tuple[subprocess.Popen[str], int
         wait_until(lambda: health(port) == SERVING or pod.poll() is not None, LIMIT)
         assert pod.poll() is None, ended(pod)
         yield pod, port
+
+
+def test_what_fails_is_logged_under_its_requests_name(caplog: pytest.LogCaptureFixture) -> None:
+    """Of a hundred requests that run together, whose traceback is it?"""
+    from run_gpt.executors.causal_lm.executor import _request_error
+
+    def fail() -> None:
+        request_ids.current.set("mine")
+        _request_error(ZeroDivisionError("no"))
+
+    contextvars.copy_context().run(fail)
+    (record,) = caplog.records
+    assert record.getMessage() == "the request mine failed"
+    assert record.exc_info is not None
 
 
 @pytest.fixture

@@ -142,3 +142,19 @@ def test_the_supervisor_hands_its_own_flow_on_where_the_environment_has_another(
     monkeypatch.setenv(FLOW_VARIABLE, json.dumps("another"))
     supervisor = new_supervisor(ServeConfig(), lambda event: None)
     assert all(child.spec.env[FLOW_VARIABLE] is None for child in supervisor._children)
+
+
+def test_as_json_what_a_container_says_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No supervisor stands between it and what collects its log: why it does not start must be in it all the same."""
+    monkeypatch.setenv("RUNGPT_LOG_FORMAT", "json")
+    code, out, err = ended(start_alone(flow_of_containers(fail=True), "executor"))
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert (code, out) == (SETUP_ERROR_EXIT, "")
+    assert {line["pod"] for line in lines} == {"executor"}
+    assert (lines[-1]["level"], lines[-1]["message"]) == ("CRITICAL", "rungpt: no such file: model.gguf")
+
+
+def test_a_form_of_the_log_that_there_is_not_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNGPT_LOG_FORMAT", "xml")
+    code, _, err = ended(start_alone(flow_of_containers(), "executor"))
+    assert (code, err) == (SETUP_ERROR_EXIT, "rungpt: RUNGPT_LOG_FORMAT: xml: give one of text, json\n")

@@ -26,7 +26,7 @@ class Stack:
     flow: dict[str, Any]
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
-    """Added to the gateway's environment."""
+    """Added to the environment of the gateway, and of workers but for the key."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -53,7 +53,9 @@ class Stack:
 
     def start(self, *role: str) -> None:
         command = [sys.executable, "-m", "run_gpt.flows.pod", *role]
-        env = {**os.environ, **(self.env if role[0] == "gateway" else {})}
+        env = {**os.environ, **self.env}
+        if role[0] == "executor":
+            env.pop("RUNGPT_API_KEY", None)  # a worker is no door
         with (self.folder / f"{''.join(role)}.log").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env)
         assert process.stdin

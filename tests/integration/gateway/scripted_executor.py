@@ -1,9 +1,10 @@
 """An Executor without a model: the prompt is a script (JSON) that says what to answer and how to fail.
 
 Script: {"words": [...] or a number, "delay": seconds before each word, "then": one of THEN, "error": an error's dict}.
-Each request is written to the journal, a file: "begin ID", then "end ID" or "cancelled ID". What stands in the file
-"state-NAME" beside it is what the worker says of its state; while that is not "ready" it refuses requests. With a file
-"silent-NAME" beside it the worker never gives its metrics, which count its words.
+The word "$request_id" is answered with what the request is called. Each request is written to the journal, a file:
+"begin ID", then "end ID" or "cancelled ID". What stands in the file "state-NAME" beside it is what the worker says of
+its state; while that is not "ready" it refuses requests. With a file "silent-NAME" beside it the worker never gives its
+metrics, which count its words.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ import run_gpt._jina  # noqa: F401  (before jina)
 from docarray import DocList
 from jina import Executor, requests
 
+from run_gpt import request_ids
 from run_gpt.api import answers
 from run_gpt.api import documents as d
 from run_gpt.errors import Unavailable, error_from_dict
@@ -121,6 +123,7 @@ class ScriptedExecutor(Executor):
                 await asyncio.sleep(script.get("delay", 0))
                 self.words_given += 1
                 last = then == "finish" and i == len(words) - 1
+                word = request_ids.current.get() if word == "$request_id" else word
                 yield word, "stop" if last else None, self.about(request_id, i + 1)
             if then == "hang":
                 await asyncio.sleep(3600)

@@ -326,7 +326,7 @@ async def test_a_grpc_call_is_one_line(keyed: Any) -> None:
     good = script(words=["a"])["prompt"]
     facts = r"key=alice endpoint=/generate_stream"
     assert re.fullmatch(rf"OK \S+s {facts} id=rungpt-\S+", await stream(bearer, good))
-    assert re.fullmatch(r"UNAUTHENTICATED \S+s error=invalid_api_key", await stream((), good))
+    assert re.fullmatch(r"UNAUTHENTICATED \S+s id=\S+ error=invalid_api_key", await stream((), good))
     failing = script(then="error", words=[], error={"message": "x", "code": "queue_full"})["prompt"]
     assert re.fullmatch(rf"RESOURCE_EXHAUSTED \S+s {facts} id=\S+ error=queue_full", await stream(bearer, failing))
     hanging = script(words=["a"], then="hang")["prompt"]

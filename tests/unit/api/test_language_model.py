@@ -50,7 +50,7 @@ class ScriptedModel(LanguageModel):
         self.cancelled = threading.Event()
         self.closed = threading.Event()
 
-    async def _answer(self, request: Request, timeout: float | None) -> Answer:
+    async def _answer(self, request: Request, timeout: float | None, request_id: str | None = None) -> Answer:
         self.asked.append(request)
         about = {name: value for name, value in COMMON.items() if name != "usage"}
         if isinstance(request, TokenizeRequest):
@@ -64,7 +64,9 @@ class ScriptedModel(LanguageModel):
         choices = [Choice(index=i, text=text, finish_reason="stop") for i in range(request.sequences)]
         return Completion(choices=choices, **COMMON)
 
-    async def _stream(self, request: Request, timeout: float | None) -> AsyncIterator[Answer]:
+    async def _stream(
+        self, request: Request, timeout: float | None, request_id: str | None = None
+    ) -> AsyncIterator[Answer]:
         text = prompt_of(request).upper()
         for letter in text:
             for index in range(request.sequences):

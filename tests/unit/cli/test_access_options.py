@@ -1,7 +1,7 @@
 """Without these `rungpt serve` would be open to a network by accident, or show its key."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 from run_gpt.cli.app import app
 from run_gpt.cli.serving import welcome, who_may_ask
 from run_gpt.client import Client
-from run_gpt.config import API_KEY_VARIABLE, ServeConfig
-from run_gpt.flows.server import new_supervisor
+from run_gpt.config import API_KEY_VARIABLE, LOG_FORMAT_VARIABLE, LOG_FORMATS, ServeConfig
+from run_gpt.errors import SetupError
+from run_gpt.flows.server import check_doors, new_supervisor
 
 KEY = "secret-key-of-the-test"
 
@@ -89,6 +90,23 @@ def test_the_key_is_for_the_gateways_environment_alone() -> None:
     assert worker.env[API_KEY_VARIABLE] is None
     for told in (repr(config), repr(gateway), gateway.stdin, worker.stdin, *gateway.command):
         assert KEY not in told
+
+
+def test_the_form_of_the_log_is_in_the_environment_of_every_process() -> None:
+    for log_format in LOG_FORMATS:
+        config = ServeConfig(log_format=cast("Any", log_format), grpc_port=1, http_port=2)
+        supervisor = new_supervisor(config, on_event=lambda event: None)
+        for child in supervisor._children:
+            assert child.spec.env[LOG_FORMAT_VARIABLE] == log_format, "whatever this program's environment says"
+
+
+def test_a_form_of_the_log_that_nobody_would_honour_is_refused() -> None:
+    for env, options in (({}, ["--log-format", "json"]), ({LOG_FORMAT_VARIABLE: "json"}, [])):
+        done = CliRunner(env=env).invoke(app, ["serve", "--dry-run", *options])
+        assert "--log-format json is in no Flow" in str(done.exception)
+    assert CliRunner().invoke(app, ["serve", "--log-format", "xml"]).exit_code == 2
+    with pytest.raises(SetupError, match=r"--log-format xml: give one of text, json"):
+        check_doors(ServeConfig(log_format=cast("Any", "xml")))
 
 
 @pytest.mark.parametrize("command", [["generate", "hi"], ["chat", "hi"], ["embed", "hi"], ["adapters", "list"]])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -80,6 +80,15 @@ def test_the_flow_in_a_container_finds_its_executors_by_name_and_holds_no_key(ca
     doors = flow["gateway"]["uses"].get("with", {})
     assert doors.get("require_key", False) == deployment.server.asks_for_key
     assert doors.get("api_key_file") in (None, "/etc/rungpt/keys/keys")
+
+
+def test_the_form_of_the_log_reaches_both_containers_through_their_environment() -> None:
+    """A log that is half JSON can be read by nothing."""
+    for log_format, there in (("text", {}), ("json", {"RUNGPT_LOG_FORMAT": "json"})):
+        deployment = Deployment(server=ServeConfig(log_format=cast("Any", log_format)))
+        for env in (deployment.gateway_env("x"), deployment.executor_env("x")):
+            assert {name: value for name, value in env.items() if "LOG" in name} == there
+            assert "log_format" not in env["RUNGPT_FLOW"], "it is no setting of gateway or executor"
 
 
 def test_a_container_runs_as_many_threads_as_it_has_cores() -> None:

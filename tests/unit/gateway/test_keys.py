@@ -17,7 +17,7 @@ from run_gpt.gateway import grpc_access
 from run_gpt.gateway import keys as keys_module
 from run_gpt.gateway.http_access import check_origins
 from run_gpt.gateway.keys import MOST_FILE_BYTES, Keys, parse_keys, sent_key
-from run_gpt.gateway.record import Record
+from run_gpt.gateway.record import Record, line_of
 
 ALICE, BOB, OWN = "alice-secret:#1", "bob-secret-2", "own-secret-3"
 
@@ -227,7 +227,7 @@ def test_an_origin_that_no_browser_sends_is_refused() -> None:
 
 def test_a_line_of_the_log_is_one_line_whatever_a_client_sends() -> None:
     record = Record(method="POST", route="/x\n2026 POST /forged" + "é" * 10_000, user='"\nforged')
-    line = record.line("404")
+    line = line_of(record.facts("404"))
     assert "\n" not in line
     assert len(line) < 600
     assert "forged key=" not in line

@@ -33,9 +33,29 @@ def test_it_is_an_openapi_document() -> None:
         assert method in {"get", "post"}
         assert operation["summary"]
         assert all(response["description"] for response in operation["responses"].values())
-        declared = {(p["name"], p["in"], p["required"]) for p in operation.get("parameters", ())}
+        given = [p for p in operation.get("parameters", ()) if "$ref" not in p]
+        declared = {(p["name"], p["in"], p["required"]) for p in given}
         assert declared == {(name, "path", True) for name in re.findall(r"\{(\w+)\}", path)}
         assert ("requestBody" in operation) == (method == "post")
+
+
+def test_a_request_may_be_named_and_every_answer_says_how_it_is_called() -> None:
+    """A generated client would have no way to send the id, or to read it."""
+    sent, told = "#/components/parameters/RequestId", "#/components/headers/RequestId"
+    for path, _, operation in METHODS:
+        names = [p["$ref"] for p in operation.get("parameters", ()) if "$ref" in p]
+        headers = [answer.get("headers") for answer in operation["responses"].values()]
+        probed = path in ("/health", "/ready")
+        assert names == ([] if probed else [sent])
+        assert all(header == (None if probed else {"X-Request-Id": {"$ref": told}}) for header in headers)
+    parameter, header = (DOCUMENT["components"][kind]["RequestId"] for kind in ("parameters", "headers"))
+    assert (parameter["name"], parameter["in"], parameter.get("required")) == ("X-Request-Id", "header", None)
+    for schema in (parameter["schema"], header["schema"]):
+        jsonschema.validate("my/id=1~", schema)
+        for wrong in ("", "two words", "x" * 129):
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate(wrong, schema)
+    assert "<code>X-Request-Id</code>" in page(DOCUMENT)
 
 
 @pytest.mark.parametrize("name", DOCUMENT["components"]["schemas"])
