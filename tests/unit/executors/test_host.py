@@ -78,7 +78,7 @@ async def test_a_load_is_told_and_whoever_asks_meanwhile_hears_of_the_same(loade
         if status.done == 1:
             assert (await anext(second)).state == "loading"  # type: ignore[call-overload]
             loader.may_end.set()
-    assert seen[-2:] == [("loading", 1, 2), ("ready", 0, None)]
+    assert seen[-2:] == [("loading", 1, 2), ("ready", None, None)]
     assert [status.state async for status in second][-1] == "ready"
     assert len(loader.loaded) == 1
     assert (hosted.metrics(), hosted.status().unload_after) == ("some", 5)
