@@ -21,6 +21,8 @@ def run_server(config: ServeConfig) -> int:
     with progress_bars() as on_progress:
         for model in config.served:
             models.fetch(ModelConfig.of(model), on_progress=on_progress)
+    if config.log_format == "json":
+        return _serve_in_json(config)
     console.print(who_may_ask(config), markup=False, soft_wrap=True)
     status = Status(loading_text(config), console=console)
 
@@ -34,7 +36,20 @@ def run_server(config: ServeConfig) -> int:
             console.print(event.message, markup=False, soft_wrap=True)
 
     with status:
-        return serve(config, on_event=printer("json") if config.log_format == "json" else show)
+        return serve(config, on_event=show)
+
+
+def _serve_in_json(config: ServeConfig) -> int:
+    """The same, told in lines of JSON."""
+    tell = printer("json")
+    opens = who_may_ask(config)
+    tell(Event("warning" if opens.startswith("Warning") else "starting", opens))
+
+    def show(event: Event) -> None:
+        ready = f"RunGPT serves {served_names(config)}: {', '.join(addresses(config))}"
+        tell(Event("ready", ready) if event.kind == "ready" else event)
+
+    return serve(config, on_event=show)
 
 
 def check_names(config: ServeConfig) -> None:
@@ -86,19 +101,28 @@ def _is_loopback(host: str) -> bool:
 
 def welcome(config: ServeConfig) -> str:
     """Where to send requests, and one that works when it is pasted."""
-    host = "127.0.0.1" if config.listen_host in (EVERY_INTERFACE, "localhost") else config.listen_host
-    host = f"[{host}]" if ":" in host else host
-    http = f"http://{host}:{config.http_port}"
+    http, grpc = addresses(config)
     body = json.dumps({"messages": [{"role": "user", "content": "What is the capital of France?"}]})
     key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if config.asks_for_key else ""
     doors = {
         f"{http}/playground": "a page to chat",
         f"{http}/v1": "OpenAI's API",
         f"{http}/docs": "all routes",
-        f"grpc://{host}:{config.grpc_port}": "the same over gRPC",
+        grpc: "the same over gRPC",
     }
     width = max(map(len, doors))
     lines = [f"  {url.ljust(width)}  {what}" for url, what in doors.items()]
     curl = f"  curl {http}/chat{key} -H 'Content-Type: application/json' -d '{body}'"
-    names = [name_of(model) + ("" if model.preload else " (loads on first use)") for model in config.served]
-    return "\n".join(["", f"RunGPT serves {', '.join(names)}:", "", *lines, "", "Try:", "", curl, ""])
+    return "\n".join(["", f"RunGPT serves {served_names(config)}:", "", *lines, "", "Try:", "", curl, ""])
+
+
+def addresses(config: ServeConfig) -> tuple[str, str]:
+    """The two doors, HTTP and gRPC, as this machine reaches them."""
+    host = "127.0.0.1" if config.listen_host in (EVERY_INTERFACE, "localhost") else config.listen_host
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{config.http_port}", f"grpc://{host}:{config.grpc_port}"
+
+
+def served_names(config: ServeConfig) -> str:
+    """The models, for a person."""
+    return ", ".join(name_of(model) + ("" if model.preload else " (loads on first use)") for model in config.served)

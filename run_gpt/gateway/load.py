@@ -2,14 +2,21 @@
 
 import asyncio
 import json
+import logging
 import sys
+from typing import Any
 
 from run_gpt import logs
 from run_gpt.gateway.service import Service
 
+log = logging.getLogger(__name__)
+
 
 class LoadLog:
-    """Writes a line of JSON to stdout each `log_load` seconds of the service's configuration; none if that is None."""
+    """Writes a line of JSON each `log_load` seconds of the service's configuration; none if that is None.
+
+    To stdout, or where all of the log is JSON, as a line of it.
+    """
 
     def __init__(self, service: Service):
         self._service = service
@@ -18,6 +25,7 @@ class LoadLog:
     def start(self) -> None:
         """Write from now on, on the running event loop."""
         if (seconds := self._service.config.log_load) is not None:
+            log.setLevel(logging.INFO)
             self._task = asyncio.create_task(self._write(seconds))
 
     async def close(self) -> None:
@@ -28,11 +36,15 @@ class LoadLog:
 
     async def _write(self, seconds: float) -> None:
         while True:
-            logs.write_line(load_line(self._service), sys.stdout)
+            load = load_of(self._service)
+            if logs.is_json():
+                log.info("%d requests in flight", load["in_flight"], extra={"fields": load})
+            else:
+                logs.write_line(json.dumps(load), sys.stdout)
             await asyncio.sleep(seconds)
 
 
-def load_line(service: Service) -> str:
+def load_of(service: Service) -> dict[str, Any]:
     """`{"event": "load", "in_flight", "ready", "loading", "in_flight_per_replica"}`, of this gateway alone.
 
     Per replica means ready and loading ones: one that is loading will take its share, and is no reason to start yet
@@ -41,12 +53,10 @@ def load_line(service: Service) -> str:
     replicas = service.models.replicas
     ready = sum(replica.takes_requests for replica in replicas)
     loading = sum(replica.state in ("connecting", "loading") for replica in replicas)
-    return json.dumps(
-        {
-            "event": "load",
-            "in_flight": service.in_flight,
-            "ready": ready,
-            "loading": loading,
-            "in_flight_per_replica": round(service.in_flight / max(1, ready + loading), 3),
-        }
-    )
+    return {
+        "event": "load",
+        "in_flight": service.in_flight,
+        "ready": ready,
+        "loading": loading,
+        "in_flight_per_replica": round(service.in_flight / max(1, ready + loading), 3),
+    }

@@ -79,6 +79,7 @@ def test_every_line_of_a_servers_life_is_json(start_server: Any, tmp_path: Path)
         "grpc-refused": ("gRPC", "NOT_FOUND", "model_not_found"),
     }
     assert {line["pod"] for line in records.values()} == {"gateway"}
+    assert [server.http_url in line["message"] for line in lines if line.get("event") == "ready"] == [True]
     events = events_of(server)
     start, death = events.index(("ready", None)), events.index(("died", "worker 0"))
     assert ("starting", "worker 0") in events[:start]

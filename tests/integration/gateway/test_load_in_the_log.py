@@ -15,3 +15,13 @@ def test_the_log_has_a_line_of_json_with_the_load_again_and_again(start_stack: A
 
     wait_until(lambda: any(load["ready"] == 1 for load in loads()), 20)
     assert loads()[-1] == {"event": "load", "in_flight": 0, "ready": 1, "loading": 0, "in_flight_per_replica": 0.0}
+
+
+def test_as_json_it_is_a_line_of_the_log_that_a_filter_finds_as_before(start_stack: Any) -> None:
+    """A line without a time and a level is an odd one out for what collects them."""
+    stack = start_stack(log_load=0.1, env={"RUNGPT_LOG_FORMAT": "json"})
+    lines = [json.loads(line) for line in stack.log_of("gateway").splitlines()]
+    loads = [line for line in lines if line.get("event") == "load"]
+    assert loads
+    for load in loads:
+        assert {"ts", "level", "pod", "message", "in_flight", "in_flight_per_replica"} <= load.keys()

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from run_gpt.config import GatewayConfig
-from run_gpt.gateway.load import LoadLog, load_line
+from run_gpt.gateway.load import LoadLog, load_of
 from run_gpt.gateway.service import Service
 
 
@@ -33,7 +33,7 @@ def service(states: list[str], in_flight: int = 0, log_load: float | None = None
 def test_a_line_says_the_share_of_each_replica_that_takes_or_will_take_requests(
     states: list[str], in_flight: int, expected: dict[str, Any]
 ) -> None:
-    assert json.loads(load_line(service(states, in_flight))) == {"event": "load", "in_flight": in_flight} | expected
+    assert load_of(service(states, in_flight)) == {"event": "load", "in_flight": in_flight} | expected
 
 
 async def test_lines_are_written_until_the_gateway_ends(capsys: pytest.CaptureFixture[str]) -> None:
