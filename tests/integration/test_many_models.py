@@ -41,6 +41,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def pair(start_server, tiny):
+    """A server whose default model is the tiny one, and which loads the other one on request."""
+    with start_server(str(tiny), "smollm2", "--precision", "fp32") as server:
+        yield server
+
+
+def unload(server, name):
+    answer = httpx.post(f"{server.http_url}/models/unload", json={"model": name}, timeout=60)
+    assert (answer.status_code, answer.json()["state"]) == (200, "unloaded"), answer.text
+
+
 def states(url):
     """Of each model, by name, as `/v1/models` says it."""
     return {model["id"]: model["state"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
@@ -113,46 +125,41 @@ async def test_two_models_stream_at_once_and_killing_one_leaves_the_others_strea
             assert worker(server, "tiny").pid != victim.pid
 
 
-async def test_a_load_tells_how_far_it_is_and_disturbs_no_stream(start_server, tiny):
-    with start_server(str(tiny), "smollm2", "--precision", "fp32") as server:
-        async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
-            began = asyncio.Event()
-            stream = asyncio.create_task(read(client, TINY_LONG, began))
-            await began.wait()
-            told = await client.post("/models/load", json={"model": "smollm2"})
-            assert told.headers["content-type"].startswith("text/event-stream")
-            *loading, last = events(told)
-            assert {event["state"] for event in loading} == {"loading"}
-            steps = [event["done"] for event in loading if event["total"]]
-            assert steps, loading
-            assert steps == sorted(steps)
-            assert (last["object"], last["model"], last["state"]) == ("model.state", "smollm2", "loaded")
-            assert (await stream)[1:] == (True, None)
-            # Loaded already: one event, and over gRPC the same.
-            assert [event["state"] for event in events(await client.post("/models/load", json={"model": "smollm2"}))]
-            with Client().get_model("smollm2", endpoint=server.grpc_url) as model:
-                assert model.generate("Water boils at", max_new_tokens=2).model == "smollm2"
-            for body in ({"model": "nobody"}, {}):
-                refused = await client.post("/models/load", json=body)
-                assert refused.status_code == (404 if body else 400), refused.text
+async def test_a_load_tells_how_far_it_is_and_disturbs_no_stream(pair):
+    await asyncio.to_thread(unload, pair, "smollm2")
+    async with httpx.AsyncClient(base_url=pair.http_url, timeout=120) as client:
+        began = asyncio.Event()
+        stream = asyncio.create_task(read(client, TINY_LONG, began))
+        await began.wait()
+        told = await client.post("/models/load", json={"model": "smollm2"})
+        assert told.headers["content-type"].startswith("text/event-stream")
+        *loading, last = events(told)
+        assert {event["state"] for event in loading} == {"loading"}
+        steps = [event["done"] for event in loading if event["total"]]
+        assert steps, loading
+        assert steps == sorted(steps)
+        assert (last["object"], last["model"], last["state"]) == ("model.state", "smollm2", "loaded")
+        assert (await stream)[1:] == (True, None)
+        again = await client.post("/models/load", json={"model": "smollm2"})
+        assert [event["state"] for event in events(again)] == ["loaded"]
+        with Client().get_model("smollm2", endpoint=pair.grpc_url) as model:
+            assert model.generate("Water boils at", max_new_tokens=2).model == "smollm2"
+        for body in ({"model": "nobody"}, {}):
+            refused = await client.post("/models/load", json=body)
+            assert refused.status_code == (404 if body else 400), refused.text
 
 
-def test_unloading_gives_the_memory_back(start_server, tiny):
-    with start_server(str(tiny), "smollm2", "--precision", "fp32") as server:
-        url = server.http_url
-        before = worker(server, "smollm2").memory_info().rss
-        httpx.post(f"{url}/models/load", json={"model": "smollm2"}, timeout=120).raise_for_status()
-        full = worker(server, "smollm2").memory_info().rss
-        answer = httpx.post(f"{url}/generate", json={**SHORT, "model": "smollm2"}, timeout=120)
-        unloaded = httpx.post(f"{url}/models/unload", json={"model": "smollm2"}, timeout=60)
-        assert (unloaded.status_code, unloaded.json()["state"]) == (200, "unloaded"), unloaded.text
-        left = worker(server, "smollm2").memory_info().rss
-        print(f"before {before / 1e6:.0f} MB, loaded {full / 1e6:.0f} MB, unloaded {left / 1e6:.0f} MB")
-        weights = 134_515_008 * 4
-        assert full - left > 0.9 * weights
-        # The next request loads it anew, and is answered alike.
-        again = httpx.post(f"{url}/generate", json={**SHORT, "model": "smollm2"}, timeout=120)
-        assert again.json()["choices"] == answer.json()["choices"]
+def test_unloading_gives_the_memory_back(pair):
+    url = pair.http_url
+    httpx.post(f"{url}/models/load", json={"model": "smollm2"}, timeout=120).raise_for_status()
+    full = worker(pair, "smollm2").memory_info().rss
+    answer = httpx.post(f"{url}/generate", json={**SHORT, "model": "smollm2"}, timeout=120)
+    unload(pair, "smollm2")
+    weights = 134_515_008 * 4
+    assert full - worker(pair, "smollm2").memory_info().rss > 0.9 * weights
+    # The next request loads it anew, and is answered alike.
+    again = httpx.post(f"{url}/generate", json={**SHORT, "model": "smollm2"}, timeout=120)
+    assert again.json()["choices"] == answer.json()["choices"]
 
 
 async def test_models_take_turns_in_memory_and_leave_it_when_idle(start_server, tiny, tmp_path):
@@ -191,14 +198,13 @@ async def test_models_take_turns_in_memory_and_leave_it_when_idle(start_server, 
         assert 'rungpt_model_unloads_total{model="smollm2"}' in metrics
 
 
-def test_the_doors_know_all_models(start_server, tiny):
-    with start_server("smollm2", str(tiny), "--precision", "fp32") as server:
-        url = server.http_url
-        missing = httpx.post(f"{url}/generate", json={**SHORT, "model": "other"})
-        assert missing.status_code == 404
-        assert "'smollm2', 'tiny'" in missing.json()["error"]["message"]
-        assert httpx.get(f"{url}/v1/models/tiny").json()["state"] == "unloaded"
-        assert httpx.post(f"{url}/generate", json=SHORT, timeout=60).json()["model"] == "smollm2"
-        body = {"model": "tiny", "prompt": "w5 w6", "max_tokens": 3}
-        completion = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
-        assert (completion.status_code, completion.json()["model"]) == (200, "tiny"), completion.text
+def test_the_doors_know_all_models(pair):
+    url = pair.http_url
+    missing = httpx.post(f"{url}/generate", json={**SHORT, "model": "other"})
+    assert missing.status_code == 404
+    assert "'tiny', 'smollm2'" in missing.json()["error"]["message"]
+    assert httpx.get(f"{url}/v1/models/tiny").json()["state"] == "loaded"
+    assert httpx.post(f"{url}/generate", json=SHORT, timeout=60).json()["model"] == "tiny"
+    body = {"model": "smollm2", "prompt": "Water boils at", "max_tokens": 3}
+    completion = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+    assert (completion.status_code, completion.json()["model"]) == (200, "smollm2"), completion.text

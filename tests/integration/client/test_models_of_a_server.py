@@ -137,7 +137,7 @@ def test_who_waits_no_longer_does_not_end_the_load_and_cannot_unload_meanwhile(u
 
 
 async def test_a_load_whose_end_nobody_told_is_no_success():
-    async def stream(request, timeout):
+    async def stream(request, timeout, request_id):
         yield ModelState(id="1", created=1, model="tiny", state="loading")
 
     model = Client().get_model("tiny", "http://127.0.0.1:9")

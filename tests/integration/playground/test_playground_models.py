@@ -1,14 +1,26 @@
 """Several models in the playground: one chooses, sees which are in memory, and why an answer does not begin yet."""
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 from scripted_door import DONE, event, piece, refusing, saying, usage
 from waiting import wait_until
+
+from run_gpt import models
+
+NOTE_LOADS = """() => {
+  window.__loads = [];
+  new MutationObserver(() => {
+    const shown = document.querySelector(".reply .loading");
+    if (shown) window.__loads.push(shown.textContent);
+  }).observe(document.body, { subtree: true, childList: true });
+}"""
 
 
 @pytest.fixture
@@ -184,3 +196,22 @@ def test_a_model_that_cannot_be_loaded_is_told_once(two: Any, visit: Any) -> Non
     v.page.click("text=Try again")
     expect(v.answer).to_have_text("Fine.")
     v.check_quiet(expected=("503",))
+
+
+def test_a_real_model_is_loaded_by_the_first_message_to_it(
+    server: Any, start_server: Any, visit: Any, tmp_path: Path
+) -> None:
+    """`server` has seen to it that the default model is on disk; the second one is the same under another name."""
+    second = {"name": "second", "model_path": str(models.show("smollm2").folder)}
+    (tmp_path / "models.yml").write_text(json.dumps({"models": ["smollm2", second]}))
+    with start_server("--config", str(tmp_path / "models.yml")) as running:
+        v = visit(running.http_url)
+        assert options(v) == ["smollm2 (loaded)", "second (loads on first use)"]
+        v.page.evaluate(NOTE_LOADS)
+        v.page.fill("#temperature", "0")
+        v.page.select_option("#model", "second")
+        assert "Paris" in v.ask("What is the capital of France?")
+        expect(v.page.locator("#model option").nth(1)).to_have_text("second (loaded)")
+        told = v.page.evaluate("window.__loads")
+        assert any(text.startswith("Loading second") for text in told), told
+        v.check_quiet()
