@@ -258,7 +258,7 @@ class Progress:
 def error_of_status(code: Any, details: str, timeout: float) -> RequestError:
     """The error that a gRPC status from an executor stands for."""
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"the answer was not complete after {timeout:g} s")
+        return DeadlineExceeded(f"the answer was not complete after {round(timeout, 2):g} s")
     if code in _NO_CONNECTION:
         return ConnectionFailed("the connection to the replica that answered this request failed")
     return InternalError(f"the model server failed: {details or code.name}")

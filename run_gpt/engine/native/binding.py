@@ -88,7 +88,7 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "forward": (
         None,
         [
-            *(c_void_p, POINTER(ModelStruct)),
+            *(c_void_p, c_int32, POINTER(ModelStruct)),
             *(c_int32, c_void_p, c_void_p, c_void_p, c_void_p),
             *(c_int32, c_void_p, c_void_p),
             *(c_int32, c_void_p, c_void_p),

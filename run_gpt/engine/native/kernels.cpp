@@ -128,7 +128,8 @@ void rungpt_copy(const Model* model, int source, int target, int length) {
 // are written to the cache. loras: null, or for each token the layers of its adapter, or null.
 // logits: [wanted, vocabulary], for the tokens of these numbers.
 // states: [runs, hidden], sums of the hidden states after the last norm, of the tokens up to those of `ends`.
-void rungpt_forward(Context* c, const Model* model, int count, const int64_t* tokens, const int32_t* slots,
+// alone: on the caller's thread; the sums are the same.
+void rungpt_forward(Context* c, int alone, const Model* model, int count, const int64_t* tokens, const int32_t* slots,
                     const int32_t* positions, const LoraLayer* const* loras, int wanted, const int32_t* which,
                     float* logits, int runs, const int32_t* ends, float* states) {
   const Model& m = *model;
@@ -152,11 +153,11 @@ void rungpt_forward(Context* c, const Model* model, int count, const int64_t* to
       c->segments.push_back({i, 1});
   }
   float *x = c->x.data(), *qkv = c->wide.data(), *attended = c->attended.data(), *active = c->active.data();
-  const int grain = std::max(1, count / (4 * c->team.size()));
 
-  c->team.run([&] {
+  auto pass = [&] {
     Team& team = c->team;
     Inputs& inputs = c->inputs;
+    const int grain = std::max(1, count / (4 * team.size()));
     std::vector<float> normed(std::max(m.hidden, size)), middle;
 
     auto norm_in = [&](const Matrix& next, const float* weight, int rows, auto row_of) {
@@ -253,6 +254,7 @@ void rungpt_forward(Context* c, const Model* model, int count, const int64_t* to
     });
     norm_in(m.head, m.norm, wanted, [&](int i) { return which[i]; });
     product<false>(team, m.head, inputs, wanted, logits, m.vocabulary);
-  });
+  };
+  c->team.run(pass, alone);
 }
 }

@@ -13,6 +13,7 @@ from run_gpt.engine.beams import beam_search, end_ids_of
 from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.native.binding import GROUP, LANES, Context, Memory, ModelStruct
 from run_gpt.engine.native.loras import NativeLoras
+from run_gpt.engine.native.pace import Pace
 from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Run
@@ -70,7 +71,8 @@ class NativeRunner:
         """
         kernels = weights.kernels
         self._model, self._kernels, self._weights = model, kernels, weights
-        self._context = Context(kernels, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        self._context, self._pace = Context(kernels, threads), Pace(threads)
         self.end_ids = end_ids_of(model)
         self._loras = NativeLoras(len(model.model.layers))
         self._adapters = Adapters(model)  # for beam search, in the model's own forward pass
@@ -155,7 +157,10 @@ class NativeRunner:
         ]
         addresses = [tensor.data_ptr() for tensor in inputs]
         loras = self._loras.of_tokens(runs)
-        self._kernels.forward(self._context.handle, self._struct, len(tokens), *addresses, loras, *logits, *states)
+        with self._pace.step(len(tokens)) as alone:
+            self._kernels.forward(
+                self._context.handle, alone, self._struct, len(tokens), *addresses, loras, *logits, *states
+            )
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """See ModelRunner."""

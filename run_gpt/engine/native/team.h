@@ -24,10 +24,11 @@ inline T wait_for_change(const std::atomic<T>& value, T old) {
   return value.load(std::memory_order_acquire);
 }
 
-// Threads that run one function together. Between its loops they wait for each other; between calls they sleep.
+// Threads that run one function together, or leave it to the caller's. Between its loops they wait for each other;
+// between calls they sleep.
 class Team {
  public:
-  explicit Team(int threads) : size_(threads) {
+  explicit Team(int threads) : threads_(threads), size_(threads) {
     for (int i = 1; i < threads; i++) helpers_.emplace_back([this] { help(); });
   }
 
@@ -38,10 +39,13 @@ class Team {
     for (auto& helper : helpers_) helper.join();
   }
 
-  void run(const std::function<void()>& work) {
-    work_ = &work;
-    epoch_.fetch_add(1, std::memory_order_release);
-    epoch_.notify_all();
+  void run(const std::function<void()>& work, bool alone = false) {
+    size_.store(alone ? 1 : threads_, std::memory_order_relaxed);
+    if (!alone) {
+      work_ = &work;
+      epoch_.fetch_add(1, std::memory_order_release);
+      epoch_.notify_all();
+    }
     work();
   }
 
@@ -51,7 +55,8 @@ class Team {
     for (int from; (from = next_.fetch_add(grain, std::memory_order_relaxed)) < n;)
       for (int i = from; i < std::min(n, from + grain); i++) f(i);
     unsigned phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    const int size = this->size();  // now: once all have arrived, the next call may have another
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
       next_.store(0, std::memory_order_relaxed);
       arrived_.store(0, std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
@@ -61,7 +66,8 @@ class Team {
     }
   }
 
-  int size() const { return size_; }
+  // How many run the function.
+  int size() const { return size_.load(std::memory_order_relaxed); }
 
  private:
   void help() {
@@ -72,7 +78,8 @@ class Team {
     }
   }
 
-  const int size_;
+  const int threads_;
+  std::atomic<int> size_;
   const std::function<void()>* work_ = nullptr;
   std::vector<std::thread> helpers_;
   alignas(64) std::atomic<unsigned> epoch_{0};

@@ -1,6 +1,9 @@
 """Wrong tokens or wrong memory by the compiled kernels, if these failed; for this CPU and for one with AVX2 only."""
 
 import copy
+import itertools
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -167,6 +170,24 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_runs_beside_it(kernels, shap
         assert torch.equal(forward(runner, [Run(3, 77, ids[77:], 73)]), whole[77:])
         runner.release([1])
         assert torch.equal(forward(runner, [Run(1, 0, ids[:20], 20)]), whole[:20])
+
+
+def test_one_thread_alone_makes_the_same_to_the_last_bit(kernels, shape, monkeypatch):
+    """Which of the two a step runs on is chosen by the clock: an answer must not depend on it."""
+    ids, other = tokens(100), tokens(20, seed=2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for precision in FORMATS:
+        ways = []
+        for pattern in ("all", "alone", "both"):
+            runner = native(build(shape), kernels, precision, max_running=2)
+            turns = itertools.cycle({"all": [False], "alone": [True], "both": [False, True]}[pattern])
+            runner._pace = SimpleNamespace(step=lambda tokens, turns=turns: nullcontext(next(turns)))
+            logits = [forward(runner, [Run(0, 0, ids[:60], 60)])]
+            for i in range(60, 100):
+                logits.append(forward(runner, [Run(0, i, ids[i : i + 1], 1), Run(1, i - 60, other[:1], 1)]))
+            ways.append(torch.cat(logits))
+        assert torch.equal(ways[0], ways[1])
+        assert torch.equal(ways[0], ways[2])
 
 
 def test_a_broken_row_leaves_nothing_for_the_next_one_in_its_slot(kernels):
