@@ -1,36 +1,15 @@
 """What a user relies on when things break: nothing is lost in silence, and the server mends itself."""
 
 import asyncio
-import json
 import os
 import signal
 
 import httpx
 import psutil
+from native_stream import read_stream
 
 LONG = {"prompt": "Once upon a time", "min_new_tokens": 150, "max_new_tokens": 150}
 SHORT = {"prompt": "Water boils at", "min_new_tokens": 20, "max_new_tokens": 20}
-
-
-async def read_stream(client, body, began=None):
-    """(text, whether it ended properly, the error event if there was one)."""
-    text, finished, error = "", False, None
-    async with client.stream("POST", "/generate_stream", json=body) as response:
-        assert response.status_code == 200
-        event = "message"
-        async for line in response.aiter_lines():
-            if line.startswith("event:"):
-                event = line.removeprefix("event:").strip()
-            elif line.startswith("data:"):
-                data = json.loads(line.removeprefix("data:"))
-                if event == "error":
-                    error = data["error"]
-                    continue
-                text += data["choices"][0]["text"]
-                finished = data["choices"][0]["finish_reason"] is not None
-                if began is not None:
-                    began.set()
-    return text, finished, error
 
 
 def workers(server):

@@ -8,9 +8,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-import torch
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from native_stream import read_stream
+from tiny_model import write_tiny_model
 
 from run_gpt import Client
 
@@ -21,24 +20,7 @@ SHORT = {"prompt": "w5 w6", "max_new_tokens": 4, "min_new_tokens": 4, "temperatu
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a small Llama with random weights."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w2").save_pretrained(folder)
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", context=8192)
 
 
 @pytest.fixture(scope="module")
@@ -70,26 +52,6 @@ def _listens(process, port):
     return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
 
 
-async def read(client, body, began=None):
-    """(text, whether it ended properly, the error event if there was one) of a native stream."""
-    text, finished, error, kind = "", False, None, "message"
-    async with client.stream("POST", "/generate_stream", json=body) as response:
-        assert response.status_code == 200, await response.aread()
-        async for line in response.aiter_lines():
-            if line.startswith("event:"):
-                kind = line.removeprefix("event:").strip()
-            elif line.startswith("data:"):
-                data = json.loads(line.removeprefix("data:"))
-                if kind == "error":
-                    error = data["error"]
-                    continue
-                text += data["choices"][0]["text"]
-                finished = data["choices"][0]["finish_reason"] is not None
-                if began is not None:
-                    began.set()
-    return text, finished, error
-
-
 async def until(condition, seconds=60):
     async with asyncio.timeout(seconds):
         while not await asyncio.to_thread(condition):
@@ -105,13 +67,13 @@ async def test_two_models_stream_at_once_and_killing_one_leaves_the_others_strea
     with start_server("smollm2", str(tiny), "--precision", "fp32") as server:
         assert states(server.http_url) == {"smollm2": "loaded", "tiny": "unloaded"}
         async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
-            alone, _, _ = await read(client, LONG)
+            alone, _, _ = await read_stream(client, LONG)
             assert (await client.post("/generate", json={**SHORT, "model": "tiny"})).status_code == 200
             assert states(server.http_url) == {"smollm2": "loaded", "tiny": "loaded"}
             victim = worker(server, "tiny")
             began = [asyncio.Event() for _ in range(4)]
             bodies = [LONG, {**LONG, "model": "smollm2"}, TINY_LONG, TINY_LONG]
-            streams = [asyncio.create_task(read(client, *each)) for each in zip(bodies, began, strict=True)]
+            streams = [asyncio.create_task(read_stream(client, *each)) for each in zip(bodies, began, strict=True)]
             await asyncio.gather(*(event.wait() for event in began))
             victim.send_signal(signal.SIGKILL)
             assert not any(stream.done() for stream in streams)
@@ -129,7 +91,7 @@ async def test_a_load_tells_how_far_it_is_and_disturbs_no_stream(pair):
     await asyncio.to_thread(unload, pair, "smollm2")
     async with httpx.AsyncClient(base_url=pair.http_url, timeout=120) as client:
         began = asyncio.Event()
-        stream = asyncio.create_task(read(client, TINY_LONG, began))
+        stream = asyncio.create_task(read_stream(client, TINY_LONG, began))
         await began.wait()
         told = await client.post("/models/load", json={"model": "smollm2"})
         assert told.headers["content-type"].startswith("text/event-stream")
