@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from run_gpt.bench import tables
+from run_gpt.bench.plots import TITLES
 from run_gpt.bench.results import Results
 from run_gpt.bench.summary import FORMULAS
 from run_gpt.errors import SetupError
@@ -20,12 +21,6 @@ th:first-child, td:first-child { text-align: left }
 div { overflow-x: auto } img { max-width: 100% } pre { background: #f5f5f5; padding: 1em; overflow-x: auto }
 .warning { color: #a40000 }
 """
-_TITLES = {
-    "latency": "Latency against load",
-    "throughput": "Throughput against load",
-    "histogram": "Histograms",
-    "timeline": "Timelines",
-}
 
 
 def write_html(results: Results, plots: dict[str, bytes], path: Path) -> None:
@@ -47,7 +42,7 @@ def page(results: Results, plots: dict[str, bytes]) -> str:
     parts += ["<h2>Latency</h2>", _table(*tables.latencies(summaries))]
     for name, png in plots.items():
         data = base64.b64encode(png).decode()
-        title = _TITLES.get(name, name)
+        title = TITLES.get(name, name)
         parts.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">')
     parts.append(f"<h2>Formulas</h2><pre>{escape(FORMULAS)}</pre>")
     about = {"environment": results.environment, "arguments": results.arguments, "limits, ms": results.limits}

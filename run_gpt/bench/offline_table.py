@@ -3,7 +3,6 @@
 import datetime
 import os
 import platform
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,10 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from run_gpt.bench.offline import Case, Report, Result
-from run_gpt.errors import SetupError
-
-BEGIN = "<!-- model: made by scripts/benchmark.py -->"
-END = "<!-- end -->"
 
 
 @dataclass(frozen=True)
@@ -180,28 +175,3 @@ def record(report: Report) -> dict[str, Any]:
         results.append({**about, **found, "failed": result.failed or None, "cases": cases})
     settings = {**asdict(report.options), "texts": [path.name for path in report.options.texts]}
     return {**surroundings(report), "settings": settings, "notes": report.notes, "results": results}
-
-
-def check_document(document: Path) -> None:
-    """Raise SetupError if there is no place for the tables."""
-    _pattern_in(document)
-
-
-def write_document(document: Path, text: str) -> None:
-    """Put the text between the document's marks. Raises SetupError if it has none."""
-    content = _pattern_in(document)
-    made = f"{BEGIN}\n{text}\n{END}"
-    document.write_text(_PLACE.sub(lambda _: made, content), encoding="utf-8")
-
-
-_PLACE = re.compile(rf"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
-
-
-def _pattern_in(document: Path) -> str:
-    try:
-        content = document.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SetupError(f"--write {document}: {error.strerror}") from error
-    if not _PLACE.search(content):
-        raise SetupError(f"--write {document}: it has no lines {BEGIN} and {END}")
-    return content

@@ -13,6 +13,12 @@ from run_gpt.bench.results import Results
 from run_gpt.bench.summary import Summary, values
 from run_gpt.errors import SetupError
 
+TITLES = {
+    "latency": "Latency against load",
+    "throughput": "Throughput against load",
+    "histogram": "Histograms",
+    "timeline": "Timelines",
+}
 _NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
 _PERCENTILES = {"p50": "tab:blue", "p90": "tab:orange", "p99": "tab:red"}
 

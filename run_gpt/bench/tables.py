@@ -1,7 +1,8 @@
 """Figures as tables for people: Markdown, aligned, so that they can be read in a terminal and put into a document."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from run_gpt.bench.results import Results
 from run_gpt.bench.summary import METRICS, Summary
 
 Row = Sequence[str]
@@ -66,3 +67,15 @@ def failures(summary: Summary) -> str:
 def text(summaries: Sequence[Summary]) -> str:
     """Both tables; a star marks what was counted in events."""
     return f"{markdown(*throughput(summaries))}\n\n{markdown(*latencies(summaries))}"
+
+
+def document(results: Results, plots: Mapping[str, str]) -> str:
+    """All of it for a document; `plots`: title and address of each."""
+    parts = [text(results.summaries)]
+    if results.saturation is not None:
+        parts.append(f"Saturated at {results.saturation.level}: {results.saturation.reason}.")
+    parts += [f"![{title}]({address})" for title, address in plots.items()]
+    about, asked = results.environment, {**results.arguments, **results.limits}
+    where = f"{about['date'][:10]}, measured from {about['cpu']}, {about['cores']} cores; rungpt {about['rungpt']}"
+    how = ", ".join(f"{name} {value}" for name, value in asked.items() if value not in (None, False, {}, ""))
+    return "\n\n".join([*parts, f"{where}, python {about['python']}. Asked for: {how}."])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -93,13 +94,17 @@ def serve(
     png: Annotated[
         Path | None, typer.Option(file_okay=False, help="The plots, into a folder.", rich_help_panel=OUTPUT)
     ] = None,
+    write: Annotated[
+        Path | None,
+        _output("--write", help="A Markdown document in which tables, and plots of --png, go between their marks."),
+    ] = None,
     formulas: Annotated[bool, typer.Option("--formulas", help="Print how each figure is computed, and end.")] = False,
 ) -> None:
     """Put a load on a server and print throughput and latencies.
 
     Tokens are counted by the server's `usage`. Each load is bounded by --requests and --seconds.
     """
-    from run_gpt.bench import plots, tables
+    from run_gpt.bench import document, plots, tables
     from run_gpt.bench.lengths import Lengths
     from run_gpt.bench.load import Bounds
     from run_gpt.bench.online import Plan, measure
@@ -116,6 +121,8 @@ def serve(
     if html_file or png:
         plots.check()
     _check_folders(json_file, csv_file, html_file)
+    if write:
+        document.SERVER.check(write)
     plan = Plan(
         endpoint=Endpoint.parse(endpoint),
         api_name=api,
@@ -149,6 +156,10 @@ def serve(
     print(f"{tables.text(results.summaries)}\n\n{FORMULAS}")
     _tell(results)
     _write(results, json_file, csv_file, html_file, png)
+    if write:
+        drawn = plots.TITLES if png else {}
+        addresses = {title: os.path.relpath(f"{png}/{name}.png", write.parent) for name, title in drawn.items()}
+        document.SERVER.write(write, tables.document(results, addresses))
     if interrupted:
         console.print("Interrupted: these are the loads that were complete.")
         raise typer.Exit(130)

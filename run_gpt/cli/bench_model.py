@@ -78,10 +78,10 @@ def model(
 
 def _run(options: Options, markdown: bool, json_file: Path | None, write: Path | None) -> None:
     """Measure; say it on stdout and in the files."""
-    from run_gpt.bench import offline_table
+    from run_gpt.bench import document, offline_table
 
     if write is not None:
-        offline_table.check_document(write)  # before minutes of work
+        document.MODEL.check(write)  # before minutes of work
     if json_file is not None and not json_file.parent.is_dir():
         raise SetupError(f"--json {json_file}: there is no folder {json_file.parent}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the processes end too
@@ -89,7 +89,7 @@ def _run(options: Options, markdown: bool, json_file: Path | None, write: Path |
     if json_file is not None:
         json_file.write_text(json.dumps(offline_table.record(report), indent=2, default=str) + "\n")
     if write is not None:
-        offline_table.write_document(write, offline_table.markdown(report))
+        document.MODEL.write(write, offline_table.markdown(report))
     if markdown:
         print(offline_table.markdown(report))
     else:

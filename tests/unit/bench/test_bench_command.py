@@ -1,6 +1,7 @@
 """Without these `rungpt bench` would accept what it cannot measure, or write a key into a file."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from run_gpt.bench.document import END, SERVER
 from run_gpt.bench.protocol import APIS
 from run_gpt.bench.summary import FORMULAS
 from run_gpt.cli.app import app
@@ -33,6 +35,8 @@ def test_results_go_to_stdout_and_files_and_the_key_nowhere(scripted: Callable[.
     script = scripted()
     files = {name: tmp_path / f"a.{name}" for name in ("json", "csv", "html")}
     options = [text for name, path in files.items() for text in (f"--{name}", str(path))]
+    (document := tmp_path / "a.md").write_text(f"before\n{SERVER.begin}\nold\n{END}\nafter\n")
+    options += ["--write", str(document)]
     options += ["--png", str(tmp_path / "png"), "--concurrency", "1,2", "--requests", "4", "--warmup", "1"]
     done = bench("serve", "--endpoint", script.url, *options, RUNGPT_API_KEY=KEY)
     assert done.exit_code == 0, done.output
@@ -40,8 +44,12 @@ def test_results_go_to_stdout_and_files_and_the_key_nowhere(scripted: Callable[.
     assert "TTFT = time of the first event" in done.stdout
     assert "concurrency 1 ..." in done.stderr
     assert KEY in script.headers[0]
-    written = [*files.values(), *(tmp_path / "png").iterdir()]
-    assert len(written) == 7
+    assert "old" not in (text := document.read_text())
+    assert "| concurrency 2 |" in text
+    assert all((document.parent / address).is_file() for address in re.findall(r"!\[.*\]\((.*)\)", text))
+    assert text.count("![") == 4
+    written = [*files.values(), document, *(tmp_path / "png").iterdir()]
+    assert len(written) == 8
     assert all(KEY.encode() not in path.read_bytes() for path in written)
     assert KEY not in done.output
 

@@ -4,18 +4,15 @@ import json
 
 import pytest
 
+from run_gpt.bench.document import END, MODEL
 from run_gpt.bench.offline import Case, Options, Report, Result
 from run_gpt.bench.offline_subject import Variant
 from run_gpt.bench.offline_table import (
-    BEGIN,
-    END,
-    check_document,
     figures,
     footer,
     markdown,
     record,
     tables,
-    write_document,
 )
 from run_gpt.errors import SetupError
 
@@ -82,8 +79,8 @@ def test_json_has_every_round_and_the_reasons(report):
 
 def test_tables_replace_what_stands_between_the_marks_and_nothing_else(report, tmp_path):
     document = tmp_path / "a.md"
-    document.write_text(f"before\n\n{BEGIN}\nold\n{END}\nafter\n\n<!-- end -->\n")
-    write_document(document, markdown(report))
+    document.write_text(f"before\n\n{MODEL.begin}\nold\n{END}\nafter\n\n<!-- end -->\n")
+    MODEL.write(document, markdown(report))
     text = document.read_text()
     assert text.startswith("before\n\n")
     assert text.endswith(f"\n{END}\nafter\n\n<!-- end -->\n")
@@ -94,7 +91,7 @@ def test_tables_replace_what_stands_between_the_marks_and_nothing_else(report, t
 def test_a_document_without_marks_is_refused_before_anything_is_measured(tmp_path):
     document = tmp_path / "a.md"
     with pytest.raises(SetupError, match="No such file"):
-        check_document(document)
+        MODEL.check(document)
     document.write_text("no marks\n")
     with pytest.raises(SetupError, match="has no lines"):
-        check_document(document)
+        MODEL.check(document)
