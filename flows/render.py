@@ -110,6 +110,12 @@ def check_models(config: ServeConfig) -> None:
                 f"{name}{model.replicas} x {model.memory} bytes of memory are more than the memory budget of {budget}: "
                 "it could never be loaded"
             )
+    early = sum(model.replicas * (model.memory or 0) for model in config.served if model.preload)
+    if budget is not None and early > budget:
+        raise SetupError(
+            f"the models that are loaded at the start take {early} bytes of memory, more than the memory budget of "
+            f"{budget}: say preload: false of some of them"
+        )
 
 
 def executor_settings(model: ServedModel) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def replica_environments(config: ServeConfig) -> list[dict[str, str]]:
 
     Cores are shared among the replicas of one model only: another model has mostly nothing to do, and when several are
     at work the system's scheduler shares the cores out. Memory is shared among all: each has what its model's `memory`
-    says, else an equal part of the budget, which is what is free now unless `memory_budget` says otherwise. GPUs are
+    says, else an equal part of what those leave of the budget, which is what is free now or `memory_budget`. GPUs are
     shared among all, too.
     """
     workers = [model for model in config.served for _ in range(model.replicas)]
@@ -47,8 +47,8 @@ def with_memory(config: ServeConfig) -> ServeConfig:
     """The same, where there are several models with what each may take on the CPU, and with their budget."""
     if not config.models:
         return config
-    budget = free_bytes("cpu") if config.memory_budget is None else config.memory_budget
-    share = budget // sum(model.replicas for model in config.models)
+    budget = _budget(config)
+    share = _memory_share(budget, [model for model in config.models for _ in range(model.replicas)])
     models = [
         model if model.memory is not None or _is_on_gpu(model) else replace(model, memory=share)
         for model in config.models
@@ -107,9 +107,19 @@ def _core_shares(model: ServedModel) -> list[dict[str, str]]:
 def _memory_shares(config: ServeConfig, workers: list[ServedModel]) -> list[dict[str, str]]:
     if len(workers) == 1 and workers[0].memory is None and config.memory_budget is None:
         return [{}]
-    budget = free_bytes("cpu") if config.memory_budget is None else config.memory_budget
-    share = budget // len(workers)
+    share = _memory_share(_budget(config), workers)
     return [{MEMORY_VARIABLE: str(share if model.memory is None else model.memory)} for model in workers]
+
+
+def _budget(config: ServeConfig) -> int:
+    return free_bytes("cpu") if config.memory_budget is None else config.memory_budget
+
+
+def _memory_share(budget: int, workers: list[ServedModel]) -> int:
+    """Bytes for each of those whose model says nothing of its memory: an equal part of what the others leave."""
+    silent = sum(model.memory is None for model in workers)
+    left = budget - sum(model.memory or 0 for model in workers)
+    return max(1, left // max(1, silent))
 
 
 def _share_gpus(workers: list[ServedModel], gpus: list[str]) -> list[dict[str, str]]:

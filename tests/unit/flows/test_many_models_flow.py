@@ -95,6 +95,10 @@ def test_a_container_is_healthy_whichever_of_the_executors_runs_in_it() -> None:
         (ServeConfig(memory_budget=-1), "--memory-budget must be at least 1 byte, not -1"),
         (ServeConfig(unload_after=0.0), "unload_after must be more than 0 seconds, not 0"),
         (ServeConfig(models=(SMALL, TINY), memory_budget=10**9), "tiny: 2 x 1000000000 bytes of memory are more than"),
+        (
+            ServeConfig(models=(SMALL, ServedModel(memory=5), ServedModel(memory=6)), memory_budget=10),
+            "the models that are loaded at the start take 11 bytes of memory, more than the memory budget of 10",
+        ),
     ],
 )
 def test_models_that_cannot_be_served_are_one_line(config: ServeConfig, said: str) -> None:

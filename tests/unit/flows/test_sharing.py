@@ -71,7 +71,7 @@ def test_another_model_takes_no_cores_away() -> None:
     ("config", "shares"),
     [
         ({"models": models({}, {"replicas": 2})}, ["3000"] * 3),
-        ({"models": models({"memory": 500}, {"replicas": 2})}, ["500", "3000", "3000"]),
+        ({"models": models({"memory": 500}, {"replicas": 2})}, ["500", "4250", "4250"]),
         ({"models": models({}, {}), "memory_budget": 1000}, ["500", "500"]),
         ({"models": models({})}, [None]),
         ({"memory": 700}, ["700"]),
