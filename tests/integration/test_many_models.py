@@ -132,7 +132,7 @@ async def test_models_take_turns_in_memory_and_leave_it_when_idle(start_server, 
                 "memory_budget": 1_500_000_000,
                 "models": [
                     {"model_name": "smollm2", "memory": 1_000_000_000, "preload": False, "unload_after": 0},
-                    {"model_name": str(tiny), "memory": 1_000_000_000, "preload": False, "unload_after": 1},
+                    {"model_name": str(tiny), "memory": 1_000_000_000, "preload": False, "unload_after": 3},
                 ],
             }
         )
