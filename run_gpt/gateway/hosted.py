@@ -10,7 +10,7 @@ import grpc
 
 from run_gpt.api.models import ModelState, State
 from run_gpt.api.openai.models import ModelCard
-from run_gpt.errors import Unavailable
+from run_gpt.errors import RequestError, Unavailable
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.replica import Replica
 
@@ -122,8 +122,9 @@ class Hosted:
 
     async def unload(self) -> None:
         """Unload it in every replica; what one that fails says is in the log, and its state tells the rest."""
-        await asyncio.gather(*(_unload(replica) for replica in self.pool.replicas if replica.state == "ready"))
-        self.unloads += not self.pool.ready
+        loaded = [replica for replica in self.pool.replicas if replica.state == "ready"]
+        await asyncio.gather(*map(_unload, loaded))
+        self.unloads += bool(loaded) and not self.pool.ready
 
     def _said(self, name: str) -> Any:
         """What the first replica that says something of this says."""
@@ -145,5 +146,5 @@ async def _load(replica: Replica) -> str | None:
 async def _unload(replica: Replica) -> None:
     try:
         await replica.unload()
-    except (grpc.aio.AioRpcError, Unavailable, IndexError) as error:
+    except (grpc.aio.AioRpcError, RequestError, IndexError, ValueError) as error:
         log.warning("the replica at %s did not unload its model: %s", replica.address, error)

@@ -8,7 +8,7 @@ ended those that it has. So each gets its turn, and no request that runs is dist
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from run_gpt.api.models import ModelState
 from run_gpt.errors import DeadlineExceeded, ModelNotFound, Unavailable
@@ -37,6 +37,7 @@ class Models:
         self._released = asyncio.Event()
         """A request has ended, a load or an unload is over: there may be room now."""
         self._idle_watch: asyncio.Task[None] | None = None
+        self._stopped: str | None = None
 
     async def start(self) -> None:
         """Watch the replicas from now on; a first look at each of a fixed address is over when this returns."""
@@ -45,6 +46,7 @@ class Models:
 
     async def close(self) -> None:
         """End the watchers and the connections."""
+        self._stopped = self._stopped or "the server stops"
         tasks = [task for task in (self._idle_watch, *(hosted.loading for hosted in self.all)) if task]
         for task in tasks:
             task.cancel()
@@ -52,7 +54,8 @@ class Models:
         await asyncio.gather(*(hosted.pool.close() for hosted in self.all))
 
     def stop(self, why: str) -> None:
-        """End every running call, and refuse new ones, with Unavailable(why)."""
+        """End every running call and load, and refuse new ones, with Unavailable(why)."""
+        self._stopped = why
         for hosted in self.all:
             hosted.pool.stop(why)
             if hosted.loading is not None:
@@ -156,6 +159,8 @@ class Models:
                 if hosted.leaving is not None:
                     await hosted.leaving.wait()
                     continue
+                if self._stopped:
+                    raise Unavailable(self._stopped)
                 if hosted.loading is None:
                     if not hosted.can_load:
                         hosted.pool.check_ready()
@@ -163,9 +168,8 @@ class Models:
                     hosted.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
                 loading = hosted.loading
                 await asyncio.wait((loading,))
-                if loading.cancelled():
-                    raise Unavailable(f"the server stops: the model {hosted.name} was not loaded in time")
-                loading.result()
+                if not loading.cancelled():  # which only the end of the server does
+                    loading.result()
         finally:
             hosted.waiting -= 1
             self._released.set()
@@ -206,13 +210,13 @@ class Models:
         busy = next((other for other in loaded if other.in_use), None)
         if idle is not None:
             await self._unload(idle)
+            if not idle.pool.ready:
+                return
+            self._released.clear()  # it did not go: that alone is no reason to try again at once
         elif busy is not None and not any(other.leaving for other in loaded):
             busy.leaving = asyncio.Event()
-        if idle is None or idle.pool.ready:
-            try:
-                await asyncio.wait_for(self._released.wait(), LOOK_SECONDS)
-            except TimeoutError:
-                return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._released.wait(), LOOK_SECONDS)
 
     async def _unload(self, hosted: Hosted) -> None:
         """Unload a model that nobody uses; whoever asks for it meanwhile waits."""

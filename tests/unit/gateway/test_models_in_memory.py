@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from run_gpt.api.answers import Status
-from run_gpt.errors import DeadlineExceeded, ModelNotFound, Unavailable
+from run_gpt.errors import DeadlineExceeded, InternalError, ModelNotFound, Unavailable
 from run_gpt.gateway import models as module
 from run_gpt.gateway.hosted import Hosted
 from run_gpt.gateway.metrics import GatewayMetrics
@@ -221,6 +221,44 @@ async def settled_in_time(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def test_a_replica_that_does_not_unload_is_not_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whatever it says, idle models are still looked after: else the server would never be ready again."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+    models, replicas = server(1, log := [], a=1, b=1)
+    await use(models, "a")
+    asked: list[int] = []
+
+    async def fail() -> None:
+        asked.append(1)
+        raise InternalError("it cannot")
+
+    replicas["a"].unload = fail  # type: ignore[method-assign]
+    waiting = asyncio.create_task(use(models, "b"))
+    await asyncio.sleep(0.2)
+    assert 1 <= len(asked) <= 5
+    assert (log, models.named("a").unloads) == (["+a"], 0)
+    with pytest.raises(DeadlineExceeded):  # b waits for the room
+        await models.unload(models.named("a"), 0.01)
+    waiting.cancel()
+    await settled_in_time(lambda: models.named("b").loading is None)
+    with pytest.raises(Unavailable, match="still in memory"):
+        await models.unload(models.named("a"), 5)
+
+
+async def test_what_is_not_in_memory_is_not_counted_as_unloaded() -> None:
+    models, _ = server(None, [], a=1)
+    assert (await models.unload(models.named("a"), 5)).state == "unloaded"
+    assert models.named("a").unloads == 0
+
+
+async def test_who_comes_after_the_end_loads_nothing() -> None:
+    models, _ = server(None, log := [], a=1)
+    models.stop("the server stops")
+    with pytest.raises(Unavailable, match="the server stops"):
+        await use(models, "a")
+    assert log == []
 
 
 async def test_the_end_of_the_server_ends_who_waits_with_an_error() -> None:
