@@ -1,8 +1,9 @@
 """The engine: a thread that plans, runs and commits step after step, and the queues between it and its users."""
 
+import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
@@ -11,9 +12,9 @@ from prometheus_client import generate_latest
 
 from run_gpt.config import EngineConfig
 from run_gpt.engine.errands import Errands
-from run_gpt.engine.interface import Engine, EngineStats, State
+from run_gpt.engine.inbox import Delivery, Inbox
+from run_gpt.engine.interface import Engine, EngineStats, Outlet, State
 from run_gpt.engine.lora import Lora
-from run_gpt.engine.mailbox import Mailbox
 from run_gpt.engine.metrics import EngineMetrics
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.runner import ModelRunner
@@ -23,7 +24,15 @@ from run_gpt.engine.score import score_prompts
 from run_gpt.engine.text import Decode, TextStream
 from run_gpt.engine.timing import Timing
 from run_gpt.engine.verify import choose_tokens
-from run_gpt.errors import InternalError, InvalidRequest, ModelNotFound, QueueFull, RequestError, Unavailable
+from run_gpt.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+    RequestError,
+    Unavailable,
+)
 
 
 class BatchEngine(Engine):
@@ -64,30 +73,59 @@ class BatchEngine(Engine):
         self._state: State = "ready"
         self._stopping = False
         self._failures = 0
-        self._mailboxes: dict[str, Mailbox] = {}
-        self._unfinished: dict[str, int] = {}
+        self._deliveries: dict[str, Delivery] = {}
+        self._inboxes: dict[asyncio.AbstractEventLoop, Inbox] = {}
         self._beams: dict[str, threading.Event] = {}
         self._metrics = EngineMetrics(self.scheduler, self._beams, self._changed)
         self._beam_thread = ThreadPoolExecutor(1, thread_name_prefix="rungpt-beam")
         self._thread = threading.Thread(target=self._live, name="rungpt-engine", daemon=True)
         self._thread.start()
 
-    async def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
+    def start(self, request: Request, outlet: Outlet) -> None:
         """See Engine."""
-        mailbox = Mailbox()
-        self._admit(request, mailbox)
-        try:
-            async for event in mailbox.events(request.deadline):
-                yield event
-        finally:
-            self.abort(request.id)
+        loop = asyncio.get_running_loop()
+        with self._changed:
+            delivery = Delivery(request, outlet, self._inbox(loop))
+            self._admit(request, delivery)
+            if request.deadline is not None:
+                delivery.timer = loop.call_later(request.deadline - time.monotonic(), self._expire, delivery)
 
     def abort(self, request_id: str) -> None:
         """See Engine."""
         with self._changed:
-            self._forget(request_id)
-            self.scheduler.abort(request_id)
-            self._changed.notify_all()
+            if (delivery := self._deliveries.get(request_id)) is not None:
+                self._abandon(delivery)
+                return
+            for inbox in self._inboxes.values():
+                inbox.cut(request_id)
+
+    def _inbox(self, loop: asyncio.AbstractEventLoop) -> Inbox:
+        if loop not in self._inboxes:
+            for inbox in [inbox for other, inbox in self._inboxes.items() if other.is_closed()]:
+                self._leave(inbox)
+            self._inboxes[loop] = Inbox(loop, self._abandon)
+        return self._inboxes[loop]
+
+    def _leave(self, inbox: Inbox) -> None:
+        """Abort the requests of an event loop that is closed, for nobody is left to hear of them."""
+        del self._inboxes[inbox.loop]
+        for delivery in [one for one in self._deliveries.values() if one.inbox is inbox]:
+            self._abandon(delivery)
+
+    def _abandon(self, delivery: Delivery) -> None:
+        """Free what a request has, if it has not ended, and tell its outlet nothing."""
+        with self._changed:
+            delivery.inbox.drop(delivery)
+            if self._deliveries.get(delivery.request_id) is delivery:
+                self._forget(delivery.request_id)
+                self.scheduler.abort(delivery.request_id)
+
+    def _expire(self, delivery: Delivery) -> None:
+        with self._changed:
+            if self._deliveries.get(delivery.request_id) is delivery:
+                error = DeadlineExceeded("the request's time was up before its answer was complete")
+                self._outcome(delivery.request_id, error)
+                self._flush()
 
     def stats(self) -> EngineStats:
         """See Engine."""
@@ -110,7 +148,7 @@ class BatchEngine(Engine):
         with self._changed:
             if self._state == "ready":
                 self._state = "draining"
-            self._changed.wait_for(lambda: not self._mailboxes, timeout=drain_seconds)
+            self._changed.wait_for(lambda: not self._deliveries, timeout=drain_seconds)
             self._stopping = True
             self._refuse_errands()
             self._end_all(Unavailable("the server was stopped before the answer was complete"))
@@ -203,24 +241,22 @@ class BatchEngine(Engine):
         if self._state != "dead":
             self._die(reason)
 
-    def _admit(self, request: Request, mailbox: Mailbox) -> None:
-        with self._changed:
-            if self._state != "ready":
-                raise Unavailable(f"the engine is {self._state}: ask another replica, or try again later")
-            if request.id in self._mailboxes:
-                raise InvalidRequest(f"id = {request.id!r}: a request with this id is running", param="id")
-            lora = None if request.adapter is None else self._lora(request.adapter)
-            if request.num_beams > 1:
-                self._start_beams(request, lora)
-            else:
-                now = time.perf_counter()
-                for row in self.scheduler.add(request, lora):
-                    row.times.arrived = now
-            if lora is not None:
-                self._lora_of[request.id] = lora
-            self._mailboxes[request.id] = mailbox
-            self._unfinished[request.id] = request.sequences
-            self._changed.notify_all()
+    def _admit(self, request: Request, delivery: Delivery) -> None:
+        if self._state != "ready":
+            raise Unavailable(f"the engine is {self._state}: ask another replica, or try again later")
+        if request.id in self._deliveries:
+            raise InvalidRequest(f"id = {request.id!r}: a request with this id is running", param="id")
+        lora = None if request.adapter is None else self._lora(request.adapter)
+        if request.num_beams > 1:
+            self._start_beams(request, lora)
+        else:
+            now = time.perf_counter()
+            for row in self.scheduler.add(request, lora):
+                row.times.arrived = now
+        if lora is not None:
+            self._lora_of[request.id] = lora
+        self._deliveries[request.id] = delivery
+        self._changed.notify_all()
 
     def _live(self) -> None:
         """The thread: whatever ends it but `shutdown`, nobody is left waiting and the engine says that it is dead."""
@@ -276,35 +312,42 @@ class BatchEngine(Engine):
             if isinstance(outcome, TokenEvent) and outcome.finish_reason is not None:
                 outcome = replace(outcome, timing=row.timing)
             self._outcome(row.request.id, outcome)
+        self._flush()
 
     def _outcome(self, request_id: str, outcome: Outcome) -> None:
-        """Hand an event or an error to its consumer, and end the request when that was the last of it."""
-        mailbox = self._mailboxes.get(request_id)
-        if mailbox is None:  # its consumer has gone
+        """Hand on an event or an error, and end the request when that was the last of it; `_flush` comes after."""
+        delivery = self._deliveries.get(request_id)
+        if delivery is None:  # it was aborted
             return
         if isinstance(outcome, RequestError):
             self._forget(request_id)
             self.scheduler.abort(request_id)
-            mailbox.end(outcome)
+            delivery.inbox.end(delivery, outcome)
             return
-        mailbox.put(outcome)
+        delivery.inbox.put(delivery, outcome)
         if outcome.finish_reason is not None:
-            self._unfinished[request_id] -= 1
-            if self._unfinished[request_id] == 0:
+            delivery.unfinished -= 1
+            if delivery.unfinished == 0:
                 self._forget(request_id)
-                mailbox.end()
+                delivery.inbox.end(delivery, None)
+
+    def _flush(self) -> None:
+        """Let each event loop tell what is new."""
+        for inbox in list(self._inboxes.values()):
+            if not inbox.flush():
+                self._leave(inbox)
 
     def _forget(self, request_id: str) -> None:
-        self._mailboxes.pop(request_id, None)
-        self._unfinished.pop(request_id, None)
+        self._deliveries.pop(request_id, None)
         self._lora_of.pop(request_id, None)
         if (stopped := self._beams.pop(request_id, None)) is not None:
             stopped.set()
         self._changed.notify_all()
 
     def _end_all(self, error: RequestError) -> None:
-        for request_id in list(self._mailboxes):
+        for request_id in list(self._deliveries):
             self._outcome(request_id, error)
+        self._flush()
 
     def _step_failed(self, error: Exception) -> None:
         self._failures += 1
@@ -356,6 +399,7 @@ class BatchEngine(Engine):
                 self._metrics.beams(request, events, time.perf_counter() - arrived)
             for outcome in outcomes:
                 self._outcome(request.id, outcome)
+            self._flush()
 
     def _beam_event(self, request: Request, index: int, token_ids: Sequence[int]) -> TokenEvent:
         text, shown = self._new_text(request), ""

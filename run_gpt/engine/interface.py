@@ -3,9 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from run_gpt.engine.events import EventStream
 from run_gpt.engine.request import Request, TokenEvent
+from run_gpt.errors import RequestError
 
 if TYPE_CHECKING:
     import torch
@@ -32,20 +34,48 @@ class EngineStats:
     steps: int = 0
 
 
+class Outlet(Protocol):
+    """Takes what is new of one request, on the event loop that started it."""
+
+    def receive(self, event: TokenEvent) -> None:
+        """Take the news of one sequence; that of several steps comes as one event if the loop was busy."""
+
+    def ended(self, error: RequestError | None) -> None:
+        """Hear the end, exactly once, after the last `receive`: None when each sequence had its finish reason."""
+
+
 class Engine(ABC):
-    """Requests in, token events out. Thread-safe; `submit` may be used from any event loop."""
+    """Requests in, token events out. Thread-safe; requests may be started from any event loop."""
 
     @abstractmethod
-    def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
-        """The events of a request, which begins to run when the iterator is first asked.
+    def start(self, request: Request, outlet: Outlet) -> None:
+        """Queue a request; what is new of it comes to `outlet` on the running event loop of the caller.
 
-        The iterator ends when each of the request's sequences had an event with a finish reason. It raises a
-        RequestError: QueueFull, Unavailable, DeadlineExceeded, InternalError. Closing it frees the request's slots.
+        The news of all requests of a step comes by one wake-up of that loop. The outlet hears the end, also that of
+        the deadline, unless the request is aborted. If it raises, its request is aborted and ends with InternalError.
+
+        Raises QueueFull, Unavailable, InvalidRequest, ContextLengthExceeded or ModelNotFound; then it hears nothing.
         """
 
     @abstractmethod
     def abort(self, request_id: str) -> None:
-        """End a request without a word to its consumer; an unknown id is no error."""
+        """End a request without a word to its outlet, not even of what was on its way; an unknown id is no error."""
+
+    async def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
+        """Yield the events of a request, which begins to run when the iterator is first asked.
+
+        The iterator ends when each of the request's sequences had an event with a finish reason. It raises what `start`
+        raises, and what the request ended with: Unavailable, DeadlineExceeded, InternalError. Closing it frees the
+        request's slots.
+        """
+        events = EventStream()
+        self.start(request, events)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            if not events.over:
+                self.abort(request.id)
 
     @abstractmethod
     def load_adapter(self, name: str, weights: "Mapping[str, tuple[torch.Tensor, torch.Tensor]]") -> None:

@@ -58,6 +58,8 @@ class Request:
     likeliest tokens there. Not with beams, nor with `pooling`."""
     deadline: float | None = None
     """On time.monotonic's clock; a request that has not ended by then ends with DeadlineExceeded. None: never."""
+    whole: bool = False
+    """The answer is wanted only when it is complete: one event for each sequence, with the end."""
 
 
 @dataclass(frozen=True)

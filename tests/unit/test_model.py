@@ -1,6 +1,6 @@
 """The mapping between the wire's requests and the engine's: answers would have the wrong text, counts or limits."""
 
-from collections.abc import AsyncIterator
+import asyncio
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -50,10 +50,15 @@ class ScriptedEngine(Engine):
         self.asked = []
         self.closed = False
 
-    async def submit(self, request) -> AsyncIterator[TokenEvent]:
+    def start(self, request, outlet):
         self.asked.append(request)
+        self.telling = asyncio.create_task(self.tell(outlet))
+
+    async def tell(self, outlet):
         for event in self.events:
-            yield event
+            outlet.receive(event)
+            await asyncio.sleep(0)
+        outlet.ended(None)
 
     def abort(self, request_id):
         raise AssertionError("nothing is aborted here")

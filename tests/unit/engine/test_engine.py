@@ -95,7 +95,7 @@ def start(runner):
     for engine in engines:
         engine.shutdown()
         engine.scheduler.check()
-        assert not engine._mailboxes
+        assert not engine._deliveries
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ async def until(condition):
 async def test_requests_share_steps_and_do_not_mix(engine, runner):
     runner.gate.clear()
     tasks = [asyncio.create_task(collect(engine, request(str(i), first=10 * i, tokens=4))) for i in range(1, 4)]
-    await until(lambda: len(engine._mailboxes) == 3)
+    await until(lambda: len(engine._deliveries) == 3)
     runner.gate.set()
     answers = await asyncio.gather(*tasks)
     assert [a.text for a in answers] == [decode(range(10 * i + 1, 10 * i + 5)) for i in range(1, 4)]
@@ -157,7 +157,7 @@ async def test_a_consumer_that_goes_frees_its_slot(engine, runner):
 async def test_the_queue_is_bounded(engine, runner):
     runner.gate.clear()
     tasks = [asyncio.create_task(collect(engine, request(str(i)))) for i in range(7)]
-    await until(lambda: len(engine._mailboxes) == 7)
+    await until(lambda: len(engine._deliveries) == 7)
     with pytest.raises(QueueFull, match="limit of 4"):
         await collect(engine, request("one more"))
     runner.gate.set()
@@ -186,7 +186,7 @@ async def test_two_failed_steps_kill_the_engine_and_it_says_so(start, runner):
     runner.failures = 2
     runner.gate.clear()
     tasks = [asyncio.create_task(collect(engine, request(str(i)))) for i in range(4)]
-    await until(lambda: len(engine._mailboxes) == 4)
+    await until(lambda: len(engine._deliveries) == 4)
     runner.gate.set()
     errors = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(isinstance(e, InternalError) for e in errors) == 2
@@ -206,7 +206,7 @@ async def test_an_engine_whose_thread_breaks_leaves_nobody_waiting(start, runner
     runner.failures, runner.reset = 1, broken
     runner.gate.clear()
     tasks = [asyncio.create_task(collect(engine, request(str(i)))) for i in range(2)]
-    await until(lambda: len(engine._mailboxes) == 2)
+    await until(lambda: len(engine._deliveries) == 2)
     runner.gate.set()
     for error in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(error, Unavailable)
@@ -233,7 +233,7 @@ async def test_shutdown_ends_what_does_not_finish_in_time(start, runner):
     engine = start(max_running=1)
     tasks = [asyncio.create_task(collect(engine, request(str(i), tokens=10**9))) for i in range(2)]
     runner.gate.clear()
-    await until(lambda: len(engine._mailboxes) == 2)
+    await until(lambda: len(engine._deliveries) == 2)
     stopping = asyncio.create_task(asyncio.to_thread(engine.shutdown, 0))
     errors = await asyncio.gather(*tasks, return_exceptions=True)
     runner.gate.set()
@@ -244,7 +244,7 @@ async def test_shutdown_ends_what_does_not_finish_in_time(start, runner):
 async def test_a_slow_consumer_gets_fewer_events_and_no_less_text(engine, runner):
     events = engine.submit(request(tokens=50))
     first = await anext(events)
-    await until(lambda: not engine._mailboxes)
+    await until(lambda: not engine._deliveries)
     rest = [event async for event in events]
     assert len(rest) <= 1  # none, if all of it was there when the consumer first got to look
     assert "".join(event.text for event in (first, *rest)) == decode(range(11, 61))

@@ -1,0 +1,126 @@
+"""The way of events from the engine's thread to event loops: an inbox for each loop, which is woken once a step."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+
+from run_gpt.engine.events import News
+from run_gpt.engine.interface import Outlet
+from run_gpt.engine.request import Request, TokenEvent
+from run_gpt.errors import InternalError, RequestError
+
+log = logging.getLogger(__name__)
+
+
+class Delivery:
+    """One request on its way to its outlet."""
+
+    def __init__(self, request: Request, outlet: Outlet, inbox: "Inbox"):
+        self.request_id = request.id
+        self.whole = request.whole
+        self.outlet = outlet
+        self.inbox = inbox
+        self.unfinished = request.sequences
+        """Sequences that have not ended."""
+        self.news = News()
+        """What the outlet has not heard; the inbox's lock guards it."""
+        self.cut = False
+        """Nothing more is told: the outlet has heard the end, or the request was aborted."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends the request at its deadline."""
+
+
+class Inbox:
+    """What is new of all requests of one event loop, from the engine's thread to their outlets.
+
+    To wake a loop is to write to its socket, which for the rows of a large batch takes longer than the rest of a step's
+    end: so `flush` does it once for all of them. What comes while the loop is busy is merged.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, abandon: Callable[[Delivery], None]):
+        """`abandon` aborts the request of an outlet that failed; called on the loop."""
+        self.loop = loop
+        self._abandon = abandon
+        self._lock = threading.Lock()
+        self._waiting: dict[Delivery, None] = {}  # in the order in which they came
+        self._telling: list[tuple[Delivery, News]] = []
+        self._woken = False
+
+    def put(self, delivery: Delivery, event: TokenEvent) -> None:
+        """Take an event; its outlet hears of it after the next `flush`, or with the end if it wants the whole."""
+        with self._lock:
+            delivery.news.add(event)
+            if not delivery.whole:
+                self._waiting[delivery] = None
+
+    def end(self, delivery: Delivery, error: RequestError | None) -> None:
+        """Take the end of a request."""
+        with self._lock:
+            delivery.news.end(error)
+            self._waiting[delivery] = None
+
+    def flush(self) -> bool:
+        """Let the loop tell what has come, if there is anything. False: the loop is closed, and nobody will hear."""
+        with self._lock:
+            if self._woken or not self._waiting:
+                return True
+            self._woken = True
+        return self._call(self._tell)
+
+    def cut(self, request_id: str) -> None:
+        """Tell nothing more of a request that has ended, but whose outlet may not have heard of that."""
+        with self._lock:
+            told = [delivery for delivery, _ in self._telling]
+            for delivery in (*told, *self._waiting):
+                if delivery.request_id == request_id:
+                    self.drop(delivery)
+
+    def drop(self, delivery: Delivery) -> None:
+        """Tell nothing more of a request, and forget its deadline."""
+        delivery.cut = True
+        if delivery.timer is not None:
+            self._call(delivery.timer.cancel)
+
+    def _call(self, callback: Callable[[], None]) -> bool:
+        try:
+            self.loop.call_soon_threadsafe(callback)
+        except RuntimeError:  # it is closed
+            return False
+        return True
+
+    def _tell(self) -> None:
+        """Hand all that waits to its outlets; on the loop."""
+        with self._lock:
+            self._woken = False
+            self._telling = [(delivery, delivery.news) for delivery in self._waiting]
+            for delivery in self._waiting:
+                delivery.news = News()
+            self._waiting = {}
+        for delivery, news in self._telling:
+            self._tell_one(delivery, news)
+        self._telling = []
+
+    def _tell_one(self, delivery: Delivery, news: News) -> None:
+        try:
+            for event in news.events():
+                if delivery.cut:
+                    return
+                delivery.outlet.receive(event)
+        except Exception as error:
+            log.exception("request %s ends, for what takes its answer failed", delivery.request_id)
+            self._abandon(delivery)
+            self._end(delivery, InternalError(f"the answer was not taken: {type(error).__name__}: {error}"))
+            return
+        if news.ended and not delivery.cut:
+            self._end(delivery, news.error)
+
+    @staticmethod
+    def _end(delivery: Delivery, error: RequestError | None) -> None:
+        delivery.cut = True
+        if delivery.timer is not None:
+            delivery.timer.cancel()
+        try:
+            delivery.outlet.ended(error)
+        except Exception:  # the request is over, and the others want to hear their news
+            log.exception("what takes the answer of request %s failed at its end", delivery.request_id)
