@@ -417,4 +417,4 @@ class BatchEngine(Engine):
         return self._runner.cheap_tokens if self._config.speculate else 1
 
     def _new_text(self, request: Request) -> TextStream:
-        return TextStream(self._decode, request.prompt_ids, request.stop)
+        return TextStream(self._decode, request.prompt_ids, request.stop, whole=request.whole)

@@ -8,20 +8,27 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 # Tokens of the prompt that are decoded together with the answer's first tokens: a tokenizer may treat the beginning
 # of a text in a way of its own (drop its space), and an answer is no beginning.
 CONTEXT_TOKENS = 6
+WINDOW = 8
 
 
 class Detokenizer:
     """Incremental detokenising over a window of the last tokens, as in text-generation-inference.
 
-    The text of a token depends on its neighbours, so each step decodes the tokens since the last complete text twice,
-    with the new one and without, and the difference is what is new.
+    The text of a token depends on its neighbours, so the window is decoded with each new token, and what is longer than
+    the text before is new. Once it has WINDOW tokens it begins anew at its last piece of text.
     """
 
     def __init__(self, decode: Decode, prompt_ids: Sequence[int]):
         self._decode = decode
         self._ids = list(prompt_ids[-CONTEXT_TOKENS:])
-        self._start = 0
         self._done = len(self._ids)
+        """Tokens whose text was given, or needs not to be."""
+        self._text: str | None = None
+        """Their text, once it was decoded."""
+
+    def add(self, token_id: int) -> None:
+        """Take a token whose text is not needed yet."""
+        self._ids.append(token_id)
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty in the middle of a character."""
@@ -33,12 +40,16 @@ class Detokenizer:
         return self._complete(final=True)
 
     def _complete(self, *, final: bool) -> str:
-        before = self._decode(self._ids[self._start : self._done])
-        after = self._decode(self._ids[self._start :])
-        if len(after) <= len(before) or (after.endswith(INCOMPLETE) and not final):
+        before = self._decode(self._ids[: self._done]) if self._text is None else self._text
+        text = self._decode(self._ids)
+        self._text = before
+        if len(text) <= len(before) or (text.endswith(INCOMPLETE) and not final):
             return ""
-        self._start, self._done = self._done, len(self._ids)
-        return after[len(before) :]
+        last, self._done, self._text = self._done, len(self._ids), text
+        if self._done >= WINDOW:
+            self._ids = self._ids[last:]
+            self._done, self._text = len(self._ids), None
+        return text[len(before) :]
 
 
 class StopTexts:
@@ -50,6 +61,8 @@ class StopTexts:
 
     def push(self, text: str) -> tuple[str, bool]:
         """(text that may be shown, whether a stop text was found; nothing after it is ever shown)."""
+        if not self._stops:
+            return text, False
         text = self._held + text
         found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
@@ -76,12 +89,17 @@ class StopTexts:
 class TextStream:
     """The text of one sequence: detokenised, and cut at the first stop text."""
 
-    def __init__(self, decode: Decode, prompt_ids: Sequence[int], stops: Sequence[str] = ()):
+    def __init__(self, decode: Decode, prompt_ids: Sequence[int], stops: Sequence[str] = (), *, whole: bool = False):
+        """`whole`: all text comes with `finish`, by one decoding; but stop texts must be looked for at every token."""
         self._detokenizer = Detokenizer(decode, prompt_ids)
         self._stops = StopTexts(stops)
+        self._late = whole and not stops
 
     def push(self, token_id: int) -> tuple[str, bool]:
         """(new text, whether a stop text was completed)."""
+        if self._late:
+            self._detokenizer.add(token_id)
+            return "", False
         return self._stops.push(self._detokenizer.push(token_id))
 
     def finish(self) -> tuple[str, bool]:

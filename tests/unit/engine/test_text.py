@@ -32,6 +32,31 @@ def test_pieces_join_to_the_text(text, prompt):
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
 
 
+@given(st.text(), st.text(max_size=8))
+def test_a_whole_text_is_that_of_the_pieces(text, prompt):
+    """Else an answer would depend on whether it is streamed."""
+    out = TextStream(decode_bytes, prompt.encode(), whole=True)
+    assert [out.push(token) for token in text.encode()] == [("", False)] * len(text.encode())
+    assert out.finish() == (text, False)
+
+
+@given(st.text(alphabet="abé"), st.lists(st.text(alphabet="abé", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_a_whole_text_ends_at_the_same_stop_text(text, stops):
+    pieces, whole = TextStream(decode_bytes, (), stops), TextStream(decode_bytes, (), stops, whole=True)
+    for token in text.encode():
+        assert pieces.push(token) == whole.push(token)
+    assert pieces.finish() == whole.finish()
+
+
+def test_a_token_is_decoded_about_once():
+    """Decoding is most of what a step costs beside the model."""
+    decoded = []
+    out = TextStream(lambda ids: decoded.append(ids) or decode_bytes(ids), b"prompt")
+    assert "".join(out.push(ord("a") + i % 26)[0] for i in range(1000)) == ("abcdefghijklmnopqrstuvwxyz" * 39)[:1000]
+    assert len(decoded) < 1200
+    assert max(map(len, decoded)) <= 8
+
+
 @given(st.binary())
 def test_bytes_that_are_no_text_are_shown_in_the_end(data):
     out = TextStream(decode_bytes, ())
