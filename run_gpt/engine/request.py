@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from run_gpt.engine.grammar import Grammar
@@ -30,6 +31,12 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     """None: no log-probabilities; k: those of the chosen token and of the k likeliest."""
+
+    @cached_property
+    def greedy(self) -> bool:
+        """True when nothing but `min_new_tokens` and a grammar may speak against the likeliest token."""
+        changed = self.presence_penalty or self.frequency_penalty or self.logit_bias or self.no_repeat_ngram_size
+        return not (self.do_sample or changed or self.repetition_penalty != 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

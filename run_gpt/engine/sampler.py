@@ -1,5 +1,6 @@
 """From logits to tokens: one pass over all rows, each with parameters of its own; nothing leaks between rows."""
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ CANDIDATES = 256
 """Likeliest tokens that are looked at before a whole vocabulary is sorted."""
 BLOCK = 256
 """Weights that are summed up before they are cumulated."""
+BROKEN = -1
+"""Instead of a token: one of the row's logits is NaN."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,9 @@ class Sampler:
         go on, before a number is drawn: each row can be asked again by itself.
         """
         matchers = [at.matcher for at in positions]
-        likeliest = _argmax(logits)
-        # argmax takes a NaN for the largest number, so that one anywhere in a row shows in what it chose.
-        broken = logits.gather(-1, likeliest.unsqueeze(-1)).isnan().squeeze(-1).tolist()
-        tokens = likeliest.tolist()
-        special = [i for i, at in enumerate(positions) if not self._is_plain(at, matchers[i], tokens[i])]
+        tokens = _likeliest(logits)
+        broken = [token == BROKEN for token in tokens]
+        special = [i for i, at in enumerate(positions) if not (broken[i] or self._takes(at, matchers[i], tokens[i]))]
         if special:
             asked = logits[special].float()
             chosen = self._choose(asked, [positions[i] for i in special], [matchers[i] for i in special])
@@ -174,13 +175,12 @@ class Sampler:
         chosen = indices.gather(-1, _pick(weights, uniform).unsqueeze(-1)).squeeze(-1)
         return torch.where(covered, chosen, -1)
 
-    def _is_plain(self, at: Position, matcher: Matcher | None, likeliest: int) -> bool:
-        """Whether the likeliest token is the answer, as the logits stand."""
+    def _takes(self, at: Position, matcher: Matcher | None, likeliest: int) -> bool:
+        """True when the likeliest token is the answer, as the logits stand."""
         params = at.params
-        if params.presence_penalty or params.frequency_penalty or params.logit_bias or params.no_repeat_ngram_size:
+        if not params.greedy:
             return False
-        ends = likeliest in self.end_ids and at.row.answered + len(at.accepted) < params.min_new_tokens
-        if params.do_sample or ends or params.repetition_penalty != 1.0:
+        if likeliest in self.end_ids and at.row.answered + len(at.accepted) < params.min_new_tokens:
             return False
         return matcher is None or matcher.allows(likeliest)
 
@@ -240,6 +240,24 @@ def _repeats(history: Sequence[int], size: int) -> list[int]:
     """Tokens that would complete an n-gram of `size` tokens which stands in `history` already."""
     end = history[len(history) - size + 1 :]
     return [history[i + size - 1] for i in range(len(history) - size + 1) if history[i : i + size - 1] == end]
+
+
+def _likeliest(logits: torch.Tensor) -> list[int]:
+    """The likeliest token of each row, or BROKEN. `logits`: [rows, vocabulary].
+
+    A step's results lie between two runs of the model, with the caches full of its weights: there each operation of
+    torch takes some 100 us, hence numpy where it can be.
+    """
+    rows = range(len(logits))
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        numbers = logits.numpy()
+        chosen = numbers.argmax(-1)
+        tokens, values = chosen.tolist(), numbers[rows, chosen].tolist()
+    else:
+        best = logits.argmax(-1)
+        tokens, values = best.tolist(), logits[rows, best].tolist()
+    # argmax takes a NaN for the largest number, so that one anywhere in a row shows in what it chose.
+    return [BROKEN if math.isnan(value) else token for token, value in zip(tokens, values, strict=True)]
 
 
 def _argmax(logits: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ import operator
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from run_gpt.engine.plan import Counters, Outcome, Result, Row, Run, Sampled, Scores, StepPlan, Sums
 from run_gpt.engine.request import FinishReason, Request, TokenEvent
@@ -101,10 +100,13 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Say what the next step runs; free slots go to the rows that waited longest."""
-        continued = [row for row in self.running if row.prefilled and row.request.pooling is None]
+        continued: list[Row] = []
+        begun: list[Row] = []
+        for row in self.running:
+            (continued if row.prefilled and row.request.pooling is None else begun).append(row)
         budget = max(1, self.max_step_tokens - len(continued))
         prompts: list[Run] = []
-        for row in [row for row in self.running if row not in continued]:
+        for row in begun:
             budget -= self._run_prompt(row, budget, prompts)
         for row in list(self.waiting):
             if not budget or not self.slots.has_free:
@@ -204,7 +206,7 @@ class Scheduler:
 
     def _computed(self, run: Run, sampled: int) -> None:
         """Note what the slot holds now: what was run, but for drafts that were wrong or came after the row's end."""
-        row, drafted = run.row, len(run.drafted)
+        row, drafted = run.row, max(0, run.choosing - 1)
         assert row.place is not None
         accepted = max(0, sampled - 1)
         row.place.length = min(run.end - drafted + accepted, len(row.history))
@@ -253,23 +255,20 @@ class Scheduler:
         Where none is asked for, what was chosen after the prompt is not taken.
         """
         row = run.row
-        event = TokenEvent(row.index, "", 0, cached_tokens=row.cached)
-        if not row.answered:
-            event = replace(event, prompt_logprobs=tuple((row.first or row).scores))
+        scores = () if row.answered else tuple((row.first or row).scores)
         if not row.request.max_new_tokens:
-            return replace(event, finish_reason="length")
-        for sampled in result:
-            row.history.append(sampled.token_id)
-            self.counters.generated_tokens += 1
-            try:
-                text, finish = self._advance_text(row, sampled.token_id)
-            except Exception as error:  # a tokenizer's fault ends this row, not its neighbours
-                return InternalError(f"the answer's text failed: {error}")
-            logprobs = (sampled.logprob,) if sampled.logprob else ()
-            event += TokenEvent(row.index, text, 1, finish, logprobs, row.cached)
-            if finish:
-                break
-        return event
+            return TokenEvent(row.index, "", 0, "length", cached_tokens=row.cached, prompt_logprobs=scores)
+        text, finish, taken = "", None, 0
+        try:
+            while finish is None and taken < len(result):
+                row.history.append(result[taken].token_id)
+                new, finish = self._advance_text(row, result[taken].token_id)
+                text, taken = text + new, taken + 1
+        except Exception as error:  # a tokenizer's fault ends this row, not its neighbours
+            return InternalError(f"the answer's text failed: {error}")
+        self.counters.generated_tokens += taken
+        logprobs = tuple(sampled.logprob for sampled in result[:taken] if sampled.logprob)
+        return TokenEvent(row.index, text, taken, finish, logprobs, row.cached, prompt_logprobs=scores)
 
     def _advance_text(self, row: Row, token_id: int) -> tuple[str, FinishReason | None]:
         if token_id in self._end_ids:

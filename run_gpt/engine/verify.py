@@ -23,6 +23,7 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -
     ends = accumulate(run.wanted for run in runs)
     offsets = [end - run.choosing for end, run in zip(ends, runs, strict=True) if run.choosing]
     runs = [run for run in runs if run.choosing]
+    drafted = [run.drafted for run in runs]
     results: list[list[Sampled]] = [[] for _ in runs]
     errors: dict[int, RequestError] = {}
     going, place = list(range(len(runs))), 0
@@ -30,7 +31,7 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -
         chosen = _sample(
             sampler,
             _rows(logits, [offsets[i] + place for i in going]),
-            [Position(runs[i].row, runs[i].drafted[:place]) for i in going],
+            [Position(runs[i].row, drafted[i][:place]) for i in going],
         )
         right = []
         for i, token in zip(going, chosen, strict=True):
@@ -39,7 +40,7 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -
                 continue
             results[i].append(token)
             # After the end of a row nothing is chosen, even if more was drafted: a grammar has nothing for it.
-            if runs[i].drafted[place : place + 1] == (token.token_id,) and token.token_id not in sampler.end_ids:
+            if drafted[i][place : place + 1] == (token.token_id,) and token.token_id not in sampler.end_ids:
                 right.append(i)
         going, place = right, place + 1
     return [errors.get(i, result) for i, result in enumerate(results)]

@@ -129,7 +129,7 @@ void rungpt_copy(const Model* model, int source, int target, int length) {
 // logits: [wanted, vocabulary], for the tokens of these numbers.
 // states: [runs, hidden], sums of the hidden states after the last norm, of the tokens up to those of `ends`.
 // alone: on the caller's thread; the sums are the same.
-void rungpt_forward(Context* c, int alone, const Model* model, int count, const int64_t* tokens, const int32_t* slots,
+void rungpt_forward(Context* c, int alone, const Model* model, int count, const int32_t* tokens, const int32_t* slots,
                     const int32_t* positions, const LoraLayer* const* loras, int wanted, const int32_t* which,
                     float* logits, int runs, const int32_t* ends, float* states) {
   const Model& m = *model;
@@ -179,7 +179,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
       return normed.data();
     };
 
-    team.loop(count, grain, [&](int i) { unpack_row(m.embedding, (int)tokens[i], x + (size_t)i * m.hidden); });
+    team.loop(count, grain, [&](int i) { unpack_row(m.embedding, tokens[i], x + (size_t)i * m.hidden); });
     for (int l = 0; l < m.layers; l++) {
       const Layer& layer = m.layer[l];
       norm_in(layer.qkv, layer.norm, count, same);

@@ -1,6 +1,7 @@
 """The native runner: one call of a compiled forward pass for each step, whatever mix of prompts and answers it runs."""
 
 import threading
+from array import array
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -46,6 +47,12 @@ def fits_config(config: Any) -> bool:
         and size <= MAX_SIZE
         and not getattr(config, "mlp_bias", False)
     )
+
+
+def _address(numbers: "array[int]") -> int:
+    """Where they lie, for as long as they live. As tensors they would take 100 us each to make in the midst of steps."""
+    address, _ = numbers.buffer_info()
+    return address
 
 
 def _head_size(config: Any) -> int:
@@ -129,18 +136,18 @@ class NativeRunner:
         """See ModelRunner."""
         ends = accumulate(len(run.token_ids) for run in runs)
         which = [i for run, end in zip(runs, ends, strict=True) for i in range(end - run.wanted, end)]
-        wanted = torch.tensor(which, dtype=torch.int32)
+        wanted = array("i", which)
         if len(which) > len(self._logits):
             self._logits = torch.empty(len(which), self._struct.vocabulary)
         logits = self._logits[: len(which)]
-        self._run(runs, (len(which), wanted.data_ptr(), logits.data_ptr()), (0, None, None))
+        self._run(runs, (len(which), _address(wanted), logits.data_ptr()), (0, None, None))
         return logits
 
     def embed(self, runs: Sequence[Run]) -> torch.Tensor:
         """See ModelRunner."""
-        ends = torch.tensor(list(accumulate(len(run.token_ids) for run in runs)), dtype=torch.int32)
+        ends = array("i", accumulate(len(run.token_ids) for run in runs))
         states = torch.empty(len(runs), self._struct.hidden)
-        self._run(runs, (0, None, None), (len(runs), ends.data_ptr(), states.data_ptr()))
+        self._run(runs, (0, None, None), (len(runs), _address(ends), states.data_ptr()))
         return states
 
     def _run(self, runs: Sequence[Run], logits: tuple[Any, ...], states: tuple[Any, ...]) -> None:
@@ -151,11 +158,11 @@ class NativeRunner:
         if (last := max(run.start + len(run.token_ids) for run in runs)) > self._struct.positions:
             raise IndexError(f"{last} tokens, of {self._struct.positions}")
         inputs = [
-            torch.tensor(tokens, dtype=torch.int64),
-            torch.tensor([run.slot for run in runs for _ in run.token_ids], dtype=torch.int32),
-            torch.tensor([run.start + i for run in runs for i in range(len(run.token_ids))], dtype=torch.int32),
+            array("i", tokens),
+            array("i", [run.slot for run in runs for _ in run.token_ids]),
+            array("i", [run.start + i for run in runs for i in range(len(run.token_ids))]),
         ]
-        addresses = [tensor.data_ptr() for tensor in inputs]
+        addresses = [_address(numbers) for numbers in inputs]
         loras = self._loras.of_tokens(runs)
         with self._pace.step(len(tokens)) as alone:
             self._kernels.forward(
