@@ -5,6 +5,7 @@ import operator
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from run_gpt.engine.plan import Counters, Outcome, Result, Row, Run, Sampled, Scores, StepPlan, Sums
 from run_gpt.engine.request import FinishReason, Request, TokenEvent
@@ -18,13 +19,18 @@ MAX_SCORED = 128
 """Tokens of prompts that one step scores, in all rows together: the logits of each are as many numbers in fp32 as the
 vocabulary has tokens, and longer parts would not be faster."""
 
+SHORT_STEP = 64
+"""Tokens of prompts that a step has at least, if they wait: from here on each more takes nearly the same time."""
+
 
 class Scheduler:
     """First come, first served, into a fixed number of slots.
 
     A step runs every row that is past its prompt, and of the others' prompts no more than `max_step_tokens` tokens: a
-    long prompt takes several steps, between which the others go on. Of prompts that are scored, together, it runs no
-    more than MAX_SCORED. While a step has fewer tokens than `cheap_tokens`, continued rows are given drafts to check.
+    long prompt takes several steps, between which the others go on. With more than half of what waits, and SHORT_STEP
+    tokens, it begins no further prompt: of those that come together, half have their first token after half of the
+    time, and not all at its end. Of prompts that are scored, together, it runs no more than MAX_SCORED. While a step
+    has fewer tokens than `cheap_tokens`, continued rows are given drafts to check.
 
     A row reserves memory for its prompt and longest answer when it gets its slot; one for which there is none waits,
     and all behind it. The one exception to the order: with `reuse_prefixes`, or if the prompt is scored, the further
@@ -104,12 +110,14 @@ class Scheduler:
         begun: list[Row] = []
         for row in self.running:
             (continued if row.prefilled and row.request.pooling is None else begun).append(row)
-        budget = max(1, self.max_step_tokens - len(continued))
+        most = budget = max(1, self.max_step_tokens - len(continued))
+        enough = self._enough(begun)
         prompts: list[Run] = []
         for row in begun:
-            budget -= self._run_prompt(row, budget, prompts)
+            if most - budget < enough:
+                budget -= self._run_prompt(row, budget, prompts)
         for row in list(self.waiting):
-            if not budget or not self.slots.has_free:
+            if not budget or most - budget >= enough or not self.slots.has_free:
                 break
             if self._waits_for_first(row):
                 continue
@@ -123,6 +131,13 @@ class Scheduler:
         self.slots.released.clear()
         self.slots.copies.clear()
         return plan
+
+    def _enough(self, begun: Sequence[Row]) -> int:
+        """Tokens of prompts with which a step begins no further one; `begun` are the rows that are within theirs."""
+        free = self.max_running - len(self.running)
+        left = sum(len(row.history) - row.place.length for row in begun if row.place)
+        left += sum(len(row.history) for row in islice(self.waiting, free))
+        return max(SHORT_STEP, left // 2 + 1)
 
     def _waits_for_first(self, row: Row) -> bool:
         first = row.first

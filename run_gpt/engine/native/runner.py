@@ -50,7 +50,7 @@ def fits_config(config: Any) -> bool:
 
 
 def _address(numbers: "array[int]") -> int:
-    """Where they lie, for as long as they live. As tensors they would take 100 us each to make in the midst of steps."""
+    """The address of their first, for as long as they live; a tensor takes longer to make than all else here."""
     address, _ = numbers.buffer_info()
     return address
 

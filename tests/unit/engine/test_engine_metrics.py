@@ -201,7 +201,7 @@ def test_a_step_of_64_rows_costs_less_than_a_millisecond():
     """The bound is generous, for a machine that does other things; alone it takes about a tenth of that."""
     driven = Driven(max_running=64, max_waiting=64, max_step_tokens=1000)
     for i in range(64):
-        driven.add(a_request(str(i), tokens=1000), 0.0)
+        driven.add(a_request(str(i), (10,), tokens=1000), 0.0)
     driven.step(0.0, 0.1, *[[Sampled(5)]] * 64)
     plan = driven.scheduler.plan()
     outcomes = driven.scheduler.commit(plan, [[Sampled(5)]] * 64)

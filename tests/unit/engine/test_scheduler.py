@@ -142,6 +142,24 @@ def test_a_long_prompt_is_taken_in_parts_between_which_the_others_go_on():
 LONG = tuple(range(10, 30))
 
 
+def test_of_prompts_that_come_together_half_run_first():
+    """All would get their first token at the end of one long step."""
+    s = scheduler(max_running=16, max_waiting=16, max_step_tokens=500)
+    for i in range(16):
+        s.add(request(str(i), prompt=range(20)))
+    assert [len(prompts(step(s)[0])) for _ in range(4)] == [9, 4, 3, 0]
+
+
+def test_prompts_of_many_steps_fill_each():
+    """Throughput would be lost on every step."""
+    s = scheduler(max_running=8, max_waiting=8, max_step_tokens=100)
+    for i in range(8):
+        s.add(request(str(i), prompt=range(150), tokens=1))
+    steps = [step(s)[0] for _ in range(12)]
+    assert [sum(len(run.token_ids) for run in plan.runs) for plan in steps] == [100] * 12
+    assert not s.has_work or s.slots.released
+
+
 def reusing(**more):
     return scheduler(reuse_prefixes=True, **more)
 
