@@ -70,6 +70,9 @@ def compare(a: Results, b: Results, seed: int = 0) -> list[Ratio]:
         if sums[0].counted_by == sums[1].counted_by:
             ratios.append(Ratio(level, "output tok/s", *(s.output_tokens_per_second for s in sums)))
         ratios.append(Ratio(level, "req/s", *(s.requests_per_second for s in sums)))
+        effort = [cost for s in sums if (cost := s.server_cpu_ms_per_token) is not None]
+        if len(effort) == len(sums):
+            ratios.append(Ratio(level, "server CPU, ms/token", *effort))
     return ratios
 
 

@@ -38,8 +38,7 @@ def page(results: Results, plots: dict[str, bytes]) -> str:
     if results.saturation:
         parts.append(f"<p>Saturated at {results.saturation.level}: {escape(results.saturation.reason)}.</p>")
     parts += [f'<p class="warning">{escape(text)}</p>' for s in summaries for text in s.warnings()]
-    parts += ["<h2>Throughput</h2>", _table(*tables.throughput(summaries))]
-    parts += ["<h2>Latency</h2>", _table(*tables.latencies(summaries))]
+    parts += [_table(*table) for table in tables.all_of(summaries)]
     for name, png in plots.items():
         data = base64.b64encode(png).decode()
         title = TITLES.get(name, name)

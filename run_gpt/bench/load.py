@@ -3,17 +3,19 @@
 import asyncio
 import resource
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from run_gpt.bench.processes import ServerProcesses
 from run_gpt.bench.sample import Sample
 from run_gpt.bench.sender import Sender, record
-from run_gpt.bench.workload import Workload
+from run_gpt.bench.workload import Prompts
 
-LAG_SECONDS = 0.02
+LAG_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,12 @@ class Level:
 
     kind: str
     value: float
+    streamed: bool = True
+    """False where each answer comes whole, in one piece."""
 
     def __str__(self) -> str:
-        return f"concurrency {self.value:g}" if self.kind == "closed" else f"rate {self.value:g}/s"
+        load = f"concurrency {self.value:g}" if self.kind == "closed" else f"rate {self.value:g}/s"
+        return load if self.streamed else f"{load}, whole"
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Run:
     """Seconds by which the client's own event loop was late, every LAG_SECONDS."""
     cpu_seconds: float = 0.0
     """Processor time of the client itself."""
+    server_seconds: dict[str, float] = field(default_factory=dict)
+    """Processor time of each of the server's processes, by its name; empty where they cannot be seen."""
     seconds: float = 0.0
     """From the first request to the end of the last."""
 
@@ -63,12 +70,16 @@ def arrivals(rate: float, count: int, seed: int) -> np.ndarray:
 
 
 async def run_level(
-    level: Level, sender: Sender, workload: Workload, bounds: Bounds, seed: int, on_progress: OnProgress
+    level: Level,
+    sender: Sender,
+    workload: Prompts,
+    bounds: Bounds,
+    seed: int = 0,
+    on_progress: OnProgress = lambda run: None,
+    server: ServerProcesses | None = None,
 ) -> Run:
     """Put the load on the server until its bounds, and wait for the answers."""
-    run = Run(level)
-    origin, cpu = time.perf_counter(), _cpu_seconds()
-    watch = asyncio.create_task(_watch_lag(run.lag))
+    run, origin = Run(level), 0.0
 
     async def ask(due: float | None) -> None:
         prompt = workload.next()
@@ -76,7 +87,7 @@ async def run_level(
         run.in_flight += 1
         on_progress(run)
         try:
-            answer = await record(sender, prompt, sample, origin, bounds.timeout)
+            answer = await record(sender, prompt, level.streamed, sample, origin, bounds.timeout)
         finally:
             run.in_flight -= 1
         run.samples.append(sample)
@@ -84,14 +95,12 @@ async def run_level(
             workload.answered(prompt, answer)
         on_progress(run)
 
-    try:
+    with _effort(run, server):
+        origin = time.perf_counter()
         if level.kind == "closed":
             await _closed(int(level.value), bounds, origin, ask)
         else:
             await _open(arrivals(level.value, bounds.requests, seed), bounds, origin, ask)
-    finally:
-        watch.cancel()
-    run.cpu_seconds = _cpu_seconds() - cpu
     run.samples.sort(key=lambda sample: sample.start)
     run.seconds = max((s.end for s in run.samples), default=0.0) - min((s.start for s in run.samples), default=0.0)
     return run
@@ -114,6 +123,20 @@ async def _open(due: np.ndarray, bounds: Bounds, origin: float, ask: Ask) -> Non
         for at in due[due < bounds.seconds].tolist():
             await asyncio.sleep(at - (time.perf_counter() - origin))
             group.create_task(ask(at))
+
+
+@contextmanager
+def _effort(run: Run, server: ServerProcesses | None) -> Iterator[None]:
+    """Note in `run` the processor time that client and server take meanwhile, and how late the client is."""
+    before = server.seconds() if server else {}
+    cpu = _cpu_seconds()
+    watch = asyncio.create_task(_watch_lag(run.lag))
+    try:
+        yield
+    finally:
+        watch.cancel()
+    run.cpu_seconds = _cpu_seconds() - cpu
+    run.server_seconds = server.since(before) if server else {}
 
 
 async def _watch_lag(lag: list[float]) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import httpx
 
-from run_gpt.bench.load import Bounds, Level, OnProgress, Run, run_level
+from run_gpt.bench.load import Bounds, Level, OnProgress, run_level
+from run_gpt.bench.processes import ServerProcesses, find
 from run_gpt.bench.protocol import APIS, Api
 from run_gpt.bench.results import Results, environment
-from run_gpt.bench.sender import GrpcSender, HttpSender, Sender, authorization, base_url
+from run_gpt.bench.sender import HttpSender, ModelSender, Sender, authorization, base_url
 from run_gpt.bench.summary import Summary, summarise
 from run_gpt.bench.sweep import sweep
 from run_gpt.bench.workload import Workload, WorkloadConfig
@@ -42,6 +43,8 @@ class Plan:
     limits: dict[str, float] = field(default_factory=dict)
     exact_output: bool = False
     extra_body: dict[str, Any] = field(default_factory=dict)
+    server_pid: int | None = None
+    """The process under which those of the server are; None: whatever listens at a loopback endpoint."""
 
     def __post_init__(self) -> None:
         api = self.api
@@ -53,7 +56,7 @@ class Plan:
                 """such as --extra-body '{"ignore_eos": true}'"""
             )
         if not self.levels or (self.sweep and len(self.levels) > 1):
-            raise SetupError("--sweep begins at one load: give one --concurrency or one --rate")
+            raise SetupError("--sweep begins at one load: give one --concurrency or one --rate, streamed or whole")
         for level in self.levels:
             if level.kind == "closed" and level.value > self.bounds.requests:
                 raise SetupError(f"{level} needs as many requests: raise --requests {self.bounds.requests}")
@@ -94,25 +97,34 @@ async def measure(
     model = plan.model or _first(models)
     if model is None and not plan.api.native:
         raise SetupError(f"{plan.endpoint} does not say which models it has: give --model NAME")
-    body = partial(plan.api.body, model=model, exact=plan.exact_output, extra=plan.extra_body)
-    kind = GrpcSender if plan.endpoint.is_grpc else HttpSender
-    sender = kind(plan.endpoint, plan.api, token, body)
+    server = find(plan.endpoint, plan.server_pid)
+    sender = sender_of(plan, model, token)
     results = Results(environment(models), plan.arguments(model), plan.limits, [])
     on_begin(results)
     try:
         await _warm_up(plan, sender)
-        await _measure_levels(plan, sender, results, on_progress)
+        await _measure_levels(plan, sender, server, results, on_progress)
     finally:
         await sender.aclose()
     return results
 
 
-async def _measure_levels(plan: Plan, sender: Sender, results: Results, on_progress: OnProgress) -> None:
+def sender_of(plan: Plan, model: str | None, token: str | None) -> Sender:
+    """The way to the plan's server."""
+    body = partial(plan.api.body, model=model, exact=plan.exact_output, extra=plan.extra_body)
+    if plan.endpoint.is_grpc:
+        return ModelSender(Client(token).get_model(endpoint=str(plan.endpoint)), plan.api, body)
+    return HttpSender(plan.endpoint, plan.api, token, body)
+
+
+async def _measure_levels(
+    plan: Plan, sender: Sender, server: ServerProcesses | None, results: Results, on_progress: OnProgress
+) -> None:
     async def one(level: Level) -> Summary:
         stream = len(results.runs) + 1
         workload = Workload(plan.workload, takes_chats=plan.api.chats, stream=stream)
         seed = plan.workload.seed
-        results.runs.append(await run_level(level, sender, workload, plan.bounds, seed, on_progress))
+        results.runs.append(await run_level(level, sender, workload, plan.bounds, seed, on_progress, server))
         return summarise(results.runs[-1], plan.limits)
 
     if not plan.sweep:
@@ -122,7 +134,7 @@ async def _measure_levels(plan: Plan, sender: Sender, results: Results, on_progr
     start = plan.levels[0]
     # With fewer than four requests for each in flight, its beginning and end would be most of a load.
     most = plan.bounds.requests / 4 if start.kind == "closed" else plan.bounds.requests
-    results.saturation = await sweep(start.kind, start.value, most, one)
+    results.saturation = await sweep(start, most, one)
 
 
 async def _warm_up(plan: Plan, sender: Sender) -> None:
@@ -131,15 +143,11 @@ async def _warm_up(plan: Plan, sender: Sender) -> None:
     if not plan.warmup:
         return
     bounds = Bounds(plan.warmup, plan.bounds.seconds, plan.bounds.timeout)
-    level = Level("closed", min(_WARM_TOGETHER, plan.warmup))
-    run = await run_level(level, sender, workload, bounds, 0, _silent)
+    level = Level("closed", min(_WARM_TOGETHER, plan.warmup), plan.levels[0].streamed)
+    run = await run_level(level, sender, workload, bounds)
     if not any(sample.ok for sample in run.samples):
         first = run.samples[0]
         raise SetupError(f"{plan.endpoint} answers no request: {first.failure}: {first.detail}")
-
-
-def _silent(run: Run) -> None:
-    pass
 
 
 async def _models(endpoint: Endpoint, token: str | None) -> Any:

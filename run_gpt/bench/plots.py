@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,16 @@ def _png(figure: Any) -> bytes:
 
 
 def _against_load(axis: Any, summaries: Sequence[Summary], label: str, colour: str, heights: Sequence[Any]) -> None:
-    """A line over the closed loops, and one over the open ones: between the two there is no more or less."""
-    for kind in ("closed", "open"):
-        at = [i for i, summary in enumerate(summaries) if summary.level.kind == kind]
+    """A line over the closed loops, and one over the open ones: between the two there is no more or less.
+
+    Whole answers have lines of their own, broken ones.
+    """
+    for kind, streamed in product(("closed", "open"), (True, False)):
+        wanted = [summary.level.kind == kind and summary.level.streamed == streamed for summary in summaries]
+        at = [i for i, is_wanted in enumerate(wanted) if is_wanted]
         shown = [np.nan if heights[i] is None else heights[i] for i in at]
-        axis.plot(at, shown, "o-", color=colour, label=label if at and at[0] == 0 else None)
+        style = "o-" if streamed else "o--"
+        axis.plot(at, shown, style, color=colour, label=label if at and at[0] == 0 else None)
 
 
 def _finish(axis: Any, summaries: Sequence[Summary]) -> None:

@@ -1,4 +1,4 @@
-"""The streaming APIs that a server may have: their routes, the bodies of requests, and what an event says."""
+"""The APIs that a server may have: their routes, the bodies of requests, and what an event or a whole answer says."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,16 +8,23 @@ from run_gpt.bench.workload import Prompt
 
 @dataclass(frozen=True)
 class Api:
-    """One API. `done` says that a stream ends with the data [DONE]."""
+    """One API."""
 
     name: str
     path: str
+    """Route of whole answers, and of OpenAI's streams, which are asked for in the body."""
     chats: bool
     """Whether it takes chats, not texts."""
     native: bool
     """Whether it is RunGPT's own."""
 
-    def body(self, prompt: Prompt, model: str | None, *, exact: bool, extra: dict[str, Any]) -> dict[str, Any]:
+    def route(self, *, streamed: bool) -> str:
+        """The route of a request."""
+        return f"{self.path}_stream" if self.native and streamed else self.path
+
+    def body(
+        self, prompt: Prompt, streamed: bool, model: str | None, *, exact: bool, extra: dict[str, Any]
+    ) -> dict[str, Any]:
         """The JSON of a request. `exact` asks for exactly `max_tokens` tokens, which only native servers promise."""
         body: dict[str, Any] = {"model": model} if model else {}
         if self.chats:
@@ -27,7 +34,7 @@ class Api:
         body["max_new_tokens" if self.native else "max_tokens"] = prompt.max_tokens
         if exact:
             body["min_new_tokens"] = prompt.max_tokens
-        if not self.native:
+        if streamed and not self.native:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return {**body, **extra}
 
@@ -37,15 +44,15 @@ APIS = {
     for api in (
         Api("openai-chat", "/v1/chat/completions", chats=True, native=False),
         Api("openai-completions", "/v1/completions", chats=False, native=False),
-        Api("chat", "/chat_stream", chats=True, native=True),
-        Api("generate", "/generate_stream", chats=False, native=True),
+        Api("chat", "/chat", chats=True, native=True),
+        Api("generate", "/generate", chats=False, native=True),
     )
 }
 
 
 @dataclass(frozen=True)
 class Event:
-    """What an event of a stream says."""
+    """What an event of a stream, or a whole answer, says."""
 
     text: str = ""
     has_output: bool = False
@@ -58,7 +65,7 @@ class Event:
 
 
 def read_event(data: Any) -> Event:
-    """The event that this JSON is, of any of the APIs. One that is none of them says nothing."""
+    """The event or whole answer that this JSON is, of any of the APIs. What is neither says nothing."""
     if not isinstance(data, dict):
         return Event()
     if error := data.get("error"):
@@ -66,7 +73,7 @@ def read_event(data: Any) -> Event:
     usage = data.get("usage") if isinstance(data.get("usage"), dict) else None
     choices = data.get("choices") or []
     choice = choices[0] if choices else {}
-    delta = choice.get("delta") or {}
+    delta = choice.get("delta") or choice.get("message") or {}
     text = choice.get("text") or delta.get("content") or ""
     hidden = any(delta.get(name) for name in ("tool_calls", "reasoning", "reasoning_content"))
     return Event(text, bool(text) or hidden, choice.get("finish_reason") is not None, bool(choices), usage)

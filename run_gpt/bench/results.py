@@ -5,7 +5,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from run_gpt.bench.summary import METRICS, Summary, summarise
 from run_gpt.bench.sweep import Saturation
 from run_gpt.errors import SetupError
 
-SCHEMA, VERSION = "rungpt.bench.serve", 1
+SCHEMA, VERSION = "rungpt.bench.serve", 2
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Results:
     @property
     def ordered(self) -> list[Run]:
         """The loads, closed before open, from the lightest to the heaviest."""
-        return sorted(self.runs, key=lambda run: (run.level.kind, run.level.value))
+        return sorted(self.runs, key=lambda run: (run.level.kind, run.level.value, not run.level.streamed))
 
 
 def environment(server: Any) -> dict[str, Any]:
@@ -72,11 +72,17 @@ def write_json(results: Results, path: Path) -> None:
     """Everything, in one file that `read_json` reads."""
     loads = []
     for run, summary in zip(results.ordered, results.summaries, strict=True):
-        level = {"kind": run.level.kind, "value": run.level.value}
         client = {"cpu_seconds": run.cpu_seconds, "lag": [round(late, 6) for late in run.lag]}
         samples = [sample.to_dict() for sample in run.samples]
         loads.append(
-            {"level": level, "seconds": run.seconds, "summary": summary.to_dict(), "client": client, "samples": samples}
+            {
+                "level": asdict(run.level),
+                "seconds": run.seconds,
+                "summary": summary.to_dict(),
+                "client": client,
+                "server": {"cpu_seconds": run.server_seconds},
+                "samples": samples,
+            }
         )
     found = results.saturation
     document = {
@@ -85,8 +91,7 @@ def write_json(results: Results, path: Path) -> None:
         "environment": results.environment,
         "arguments": results.arguments,
         "limits": results.limits,
-        "saturation": found
-        and {"level": {"kind": found.level.kind, "value": found.level.value}, "reason": found.reason},
+        "saturation": found and asdict(found),
         "loads": loads,
     }
     _written(path, json.dumps(document, indent=1))
@@ -117,6 +122,7 @@ def _results(document: dict[str, Any]) -> Results:
     for load in document["loads"]:
         run = Run(Level(**load["level"]), [Sample.from_dict(sample) for sample in load["samples"]])
         run.seconds, run.cpu_seconds, run.lag = load["seconds"], load["client"]["cpu_seconds"], load["client"]["lag"]
+        run.server_seconds = load["server"]["cpu_seconds"]
         runs.append(run)
     found = document["saturation"]
     saturation = found and Saturation(Level(**found["level"]), found["reason"])
@@ -128,16 +134,21 @@ def write_csv(summaries: Sequence[Summary], path: Path) -> None:
     figures = ("count", "mean", "p50", "p90", "p99", "max")
     rows = []
     for summary in summaries:
-        row = {"load": summary.level.kind, **summary.to_dict(), "level": summary.level.value}
+        level = summary.level
+        answers = "streamed" if level.streamed else "whole"
+        row = {"load": level.kind, "answers": answers, **summary.to_dict(), "level": level.value}
         row["failures"] = sum(summary.failures.values())
-        del row["latencies"]
+        del row["latencies"], row["server_cpu"]
+        row["server_cpu_ms_per_token"] = summary.server_cpu_ms_per_token
+        row |= {f"server_cpu_ms_per_token, {name}": ms for name, ms in summary.server_cpu.items()}
         for name in METRICS:
             stats = summary.latencies[name]
             row |= {f"{name}_{figure}": stats and getattr(stats, figure) for figure in figures}
         rows.append(row)
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            # A process may have begun or ended between two loads.
+            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
             writer.writerows(rows)
     except OSError as error:

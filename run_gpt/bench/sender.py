@@ -1,24 +1,28 @@
-"""Sends one request and records when its events came: over HTTP, or over gRPC through the client."""
+"""Sends one request and records when its events came: over HTTP on bare sockets, or through a `LanguageModel`."""
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any, Protocol
 
-import httpx
-
+from run_gpt.api.language_model import LanguageModel
+from run_gpt.bench.connection import Connections
 from run_gpt.bench.protocol import Api, Event, read_event
+from run_gpt.bench.response import BadAnswer, Response
 from run_gpt.bench.sample import Sample
 from run_gpt.bench.workload import Prompt
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.sse import EventDecoder
 from run_gpt.errors import DeadlineExceeded, RequestError, Unavailable
 
-Events = AsyncGenerator[tuple[float, Event]]
-MakeBody = Callable[[Prompt], dict[str, Any]]
+Arrived = tuple[float, Any]
+"""What came, in the form of its sender, and the time (perf_counter, seconds)."""
+MakeBody = Callable[[Prompt, bool], dict[str, Any]]
+"""The JSON of a request; True for a streamed one."""
 _SHOWN = 200  # characters of what a server said of a failure
+_OK = 200
 
 
 class Failed(Exception):
@@ -32,49 +36,70 @@ class Failed(Exception):
 class Sender(Protocol):
     """A way to a server."""
 
-    def events(self, prompt: Prompt) -> Events:
-        """Each event with the time (perf_counter, seconds) at which it came. Raises Failed."""
+    async def send(self, prompt: Prompt, streamed: bool, arrived: list[Arrived]) -> float:
+        """Add what comes to `arrived`, and return the time at which the answer was complete. Raises Failed."""
+
+    def read(self, arrived: list[Arrived], streamed: bool) -> Iterable[tuple[float, Event]]:
+        """The events in what came. Raises ValueError, TypeError, AttributeError or LookupError for what is none."""
 
     async def aclose(self) -> None:
         """Close all connections."""
 
 
-async def record(sender: Sender, prompt: Prompt, sample: Sample, origin: float, timeout: float) -> str:
+async def record(sender: Sender, prompt: Prompt, streamed: bool, sample: Sample, origin: float, timeout: float) -> str:
     """Fill the sample, with times since `origin`, whatever becomes of the request. Returns the answer's text.
 
-    A request is given up after `timeout` seconds.
+    A request is given up after `timeout` seconds. Events are read when the answer is over: until then the client does
+    nothing but note when they came.
     """
+    arrived: list[Arrived] = []
+    failed: Failed | None = None
+    try:
+        async with asyncio.timeout(timeout):
+            end = await sender.send(prompt, streamed, arrived)
+    except TimeoutError:
+        failed, end = Failed("timeout", f"not complete after {timeout:g} s"), time.perf_counter()
+    except Failed as error:
+        failed, end = error, time.perf_counter()
+    sample.end = end - origin
+    text, said = _read(sender, arrived, streamed, sample, origin)
+    if said is not None and (failed is None or said.kind.startswith("error ")):
+        failed = said
+    if failed is not None:
+        sample.failure, sample.detail = failed.kind, failed.detail
+    return text
+
+
+def _read(
+    sender: Sender, arrived: list[Arrived], streamed: bool, sample: Sample, origin: float
+) -> tuple[str, Failed | None]:
+    """Fill the sample from what came. Returns the text, and what failed by what was said."""
     text: list[str] = []
     finished = False
     try:
-        async with asyncio.timeout(timeout), aclosing(sender.events(prompt)) as events:
-            async for at, event in events:
-                if event.error is not None:
-                    code = event.error.get("code") or "unknown"
-                    raise Failed(f"error {code}", str(event.error.get("message")))
-                _take(sample, event, at - origin)
-                text.append(event.text)
-                finished = finished or event.finished
-        if not finished:
-            raise Failed("broken stream", "the stream ended before the answer did")
-    except TimeoutError:
-        sample.failure, sample.detail = "timeout", f"not complete after {timeout:g} s"
-    except Failed as failed:
-        sample.failure, sample.detail = failed.kind, failed.detail
-    sample.end = time.perf_counter() - origin
-    return "".join(text)
+        for at, event in sender.read(arrived, streamed):
+            if event.error is not None:
+                code = event.error.get("code") or "unknown"
+                return "".join(text), Failed(f"error {code}", str(event.error.get("message")))
+            _count(sample, event, at - origin, streamed)
+            text.append(event.text)
+            finished = finished or event.finished
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        return "".join(text), Failed("broken stream", f"an event is not of this API: {type(error).__name__} {error}")
+    return "".join(text), None if finished else Failed("broken stream", "the stream ended before the answer did")
 
 
-def _take(sample: Sample, event: Event, at: float) -> None:
+def _count(sample: Sample, event: Event, at: float, streamed: bool) -> None:
+    """Add an event to the sample. A whole answer has none, only its usage: when its tokens were made is not known."""
     usage = event.usage or {}
     counted = usage.get("completion_tokens")
     # A token may make no text yet. What comes with the end only is the count of the whole answer, no new token.
     grown = counted is not None and event.has_choice and counted > (sample.output_tokens or 0)
     if grown and event.finished and sample.output_tokens is None:
         grown = False
-    if event.has_output or grown:
+    if streamed and (event.has_output or grown):
         sample.events.append(at)
-    if event.has_output or grown or event.finished:
+    if streamed and (event.has_output or grown or event.finished):
         sample.last = at
     if counted is not None:
         sample.output_tokens, sample.prompt_tokens = counted, usage.get("prompt_tokens")
@@ -82,77 +107,91 @@ def _take(sample: Sample, event: Event, at: float) -> None:
 
 
 class HttpSender:
-    """Server-sent events over HTTP, with as many connections as there are requests in flight."""
+    """JSON over HTTP, answered by JSON or by server-sent events."""
 
     def __init__(self, endpoint: Endpoint, api: Api, token: str | None, make_body: MakeBody):
-        self._url, self._make_body, self._token = base_url(endpoint) + api.path, make_body, token
+        self._api, self._token, self._make_body = api, token, make_body
+        self._connections = Connections(endpoint)
         # Not compressed: that would hold events back, and cost the client's time.
-        self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **authorization(token)}
-        # A connection that is idle for as long as servers let it be may be closed by one while it is taken again.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=1.0)
-        self._client = httpx.AsyncClient(timeout=None, limits=limits, verify=endpoint.is_secure, trust_env=False)
+        headers = {"Host": endpoint.address, "Content-Type": "application/json", "Accept-Encoding": "identity"}
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in (headers | authorization(token)).items())
+        self._prefix = _prefix(endpoint)
 
-    async def events(self, prompt: Prompt) -> Events:
-        """See Sender."""
-        body = json.dumps(self._make_body(prompt)).encode()
-        begun = False
+    async def send(self, prompt: Prompt, streamed: bool, arrived: list[Arrived]) -> float:
+        """See Sender. What arrives are the pieces of the body."""
+        response = Response(arrived)
         try:
-            async with self._client.stream("POST", self._url, content=body, headers=self._headers) as response:
-                if response.status_code != httpx.codes.OK:
-                    said = (await response.aread()).decode(errors="replace")
-                    raise Failed(f"status {response.status_code}", self._hidden(said))
-                begun = True
-                decoder = EventDecoder()
-                async for piece in response.aiter_raw():
-                    at = time.perf_counter()
-                    for data in decoder.feed(piece):
-                        if data.strip() != b"[DONE]":
-                            yield at, read_event(json.loads(data))
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise Failed("connection", str(error) or type(error).__name__) from None
-        except httpx.HTTPError as error:
-            kind = "broken stream" if begun else "connection"
+            ended = await self._connections.ask(self._request(prompt, streamed), response)
+        except BadAnswer as error:
+            raise Failed("broken stream", f"this is no HTTP/1.1: {error}") from None
+        except OSError as error:
+            kind = "connection" if response.status is None else "broken stream"
             raise Failed(kind, f"{type(error).__name__} {error}") from None
-        except (ValueError, TypeError, AttributeError, LookupError) as error:  # an event that is none
-            raise Failed("broken stream", f"an event is not of this API: {type(error).__name__} {error}") from None
+        finally:
+            refused = response.status not in (None, _OK)
+            said = b"".join(piece for _, piece in arrived) if refused else b""
+            if refused:  # what came is no answer
+                arrived.clear()
+        if refused:
+            raise Failed(f"status {response.status}", self._hidden(said.decode(errors="replace")))
+        return ended
+
+    def read(self, arrived: list[Arrived], streamed: bool) -> Iterator[tuple[float, Event]]:
+        """See Sender."""
+        if not streamed and arrived:
+            yield arrived[-1][0], read_event(json.loads(b"".join(piece for _, piece in arrived)))
+            return
+        decoder = EventDecoder()
+        for at, piece in arrived:
+            for data in decoder.feed(piece):
+                if data.strip() != b"[DONE]":
+                    yield at, read_event(json.loads(data))
 
     async def aclose(self) -> None:
         """See Sender."""
-        await self._client.aclose()
+        self._connections.close()
+
+    def _request(self, prompt: Prompt, streamed: bool) -> bytes:
+        body = json.dumps(self._make_body(prompt, streamed)).encode()
+        route = self._prefix + self._api.route(streamed=streamed)
+        return f"POST {route} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     def _hidden(self, said: str) -> str:
         """Without the key, which a server may name when it refuses it."""
         return said if self._token is None else said.replace(self._token, "***")
 
 
-class GrpcSender:
-    """RunGPT's own requests over gRPC, on the client's one channel."""
+class ModelSender:
+    """The calls of a `LanguageModel`: the client's, over gRPC, or a model's in this process."""
 
-    def __init__(self, endpoint: Endpoint, api: Api, token: str | None, make_body: MakeBody):
-        from run_gpt.client import Client
+    def __init__(self, model: LanguageModel, api: Api, make_body: MakeBody):
+        self._model, self._api, self._make_body = model, api, make_body
 
-        self._model, self._make_body, self._api = Client(token).get_model(endpoint=str(endpoint)), make_body, api
-
-    async def events(self, prompt: Prompt) -> Events:
-        """See Sender."""
-        body = self._make_body(prompt)
-        begun = False
+    async def send(self, prompt: Prompt, streamed: bool, arrived: list[Arrived]) -> float:
+        """See Sender. What arrives are the library's answers."""
+        body = self._make_body(prompt, streamed)
+        asked = body.pop("messages" if self._api.chats else "prompt")
         try:
-            if self._api.chats:
-                stream: Any = self._model.achat_stream(body.pop("messages"), **body)
+            if not streamed:
+                ask: Any = self._model.achat if self._api.chats else self._model.agenerate
+                answer = await ask(asked, **body)
+                arrived.append((time.perf_counter(), answer))
             else:
-                stream = self._model.agenerate_stream(body.pop("prompt"), **body)
-            async with aclosing(stream):
-                async for answer in stream:
-                    at = time.perf_counter()
-                    yield at, read_event(answer.model_dump())
-                    begun = True
+                begin: Any = self._model.achat_stream if self._api.chats else self._model.agenerate_stream
+                async with aclosing(begin(asked, **body)) as stream:
+                    async for answer in stream:
+                        arrived.append((time.perf_counter(), answer))
         except DeadlineExceeded as error:
             raise Failed("timeout", error.message) from None
         except Unavailable as error:
-            raise Failed("broken stream" if begun else "connection", error.message) from None
+            raise Failed("broken stream" if arrived else "connection", error.message) from None
         except RequestError as error:
-            raise Failed(f"error {error.code}" if begun else f"status {error.http_status}", error.message) from None
+            raise Failed(f"error {error.code}" if arrived else f"status {error.http_status}", error.message) from None
+        return time.perf_counter()
+
+    def read(self, arrived: list[Arrived], streamed: bool) -> Iterator[tuple[float, Event]]:
+        """See Sender."""
+        return ((at, read_event(answer.model_dump())) for at, answer in arrived)
 
     async def aclose(self) -> None:
         """See Sender."""
@@ -161,7 +200,11 @@ class GrpcSender:
 
 def base_url(endpoint: Endpoint) -> str:
     """What stands before the routes. An address that ends in /v1, as OpenAI's clients want it, means the same."""
-    return f"{endpoint.scheme}://{endpoint.address}{endpoint.path.removesuffix('/v1')}"
+    return f"{endpoint.scheme}://{endpoint.address}{_prefix(endpoint)}"
+
+
+def _prefix(endpoint: Endpoint) -> str:
+    return endpoint.path.removesuffix("/v1")
 
 
 def authorization(token: str | None) -> dict[str, str]:

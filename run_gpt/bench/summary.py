@@ -23,7 +23,11 @@ TPOT = (time of the last event - time of the first event with output) / (output 
 ITL  = time between two events with output, all gaps of all answers; an event may have several tokens (tokens/event)
 E2E  = time at which the answer was complete - time of sending (or at which it was due)
 tokens: the server's `usage`; where it gives none, events are counted instead, and the table says so
-tokens/event = output tokens / events with output;  reused = cached prompt tokens / prompt tokens, by `usage`
+tokens/event = output tokens / events with output;  events/answer = events with output / whole answers
+reused = cached prompt tokens / prompt tokens, by `usage`
+An answer that was asked for whole has no events: neither these two, nor TTFT, TPOT and ITL.
+CPU, ms/token = processor time during the load / output tokens: of this client, and of each process of a server on the
+same machine (by /proc, to a hundredth of a second)
 seconds = end of the last answer - time of sending the first request, warm-up left out
 req/s = whole answers / seconds;  output tok/s = their output tokens / seconds;  total tok/s = with prompt tokens
 goodput = whole answers within every limit of --goodput / seconds; an answer without a TPOT keeps its limit
@@ -68,6 +72,8 @@ class Summary:
     counted_by: str
     """`usage`, or `events` where an answer came without it."""
     tokens_per_event: float | None
+    events_per_answer: float | None
+    """None for whole answers, as above."""
     prompt_tokens: float | None
     """Of a request, on average."""
     output_tokens: float
@@ -75,9 +81,16 @@ class Summary:
     latencies: dict[str, Stats | None]
     cpu_share: float
     """Of one core, that the client itself took."""
-    cpu_us_per_event: float | None
+    client_cpu_ms_per_token: float | None
+    server_cpu: dict[str, float]
+    """Milliseconds a token of each of the server's processes, by its name; empty where they cannot be seen."""
     lag_p99_ms: float
     lag_max_ms: float
+
+    @property
+    def server_cpu_ms_per_token(self) -> float | None:
+        """Processor time of all of the server's processes."""
+        return sum(self.server_cpu.values()) if self.server_cpu else None
 
     def to_dict(self) -> dict[str, Any]:
         """Its JSON."""
@@ -87,14 +100,16 @@ class Summary:
         """What makes these figures less than they seem."""
         found = []
         if self.lag_p99_ms > _LAG_MS or self.cpu_share > _CPU_SHARE:
-            per_event = f", {self.cpu_us_per_event:.0f} us an event" if self.cpu_us_per_event else ""
+            cost = self.client_cpu_ms_per_token
+            per_token = "" if cost is None else f", {cost:.3f} ms a token"
             found.append(
                 f"{self.level}: the client itself was late by {self.lag_p99_ms:.0f} ms (p99; at most "
-                f"{self.lag_max_ms:.0f}) and took {self.cpu_share:.0%} of a core{per_event}: latencies are too long by "
+                f"{self.lag_max_ms:.0f}) and took {self.cpu_share:.0%} of a core{per_token}: latencies are too long by "
                 "as much; give it a core of its own, or less load"
             )
         if self.counted_by == "events" and self.ok:
-            found.append(f"{self.level}: the server gave no usage: what stands under tokens are events")
+            what = "what stands under tokens are events" if self.level.streamed else "tokens are not known"
+            found.append(f"{self.level}: the server gave no usage: {what}")
         if not self.ok:
             found.append(f"{self.level}: no request was answered")
         return found
@@ -132,7 +147,6 @@ def summarise(run: Run, limits: dict[str, float]) -> Summary:
     by_usage = all(sample.output_tokens is not None for sample in good)
     prompts = sum(sample.prompt_tokens or 0 for sample in good) if by_usage else None
     cached = [sample.cached_tokens for sample in good if sample.cached_tokens is not None]
-    all_events = sum(len(sample.events) for sample in run.samples)
     lag = np.asarray(run.lag or [0.0]) * 1e3
     return Summary(
         level=run.level,
@@ -145,12 +159,14 @@ def summarise(run: Run, limits: dict[str, float]) -> Summary:
         goodput=sum(within(sample, limits) for sample in good) / seconds if limits else None,
         counted_by="usage" if by_usage else "events",
         tokens_per_event=output / events if events and by_usage else None,
+        events_per_answer=events / len(good) if events else None,
         prompt_tokens=prompts / len(good) if prompts is not None and good else None,
         output_tokens=output / len(good) if good else 0.0,
         reused=sum(cached) / prompts if prompts and len(cached) == len(good) else None,
         latencies={name: Stats.of([v for one in values(good, name) for v in one]) for name in METRICS},
         cpu_share=run.cpu_seconds / seconds,
-        cpu_us_per_event=run.cpu_seconds / all_events * 1e6 if all_events else None,
+        client_cpu_ms_per_token=run.cpu_seconds / output * 1e3 if output else None,
+        server_cpu={name: used / output * 1e3 for name, used in run.server_seconds.items()} if output else {},
         lag_p99_ms=float(np.percentile(lag, 99)),
         lag_max_ms=float(lag.max()),
     )

@@ -1,7 +1,7 @@
 """Finds the load at which a server is saturated: doubles it until nothing is gained, then looks between."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from run_gpt.bench.load import Level
 from run_gpt.bench.summary import Summary
@@ -40,14 +40,14 @@ def breaks(summary: Summary) -> str | None:
     return None
 
 
-async def sweep(kind: str, start: float, most: float, measure: Measure) -> Saturation:
+async def sweep(start: Level, most: float, measure: Measure) -> Saturation:
     """Measure from `start` to at most `most`, MOST_LEVELS levels and REFINEMENTS between the last two at the most.
 
     One load that brings nothing may be chance: it takes two in a row to end.
     """
-    value, best, too_much, reason = start, None, None, f"after {MOST_LEVELS} loads"
+    value, best, too_much, reason = start.value, None, None, f"after {MOST_LEVELS} loads"
     for _ in range(MOST_LEVELS):
-        summary = await measure(Level(kind, value))
+        summary = await measure(replace(start, value=value))
         if why := breaks(summary):
             reason, too_much = why, too_much or value
             break
@@ -64,7 +64,7 @@ async def sweep(kind: str, start: float, most: float, measure: Measure) -> Satur
             reason = reason if too_much is None else f"{_brings_less(summary, best)}; {reason}"
             break
     if best is None:
-        return Saturation(Level(kind, start), reason)
+        return Saturation(start, reason)
     return Saturation((await _between(best, too_much, measure)).level, reason)
 
 
@@ -80,7 +80,7 @@ async def _between(best: Summary, too_much: float | None, measure: Measure) -> S
         middle = (best.level.value + too_much) / 2
         if best.level.kind == "closed" and not middle.is_integer():
             break
-        summary = await measure(Level(best.level.kind, middle))
+        summary = await measure(replace(best.level, value=middle))
         if breaks(summary) or worth(summary) < GAIN * worth(best):
             too_much = middle
         else:

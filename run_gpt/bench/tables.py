@@ -1,6 +1,7 @@
 """Figures as tables for people: Markdown, aligned, so that they can be read in a terminal and put into a document."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from run_gpt.bench.results import Results
 from run_gpt.bench.summary import METRICS, Summary
@@ -33,7 +34,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def throughput(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
     """Requests and tokens of each load."""
     header = ["load", "ok", "failed", "req/s", "output tok/s", "total tok/s", "goodput"]
-    header += ["prompt tok", "output tok", "reused", "tokens/event"]
+    header += ["prompt tok", "output tok", "reused", "tokens/event", "events/answer"]
     rows: list[Row] = []
     for s in summaries:
         events = "*" if s.counted_by == "events" else ""
@@ -41,8 +42,9 @@ def throughput(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
         cells = [number(rate) for rate in rates]
         cells[1] += events
         reused = "-" if s.reused is None else f"{s.reused:.0%}"
-        sizes = (number(s.prompt_tokens), number(s.output_tokens) + events, reused, number(s.tokens_per_event))
-        rows.append((str(s.level), str(s.ok), failures(s), *cells, *sizes))
+        sizes = (number(s.prompt_tokens), number(s.output_tokens) + events, reused)
+        per_event = (number(s.tokens_per_event), number(s.events_per_answer))
+        rows.append((str(s.level), str(s.ok), failures(s), *cells, *sizes, *per_event))
     return header, rows
 
 
@@ -57,6 +59,34 @@ def latencies(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
     return ("load", "latency", "n", "mean", "p50", "p90", "p99", "max"), rows
 
 
+def streaming(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
+    """Throughput of streams over that of whole answers, for each load that was measured both ways."""
+    whole = {summary.level: summary.output_tokens_per_second for summary in summaries}
+    rows: list[Row] = []
+    for summary in summaries:
+        other = whole.get(replace(summary.level, streamed=False))
+        if summary.level.streamed and other:
+            rate = summary.output_tokens_per_second
+            rows.append((str(summary.level), number(rate), number(other), f"{rate / other:.2f}"))
+    return ("load", "streamed, output tok/s", "whole, output tok/s", "streamed / whole"), rows
+
+
+def efforts(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
+    """Processor time for each token, of the client and of the server's processes."""
+    names = list(dict.fromkeys(name for summary in summaries for name in summary.server_cpu))
+    rows: list[Row] = []
+    for s in summaries:
+        cells = (s.client_cpu_ms_per_token, s.server_cpu_ms_per_token, *(s.server_cpu.get(name) for name in names))
+        rows.append((str(s.level), *map(number, cells)))
+    return ("load", "CPU, ms/token: client", "server", *names), rows
+
+
+def all_of(summaries: Sequence[Summary]) -> list[tuple[Row, list[Row]]]:
+    """Every table that has rows, each with its header."""
+    made = [make(summaries) for make in (throughput, streaming, latencies, efforts)]
+    return [(header, rows) for header, rows in made if rows]
+
+
 def failures(summary: Summary) -> str:
     """How many failed, and of what: `3 (2 timeout, 1 status 429)`."""
     total = sum(summary.failures.values())
@@ -65,8 +95,8 @@ def failures(summary: Summary) -> str:
 
 
 def text(summaries: Sequence[Summary]) -> str:
-    """Both tables; a star marks what was counted in events."""
-    return f"{markdown(*throughput(summaries))}\n\n{markdown(*latencies(summaries))}"
+    """All tables; a star marks what was counted in events."""
+    return "\n\n".join(markdown(*table) for table in all_of(summaries))
 
 
 def document(results: Results, plots: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -54,6 +54,16 @@ class Prompt:
     text: str = ""
     messages: tuple[dict[str, Any], ...] = ()
     chat: Chat | None = field(default=None, compare=False, repr=False)
+
+
+class Prompts(Protocol):
+    """What is asked, one after the other."""
+
+    def next(self) -> Prompt:
+        """What the next request asks."""
+
+    def answered(self, prompt: Prompt, answer: str) -> None:
+        """Tell what a prompt was answered with."""
 
 
 class Workload:

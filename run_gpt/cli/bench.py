@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +33,14 @@ class ApiName(StrEnum):
     GENERATE = "generate"
 
 
+class Answers(StrEnum):
+    """How answers are asked for."""
+
+    STREAMED = "streamed"
+    WHOLE = "whole"
+    BOTH = "both"
+
+
 def _load(*flags: str, **more: Any) -> Any:
     return typer.Option(*flags, rich_help_panel=LOAD, **more)
 
@@ -54,6 +63,15 @@ def serve(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the first that /v1/models names.")] = None,
     api_key: options.ApiKey = None,
+    server_pid: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="The server's process on this machine, for its CPU time. Default: what listens at --endpoint."
+        ),
+    ] = None,
+    answers: Annotated[
+        Answers, _load(help="Ask for streams, for answers in one piece, or for both in turn.")
+    ] = Answers.STREAMED,
     concurrency: Annotated[
         str | None, _load(metavar="N,N,...", help="Closed loop: requests in flight. Default: 1,4,16.")
     ] = None,
@@ -108,6 +126,7 @@ def serve(
     from run_gpt.bench.lengths import Lengths
     from run_gpt.bench.load import Bounds
     from run_gpt.bench.online import Plan, measure
+    from run_gpt.bench.processes import is_local
     from run_gpt.bench.results import Results
     from run_gpt.bench.summary import FORMULAS, parse_goodput
     from run_gpt.bench.workload import WorkloadConfig
@@ -127,7 +146,7 @@ def serve(
         endpoint=Endpoint.parse(endpoint),
         api_name=api,
         model=model,
-        levels=_levels(concurrency, rate, sweep),
+        levels=_levels(concurrency, rate, sweep, answers),
         sweep=sweep,
         workload=WorkloadConfig(
             prompt_words=Lengths.parse(prompt_words, "--prompt-words"),
@@ -142,6 +161,7 @@ def serve(
         limits=parse_goodput(goodput),
         exact_output=exact_output,
         extra_body=_json_object(extra_body),
+        server_pid=server_pid,
     )
     begun: list[Results] = []
     interrupted = False
@@ -155,6 +175,8 @@ def serve(
     results = begun[0]
     print(f"{tables.text(results.summaries)}\n\n{FORMULAS}")
     _tell(results)
+    if not any(run.server_seconds for run in results.runs) and (server_pid or is_local(plan.endpoint)):
+        console.print("The server's CPU time is left out: its processes cannot be seen. --server-pid names one.")
     _write(results, json_file, csv_file, html_file, png)
     if write:
         drawn = plots.TITLES if png else {}
@@ -184,7 +206,7 @@ def compare(
             console.print(f"only in {name}: {', '.join(only)}", markup=False, soft_wrap=True)
 
 
-def _levels(concurrency: str | None, rate: str | None, sweep: bool) -> "tuple[Level, ...]":
+def _levels(concurrency: str | None, rate: str | None, sweep: bool, answers: Answers) -> "tuple[Level, ...]":
     from run_gpt.bench.load import Level
 
     if concurrency is None and rate is None:
@@ -192,7 +214,9 @@ def _levels(concurrency: str | None, rate: str | None, sweep: bool) -> "tuple[Le
     closed = [Level("closed", value) for value in _numbers(concurrency, "--concurrency")]
     if not all(level.value.is_integer() for level in closed):
         raise SetupError(f"--concurrency {concurrency}: write whole numbers, such as 1,4,16")
-    return (*closed, *(Level("open", value) for value in _numbers(rate, "--rate")))
+    loads = (*closed, *(Level("open", value) for value in _numbers(rate, "--rate")))
+    ways = {Answers.STREAMED: (True,), Answers.WHOLE: (False,), Answers.BOTH: (True, False)}[answers]
+    return tuple(replace(load, streamed=streamed) for load in loads for streamed in ways)
 
 
 def _numbers(text: str | None, option: str) -> list[float]:

@@ -27,8 +27,10 @@ def test_every_api_of_a_server_is_measured(server: Any, tmp_path: Path, api: str
     endpoint = server.grpc_url if api.startswith("grpc") else server.http_url
     exact = [] if api.startswith("openai") else ["--exact-output"]
     api = api.removeprefix("grpc ")
-    document = bench(tmp_path, "--endpoint", endpoint, "--api", api, *exact)
-    [load] = document["loads"]
+    document = bench(tmp_path, "--endpoint", endpoint, "--api", api, "--answers", "both", *exact)
+    load, whole = document["loads"]
+    assert (whole["level"]["streamed"], whole["summary"]["ok"], whole["summary"]["counted_by"]) == (False, 4, "usage")
+    assert whole["summary"]["latencies"]["ttft"] is None
     summary = load["summary"]
     assert (summary["ok"], summary["failures"], summary["counted_by"]) == (4, {}, "usage")
     assert summary["prompt_tokens"] >= 12
@@ -45,3 +47,12 @@ def test_chats_with_a_common_beginning_find_it_in_the_cache(server: Any, tmp_pat
     [load] = bench(tmp_path, *arguments)["loads"]
     assert load["summary"]["ok"] == 4
     assert load["summary"]["reused"] > 0.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
+def test_each_process_of_a_server_is_named(server: Any, tmp_path: Path) -> None:
+    """Whoever makes streams cheaper must see where their cost is."""
+    for endpoint in (server.http_url, server.grpc_url):
+        [load] = bench(tmp_path, "--endpoint", endpoint)["loads"]
+        assert {"gateway", "executor 0", "supervisor"} <= load["summary"]["server_cpu"].keys()
+        assert load["summary"]["server_cpu"]["executor 0"] > 0

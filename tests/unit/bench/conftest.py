@@ -29,6 +29,12 @@ class Script:
     most_in_flight: int = 0
     url: str = ""
 
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The usage of an answer."""
+        counts = {"prompt_tokens": 7, "completion_tokens": self.tokens, "total_tokens": 7 + self.tokens}
+        return counts | {"prompt_tokens_details": {"cached_tokens": 2}}
+
 
 class _Server:
     def __init__(self, script: Script):
@@ -70,6 +76,8 @@ class _Server:
         if behaviour.isdecimal():
             _whole(writer, int(behaviour), {"error": {"message": f"said so to {head}", "code": "scripted"}})
             return True
+        if behaviour != "hang" and not self.script.bodies[-1].get("stream"):
+            return await self._whole_answer(writer, behaviour, start)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
         if behaviour == "hang":
             await asyncio.sleep(30)
@@ -86,10 +94,19 @@ class _Server:
         else:
             _event(writer, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
             if script.usage:
-                counts = {"prompt_tokens": 7, "completion_tokens": script.tokens, "total_tokens": 7 + script.tokens}
-                _event(writer, {"choices": [], "usage": counts | {"prompt_tokens_details": {"cached_tokens": 2}}})
+                _event(writer, {"choices": [], "usage": script.counts})
             _chunk(writer, b"data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
+        return True
+
+    async def _whole_answer(self, writer: asyncio.StreamWriter, behaviour: str, start: float) -> bool:
+        script = self.script
+        due = start + script.ttft + (script.tokens // script.per_event - 1) * script.gap
+        await asyncio.sleep(due - asyncio.get_running_loop().time())
+        choice = {"message": {"content": "word " * script.tokens}, "finish_reason": "stop"}
+        answer = {"choices": [choice], "usage": script.counts} if script.usage else {"choices": [choice]}
+        error = {"error": {"message": "it broke", "code": "internal_error"}}
+        _whole(writer, 200, error if behaviour == "error" else answer)
         return True
 
 

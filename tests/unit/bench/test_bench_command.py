@@ -1,5 +1,6 @@
 """Without these `rungpt bench` would accept what it cannot measure, or write a key into a file."""
 
+import csv
 import json
 import re
 import signal
@@ -64,7 +65,35 @@ def test_a_sweep_says_where_it_ended(scripted: Callable[..., Any], tmp_path: Pat
     done = bench("serve", "--endpoint", scripted().url, "--sweep", "--requests", "4", "--json", str(path))
     assert done.exit_code == 0, done.output
     assert "Saturated at concurrency 1: 2 is more than the bounds of this run allow" in done.stdout
-    assert json.loads(path.read_text())["saturation"]["level"] == {"kind": "closed", "value": 1.0}
+    assert json.loads(path.read_text())["saturation"]["level"] == {"kind": "closed", "value": 1.0, "streamed": True}
+
+
+def test_streams_and_whole_answers_stand_side_by_side(scripted: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    options = ["--answers", "both", "--concurrency", "1,2", "--requests", "4", "--csv", str(path)]
+    done = bench("serve", "--endpoint", scripted().url, *options)
+    assert done.exit_code == 0, done.output
+    assert "streamed / whole" in done.stdout
+    assert "| concurrency 2, whole |" in done.stdout
+    with path.open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["level"], line["answers"]) for line in lines] == [
+        (level, answers) for level in ("1.0", "2.0") for answers in ("streamed", "whole")
+    ]
+    assert [bool(line["ttft_p50"]) for line in lines] == [True, False] * 2
+    assert float(lines[0]["events_per_answer"]) == 5
+    if Path("/proc/self/stat").exists():  # the scripted server is in this process
+        assert "CPU, ms/token: client" in done.stdout
+        assert float(lines[0]["server_cpu_ms_per_token"]) >= 0
+
+
+def test_a_server_whose_processes_cannot_be_seen_is_measured_without(
+    scripted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("run_gpt.bench.processes.PROC", tmp_path)
+    done = bench("serve", "--endpoint", scripted().url, "--concurrency", "1", "--requests", "4")
+    assert done.exit_code == 0, done.output
+    assert done.stderr.count("The server's CPU time is left out") == 1
 
 
 def test_failures_are_shown_with_an_example(scripted: Callable[..., Any]) -> None:
@@ -115,6 +144,8 @@ def test_an_interrupted_benchmark_keeps_what_it_has(scripted: Callable[..., Any]
         (["--extra-body", "{"], "no JSON"),
         (["--endpoint", "ftp://a"], "an endpoint is"),
         (["--endpoint", "grpc://127.0.0.1:1", "--api", "openai-chat"], "over gRPC use --api chat"),
+        (["--sweep", "--answers", "both"], "streamed or whole"),
+        (["--server-pid", "999999999", "--endpoint", "grpc://127.0.0.1:1"], "no such process"),
         (["--json", "/no/such/folder/a.json"], "make it first"),
         (["--prompt-words", "x"], "--prompt-words x"),
     ],

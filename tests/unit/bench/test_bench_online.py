@@ -223,3 +223,37 @@ def test_a_client_that_is_late_notices(scripted: Callable[..., Any]) -> None:
     [summary] = asyncio.run(measure(plan, None, lambda run: time.sleep(0.05))).summaries
     assert summary.lag_max_ms > 25
     assert "the client itself was late" in summary.warnings()[0]
+
+
+def test_whole_answers_are_measured_beside_streams(scripted: Callable[..., Any]) -> None:
+    """Streams that lose a third would not be noticed where only whole answers are measured, or only streams."""
+    script = scripted(ttft=0.2, gap=0.02, tokens=6, per_event=2)
+    streamed, whole = measured(script.url, Level("closed", 4), Level("closed", 4, streamed=False)).summaries
+    assert (streamed.ok, whole.ok) == (8, 8)
+    assert (streamed.events_per_answer, streamed.tokens_per_event) == (3, 2)
+    assert (whole.events_per_answer, whole.tokens_per_event) == (None, None)
+    assert (whole.counted_by, whole.prompt_tokens, whole.output_tokens) == ("usage", 7, 6)
+    assert whole.latencies["e2e"] is not None
+    assert whole.latencies["e2e"].p50 == pytest.approx(240, rel=0.1)
+    assert [whole.latencies[name] for name in ("ttft", "tpot", "itl")] == [None] * 3
+    assert [body.get("stream", False) for body in script.bodies] == [True] * 8 + [False] * 8
+
+
+def test_failures_of_whole_answers_are_counted_by_their_kind(scripted: Callable[..., Any]) -> None:
+    script = scripted(behaviours=("ok", "429", "error", "hang", "reset"))
+    level = Level("closed", 5, streamed=False)
+    [summary] = measured(script.url, level, bounds={"requests": 5, "timeout": 1.0}).summaries
+    assert summary.ok == 1
+    assert summary.failures == {"status 429": 1, "error internal_error": 1, "timeout": 1, "connection": 1}
+
+
+def test_what_came_of_a_failed_stream_is_kept(scripted: Callable[..., Any]) -> None:
+    results = measured(scripted(behaviours=("cut",), ttft=0.05).url, Level("closed", 1), bounds={"requests": 1})
+    [sample] = results.runs[0].samples
+    assert (sample.failure, len(sample.events)) == ("broken stream", 2)
+
+
+def test_a_sweep_is_of_streams_or_of_whole_answers(scripted: Callable[..., Any]) -> None:
+    levels = (Level("closed", 1), Level("closed", 1, streamed=False))
+    with pytest.raises(SetupError, match="streamed or whole"):
+        measured(scripted().url, *levels, sweep=True)

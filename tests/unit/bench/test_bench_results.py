@@ -134,7 +134,7 @@ def test_of_two_sweeps_the_loads_that_both_have_are_compared() -> None:
         ("[]", "is no result of"),
         ('{"schema": "other"}', "is no result of"),
         ('{"schema": "rungpt.bench.serve", "version": 99}', "has version 99"),
-        ('{"schema": "rungpt.bench.serve", "version": 1}', "is not whole"),
+        ('{"schema": "rungpt.bench.serve", "version": 2}', "is not whole"),
     ],
 )
 def test_another_file_is_refused_in_one_line(tmp_path: Path, content: str, says: str) -> None:

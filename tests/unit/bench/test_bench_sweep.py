@@ -27,7 +27,7 @@ def swept(
         bad = [Sample(0.0, end=0.2, failure="timeout") for _ in range(lost)]
         return summarise(Run(level, good + bad, seconds=20 / rate(level.value)), {})
 
-    return asyncio.run(sweep(kind, 1, most, measure)), tried
+    return asyncio.run(sweep(Level(kind, 1), most, measure)), tried
 
 
 def test_the_knee_is_found_between_two_doublings() -> None:

@@ -116,15 +116,22 @@ def test_a_dataset_that_is_none_says_where(tmp_path: Path, content: str, says: s
 
 def test_bodies_are_those_of_each_api() -> None:
     text, chat = Prompt(8, text="hi"), Prompt(8, messages=({"role": "user", "content": "hi"},))
-    assert APIS["generate"].body(text, None, exact=True, extra={"temperature": 0}) == {
+    assert APIS["generate"].body(text, True, None, exact=True, extra={"temperature": 0}) == {
         "prompt": "hi",
         "max_new_tokens": 8,
         "min_new_tokens": 8,
         "temperature": 0,
     }
-    assert APIS["chat"].body(chat, "m", exact=False, extra={}).keys() == {"model", "messages", "max_new_tokens"}
-    body = APIS["openai-completions"].body(text, "m", exact=False, extra={})
+    assert APIS["chat"].body(chat, True, "m", exact=False, extra={}).keys() == {"model", "messages", "max_new_tokens"}
+    body = APIS["openai-completions"].body(text, True, "m", exact=False, extra={})
     assert body.keys() == {"model", "prompt", "max_tokens", "stream", "stream_options"}
+    whole = APIS["openai-completions"].body(text, False, "m", exact=False, extra={})
+    assert whole.keys() == {"model", "prompt", "max_tokens"}
+
+
+def test_streams_and_whole_answers_have_their_routes() -> None:
+    routes = [APIS[name].route(streamed=streamed) for name in ("chat", "openai-chat") for streamed in (True, False)]
+    assert routes == ["/chat_stream", "/chat", "/v1/chat/completions", "/v1/chat/completions"]
 
 
 def test_events_of_all_apis_are_read() -> None:
@@ -135,4 +142,5 @@ def test_events_of_all_apis_are_read() -> None:
     assert read_event({"choices": [{"delta": {"reasoning_content": "a"}}]}).has_output
     assert read_event({"choices": [{"delta": {}, "finish_reason": "stop"}]}).finished
     assert read_event({"choices": [], "usage": {"completion_tokens": 3}}).usage == {"completion_tokens": 3}
+    assert read_event({"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}).text == "a"
     assert read_event({"error": "text"}).error == {"message": "text"}

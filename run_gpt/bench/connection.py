@@ -1,0 +1,127 @@
+"""Connections in HTTP/1.1 that cost next to nothing: bytes and times are noted, what they say is read afterwards.
+
+A general client takes more processor time for a token of a stream than is left over beside a fast server, and on a
+small machine it takes it from the server.
+"""
+
+import asyncio
+import time
+
+import httpx
+
+from run_gpt.bench.response import BadAnswer, Response
+from run_gpt.client.endpoint import Endpoint
+
+_IDLE_SECONDS = 1.0  # a server may close a connection that is idle for longer just when it is taken again
+
+
+class Connection(asyncio.Protocol):
+    """One socket, for one request after the other."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._response: Response | None = None
+        self._over: asyncio.Future[None] | None = None
+        self.idle_since = 0.0
+
+    async def ask(self, request: bytes, response: Response) -> float:
+        """Send a request, and return the time at which its answer was complete.
+
+        Raises ConnectionError if it ended before, and BadAnswer.
+        """
+        if self._transport is None:
+            raise ConnectionResetError("the connection is closed")
+        self._response, self._over = response, asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        try:
+            await self._over
+        finally:
+            self._response = None
+        if response.ended is None:
+            raise ConnectionResetError("the server closed the connection")
+        self.idle_since = response.ended
+        return response.ended
+
+    @property
+    def is_fresh(self) -> bool:
+        """True for a connection that the server will hardly close just now."""
+        return self._transport is not None and time.perf_counter() - self.idle_since < _IDLE_SECONDS
+
+    def close(self) -> None:
+        """Close it at once."""
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        at = time.perf_counter()
+        if self._response is None or self._over is None:  # nothing was asked
+            return self.close()
+        try:
+            self._response.feed(at, data)
+        except BadAnswer as error:
+            self._end(error)
+        else:
+            if self._response.ended is not None:
+                self._end()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._transport = None
+        if self._response is not None:
+            self._response.close(time.perf_counter())
+        self._end(error)
+
+    def _end(self, error: Exception | None = None) -> None:
+        if self._over is None or self._over.done():
+            return
+        if error is None:
+            self._over.set_result(None)
+        else:
+            self._over.set_exception(error)
+
+
+class Connections:
+    """As many connections to a server as there are requests in flight; those that are free are taken again."""
+
+    def __init__(self, endpoint: Endpoint):
+        host, _, port = endpoint.address.rpartition(":")
+        self._host, self._port = host.strip("[]"), int(port)
+        # The certificates that httpx knows, which asks this server for its models.
+        self._tls = httpx.create_ssl_context(trust_env=False) if endpoint.is_secure else None
+        self._free: list[Connection] = []
+
+    async def ask(self, request: bytes, response: Response) -> float:
+        """See Connection.ask. Raises OSError where no connection is made."""
+        connection = await self._taken()
+        try:
+            ended = await connection.ask(request, response)
+        except BaseException:
+            connection.close()
+            raise
+        if response.reusable:
+            self._free.append(connection)
+        else:
+            connection.close()
+        return ended
+
+    async def _taken(self) -> Connection:
+        while self._free:
+            connection = self._free.pop()
+            if connection.is_fresh:
+                return connection
+            connection.close()
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
+        return connection
+
+    def close(self) -> None:
+        """Close all that are free."""
+        while self._free:
+            self._free.pop().close()

@@ -1,0 +1,152 @@
+"""The processes of a server on this machine, and the processor time of each; read from /proc, which Linux has."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from run_gpt.client.endpoint import Endpoint
+from run_gpt.errors import SetupError
+
+PROC = Path("/proc")
+_LISTENS = "0A"  # a socket's state, in /proc/net/tcp
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process, as it was when it was read."""
+
+    pid: int
+    parent: int
+    seconds: float
+    """Processor time of all its threads since its start."""
+
+
+class ServerProcesses:
+    """A process and all that descend from it."""
+
+    def __init__(self, root: int):
+        self._root = root
+
+    def seconds(self) -> dict[int, float]:
+        """Processor time of each process so far, by its id."""
+        found = {process.pid: process for process in _all()}
+        return {pid: process.seconds for pid, process in found.items() if self._root in _line(pid, found)}
+
+    def since(self, before: dict[int, float]) -> dict[str, float]:
+        """Processor time of each process, by its name, since `seconds` gave `before`."""
+        used: dict[str, float] = {}
+        for pid, seconds in self.seconds().items():
+            name = _name(pid)
+            used[name] = used.get(name, 0.0) + seconds - before.get(pid, 0.0)
+        return dict(sorted(used.items()))
+
+
+def find(endpoint: Endpoint, pid: int | None = None) -> ServerProcesses | None:
+    """The processes of the server at that address, or under that process.
+
+    None if it is on another machine, or its processes cannot be seen. Raises SetupError for a `pid` that there is not.
+    """
+    if pid is not None:
+        if (PROC / "self").exists() and not (PROC / str(pid)).exists():
+            raise SetupError(f"--server-pid {pid}: there is no such process")
+        return ServerProcesses(pid) if (PROC / "self").exists() else None
+    if not is_local(endpoint) or (listener := _listener(endpoint.port)) is None:
+        return None
+    return ServerProcesses(_root_of(listener))
+
+
+def is_local(endpoint: Endpoint) -> bool:
+    """True for an address of this machine's loopback."""
+    if endpoint.host == "localhost":
+        return True
+    try:
+        address = ip_address(endpoint.host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def _all() -> Iterator[Process]:
+    ticks = os.sysconf("SC_CLK_TCK")
+    for folder in PROC.glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        yield Process(int(folder.name), int(fields[1]), (int(fields[11]) + int(fields[12])) / ticks)
+
+
+def _line(pid: int, found: dict[int, Process]) -> list[int]:
+    """A process, its parent, the parent of that, and so on."""
+    line = []
+    while pid in found and pid not in line:
+        line.append(pid)
+        pid = found[pid].parent
+    return line
+
+
+def _listener(port: int) -> int | None:
+    """The process that listens on a port."""
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = (PROC / "net" / table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for fields in map(str.split, lines):
+            if fields[3] == _LISTENS and int(fields[1].rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{fields[9]}]")
+    return next((pid for pid in _holders(inodes)), None)
+
+
+def _holders(inodes: set[str]) -> Iterator[int]:
+    for folder in PROC.glob("[0-9]*") if inodes else ():
+        try:
+            if any(os.readlink(file) in inodes for file in (folder / "fd").iterdir()):
+                yield int(folder.name)
+        except OSError:
+            continue  # it has ended, or belongs to someone else
+
+
+def _root_of(pid: int) -> int:
+    """The oldest ancestor that runs the same program: a supervisor, of which others are the workers.
+
+    This process and its ancestors are no part of a server that one of them has started.
+    """
+    found = {process.pid: process for process in _all()}
+    ours = _line(os.getpid(), found)
+    program = _program(pid)
+    for ancestor in _line(pid, found)[1:]:
+        if ancestor in ours or program is None or _program(ancestor) != program:
+            break
+        pid = ancestor
+    return pid
+
+
+def _program(pid: int) -> str | None:
+    try:
+        return os.readlink(PROC / str(pid) / "exe")
+    except OSError:
+        return None
+
+
+def _name(pid: int) -> str:
+    """What a process does, by its command line: `gateway`, `executor 0`, `supervisor`; else its program or module."""
+    try:
+        command = [part for part in (PROC / str(pid) / "cmdline").read_text().split("\0") if part]
+        short = (PROC / str(pid) / "comm").read_text().strip()
+    except OSError:
+        return "ended"
+    if not command:
+        return short
+    if "run_gpt.flows.pod" in command:
+        return " ".join(command[command.index("run_gpt.flows.pod") + 1 :])
+    if "serve" in command and any(Path(part).name in ("rungpt", "run_gpt.cli") for part in command):
+        return "supervisor"
+    if not Path(command[0]).name.startswith("python"):
+        return Path(command[0]).name
+    if "-m" in command[1:-1]:
+        return command[command.index("-m") + 1]
+    return next((Path(part).name for part in command[1:2] if not part.startswith("-")), short)
