@@ -1,14 +1,23 @@
 """The server that the benchmarks measure over HTTP: `rungpt serve` on free ports of 127.0.0.1."""
 
-import asyncio
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-import httpx
 from benchmark_contenders import Contender
 from startup_benchmark import READY_SECONDS, RUNGPT, free_port, is_ready
+
+from run_gpt.bench.load import Bounds, Level, run_level
+from run_gpt.bench.processes import find
+from run_gpt.bench.protocol import APIS
+from run_gpt.bench.sender import HttpSender
+from run_gpt.bench.summary import Summary, summarise
+from run_gpt.bench.workload import Given, Prompt
+from run_gpt.client.endpoint import Endpoint
 
 ANSWER_SECONDS = 300.0
 STOP_SECONDS = 60.0
@@ -35,19 +44,22 @@ class Server:
                 raise SystemExit(f"rungpt serve did not become ready:\n{self._log.read().decode(errors='replace')}")
             time.sleep(0.1)
 
-    async def rate(self, prompts: list[str], new_tokens: int) -> float:
-        """Tokens per second of these prompts at once, each a unary request, seen by the client."""
-        body = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-        async with httpx.AsyncClient(base_url=self.url, timeout=ANSWER_SECONDS) as client:
-            start = time.perf_counter()
-            answers = await asyncio.gather(
-                *(client.post("/generate", json={**body, "prompt": prompt}) for prompt in prompts)
-            )
-            seconds = time.perf_counter() - start
-        for answer in answers:
-            if answer.status_code != 200 or answer.json()["usage"]["completion_tokens"] != new_tokens:
-                raise SystemExit(f"/generate answered {answer.status_code}: {answer.text[:500]}")
-        return len(prompts) * new_tokens / seconds
+    async def burst(self, prompts: Sequence[Prompt], streamed: bool, api: str = "generate", **extra: Any) -> Summary:
+        """What so many requests at once bring, seen by the client. Raises SystemExit if one fails.
+
+        `extra` are fields of each request; `min_new_tokens` among them makes answers of the API `generate` exact.
+        """
+        level, endpoint = Level("closed", len(prompts), streamed), Endpoint.parse(self.url)
+        bounds = Bounds(requests=len(prompts), seconds=ANSWER_SECONDS, timeout=ANSWER_SECONDS)
+        body = partial(APIS[api].body, model=None, exact=False, extra=extra)
+        sender = HttpSender(endpoint, APIS[api], None, body)
+        try:
+            run = await run_level(level, sender, Given(prompts), bounds, server=find(endpoint, self._process.pid))
+        finally:
+            await sender.aclose()
+        if failed := [sample for sample in run.samples if not sample.ok]:
+            raise SystemExit(f"{level}: {failed[0].failure}: {failed[0].detail}")
+        return summarise(run, {})
 
     def close(self) -> None:
         """End the server as Ctrl-C would, or hard after STOP_SECONDS. Raises SystemExit, with its log, if it failed."""

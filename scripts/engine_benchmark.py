@@ -39,6 +39,8 @@ from benchmark_contenders import Contender, Prompts
 from benchmark_process import Process
 from benchmark_server import Server
 
+from run_gpt.bench.summary import Summary
+from run_gpt.bench.workload import Prompt
 from run_gpt.config import DEFAULT_MODEL, PRECISIONS, EngineConfig, Runner
 
 SHORT_TOKENS = 64
@@ -180,25 +182,43 @@ def measure_speculation(process: Process, numbers: Iterator[int], repeat: int) -
 
 
 def measure_stack(process: Process, numbers: Iterator[int], repeat: int) -> list[Row]:
-    """The same streams in the engine and over HTTP, in turn."""
-    alone = Row(f"{HTTP_STREAMS} streams, the engine alone beside it", "tokens/s")
-    http = Row(f"{HTTP_STREAMS} streams over HTTP through the whole stack", "tokens/s")
-    share = Row("over HTTP over the engine alone", "")
-    progress(f"{process.name}: {http.label}")
+    """The same requests in the engine and over HTTP, streamed and whole, in turn; and what each process takes."""
+    rows: dict[str, Row] = {}
+    progress(f"{process.name}: {_streams(HTTP_STREAMS)} over HTTP through the whole stack")
+
+    def note(label: str, unit: str, value: float) -> None:
+        rows.setdefault(label, Row(label, unit)).rounds.setdefault(process.name, []).append(value)
+
     with closing(Server(process.contender)) as server:
 
         def one_round(counts: bool) -> None:
             number = next(numbers)
             arguments = {"streams": HTTP_STREAMS, "new_tokens": SHORT_TOKENS, "same": False}
             engine = process.call("streams", number=number, **arguments)["whole"]
-            prompts = [Prompts.short_text(number + i) for i in range(HTTP_STREAMS)]
-            served = asyncio.run(server.rate(prompts, SHORT_TOKENS))
+            prompts = [Prompt(SHORT_TOKENS, Prompts.short_text(number + i)) for i in range(HTTP_STREAMS)]
+            served = {
+                way: asyncio.run(server.burst(prompts, way == "streamed", min_new_tokens=SHORT_TOKENS))
+                for way in ("streamed", "whole")
+            }
             if counts:
-                for row, value in ((alone, engine), (http, served), (share, served / engine)):
-                    row.rounds.setdefault(process.name, []).append(value)
+                note(f"{_streams(HTTP_STREAMS)}, the engine alone beside it", "tokens/s", engine)
+                for way, summary in served.items():
+                    _note_stack(note, way, summary, engine)
 
         run_rounds(repeat, one_round)
-    return [alone, http, share]
+    return list(rows.values())
+
+
+def _note_stack(note: Callable[[str, str, float], None], way: str, served: Summary, engine: float) -> None:
+    """The rows of answers over HTTP that were asked for in one way."""
+    rate = served.output_tokens_per_second
+    note(f"{_streams(HTTP_STREAMS)} over HTTP, {way}", "tokens/s", rate)
+    note(f"over HTTP, {way}, over the engine alone", "", rate / engine)
+    for name, ms in served.server_cpu.items():
+        if name != "supervisor":  # it waits
+            note(f"over HTTP, {way}: CPU of {name}, ms/token", "", ms)
+    if served.events_per_answer is not None:
+        note(f"over HTTP, {way}: events/answer", "", served.events_per_answer)
 
 
 def merged(rows: list[Row]) -> list[Row]:
@@ -294,7 +314,7 @@ def main() -> None:
     add("--repeat", type=int, default=3, help="rounds that count; default: %(default)s")
     add("--threads", type=int, help="threads of every contender; default: torch's choice")
     add("--same-prompt", action="store_true", help="one prompt for all short streams, as peers are measured")
-    add("--stack", action="store_true", help=f"also {HTTP_STREAMS} streams over HTTP, through `rungpt serve`")
+    add("--stack", action="store_true", help=f"also {HTTP_STREAMS} requests over HTTP, streamed and whole")
     add("--json", type=Path, metavar="FILE", help="write every round's figures there as well")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the processes end too

@@ -1,6 +1,7 @@
 """What is asked: prompts one after the other, made from a seed or taken from a dataset, alone or as turns of chats."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,6 +65,20 @@ class Prompts(Protocol):
 
     def answered(self, prompt: Prompt, answer: str) -> None:
         """Tell what a prompt was answered with."""
+
+
+class Given:
+    """These prompts, one after the other, and no more."""
+
+    def __init__(self, prompts: Iterable[Prompt]):
+        self._prompts = iter(prompts)
+
+    def next(self) -> Prompt:
+        """See Prompts. Raises StopIteration after the last."""
+        return next(self._prompts)
+
+    def answered(self, prompt: Prompt, answer: str) -> None:
+        """See Prompts: what was answered changes nothing."""
 
 
 class Workload:
