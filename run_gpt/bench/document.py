@@ -42,3 +42,5 @@ MODEL = Place("<!-- model: made by scripts/benchmark.py -->")
 """For the tables of `rungpt bench model`."""
 SERVER = Place("<!-- server: made by rungpt bench serve -->")
 """For those of `rungpt bench serve`."""
+SERVERS = Place("<!-- servers: made by scripts/server_benchmark.py -->")
+"""For the comparison of servers."""

@@ -85,6 +85,17 @@ class Plan:
         }
 
 
+@dataclass(frozen=True)
+class Target:
+    """A server that answers: the way to it, and its processes where they can be seen."""
+
+    sender: Sender
+    processes: ServerProcesses | None = None
+    model: str | None = None
+    models: Any = None
+    """What /v1/models says."""
+
+
 async def measure(
     plan: Plan, token: str | None, on_progress: OnProgress, on_begin: Callable[[Results], None] = lambda results: None
 ) -> Results:
@@ -92,39 +103,40 @@ async def measure(
 
     `on_begin` gets the results before they are filled: one that is interrupted keeps the loads that were complete.
     """
-    Client(token)  # refuses what cannot be a key
+    target = await connect(plan, token)
+    results = Results(environment(target.models), plan.arguments(target.model), plan.limits, [])
+    on_begin(results)
+    try:
+        await _warm_up(plan, target.sender)
+        await _measure_levels(plan, target, results, on_progress)
+    finally:
+        await target.sender.aclose()
+    return results
+
+
+async def connect(plan: Plan, token: str | None) -> Target:
+    """The plan's server. Raises SetupError if it does not answer, or has no model that can be named."""
+    client = Client(token)  # refuses what cannot be a key
     models = None if plan.endpoint.is_grpc else await _models(plan.endpoint, token)
     model = plan.model or _first(models)
     if model is None and not plan.api.native:
         raise SetupError(f"{plan.endpoint} does not say which models it has: give --model NAME")
-    server = find(plan.endpoint, plan.server_pid)
-    sender = sender_of(plan, model, token)
-    results = Results(environment(models), plan.arguments(model), plan.limits, [])
-    on_begin(results)
-    try:
-        await _warm_up(plan, sender)
-        await _measure_levels(plan, sender, server, results, on_progress)
-    finally:
-        await sender.aclose()
-    return results
-
-
-def sender_of(plan: Plan, model: str | None, token: str | None) -> Sender:
-    """The way to the plan's server."""
+    processes = find(plan.endpoint, plan.server_pid)
     body = partial(plan.api.body, model=model, exact=plan.exact_output, extra=plan.extra_body)
     if plan.endpoint.is_grpc:
-        return ModelSender(Client(token).get_model(endpoint=str(plan.endpoint)), plan.api, body)
-    return HttpSender(plan.endpoint, plan.api, token, body)
+        sender: Sender = ModelSender(client.get_model(endpoint=str(plan.endpoint)), plan.api, body)
+    else:
+        sender = HttpSender(plan.endpoint, plan.api, token, body)
+    return Target(sender, processes, model, models)
 
 
-async def _measure_levels(
-    plan: Plan, sender: Sender, server: ServerProcesses | None, results: Results, on_progress: OnProgress
-) -> None:
+async def _measure_levels(plan: Plan, target: Target, results: Results, on_progress: OnProgress) -> None:
     async def one(level: Level) -> Summary:
         stream = len(results.runs) + 1
         workload = Workload(plan.workload, takes_chats=plan.api.chats, stream=stream)
         seed = plan.workload.seed
-        results.runs.append(await run_level(level, sender, workload, plan.bounds, seed, on_progress, server))
+        server = target.processes
+        results.runs.append(await run_level(level, target.sender, workload, plan.bounds, seed, on_progress, server))
         return summarise(results.runs[-1], plan.limits)
 
     if not plan.sweep:

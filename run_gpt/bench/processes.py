@@ -57,6 +57,11 @@ def find(endpoint: Endpoint, pid: int | None = None) -> ServerProcesses | None:
     return ServerProcesses(_root_of(listener))
 
 
+def find_own() -> ServerProcesses | None:
+    """This process and its children; None where they cannot be seen."""
+    return ServerProcesses(os.getpid()) if (PROC / "self").exists() else None
+
+
 def is_local(endpoint: Endpoint) -> bool:
     """True for an address of this machine's loopback."""
     if endpoint.host == "localhost":

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Stats:
     max: float
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Stats | None":
+    def of(cls, seconds: Sequence[float]) -> Self | None:
         """Of values in seconds; None of none."""
         if not len(seconds):
             return None
@@ -95,6 +95,12 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Its JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """From its JSON. Raises TypeError or LookupError for another."""
+        latencies = {name: stats and Stats(**stats) for name, stats in data["latencies"].items()}
+        return cls(**{**data, "level": Level(**data["level"]), "latencies": latencies})
 
     def warnings(self) -> list[str]:
         """What makes these figures less than they seem."""

@@ -1,0 +1,121 @@
+"""The tables of several servers: throughput, the ratios that were asked for, and what a token costs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+
+from run_gpt.bench.load import Level
+from run_gpt.bench.servers import NEW_TOKENS, PROMPT_WORDS, Measured
+from run_gpt.bench.summary import Summary
+from run_gpt.bench.tables import Row, markdown, number
+from run_gpt.errors import SetupError
+
+_SHOWN_MS = 0.005  # a process that takes less for a token is not named
+Pair = tuple[str, str]
+
+
+def document(measured: Sequence[Measured], pairs: Sequence[Pair]) -> str:
+    """All tables as Markdown, and where they were measured. Raises SetupError for a pair that was not measured."""
+    tables = [markdown(*rates(measured)), markdown(*ratios(measured, pairs)), markdown(*costs(measured))]
+    return "\n\n".join([*tables, _about(measured)])
+
+
+def default_pairs(measured: Sequence[Measured]) -> list[Pair]:
+    """The first server over each of the others."""
+    return [(measured[0].name, other.name) for other in measured[1:]]
+
+
+def rates(measured: Sequence[Measured]) -> tuple[Row, list[Row]]:
+    """Output tokens per second of each burst: the median of the rounds, and the best of them."""
+    streams = _streams(measured)
+    rows: list[Row] = []
+    for one in measured:
+        for streamed in (True, False):
+            found = [_rates(one, n, streamed) for n in streams]
+            cells = [f"{number(median(some))} ({number(max(some))})" if some else "" for some in found]
+            rows.append((f"{one.name}, {_way(streamed)}", *cells))
+    return ("output tokens/s: median (best)", *(f"x{n:g}" for n in streams)), rows
+
+
+def ratios(measured: Sequence[Measured], pairs: Sequence[Pair]) -> tuple[Row, list[Row]]:
+    """Streams over whole answers of each server, and one server over another; of medians."""
+    streams = _streams(measured)
+    by_name = {one.name: one for one in measured}
+    for name in (name for pair in pairs for name in pair):
+        if name not in by_name:
+            raise SetupError(f"{name} was not measured: there are {', '.join(by_name)}")
+    wanted = [(f"{one.name}: streamed / whole", (one, True), (one, False)) for one in measured]
+    for first, second in pairs:
+        for way in (True, False):
+            wanted.append((f"{first} / {second}, {_way(way)}", (by_name[first], way), (by_name[second], way)))
+    rows: list[Row] = []
+    for label, (a, way), (b, other) in wanted:
+        rows.append((label, *(_ratio(_rates(a, n, way), _rates(b, n, other)) for n in streams)))
+    return ("ratio of tokens/s", *(f"x{n:g}" for n in streams)), rows
+
+
+def costs(measured: Sequence[Measured]) -> tuple[Row, list[Row]]:
+    """The time to the first token, events, and processor time of each burst; medians of the rounds."""
+    rows: list[Row] = []
+    for one in measured:
+        for level, rounds in one.rounds.items():
+            cells = (
+                _median(rounds, _ttft),
+                _median(rounds, lambda s: s.events_per_answer),
+                _median(rounds, lambda s: s.server_cpu_ms_per_token),
+                _processes(rounds),
+                _median(rounds, lambda s: s.client_cpu_ms_per_token),
+            )
+            rows.append((f"{one.name}, {_way(level.streamed)}, x{level.value:g}", *cells))
+    header = ("", "TTFT p50, ms", "events/answer", "server CPU, ms/token", "of it", "client CPU, ms/token")
+    return header, rows
+
+
+def _processes(rounds: Sequence[Summary]) -> str:
+    """Each process that takes a share, the busiest first; for one alone there is nothing to say."""
+    names = {name for summary in rounds for name in summary.server_cpu}
+    shares = {name: median(summary.server_cpu.get(name, 0.0) for summary in rounds) for name in names}
+    shown = sorted((name for name in names if shares[name] > _SHOWN_MS), key=lambda name: -shares[name])
+    return ", ".join(f"{name} {number(shares[name])}" for name in shown) if len(names) > 1 else ""
+
+
+def _ttft(summary: Summary) -> float | None:
+    stats = summary.latencies["ttft"]
+    return None if stats is None else stats.p50
+
+
+def _median(rounds: Sequence[Summary], figure: Callable[[Summary], float | None]) -> str:
+    values = [value for summary in rounds if (value := figure(summary)) is not None]
+    return number(median(values)) if values else ""
+
+
+def _rates(one: Measured, streams: float, streamed: bool) -> list[float]:
+    return [s.output_tokens_per_second for s in one.rounds.get(Level("closed", streams, streamed), [])]
+
+
+def _ratio(a: Sequence[float], b: Sequence[float]) -> str:
+    return f"{median(a) / median(b):.2f}" if a and b else ""
+
+
+def _streams(measured: Sequence[Measured]) -> list[float]:
+    return sorted({level.value for one in measured for level in one.rounds})
+
+
+def _way(streamed: bool) -> str:
+    return "streamed" if streamed else "whole"
+
+
+def _about(measured: Sequence[Measured]) -> str:
+    about = measured[0].environment
+    return (
+        f"{', '.join(_dates(measured))}; {about['cpu']}, {about['cores']} cores; rungpt {about['rungpt']}, python "
+        f"{about['python']}. So many requests at once, each of {PROMPT_WORDS} words and {NEW_TOKENS} new tokens, "
+        "greedy, the end of sequence held back; over loopback, client and server on the same cores. "
+        "An engine in the client's own process has the CPU time of both."
+    )
+
+
+def _dates(measured: Sequence[Measured]) -> Iterator[str]:
+    """When each was measured: those of one hour can be compared, others hardly."""
+    for one in measured:
+        rounds = len(next(iter(one.rounds.values()), []))
+        yield f"{one.name} {one.environment['date'][:16].replace('T', ' ')} UTC ({rounds} rounds)"
