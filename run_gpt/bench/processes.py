@@ -11,6 +11,7 @@ from run_gpt.errors import SetupError
 
 PROC = Path("/proc")
 _LISTENS = "0A"  # a socket's state, in /proc/net/tcp
+_SUPERVISOR = "supervisor"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,9 @@ def _root_of(pid: int) -> int:
     ours = _line(os.getpid(), found)
     program = _program(pid)
     for ancestor in _line(pid, found)[1:]:
-        if ancestor in ours or program is None or _program(ancestor) != program:
+        same = program is not None and _program(ancestor) == program
+        # Whatever has started `rungpt serve` is no part of it, even if it is a Python program, too.
+        if not same or ancestor in ours or _name(pid) == _SUPERVISOR:
             break
         pid = ancestor
     return pid
@@ -149,7 +152,7 @@ def _name(pid: int) -> str:
     if "run_gpt.flows.pod" in command:
         return " ".join(command[command.index("run_gpt.flows.pod") + 1 :])
     if "serve" in command and any(Path(part).name in ("rungpt", "run_gpt.cli") for part in command):
-        return "supervisor"
+        return _SUPERVISOR
     if not Path(command[0]).name.startswith("python"):
         return Path(command[0]).name
     if "-m" in command[1:-1]:

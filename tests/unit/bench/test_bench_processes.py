@@ -112,6 +112,27 @@ def test_without_proc_there_is_no_figure(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert processes.find(Endpoint.parse("http://127.0.0.1:52000"), 1) is None
 
 
+def test_a_server_ends_where_something_else_has_started_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Otherwise two servers that one script has started would be counted as one."""
+    tree = {
+        1: (0, "bash", "bash"),
+        2: (1, "python3.11", "python\0start_them_all.py"),
+        3: (2, "python3.11", "python\0rungpt\0serve"),
+        4: (3, "python3.11", "python\0-m\0run_gpt.flows.pod\0gateway"),
+        5: (1, "python3.12", "python3\0-m\0other.server"),
+        6: (5, "python3.12", "python3\0-c\0worker"),
+    }
+    for pid, (parent, program, command) in tree.items():
+        (folder := tmp_path / str(pid)).mkdir()
+        (folder / "stat").write_text(f"{pid} (a) b) S {parent} 0 0 0 0 0 0 0 0 0 100 50 0 0")
+        (folder / "cmdline").write_text(command)
+        (folder / "comm").write_text("comm")
+        (folder / "exe").symlink_to(f"/usr/bin/{program}")
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    assert [processes._root_of(pid) for pid in (4, 3, 6, 5)] == [3, 3, 5, 5]
+    assert processes.ServerProcesses(3).since({3: 0.0, 4: 1.0}).keys() == {"gateway", "supervisor"}
+
+
 @pytest.mark.parametrize(
     ("command", "name"),
     [
