@@ -1,168 +1,136 @@
-"""Writes the wire's answers from the engine's events."""
+"""Turns the engine's events into pieces: reads calls of tools, names tokens, and says what an answer took."""
 
+import asyncio
 import secrets
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from run_gpt.api.answers import (
-    Answer,
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatMessage,
-    Choice,
-    Completion,
-    Delta,
-    FinishReason,
-    FunctionDelta,
-    Logprobs,
-    PromptTokensDetails,
-    TokenLogprob,
-    ToolCallDelta,
-    TopLogprob,
-    Usage,
-)
-from run_gpt.api.chat import FunctionCall, ToolCall
+from run_gpt.api.answers import ChatCompletionChunk, Completion, FinishReason
+from run_gpt.api.native_stream import NativeStream
+from run_gpt.api.pieces import CallPiece, Head, Likely, News, Pending, Piece, Token
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.api.timings import Timings
 from run_gpt.engine import request as engine_request
-from run_gpt.engine.request import TokenEvent
+from run_gpt.engine.request import TokenEvent, TokenLogprob
 from run_gpt.engine.timing import Timing
-from run_gpt.models.tools import ArgumentsPiece, CallPiece, TextPiece, ToolParser, joined
+from run_gpt.errors import RequestError
+from run_gpt.models import tools
+from run_gpt.models.tools import ArgumentsPiece, TextPiece, ToolParser, joined
 from run_gpt.prompts import Prompts, functions
 
+OnTiming = Callable[[Timing], None]
 
-class AnswerWriter:
-    """Writes the answer to one request: as a whole, or event by event.
 
-    Both ways read calls of tools by the same parser, which does not care how a text is cut.
-    """
+class Sink(Protocol):
+    """Takes the answer to one request, on the event loop that asked for it."""
+
+    def put(self, news: Head | Piece) -> None:
+        """Take the head, or a piece."""
+
+    def end(self, error: RequestError | None) -> None:
+        """Take the end, once, after everything else."""
+
+
+@dataclass
+class Summary:
+    """Facts of an answer, as far as it has come."""
+
+    id: str
+    model: str
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Tokens of the prompt that the first sequence reused."""
+    timing: Timing | None = None
+    """Set once all sequences have ended."""
+
+
+class PieceWriter:
+    """Makes the pieces of the answer to one request, whether its events are steps or whole sequences."""
 
     def __init__(self, name: str, prompts: Prompts, request: Request, prepared: engine_request.Request):
         """`name`: the served model's."""
-        self._name, self._prompts = name, prompts
-        self._request, self._prepared = request, prepared
+        self.summary = Summary(prepared.id, name, len(prepared.prompt_ids))
+        self.finish_reasons: dict[int, FinishReason] = {}
+        """Reasons of the sequences that have ended."""
+        self._prompts, self._request, self._prepared = prompts, request, prepared
         self._created = int(time.time())
-        self._completion_tokens = 0
-        self._cached_tokens = 0
         self._ended: list[Timing] = []
         self._functions = functions(request) if isinstance(request, ChatRequest) else []
+        self._echo = isinstance(request, GenerateRequest) and bool(request.echo)
         self._begun: set[int] = set()
         self._parsers: dict[int, ToolParser] = {}
 
-    def count(self, events: Sequence[TokenEvent]) -> None:
-        """Count these events' tokens in `usage`; what was reused of the prompt is what the first sequence reused."""
-        self._completion_tokens += sum(event.tokens for event in events)
-        for event in events:
-            if event.index == 0:
-                self._cached_tokens = event.cached_tokens
-            if event.timing is not None:
-                self._ended.append(event.timing)
-
     @property
-    def timing(self) -> Timing | None:
-        """Of the whole request, once all of its sequences have ended."""
-        return Timing.of_all(self._ended) if len(self._ended) == self._prepared.sequences else None
+    def head(self) -> Head:
+        """The head of the answer."""
+        about, request = self.summary, self._request
+        given = request.prompt if isinstance(request, GenerateRequest) else ""
+        prompt = None if isinstance(given, str) else self._prompts.text(given)
+        return Head(about.id, self._created, about.model, about.prompt_tokens, prompt)
 
-    def answer(self, sequences: Sequence[TokenEvent]) -> Answer:
-        """The whole answer; each event is a whole sequence."""
-        if isinstance(self._request, GenerateRequest):
-            choices = [self._choice(self._request, event, first=True) for event in sequences]
-            return Completion(choices=choices, prompt=self._prompts.text(self._request.prompt), **self._common())
-        return ChatCompletion(choices=[self._chat_choice(event) for event in sequences], **self._common())
-
-    def chunk(self, event: TokenEvent) -> Answer | None:
-        """One event of a stream; None if it has nothing to show yet."""
+    def piece(self, event: TokenEvent) -> Piece:
+        """Make the piece of an event; with `echo`, the prompt begins the first of each sequence."""
         first = event.index not in self._begun
-        if isinstance(self._request, GenerateRequest):
-            choice = self._choice(self._request, event, first=first)
-            if not (choice.text or choice.finish_reason or event.logprobs or event.prompt_logprobs):
-                return None
-            prompt = None if self._begun else self._prompts.text(self._request.prompt)
-            self._begun.add(event.index)
-            return Completion(choices=[choice], prompt=prompt, **self._common())
-        text, calls = self._read(event)
-        if not (text or calls or event.finish_reason or event.logprobs):
-            return None
         self._begun.add(event.index)
-        chunk_choice = ChatChunkChoice(
+        self._count(event)
+        text, calls = self._read(event)
+        if echo := self._echo and first:
+            text = self._prompts.text(self._request.prompt) + text  # type: ignore[union-attr]
+        finish = None if event.finish_reason is None else self._finish(event.index, event.finish_reason)
+        return Piece(
             index=event.index,
-            delta=Delta(role="assistant" if first else None, content=text, tool_calls=calls or None),
-            finish_reason=self._finish_reason(event),
-            logprobs=self._logprobs(event),
-        )
-        return ChatCompletionChunk(choices=[chunk_choice], **self._common())
-
-    def _choice(self, request: GenerateRequest, event: TokenEvent, *, first: bool) -> Choice:
-        """`first`: with `echo`, the prompt comes before the text."""
-        echo = bool(request.echo) and first
-        return Choice(
-            index=event.index,
-            text=(self._prompts.text(request.prompt) if echo else "") + event.text,
-            finish_reason=event.finish_reason,
-            logprobs=self._logprobs(event, echo=echo),
+            text=text,
+            tokens=event.tokens,
+            finish=finish,
+            cached=event.cached_tokens if first and not event.index else 0,
+            calls=calls,
+            logprobs=None if self._request.logprobs is None else self._logprobs(event, echo=echo),
+            timings=self._timings() if self._request.timings else None,
         )
 
-    def _chat_choice(self, event: TokenEvent) -> ChatChoice:
-        text, deltas = self._read(event)
-        calls: dict[int, ToolCall] = {}
-        for delta in deltas:
-            call = calls.get(delta.index)
-            name, before = (call.function.name, call.function.arguments) if call else (delta.function.name or "", "")
-            function = FunctionCall(name=name, arguments=before + (delta.function.arguments or ""))
-            calls[delta.index] = ToolCall(id=call.id if call else delta.id, type="function", function=function)
-        message = ChatMessage(content=text or (None if calls else ""), tool_calls=list(calls.values()) or None)
-        return ChatChoice(
-            index=event.index,
-            message=message,
-            finish_reason=self._finish_reason(event),
-            logprobs=self._logprobs(event),
-        )
+    def _count(self, event: TokenEvent) -> None:
+        summary = self.summary
+        summary.completion_tokens += event.tokens
+        if not event.index:
+            summary.cached_tokens = event.cached_tokens
+        if event.timing is not None:
+            self._ended.append(event.timing)
+            if len(self._ended) == self._prepared.sequences:
+                summary.timing = Timing.of_all(self._ended)
 
-    def _read(self, event: TokenEvent) -> tuple[str, list[ToolCallDelta]]:
-        """What an event adds to a chat's answer: text, and pieces of calls."""
-        parser = self._parser(event.index)
-        if parser is None:
+    def _read(self, event: TokenEvent) -> tuple[str, list[CallPiece]]:
+        """Split what is new of a chat into text and pieces of calls."""
+        if not self._functions:
             return event.text, []
+        parser = self._parser(event.index)
         pieces = parser.push(event.text)
         if event.finish_reason is not None:
             pieces = [*pieces, *parser.finish()]
         text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
-        return text, [_call_delta(piece) for piece in joined(pieces) if not isinstance(piece, TextPiece)]
+        return text, [_call(piece) for piece in joined(pieces) if not isinstance(piece, TextPiece)]
 
-    def _parser(self, index: int) -> ToolParser | None:
-        if not isinstance(self._request, ChatRequest) or not self._functions:
-            return None
+    def _parser(self, index: int) -> ToolParser:
         if index not in self._parsers:
-            parallel = self._request.parallel_tool_calls is not False
+            parallel = getattr(self._request, "parallel_tool_calls", None) is not False
             self._parsers[index] = self._prompts.tool_format.parser(self._functions, parallel=parallel)
         return self._parsers[index]
 
-    def _finish_reason(self, event: TokenEvent) -> FinishReason | None:
-        parser = self._parser(event.index)
-        called = parser is not None and parser.called
-        return "tool_calls" if called and event.finish_reason == "stop" else event.finish_reason
+    def _finish(self, index: int, reason: engine_request.FinishReason) -> FinishReason:
+        called = index in self._parsers and self._parsers[index].called
+        self.finish_reasons[index] = "tool_calls" if called and reason == "stop" else reason
+        return self.finish_reasons[index]
 
-    def _common(self) -> dict[str, Any]:
-        prompt_tokens = len(self._prepared.prompt_ids)
-        usage = Usage(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            total_tokens=prompt_tokens + self._completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached_tokens),
-        )
-        about = {"id": self._prepared.id, "created": self._created, "model": self._name, "usage": usage}
-        return about | {"timings": self._timings()} if self._request.timings else about
-
-    def _timings(self) -> Timings | None:
-        """As the wire shows them, once the request has ended."""
-        if (timing := self.timing) is None:
+    def _timings(self) -> dict[str, float | None] | None:
+        """Return the fields of `Timings`, once the request has ended."""
+        summary, timing = self.summary, self.summary.timing
+        if timing is None:
             return None
-        prefilled = len(self._prepared.prompt_ids) - self._cached_tokens
+        prefilled = summary.prompt_tokens - summary.cached_tokens
         # The first token of each came with the prefill, which beam search has not.
-        decoded = self._completion_tokens - (0 if self._request.beam_search else len(self._ended))
+        decoded = summary.completion_tokens - (0 if self._request.beam_search else len(self._ended))
         return Timings(
             queue_seconds=timing.queue_seconds,
             prefill_seconds=timing.prefill_seconds,
@@ -172,33 +140,154 @@ class AnswerWriter:
             generation_tokens_per_second=decoded / timing.decode_seconds if timing.decode_seconds else None,
             drafted_tokens=timing.drafted,
             accepted_tokens=timing.accepted,
-        )
+        ).model_dump()
 
-    def _logprobs(self, event: TokenEvent, *, echo: bool = False) -> Logprobs | None:
-        if self._request.logprobs is None:
-            return None
-        content = [self._token_logprob(token.token_id, token.logprob, token.top) for token in event.logprobs]
-        if echo:
-            scored = [self._token_logprob(token.token_id, token.logprob, token.top) for token in event.prompt_logprobs]
-            content = [self._token_logprob(self._prepared.prompt_ids[0], None, ()), *scored, *content]
-        return Logprobs(content=content)
+    def _logprobs(self, event: TokenEvent, *, echo: bool) -> list[Token]:
+        tokens = [self._token(token) for token in event.logprobs]
+        if not echo:
+            return tokens
+        first_id = self._prepared.prompt_ids[0]
+        first = Token(self._prompts.token_text(first_id), None, self._prompts.token_bytes(first_id))
+        return [first, *(self._token(token) for token in event.prompt_logprobs), *tokens]
 
-    def _token_logprob(self, token_id: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> TokenLogprob:
-        """A token's log-probability as the wire shows it."""
-        likeliest = [TopLogprob(logprob=value, **self._token(i)) for i, value in top]
-        return TokenLogprob(logprob=logprob, top_logprobs=likeliest, **self._token(token_id))
-
-    def _token(self, token_id: int) -> dict[str, Any]:
-        return {"token": self._prompts.token_text(token_id), "bytes": list(self._prompts.token_bytes(token_id))}
+    def _token(self, token: TokenLogprob) -> Token:
+        text, data = self._prompts.token_text, self._prompts.token_bytes
+        likeliest: list[Likely] = [(text(i), value, data(i)) for i, value in token.top]
+        return Token(text(token.token_id), token.logprob, data(token.token_id), likeliest)
 
 
-def _call_delta(piece: CallPiece | ArgumentsPiece) -> ToolCallDelta:
+class PieceOutlet:
+    """Makes pieces of a running request's events for a sink (see engine.interface.Outlet)."""
+
+    def __init__(self, writer: PieceWriter, sink: Sink, on_timing: OnTiming):
+        self._writer, self._sink, self._on_timing = writer, sink, on_timing
+        self._begun = False
+        self.over = False
+        """True once the request has ended."""
+        self._held: dict[int, Piece] = {}
+        """Pieces that show nothing yet, by their sequences."""
+
+    def receive(self, event: TokenEvent) -> None:
+        """Give the sink the piece of an event once it shows anything, and the head before the first one."""
+        piece = self._writer.piece(event)
+        if event.timing is not None and (timing := self._writer.summary.timing) is not None:
+            self._on_timing(timing)
+        if (held := self._held.pop(event.index, None)) is not None:
+            held.add(piece)
+            piece = held
+        if not piece.shows_anything:
+            self._held[event.index] = piece
+            return
+        if not self._begun:
+            self._begun = True
+            self._sink.put(self._writer.head)
+        self._sink.put(piece)
+
+    def ended(self, error: RequestError | None) -> None:
+        """End the sink."""
+        self.over = True
+        self._sink.end(error)
+
+
+class WholeOutlet:
+    """Collects the sequences of a request that is answered as a whole (see engine.interface.Outlet)."""
+
+    def __init__(self, sequences: int):
+        self._sequences = [TokenEvent(index, "", 0) for index in range(sequences)]
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.over = False
+        """True once the request has ended."""
+
+    def receive(self, event: TokenEvent) -> None:
+        """Keep what is new of a sequence."""
+        self._sequences[event.index] += event
+
+    def ended(self, error: RequestError | None) -> None:
+        """Let `complete` return, or raise the error."""
+        self.over = True
+        _settle(self._ended, error)
+
+    async def complete(self) -> list[TokenEvent]:
+        """Return the sequences once all have ended. Raises the error that the request ended with."""
+        await self._ended
+        return self._sequences
+
+
+class PassingSink:
+    """A sink that passes everything on to `put`, but for the end: that is in `ended`."""
+
+    def __init__(self, put: Callable[[Head | Piece], None]):
+        self.put = put
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(self, error: RequestError | None) -> None:
+        """See Sink."""
+        _settle(self.ended, error)
+
+
+class WaitingSink:
+    """A sink with one reader, which takes what is new when it has the time."""
+
+    def __init__(self) -> None:
+        self._pending = Pending()
+        self._arrived = asyncio.Event()
+        self._over = False
+        self._error: RequestError | None = None
+
+    def put(self, news: Head | Piece) -> None:
+        """See Sink."""
+        self._pending.put(news)
+        self._arrived.set()
+
+    def end(self, error: RequestError | None) -> None:
+        """See Sink."""
+        self._over, self._error = True, error
+        self._arrived.set()
+
+    async def take(self) -> list[News]:
+        """Return what is new since the last call, once there is anything; nothing at the end.
+
+        Raises the error that the request ended with, after everything else.
+        """
+        while not (self._pending or self._over):
+            self._arrived.clear()
+            await self._arrived.wait()
+        if not self._pending and self._error is not None:
+            raise self._error
+        return self._pending.take()
+
+
+async def native_events(request: Request, sink: WaitingSink) -> AsyncIterator[Completion | ChatCompletionChunk]:
+    """Make the events of what comes into `sink`. Raises what its `take` raises."""
+    stream: NativeStream | None = None
+    while news := await sink.take():
+        for one in news:
+            if isinstance(one, Head):
+                stream = NativeStream(request, one)
+            elif isinstance(one, Piece) and stream is not None:
+                yield stream.event(one)
+
+
+def _settle(future: "asyncio.Future[None]", error: RequestError | None) -> None:
+    if future.done():  # its reader is gone
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+def _call(piece: tools.CallPiece | ArgumentsPiece) -> CallPiece:
     if isinstance(piece, ArgumentsPiece):
-        return ToolCallDelta(index=piece.index, function=FunctionDelta(arguments=piece.text))
-    function = FunctionDelta(name=piece.name, arguments="")
-    return ToolCallDelta(index=piece.index, id=f"call_{secrets.token_hex(12)}", type="function", function=function)
+        return CallPiece(piece.index, piece.text)
+    return CallPiece(piece.index, "", f"call_{secrets.token_hex(12)}", piece.name)
 
 
-def mean_logprob(sequence: TokenEvent) -> float:
-    """By which the best of several sequences is told."""
-    return sum(token.logprob for token in sequence.logprobs) / max(len(sequence.logprobs), 1)
+def likeliest(sequences: Sequence[TokenEvent]) -> list[int]:
+    """Return the numbers of some sequences, the one with the greatest mean log-probability first."""
+
+    def mean(index: int) -> float:
+        logprobs = sequences[index].logprobs
+        return sum(token.logprob for token in logprobs) / max(len(logprobs), 1)
+
+    return sorted(range(len(sequences)), key=mean, reverse=True)

@@ -7,18 +7,19 @@ same object, so that a request gets the same answer in a notebook and from a clu
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from run_gpt import request_ids
-from run_gpt.answers import AnswerWriter, mean_logprob
+from run_gpt.answers import OnTiming, PieceOutlet, PieceWriter, Sink, WaitingSink, WholeOutlet, likeliest, native_events
 from run_gpt.api.adapters import AdapterList, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Status
 from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedRequest, packed
 from run_gpt.api.language_model import LanguageModel
+from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.schema import BASE, AnyRequest, Request
 from run_gpt.api.together import together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
@@ -40,7 +41,6 @@ from run_gpt.parallel import start_followers
 from run_gpt.preparation import Preparation
 from run_gpt.prompts import Prompts, answer_decoder, as_functions
 
-OnTiming = Callable[[Timing], None]
 TEXTS_AT_ONCE = 64
 """Of one request for embeddings: more would take the queue from others."""
 
@@ -222,37 +222,58 @@ class Model(LanguageModel):
 
     async def _text(self, request: Request, timeout: float | None, on_timing: OnTiming) -> Answer:
         prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
-        sequences = [TokenEvent(index, "", 0) for index in range(prepared.sequences)]
-        async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
-            async for event in events:
-                sequences[event.index] += event
-        best = sorted(sequences, key=mean_logprob, reverse=True) if request.best_of else sequences
-        writer = AnswerWriter(self.name, self._prompts, request, prepared)
-        writer.count(sequences)
-        if writer.timing is not None:
-            on_timing(writer.timing)
-        return writer.answer([replace(s, index=i) for i, s in enumerate(best[: request.sequences])])
+        sequences = await self._whole(prepared)
+        writer = PieceWriter(self.name, self._prompts, request, prepared)
+        pieces = [writer.piece(sequence) for sequence in sequences]
+        if writer.summary.timing is not None:
+            on_timing(writer.summary.timing)
+        best = likeliest(sequences)[: request.sequences] if request.best_of else None
+        return NativeStream(request, writer.head).whole(pieces, best)
+
+    async def _whole(self, prepared: engine_request.Request) -> list[TokenEvent]:
+        """Run a request; return its sequences, an event each."""
+        outlet = WholeOutlet(prepared.sequences)
+        with self._running(replace(prepared, whole=True), outlet):
+            return await outlet.complete()
+
+    @contextmanager
+    def _running(self, prepared: engine_request.Request, outlet: PieceOutlet | WholeOutlet) -> Iterator[None]:
+        """Let a request run; leaving the block ends it. Raises what `Engine.start` raises."""
+        self._engine.start(prepared, outlet)
+        try:
+            yield
+        finally:
+            if not outlet.over:
+                self._engine.abort(prepared.id)
 
     async def _stream(
+        self, request: Request, timeout: float | None = None, request_id: str | None = None
+    ) -> AsyncIterator[Answer]:
+        """See LanguageModel."""
+        with request_ids.in_errors(lambda: request_id):
+            sink = WaitingSink()
+            async with self._streaming(request, sink, timeout):
+                async for event in native_events(request, sink):
+                    yield event
+
+    @asynccontextmanager
+    async def _streaming(
         self,
         request: Request,
+        sink: Sink,
         timeout: float | None = None,
-        request_id: str | None = None,
         on_timing: OnTiming = lambda timing: None,
-    ) -> AsyncIterator[Answer]:
-        """See LanguageModel, and `_answer`."""
-        with request_ids.in_errors(lambda: request_id):
-            self._check_model(request)
-            request.check_stream()
-            prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
-            writer = AnswerWriter(self.name, self._prompts, request, prepared)
-            async with aclosing(cast("Any", self._engine.submit(prepared))) as events:
-                async for event in events:
-                    writer.count([event])
-                    if event.timing is not None and writer.timing is not None:
-                        on_timing(writer.timing)
-                    if (chunk := writer.chunk(event)) is not None:
-                        yield chunk
+    ) -> AsyncIterator[PieceWriter]:
+        """Prepare a request and let it run, its pieces going to `sink`; leaving the block ends it.
+
+        Raises a RequestError if it cannot begin. `on_timing` is told when the engine did what, once that is over.
+        """
+        self._check_model(request)
+        request.check_stream()
+        prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
+        writer = PieceWriter(self.name, self._prompts, request, prepared)
+        with self._running(prepared, PieceOutlet(writer, sink, on_timing)):
+            yield writer
 
     def _check_model(self, request: AnyRequest) -> None:
         if request.model not in (None, self.name):
@@ -267,8 +288,8 @@ class Model(LanguageModel):
         some = asyncio.Semaphore(TEXTS_AT_ONCE)
 
         async def embed(text: engine_request.Request) -> TokenEvent:
-            async with some, aclosing(cast("Any", self._engine.submit(text))) as events:
-                return cast("list[TokenEvent]", [event async for event in events])[-1]
+            async with some:
+                return (await self._whole(text))[0]
 
         embedded = await together([embed(text) for text in prepared])
         if timings := [event.timing for event in embedded if event.timing is not None]:

@@ -1,13 +1,10 @@
 """`CausalLMExecutor`: hosts one model as a Jina Executor; documents in, documents out."""
 
-import asyncio
 import logging
 import os
 import signal
-import time
-from collections.abc import AsyncGenerator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -46,14 +43,21 @@ from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 from run_gpt.api.together import together
 from run_gpt.api.tokens import DetokenizeRequest, TokenizeRequest
 from run_gpt.config import EngineConfig, HostConfig, ModelConfig
-from run_gpt.errors import InternalError, RequestError, SetupError, Unavailable
+from run_gpt.errors import InternalError, RequestError, SetupError
 from run_gpt.executors.causal_lm.host import Host
+from run_gpt.executors.causal_lm.jina_server import add_rpc_methods
+from run_gpt.executors.causal_lm.link import LinkEndpoints
+from run_gpt.executors.causal_lm.service import ModelService
 from run_gpt.executors.causal_lm.spans import Spans
+from run_gpt.link.frames import METHOD
+from run_gpt.link.serving import LinkServer
 
 if TYPE_CHECKING:
     from run_gpt.model import Model
 
 log = logging.getLogger(__name__)
+
+add_rpc_methods()
 
 # What Jina itself gives to an Executor's constructor.
 _JINAS = {"metas", "requests", "runtime_args", "workspace", "dynamic_batching"}
@@ -81,12 +85,12 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
         if settings:
             raise SetupError(f"CausalLMExecutor has no setting {', '.join(map(repr, settings))}")
         self.failed = False
-        """Whether the engine has died; the process then ends."""
-        self._spans = Spans(self.tracer_provider)
-        self._running, self._idle, self._draining = 0, asyncio.Event(), False
-        self._idle.set()
+        """True when the engine has died; the process then ends."""
         self.host = Host(model_config, engine_config, host_config, on_dead=self._fail)
-        self._started = time.time()
+        self.service = ModelService(self.host, Spans(self.tracer_provider))
+        self._link = LinkServer(LinkEndpoints(self.service))
+        self.rpc_methods = {METHOD: self._link.handler}
+        """gRPC methods beside Jina's (see jina_server)."""
 
     @property
     def model(self) -> "Model":
@@ -167,49 +171,32 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
     @requests(on="/status")
     async def status(self, **_: Any) -> DocList[StatusDocument]:
-        """What the model and its engine do."""
-        return DocList[StatusDocument]([self._status_document(self.host.status())])
+        """Say what the model and its engine do."""
+        return DocList[StatusDocument]([_status_document(self.service.status())])
 
     @requests(on="/load")
     async def load(self, doc: LoadModelRequestDocument, **_: Any) -> StatusDocument:  # type: ignore[valid-type]
         """Load the model; say how far that is, and in the last document how it ended."""
-        async with aclosing(cast("Any", self.host.load())) as states:
-            async for status in states:
-                yield self._status_document(status)
+        async for status in self.service.load():
+            yield _status_document(status)
 
     @requests(on="/unload")
     async def unload(self, docs: DocList[UnloadModelRequestDocument], **_: Any) -> DocList[StatusDocument]:
         """Give the model's memory back. Raises WireError while requests run."""
-        if self._running:
-            raise WireError(Unavailable(f"the model {self.host.name} answers {self._running} requests"))
-        await self.host.unload()
-        return await self.status()
-
-    def _status_document(self, status: Status) -> BaseDoc:
-        status = status.model_copy(update={"started": self._started})
-        if self._draining and status.state == "ready":
-            status = status.model_copy(update={"state": "draining"})
-        return StatusDocument(**status.model_dump())
+        try:
+            return DocList[StatusDocument]([_status_document(await self.service.unload())])
+        except RequestError as error:
+            raise WireError(error) from error
 
     @requests(on="/metrics")
     async def metrics(self, **_: Any) -> DocList[MetricsDocument]:
-        """What the engine has counted and measured, for the gateway's `/metrics`."""
+        """Say what the engine has counted and measured."""
         return DocList[MetricsDocument]([MetricsDocument(text=self.host.metrics())])
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new requests, let those that run finish for so long, then end the engine; the rest gets Unavailable.
-
-        `/status` says `draining` meanwhile. A request is one of this Executor's callers: its texts may come to the
-        engine one after the other, and the engine would be idle between them.
-        """
-        self._draining = True
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            log.warning("%d requests did not finish in the %g s that they had", self._running, seconds)
-        with ThreadPoolExecutor(1) as thread:  # the loop's own may all wait for the engine
-            await asyncio.get_running_loop().run_in_executor(thread, self.host.close)
+        """See ModelService; then end the calls of gateways, which have all their answers."""
+        await self.service.drain(seconds)
+        await self._link.end()
 
     def close(self) -> None:
         """End the engine; requests that still run end with Unavailable."""
@@ -217,50 +204,32 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
         super().close()
 
     async def _answers(self, kind: type[AnyRequest], docs: Any) -> list[BaseDoc]:
+        async def answer(doc: BaseDoc) -> BaseDoc:
+            return documents.answer_to_document(await self.service.answer(documents.document_to_request(kind, doc)))
+
         try:
-            with self._admitted():
-                return await together([self._answer_one(kind, doc) for doc in docs])
+            return await together([answer(doc) for doc in docs])
         except Exception as error:
             raise WireError(_request_error(error)) from error
 
-    async def _answer_one(self, kind: type[AnyRequest], doc: BaseDoc) -> BaseDoc:
-        request = cast("Any", documents.document_to_request(kind, doc))
-        with self._spans.of(request, self.model.name) as span:
-            answer = await self.model._answer(request, on_timing=span.took)
-            span.answered(answer)
-        return documents.answer_to_document(answer)
-
     async def _events(self, kind: type[AnyRequest], answer: Any, doc: BaseDoc) -> AsyncGenerator[BaseDoc, None]:
         try:
-            with self._admitted():
-                request = cast("Any", documents.document_to_request(kind, doc, stream=True))
-                with self._spans.of(request, self.model.name) as span:
-                    async with aclosing(cast("Any", self.model._stream(request, on_timing=span.took))) as events:
-                        async for event in events:
-                            span.answered(event)
-                            yield documents.answer_to_document(event)
+            request = cast("Any", documents.document_to_request(kind, doc, stream=True))
+            async with aclosing(cast("Any", self.service.events(request))) as events:
+                async for event in events:
+                    yield documents.answer_to_document(event)
         except Exception as error:
             yield documents.error_to_document(answer, _request_error(error))
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """Counts a request in until it ends. Raises Unavailable in a drain."""
-        if self._draining:
-            raise Unavailable("this replica is draining: ask another one, or try again later")
-        self._running += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
 
     def _fail(self) -> None:
         """A dead engine serves nobody: end, so that whoever watches over this process starts a new one."""
         log.error("the engine is dead, this process ends")
         self.failed = True
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _status_document(status: Status) -> BaseDoc:
+    return StatusDocument(**status.model_dump())
 
 
 def _take(config: type[Any], settings: dict[str, Any]) -> Any:

@@ -6,10 +6,11 @@ these have no name for. Nothing of prompts and answers is in them.
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from run_gpt.answers import PieceWriter
 from run_gpt.api.answers import Answer, Generation
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
@@ -45,7 +46,10 @@ class NoSpan:
         """The engine did its part."""
 
     def answered(self, answer: Answer) -> None:
-        """This is the answer, or the next event of it."""
+        """This is the whole answer."""
+
+    def streamed(self, writer: PieceWriter) -> None:
+        """This is what wrote the answer, as far as it came."""
 
 
 class Spans:
@@ -55,15 +59,15 @@ class Spans:
         self._tracer = None if provider is None else tracer_of(provider)
 
     @contextmanager
-    def of(self, request: AnyRequest, model: str) -> Iterator[NoSpan]:
+    def of(self, request: AnyRequest, model: str, trace: Mapping[str, str]) -> Iterator[NoSpan]:
         """What to tell of the answer to a request to this model, which the block makes; its span ends with the block.
 
-        It is a part of the gateway's span: Jina makes the context of a call the current one.
+        It belongs to the trace of these headers, or without any to the current one, which Jina makes of a call's.
         """
         if self._tracer is None or type(request) not in OPERATIONS:
             yield NoSpan()
             return
-        span = AnswerSpan(self._tracer, request, model)
+        span = AnswerSpan(self._tracer, request, model, trace)
         try:
             yield span
         except (asyncio.CancelledError, GeneratorExit):
@@ -81,7 +85,8 @@ class Spans:
 class AnswerSpan(NoSpan):
     """The span of one request, which is told of its answer."""
 
-    def __init__(self, tracer: "Tracer", request: AnyRequest, model: str):
+    def __init__(self, tracer: "Tracer", request: AnyRequest, model: str, trace: Mapping[str, str]):
+        from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind
 
         operation = OPERATIONS[type(request)]
@@ -89,9 +94,9 @@ class AnswerSpan(NoSpan):
         given = {told: getattr(request, name, None) for name, told in _ASKED.items()}
         about |= {told: value for told, value in given.items() if value is not None}
         self._tracer = tracer
-        self._span: Span = tracer.start_span(f"{operation} {model}", kind=SpanKind.SERVER, attributes=about)
-        self._last: Answer | None = None
-        self._reasons: dict[int, str] = {}
+        context = extract(trace) if trace else None
+        self._span: Span = tracer.start_span(f"{operation} {model}", context, kind=SpanKind.SERVER, attributes=about)
+        self._told: dict[str, Any] = {}
 
     def took(self, timing: Timing) -> None:
         """Each phase that took time becomes a span in this one."""
@@ -112,10 +117,29 @@ class AnswerSpan(NoSpan):
 
     def answered(self, answer: Answer) -> None:
         """See NoSpan."""
-        self._last = answer
-        for choice in getattr(answer, "choices", ()):
-            if choice.finish_reason is not None:
-                self._reasons[choice.index] = choice.finish_reason
+        told: dict[str, Any] = {"gen_ai.response.id": answer.id, "gen_ai.response.model": answer.model}
+        if isinstance(answer, Generation | Embeddings):
+            told["gen_ai.usage.input_tokens"] = answer.usage.prompt_tokens
+        if isinstance(answer, Generation):
+            told["gen_ai.usage.output_tokens"] = answer.usage.completion_tokens
+            told["gen_ai.usage.cache_read.input_tokens"] = answer.usage.prompt_tokens_details.cached_tokens
+            choices = getattr(answer, "choices", ())
+            told["gen_ai.response.finish_reasons"] = [choice.finish_reason for choice in choices]
+        self._told = told
+
+    def streamed(self, writer: PieceWriter) -> None:
+        """See NoSpan."""
+        summary, reasons = writer.summary, writer.finish_reasons
+        if not summary.completion_tokens and not reasons:
+            return  # nothing of it came
+        self._told = {
+            "gen_ai.response.id": summary.id,
+            "gen_ai.response.model": summary.model,
+            "gen_ai.usage.input_tokens": summary.prompt_tokens,
+            "gen_ai.usage.output_tokens": summary.completion_tokens,
+            "gen_ai.usage.cache_read.input_tokens": summary.cached_tokens,
+            "gen_ai.response.finish_reasons": [reasons[index] for index in sorted(reasons)],
+        }
 
     def failed(self, code: str, message: str | None = None) -> None:
         """It ended with this error; `message`: it is one of the server, not the client's wish."""
@@ -127,14 +151,5 @@ class AnswerSpan(NoSpan):
 
     def end(self) -> None:
         """Say of the answer what is known of it by now, and end."""
-        told: dict[str, Any] = {}
-        if (answer := self._last) is not None:
-            told = {"gen_ai.response.id": answer.id, "gen_ai.response.model": answer.model}
-        if isinstance(answer, Generation | Embeddings):
-            told["gen_ai.usage.input_tokens"] = answer.usage.prompt_tokens
-        if isinstance(answer, Generation):
-            told["gen_ai.usage.output_tokens"] = answer.usage.completion_tokens
-            told["gen_ai.usage.cache_read.input_tokens"] = answer.usage.prompt_tokens_details.cached_tokens
-            told["gen_ai.response.finish_reasons"] = [self._reasons[index] for index in sorted(self._reasons)]
-        self._span.set_attributes(told)
+        self._span.set_attributes(self._told)
         self._span.end()

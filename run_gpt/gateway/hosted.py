@@ -6,8 +6,6 @@ import time
 import uuid
 from typing import Any
 
-import grpc
-
 from run_gpt.api.models import ModelState, State
 from run_gpt.api.openai.models import ModelCard
 from run_gpt.errors import RequestError, Unavailable
@@ -136,7 +134,7 @@ async def _load(replica: Replica) -> str | None:
     """Why it failed, if it did without a word."""
     try:
         await replica.load()
-    except (grpc.aio.AioRpcError, ValueError) as error:
+    except (RequestError, ValueError) as error:
         replica.suspect()
         log.warning("the replica at %s failed while it loaded its model: %s", replica.address, type(error).__name__)
         return "its process ended meanwhile; it may need more memory than there is"
@@ -146,5 +144,5 @@ async def _load(replica: Replica) -> str | None:
 async def _unload(replica: Replica) -> None:
     try:
         await replica.unload()
-    except (grpc.aio.AioRpcError, RequestError, IndexError, ValueError) as error:
+    except (RequestError, ValueError) as error:
         log.warning("the replica at %s did not unload its model: %s", replica.address, error)

@@ -1,20 +1,18 @@
-"""The HTTP door: the FastAPI app with its routes, bounded bodies, server-sent events and errors in OpenAI's shape."""
+"""The HTTP app: its routes, bounded bodies, and errors in OpenAI's shape."""
 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import aclosing
+from collections.abc import Coroutine
 from importlib.metadata import version
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar
 
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, StreamingResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
 
-from run_gpt.api.answers import Body
-from run_gpt.api.openai.response_events import ResponseEvent
 from run_gpt.errors import (
     InternalError,
     InvalidRequest,
@@ -26,7 +24,8 @@ from run_gpt.errors import (
 )
 from run_gpt.gateway import openapi
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
-from run_gpt.gateway.playground import PLAYGROUND, add_playground
+from run_gpt.gateway.event_stream import ClientGone, EventStream, until_gone
+from run_gpt.gateway.playground import PLAYGROUND, playground_files
 from run_gpt.gateway.record import note_error
 from run_gpt.gateway.scrape import CONTENT_TYPE, scrape
 from run_gpt.gateway.service import Service
@@ -38,13 +37,8 @@ DISCARDED_BODIES = 8
 """So many times the limit of a body that is too large is read, since a client that still writes reads no answer."""
 
 
-class ClientGone(Exception):
-    """The client closed its connection: nobody waits for the answer."""
-
-
-def build_app(service: Service) -> FastAPI:
+def build_app(service: Service) -> Starlette:
     """The app over `service`."""
-    app = FastAPI(title="RunGPT", openapi_url=None, docs_url=None, redoc_url=None)
     about_us = {
         "name": "RunGPT",
         "version": version("rungpt"),
@@ -54,40 +48,52 @@ def build_app(service: Service) -> FastAPI:
     }
     document = openapi.describe(about_us["version"])
 
-    for endpoint in ENDPOINTS.values():
-        path = endpoint.path.replace("}", ":path}")  # a hub id has slashes
-        methods = ["GET"] if path != endpoint.path else ["GET", "POST"] if endpoint.get else ["POST"]
-        app.add_api_route(path, _handler(service, endpoint), methods=methods, name=endpoint.path)
-
-    async def about() -> Response:
+    async def about(request: Request) -> Response:
         return _json(about_us)
 
-    async def health() -> Response:
+    async def health(request: Request) -> Response:
         return _json({"status": "alive"})
 
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
         return _json(service.status(), 200 if service.ready else 503)
 
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         return Response(await scrape(service.models.replicas, service.metrics), media_type=CONTENT_TYPE)
 
-    async def description() -> Response:
+    async def description(request: Request) -> Response:
         return _json(document)
 
-    async def docs() -> Response:
+    async def docs(request: Request) -> Response:
         return HTMLResponse(openapi.page(document))
 
-    routes = {"/": about, "/health": health, "/ready": ready, "/openapi.json": description, "/docs": docs}
-    for path, function in routes.items():
-        app.add_api_route(path, function, methods=["GET"], response_model=None)
-    app.add_api_route("/metrics", metrics, methods=["GET", "HEAD"], response_model=None)
-    add_playground(app)
-    app.add_exception_handler(RequestError, _on_request_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(ClientGone, _on_client_gone)
-    app.add_exception_handler(ClientDisconnect, _on_client_gone)
-    app.add_exception_handler(Exception, _on_exception)
-    return app
+    others = {"/": about, "/health": health, "/ready": ready, "/openapi.json": description, "/docs": docs}
+    routes = [
+        *(_endpoint_route(service, endpoint) for endpoint in ENDPOINTS.values()),
+        *(route(path, function, "GET") for path, function in others.items()),
+        route("/metrics", metrics, "GET", "HEAD"),
+        *(route(path, function, "GET") for path, function in playground_files().items()),
+    ]
+    handlers: dict[Any, Any] = {
+        RequestError: _on_request_error,
+        HTTPException: _on_http_exception,
+        ClientGone: _on_client_gone,
+        ClientDisconnect: _on_client_gone,
+        Exception: _on_exception,
+    }
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+def route(path: str, function: Any, *methods: str) -> Route:
+    """A route that takes these methods and no other."""
+    made = Route(path, function, methods=methods)
+    made.methods = set(methods)  # Starlette adds HEAD to GET
+    return made
+
+
+def _endpoint_route(service: Service, endpoint: Endpoint) -> Route:
+    path = endpoint.path.replace("}", ":path}")  # a hub id has slashes
+    methods = ["GET"] if path != endpoint.path else ["GET", "POST"] if endpoint.get else ["POST"]
+    return route(path, _handler(service, endpoint), *methods)
 
 
 def _handler(service: Service, endpoint: Endpoint) -> Any:
@@ -98,15 +104,7 @@ def _handler(service: Service, endpoint: Endpoint) -> Any:
         if not endpoint.streams(request):
             answer = await _unless_gone(http_request, service.answer(request))
             return Response(answer.to_json(), media_type="application/json")
-        events = service.stream(request)
-        try:
-            first = await _unless_gone(http_request, cast("Any", anext(events)))
-        except BaseException:
-            await cast("Any", events).aclose()
-            raise
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        stream = _sse(service, first, events, endpoint.last_line)
-        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+        return EventStream(service, request, endpoint.last_line)
 
     return handle
 
@@ -170,7 +168,7 @@ def _json_kind(data: Any) -> str:
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of `work`, which is cancelled when the client closes the connection. Raises ClientGone then."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    gone = asyncio.ensure_future(until_gone(request.receive))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -180,40 +178,6 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
         for pending in (task, gone):
             pending.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _sse(
-    service: Service, first: Body, events: AsyncIterator[Body], last_line: str | None
-) -> AsyncIterator[bytes]:
-    with service.writing():  # until the last event is written
-        async with aclosing(cast("Any", events)):
-            try:
-                yield data_event(first)
-                async for event in events:
-                    yield data_event(event)
-                if last_line is not None:
-                    yield f"data: {last_line}\n\n".encode()
-            except RequestError as error:
-                yield error_event(error)
-            except Exception as error:
-                log.exception("a stream failed")
-                yield error_event(InternalError(f"the stream failed: {type(error).__name__}"))
-
-
-def data_event(body: Body) -> bytes:
-    """One answer as a server-sent event; one that has a type is named by it."""
-    kind = f"event: {body.type}\n" if isinstance(body, ResponseEvent) else ""
-    return f"{kind}data: {body.to_json()}\n\n".encode()
-
-
-def error_event(error: RequestError) -> bytes:
-    """An error as the last server-sent event of a stream."""
-    return b"event: error\ndata: " + json.dumps({"error": error.to_dict()}).encode() + b"\n\n"
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -1,41 +1,32 @@
 """The only way to the executors: the replica that suits a request, a deadline, cancellation, and a retry that is safe.
 
-A failure becomes a RequestError here and nowhere else. A call is tried again, on another replica, only when the
-connection failed or the replica refused it (Unavailable, QueueFull), and nothing of its answer had arrived; so no text
-is ever sent twice.
+A request is tried again, on another replica, only when the connection failed or the replica refused it (Unavailable,
+QueueFull), and nothing of its answer had arrived; so no text is ever sent twice.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
-import grpc
+from pydantic import ValidationError
 
-from run_gpt.api import documents
 from run_gpt.api.answers import Answer
-from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.schema import AnyRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
 from run_gpt.gateway.adapters import AdapterChanges
 from run_gpt.gateway.affinity import Affinity, choose, digests_of, prompt_text
 from run_gpt.gateway.discovery import Resolve, resolve
 from run_gpt.gateway.endpoints import Endpoint, endpoint_of
 from run_gpt.gateway.members import Members
-from run_gpt.gateway.messages import answer_of, check_header
 from run_gpt.gateway.replica import Replica
 from run_gpt.gateway.request_span import note_attempt
+from run_gpt.link.calling import ConnectionFailed, Exchange, OtherVersion
 
-# The connection is gone. CANCELLED comes from the executor's side when its server stops (our own cancellation is an
-# asyncio.CancelledError).
-_NO_CONNECTION = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 ATTEMPTS = 3
 """Replicas that may fail one request before it fails: it may be the request that breaks them."""
 ADAPTER_SECONDS = 60.0
 """Longest that one replica may take to change an adapter."""
-
-
-class ConnectionFailed(Unavailable):
-    """The connection to a replica failed: the one failure after which a call may be tried again."""
 
 
 class ReplicaPool:
@@ -51,7 +42,7 @@ class ReplicaPool:
         self.retries = 0
         """Calls that were made since another replica had failed or refused the request."""
         self._turn = 0
-        self._calls: set[Any] = set()
+        self._exchanges: set[Exchange] = set()
         self._stopped: str | None = None
 
     async def start(self) -> None:
@@ -65,8 +56,8 @@ class ReplicaPool:
     def stop(self, why: str) -> None:
         """End every running call, and refuse new ones, with Unavailable(why)."""
         self._stopped = why
-        for call in list(self._calls):
-            call.cancel()
+        for exchange in list(self._exchanges):
+            exchange.fail(Unavailable(why))
 
     @property
     def watched(self) -> bool:
@@ -102,63 +93,86 @@ class ReplicaPool:
         return Unavailable(_why_not([replica.state for replica in self.replicas], self.members.unresolved))
 
     async def _ask(self, replica: Replica, request: AnyRequest) -> Answer:
-        """The answer of this replica and no other. Raises a RequestError."""
-        endpoint, request_id = endpoint_of(request, stream=False), f"rungpt-{endpoint_of(request, stream=False).path}"
-        call = replica.unary(endpoint.path, _message(request, request_id), request_id, ADAPTER_SECONDS)
+        """Return the answer of this replica and no other. Raises a RequestError."""
+        endpoint = endpoint_of(request, stream=False)
         replica.in_flight += 1  # one that is leaving stays until this is over
         try:
-            return _unary_answer(endpoint, await call)
-        except grpc.aio.AioRpcError as error:
-            raise error_of_status(error.code(), error.details() or "", ADAPTER_SECONDS) from error
+            return _answer(endpoint, await replica.ask(endpoint.path, _body(request), timeout=ADAPTER_SECONDS))
         finally:
             replica.in_flight -= 1
 
     async def answer(self, request: AnyRequest, request_id: str, timeout: float) -> Answer:
-        """The answer to `request` within `timeout` seconds. Raises a RequestError."""
-        endpoint, document = endpoint_of(request, stream=False), _message(request, request_id)
-        deadline, tries = time.monotonic() + timeout, self._tries(request)
-        while True:
-            replica = self._take(tries)
-            call = self._begun(replica.unary(endpoint.path, document, request_id, _left(deadline)))
-            try:
-                return _unary_answer(endpoint, await call)
-            except (Unavailable, QueueFull) as refusal:
-                if not await tries.after_refusal(refusal, replica):
-                    raise
-            except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-                failure = self._failure(error, replica, timeout)
-                if not tries.after(failure):
-                    raise failure from error
-            finally:
-                self._release(replica, call)
+        """Return the answer to `request` within `timeout` seconds. Raises a RequestError."""
+        endpoint = endpoint_of(request, stream=False)
+        exchange = await self.begin(request, request_id, timeout, asyncio.Event(), endpoint)
+        try:
+            await asyncio.wait((exchange.ended,))
+        finally:
+            exchange.close()
+        if exchange.error is not None:
+            raise exchange.error
+        bodies = exchange.take()
+        if len(bodies) != 1 or not isinstance(bodies[0], bytes):
+            raise InternalError("the model server gave no whole answer")
+        return _answer(endpoint, bodies[0])
 
-    async def stream(self, request: Request, request_id: str, timeout: float) -> AsyncIterator[Answer]:
-        """The events of the answer, complete or ended by a RequestError. Closing the iterator cancels the call."""
-        endpoint, document = endpoint_of(request, stream=True), _message(request, request_id)
-        deadline, tries = time.monotonic() + timeout, self._tries(request)
-        progress = Progress(request.sequences)
+    async def begin(
+        self, request: AnyRequest, request_id: str, timeout: float, arrived: asyncio.Event, endpoint: Endpoint
+    ) -> Exchange:
+        """Send a request, and return when something of its answer is here; it is to be read, and closed, by the caller.
+
+        The answer is complete within `timeout` seconds, or ends with an error. Raises the RequestError of a request
+        that no replica has begun to answer.
+        """
+        deadline, tries, body = time.monotonic() + timeout, self._tries(request), _body(request)
         while True:
             replica = self._take(tries)
-            call = self._begun(replica.stream(endpoint.path, document, request_id, _left(deadline)))
             try:
-                async for message in call:
-                    answer = _stream_answer(endpoint, message)
-                    progress.add(answer)
-                    yield answer
-                if not progress.complete:
-                    raise InternalError("the model server ended the answer before it was complete")
-                return
-            except (Unavailable, QueueFull) as refusal:
-                if progress.begun or not await tries.after_refusal(refusal, replica):
+                return await self._begin(replica, endpoint.path, body, request_id, deadline, arrived)
+            except (ConnectionFailed, OtherVersion) as failure:
+                if not tries.after(failure):
                     raise
-            except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-                failure = self._failure(error, replica, timeout)
-                if progress.complete:
-                    return
-                if progress.begun or not tries.after(failure):
-                    raise failure from error
-            finally:
-                self._release(replica, call)
+            except (Unavailable, QueueFull) as refusal:
+                if self._stopped or not await tries.after_refusal(refusal, replica):
+                    raise
+
+    async def _begin(
+        self, replica: Replica, path: str, body: bytes, request_id: str, deadline: float, arrived: asyncio.Event
+    ) -> Exchange:
+        """Send a request to one replica, which has it in flight; return when something of its answer is here."""
+        left = max(0.001, deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(left):
+                exchange = await replica.start(path, body, request_id=request_id, arrived=arrived)
+        except BaseException as error:
+            self._released(replica, error)
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded(f"no replica answered within {round(left, 2):g} s") from None
+            raise
+        exchange.ended.add_done_callback(lambda _: self._over(exchange, replica))
+        exchange.limit(left)
+        self._exchanges.add(exchange)
+        try:
+            while not (exchange.has_news or exchange.over):
+                arrived.clear()
+                await arrived.wait()
+        except BaseException:
+            exchange.close()
+            raise
+        if exchange.error is not None and not exchange.has_news:
+            raise exchange.error
+        return exchange
+
+    def _over(self, exchange: Exchange, replica: Replica) -> None:
+        self._exchanges.discard(exchange)
+        self._released(replica, exchange.error)
+
+    @staticmethod
+    def _released(replica: Replica, error: BaseException | None) -> None:
+        """Count a request out, and doubt a replica whose connection failed."""
+        replica.in_flight -= 1
+        if isinstance(error, ConnectionFailed):
+            replica.suspect()
 
     def _tries(self, request: AnyRequest) -> "Tries":
         """Of one replica there is no choice, and nothing to remember."""
@@ -178,27 +192,6 @@ class ReplicaPool:
         tries.replicas.add(replica)
         replica.in_flight += 1
         return replica
-
-    def _begun(self, call: Any) -> Any:
-        self._calls.add(call)
-        return call
-
-    def _release(self, replica: Replica, call: Any) -> None:
-        call.cancel()  # no effect on a call that has ended
-        self._calls.discard(call)
-        replica.in_flight -= 1
-
-    def _failure(self, error: Any, replica: Replica, timeout: float) -> RequestError:
-        """The error behind a failed call. Raises the CancelledError of a consumer that went away."""
-        if isinstance(error, asyncio.CancelledError):
-            task = asyncio.current_task()
-            if self._stopped is None or (task is not None and task.cancelling()):
-                raise error
-            return Unavailable(self._stopped)
-        failure = error_of_status(error.code(), error.details() or "", timeout)
-        if isinstance(failure, ConnectionFailed):
-            replica.suspect()
-        return failure
 
 
 class Tries:
@@ -234,63 +227,24 @@ class Tries:
         return self._failures < ATTEMPTS
 
 
-class Progress:
-    """How far a stream has come: begun with its first event, complete when each choice has its finish_reason."""
-
-    def __init__(self, sequences: int):
-        self.begun = False
-        self._sequences = sequences
-        self._finished: set[int] = set()
-
-    def add(self, event: Answer) -> None:
-        """Take the next event into account."""
-        self.begun = True
-        for choice in getattr(event, "choices", ()):
-            if choice.finish_reason is not None:
-                self._finished.add(choice.index)
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing more can come."""
-        return len(self._finished) >= self._sequences
-
-
-def error_of_status(code: Any, details: str, timeout: float) -> RequestError:
-    """The error that a gRPC status from an executor stands for."""
-    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"the answer was not complete after {round(timeout, 2):g} s")
-    if code in _NO_CONNECTION:
-        return ConnectionFailed("the connection to the replica that answered this request failed")
-    return InternalError(f"the model server failed: {details or code.name}")
-
-
 def _why_not(states: Sequence[str], unresolved: Sequence[str]) -> str:
     if not states and unresolved:
         return f"no replica is known yet: waiting for {', '.join(unresolved)} to resolve"
     if {"unloaded", "loading"} & set(states) or ("connecting" in states and "lost" not in states):
         return "the model is loading: try again in a moment"
+    if set(states) == {"incompatible"}:
+        return "the replicas speak another version of the inner wire than this gateway: update one of them"
     if "draining" in states:
         return "the server is draining: it takes no new requests"
     return f"no replica answers ({', '.join(states) or 'none is configured'}): try again in a moment"
 
 
-def _left(deadline: float) -> float:
-    return max(0.001, deadline - time.monotonic())
+def _body(request: AnyRequest) -> bytes:
+    return request.model_dump_json(exclude_none=True).encode()
 
 
-def _message(request: AnyRequest, request_id: str) -> Any:
-    document = documents.request_to_document(request)
-    cast("Any", document).id = request_id
-    return document.to_protobuf()
-
-
-def _unary_answer(endpoint: Endpoint, message: Any) -> Answer:
-    check_header(message.header)
-    if not message.data.docs.docs:
-        raise InternalError("the model server gave an empty answer")
-    return answer_of(cast("type[Answer]", endpoint.answer), message.data.docs.docs[0])
-
-
-def _stream_answer(endpoint: Endpoint, message: Any) -> Answer:
-    check_header(message.header)
-    return answer_of(cast("type[Answer]", endpoint.event), message.document)
+def _answer(endpoint: Endpoint, body: bytes) -> Answer:
+    try:
+        return cast("type[Answer]", endpoint.answer).model_validate_json(body)
+    except ValidationError as problem:
+        raise InternalError(f"the model server gave a malformed answer: {problem.errors()[0]['msg']}") from problem

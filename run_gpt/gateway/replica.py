@@ -1,29 +1,24 @@
-"""One executor as the gateway sees it: a gRPC channel of our own, the calls on it, and what is known of its state.
-
-Only the names of Jina's messages and methods are used, which are its wire format, not its private connection pool.
-"""
+"""One executor as the gateway sees it: the link to it, and what is known of its state."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Literal, cast
 
 import grpc
-from docarray.proto import DocProto
-from jina.proto import jina_pb2
+from pydantic import ValidationError
 
 from run_gpt import request_ids
-from run_gpt.api import documents
 from run_gpt.api.answers import Status
-from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
-from run_gpt.errors import RequestError
-from run_gpt.gateway.messages import check_header, fields_of
+from run_gpt.errors import DeadlineExceeded, InternalError, RequestError
 from run_gpt.gateway.request_span import carried
+from run_gpt.link.calling import ConnectionFailed, Exchange, Link, OtherVersion
 
 log = logging.getLogger(__name__)
 
-State = Literal["connecting", "unloaded", "loading", "ready", "draining", "dead", "lost"]
+State = Literal["connecting", "unloaded", "loading", "ready", "draining", "dead", "lost", "incompatible"]
 
 PROBE_SECONDS = 0.5
 PROBE_TIMEOUT = 2.0
@@ -51,7 +46,8 @@ class Replica:
     """One executor at `address` ("host:port").
 
     States: connecting (not seen yet), unloaded and loading (it has no model in memory), ready, draining and dead (as it
-    says), lost (was there, does not answer). Those that are leaving have one of them, too.
+    says), lost (was there, does not answer), incompatible (speaks another inner wire than this gateway). Those that
+    are leaving have one of them, too.
     """
 
     def __init__(self, address: str, prepare: "Callable[[Replica], Awaitable[None]] | None" = None):
@@ -69,32 +65,46 @@ class Replica:
         self.leaving = False
         """Its address is no longer named: it finishes what it runs and gets nothing new."""
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._unary = self._channel.unary_unary(
-            "/jina.JinaSingleDataRequestRPC/process_single_data",
-            request_serializer=jina_pb2.DataRequestProto.SerializeToString,
-            response_deserializer=jina_pb2.DataRequestProto.FromString,
-        )
-        self._stream = self._channel.unary_stream(
-            "/jina.JinaSingleDocumentRequestRPC/stream_doc",
-            request_serializer=jina_pb2.SingleDocumentRequestProto.SerializeToString,
-            response_deserializer=jina_pb2.SingleDocumentRequestProto.FromString,
-        )
+        self._link = Link(self._channel)
         self._silent_since: float | None = None
         """When the first of the probes was sent that it has not answered."""
         self._doubt = asyncio.Event()
 
-    def unary(self, path: str, document: DocProto | None, request_id: str, timeout: float) -> Any:
-        """The gRPC call that answers one document (or none) with a DataRequestProto."""
-        message = jina_pb2.DataRequestProto()
-        message.header.request_id, message.header.exec_endpoint = request_id, path
-        message.data.docs.docs.extend([] if document is None else [document])
-        return self._unary(message, timeout=timeout, metadata=_metadata(path, request_id))
+    async def start(
+        self, path: str, body: bytes = b"", *, request_id: str, arrived: asyncio.Event | None = None
+    ) -> Exchange:
+        """Send a request (see Link.start). Raises ConnectionFailed, OtherVersion."""
+        name = request_ids.current.get() or request_id
+        return await self._link.start(path, body, request_id=name, trace=carried(), arrived=arrived)
 
-    def stream(self, path: str, document: DocProto, request_id: str, timeout: float) -> Any:
-        """The gRPC call that answers one document with SingleDocumentRequestProtos."""
-        message = jina_pb2.SingleDocumentRequestProto(document=document)
-        message.header.request_id, message.header.exec_endpoint = request_id, path
-        return self._stream(message, timeout=timeout, metadata=_metadata(path, request_id))
+    async def ask(self, path: str, body: bytes = b"", *, timeout: float) -> bytes:
+        """Return the JSON of a whole answer. Raises a RequestError, DeadlineExceeded after `timeout` seconds."""
+        async with aclosing(cast("Any", self._bodies(path, body, timeout))) as bodies:
+            async for answer in bodies:
+                return cast("bytes", answer)
+        raise InternalError(f"the replica gave no answer to {path}")
+
+    async def _bodies(self, path: str, body: bytes, timeout: float) -> AsyncIterator[bytes]:
+        """Yield the bodies that answer a request. Raises a RequestError."""
+        arrived = asyncio.Event()
+        try:
+            async with asyncio.timeout(timeout):
+                exchange = await self.start(path, body, request_id=f"rungpt-{path}", arrived=arrived)
+        except TimeoutError:
+            raise DeadlineExceeded(f"no connection after {timeout:g} s") from None
+        exchange.limit(timeout)
+        try:
+            while True:
+                arrived.clear()
+                for news in exchange.take():
+                    yield cast("bytes", news)
+                if exchange.over:
+                    break
+                await arrived.wait()
+            if exchange.error is not None:
+                raise exchange.error
+        finally:
+            exchange.close()
 
     @property
     def takes_requests(self) -> bool:
@@ -139,26 +149,26 @@ class Replica:
         sent = time.monotonic()
         try:
             status = await self._ask_status()
-        except grpc.aio.AioRpcError as error:
-            self._unheard(sent, gone=error.code() == grpc.StatusCode.UNAVAILABLE)
-        except (IndexError, ValueError):  # another program, or an executor of another kind, listens there
+        except ConnectionFailed:
+            self._unheard(sent, gone=True)
+        except OtherVersion as error:
+            self._note_other_version(error)
+        except DeadlineExceeded:
+            self._unheard(sent, gone=False)
+        except (RequestError, ValidationError):  # another program, or an executor of another kind, listens there
             self._unheard(sent, gone=True)
         else:
             await self._heard(status)
 
     async def load(self) -> None:
-        """Have it load its model, and hear how far that is until it is over. Raises AioRpcError, ValueError."""
-        document = documents.request_to_document(LoadModelRequest(model=self.model or ""))
-        call = self.stream("/load", document.to_protobuf(), "load", LOAD_SECONDS)
-        async for message in call:
-            await self._heard(Status.model_validate(fields_of(message.document)))
+        """Have it load its model, and hear how far that is until it is over. Raises a RequestError."""
+        async with aclosing(cast("Any", self._bodies("/load", b"", LOAD_SECONDS))) as states:
+            async for state in states:
+                await self._heard(Status.model_validate_json(state))
 
     async def unload(self) -> None:
-        """Have it give its model's memory back. Raises Unavailable if it is busy, AioRpcError, IndexError."""
-        document = documents.request_to_document(UnloadModelRequest(model=self.model or ""))
-        answer = await self.unary("/unload", document.to_protobuf(), "unload", UNLOAD_SECONDS)
-        check_header(answer.header)
-        await self._heard(Status.model_validate(fields_of(answer.data.docs.docs[0])))
+        """Have it give its model's memory back. Raises a RequestError: Unavailable if it is busy."""
+        await self._heard(Status.model_validate_json(await self.ask("/unload", timeout=UNLOAD_SECONDS)))
 
     @property
     def model(self) -> str | None:
@@ -169,7 +179,7 @@ class Replica:
         """What it says now, `lost` if nothing: asked without keeping it, which is the watcher's part."""
         try:
             return (await self._ask_status()).state
-        except (grpc.aio.AioRpcError, IndexError, ValueError):
+        except (RequestError, ValidationError):
             return "lost"
 
     async def _heard(self, status: Status) -> None:
@@ -185,13 +195,11 @@ class Replica:
         self.state = status.state
 
     async def ask_metrics(self, timeout: float) -> str:
-        """Its metrics in Prometheus' text form. Raises AioRpcError, IndexError or KeyError where it has none."""
-        answer = await self.unary("/metrics", None, "metrics", timeout)
-        return str(fields_of(answer.data.docs.docs[0])["text"])
+        """Return its metrics in Prometheus' text form. Raises a RequestError."""
+        return (await self.ask("/metrics", timeout=timeout)).decode()
 
     async def _ask_status(self) -> Status:
-        answer = await self.unary("/status", None, "probe", PROBE_TIMEOUT)
-        return Status.model_validate(fields_of(answer.data.docs.docs[0]))
+        return Status.model_validate_json(await self.ask("/status", timeout=PROBE_TIMEOUT))
 
     async def _prepared(self) -> bool:
         try:
@@ -208,6 +216,11 @@ class Replica:
         if self.state != "connecting" and (gone or silent):
             self.state = "lost"
 
+    def _note_other_version(self, error: OtherVersion) -> None:
+        if self.state != "incompatible":
+            log.error("the replica at %s gets no requests: %s", self.address, error.message)
+        self.state = "incompatible"
+
     def describe(self) -> dict[str, Any]:
         """What `/ready` says of this replica."""
         known = self.status if self.answers else None
@@ -221,10 +234,6 @@ class Replica:
         }
 
     async def close(self) -> None:
-        """End the channel and all calls on it."""
+        """End the link and all that runs on it."""
+        await self._link.close()
         await self._channel.close()
-
-
-def _metadata(path: str, request_id: str) -> tuple[tuple[str, str], ...]:
-    """For Jina where a call goes; for the executor what its sender calls the request, and the trace that it is of."""
-    return ("endpoint", path), (request_ids.METADATA, request_ids.current.get() or request_id), *carried()

@@ -1,5 +1,6 @@
 """The span of the request that is under way, as those see it who work for the request: the pool and its replicas."""
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,26 +12,24 @@ if TYPE_CHECKING:
 
     from run_gpt.gateway.replica import Replica
 
-Metadata = tuple[tuple[str, str], ...]
-
 
 @dataclass(frozen=True)
 class RequestSpan:
     """A span, and what makes others belong to it."""
 
     span: "Span"
-    carried: Metadata
-    """What a call of an executor carries, so that the executor's span is a part of this one."""
+    carried: Mapping[str, str]
+    """Headers that a request to an executor carries, so that the executor's span is a part of this one."""
 
 
 current: ContextVar[RequestSpan | None] = ContextVar("request_span", default=None)
 """Of the request that this task works for; None without tracing."""
 
 
-def carried() -> Metadata:
-    """What a call of an executor carries for the request of this task."""
+def carried() -> Mapping[str, str]:
+    """Return the headers that a request to an executor carries for the request of this task."""
     request = current.get()
-    return () if request is None else request.carried
+    return {} if request is None else request.carried
 
 
 def note_attempt(replica: "Replica", failure: RequestError | None) -> None:

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from jina.proto import jina_pb2
 
 from run_gpt.api import documents
+from run_gpt.api.answers import Body
 from run_gpt.api.together import together
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, RequestTooLarge, UnknownEndpoint
 from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
@@ -81,10 +82,11 @@ class Servicer:
             _check_parameters(proto)
             request = _request(endpoint, proto.document, stream=True)
             with self.service.writing():  # until the last document is written
-                async with aclosing(cast("Any", self.service.stream(request, context.time_remaining()))) as events:
-                    async for event in events:
-                        yield _event(proto.header, documents.answer_to_document(event))
-                        begun = True
+                async with self.service.stream(request, context.time_remaining()) as events:
+                    while bodies := await events.bodies():
+                        for body in bodies:
+                            yield _event(proto.header, body)
+                            begun = True
         except Exception as error:
             if not begun:
                 await _abort(context, error)
@@ -123,7 +125,8 @@ class Servicer:
             raise _called_wrong(endpoint.path, streams=True)
         answers = await together([self.service.answer(request, context.time_remaining()) for request in requests])
         answer = jina_pb2.DataRequestProto(header=proto.header)
-        answer.data.docs.docs.extend(documents.answer_to_document(a).to_protobuf() for a in answers)
+        for body in answers:
+            documents.write_answer(body, answer.data.docs.docs.add())
         return cast("bytes", answer.SerializeToString())
 
 
@@ -212,8 +215,9 @@ def _request(endpoint: Endpoint, message: Any, *, stream: bool) -> Any:
         raise InvalidRequest(f"the document cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _event(header: Any, document: Any) -> bytes:
-    message = jina_pb2.SingleDocumentRequestProto(header=header, document=document.to_protobuf())
+def _event(header: Any, body: Body) -> bytes:
+    message = jina_pb2.SingleDocumentRequestProto(header=header)
+    documents.write_answer(body, message.document)
     return cast("bytes", message.SerializeToString())
 
 
@@ -224,7 +228,8 @@ def _last_event(header: Any, endpoint: Endpoint, error: RequestError) -> bytes:
     failed.status.code, failed.status.description = failed.status.ERROR, error.message
     failed.status.exception.name = type(error).__name__
     failed.status.exception.args.append(json.dumps(error.to_dict()))
-    return _event(failed, documents.error_to_document(cast("Any", endpoint.event), error))
+    document = documents.error_to_document(cast("Any", endpoint.event), error).to_protobuf()
+    return cast("bytes", jina_pb2.SingleDocumentRequestProto(header=failed, document=document).SerializeToString())
 
 
 def _request_error(error: Exception) -> RequestError:

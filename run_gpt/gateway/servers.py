@@ -92,7 +92,7 @@ class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
 
     @property
     def app(self) -> Any:
-        """Our FastAPI app, behind what guards it."""
+        """Our app, behind what guards it."""
         service = self.service
         app = guarded(build_app(service), service.config, self.keys, service.count)
         return app if service.tracing is None else service.tracing.http(app)
@@ -101,6 +101,7 @@ class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
         """Open the port; do not wait for executors."""
         config = Config(
             app=self.app,
+            http="httptools",
             log_config=None,  # its lines go the way of all others
             log_level=logging.WARNING,
             access_log=False,

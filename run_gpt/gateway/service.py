@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from run_gpt.api.answers import Answer, Body
@@ -11,23 +11,23 @@ from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
 from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.openai.models import ListModelsRequest, ModelList, RetrieveModelRequest
 from run_gpt.api.schema import AnyRequest, Request
-from run_gpt.api.together import merged, together
+from run_gpt.api.together import together
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import Forbidden, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
-from run_gpt.gateway.hosted import Hosted
+from run_gpt.gateway.events import Events, ModelEvents, TextEvents
 from run_gpt.gateway.metrics import GatewayMetrics
 from run_gpt.gateway.models import Models
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.record import Record, current, new_request_id, note_error, note_user
+from run_gpt.gateway.stream_writer import StreamWriter
+from run_gpt.gateway.streams import Streams, places_of
 
 if TYPE_CHECKING:
     from run_gpt.gateway.tracing import Tracing
 
 FLUSH_SECONDS = 2.0
 """Time that the doors get to write the last event of a request that the drain ended."""
-SEQUENCES_AT_ONCE = 32
-"""Of one request that stands for several: more would take the queue from others."""
 
 
 class Service:
@@ -74,63 +74,37 @@ class Service:
                     return await self._translated(request, pool, deadline)
                 return await pool.answer(request, _request_id(), deadline - time.monotonic())
 
-    async def stream(self, request: AnyRequest, timeout: float | None = None) -> AsyncIterator[Body]:
-        """The events of the answer. Raises a RequestError; closing the iterator cancels the request."""
+    @asynccontextmanager
+    async def stream(self, request: AnyRequest, timeout: float | None = None) -> AsyncIterator[Events]:
+        """The events of the answer, until the block is left. Raises a RequestError, as their `read` does."""
         self.check(request)
         hosted, limit = self.models.named(request.model), self._limit(timeout)
         with self.running():
             if isinstance(request, LoadModelRequest):
-                events: Any = self.models.load(hosted, limit)
-            else:
-                events = self._events(request, hosted, limit)
-            async with aclosing(events):
-                async for event in events:
-                    yield event
-
-    async def _events(self, request: AnyRequest, hosted: Hosted, limit: float) -> AsyncIterator[Body]:
-        deadline = time.monotonic() + limit
-        async with self.models.held(hosted, limit) as pool:
-            events: Any = (
-                self._translated_stream(request, pool, deadline)
-                if isinstance(request, OpenAIRequest)
-                else pool.stream(cast("Request", request), _request_id(), deadline - time.monotonic())
-            )
-            async with aclosing(events):
-                async for event in events:
-                    yield event
+                async with aclosing(cast("Any", self.models.load(hosted, limit))) as states:
+                    yield ModelEvents(states)
+                return
+            deadline = time.monotonic() + limit
+            with _named_as_in(request):
+                async with self.models.held(hosted, limit) as pool:
+                    natives = request.natives() if isinstance(request, OpenAIRequest) else [request]
+                    streams = Streams(pool, cast("Sequence[Request]", natives), deadline, _request_id)
+                    try:
+                        yield TextEvents(streams, StreamWriter(cast("Any", request), cast("Any", natives)))
+                    finally:
+                        await streams.close()
 
     async def _translated(self, request: OpenAIRequest, pool: ReplicaPool, deadline: float) -> Body:
         """The answer in another API's form, of those to the native requests that it stands for."""
         with _named_as_in(request):
             natives = request.natives()
-            places = _places(natives)
+            places = places_of(natives)
 
             async def one(native: AnyRequest) -> Answer:
                 async with places:
                     return await pool.answer(native, _request_id(), deadline - time.monotonic())
 
             return request.join(await together([one(native) for native in natives]))
-
-    async def _translated_stream(
-        self, request: OpenAIRequest, pool: ReplicaPool, deadline: float
-    ) -> AsyncIterator[Body]:
-        with _named_as_in(request):
-            natives, writer = cast("Sequence[Request]", request.natives()), request.writer()
-            places = _places(natives)
-
-            async def one(native: Request) -> AsyncIterator[Answer]:
-                async with places:
-                    stream: Any = pool.stream(native, _request_id(), deadline - time.monotonic())
-                    async with aclosing(stream) as events:
-                        async for event in events:
-                            yield event
-
-            async with aclosing(cast("Any", merged([one(native) for native in natives]))) as events:
-                async for which, event in events:
-                    for body in writer.events(which, event):
-                        yield body
-            for body in writer.end():
-                yield body
 
     def check(self, request: AnyRequest) -> None:
         """Raises Unavailable, ModelNotFound or Forbidden for a request that cannot be served now."""
@@ -208,21 +182,15 @@ class Service:
         return limit if timeout is None else min(limit, timeout)
 
 
-def _places(natives: Sequence[AnyRequest]) -> asyncio.Semaphore:
-    """How many of these run together."""
-    first = natives[0]
-    sequences = first.best_of or first.sequences if isinstance(first, Request) else 1
-    return asyncio.Semaphore(max(1, SEQUENCES_AT_ONCE // sequences))
-
-
 @contextmanager
-def _named_as_in(request: OpenAIRequest) -> Iterator[None]:
+def _named_as_in(request: AnyRequest) -> Iterator[None]:
     """Errors that name a native field name the field that the request has for it."""
     try:
         yield
     except RequestError as error:
-        if (native := error.param or "") in request.NATIVE_NAMES:
-            error.param = request.NATIVE_NAMES[native]
+        names = request.NATIVE_NAMES if isinstance(request, OpenAIRequest) else {}
+        if (native := error.param or "") in names:
+            error.param = names[native]
             if error.message.startswith(native):
                 error.message = error.param + error.message.removeprefix(native)
                 error.args = (error.message,)

@@ -50,7 +50,7 @@ class Tracing:
         span = self._tracer.start_span(name, extract(headers), SpanKind.SERVER, about)
         carried: dict[str, str] = {}
         inject(carried, set_span_in_context(span, Context()))  # not what else the client sent: baggage
-        current.set(RequestSpan(span, tuple(carried.items())))
+        current.set(RequestSpan(span, carried))
 
     def end(self, record: Record, status: str) -> None:
         """The request has ended. `status`: HTTP's number, or gRPC's name."""

@@ -1,7 +1,9 @@
 """However an answer comes in pieces, its stream must make the whole answer: else who streams gets another one."""
 
+import copy
 import json
 import random
+import re
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,12 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tool_models import NAMES, ROWS, tool_tokenizer
 
-from run_gpt.answers import AnswerWriter
+from run_gpt.answers import PieceOutlet, PieceWriter
+from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.openai.chat import ChatCompletionRequest
 from run_gpt.api.openai.completions import CompletionRequest
 from run_gpt.api.openai.responses import ResponseRequest
+from run_gpt.api.pieces import Head, Pending, Piece
+from run_gpt.api.sse import body_event
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.request import TokenEvent, TokenLogprob
+from run_gpt.gateway.stream_writer import StreamWriter
 from run_gpt.models.templates import PLAIN
 from run_gpt.prompts import Prompts
 
@@ -83,16 +89,47 @@ def both(request: Any, prompts: Prompts, sequences: list[str], seed: int) -> tup
     wholes = [TokenEvent(index, "", 0) for index in range(len(sequences))]
     for event in events:
         wholes[event.index] += event
-    at_once = AnswerWriter("m", prompts, native, prepared)
-    at_once.count(wholes)
-    bit_by_bit, writer, bodies = AnswerWriter("m", prompts, native, prepared), request.writer(), []
+    at_once = PieceWriter("m", prompts, native, prepared)
+    whole = NativeStream(native, at_once.head).whole([at_once.piece(event) for event in wholes])
+    bodies = stream_of(request, native, pieces_of(PieceWriter("m", prompts, native, prepared), events), seed)
+    return json.loads(request.join([whole]).to_json()), bodies
+
+
+def pieces_of(writer: PieceWriter, events: list[TokenEvent]) -> list[Head | Piece]:
+    """What an executor sends."""
+    sent: list[Any] = []
+    outlet = PieceOutlet(writer, SimpleNamespace(put=sent.append), lambda timing: None)  # type: ignore[arg-type]
     for event in events:
-        bit_by_bit.count([event])
-        if (chunk := bit_by_bit.chunk(event)) is not None:
-            bodies += writer.events(0, chunk)
-    bodies += writer.end()
-    whole = request.join([at_once.answer(wholes)])
-    return json.loads(whole.to_json()), [json.loads(body.to_json()) for body in bodies]
+        outlet.receive(event)
+    return sent
+
+
+def stream_of(request: Any, native: Any, news: list[Any], seed: int) -> list[Any]:
+    """The JSON of a stream's events: the same bytes whichever way they are written, however pieces are merged."""
+    choose, pending = random.Random(seed), Pending()
+    long, short = StreamWriter(request, [native]), StreamWriter(request, [native])
+    bodies: list[Any] = []
+    for one in [*news, None]:
+        if one is not None:
+            pending.put(copy.deepcopy(one))
+            if choose.random() < 0.4:
+                continue
+        for taken in pending.take():
+            if isinstance(taken, Head):
+                long.begin(0, taken)
+                short.begin(0, taken)
+                continue
+            made = long.bodies(0, copy.deepcopy(taken))
+            assert alike(b"".join(map(body_event, made))) == alike(short.sse(0, taken))
+            bodies += made
+    bodies += long.end()
+    assert [body.to_json() for body in long.end()] == [body.to_json() for body in short.end()]
+    return [json.loads(body.to_json()) for body in bodies]
+
+
+def alike(events: bytes) -> bytes:
+    """Events without the ids that are made by chance."""
+    return re.sub(rb'"(resp|msg|fc)_[0-9a-f]{48}"', rb'"\1"', events)
 
 
 def joined_chat(bodies: list[Any]) -> list[Any]:

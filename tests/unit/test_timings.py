@@ -12,7 +12,6 @@ from run_gpt.api.openai.completions import CompletionRequest
 from run_gpt.api.timings import Timings
 from run_gpt.engine.request import TokenEvent
 from run_gpt.engine.timing import Timing
-from run_gpt.gateway.messages import answer_of
 
 ENDED = (
     TokenEvent(0, "hel", 2, cached_tokens=1),
@@ -72,8 +71,7 @@ def test_an_answer_of_one_token_has_no_rate_of_tokens():
 def test_they_cross_the_wire_as_they_are():
     whole = Completion(**completion(0, 3.0))
     for sent in (whole, whole.model_copy(update={"timings": None})):
-        document = documents.answer_to_document(sent)
-        assert answer_of(Completion, document.to_protobuf()) == sent
+        assert documents.document_to_answer(Completion, documents.answer_to_document(sent)) == sent
 
 
 def completion(which: int, total: float) -> dict[str, Any]:

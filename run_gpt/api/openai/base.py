@@ -34,6 +34,12 @@ class EventWriter(Protocol):
     def events(self, which: int, event: Answer) -> Iterable[Body]:
         """What an event of the native stream number `which` makes."""
 
+    def plain(self, which: int, index: int, text: str) -> bytes | None:
+        """Write the server-sent event of text that comes alone, the short way; None where that makes other events.
+
+        `index` is the number of the sequence in the native stream `which`, which has had an event.
+        """
+
     def end(self) -> Iterable[Body]:
         """What comes after the last of them."""
 

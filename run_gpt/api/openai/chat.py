@@ -10,6 +10,7 @@ from run_gpt.api.answers import Answer, ChatCompletionChunk, FinishReason, Token
 from run_gpt.api.chat import Message, ToolCall, ToolChoice, Tools, check_tools
 from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, MAX_TOKENS, EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import ChatRequest
+from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
 from run_gpt.errors import InvalidRequest
 
@@ -181,6 +182,7 @@ class _Writer:
         self._request = request
         self._usage = UsageSum()
         self._begun: set[int] = set()
+        self._plain: dict[int, PlainEvent] = {}
         self._last: ChatCompletionChunk | None = None
 
     def events(self, which: int, event: Answer) -> Iterator[Answer]:
@@ -200,6 +202,14 @@ class _Writer:
                 yield self._chunk(choice.index, ChatDelta(tool_calls=choice.delta.tool_calls))
             if choice.finish_reason is not None:
                 yield self._chunk(choice.index, ChatDelta(), finish_reason=choice.finish_reason)
+
+    def plain(self, which: int, index: int, text: str) -> bytes | None:
+        """See EventWriter."""
+        if index not in self._begun:
+            return None
+        if index not in self._plain:
+            self._plain[index] = PlainEvent(self._chunk(index, ChatDelta(content=TEXT)))
+        return self._plain[index].write(text)
 
     def end(self) -> Iterator[Answer]:
         """See EventWriter."""

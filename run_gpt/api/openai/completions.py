@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from run_gpt.api.answers import Answer, Choice, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, absent
 from run_gpt.api.openai.base import EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import MAX_SEQUENCES, GenerateRequest
+from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
 from run_gpt.api.values import TextOrIds
 from run_gpt.errors import InvalidRequest
@@ -134,6 +135,7 @@ class _Writer:
         self._request = request
         self._usage = UsageSum()
         self._offsets: dict[int, Offsets] = {}
+        self._plain: dict[int, PlainEvent] = {}
         self._about: dict[str, Any] = {}
         """What all events say: they are one answer, however many prompts it is to."""
 
@@ -147,6 +149,16 @@ class _Writer:
             index = which * (self._request.n or 1) + choice.index
             choices.append(_choice(choice, index, self._offsets.setdefault(index, Offsets())))
         yield self._event(choices)
+
+    def plain(self, which: int, index: int, text: str) -> bytes | None:
+        """See EventWriter."""
+        if not self._about:
+            return None
+        index += which * (self._request.n or 1)
+        if index not in self._plain:
+            choice = CompletionChoice(text=TEXT, index=index, logprobs=None, finish_reason=None)
+            self._plain[index] = PlainEvent(self._event([choice]))
+        return self._plain[index].write(text)
 
     def end(self) -> Iterator[Answer]:
         """See EventWriter."""

@@ -15,8 +15,10 @@ from run_gpt.api.answers import (
     Usage,
     absent,
 )
+from run_gpt.api.sse import NUMBERS, TEXT, PlainEvent
 
 Fields = dict[str, Any]
+DELTA = "response.output_text.delta"
 STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete"}
 
 
@@ -93,6 +95,8 @@ class ResponseWriter:
         self._open = False
         self._early: list[Fields] = []
         """The log-probabilities of tokens whose text has not come yet; of a call, it never does."""
+        self._plain: PlainEvent | None = None
+        """What the open item's text is written with."""
 
     def events(self, which: int, event: Answer) -> Iterator[ResponseEvent]:
         """See EventWriter."""
@@ -118,6 +122,17 @@ class ResponseWriter:
                 yield from self._close(status)
                 yield self._event(f"response.{status}", response=self._snapshot(chunk, status, _usage(chunk.usage)))
 
+    def plain(self, which: int, index: int, text: str) -> bytes | None:
+        """See EventWriter."""
+        if not self._in_text or self._early:
+            return None
+        if self._plain is None:
+            marked = ResponseEvent(type=DELTA, sequence_number=NUMBERS[0], **self._place, delta=TEXT, logprobs=[])
+            self._plain = PlainEvent(marked)
+        self._item["content"][0]["text"] += text
+        self._count += 1
+        return self._plain.write(text, self._count - 1)
+
     def end(self) -> Iterator[ResponseEvent]:
         """See EventWriter: the reason of the end came with the last event."""
         return iter(())
@@ -130,7 +145,7 @@ class ResponseWriter:
         part = self._item["content"][0]
         part["text"] += text
         part["logprobs"] += logprobs
-        yield self._event("response.output_text.delta", **self._place, delta=text, logprobs=logprobs)
+        yield self._event(DELTA, **self._place, delta=text, logprobs=logprobs)
 
     def _call(self, call: ToolCallDelta) -> Iterator[ResponseEvent]:
         if call.id is not None:
@@ -143,6 +158,7 @@ class ResponseWriter:
     def _begin(self, item: Fields, **shown: Any) -> Iterator[ResponseEvent]:
         """Open an item, which ends the one before. `shown`: fields that are not yet as they are kept."""
         yield from self._close("completed")
+        self._plain = None
         self._output.append(item)
         self._open = True
         index = len(self._output) - 1

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 PLAYGROUND = "/playground"
 _TYPES = {
@@ -47,11 +48,10 @@ def read_page(name: str) -> Page:
     return Page(content, _TYPES[name.rpartition(".")[2]], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
-def add_playground(app: FastAPI) -> None:
-    """Adds `GET /playground` and a route for each of ASSETS."""
-    app.add_api_route(PLAYGROUND, _sender(read_page("index.html")), methods=["GET"], response_model=None)
-    for name in ASSETS:
-        app.add_api_route(f"{PLAYGROUND}/{name}", _sender(read_page(name)), methods=["GET"], response_model=None)
+def playground_files() -> dict[str, Any]:
+    """Return what answers `GET`, by its path: PLAYGROUND, and below it each of ASSETS."""
+    pages = {PLAYGROUND: "index.html", **{f"{PLAYGROUND}/{name}": name for name in ASSETS}}
+    return {path: _sender(read_page(name)) for path, name in pages.items()}
 
 
 def _sender(page: Page) -> Any:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +14,15 @@ import uvicorn
 
 import run_gpt._jina  # noqa: F401  (before jina)
 from run_gpt.api import answers, schema
+from run_gpt.api.pieces import Head, Piece
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import error_from_dict
+from run_gpt.gateway.endpoints import Endpoint
 from run_gpt.gateway.http import build_app
 from run_gpt.gateway.legacy import LegacyInterceptor
 from run_gpt.gateway.rpc import Servicer
 from run_gpt.gateway.service import Service
+from run_gpt.link.calling import Exchange
 
 MODEL = "scripted"
 SECONDS = 20
@@ -60,19 +63,47 @@ class ScriptedPool:
         ]
         return answers.Completion(choices=choices, prompt=prompt, **_common())
 
-    async def stream(self, request: schema.Request, request_id: str, limit: float) -> AsyncIterator[answers.Answer]:
+    async def begin(
+        self, request: schema.Request, request_id: str, limit: float, arrived: asyncio.Event, endpoint: Endpoint
+    ) -> Exchange:
+        exchange = Exchange(arrived, lambda: answering.cancel())
+        exchange.limit(limit)
+
+        async def answer() -> None:
+            try:
+                await self._stream(request, lambda news: _put(exchange, news))
+            except Exception as error:
+                exchange.end(error)  # type: ignore[arg-type]
+            else:
+                exchange.end()
+
+        answering = asyncio.create_task(answer())
+        try:
+            while not (exchange.has_news or exchange.over):
+                arrived.clear()
+                await arrived.wait()
+        except BaseException:
+            exchange.close()
+            raise
+        if exchange.error is not None and not exchange.has_news:
+            raise exchange.error
+        return exchange
+
+    async def _stream(self, request: schema.Request, put: Callable[[Head | Piece], Awaitable[None]]) -> None:
         prompt = _prompt(request)
         if not prompt.startswith("wait"):
             await self._begin(request)
+        common = _common()
+        await put(Head(common["id"], common["created"], MODEL, common["usage"].prompt_tokens))
         for position, letter in enumerate(prompt):
             if position == 2 and prompt.startswith("late "):
                 raise error_from_dict(json.loads(prompt[5:]))
             for index in range(request.sequences):
-                yield _chunk(request, index, letter, first=position == 0)
+                await put(Piece(index, letter, 1, cached=2 if position == index == 0 else 0))
         if prompt.startswith("wait"):
             await self._begin(request)
         for index in range(request.sequences if prompt != "stop short" else 0):
-            yield _chunk(request, index, "", reason="stop")
+            await put(Piece(index, "", 0, finish="stop"))
 
     async def _begin(self, request: schema.Request) -> str:
         self.requests.append(request)
@@ -92,6 +123,13 @@ class ScriptedPool:
         return prompt
 
 
+async def _put(exchange: Exchange, news: Head | Piece) -> None:
+    """Give it news, and wait until they were taken: those that wait for a reader are merged."""
+    exchange.put(news)
+    while exchange.has_news and not exchange.over:
+        await asyncio.sleep(0.001)
+
+
 def _prompt(request: schema.Request) -> str:
     return request.messages[-1].content if isinstance(request, schema.ChatRequest) else request.prompt
 
@@ -107,17 +145,6 @@ def _logprobs(request: schema.Request) -> answers.Logprobs | None:
         return None
     top = [answers.TopLogprob(token="é", logprob=-0.5)]
     return answers.Logprobs(content=[answers.TokenLogprob(token="\u2028", logprob=-1.0, top_logprobs=top)])
-
-
-def _chunk(
-    request: schema.Request, index: int, text: str, *, first: bool = False, reason: answers.FinishReason | None = None
-) -> answers.Answer:
-    if isinstance(request, schema.ChatRequest):
-        delta = answers.Delta(role="assistant" if first else None, content=text)
-        chat_choice = answers.ChatChunkChoice(index=index, delta=delta, finish_reason=reason)
-        return answers.ChatCompletionChunk(choices=[chat_choice], **_common())
-    choice = answers.Choice(index=index, text=text, finish_reason=reason)
-    return answers.Completion(choices=[choice], prompt=request.prompt if first and index == 0 else None, **_common())
 
 
 class Doors:

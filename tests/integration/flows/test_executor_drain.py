@@ -15,13 +15,13 @@ from test_pod_alone import ended, health, running_alone
 from test_supervisor import wait_until
 
 from run_gpt import request_ids
-from run_gpt.api import answers, documents
+from run_gpt.api import answers
+from run_gpt.api.pieces import Piece
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.config import ServeConfig
 from run_gpt.errors import Unavailable
 from run_gpt.flows.ports import free_ports
 from run_gpt.flows.render import render_flow
-from run_gpt.gateway.messages import answer_of, check_header
 from run_gpt.gateway.replica import Replica
 
 LIMIT = 120.0
@@ -69,23 +69,30 @@ async def replicas() -> AsyncIterator[Any]:
         await replica.close()
 
 
-def document(tokens: int) -> Any:
-    body = GenerateRequest(prompt="Once upon a time", min_new_tokens=tokens, max_new_tokens=tokens)
-    return documents.request_to_document(body).to_protobuf()
+def body(tokens: int) -> bytes:
+    request = GenerateRequest(prompt="Once upon a time", min_new_tokens=tokens, max_new_tokens=tokens)
+    return request.model_dump_json(exclude_none=True).encode()
 
 
 async def unary(replica: Replica, tokens: int) -> answers.Completion:
-    message = await replica.unary("/generate", document(tokens), "u", LIMIT)
-    check_header(message.header)
-    return answer_of(answers.Completion, message.data.docs.docs[0])
+    return answers.Completion.model_validate_json(await replica.ask("/generate", body(tokens), timeout=LIMIT))
 
 
-async def stream(replica: Replica, tokens: int, began: asyncio.Event) -> list[answers.Completion]:
-    events = []
-    async for message in replica.stream("/generate_stream", document(tokens), "s", LIMIT):
-        events.append(answer_of(answers.Completion, message.document))
-        began.set()
-    return events
+async def stream(replica: Replica, tokens: int, began: asyncio.Event) -> list[Piece]:
+    """The pieces of a stream; `began` is set with the first."""
+    arrived, pieces = asyncio.Event(), list[Piece]()
+    exchange = await replica.start("/generate_stream", body(tokens), request_id="s", arrived=arrived)
+    exchange.limit(LIMIT)
+    while exchange.has_news or not exchange.over:
+        arrived.clear()
+        pieces += [news for news in exchange.take() if isinstance(news, Piece)]
+        if pieces:
+            began.set()
+        if not exchange.over:
+            await arrived.wait()
+    if exchange.error is not None:
+        raise exchange.error
+    return pieces
 
 
 async def until_draining(replica: Replica) -> None:
@@ -107,10 +114,10 @@ async def test_what_runs_ends_whole_and_what_comes_is_sent_elsewhere(replicas: A
         with pytest.raises(Unavailable, match="draining"):
             await unary(replicas(port), 1)
         assert not whole.done(), "the test must end after the drain has begun"
-        events, answer = await streamed, await whole
-        assert events[-1].choices[0].finish_reason == "length"
-        assert events[-1].usage.completion_tokens == answer.usage.completion_tokens == TOKENS
-        assert "".join(event.choices[0].text for event in events) == answer.choices[0].text
+        pieces, answer = await streamed, await whole
+        assert pieces[-1].finish == "length"
+        assert sum(piece.tokens for piece in pieces) == answer.usage.completion_tokens == TOKENS
+        assert "".join(piece.text for piece in pieces) == answer.choices[0].text
         assert await asyncio.to_thread(ended, pod) == (0, "", "")
 
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,20 @@ from typing import Any
 import run_gpt._jina  # noqa: F401  (before jina)
 
 # isort: on
-from docarray import DocList
-from jina import Executor, requests
+from jina import Executor
 
 from run_gpt import request_ids
 from run_gpt.api import answers
-from run_gpt.api import documents as d
-from run_gpt.errors import Unavailable, error_from_dict
+from run_gpt.api.pieces import Head, Piece
+from run_gpt.errors import Unavailable, UnknownEndpoint, error_from_dict
+from run_gpt.executors.causal_lm.jina_server import add_rpc_methods
+from run_gpt.link.frames import METHOD, Start
+from run_gpt.link.serving import LinkServer, Reply
 
 THEN = ("finish", "hang", "raise", "stop silently", "error")
+MODEL, CREATED, PROMPT_TOKENS, CACHED_TOKENS = "scripted", 1, 9, 8
+
+add_rpc_methods()
 
 
 class ScriptedExecutor(Executor):
@@ -35,109 +40,84 @@ class ScriptedExecutor(Executor):
         super().__init__(**kwargs)
         self.journal, self.who, self.first_state = Path(journal), name, state
         self.started, self.words_given = time.time(), 0
+        self.rpc_methods = {METHOD: LinkServer(self.handle).handler}
 
     @property
     def state(self) -> str:
         said = self.journal.with_name(f"state-{self.who}")
         return said.read_text() if said.exists() else self.first_state
 
-    @requests(on="/status")
-    async def status(self, **_: Any) -> DocList[d.StatusDocument]:
-        about = {"model": "scripted", "running": 0, "waiting": 0, "started": self.started}
-        return DocList[d.StatusDocument]([d.StatusDocument(state=self.state, **about)])
+    async def handle(self, start: Start, reply: Reply) -> None:
+        """See link.serving.Handle."""
+        request_ids.current.set(start.request_id)
+        if start.path == "/status":
+            reply.put(self.status().model_dump_json().encode())
+        elif start.path == "/metrics":
+            reply.put((await self.metrics()).encode())
+        elif start.path in ("/generate", "/chat"):
+            reply.put((await self.whole(start)).to_json().encode())
+        elif start.path in ("/generate_stream", "/chat_stream"):
+            await self.stream(start, reply)
+        else:
+            raise UnknownEndpoint(f"an executor has no endpoint {start.path!r}")
 
-    @requests(on="/metrics")
-    async def metrics(self, **_: Any) -> DocList[d.MetricsDocument]:
+    def status(self) -> answers.Status:
+        return answers.Status(state=self.state, model=MODEL, running=0, waiting=0, started=self.started)
+
+    async def metrics(self) -> str:
         if self.journal.with_name(f"silent-{self.who}").exists():
             await asyncio.sleep(3600)
         name = "rungpt_generation_tokens_total"
-        text = f"# HELP {name} Words.\n# TYPE {name} counter\n{name} {self.words_given}\n"
-        return DocList[d.MetricsDocument]([d.MetricsDocument(text=text)])
+        return f"# HELP {name} Words.\n# TYPE {name} counter\n{name} {self.words_given}\n"
 
-    @requests(on="/generate")
-    async def generate(self, docs: DocList[d.GenerateRequestDocument], **_: Any) -> DocList[d.CompletionDocument]:
-        wholes = await asyncio.gather(*(self.whole(doc.id, doc.prompt) for doc in docs))
-        return DocList[d.CompletionDocument](
-            d.answer_to_document(
-                answers.Completion(choices=[answers.Choice(index=0, text=text, finish_reason="stop")], **about)
-            )
-            for text, about in wholes
+    async def whole(self, start: Start) -> answers.Completion | answers.ChatCompletion:
+        async with aclosing(self.words(start)) as words:
+            texts = [text async for text, _ in words]
+        cached = answers.PromptTokensDetails(cached_tokens=CACHED_TOKENS)
+        usage = answers.Usage(
+            prompt_tokens=PROMPT_TOKENS,
+            completion_tokens=len(texts),
+            total_tokens=PROMPT_TOKENS + len(texts),
+            prompt_tokens_details=cached,
         )
+        about: dict[str, Any] = {"id": start.request_id, "created": CREATED, "model": MODEL, "usage": usage}
+        if start.path == "/generate":
+            choice = answers.Choice(index=0, text="".join(texts), finish_reason="stop")
+            return answers.Completion(choices=[choice], **about)
+        message = answers.ChatMessage(content="".join(texts))
+        chat_choice = answers.ChatChoice(index=0, message=message, finish_reason="stop")
+        return answers.ChatCompletion(choices=[chat_choice], **about)
 
-    @requests(on="/chat")
-    async def chat(self, docs: DocList[d.ChatRequestDocument], **_: Any) -> DocList[d.ChatCompletionDocument]:
-        wholes = await asyncio.gather(*(self.whole(doc.id, doc.messages[-1]["content"]) for doc in docs))
-        return DocList[d.ChatCompletionDocument](
-            d.answer_to_document(
-                answers.ChatCompletion(
-                    choices=[
-                        answers.ChatChoice(index=0, message=answers.ChatMessage(content=text), finish_reason="stop")
-                    ],
-                    **about,
-                )
-            )
-            for text, about in wholes
-        )
+    async def stream(self, start: Start, reply: Reply) -> None:
+        begun = False
+        async with aclosing(self.words(start)) as words:
+            async for text, finish in words:
+                if not begun:
+                    reply.put(Head(id=start.request_id, created=CREATED, model=MODEL, prompt_tokens=PROMPT_TOKENS))
+                reply.put(Piece(index=0, text=text, tokens=1, finish=finish, cached=0 if begun else CACHED_TOKENS))
+                begun = True
 
-    @requests(on="/generate_stream")
-    async def generate_stream(self, doc: d.GenerateRequestDocument, **_: Any) -> d.CompletionDocument:
-        async for text, reason, about in self.words(doc.id, doc.prompt):
-            if isinstance(text, Exception):
-                yield d.error_to_document(answers.Completion, text)
-                return
-            yield d.answer_to_document(
-                answers.Completion(choices=[answers.Choice(index=0, text=text, finish_reason=reason)], **about)
-            )
-
-    @requests(on="/chat_stream")
-    async def chat_stream(self, doc: d.ChatRequestDocument, **_: Any) -> d.ChatCompletionChunkDocument:
-        async for text, reason, about in self.words(doc.id, doc.messages[-1]["content"]):
-            if isinstance(text, Exception):
-                yield d.error_to_document(answers.ChatCompletionChunk, text)
-                return
-            delta = answers.Delta(content=text)
-            yield d.answer_to_document(
-                answers.ChatCompletionChunk(
-                    choices=[answers.ChatChunkChoice(index=0, delta=delta, finish_reason=reason)], **about
-                )
-            )
-
-    async def whole(self, request_id: str, prompt: str) -> tuple[str, dict[str, Any]]:
-        texts = []
-        async for text, _, _ in self.words(request_id, prompt):
-            if isinstance(text, Exception):
-                raise d.WireError(text)
-            texts.append(text)
-        return "".join(texts), self.about(request_id, len(texts))
-
-    async def words(self, request_id: str, prompt: str) -> AsyncIterator[tuple[Any, Any, dict[str, Any]]]:
+    async def words(self, start: Start) -> AsyncIterator[tuple[str, answers.FinishReason | None]]:
+        """Give the words of the script, each with the reason that it is the last for. Raises what the script says."""
         if self.state != "ready":
-            yield Unavailable(f"the engine is {self.state}"), None, {}
-            return
-        script = json.loads(prompt)
+            raise Unavailable(f"the engine is {self.state}")
+        body = json.loads(start.body)
+        script = json.loads(body["messages"][-1]["content"] if "messages" in body else body["prompt"])
         words = script.get("words", ["Hello", " from ", self.who])
         words = [f"{i} " for i in range(words)] if isinstance(words, int) else words
         then = script.get("then", "finish")
-        with self.noted(request_id):
+        with self.noted(start.request_id):
             for i, word in enumerate(words):
                 await asyncio.sleep(script.get("delay", 0))
                 self.words_given += 1
                 last = then == "finish" and i == len(words) - 1
-                word = request_ids.current.get() if word == "$request_id" else word
-                yield word, "stop" if last else None, self.about(request_id, i + 1)
+                yield start.request_id if word == "$request_id" else word, "stop" if last else None
             if then == "hang":
                 await asyncio.sleep(3600)
             elif then == "raise":
                 raise ZeroDivisionError("the script says so")
-            elif then == "error":
-                yield error_from_dict(script["error"]), None, {}
-
-    def about(self, request_id: str, tokens: int) -> dict[str, Any]:
-        cached = answers.PromptTokensDetails(cached_tokens=8)
-        usage = answers.Usage(
-            prompt_tokens=9, completion_tokens=tokens, total_tokens=9 + tokens, prompt_tokens_details=cached
-        )
-        return {"id": request_id, "created": 1, "model": "scripted", "usage": usage}
+        if then == "error":
+            raise error_from_dict(script["error"])
 
     @contextmanager
     def noted(self, request_id: str) -> Iterator[None]:

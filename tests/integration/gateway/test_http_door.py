@@ -60,10 +60,16 @@ def test_streams_are_server_sent_events(stack: Any, path: str) -> None:
     response = httpx.post(stack.http + path, json=body)
     assert response.headers["content-type"].startswith("text/event-stream")
     events = events_of(response.text)
-    assert [kind for kind, _ in events] == ["message"] * 3
+    assert {kind for kind, _ in events} == {"message"}
     choices = [event["choices"][0] for _, event in events]
     assert "".join(c["text"] if "text" in c else c["delta"]["content"] for c in choices) == "abc"
-    assert [c["finish_reason"] for c in choices] == [None, None, "stop"]
+    assert [c["finish_reason"] for c in choices] == [None] * (len(choices) - 1) + ["stop"]
+    assert events[-1][1]["usage"] == {
+        "prompt_tokens": 9,
+        "completion_tokens": 3,
+        "total_tokens": 12,
+        "prompt_tokens_details": {"cached_tokens": 8},
+    }
 
 
 def test_events_arrive_as_they_are_made(stack: Any) -> None:
@@ -170,7 +176,8 @@ def test_a_stream_that_fails_ends_with_an_error_event(stack: Any, then: str) -> 
     error = {"message": "so it is", "code": "internal_error"}
     said = script(words=["a", "b"], then=then, error=error)
     events = events_of(httpx.post(f"{stack.http}/generate_stream", json={"prompt": said}).text)
-    assert [kind for kind, _ in events] == ["message", "message", "error"]
+    assert [kind for kind, _ in events] == ["message"] * (len(events) - 1) + ["error"]
+    assert "".join(event["choices"][0]["text"] for _, event in events[:-1]) == "ab"
     assert events[-1][1]["error"]["code"] == "internal_error"
 
 
@@ -196,17 +203,20 @@ async def test_a_client_that_goes_away_ends_its_request_at_once(stack: Any, path
     await asyncio.to_thread(wait_until, lambda: stack.ready()["in_flight"] == 0)
 
 
-async def test_a_slow_reader_gets_every_event_and_holds_nobody_up(stack: Any) -> None:
+async def test_a_slow_reader_gets_all_the_text_and_holds_nobody_up(stack: Any) -> None:
+    """What comes while it does not read is merged, and counted, so that nothing of it is missing."""
     count = 3000
     async with httpx.AsyncClient(timeout=30) as client:
         request = client.stream("POST", f"{stack.http}/generate_stream", json={"prompt": script(words=count)})
         async with request as response:
             lines = response.aiter_lines()
-            await anext(lines)
+            first = await anext(lines)
             other = await client.post(f"{stack.http}/generate", json={"prompt": script(words=["x"])})
             assert other.status_code == 200
-            events = [line async for line in lines if line]
-    assert len(events) == count - 1
+            rest = [line async for line in lines if line]
+    events = [json.loads(line.removeprefix("data: ")) for line in [first, *rest]]
+    assert "".join(event["choices"][0]["text"] for event in events) == "".join(f"{i} " for i in range(count))
+    assert events[-1]["usage"]["completion_tokens"] == count
 
 
 def test_the_description_has_the_schemas_and_the_page_needs_no_network(stack: Any) -> None:

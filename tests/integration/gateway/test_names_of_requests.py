@@ -167,6 +167,7 @@ def test_as_json_the_lines_of_gateway_and_worker_about_a_request_have_its_name(s
     ]
     assert {line["method"] for line in records} == {"POST" if door == "http" else "gRPC"}
     assert all(re.fullmatch(MADE, line["id"]) and line["pod"] == "gateway" for line in records)
-    (failed,) = [line for line in of_worker if "the script says so" in line["message"]]
+    (failed,) = [line for line in of_worker if "the script says so" in line.get("exception", "")]
     assert (failed["request_id"], failed["pod"], failed["level"]) == ("bad", "executor", "ERROR")
+    assert failed["message"] == "the request bad failed"
     assert "ZeroDivisionError" in failed["exception"]

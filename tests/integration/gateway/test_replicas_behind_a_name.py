@@ -5,19 +5,22 @@ The workers share a port and have addresses of their own (127.0.0.2, ...), as po
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 from waiting import wait_until
 
+from run_gpt.api.pieces import Piece
 from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.errors import RequestError, Unavailable
 from run_gpt.gateway import members
 from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.streams import Streams
 
 MOST_REQUESTS = 3000
 """Of one load; with SECONDS it bounds what a test that hangs can do."""
@@ -93,12 +96,14 @@ def script(**what: Any) -> GenerateRequest:
 
 async def read(pool: ReplicaPool, request: GenerateRequest, heard: list[str]) -> RequestError | None:
     """The error that ended the stream; its texts go into `heard` as they come."""
+    streams = Streams(pool, [request], time.monotonic() + SECONDS, lambda: f"id{id(heard)}")
     try:
-        async with aclosing(pool.stream(request, f"id{id(heard)}", SECONDS)) as events:  # type: ignore[type-var]
-            async for event in events:
-                heard.append(event.text)
+        while news := await streams.read():
+            heard += [piece.text for _, piece in news if isinstance(piece, Piece)]
     except RequestError as error:
         return error
+    finally:
+        await streams.close()
     return None
 
 
@@ -238,7 +243,7 @@ async def test_a_stream_on_a_replica_that_leaves_the_name_ends_whole(cluster: Cl
         assert not stream.done()
         assert sorted(replica.describe()["state"] for replica in pool.replicas) == ["leaving", "ready"]
         assert await stream is None
-        assert heard == [f"{i} " for i in range(150)]
+        assert "".join(heard) == "".join(f"{i} " for i in range(150))
         await until(lambda: [replica.address for replica in pool.replicas] == [cluster.address(3)])
         assert pool.watched
 

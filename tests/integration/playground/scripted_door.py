@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from uvicorn import Config, Server
 from waiting import wait_until
 
-from run_gpt.gateway.playground import add_playground
+from run_gpt.gateway.playground import playground_files
 
 DONE = b"data: [DONE]\n\n"
 Script = Callable[[dict[str, Any]], "AsyncIterator[bytes] | Response"]
@@ -83,7 +83,8 @@ class Door:
 
     def app(self) -> FastAPI:
         app = FastAPI()
-        add_playground(app)
+        for path, function in playground_files().items():
+            app.add_route(path, function)
 
         @app.get("/health")
         async def health() -> Any:

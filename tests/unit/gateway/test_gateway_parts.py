@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from run_gpt.api.schema import GenerateRequest
+from run_gpt.api.sse import error_event
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import InvalidRequest, ModelNotFound, QueueFull, SetupError, Unavailable
 from run_gpt.gateway.gateway import executor_addresses
-from run_gpt.gateway.http import error_event, parse_json
+from run_gpt.gateway.http import parse_json
 from run_gpt.gateway.openapi import describe
 from run_gpt.gateway.service import Service
 

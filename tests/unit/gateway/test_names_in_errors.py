@@ -1,6 +1,5 @@
 """Errors of the native requests behind one of OpenAI's: they must speak of the field that the user wrote."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -26,9 +25,13 @@ class FailingPool:
     async def answer(self, *_: Any) -> Any:
         raise self.error
 
-    async def stream(self, *_: Any) -> AsyncIterator[Any]:
+    async def begin(self, *_: Any) -> Any:
         raise self.error
-        yield
+
+
+async def first_events(service: Service, request: AnyRequest) -> Any:
+    async with service.stream(request) as events:
+        return await events.sse()
 
 
 RESPONSE = ResponseRequest.parse({"input": "x"})
@@ -52,7 +55,7 @@ async def test_an_error_names_the_field_of_the_request(
     if stream and isinstance(request_, EmbeddingRequest):
         return
     with pytest.raises(InvalidRequest) as raised:
-        await (anext(service.stream(request_)) if stream else service.answer(request_))  # type: ignore[call-overload]
+        await (first_events(service, request_) if stream else service.answer(request_))
     assert (raised.value.param, raised.value.message) == (named, says)
     assert service.in_flight == 0
 
@@ -61,5 +64,5 @@ async def test_what_the_natives_cannot_be_is_found_before_any_replica_is_asked()
     service = Service([FailingPool(InvalidRequest("asked"))], GatewayConfig())  # type: ignore[arg-type]
     request = CompletionRequest.parse({"prompt": "x", "best_of": 2, "stream": True})
     with pytest.raises(InvalidRequest, match="best_of = 2 cannot be streamed") as raised:
-        await anext(service.stream(request))
+        await first_events(service, request)
     assert raised.value.param == "best_of"

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from run_gpt.api.openai.chat import ChatCompletionRequest
 from run_gpt.api.schema import ChatRequest
-from run_gpt.gateway.playground import ASSETS, HEADERS, LIBRARIES, PLAYGROUND, add_playground
+from run_gpt.gateway.playground import ASSETS, HEADERS, LIBRARIES, PLAYGROUND, playground_files
 
 ROOT = Path(__file__).parents[3]
 FOLDER = files("run_gpt.gateway.playground")
@@ -22,7 +22,8 @@ PAGE = FOLDER.joinpath("index.html").read_text()
 @pytest.fixture(scope="module")
 def client():
     app = FastAPI()
-    add_playground(app)
+    for path, function in playground_files().items():
+        app.add_route(path, function)
     return TestClient(app)
 
 

@@ -1,22 +1,21 @@
 """The pool's promises, with scripted calls for the wire: who gets a request, what is tried again, what is an error."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from types import SimpleNamespace
+import time
 from typing import Any
 
-import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from run_gpt.api import documents
 from run_gpt.api.answers import Choice, Completion, Status, Usage
+from run_gpt.api.pieces import Piece
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
 from run_gpt.gateway.affinity import MOST_WORTH
-from run_gpt.gateway.pool import Progress, ReplicaPool, error_of_status
+from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.streams import Streams
+from run_gpt.link.calling import ConnectionFailed, Exchange
 
 READY = Status(state="ready", model="m", running=0, waiting=0)
 REQUEST = GenerateRequest(prompt="x")
@@ -29,47 +28,35 @@ def completion(text: str, reason: Any = None, index: int = 0) -> Completion:
     )
 
 
-def failure(code: grpc.StatusCode, details: str = "") -> grpc.aio.AioRpcError:
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=details)
+GONE = ConnectionFailed("the connection to the replica failed")
+BROKEN = InternalError("the model server failed: ZeroDivisionError")
 
 
-GONE = failure(grpc.StatusCode.UNAVAILABLE, "Socket closed")
-LATE = failure(grpc.StatusCode.DEADLINE_EXCEEDED)
-BROKEN = failure(grpc.StatusCode.UNKNOWN, "ZeroDivisionError")
+class ScriptedExchange(Exchange):
+    """An exchange whose news are a script: an error ends it, so does the script's end, "hang" waits to be cancelled."""
 
-
-class ScriptedCall:
-    """Stands for a gRPC call: gives its items one by one; an exception is raised; "hang" waits to be cancelled."""
-
-    def __init__(self, items: list[Any]):
-        self.items = items
+    def __init__(self, arrived: asyncio.Event, script: list[Any]):
         self.cancelled = asyncio.Event()
+        super().__init__(arrived, self.cancelled.set)
+        self._playing = asyncio.get_running_loop().call_soon(self._play, iter(script))
 
-    def cancel(self) -> None:
-        self.cancelled.set()
-
-    async def _item(self, item: Any) -> Any:
-        if item == "hang":
-            await self.cancelled.wait()
-            raise asyncio.CancelledError
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        for item in self.items:
-            yield await self._item(item)
-
-    def __await__(self) -> Any:
-        return self._item(self.items[0]).__await__()
+    def _play(self, script: Any) -> None:
+        item = next(script, None)
+        if self.over or item == "hang":
+            return
+        if item is None or isinstance(item, RequestError):
+            self.end(item)
+            return
+        self.put(item)
+        self._playing = asyncio.get_running_loop().call_soon(self._play, script)
 
 
 class ScriptedReplica:
-    """Stands for a replica: each call plays the next script."""
+    """Stands for a replica: each request plays the next script."""
 
     def __init__(self, *scripts: list[Any], says: str = "ready"):
         self.scripts = list(scripts)
-        self.calls: list[ScriptedCall] = []
+        self.calls: list[ScriptedExchange] = []
         self.state = "ready"
         self.status = READY
         self.in_flight = 0
@@ -81,11 +68,9 @@ class ScriptedReplica:
     def takes_requests(self) -> bool:
         return self.state == "ready"
 
-    def _call(self, *_: Any) -> ScriptedCall:
-        self.calls.append(ScriptedCall(self.scripts[len(self.calls)]))
+    async def start(self, *_: Any, arrived: asyncio.Event, **__: Any) -> Exchange:
+        self.calls.append(ScriptedExchange(arrived, self.scripts[len(self.calls)]))
         return self.calls[-1]
-
-    unary = stream = _call
 
     def suspect(self, state: str = "lost") -> None:
         self.state = state
@@ -100,52 +85,39 @@ def pool_of(*replicas: Any) -> ReplicaPool:
     return pool
 
 
-def header(**status: Any) -> Any:
-    return SimpleNamespace(status=SimpleNamespace(code=0, ERROR=1, **status))
+def unary(text: str) -> bytes:
+    return completion(text, "stop").to_json().encode()
 
 
-def unary(text: str) -> Any:
-    message = documents.answer_to_document(completion(text, "stop")).to_protobuf()
-    return SimpleNamespace(header=header(), data=SimpleNamespace(docs=SimpleNamespace(docs=[message])))
+def event(text: str, reason: Any = None, index: int = 0) -> Piece:
+    return Piece(index, text, 1, finish=reason)
 
 
-def failed(error: RequestError) -> Any:
-    args = [json.dumps(error.to_dict())]
-    return SimpleNamespace(
-        header=SimpleNamespace(status=SimpleNamespace(code=1, ERROR=1, exception=SimpleNamespace(args=args)))
-    )
-
-
-def event(text: str, reason: Any = None, index: int = 0) -> Any:
-    message = documents.answer_to_document(completion(text, reason, index)).to_protobuf()
-    return SimpleNamespace(header=header(), document=message)
-
-
-def error_event(error: RequestError) -> Any:
-    return SimpleNamespace(header=header(), document=documents.error_to_document(Completion, error).to_protobuf())
+def streams(pool: ReplicaPool, request: GenerateRequest = REQUEST) -> Streams:
+    return Streams(pool, [request], time.monotonic() + 5, lambda: "id")
 
 
 async def read(pool: ReplicaPool, request: GenerateRequest = REQUEST) -> tuple[str, RequestError | None]:
-    text = ""
+    text, reading = "", streams(pool, request)
     try:
-        async for answer in pool.stream(request, "id", 5):
-            text += answer.text
+        while news := await reading.read():
+            text += "".join(one.text for _, one in news if isinstance(one, Piece))
     except RequestError as error:
         return text, error
+    finally:
+        await reading.close()
     return text, None
 
 
 async def ask(pool: ReplicaPool) -> tuple[str, RequestError | None]:
     try:
-        return (await pool.answer(REQUEST, "id", 5)).text, None
+        return (await pool.answer(REQUEST, "id", 5)).text, None  # type: ignore[attr-defined]
     except RequestError as error:
         return "", error
 
 
-def refusal(asking: Any) -> Any:
-    """The answer of a replica that takes nothing, to a unary request or as an event."""
-    error = Unavailable("the engine is draining")
-    return error_event(error) if asking is read else failed(error)
+REFUSAL = Unavailable("the engine is draining")
+"""The answer of a replica that takes nothing."""
 
 
 async def test_without_a_ready_replica_a_request_is_refused_at_once() -> None:
@@ -172,7 +144,7 @@ async def test_a_unary_request_goes_to_another_replica_when_the_connection_fails
 async def test_a_request_that_a_draining_replica_refuses_goes_to_another() -> None:
     """A rolling update loses nothing, however many replicas are draining before a probe has said so."""
     for asking in (ask, read):
-        refusing = [ScriptedReplica([refusal(asking)], says="draining") for _ in range(9)]
+        refusing = [ScriptedReplica([REFUSAL], says="draining") for _ in range(9)]
         good = ScriptedReplica([unary("hello")] if asking is ask else [event("hello", "stop")])
         assert await asking(pool_of(*refusing, good)) == ("hello", None)
         assert [replica.state for replica in refusing] == ["draining"] * 9
@@ -180,7 +152,7 @@ async def test_a_request_that_a_draining_replica_refuses_goes_to_another() -> No
 
 
 async def test_a_request_is_refused_when_every_replica_is_draining() -> None:
-    replicas = [ScriptedReplica([refusal(ask)], says="draining") for _ in range(2)]
+    replicas = [ScriptedReplica([REFUSAL], says="draining") for _ in range(2)]
     text, error = await ask(pool_of(*replicas))
     assert (text, type(error)) == ("", Unavailable)
     assert "draining" in str(error)
@@ -189,20 +161,20 @@ async def test_a_request_is_refused_when_every_replica_is_draining() -> None:
 
 async def test_a_request_that_may_kill_engines_does_not_kill_all() -> None:
     """An engine that dies of a request refuses it with Unavailable, too."""
-    replicas = [ScriptedReplica([refusal(ask)], says=state) for state in ("dead", "lost", "ready", "ready", "dead")]
+    replicas = [ScriptedReplica([REFUSAL], says=state) for state in ("dead", "lost", "ready", "ready", "dead")]
     text, error = await ask(pool_of(*replicas))
     assert (text, type(error)) == ("", Unavailable)
     assert sum(len(replica.calls) for replica in replicas) == 3
 
 
 async def test_a_replica_that_refuses_and_says_it_is_ready_gets_a_request_once() -> None:
-    text, error = await ask(pool_of(ScriptedReplica([refusal(ask)], says="ready")))
+    text, error = await ask(pool_of(ScriptedReplica([REFUSAL], says="ready")))
     assert (text, type(error)) == ("", Unavailable)
     assert str(error) == "the engine is draining", "what it said itself"
 
 
 async def test_a_replica_that_refuses_one_request_and_says_it_is_ready_gets_the_next() -> None:
-    replica = ScriptedReplica([refusal(ask)], [unary("hello")], says="ready")
+    replica = ScriptedReplica([REFUSAL], [unary("hello")], says="ready")
     pool = pool_of(replica)
     assert (await ask(pool))[0] == ""
     assert await ask(pool) == ("hello", None)
@@ -211,7 +183,7 @@ async def test_a_replica_that_refuses_one_request_and_says_it_is_ready_gets_the_
 @pytest.mark.parametrize("asking", [ask, read])
 async def test_a_request_that_finds_a_full_queue_goes_to_another_replica_two_times(asking: Any) -> None:
     """Several gateways do not know each other's requests: a 429 must mean that more than one replica is full."""
-    full = error_event(QueueFull("full")) if asking is read else failed(QueueFull("full"))
+    full = QueueFull("full")
     free = [unary("hello")] if asking is ask else [event("hello", "stop")]
     replicas = [ScriptedReplica([full]), ScriptedReplica([full]), ScriptedReplica(free)]
     assert await asking(pool_of(*replicas)) == ("hello", None)
@@ -223,7 +195,7 @@ async def test_a_request_that_finds_a_full_queue_goes_to_another_replica_two_tim
 
 
 async def test_a_stream_that_is_refused_after_its_first_event_is_not_tried_again() -> None:
-    first, second = ScriptedReplica([event("a"), refusal(read)]), ScriptedReplica([event("no", "stop")])
+    first, second = ScriptedReplica([event("a"), REFUSAL]), ScriptedReplica([event("no", "stop")])
     text, error = await read(pool_of(first, second))
     assert (text, type(error), second.calls) == ("a", Unavailable, [])
 
@@ -271,12 +243,12 @@ def test_no_request_goes_where_it_cannot_be_answered(rounds: list[Any], data: st
         assert taken.in_flight - 1 <= min(ready) + MOST_WORTH
 
 
-@pytest.mark.parametrize(("error", "kind"), [(LATE, DeadlineExceeded), (BROKEN, InternalError)])
-async def test_no_other_failure_is_tried_again(error: Exception, kind: type[RequestError]) -> None:
+@pytest.mark.parametrize(("error", "kind"), [("hang", DeadlineExceeded), (BROKEN, InternalError)])
+async def test_no_other_failure_is_tried_again(error: Any, kind: type[RequestError]) -> None:
     """A request that breaks one replica must not go on to break the next."""
     first, second = ScriptedReplica([error]), ScriptedReplica([unary("no")])
     with pytest.raises(kind):
-        await pool_of(first, second).answer(REQUEST, "id", 5)
+        await pool_of(first, second).answer(REQUEST, "id", 0.01)
     assert second.calls == []
 
 
@@ -301,16 +273,17 @@ async def test_a_failure_after_the_last_event_changes_nothing() -> None:
 
 
 async def test_the_error_that_a_stream_carries_is_raised() -> None:
-    text, error = await read(pool_of(ScriptedReplica([event("a"), error_event(QueueFull("full"))])))
+    text, error = await read(pool_of(ScriptedReplica([event("a"), QueueFull("full")])))
     assert (text, type(error), str(error)) == ("a", QueueFull, "full")
 
 
 async def test_a_reader_that_stops_cancels_the_call() -> None:
     replica = ScriptedReplica([event("a"), "hang"])
-    events: Any = pool_of(replica).stream(REQUEST, "id", 5)
-    await anext(events)
+    reading = streams(pool_of(replica))
+    assert await reading.read()
     assert replica.in_flight == 1
-    await events.aclose()
+    await reading.close()
+    await asyncio.sleep(0)
     assert replica.calls[0].cancelled.is_set()
     assert replica.in_flight == 0
 
@@ -318,10 +291,12 @@ async def test_a_reader_that_stops_cancels_the_call() -> None:
 async def test_a_cancelled_caller_cancels_the_call_and_is_cancelled() -> None:
     replica = ScriptedReplica(["hang"])
     task = asyncio.create_task(pool_of(replica).answer(REQUEST, "id", 5))
-    await asyncio.sleep(0)
+    while not replica.calls:
+        await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await asyncio.sleep(0)
     assert replica.calls[0].cancelled.is_set()
     assert replica.in_flight == 0
 
@@ -329,27 +304,24 @@ async def test_a_cancelled_caller_cancels_the_call_and_is_cancelled() -> None:
 async def test_a_stopped_pool_ends_what_runs_and_takes_nothing() -> None:
     replica = ScriptedReplica(["hang"], [event("a"), "hang"])
     pool = pool_of(replica)
-    answer, stream = asyncio.create_task(pool.answer(REQUEST, "id", 5)), asyncio.create_task(read(pool))
-    while len(replica.calls) < 2:
-        await asyncio.sleep(0)
+    answer, reading = asyncio.create_task(pool.answer(REQUEST, "id", 5)), streams(pool)
+    await reading.read()
     pool.stop("the server stops")
     with pytest.raises(Unavailable, match="the server stops"):
         await answer
-    text, error = await stream
-    assert (text, str(error)) == ("a", "the server stops")
+    with pytest.raises(Unavailable, match="the server stops"):
+        await reading.read()
     with pytest.raises(Unavailable):
         await pool.answer(REQUEST, "id", 5)
 
 
-def test_an_answer_is_complete_when_each_choice_has_its_reason() -> None:
-    progress = Progress(2)
-    assert not progress.begun
-    progress.add(completion("a", "stop", 0))
-    progress.add(completion("a", "stop", 0))
-    assert (progress.begun, progress.complete) == (True, False)
-    progress.add(completion("b", "length", 1))
-    assert progress.complete
+async def test_the_message_of_a_missed_deadline_gives_the_limit() -> None:
+    with pytest.raises(DeadlineExceeded, match=r"not complete after 0\.01 s"):
+        await pool_of(ScriptedReplica(["hang"])).answer(REQUEST, "id", 0.01)
 
 
-def test_the_message_of_a_missed_deadline_gives_the_limit() -> None:
-    assert "2.5 s" in error_of_status(grpc.StatusCode.DEADLINE_EXCEEDED, "", 2.5).message
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"choices": [{"index": 0, "text": "x"}]}', b"[1", event("x", "stop")])
+async def test_what_is_no_answer_is_an_internal_error(body: Any) -> None:
+    """A user must not take it for an answer."""
+    with pytest.raises(InternalError):
+        await pool_of(ScriptedReplica([body])).answer(REQUEST, "id", 5)

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import grpc
 import pytest
 
-from run_gpt.api import documents
 from run_gpt.api.answers import Status
+from run_gpt.errors import DeadlineExceeded, RequestError
 from run_gpt.gateway import replica as module
 from run_gpt.gateway.replica import SILENT_SECONDS, Replica
+from run_gpt.link.calling import ConnectionFailed, OtherVersion
 
-LATE, GONE = grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE
+LATE, GONE, OTHER = DeadlineExceeded("late"), ConnectionFailed("gone"), OtherVersion("the replica speaks version 7")
 
 
 class Probed:
@@ -21,18 +21,14 @@ class Probed:
         self.replica = Replica("10.0.0.1:5")
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
-    async def probe(self, answer: str | grpc.StatusCode, started: float | None = None) -> str:
-        async def call(*_: Any) -> Any:
-            if isinstance(answer, grpc.StatusCode):
-                raise grpc.aio.AioRpcError(answer, grpc.aio.Metadata(), grpc.aio.Metadata())
-            status = Status.model_validate(
-                {"state": answer, "model": "m", "running": 0, "waiting": 0, "started": started}
-            )
-            message = module.jina_pb2.DataRequestProto()
-            message.data.docs.docs.append(documents.StatusDocument(**status.model_dump()).to_protobuf())
-            return message
+    async def probe(self, answer: str | RequestError, started: float | None = None) -> str:
+        async def ask(*_: Any, **__: Any) -> bytes:
+            if isinstance(answer, RequestError):
+                raise answer
+            said = {"state": answer, "model": "m", "running": 0, "waiting": 0, "started": started}
+            return Status.model_validate(said).model_dump_json().encode()
 
-        self.replica.unary = call  # type: ignore[method-assign]
+        self.replica.ask = ask  # type: ignore[method-assign]
         await self.replica.probe()
         return self.replica.state
 
@@ -89,3 +85,16 @@ async def test_another_process_at_the_same_address_is_a_restart(probed: Probed) 
     ):
         await probed.probe(answer, started)  # type: ignore[arg-type]
         assert probed.replica.restarts == restarts
+
+
+async def test_one_of_another_version_gets_no_requests_and_the_log_says_why(
+    probed: Probed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rolling update that goes wrong must say so, once, and not fail oddly."""
+    for _ in range(2):
+        assert await probed.probe(OTHER) == "incompatible"
+    assert not probed.replica.takes_requests
+    assert [record.getMessage() for record in caplog.records] == [
+        "the replica at 10.0.0.1:5 gets no requests: the replica speaks version 7"
+    ]
+    assert await probed.probe("ready") == "ready"

@@ -1,0 +1,118 @@
+"""`ModelService`: what an executor does with its model's requests, whichever way they come."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from run_gpt.answers import PassingSink, WaitingSink, native_events
+from run_gpt.api.answers import Answer, Status
+from run_gpt.api.pieces import Head, Piece
+from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.errors import Unavailable
+from run_gpt.executors.causal_lm.host import Host
+from run_gpt.executors.causal_lm.spans import Spans
+
+log = logging.getLogger(__name__)
+
+NO_TRACE: Mapping[str, str] = {}
+
+
+class ModelService:
+    """Admits requests to the model of `host`, answers them, and drains. Use it on one event loop.
+
+    `trace` of its calls: the headers of the trace that a request belongs to; without, the context of the task.
+    """
+
+    def __init__(self, host: Host, spans: Spans):
+        self.host = host
+        self._spans = spans
+        self._running, self._idle, self._draining = 0, asyncio.Event(), False
+        self._idle.set()
+        self._started = time.time()
+
+    async def answer(self, request: AnyRequest, trace: Mapping[str, str] = NO_TRACE) -> Answer:
+        """Answer a request as a whole. Raises a RequestError."""
+        with self._admitted():
+            model = self.host.model
+            with self._spans.of(request, model.name, trace) as span:
+                answer = await model._answer(request, on_timing=span.took)
+                span.answered(answer)
+                return answer
+
+    async def stream(
+        self, request: Request, put: Callable[[Head | Piece], None], trace: Mapping[str, str] = NO_TRACE
+    ) -> None:
+        """Answer a request piece by piece; returns when `put` has had the last one. Raises a RequestError."""
+        sink = PassingSink(put)
+        with self._admitted():
+            model = self.host.model
+            with self._spans.of(request, model.name, trace) as span:
+                async with model._streaming(request, sink, on_timing=span.took) as writer:
+                    try:
+                        await sink.ended
+                    finally:
+                        span.streamed(writer)
+
+    async def events(self, request: Request) -> AsyncIterator[Answer]:
+        """Answer a request event by event. Raises a RequestError; closing the iterator ends the request."""
+        sink = WaitingSink()
+        running = asyncio.ensure_future(self.stream(request, sink.put))
+        running.add_done_callback(lambda task: sink.end(None))
+        try:
+            async for event in native_events(request, sink):
+                yield event
+            await running
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    def status(self) -> Status:
+        """Say what the model and its engine do."""
+        status = self.host.status().model_copy(update={"started": self._started})
+        if self._draining and status.state == "ready":
+            status = status.model_copy(update={"state": "draining"})
+        return status
+
+    async def load(self) -> AsyncIterator[Status]:
+        """Load the model; say how far that is, and at last how it ended."""
+        async for _ in self.host.load():
+            yield self.status()
+
+    async def unload(self) -> Status:
+        """Give the model's memory back. Raises Unavailable while requests run."""
+        if self._running:
+            raise Unavailable(f"the model {self.host.name} answers {self._running} requests")
+        await self.host.unload()
+        return self.status()
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new requests, let those that run finish for so long, then end the engine; the rest gets Unavailable.
+
+        `status` says `draining` meanwhile. A request is one of the executor's callers: its texts may come to the
+        engine one after the other, and the engine would be idle between them.
+        """
+        self._draining = True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d requests did not finish in the %g s that they had", self._running, seconds)
+        with ThreadPoolExecutor(1) as thread:  # the loop's own may all wait for the engine
+            await asyncio.get_running_loop().run_in_executor(thread, self.host.close)
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Count a request until it ends. Raises Unavailable in a drain."""
+        if self._draining:
+            raise Unavailable("this replica is draining: ask another one, or try again later")
+        self._running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()

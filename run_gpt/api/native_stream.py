@@ -1,0 +1,141 @@
+"""`NativeStream`: from the pieces of an answer to native events, or to the whole answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from run_gpt.api.answers import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatMessage,
+    Choice,
+    Completion,
+    Delta,
+    FunctionDelta,
+    Logprobs,
+    PromptTokensDetails,
+    TokenLogprob,
+    ToolCallDelta,
+    TopLogprob,
+    Usage,
+)
+from run_gpt.api.chat import FunctionCall, ToolCall
+from run_gpt.api.pieces import CallPiece, Head, Piece, Token
+from run_gpt.api.schema import ChatRequest, Request
+from run_gpt.api.sse import NUMBERS, TEXT, PlainEvent
+from run_gpt.api.timings import Timings
+
+Whole = Completion | ChatCompletion
+Event = Completion | ChatCompletionChunk
+
+
+class NativeStream:
+    """The answer to one native request, of which pieces come one after the other."""
+
+    def __init__(self, request: Request, head: Head):
+        self._is_chat = isinstance(request, ChatRequest)
+        given = None if isinstance(request, ChatRequest) else request.prompt
+        self._prompt = given if isinstance(given, str) else head.prompt
+        self._head = head
+        self._tokens = 0
+        self._cached = 0
+        self._begun: set[int] = set()
+        self._plain: dict[int, PlainEvent] = {}
+
+    def event(self, piece: Piece) -> Event:
+        """Make the event of a piece. `usage` counts all tokens so far; `prompt` is in the first event only."""
+        self.count(piece)
+        first = piece.index not in self._begun
+        if self._is_chat:
+            event: Event = self._chunk(piece, first=first)
+        else:
+            prompt = None if self._begun else self._prompt
+            event = Completion(choices=[_choice(piece)], prompt=prompt, **self._common(piece))
+        self._begun.add(piece.index)
+        return event
+
+    def plain(self, piece: Piece) -> bytes | None:
+        """Write the server-sent event of a plain piece, the short way; None if its event is another one."""
+        if piece.index not in self._begun:
+            return None
+        if (written := self._plain.get(piece.index)) is None:
+            written = self._plain[piece.index] = PlainEvent(self._marked(piece.index))
+        self._tokens += piece.tokens
+        return written.write(piece.text, self._tokens, self._head.prompt_tokens + self._tokens)
+
+    def count(self, piece: Piece) -> None:
+        """Count the tokens of a piece of which no event is made here."""
+        self._tokens += piece.tokens
+        self._cached = self._cached or piece.cached
+
+    def whole(self, sequences: Sequence[Piece], shown: Sequence[int] | None = None) -> Whole:
+        """Make the whole answer of whole sequences, a piece each.
+
+        `shown`: the numbers of those that are choices, in their new order; all count in `usage`. Default: all.
+        """
+        for piece in sequences:
+            self.count(piece)
+        common = self._common(sequences[-1])
+        chosen = list(sequences) if shown is None else [sequences[number] for number in shown]
+        for index, piece in enumerate(chosen):
+            piece.index = index
+        if self._is_chat:
+            return ChatCompletion(choices=[_chat_choice(piece) for piece in chosen], **common)
+        return Completion(choices=[_choice(piece) for piece in chosen], prompt=self._prompt, **common)
+
+    def _marked(self, index: int) -> Event:
+        """Make an event of which a PlainEvent is made."""
+        common = self._common(Piece(index, TEXT, 0))
+        common["usage"].completion_tokens, common["usage"].total_tokens = NUMBERS
+        if self._is_chat:
+            return ChatCompletionChunk(choices=[ChatChunkChoice(index=index, delta=Delta(content=TEXT))], **common)
+        return Completion(choices=[Choice(index=index, text=TEXT)], **common)
+
+    def _chunk(self, piece: Piece, *, first: bool) -> ChatCompletionChunk:
+        calls = [_call_delta(call) for call in piece.calls] or None
+        delta = Delta(role="assistant" if first else None, content=piece.text, tool_calls=calls)
+        choice = ChatChunkChoice(index=piece.index, delta=delta, finish_reason=piece.finish, logprobs=_logprobs(piece))
+        return ChatCompletionChunk(choices=[choice], **self._common(piece))
+
+    def _common(self, piece: Piece) -> dict[str, Any]:
+        head = self._head
+        usage = Usage(
+            prompt_tokens=head.prompt_tokens,
+            completion_tokens=self._tokens,
+            total_tokens=head.prompt_tokens + self._tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached),
+        )
+        timings = None if piece.timings is None else Timings.model_validate(piece.timings)
+        return {"id": head.id, "created": head.created, "model": head.model, "usage": usage, "timings": timings}
+
+
+def _choice(piece: Piece) -> Choice:
+    return Choice(index=piece.index, text=piece.text, finish_reason=piece.finish, logprobs=_logprobs(piece))
+
+
+def _chat_choice(piece: Piece) -> ChatChoice:
+    calls: dict[int, ToolCall] = {}
+    for part in piece.calls:
+        call = calls.get(part.index)
+        name, before = (call.function.name, call.function.arguments) if call else (part.name or "", "")
+        function = FunctionCall(name=name, arguments=before + part.arguments)
+        calls[part.index] = ToolCall(id=call.id if call else part.id, type="function", function=function)
+    message = ChatMessage(content=piece.text or (None if calls else ""), tool_calls=list(calls.values()) or None)
+    return ChatChoice(index=piece.index, message=message, finish_reason=piece.finish, logprobs=_logprobs(piece))
+
+
+def _call_delta(call: CallPiece) -> ToolCallDelta:
+    if call.id is None:
+        return ToolCallDelta(index=call.index, function=FunctionDelta(arguments=call.arguments))
+    function = FunctionDelta(name=call.name, arguments=call.arguments)
+    return ToolCallDelta(index=call.index, id=call.id, type="function", function=function)
+
+
+def _logprobs(piece: Piece) -> Logprobs | None:
+    return None if piece.logprobs is None else Logprobs(content=[_token_logprob(token) for token in piece.logprobs])
+
+
+def _token_logprob(token: Token) -> TokenLogprob:
+    likeliest = [TopLogprob(token=text, logprob=logprob, bytes=list(data)) for text, logprob, data in token.top]
+    return TokenLogprob(token=token.text, logprob=token.logprob, bytes=list(token.bytes), top_logprobs=likeliest)

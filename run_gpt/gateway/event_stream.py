@@ -1,0 +1,125 @@
+"""`EventStream`: a stream of server-sent events as an HTTP response, written without a detour."""
+
+import asyncio
+import logging
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from run_gpt.api.schema import AnyRequest
+from run_gpt.api.sse import COMMENT, data_event, error_event
+from run_gpt.errors import InternalError, RequestError
+from run_gpt.gateway.record import note_error
+from run_gpt.gateway.service import Service
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 15.0
+"""A stream that has had nothing to say for so long sends a comment: proxies close what is idle."""
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ClientGone(Exception):
+    """The client closed its connection: nobody waits for the answer."""
+
+
+async def until_gone(receive: Receive) -> None:
+    """Return when the client has closed its connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Answers `request` event by event.
+
+    The status is 200 once there is an event, or a comment has to be sent; an error before that has a status of its own,
+    and one after it is the last event. A client that reads slowly gets fewer, larger pieces, and holds nobody up.
+    """
+
+    def __init__(self, service: Service, request: AnyRequest, last_line: str | None):
+        """`last_line`: what is sent after the last event."""
+        self._service, self._request, self._last_line = service, request, last_line
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI. Raises the RequestError of a request that was not begun, and ClientGone."""
+        writer, task = _Writer(send), asyncio.current_task()
+        assert task is not None
+        gone = asyncio.ensure_future(until_gone(receive))
+        gone.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+        try:
+            with self._service.writing():  # until the last event is written
+                await self._write(writer)
+        except asyncio.CancelledError:
+            if not gone.done() or gone.cancelled():
+                raise
+            task.uncancel()
+            if not writer.begun:
+                raise ClientGone from None
+        finally:
+            writer.stop()
+            gone.cancel()
+
+    async def _write(self, writer: "_Writer") -> None:
+        try:
+            async with self._service.stream(self._request) as events:
+                while written := await events.sse():
+                    await writer.write(written)
+            if self._last_line is not None:
+                await writer.write(data_event(self._last_line))
+        except RequestError as error:
+            if not writer.begun:
+                raise
+            note_error(error)
+            await writer.write(error_event(error))
+        except Exception as error:
+            if not writer.begun:
+                raise
+            log.exception("a stream failed")
+            note_error(error)
+            await writer.write(error_event(InternalError(f"the stream failed: {type(error).__name__}")))
+        await writer.end()
+
+
+class _Writer:
+    """The response as far as it was sent."""
+
+    def __init__(self, send: Send):
+        self.begun = False
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._commenting: asyncio.Task[None] | None = None
+        self._idle = self._loop.call_at(self._last + IDLE_SECONDS, self._look)
+
+    async def write(self, content: bytes) -> None:
+        """Send content; waits while the client does not read."""
+        self._last = self._loop.time()
+        if not self.begun:
+            self.begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+        await self._send({"type": "http.response.body", "body": content, "more_body": True})
+
+    async def end(self) -> None:
+        """Send the end."""
+        self.stop()
+        await self._send({"type": "http.response.body", "body": b""})
+
+    def stop(self) -> None:
+        """Send no more comments."""
+        self._idle.cancel()
+        if self._commenting is not None:
+            self._commenting.cancel()
+
+    def _look(self) -> None:
+        """Send a comment if nothing was sent for long."""
+        now = self._loop.time()
+        if now - self._last >= IDLE_SECONDS:
+            self._last = now
+            if self._commenting is None or self._commenting.done():
+                self._commenting = self._loop.create_task(self.write(COMMENT))
+        self._idle = self._loop.call_at(self._last + IDLE_SECONDS, self._look)

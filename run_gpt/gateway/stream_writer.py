@@ -1,0 +1,46 @@
+"""`StreamWriter`: from the pieces of native answers to the bodies, or server-sent events, of one request's stream."""
+
+from collections.abc import Sequence
+
+from run_gpt.api.answers import Body
+from run_gpt.api.native_stream import NativeStream
+from run_gpt.api.openai.base import EventWriter, OpenAIRequest
+from run_gpt.api.pieces import Head, Piece
+from run_gpt.api.schema import Request
+from run_gpt.api.sse import body_event
+
+
+class StreamWriter:
+    """Writes the stream of `request`, which stands for the requests `natives`."""
+
+    def __init__(self, request: Request | OpenAIRequest, natives: Sequence[Request]):
+        self._natives = natives
+        self._streams: dict[int, NativeStream] = {}
+        self._writer: EventWriter | None = request.writer() if isinstance(request, OpenAIRequest) else None
+
+    def begin(self, which: int, head: Head) -> None:
+        """Take the head of native request number `which`."""
+        self._streams[which] = NativeStream(self._natives[which], head)
+
+    def bodies(self, which: int, piece: Piece) -> list[Body]:
+        """Make the bodies that a piece of native request number `which` adds to the stream."""
+        event = self._streams[which].event(piece)
+        return [event] if self._writer is None else list(self._writer.events(which, event))
+
+    def sse(self, which: int, piece: Piece) -> bytes:
+        """Write the same as server-sent events; a plain piece the short way, without any object made of it."""
+        return (self._plain(which, piece) if piece.is_plain else None) or b"".join(
+            map(body_event, self.bodies(which, piece))
+        )
+
+    def end(self) -> list[Body]:
+        """Make the bodies that come after the last piece."""
+        return [] if self._writer is None else list(self._writer.end())
+
+    def _plain(self, which: int, piece: Piece) -> bytes | None:
+        stream = self._streams[which]
+        if self._writer is None:
+            return stream.plain(piece)
+        if (written := self._writer.plain(which, piece.index, piece.text)) is not None:
+            stream.count(piece)
+        return written

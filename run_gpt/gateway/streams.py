@@ -1,0 +1,101 @@
+"""`Streams`: the answers to the native requests of one request, read together as they come."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from run_gpt.api.pieces import Head, Piece
+from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.errors import InternalError, RequestError
+from run_gpt.gateway.endpoints import endpoint_of
+from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.link.calling import Exchange
+from run_gpt.link.outbox import end_tasks
+
+SEQUENCES_AT_ONCE = 32
+"""Sequences of one request that run together: more would take the queue from others."""
+
+
+class Streams:
+    """The streams of `natives`, from replicas of `pool`, until `deadline` (on time.monotonic's clock).
+
+    `new_id` names each of them. Close it when it is not read any more.
+    """
+
+    def __init__(self, pool: ReplicaPool, natives: Sequence[Request], deadline: float, new_id: Callable[[], str]):
+        self._pool, self._natives, self._deadline, self._new_id = pool, natives, deadline, new_id
+        self._arrived = asyncio.Event()
+        self._exchanges: dict[int, Exchange] = {}
+        self._unfinished = [native.sequences for native in natives]
+        self._running = len(natives)
+        self._error: Exception | None = None
+        places = places_of(natives)
+        self._tasks = [asyncio.create_task(self._run(which, places)) for which in range(len(natives))]
+
+    async def read(self) -> list[tuple[int, Head | Piece]]:
+        """Return what is new, with the number of its native request; nothing when all have ended.
+
+        What came while nobody read is merged into one piece for each sequence. Raises the first RequestError.
+        """
+        while not (news := self._take()):
+            if self._error is not None:
+                raise self._error
+            if not self._running:
+                return []
+            self._arrived.clear()
+            await self._arrived.wait()
+        return news
+
+    async def close(self) -> None:
+        """End what has not ended."""
+        await end_tasks(*self._tasks)
+
+    def _take(self) -> list[tuple[int, Head | Piece]]:
+        news: list[tuple[int, Head | Piece]] = []
+        for which, exchange in list(self._exchanges.items()):
+            for one in exchange.take():
+                if isinstance(one, bytes):
+                    continue  # a later version may send more than text
+                if isinstance(one, Piece) and one.finish is not None:
+                    self._unfinished[which] -= 1
+                news.append((which, one))
+            if exchange.over:
+                del self._exchanges[which]
+                self._end(_failure(exchange, self._unfinished[which]))
+        return news
+
+    def _end(self, error: Exception | None) -> None:
+        self._running -= 1
+        self._error = self._error or error
+
+    async def _run(self, which: int, places: asyncio.Semaphore) -> None:
+        native = self._natives[which]
+        async with places:
+            try:
+                left = self._deadline - time.monotonic()
+                endpoint = endpoint_of(native, stream=True)
+                exchange = await self._pool.begin(native, self._new_id(), left, self._arrived, endpoint)
+            except Exception as error:  # raised again by `read`
+                self._end(error)
+                self._arrived.set()
+                return
+            self._exchanges[which] = exchange
+            self._arrived.set()
+            try:
+                await asyncio.wait((exchange.ended,))
+            finally:
+                exchange.close()
+
+
+def _failure(exchange: Exchange, unfinished: int) -> RequestError | None:
+    """Return the error of a stream that has ended; none if all of its sequences had ended before."""
+    if unfinished <= 0:
+        return None
+    return exchange.error or InternalError("the model server ended the answer before it was complete")
+
+
+def places_of(natives: Sequence[AnyRequest]) -> asyncio.Semaphore:
+    """Return the places of the natives of one request that run together."""
+    first = natives[0]
+    sequences = first.best_of or first.sequences if isinstance(first, Request) else 1
+    return asyncio.Semaphore(max(1, SEQUENCES_AT_ONCE // sequences))

@@ -1,0 +1,43 @@
+"""`Outbox`: messages that wait for their call, sent as one frame as soon as the last one is on its way."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from run_gpt.link.frames import encode
+
+Take = Callable[[], Sequence[Any]]
+
+
+class Outbox:
+    """Sends what `take` returns. Whoever has something to send calls `notify`, any number of times.
+
+    A call takes one message at a time; what comes while one is being sent goes with the next one.
+    """
+
+    def __init__(self, take: Take):
+        self._take = take
+        self._waiting = asyncio.Event()
+
+    def notify(self) -> None:
+        """Send soon; what else comes in this turn of the event loop goes along."""
+        self._waiting.set()
+
+    async def send_all(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Send for ever. Raises what `write` raises."""
+        while True:
+            await self._waiting.wait()
+            await self.send_rest(write)
+
+    async def send_rest(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Send what there is now. Raises what `write` raises."""
+        self._waiting.clear()
+        if messages := self._take():
+            await write(encode(messages))
+
+
+async def end_tasks(*tasks: "asyncio.Future[Any]") -> None:
+    """Cancel tasks, and wait until they have ended, however they do."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

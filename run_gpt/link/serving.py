@@ -1,0 +1,159 @@
+"""The executor's end of the inner wire: a gRPC service that hands each request to a handler."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import grpc
+import msgspec
+
+from run_gpt.api.pieces import Head, News, Pending, Piece
+from run_gpt.errors import InternalError, RequestError
+from run_gpt.link import frames
+from run_gpt.link.frames import VERSION, Answering, Start
+from run_gpt.link.outbox import Outbox, end_tasks
+
+log = logging.getLogger(__name__)
+
+
+class Reply:
+    """The answer to one request, as far as it was not sent yet."""
+
+    def __init__(self, stream: int, notify: Callable[["Reply"], None]):
+        self.stream = stream
+        self._notify = notify
+        self._pending = Pending()
+        self._end: frames.Done | frames.Failed | None = None
+
+    def put(self, news: News) -> None:
+        """Send more of the answer. Pieces that cannot be sent at once are merged."""
+        self._pending.put(news)
+        self._notify(self)
+
+    def end(self, error: RequestError | None) -> None:
+        """Send the end of the answer."""
+        failed = None if error is None else frames.Failed(self.stream, error.to_dict())
+        self._end = failed or frames.Done(self.stream)
+        self._notify(self)
+
+    def take(self) -> list[Answering]:
+        """Return the messages that are to be sent now."""
+        messages = [self._message(news) for news in self._pending.take()]
+        return messages if self._end is None else [*messages, self._end]
+
+    def _message(self, news: News) -> Answering:
+        if isinstance(news, Piece):
+            return frames.Next(self.stream, news)
+        return frames.Begun(self.stream, news) if isinstance(news, Head) else frames.Body(self.stream, news)
+
+
+Handle = Callable[[Start, Reply], Awaitable[None]]
+"""Answers a request: puts what there is into the reply, and returns, or raises a RequestError, at its end.
+
+It is cancelled when nobody waits for the answer any more."""
+
+
+class LinkServer:
+    """Serves any number of gateways. `handle` runs in a task of its own for each request."""
+
+    def __init__(self, handle: Handle):
+        self._handle = handle
+        self._over = asyncio.Event()
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    @property
+    def handler(self) -> Any:
+        """The handler of the gRPC method `frames.METHOD`; its messages are bytes."""
+        return grpc.stream_stream_rpc_method_handler(self._connect)
+
+    async def end(self) -> None:
+        """Let the requests that run end, send their answers, and end the calls. Later calls end at once."""
+        self._over.set()
+        if self._calls:
+            await asyncio.wait(self._calls)
+
+    async def _connect(self, incoming: AsyncIterator[bytes], context: Any) -> None:
+        try:
+            hello = frames.decode_hello(await anext(incoming))
+            if self._over.is_set():
+                return
+            await context.write(frames.encode(frames.Welcome(VERSION)))
+            if hello.version == VERSION:
+                await self._serve(incoming, context)
+        except msgspec.DecodeError as error:
+            log.error("a gateway sent what is no frame of the inner wire: %s", error)
+
+    async def _serve(self, incoming: AsyncIterator[bytes], context: Any) -> None:
+        """Serve a gateway until it has gone, or this server ends."""
+        connection, call = _Connection(self._handle), cast("asyncio.Task[Any]", asyncio.current_task())
+        self._calls.add(call)
+        reading = asyncio.create_task(connection.read(incoming))
+        sending = asyncio.create_task(connection.outbox.send_all(context.write))
+        over = asyncio.create_task(self._over.wait())
+        try:
+            await asyncio.wait((reading, sending, over), return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                reading.result()
+            elif over.done():
+                await connection.end()
+                sending.cancel()
+                await asyncio.wait((sending,))
+                await connection.outbox.send_rest(context.write)
+        finally:
+            await end_tasks(reading, sending, over)
+            await connection.close()
+            self._calls.discard(call)
+
+
+class _Connection:
+    """One gateway's call."""
+
+    def __init__(self, handle: Handle):
+        self._handle = handle
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._news: dict[int, Reply] = {}
+        """Replies that have something to send, by their numbers."""
+        self.outbox = Outbox(self._take)
+
+    async def read(self, incoming: AsyncIterator[bytes]) -> None:
+        """Act on what comes, until the gateway has gone. Raises msgspec.DecodeError."""
+        async for frame in incoming:
+            for message in frames.decode_asking(frame):
+                if isinstance(message, Start):
+                    self._start(message)
+                elif message.stream in self._tasks:
+                    self._tasks[message.stream].cancel()
+
+    async def end(self) -> None:
+        """Wait until all requests have ended."""
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+    async def close(self) -> None:
+        """Cancel all requests: nobody is there to read their answers."""
+        await end_tasks(*self._tasks.values())
+
+    def _start(self, start: Start) -> None:
+        reply = Reply(start.stream, self._notify)
+        task = self._tasks[start.stream] = asyncio.create_task(self._run(start, reply))
+        task.add_done_callback(lambda _: self._tasks.pop(start.stream))
+
+    async def _run(self, start: Start, reply: Reply) -> None:
+        error: RequestError | None = None
+        try:
+            await self._handle(start, reply)
+        except RequestError as failure:
+            error = failure
+        except Exception as failure:
+            log.exception("the request %s failed", start.request_id)
+            error = InternalError(f"the request failed: {type(failure).__name__}: {failure}")
+        reply.end(error)
+
+    def _notify(self, reply: Reply) -> None:
+        self._news[reply.stream] = reply
+        self.outbox.notify()
+
+    def _take(self) -> list[Answering]:
+        replies, self._news = self._news, {}
+        return [message for reply in replies.values() for message in reply.take()]

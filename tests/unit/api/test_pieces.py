@@ -1,0 +1,55 @@
+"""Pieces that wait for a slow reader are merged: nothing may be lost, doubled or turned round by that."""
+
+import copy
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from run_gpt.api.pieces import CallPiece, Head, Pending, Piece, Token
+
+calls = st.lists(
+    st.builds(CallPiece, index=st.integers(0, 2), arguments=st.text(max_size=3), id=st.sampled_from([None, "call"])),
+    max_size=2,
+)
+pieces = st.builds(
+    Piece,
+    index=st.integers(0, 2),
+    text=st.text(max_size=4),
+    tokens=st.integers(0, 3),
+    calls=calls,
+    logprobs=st.none() | st.lists(st.builds(Token, st.text(max_size=2), st.none(), st.binary(max_size=2)), max_size=2),
+)
+
+
+def told(some: list[Piece]) -> list[object]:
+    """Everything that some pieces say, sequence by sequence."""
+    said: list[object] = []
+    for index in range(3):
+        own = [piece for piece in some if piece.index == index]
+        arguments: dict[int, str] = {}
+        for call in (call for piece in own for call in piece.calls):
+            arguments[call.index] = arguments.get(call.index, "") + f"<{call.id}>" * (call.id is not None)
+            arguments[call.index] += call.arguments
+        tokens = [token for piece in own for token in piece.logprobs or ()]
+        said.append(("".join(piece.text for piece in own), sum(piece.tokens for piece in own), arguments, tokens))
+    return said
+
+
+@given(st.lists(pieces), st.lists(st.booleans()))
+def test_merged_pieces_say_what_the_single_ones_do(sent: list[Piece], taken: list[bool]) -> None:
+    pending, got = Pending(), []
+    for i, piece in enumerate(sent):
+        pending.put(copy.deepcopy(piece))
+        if i < len(taken) and taken[i]:
+            got += pending.take()
+    assert len(rest := pending.take()) <= 3, "one for each sequence"
+    assert told([*got, *rest]) == told(sent)  # type: ignore[list-item]
+    assert not pending
+
+
+def test_a_head_comes_before_its_pieces() -> None:
+    pending, head = Pending(), Head("id", 1, "m", 3)
+    pending.put(head)
+    pending.put(Piece(0, "a", 1))
+    assert pending.take() == [head, Piece(0, "a", 1)]
+    assert pending.take() == []

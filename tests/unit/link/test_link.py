@@ -1,0 +1,227 @@
+"""The inner wire over a real gRPC server: complete, in order, and each request's end is its own."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from run_gpt.api.pieces import Head, Piece
+from run_gpt.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestError
+from run_gpt.link import calling, frames, serving
+from run_gpt.link.calling import ConnectionFailed, Exchange, Link, OtherVersion
+from run_gpt.link.frames import METHOD, Start
+from run_gpt.link.serving import LinkServer, Reply
+
+
+class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]
+    def __init__(self, server: LinkServer):
+        self._server = server
+
+    def service(self, details: Any) -> Any:
+        return self._server.handler if details.method == METHOD else None
+
+
+class Ends:
+    """An executor's end with scripted answers, and a gateway's."""
+
+    def __init__(self) -> None:
+        self.handle: Callable[[Start, Reply], Awaitable[None]] = self.write_numbers
+        self.cancelled: list[int] = []
+        self.server = LinkServer(lambda start, reply: self.handle(start, reply))
+        self._grpc = grpc.aio.server()
+        self._grpc.add_generic_rpc_handlers((_Service(self.server),))
+        port = self._grpc.add_insecure_port("127.0.0.1:0")
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
+        self.link = Link(self.channel)
+
+    async def open(self) -> None:
+        await self._grpc.start()
+
+    async def close(self) -> None:
+        await self.link.close()
+        await self.channel.close()
+        await self.stop()
+
+    async def stop(self) -> None:
+        await self._grpc.stop(None)
+
+    async def start(self, path: str = "/x", body: bytes = b"") -> tuple[Exchange, asyncio.Event]:
+        arrived = asyncio.Event()
+        return await self.link.start(path, body, request_id="r", trace={}, arrived=arrived), arrived
+
+    async def write_numbers(self, start: Start, reply: Reply) -> None:
+        """Write as many numbers as the body says, in random bursts."""
+        choose = random.Random(start.stream)
+        reply.put(Head(f"id-{start.stream}", 1, "m", 3))
+        for number in range(int(start.body)):
+            reply.put(Piece(number % 2, f"{number} ", 1))
+            if choose.random() < 0.3:
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[Ends]:
+    both = Ends()
+    await both.open()
+    yield both
+    await both.close()
+
+
+async def read(exchange: Exchange, arrived: asyncio.Event, *, slow: random.Random | None = None) -> list[Any]:
+    """All news. Raises the error at the end."""
+    news: list[Any] = []
+    async with asyncio.timeout(20):
+        while True:
+            arrived.clear()
+            news += exchange.take()
+            if exchange.over:
+                news += exchange.take()
+                break
+            await arrived.wait()
+            for _ in range(slow.randrange(20) if slow else 0):
+                await asyncio.sleep(0)
+    if exchange.error is not None:
+        raise exchange.error
+    return news
+
+
+async def whole(ends: Ends, count: int, slow: random.Random | None = None) -> None:
+    exchange, arrived = await ends.start(body=b"%d" % count)
+    head, *pieces = await read(exchange, arrived, slow=slow)
+    assert isinstance(head, Head)
+    for index in range(2):
+        text = "".join(piece.text for piece in pieces if piece.index == index)
+        assert text == "".join(f"{number} " for number in range(index, count, 2))
+    assert sum(piece.tokens for piece in pieces) == count
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_many_streams_share_a_call_and_each_is_whole_and_in_order(ends: Ends, seed: int) -> None:
+    """However the pieces come, and however slowly they are read."""
+    choose = random.Random(seed)
+    slow = [random.Random(i) if choose.random() < 0.5 else None for i in range(40)]
+    await asyncio.gather(*(whole(ends, choose.randrange(1, 300), one) for one in slow))
+
+
+async def test_errors_cross_as_they_are_and_are_nobody_elses(ends: Ends) -> None:
+    async def handle(start: Start, reply: Reply) -> None:
+        if start.path == "/refused":
+            raise InvalidRequest("no", param="x")
+        if start.path == "/broken":
+            raise ZeroDivisionError("oh")
+        await ends.write_numbers(start, reply)
+
+    ends.handle = handle
+    beside = asyncio.create_task(whole(ends, 500))
+    with pytest.raises(InvalidRequest, match="no") as refused:
+        await read(*await ends.start("/refused"))
+    assert refused.value.param == "x"
+    with pytest.raises(InternalError, match="ZeroDivisionError: oh"):
+        await read(*await ends.start("/broken"))
+    await beside
+
+
+async def hang(started: asyncio.Event, ended: asyncio.Event, reply: Reply) -> None:
+    started.set()
+    reply.put(b"begun")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        ended.set()
+
+
+@pytest.mark.parametrize("how", ["close", "deadline"])
+async def test_an_exchange_that_ends_here_is_cancelled_there(ends: Ends, how: str) -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+    ends.handle = lambda start, reply: hang(started, ended, reply)
+    exchange, arrived = await ends.start()
+    await started.wait()
+    if how == "close":
+        exchange.close()
+        await read(exchange, arrived)
+    else:
+        exchange.limit(0.01)
+        with pytest.raises(DeadlineExceeded, match=r"0\.01 s"):
+            await read(exchange, arrived)
+    async with asyncio.timeout(10):
+        await ended.wait()
+
+
+async def test_what_runs_when_the_server_ends_is_answered_and_then_the_call_ends(ends: Ends) -> None:
+    go, started = asyncio.Event(), asyncio.Event()
+
+    async def handle(start: Start, reply: Reply) -> None:
+        started.set()
+        await go.wait()
+        reply.put(b"answer")
+
+    ends.handle = handle
+    exchange, arrived = await ends.start()
+    await started.wait()
+    ending = asyncio.create_task(ends.server.end())
+    await asyncio.sleep(0)
+    assert not ending.done()
+    go.set()
+    assert await read(exchange, arrived) == [b"answer"]
+    await ending
+    with pytest.raises(ConnectionFailed):
+        await until_refused(ends)
+
+
+async def until_refused(ends: Ends) -> None:
+    """Ask until the call has ended here, too."""
+    while True:
+        await read(*await ends.start())
+
+
+async def test_a_call_that_breaks_ends_every_exchange_once_and_the_next_request_makes_another(ends: Ends) -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+    ends.handle = lambda start, reply: hang(started, ended, reply)
+    exchanges = [await ends.start() for _ in range(5)]
+    await started.wait()
+    await ends.stop()
+    for exchange, arrived in exchanges:
+        with pytest.raises(ConnectionFailed):
+            await read(exchange, arrived)
+        exchange.fail(RequestError("late"))
+        assert isinstance(exchange.error, ConnectionFailed)
+    with pytest.raises(ConnectionFailed):
+        await ends.start()
+    async with asyncio.timeout(10):
+        await ended.wait()
+
+
+@pytest.mark.parametrize("module", [calling, serving])
+async def test_ends_of_two_versions_say_both(ends: Ends, monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    monkeypatch.setattr(module, "VERSION", 7)
+    versions = (1, 7) if module is calling else (7, 1)
+    says = "speaks version {} of the inner wire, this gateway version {}".format(*versions)
+    with pytest.raises(OtherVersion, match=says):
+        await ends.start()
+
+
+async def test_an_executor_without_this_wire_is_of_another_version() -> None:
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    try:
+        with pytest.raises(OtherVersion, match="speaks no inner wire"):
+            await Link(channel).start("/x", b"", request_id="r", trace={})
+    finally:
+        await channel.close()
+        await server.stop(None)
+
+
+async def test_what_is_no_frame_ends_its_call_and_no_other(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
+    beside = asyncio.create_task(whole(ends, 500))
+    call = ends.channel.stream_stream(METHOD)()
+    await call.write(frames.encode(frames.Hello(frames.VERSION)))
+    assert frames.decode_welcome(await call.read()).version == frames.VERSION
+    await call.write(b"\xffgarbage")
+    assert await call.read() is grpc.aio.EOF
+    assert "no frame of the inner wire" in caplog.text
+    await beside
