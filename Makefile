@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPECHECK := build/typecheck
 # What must work without torch, on every Python that we support.
-LEAN_TESTS := $(wildcard tests/unit/api tests/unit/client tests/unit/gateway \
+LEAN_TESTS := $(wildcard tests/unit/api tests/unit/client tests/unit/gateway tests/unit/link \
 	tests/integration/client tests/integration/gateway)
 
 # pip shows its progress bars on a terminal, and only errors elsewhere.

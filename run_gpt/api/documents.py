@@ -5,6 +5,7 @@ module imports docarray, which takes seconds: import it late.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -154,6 +155,7 @@ def answer_to_document(answer: answers.Body) -> BaseDoc:
 def write_answer(answer: answers.Body, message: DocProto) -> None:
     """Write an answer into the empty message of its document, as docarray would do, in a fifth of the time."""
     fields = answer.model_dump()
+    fields.setdefault("id", os.urandom(16).hex())  # each document has one
     _write_fields(fields, message)
     for name in document_class(type(answer)).model_fields.keys() - fields.keys():
         message.data[name].SetInParent()  # None

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 import run_gpt._jina  # noqa: F401  (before jina)
 from run_gpt.api import answers, documents, schema
+from run_gpt.api.openai.models import ModelList
 from run_gpt.errors import InternalError, InvalidRequest, QueueFull, error_from_dict
 
 CACHED = answers.PromptTokensDetails(cached_tokens=8)
@@ -97,9 +98,13 @@ def test_an_executors_error_crosses_jina() -> None:
     assert error_from_dict(json.loads(said)).to_dict() == QueueFull("full", param="x").to_dict()
 
 
-@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
-def test_an_answer_is_written_as_docarray_would(answer: answers.Answer) -> None:
+@pytest.mark.parametrize("answer", [*ANSWERS, ModelList(data=[])], ids=lambda answer: type(answer).__name__)
+def test_an_answer_is_written_as_docarray_would(answer: answers.Body) -> None:
     """Else Jina's clients would read another document than the one that is described to them."""
-    message = DocProto()
+    message, document = DocProto(), documents.answer_to_document(answer)
     documents.write_answer(answer, message)
-    assert message == documents.answer_to_document(answer).to_protobuf()
+    if not hasattr(answer, "id"):  # docarray makes one by chance, and so do we
+        assert len(message.data["id"].text) == len(document.id)
+        document.id = message.data["id"].text
+    assert message == document.to_protobuf()
+    assert documents.document_class(type(answer)).from_protobuf(message) == document

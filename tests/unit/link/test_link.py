@@ -34,7 +34,7 @@ class Ends:
         self._grpc = grpc.aio.server()
         self._grpc.add_generic_rpc_handlers((_Service(self.server),))
         port = self._grpc.add_insecure_port("127.0.0.1:0")
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)])
         self.link = Link(self.channel)
 
     async def open(self) -> None:
