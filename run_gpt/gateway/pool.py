@@ -150,7 +150,7 @@ class ReplicaPool:
                 raise DeadlineExceeded(f"no replica answered within {round(left, 2):g} s") from None
             raise
         exchange.ended.add_done_callback(lambda _: self._over(exchange, replica))
-        exchange.limit(left)
+        exchange.limit(deadline - time.monotonic())
         self._exchanges.add(exchange)
         try:
             while not (exchange.has_news or exchange.over):

@@ -18,22 +18,29 @@ class Outbox:
     def __init__(self, take: Take):
         self._take = take
         self._waiting = asyncio.Event()
+        self._over = False
 
     def notify(self) -> None:
         """Send soon; what else comes in this turn of the event loop goes along."""
         self._waiting.set()
 
     async def send_all(self, write: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send for ever. Raises what `write` raises."""
-        while True:
+        """Send until `end` is called. Raises what `write` raises."""
+        over = False
+        while not over:
             await self._waiting.wait()
-            await self.send_rest(write)
+            self._waiting.clear()
+            over = self._over
+            if messages := self._take():
+                await write(encode(messages))
 
-    async def send_rest(self, write: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send what there is now. Raises what `write` raises."""
-        self._waiting.clear()
-        if messages := self._take():
-            await write(encode(messages))
+    def end(self) -> None:
+        """Let `send_all` return once all that there is now is sent.
+
+        Do not cancel it instead: a call whose write was cancelled takes no other.
+        """
+        self._over = True
+        self._waiting.set()
 
 
 async def end_tasks(*tasks: "asyncio.Future[Any]") -> None:

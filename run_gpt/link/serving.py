@@ -97,9 +97,8 @@ class LinkServer:
                 reading.result()
             elif over.done():
                 await connection.end()
-                sending.cancel()
+                connection.outbox.end()
                 await asyncio.wait((sending,))
-                await connection.outbox.send_rest(context.write)
         finally:
             await end_tasks(reading, sending, over)
             await connection.close()
