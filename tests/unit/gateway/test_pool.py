@@ -13,8 +13,8 @@ from run_gpt.api.pieces import Piece
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
 from run_gpt.gateway.affinity import MOST_WORTH
-from run_gpt.gateway.pool import ReplicaPool
-from run_gpt.gateway.streams import Streams
+from run_gpt.gateway.pool import ATTEMPTS, ReplicaPool
+from run_gpt.gateway.streams import SEQUENCES_AT_ONCE, Streams
 from run_gpt.link.calling import ConnectionFailed, Exchange
 
 READY = Status(state="ready", model="m", running=0, waiting=0)
@@ -37,8 +37,13 @@ class ScriptedExchange(Exchange):
 
     def __init__(self, arrived: asyncio.Event, script: list[Any]):
         self.cancelled = asyncio.Event()
+        self.limited: float | None = None
         super().__init__(arrived, self.cancelled.set)
         self._playing = asyncio.get_running_loop().call_soon(self._play, iter(script))
+
+    def limit(self, seconds: float) -> None:
+        self.limited = seconds
+        super().limit(seconds)
 
     def _play(self, script: Any) -> None:
         item = next(script, None)
@@ -63,12 +68,14 @@ class ScriptedReplica:
         self.cache = object()
         self.says = says
         """Its state, if it is asked now."""
+        self.connects_in = 0.0
 
     @property
     def takes_requests(self) -> bool:
         return self.state == "ready"
 
     async def start(self, *_: Any, arrived: asyncio.Event, **__: Any) -> Exchange:
+        await asyncio.sleep(self.connects_in)
         self.calls.append(ScriptedExchange(arrived, self.scripts[len(self.calls)]))
         return self.calls[-1]
 
@@ -93,12 +100,12 @@ def event(text: str, reason: Any = None, index: int = 0) -> Piece:
     return Piece(index, text, 1, finish=reason)
 
 
-def streams(pool: ReplicaPool, request: GenerateRequest = REQUEST) -> Streams:
-    return Streams(pool, [request], time.monotonic() + 5, lambda: "id")
+def streams(pool: ReplicaPool, *requests: GenerateRequest) -> Streams:
+    return Streams(pool, requests or [REQUEST], time.monotonic() + 5, lambda: "id")
 
 
-async def read(pool: ReplicaPool, request: GenerateRequest = REQUEST) -> tuple[str, RequestError | None]:
-    text, reading = "", streams(pool, request)
+async def read(pool: ReplicaPool, *requests: GenerateRequest) -> tuple[str, RequestError | None]:
+    text, reading = "", streams(pool, *requests)
     try:
         while news := await reading.read():
             text += "".join(one.text for _, one in news if isinstance(one, Piece))
@@ -261,11 +268,18 @@ async def test_a_stream_is_tried_again_only_before_its_first_event() -> None:
 
 
 async def test_a_stream_that_stops_before_it_is_complete_is_an_error() -> None:
-    for script in ([], [event("a")], [event("a", "stop", 0), event("b", None, 1)]):
+    scripts: list[list[Any]] = [[], [event("a")], [event("a", "stop", 0), event("b", None, 1)]]
+    for script in scripts:
         request = GenerateRequest(prompt="x", n=2)
         text, error = await read(pool_of(ScriptedReplica(script)), request)
         assert isinstance(error, InternalError)
         assert text == "".join("ab"[: len(script)])
+
+
+async def test_a_stream_that_brings_no_text_is_an_error() -> None:
+    """A body of another kind must not be taken for the answer's text, nor for its end."""
+    text, error = await read(pool_of(ScriptedReplica([unary("no")])))
+    assert (text, type(error)) == ("", InternalError)
 
 
 async def test_a_failure_after_the_last_event_changes_nothing() -> None:
@@ -325,3 +339,103 @@ async def test_what_is_no_answer_is_an_internal_error(body: Any) -> None:
     """A user must not take it for an answer."""
     with pytest.raises(InternalError):
         await pool_of(ScriptedReplica([body])).answer(REQUEST, "id", 5)
+
+
+async def test_the_time_to_connect_counts() -> None:
+    """A user gets an answer, or an error, within the limit that was asked for."""
+    replica = ScriptedReplica([unary("a")])
+    replica.connects_in = 0.05
+    await pool_of(replica).answer(REQUEST, "id", 5)
+    limited = replica.calls[0].limited
+    assert limited is not None
+    assert limited <= 4.96
+    replica = ScriptedReplica([unary("a")])
+    replica.connects_in = 10
+    with pytest.raises(DeadlineExceeded, match=r"no replica answered within 0\.01 s"):
+        await pool_of(replica).answer(REQUEST, "id", 0.01)
+    assert (replica.in_flight, replica.state) == (0, "ready")
+
+
+AT_ONCE = [None, GONE, REFUSAL, QueueFull("full"), BROKEN]
+"""Errors in place of an answer; None: it answers."""
+LATER = [None, GONE, REFUSAL, BROKEN]
+"""Errors after some text; None: it is complete."""
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(AT_ONCE), st.integers(0, 3), st.sampled_from(LATER)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.booleans(),
+)
+def test_a_text_comes_from_one_replica_and_once(plays: list[Any], refusing_drain: bool) -> None:
+    """However replicas fail: no text twice, none of two answers, no replica twice, and none keeps a request."""
+
+    async def check() -> None:
+        replicas = []
+        for number, (first, count, last) in enumerate(plays):
+            texts = [event(f"{number}.{i} ", "stop" if last is None and i == count else None) for i in range(count + 1)]
+            script = [*texts, *([] if last is None else [last])] if first is None else [first]
+            replicas.append(ScriptedReplica(script, says="draining" if refusing_drain else "ready"))
+        pool = pool_of(*replicas)
+        text, error = await read(pool)
+        called = [number for number, replica in enumerate(replicas) if replica.calls]
+        assert all(len(replica.calls) <= 1 for replica in replicas)
+        answered = [number for number in called if plays[number][0] is None]
+        assert len(answered) <= 1
+        told = "".join(f"{number}.{i} " for number in answered for i in range(plays[number][1] + 1))
+        assert text == told
+        if answered:
+            assert error is plays[answered[0]][2]
+        else:
+            assert isinstance(error, RequestError)
+            broken = sum(plays[number][0] is BROKEN for number in called)
+            assert broken <= 1
+            excused = sum(plays[number][0] is REFUSAL for number in called) if refusing_drain else 0
+            assert len(called) - excused <= ATTEMPTS
+            assert broken or len(called) == len(plays) or len(called) - excused == ATTEMPTS
+        assert pool.retries == len(called) - 1
+        await asyncio.sleep(0)
+        assert [replica.in_flight for replica in replicas] == [0] * len(replicas)
+
+    asyncio.run(check())
+
+
+def natives(count: int, n: int = 1) -> list[GenerateRequest]:
+    return [GenerateRequest(prompt="x", n=n) for _ in range(count)]
+
+
+async def test_several_native_requests_are_read_together_each_by_its_number() -> None:
+    replica = ScriptedReplica(*([event(f"{i}", None), event(f"{i}", "stop")] for i in range(5)))
+    reading, texts = streams(pool_of(replica), *natives(5)), [""] * 5
+    while news := await reading.read():
+        for which, piece in news:
+            assert isinstance(piece, Piece)
+            texts[which] += piece.text
+    await reading.close()
+    assert texts == ["00", "11", "22", "33", "44"]
+    assert replica.in_flight == 0
+
+
+async def test_one_that_fails_of_several_is_the_error_of_all_and_the_others_are_cancelled() -> None:
+    """Half an answer is none; and what nobody reads must not go on."""
+    replica = ScriptedReplica([event("a"), "hang"], [BROKEN], [event("c"), "hang"])
+    text, error = await read(pool_of(replica), *natives(3))
+    assert set(text) <= set("ac")
+    assert error is BROKEN
+    await asyncio.sleep(0)
+    assert [call.cancelled.is_set() for call in replica.calls] == [True, False, True]
+    assert replica.in_flight == 0
+
+
+@pytest.mark.parametrize(("n", "together"), [(1, SEQUENCES_AT_ONCE), (16, SEQUENCES_AT_ONCE // 16), (64, 1)])
+async def test_a_request_of_very_many_texts_leaves_room_for_others(n: int, together: int) -> None:
+    replica = ScriptedReplica(*(["hang"] for _ in range(40)))
+    reading = streams(pool_of(replica), *natives(40, n))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert replica.in_flight == together
+    await reading.close()

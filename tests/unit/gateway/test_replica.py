@@ -1,14 +1,16 @@
 """What is known of a replica: what it says, when it counts as lost, and when what it kept is forgotten."""
 
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from run_gpt.api.answers import Status
-from run_gpt.errors import DeadlineExceeded, RequestError
+from run_gpt.errors import DeadlineExceeded, InternalError, RequestError, Unavailable
 from run_gpt.gateway import replica as module
 from run_gpt.gateway.replica import SILENT_SECONDS, Replica
-from run_gpt.link.calling import ConnectionFailed, OtherVersion
+from run_gpt.link.calling import ConnectionFailed, Exchange, OtherVersion
 
 LATE, GONE, OTHER = DeadlineExceeded("late"), ConnectionFailed("gone"), OtherVersion("the replica speaks version 7")
 
@@ -16,9 +18,9 @@ LATE, GONE, OTHER = DeadlineExceeded("late"), ConnectionFailed("gone"), OtherVer
 class Probed:
     """A replica whose probes have these answers, and a clock."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+    def __init__(self, replica: Replica, monkeypatch: pytest.MonkeyPatch):
         self.now = 1000.0
-        self.replica = Replica("10.0.0.1:5")
+        self.replica = replica
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
 
     async def probe(self, answer: str | RequestError, started: float | None = None) -> str:
@@ -33,9 +35,26 @@ class Probed:
         return self.replica.state
 
 
+New = Callable[[], Replica]
+
+
 @pytest.fixture
-async def probed(monkeypatch: pytest.MonkeyPatch) -> Probed:
-    return Probed(monkeypatch)
+async def new() -> AsyncIterator[New]:
+    """Makes replicas whose channels are closed in the end."""
+    made: list[Replica] = []
+
+    def make() -> Replica:
+        made.append(Replica("10.0.0.1:5"))
+        return made[-1]
+
+    yield make
+    for replica in made:
+        await replica.close()
+
+
+@pytest.fixture
+async def probed(new: New, monkeypatch: pytest.MonkeyPatch) -> Probed:
+    return Probed(new(), monkeypatch)
 
 
 async def test_a_busy_replica_answers_late_and_a_silent_one_is_lost(probed: Probed) -> None:
@@ -98,3 +117,73 @@ async def test_one_of_another_version_gets_no_requests_and_the_log_says_why(
         "the replica at 10.0.0.1:5 gets no requests: the replica speaks version 7"
     ]
     assert await probed.probe("ready") == "ready"
+
+
+class Answering:
+    """A replica whose executor answers each request with these bodies, and then with an end, or none."""
+
+    def __init__(self, replica: Replica, *bodies: bytes, end: RequestError | str | None = None):
+        self.forgotten = 0
+        self.replica = replica
+        self.replica.start = self._start  # type: ignore[method-assign,assignment]
+        self._bodies, self._end = bodies, end
+
+    async def _start(self, *_: Any, arrived: asyncio.Event, **__: Any) -> Exchange:
+        exchange = Exchange(arrived, self._forget)
+        for body in self._bodies:
+            exchange.put(body)
+        if not isinstance(self._end, str):
+            asyncio.get_running_loop().call_soon(exchange.end, self._end)
+        return exchange
+
+    def _forget(self) -> None:
+        self.forgotten += 1
+
+
+def said(state: str) -> bytes:
+    status = {"state": state, "model": "m", "running": 0, "waiting": 0}
+    return Status.model_validate(status).model_dump_json().encode()
+
+
+async def test_a_question_has_one_answer_or_an_error_in_time(new: New) -> None:
+    """A probe, a scrape or a change of adapters must not hang on a replica."""
+    assert await Answering(new(), b"{}").replica.ask("/x", timeout=5) == b"{}"
+    with pytest.raises(InternalError, match="no answer to /x"):
+        await Answering(new()).replica.ask("/x", timeout=5)
+    with pytest.raises(Unavailable, match="draining"):
+        await Answering(new(), end=Unavailable("it is draining")).replica.ask("/x", timeout=5)
+    silent = Answering(new(), end="never")
+    with pytest.raises(DeadlineExceeded):
+        await silent.replica.ask("/x", timeout=0.01)
+    assert silent.forgotten == 1, "the executor must not go on with it"
+
+
+async def test_a_question_waits_for_no_connection_longer_than_it_may(new: New) -> None:
+    replica = new()
+
+    async def start(*_: Any, **__: Any) -> Any:
+        await asyncio.Event().wait()
+
+    replica.start = start  # type: ignore[method-assign]
+    with pytest.raises(DeadlineExceeded, match=r"no connection after 0\.01 s"):
+        await replica.ask("/x", timeout=0.01)
+
+
+@pytest.mark.parametrize("body", [b"", b"[1", b"{}", b'{"state": "odd"}'])
+async def test_one_that_says_something_else_than_its_state_is_lost(new: New, body: bytes) -> None:
+    """Another program listens there now."""
+    answering = Answering(new(), body)
+    answering.replica.state = "ready"
+    await answering.replica.probe()
+    assert answering.replica.state == "lost"
+    assert await answering.replica.state_now() == "lost"
+
+
+async def test_each_state_of_a_load_is_heard_and_its_failure_raised(new: New) -> None:
+    replica = Answering(new(), said("loading"), said("ready")).replica
+    await replica.load()
+    assert (replica.state, replica.model) == ("ready", "m")
+    failing = Answering(new(), said("loading"), end=Unavailable("no memory")).replica
+    with pytest.raises(Unavailable, match="no memory"):
+        await failing.load()
+    assert failing.state == "loading"

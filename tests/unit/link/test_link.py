@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -24,18 +25,30 @@ class _Service(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._server.handler if details.method == METHOD else None
 
 
+OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 100),
+]
+
+
 class Ends:
     """An executor's end with scripted answers, and a gateway's."""
 
     def __init__(self) -> None:
         self.handle: Callable[[Start, Reply], Awaitable[None]] = self.write_numbers
-        self.cancelled: list[int] = []
+        self._port = 0
+        self.serve()
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self._port}", OPTIONS)
+        self.link = Link(self.channel)
+
+    def serve(self) -> None:
+        """Make the executor's end, at the same port each time."""
         self.server = LinkServer(lambda start, reply: self.handle(start, reply))
         self._grpc = grpc.aio.server()
         self._grpc.add_generic_rpc_handlers((_Service(self.server),))
-        port = self._grpc.add_insecure_port("127.0.0.1:0")
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)])
-        self.link = Link(self.channel)
+        self._port = self._grpc.add_insecure_port(f"127.0.0.1:{self._port}")
 
     async def open(self) -> None:
         await self._grpc.start()
@@ -171,6 +184,46 @@ async def test_what_runs_when_the_server_ends_is_answered_and_then_the_call_ends
         await until_refused(ends)
 
 
+async def connected(ends: Ends) -> Any:
+    """A call that reads only when it is told to."""
+    call = ends.channel.stream_stream(METHOD)()
+    await call.write(frames.encode(frames.Hello(frames.VERSION)))
+    assert frames.decode_welcome(await call.read()).version == frames.VERSION
+    return call
+
+
+async def test_a_gateway_that_reads_slowly_gets_all_that_is_answered_before_the_server_ends(ends: Ends) -> None:
+    """Else the requests that a drain has waited for would fail at its end."""
+    go, written = asyncio.Event(), asyncio.Event()
+    large = b"x" * 3_000_000
+
+    async def handle(start: Start, reply: Reply) -> None:
+        if start.stream:
+            await go.wait()
+            reply.put(b"last")
+            return
+        for _ in range(6):  # more than gRPC takes of what is not read
+            reply.put(large)
+            await asyncio.sleep(0.05)
+        written.set()
+
+    ends.handle = handle
+    call = await connected(ends)
+    await call.write(frames.encode([Start(stream, "/x", b"", "r") for stream in range(2)]))
+    await written.wait()
+    ending = asyncio.create_task(ends.server.end())
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.sleep(0.05)
+    messages: list[Any] = []
+    async with asyncio.timeout(10):
+        while (frame := await call.read()) is not grpc.aio.EOF:
+            messages += frames.decode_answering(frame)
+        await ending
+    assert messages[-2:] == [frames.Body(1, b"last"), frames.Done(1)]
+    assert messages[:-2] == [*(frames.Body(0, large) for _ in range(6)), frames.Done(0)]
+
+
 async def until_refused(ends: Ends) -> None:
     """Ask until the call has ended here, too."""
     while True:
@@ -192,6 +245,42 @@ async def test_a_call_that_breaks_ends_every_exchange_once_and_the_next_request_
         await ends.start()
     async with asyncio.timeout(10):
         await ended.wait()
+    ends.serve()
+    await ends.open()
+    ends.handle = ends.write_numbers
+    async with asyncio.timeout(10):
+        await until_answered(ends)
+
+
+async def until_answered(ends: Ends) -> None:
+    """Ask until the channel has found the executor's end again."""
+    while True:
+        try:
+            return await whole(ends, 100)
+        except ConnectionFailed:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_request_that_is_cancelled_while_it_connects_leaves_the_connection_to_the_others(ends: Ends) -> None:
+    first = asyncio.create_task(ends.start())
+    second = asyncio.create_task(whole(ends, 10))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert first.cancelled()
+
+
+async def test_a_link_that_is_closed_ends_what_runs_on_it(ends: Ends) -> None:
+    """Here for its reader, and there for the model."""
+    started, ended = asyncio.Event(), asyncio.Event()
+    ends.handle = lambda start, reply: hang(started, ended, reply)
+    exchange, arrived = await ends.start()
+    await started.wait()
+    await ends.link.close()
+    with pytest.raises(ConnectionFailed):
+        await read(exchange, arrived)
+    async with asyncio.timeout(10):
+        await ended.wait()
 
 
 @pytest.mark.parametrize("module", [calling, serving])
@@ -203,24 +292,66 @@ async def test_ends_of_two_versions_say_both(ends: Ends, monkeypatch: pytest.Mon
         await ends.start()
 
 
-async def test_an_executor_without_this_wire_is_of_another_version() -> None:
+class Foreign(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Another server than ours, which says these things whatever it hears."""
+
+    def __init__(self, *says: bytes):
+        self._says = says
+
+    def service(self, details: Any) -> Any:
+        return grpc.stream_stream_rpc_method_handler(self._talk) if self._says else None
+
+    async def _talk(self, incoming: AsyncIterator[bytes], context: Any) -> None:
+        for say in self._says:
+            await context.write(say)
+            await anext(incoming)
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def link_to(foreign: Foreign) -> AsyncIterator[Link]:
     server = grpc.aio.server()
+    server.add_generic_rpc_handlers((foreign,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", OPTIONS)
+    link = Link(channel)
     try:
-        with pytest.raises(OtherVersion, match="speaks no inner wire"):
-            await Link(channel).start("/x", b"", request_id="r", trace={})
+        yield link
     finally:
+        await link.close()
         await channel.close()
         await server.stop(None)
 
 
+@pytest.mark.parametrize(
+    ("foreign", "says"), [(Foreign(), "speaks no inner wire"), (Foreign(b"\xffgarbage"), "another inner wire")]
+)
+async def test_an_executor_without_this_wire_is_of_another_version(foreign: Foreign, says: str) -> None:
+    async with link_to(foreign) as link:
+        with pytest.raises(OtherVersion, match=says):
+            await link.start("/x", b"", request_id="r", trace={})
+
+
+async def test_an_answer_that_is_no_frame_is_an_internal_error_of_all_that_run() -> None:
+    """Nobody may be left waiting, and none may be tried again on the next executor."""
+    async with link_to(Foreign(frames.encode(frames.Welcome(frames.VERSION)), b"\xffgarbage")) as link:
+        arrivals = [asyncio.Event() for _ in range(3)]
+        running = [await link.start("/x", b"", request_id="r", trace={}, arrived=arrived) for arrived in arrivals]
+        for exchange, arrived in zip(running, arrivals, strict=True):
+            with pytest.raises(InternalError, match="cannot be read"):
+                await read(exchange, arrived)
+
+
+async def test_where_nobody_listens_the_connection_fails(ends: Ends) -> None:
+    await ends.stop()
+    with pytest.raises(ConnectionFailed):
+        await ends.start()
+
+
 async def test_what_is_no_frame_ends_its_call_and_no_other(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
     beside = asyncio.create_task(whole(ends, 500))
-    call = ends.channel.stream_stream(METHOD)()
-    await call.write(frames.encode(frames.Hello(frames.VERSION)))
-    assert frames.decode_welcome(await call.read()).version == frames.VERSION
+    call = await connected(ends)
     await call.write(b"\xffgarbage")
     assert await call.read() is grpc.aio.EOF
     assert "no frame of the inner wire" in caplog.text
