@@ -141,7 +141,7 @@ def _program(pid: int) -> str | None:
 
 
 def _name(pid: int) -> str:
-    """What a process does, by its command line: `gateway`, `executor 0`, `supervisor`; else its program or module."""
+    """Name a process by its command line: `gateway`, `executor 0`, `supervisor`; else its program or module."""
     try:
         command = [part for part in (PROC / str(pid) / "cmdline").read_text().split("\0") if part]
         short = (PROC / str(pid) / "comm").read_text().strip()

@@ -52,7 +52,7 @@ APIS = {
 
 @dataclass(frozen=True)
 class Event:
-    """What an event of a stream, or a whole answer, says."""
+    """Facts that an event of a stream, or a whole answer, gives."""
 
     text: str = ""
     has_output: bool = False

@@ -9,7 +9,7 @@ _BODILESS = (204, 304)
 
 
 class BadAnswer(ValueError):
-    """What a server sent is no HTTP/1.1."""
+    """A server sent something that is no HTTP/1.1."""
 
 
 class Response:

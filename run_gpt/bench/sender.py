@@ -18,7 +18,7 @@ from run_gpt.client.sse import EventDecoder
 from run_gpt.errors import DeadlineExceeded, RequestError, Unavailable
 
 Arrived = tuple[float, Any]
-"""What came, in the form of its sender, and the time (perf_counter, seconds)."""
+"""An arrival in the form of its sender, and the time (perf_counter, seconds)."""
 MakeBody = Callable[[Prompt, bool], dict[str, Any]]
 """The JSON of a request; True for a streamed one."""
 _SHOWN = 200  # characters of what a server said of a failure

@@ -30,7 +30,7 @@ _NO_END = 1e6  # seconds: a burst is bounded by its requests
 
 @dataclass
 class Measured:
-    """What was measured of one server: a summary for each round of each load."""
+    """Measurements of one server: a summary for each round of each load."""
 
     name: str
     environment: dict[str, Any]
@@ -130,7 +130,7 @@ def write_json(measured: Sequence[Measured], path: Path) -> None:
 
 
 def read_json(path: Path) -> list[Measured]:
-    """What `write_json` wrote. Raises SetupError for any other file."""
+    """Read a file of `write_json`. Raises SetupError for any other file."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if (document["schema"], document["version"]) != (SCHEMA, VERSION):

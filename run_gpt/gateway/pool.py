@@ -152,6 +152,8 @@ class ReplicaPool:
         exchange.ended.add_done_callback(lambda _: self._over(exchange, replica))
         exchange.limit(deadline - time.monotonic())
         self._exchanges.add(exchange)
+        if self._stopped:  # while this was connecting
+            exchange.fail(Unavailable(self._stopped))
         try:
             while not (exchange.has_news or exchange.over):
                 arrived.clear()

@@ -86,13 +86,13 @@ class Replica:
 
     async def _bodies(self, path: str, body: bytes, timeout: float) -> AsyncIterator[bytes]:
         """Yield the bodies that answer a request. Raises a RequestError."""
-        arrived = asyncio.Event()
+        arrived, deadline = asyncio.Event(), time.monotonic() + timeout
         try:
             async with asyncio.timeout(timeout):
                 exchange = await self.start(path, body, request_id=f"rungpt-{path}", arrived=arrived)
         except TimeoutError:
             raise DeadlineExceeded(f"no connection after {timeout:g} s") from None
-        exchange.limit(timeout)
+        exchange.limit(deadline - time.monotonic())
         try:
             while True:
                 arrived.clear()

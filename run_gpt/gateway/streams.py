@@ -55,7 +55,7 @@ class Streams:
         for which, exchange in list(self._exchanges.items()):
             for one in exchange.take():
                 if isinstance(one, bytes):
-                    continue  # a later version may send more than text
+                    continue  # no part of a text: if its end is missing, the answer is an error
                 if isinstance(one, Piece) and one.finish is not None:
                     self._unfinished[which] -= 1
                 news.append((which, one))

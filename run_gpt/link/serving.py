@@ -75,9 +75,10 @@ class LinkServer:
 
     async def _connect(self, incoming: AsyncIterator[bytes], context: Any) -> None:
         try:
-            hello = frames.decode_hello(await anext(incoming))
-            if self._over.is_set():
+            frame = await anext(incoming, None)
+            if frame is None or self._over.is_set():
                 return
+            hello = frames.decode_hello(frame)
             await context.write(frames.encode(frames.Welcome(VERSION)))
             if hello.version == VERSION:
                 await self._serve(incoming, context)

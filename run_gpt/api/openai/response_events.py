@@ -96,7 +96,7 @@ class ResponseWriter:
         self._early: list[Fields] = []
         """The log-probabilities of tokens whose text has not come yet; of a call, it never does."""
         self._plain: PlainEvent | None = None
-        """What the open item's text is written with."""
+        """Writes more of the open item's text."""
 
     def events(self, which: int, event: Answer) -> Iterator[ResponseEvent]:
         """See EventWriter."""
