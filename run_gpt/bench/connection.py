@@ -6,6 +6,7 @@ small machine it takes it from the server.
 
 import asyncio
 import time
+from typing import cast
 
 import httpx
 
@@ -55,8 +56,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no class of asyncio's
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""

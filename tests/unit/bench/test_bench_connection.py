@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from run_gpt.bench.connection import Connections
 from run_gpt.bench.response import BadAnswer, Response
@@ -85,7 +86,12 @@ def test_what_is_no_http_is_refused(answer: bytes) -> None:
         read(answer)
 
 
-def test_a_connection_is_taken_again_unless_the_server_closes_it(scripted: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_is_taken_again_unless_the_server_closes_it(
+    scripted: Callable[..., Any], loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """On uvloop as well, which jina and uvicorn make the loop of a process in which they run."""
+
     async def ask(url: str, path: bytes, count: int) -> int:
         """How many connections there are for so many requests one after the other."""
         connections = Connections(Endpoint.parse(url))
@@ -98,4 +104,5 @@ def test_a_connection_is_taken_again_unless_the_server_closes_it(scripted: Calla
         connections.close()
         return len(seen)
 
-    assert asyncio.run(ask(scripted().url, b"/v1/models", 3)) == 1
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(ask(scripted().url, b"/v1/models", 3)) == 1
