@@ -81,7 +81,8 @@ def _refusal(error: RequestError, *, streaming: bool) -> Any:
     async def refuse(messages: AsyncIterator[bytes], context: Any) -> None:
         if streaming:
             with suppress(TimeoutError, StopAsyncIteration):
-                await asyncio.wait_for(anext(messages), DISCARD_SECONDS)
+                async with asyncio.timeout(DISCARD_SECONDS):
+                    await anext(messages)
         metadata = ((ERROR_METADATA, json.dumps(error.to_dict())),)
         await context.abort(grpc.StatusCode[error.grpc_code], error.message, metadata)
 

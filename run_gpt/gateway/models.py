@@ -216,7 +216,8 @@ class Models:
         elif busy is not None and not any(other.leaving for other in loaded):
             busy.leaving = asyncio.Event()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._released.wait(), LOOK_SECONDS)
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._released.wait()
 
     async def _unload(self, hosted: Hosted) -> None:
         """Unload a model that nobody uses; whoever asks for it meanwhile waits."""

@@ -139,7 +139,8 @@ class Replica:
             self._doubt.clear()
             await self.probe()
             try:
-                await asyncio.wait_for(self._doubt.wait(), pause())
+                async with asyncio.timeout(pause()):
+                    await self._doubt.wait()
             except TimeoutError:
                 continue
             await asyncio.sleep(0.05)  # it is just gone: no storm of probes

@@ -158,7 +158,8 @@ class _Server(Server):
         for connection in list(self.server_state.connections):
             connection.shutdown()
         try:
-            await asyncio.wait_for(self._connections_closed(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._connections_closed()
         except TimeoutError:
             for task in self.server_state.tasks:
                 task.cancel()

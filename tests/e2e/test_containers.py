@@ -157,7 +157,8 @@ async def test_executors_come_and_go_behind_one_name_and_no_request_is_lost(cont
     await asyncio.to_thread(containers.end, "127.0.0.3")
 
     stopped.set()
-    await asyncio.wait_for(running, WAIT)
+    async with asyncio.timeout(WAIT):
+        await running
     assert set(outcomes) == {"whole"}, outcomes
     containers.end("gateway")
     containers.end("127.0.0.4")

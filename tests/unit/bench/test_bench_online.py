@@ -23,7 +23,12 @@ def measured(url: str, *levels: Level, token: str | None = None, **settings: Any
     bounds = Bounds(**{"requests": 8, "seconds": 10, "timeout": 10} | settings.pop("bounds", {}))
     given = {"warmup": 0, "bounds": bounds, **settings}
     plan = Plan(Endpoint.parse(url), levels or (Level("closed", 4),), workload, **given)
-    return asyncio.run(asyncio.wait_for(measure(plan, token, lambda run: None), 60))
+
+    async def bounded() -> Results:
+        async with asyncio.timeout(60):
+            return await measure(plan, token, lambda run: None)
+
+    return asyncio.run(bounded())
 
 
 def test_latencies_are_those_of_the_server(scripted: Callable[..., Any]) -> None:

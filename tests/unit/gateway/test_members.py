@@ -107,6 +107,25 @@ async def test_one_that_is_named_again_is_probed_before_it_gets_requests() -> No
     await them.close()
 
 
+@pytest.mark.parametrize("turns", range(5))
+async def test_one_that_is_suspected_just_before_it_leaves_is_let_go(turns: int) -> None:
+    """Its watcher is cancelled just when it wakes."""
+    resolver = Resolver("10.0.0.1:5", "10.0.0.2:5")
+    them = Members(["engines:5"], nothing, resolver)
+    await look_up(them)
+    replica: Any = them.replicas["10.0.0.1:5"]
+    await until(lambda: replica.probes)
+    await asyncio.sleep(0)
+    replica.suspect()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    resolver.answer = ["10.0.0.2:5"]
+    async with asyncio.timeout(10):
+        await look_up(them)
+    assert replica.closed
+    await them.close()
+
+
 async def test_a_fixed_address_stays_whatever_becomes_of_it() -> None:
     """The supervisor's workers are started again on their ports."""
     them = Members(["127.0.0.1:5", "engines:5"], nothing, Resolver("127.0.0.1:5", "127.0.0.1:6"))
