@@ -35,15 +35,15 @@ class Streams:
     async def read(self) -> list[tuple[int, Head | Piece]]:
         """Return what is new, with the number of its native request; nothing when all have ended.
 
-        What came while nobody read is merged into one piece for each sequence. Raises the first RequestError.
+        What came while nobody read is merged into one piece for each sequence. Raises the first RequestError, whatever
+        the other native requests have to tell.
         """
-        while not (news := self._take()):
-            if self._error is not None:
-                raise self._error
-            if not self._running:
-                return []
+        news: list[tuple[int, Head | Piece]] = []
+        while self._error is None and not (news := self._take()) and self._running:
             self._arrived.clear()
             await self._arrived.wait()
+        if self._error is not None and not news:
+            raise self._error
         return news
 
     async def close(self) -> None:

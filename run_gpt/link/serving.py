@@ -91,19 +91,22 @@ class LinkServer:
         self._calls.add(call)
         reading = asyncio.create_task(connection.read(incoming))
         sending = asyncio.create_task(connection.outbox.send_all(context.write))
-        over = asyncio.create_task(self._over.wait())
+        ending = asyncio.create_task(self._end(connection))
         try:
-            await asyncio.wait((reading, sending, over), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((reading, sending, ending), return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 reading.result()
-            elif over.done():
-                await connection.end()
+            elif ending.done():
                 connection.outbox.end()
                 await asyncio.wait((sending,))
         finally:
-            await end_tasks(reading, sending, over)
+            await end_tasks(reading, sending, ending)
             await connection.close()
             self._calls.discard(call)
+
+    async def _end(self, connection: "_Connection") -> None:
+        await self._over.wait()
+        await connection.end()
 
 
 class _Connection:
@@ -145,7 +148,9 @@ class _Connection:
             await self._handle(start, reply)
         except RequestError as failure:
             error = failure
-        except Exception as failure:
+        except (Exception, asyncio.CancelledError) as failure:
+            if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
+                raise  # nobody waits for an answer
             log.exception("the request %s failed", start.request_id)
             error = InternalError(f"the request failed: {type(failure).__name__}: {failure}")
         reply.end(error)

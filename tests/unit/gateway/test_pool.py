@@ -431,6 +431,22 @@ async def test_one_that_fails_of_several_is_the_error_of_all_and_the_others_are_
     assert replica.in_flight == 0
 
 
+async def test_the_error_of_one_is_told_while_the_others_go_on() -> None:
+    replica = ScriptedReplica([event("a")] * 1000, [BROKEN])
+    reading, reads = streams(pool_of(replica), *natives(2)), 0
+
+    async def read_all() -> None:
+        nonlocal reads
+        while await reading.read():
+            reads += 1
+            await asyncio.sleep(0)  # one that writes what it has read: meanwhile there is more
+
+    with pytest.raises(InternalError):
+        await read_all()
+    await reading.close()
+    assert reads < 10
+
+
 @pytest.mark.parametrize(("n", "together"), [(1, SEQUENCES_AT_ONCE), (16, SEQUENCES_AT_ONCE // 16), (64, 1)])
 async def test_a_request_of_very_many_texts_leaves_room_for_others(n: int, together: int) -> None:
     replica = ScriptedReplica(*(["hang"] for _ in range(40)))

@@ -125,6 +125,8 @@ async def test_errors_cross_as_they_are_and_are_nobody_elses(ends: Ends) -> None
             raise InvalidRequest("no", param="x")
         if start.path == "/broken":
             raise ZeroDivisionError("oh")
+        if start.path == "/cancelled":
+            raise asyncio.CancelledError
         await ends.write_numbers(start, reply)
 
     ends.handle = handle
@@ -134,6 +136,8 @@ async def test_errors_cross_as_they_are_and_are_nobody_elses(ends: Ends) -> None
     assert refused.value.param == "x"
     with pytest.raises(InternalError, match="ZeroDivisionError: oh"):
         await read(*await ends.start("/broken"))
+    with pytest.raises(InternalError, match="CancelledError"):
+        await read(*await ends.start("/cancelled"))
     await beside
 
 
@@ -182,6 +186,19 @@ async def test_what_runs_when_the_server_ends_is_answered_and_then_the_call_ends
     await ending
     with pytest.raises(ConnectionFailed):
         await until_refused(ends)
+
+
+async def test_a_server_that_ends_waits_for_no_request_of_a_gateway_that_has_gone(ends: Ends) -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+    ends.handle = lambda start, reply: hang(started, ended, reply)
+    await ends.start()
+    await started.wait()
+    ending = asyncio.create_task(ends.server.end())
+    await asyncio.sleep(0)
+    await ends.link.close()
+    async with asyncio.timeout(10):
+        await ending
+    assert ended.is_set()
 
 
 async def connected(ends: Ends) -> Any:
