@@ -30,6 +30,11 @@ from benchmark_server import ANSWER_SECONDS, Server
 from document_tables import row, table, with_tables
 from engine_benchmark import surroundings
 
+from run_gpt.bench.connection import Connections
+from run_gpt.bench.response import Response
+from run_gpt.client.endpoint import Endpoint
+from run_gpt.client.sse import EventDecoder
+
 STREAMS = (1, 4, 16)
 TEXT_TOKENS, TURN_TOKENS, TURNS = 64, 48, 4
 QUESTIONS = ("Where is the harbour?", "When does the ferry leave?", "Who is on it?", "What do the people say of it?")
@@ -56,43 +61,47 @@ class Measured:
     samples: list[Sample]
 
 
-Visit = Callable[[httpx.AsyncClient], Awaitable[list[Sample]]]
+Visit = Callable[[Connections], Awaitable[list[Sample]]]
 """What one client does before the next one takes its place."""
 
 
-async def ask(client: httpx.AsyncClient, path: str, tokens: int, **body: Any) -> tuple[Sample, str]:
-    """One streamed answer of so many tokens, and its text. Raises SystemExit for any other answer."""
-    body |= {"max_new_tokens": tokens, "min_new_tokens": tokens}
-    start, first, text, usage = time.perf_counter(), 0.0, "", {}
-    async with client.stream("POST", path, json=body) as answer:
-        async for line in answer.aiter_lines():
-            if not line.startswith("data:"):
-                continue
-            event = json.loads(line.removeprefix("data:"))
-            if "choices" not in event:
-                raise SystemExit(f"{path} ended with {line}")
-            choice, usage = event["choices"][0], event["usage"]
-            text += (choice["delta"].get("content") or "") if "delta" in choice else choice["text"]
-            first = first or (time.perf_counter() - start if text else 0.0)
-    if answer.status_code != 200 or usage.get("completion_tokens") != tokens:
-        raise SystemExit(f"{path} answered {answer.status_code} with {usage}")
+async def ask(server: Connections, path: str, tokens: int, **body: Any) -> tuple[Sample, str]:
+    """One streamed answer of so many tokens, and its text. Raises SystemExit for any other answer.
+
+    On bare sockets, read at its end: the client has no cores of its own.
+    """
+    sent = json.dumps(body | {"max_new_tokens": tokens, "min_new_tokens": tokens}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+    response, start = Response([]), time.perf_counter()
+    await server.ask(head.encode() + sent, response)
+    if response.status != 200:
+        raise SystemExit(f"{path} answered {response.status}")
+    first, text, usage, decoder = 0.0, "", {}, EventDecoder()
+    for at, event in ((at, json.loads(said)) for at, piece in response.pieces for said in decoder.feed(piece)):
+        if "choices" not in event:
+            raise SystemExit(f"{path} ended with {event}")
+        choice, usage = event["choices"][0], event["usage"]
+        text += (choice["delta"].get("content") or "") if "delta" in choice else choice["text"]
+        first = first or (at - start if text else 0.0)
+    if usage.get("completion_tokens") != tokens:
+        raise SystemExit(f"{path} ended with {usage}")
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
     return Sample(first, tokens, usage["prompt_tokens"], cached), text
 
 
-async def text(client: httpx.AsyncClient) -> list[Sample]:
+async def text(server: Connections) -> list[Sample]:
     """A prompt of its own."""
-    sample, _ = await ask(client, "/generate_stream", TEXT_TOKENS, prompt=f"{next(numbers)} years ago, in a far land")
+    sample, _ = await ask(server, "/generate_stream", TEXT_TOKENS, prompt=f"{next(numbers)} years ago, in a far land")
     return [sample]
 
 
-async def chat(client: httpx.AsyncClient) -> list[Sample]:
+async def chat(server: Connections) -> list[Sample]:
     """A conversation about a passage."""
     messages = [{"role": "system", "content": f"Text {next(numbers)}: {PASSAGE}"}]
     samples = []
     for turn in range(TURNS):
         messages.append({"role": "user", "content": QUESTIONS[turn % len(QUESTIONS)]})
-        sample, said = await ask(client, "/chat_stream", TURN_TOKENS, messages=messages)
+        sample, said = await ask(server, "/chat_stream", TURN_TOKENS, messages=messages)
         messages.append({"role": "assistant", "content": said})
         samples.append(sample)
     return samples
@@ -107,15 +116,17 @@ async def measure(url: str, visit: Visit, streams: int, visits: int) -> Measured
     left = iter(range(max(visits, 2 * streams)))
     samples: list[Sample] = []
 
-    async def client_of(client: httpx.AsyncClient) -> None:
+    async def client() -> None:
         for _ in left:
-            samples.extend(await visit(client))
+            samples.extend(await visit(server))
 
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=ANSWER_SECONDS, limits=limits) as client:
-        start = time.perf_counter()
-        await asyncio.gather(*(client_of(client) for _ in range(streams)))
-        return Measured(sum(sample.tokens for sample in samples) / (time.perf_counter() - start), samples)
+    server, start = Connections(Endpoint.parse(url)), time.perf_counter()
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await asyncio.gather(*(client() for _ in range(streams)))
+    finally:
+        server.close()
+    return Measured(sum(sample.tokens for sample in samples) / (time.perf_counter() - start), samples)
 
 
 Figures = dict[str, dict[int, dict[int, list[Measured]]]]
