@@ -4,7 +4,6 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from run_gpt.cli import main
 from run_gpt.cli.app import app
 
 
@@ -44,10 +43,5 @@ def test_without_the_option_nothing_may_be_changed():
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
-def test_what_is_wrong_is_one_line(monkeypatch, capsys, arguments, words):
-    monkeypatch.setattr("sys.argv", ["rungpt", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    assert (ended.value.code, out, err.count("\n")) == (1, "", 1)
-    assert words in err
+def test_what_is_wrong_is_one_line(fail, arguments, words):
+    assert words in fail(*arguments)

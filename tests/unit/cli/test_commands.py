@@ -16,25 +16,12 @@ from run_gpt import models
 from run_gpt.api.answers import Choice, Completion, Usage
 from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.api.timings import Timings
-from run_gpt.cli import ask, main, options
+from run_gpt.cli import ask, options
 from run_gpt.cli.app import app
 
 
 def run(*arguments):
     return CliRunner().invoke(app, list(arguments))
-
-
-def fail(monkeypatch, capsys, *arguments):
-    """What `rungpt ARGUMENTS` says on stderr when it ends with exit code 1."""
-    monkeypatch.setattr("sys.argv", ["rungpt", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("rungpt: ")
-    assert err.count("\n") == 1
-    return err
 
 
 @pytest.mark.parametrize("spelling", ["--device-map", "--device_map"])
@@ -89,8 +76,8 @@ def test_memory_limits_are_pairs_or_json(text, value):
 
 
 @pytest.mark.parametrize("text", ["8GB", "cpu=", '{"cpu'])
-def test_other_memory_limits_are_one_line(monkeypatch, capsys, text):
-    assert "--max-memory" in fail(monkeypatch, capsys, "serve", "--dry-run", "--max-memory", text)
+def test_other_memory_limits_are_one_line(fail, text):
+    assert "--max-memory" in fail("serve", "--dry-run", "--max-memory", text)
 
 
 def test_show_says_what_each_precision_takes(tmp_path, monkeypatch):
@@ -205,13 +192,13 @@ def test_the_version_is_that_of_the_distribution():
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else None,
 )
-def test_what_is_wrong_is_one_line_before_a_model_is_loaded(monkeypatch, capsys, arguments, words):
-    assert words in fail(monkeypatch, capsys, *arguments)
+def test_what_is_wrong_is_one_line_before_a_model_is_loaded(fail, arguments, words):
+    assert words in fail(*arguments)
 
 
-def test_a_port_in_use_is_told_with_the_option_that_changes_it(monkeypatch, capsys):
+def test_a_port_in_use_is_told_with_the_option_that_changes_it(fail):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        said = fail(monkeypatch, capsys, "serve", "--http-port", port)
+        said = fail("serve", "--http-port", port)
     assert port in said
     assert "--http-port" in said

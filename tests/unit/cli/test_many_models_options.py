@@ -1,5 +1,6 @@
 """`rungpt serve A B` and `--config`: a wrong reading would serve a model with another one's settings, or with none."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from run_gpt.cli import main
 from run_gpt.cli.app import app
 from run_gpt.cli.serving import loading_text, welcome
 from run_gpt.config import ServeConfig, ServedModel
@@ -33,16 +33,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "models.yml"
     path.write_text("http_port: 1234\nlog_requests: true\nmodels: [smollm2, {name: qwen3-0.6b, replicas: 2}]\n")
     return path
-
-
-def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What `rungpt ARGUMENTS` says when it ends with exit code 1."""
-    monkeypatch.setattr("sys.argv", ["rungpt", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capsys.readouterr()
-    assert (ended.value.code, out, err.count("\n")) == (1, "", 1)
-    return err
 
 
 def test_of_several_models_the_first_is_loaded_and_each_is_unloaded_after_ten_minutes() -> None:
@@ -98,10 +88,10 @@ def test_options_of_the_server_win_over_the_file(file: Path) -> None:
     ],
 )
 def test_options_of_a_model_beside_a_file_are_refused(
-    file: Path, arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    file: Path, arguments: list[str], words: str, fail: Callable[..., str]
 ) -> None:
     """They would be ignored, or change every model of the file."""
-    assert words in said(monkeypatch, capsys, "serve", "--config", str(file), *arguments)
+    assert words in fail("serve", "--config", str(file), *arguments)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +105,9 @@ def test_options_of_a_model_beside_a_file_are_refused(
     ],
 )
 def test_models_that_cannot_be_served_together_are_one_line(
-    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], words: str, fail: Callable[..., str]
 ) -> None:
-    assert words in said(monkeypatch, capsys, *arguments)
+    assert words in fail(*arguments)
 
 
 def test_the_welcome_says_which_models_load_later() -> None:
