@@ -3,8 +3,7 @@
 // Weights lie in panels of 16 outputs, so that a vector register holds one number for each of them and a product needs
 // no horizontal sums. 4- and 8-bit weights have a scale (and a minimum) for each 32 inputs, as GGUF's Q4_1 and Q8_0;
 // their inputs are quantised to 8 bits with a scale for each 32 of a row, as llama.cpp does it, so that rows do not
-// disturb each other. All else is fp32: sums, norms, rotations, softmax. Threads run the pass together, with a barrier
-// between its parts.
+// disturb each other. All else is fp32: sums, norms, rotations, softmax. Threads run the pass together, part by part.
 
 #include <malloc.h>
 #include <sys/mman.h>
@@ -74,6 +73,7 @@ void rungpt_linear(Context* c, const Matrix* matrix, const float* x, int rows, f
     c->team.loop(rows, 1,
                  [&](int r) { c->inputs.put(matrix->format, r, x + (size_t)r * matrix->inputs, matrix->inputs); });
     product<false>(c->team, *matrix, c->inputs, rows, out, matrix->outputs);
+    release_tiles();
   });
 }
 
@@ -254,6 +254,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
     });
     norm_in(m.head, m.norm, wanted, [&](int i) { return which[i]; });
     product<false>(team, m.head, inputs, wanted, logits, m.vocabulary);
+    release_tiles();
   };
   c->team.run(pass, alone);
 }

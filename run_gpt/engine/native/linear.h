@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "amx.h"
 #include "model.h"
 #include "simd.h"
 #include "team.h"
@@ -11,7 +12,7 @@
 namespace rungpt {
 
 constexpr int GROUP = 32;  // inputs that share a scale
-constexpr int TILE = 8;    // rows that one pass over a panel takes
+constexpr int TILE = 8;    // rows that one pass over a panel takes in vector registers
 constexpr float PEAK = 4;  // see Inputs
 
 INLINE int panels(int outputs) { return (outputs + LANES - 1) / LANES; }
@@ -229,8 +230,84 @@ static void panel_rows(const Matrix& m, int panel, const Inputs& x, int row, f16
   for (int r = 0; r < ROWS; r++) sums[r] = local[r];
 }
 
-// sums[0 .. rows) of one panel, rows <= TILE
-static void multiply(const Matrix& m, int panel, const Inputs& x, int row, int rows, f16v* sums) {
+#ifdef RUNGPT_AMX
+
+// sums: [rows, 16], rows <= TILED_ROWS. AMX has another order of a row's sums than bf16_panel: a matrix has only one.
+static void bf16_tiled(const Matrix& m, int panel, const Inputs& x, int row, int rows, f16v* sums) {
+  const uint8_t* w = m.data + panel_bytes(BF16, m.inputs) * panel;
+  const size_t stride = (size_t)m.inputs * 2;
+  const uint8_t* from = x.codes.data() + row * stride;
+  with_tiles<false>(rows, [&](auto tiles) {
+    tiles.clear();
+    for (int i = 0; i < m.inputs / TILE_INPUTS; i++) tiles.add(w + i * 1024, from + i * 64, stride);
+    tiles.store(sums);
+  });
+  if (m.bias)
+    for (int r = 0; r < rows; r++) sums[r] += load(m.bias + panel * LANES);
+}
+
+// As quantised_panel, to the last bit: sums of products of integers have no order.
+template <int FORMAT>
+static void quantised_tiled(const Matrix& m, int panel, const Inputs& x, int row, int rows, f16v* sums) {
+  const uint8_t* w = m.data + panel_bytes(FORMAT, m.inputs) * panel;
+  const int groups = m.inputs / GROUP;
+  const f16v start = m.bias ? load(m.bias + panel * LANES) : f16v{};
+  for (int r = 0; r < rows; r++) sums[r] = start;
+  with_tiles<true>(rows, [&](auto tiles) {
+    // A group's tiles run while the sums of the group before are scaled.
+    alignas(64) i16v dots[2][TILED_ROWS], low[2][TILED_ROWS];
+    int halved[2];
+    auto multiply_group = [&](int g) {
+      const GroupCodes<FORMAT> codes(w + (size_t)g * group_bytes(FORMAT));
+      const size_t at = (size_t)row * m.inputs + g * GROUP;
+      const int half = g % 2;
+      tiles.clear();
+      tiles.add((const uint8_t*)codes.v, x.codes.data() + at, m.inputs);
+      tiles.store(dots[half]);
+      halved[half] = 0;
+      for (int r = 0; r < rows; r++) halved[half] |= x.fine[(size_t)(row + r) * groups + g];
+      if (!halved[half]) return;  // mostly it is in all rows or in none
+      tiles.clear();
+      tiles.add((const uint8_t*)codes.v, (const uint8_t*)x.low.data() + at, m.inputs);
+      tiles.store(low[half]);
+    };
+    multiply_group(0);
+    for (int g = 0; g < groups; g++) {
+      if (g + 1 < groups) multiply_group(g + 1);
+      const uint16_t* scales = (const uint16_t*)(w + (size_t)g * group_bytes(FORMAT) + code_bytes(FORMAT));
+      const f16v scale = halves(scales);
+      const f16v minimum = FORMAT == Q4 ? halves(scales + LANES) : scale * -128.0f;
+      if (halved[g % 2])
+        for (int r = 0; r < rows; r++)
+          if (x.fine[(size_t)(row + r) * groups + g]) dots[g % 2][r] = (dots[g % 2][r] << 8) + low[g % 2][r];
+      for (int r = 0; r < rows; r++) {
+        const size_t at = (size_t)(row + r) * groups + g;
+        sums[r] += minimum * x.sums[at];
+        sums[r] += __builtin_convertvector(dots[g % 2][r], f16v) * (scale * x.scales[at]);
+      }
+    }
+  });
+}
+
+#endif
+
+constexpr int WORTH_TILES = 16;  // rows from which on the tiles of quantised weights are faster than vectors
+
+// The most rows that one pass over a panel takes.
+INLINE int rows_at_once(const Matrix& m, int rows) {
+  const bool tiled = m.format == BF16 || ((m.format == Q8 || m.format == Q4) && rows >= WORTH_TILES);
+  return tiled && m.inputs % TILE_INPUTS == 0 && has_tiles() ? TILED_ROWS : TILE;
+}
+
+// sums[0 .. rows) of one panel, rows <= most, which is what rows_at_once says
+static void multiply(const Matrix& m, int panel, const Inputs& x, int row, int rows, int most, f16v* sums) {
+#ifdef RUNGPT_AMX
+  if (most == TILED_ROWS) {
+    if (m.format == BF16) return bf16_tiled(m, panel, x, row, rows, sums);
+    if (m.format == Q8) return quantised_tiled<Q8>(m, panel, x, row, rows, sums);
+    return quantised_tiled<Q4>(m, panel, x, row, rows, sums);
+  }
+#endif
   switch (rows) {
     case 1:
       return panel_rows<1>(m, panel, x, row, sums);
@@ -254,13 +331,13 @@ static void multiply(const Matrix& m, int panel, const Inputs& x, int row, int r
 // out: [rows, stride]; adds to what is there if ADD
 template <bool ADD>
 static void product(Team& team, const Matrix& m, const Inputs& x, int rows, float* out, int stride) {
-  int count = panels(m.outputs);
+  const int count = panels(m.outputs), most = rows_at_once(m, rows);
   team.loop(count, std::max(1, count / (8 * team.size())), [&](int panel) {
     int width = std::min(LANES, m.outputs - panel * LANES);
-    for (int row = 0; row < rows; row += TILE) {
-      f16v sums[TILE];
-      int n = std::min(TILE, rows - row);
-      multiply(m, panel, x, row, n, sums);
+    for (int row = 0; row < rows; row += most) {
+      f16v sums[TILED_ROWS];
+      int n = std::min(most, rows - row);
+      multiply(m, panel, x, row, n, most, sums);
       for (int r = 0; r < n; r++) {
         float* to = out + (size_t)(row + r) * stride + panel * LANES;
         if (width == LANES) {
@@ -277,13 +354,13 @@ static void product(Team& team, const Matrix& m, const Inputs& x, int rows, floa
 // which `extra_of` is true, [rows, 2 * intermediate].
 static void gated_product(Team& team, const Matrix& m, const Inputs& x, int rows, float* out, int stride,
                           const float* extra, const uint8_t* extra_of) {
-  int count = panels(m.outputs) / 2;
+  const int count = panels(m.outputs) / 2, most = rows_at_once(m, rows);
   team.loop(count, std::max(1, count / (8 * team.size())), [&](int i) {
-    for (int row = 0; row < rows; row += TILE) {
-      f16v gate[TILE], up[TILE];
-      int n = std::min(TILE, rows - row);
-      multiply(m, 2 * i, x, row, n, gate);
-      multiply(m, 2 * i + 1, x, row, n, up);
+    for (int row = 0; row < rows; row += most) {
+      f16v gate[TILED_ROWS], up[TILED_ROWS];
+      int n = std::min(most, rows - row);
+      multiply(m, 2 * i, x, row, n, most, gate);
+      multiply(m, 2 * i + 1, x, row, n, most, up);
       for (int r = 0; r < n; r++) {
         if (extra && extra_of[row + r]) {
           const float* more = extra + (size_t)(row + r) * 2 * stride + i * LANES;

@@ -97,7 +97,7 @@ def close(ours, theirs, relative):
     return (ours - theirs).norm() <= relative * theirs.norm()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 30])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 30, 33, 64, 130])
 @pytest.mark.parametrize("precision", FORMATS)
 def test_a_product_is_that_of_the_weights_it_holds(kernels, precision, rows):
     torch.manual_seed(rows)
