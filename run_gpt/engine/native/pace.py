@@ -1,7 +1,7 @@
 """`Pace`: whether a small step runs on one thread or on all, as the times of the steps before it tell.
 
-In a pass the threads wait for each other's last items some eight times in each layer. Where there is little to do between
-two waits, one thread alone may be faster; whether it is cannot be told before.
+In a pass the threads wait for each other's last items some eight times in each layer. Where there is little to do
+between two waits, one thread alone may be faster; whether it is cannot be told before.
 """
 
 import time
