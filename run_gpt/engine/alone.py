@@ -12,6 +12,7 @@ from run_gpt.devices import input_device
 from run_gpt.engine.beams import beam_search, end_ids_of
 from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.request import Request
+from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.scheduler import Copy, Run
 
 AHEAD = 1024
@@ -20,7 +21,7 @@ AHEAD = 1024
 _STATES = ("past_key_values", "cache_params", "state")
 
 
-class AloneRunner:
+class AloneRunner(ModelRunner):
     """A ModelRunner that keeps a state for each row and never runs two rows together.
 
     A state is that after its last token: it can neither be cut nor be taken over at an earlier one.

@@ -55,7 +55,7 @@ class BatchEngine(Engine):
         self._config = config
         self._on_dead = on_dead
         self._on_shutdown = on_shutdown
-        self._sampler = Sampler(runner.end_ids)
+        self._sampler = Sampler(runner.end_ids, runner.likeliest)
         self.scheduler = Scheduler(
             max_running=config.max_running,
             max_waiting=config.max_waiting,
@@ -167,7 +167,7 @@ class BatchEngine(Engine):
         def replace() -> None:
             for lora in {*self._loras.values(), *self._lora_of.values()}:
                 runner.add_adapter(lora)
-            self._runner = runner
+            self._runner, self._sampler = runner, Sampler(runner.end_ids, runner.likeliest)
             self.scheduler.restart(self._cheap_tokens())
 
         try:

@@ -21,6 +21,7 @@ from run_gpt.engine.beams import beam_search, end_ids_of
 from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.memory import cache_bytes_per_token
 from run_gpt.engine.request import Request
+from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.scheduler import Copy, Run
 
 GROWTH = 64
@@ -119,7 +120,7 @@ class _Batch:
             layer.crop(length)
 
 
-class GenericRunner:
+class GenericRunner(ModelRunner):
     """A ModelRunner over dense batches: one for the rows that continue by one token, others for what is kept."""
 
     reuses_prefixes = True

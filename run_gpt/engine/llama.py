@@ -21,6 +21,7 @@ from run_gpt.engine.lora import Adapters, Lora
 from run_gpt.engine.memory import cache_bytes_per_token
 from run_gpt.engine.packed import joined_linear
 from run_gpt.engine.request import Request
+from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.scheduler import Copy, Run
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -79,7 +80,7 @@ class _Layer:
     """Where those that are joined stand in the model, and their outputs: q, k, v, gate and up."""
 
 
-class LlamaRunner:
+class LlamaRunner(ModelRunner):
     """A ModelRunner over a cache in blocks.
 
     The linear layers run over all tokens of a step. Attention runs row by row; on a GPU, where each call costs more

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from run_gpt.engine.generic import GenericRunner
 from run_gpt.engine.lora import Lora
 from run_gpt.engine.request import Request
+from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.scheduler import Copy, Run
 
 
@@ -49,7 +50,7 @@ class _SharedStop(threading.Event):
         return bool(flag)
 
 
-class ParallelRunner:
+class ParallelRunner(ModelRunner):
     """A ModelRunner of the first process, over its GenericRunner; `tell` sends bytes to every other one.
 
     One call at a time: a beam search holds the batch up until it ends. A call that fails is the last one: nobody knows

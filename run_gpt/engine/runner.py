@@ -1,5 +1,6 @@
 """The only code that calls the model: runs of tokens in, logits out."""
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,6 +10,9 @@ import torch
 from run_gpt.engine.lora import Lora
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Copy, Run
+
+BROKEN = -1
+"""Instead of a token: one of the row's logits is NaN."""
 
 
 class ModelRunner(Protocol):
@@ -23,11 +27,8 @@ class ModelRunner(Protocol):
     """Whether `copy` works and a run may start in the middle of what a slot holds; False for models with a state."""
     cheap_tokens: int
     """Tokens up to which a step takes about as long as with one; speculation fills them. 1: never speculate."""
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Memory of one token in one slot; 0: not known, or no such cache."""
-        ...
+    cache_bytes_per_token: int
+    """Memory of one token in one slot; 0: not known, or no such cache."""
 
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
         """Run these tokens, parts of prompts and continued rows together; at most one run for each slot.
@@ -39,6 +40,13 @@ class ModelRunner(Protocol):
         may be overwritten by the next call.
         """
         ...
+
+    def likeliest(self, logits: torch.Tensor) -> list[int]:
+        """Return the likeliest token of each row of what `forward` gave, or some of its rows; BROKEN where one is NaN.
+
+        `logits`: [rows, vocabulary].
+        """
+        return likeliest(logits)
 
     def embed(self, runs: Sequence[Run]) -> torch.Tensor:
         """Run these tokens as `forward` does, for their hidden states.
@@ -70,3 +78,21 @@ class ModelRunner(Protocol):
     def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
         """The answers' token ids, best first; called from a thread of its own. Ends early once `stopped` is set."""
         ...
+
+
+def likeliest(logits: torch.Tensor) -> list[int]:
+    """Return the likeliest token of each row, or BROKEN. `logits`: [rows, vocabulary].
+
+    A step's results lie between two runs of the model, with the caches full of its weights: there each operation of
+    torch takes some 100 us, hence numpy where it can be.
+    """
+    rows = range(len(logits))
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        numbers = logits.numpy()
+        chosen = numbers.argmax(-1)
+        tokens, values = chosen.tolist(), numbers[rows, chosen].tolist()
+    else:
+        best = logits.argmax(-1)
+        tokens, values = best.tolist(), logits[rows, best].tolist()
+    # argmax takes a NaN for the largest number, so that one anywhere in a row shows in what it chose.
+    return [BROKEN if math.isnan(value) else token for token, value in zip(tokens, values, strict=True)]

@@ -1,9 +1,8 @@
 """From logits to tokens: one pass over all rows, each with parameters of its own; nothing leaks between rows."""
 
-import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from run_gpt.engine.grammar import Matcher
 from run_gpt.engine.request import SamplingParams, TokenLogprob
+from run_gpt.engine.runner import BROKEN, likeliest
 from run_gpt.engine.scheduler import Row, Sampled
 from run_gpt.engine.slots import token_array
 from run_gpt.errors import InternalError, RequestError
@@ -19,8 +19,6 @@ CANDIDATES = 256
 """Likeliest tokens that are looked at before a whole vocabulary is sorted."""
 BLOCK = 256
 """Weights that are summed up before they are cumulated."""
-BROKEN = -1
-"""Instead of a token: one of the row's logits is NaN."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,10 @@ class Sampler:
     same tokens whatever else is in the batch.
     """
 
-    def __init__(self, end_ids: Sequence[int]):
+    def __init__(self, end_ids: Sequence[int], likeliest: Callable[[torch.Tensor], list[int]] = likeliest):
+        """`likeliest`: see ModelRunner."""
         self.end_ids = tuple(end_ids)
+        self._likeliest = likeliest
 
     def __call__(self, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:
         """One result for each position. `logits`: [positions, vocabulary], any float type; they are left as they are.
@@ -70,7 +70,7 @@ class Sampler:
         go on, before a number is drawn: each row can be asked again by itself.
         """
         matchers = [at.matcher for at in positions]
-        tokens = _likeliest(logits)
+        tokens = self._likeliest(logits)
         broken = [token == BROKEN for token in tokens]
         special = [i for i, at in enumerate(positions) if not (broken[i] or self._takes(at, matchers[i], tokens[i]))]
         if special:
@@ -240,24 +240,6 @@ def _repeats(history: Sequence[int], size: int) -> list[int]:
     """Tokens that would complete an n-gram of `size` tokens which stands in `history` already."""
     end = history[len(history) - size + 1 :]
     return [history[i + size - 1] for i in range(len(history) - size + 1) if history[i : i + size - 1] == end]
-
-
-def _likeliest(logits: torch.Tensor) -> list[int]:
-    """The likeliest token of each row, or BROKEN. `logits`: [rows, vocabulary].
-
-    A step's results lie between two runs of the model, with the caches full of its weights: there each operation of
-    torch takes some 100 us, hence numpy where it can be.
-    """
-    rows = range(len(logits))
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        numbers = logits.numpy()
-        chosen = numbers.argmax(-1)
-        tokens, values = chosen.tolist(), numbers[rows, chosen].tolist()
-    else:
-        best = logits.argmax(-1)
-        tokens, values = best.tolist(), logits[rows, best].tolist()
-    # argmax takes a NaN for the largest number, so that one anywhere in a row shows in what it chose.
-    return [BROKEN if math.isnan(value) else token for token, value in zip(tokens, values, strict=True)]
 
 
 def _argmax(logits: torch.Tensor) -> torch.Tensor:

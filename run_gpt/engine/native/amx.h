@@ -1,8 +1,8 @@
 // Products of tiles of 16 rows and 16 outputs, by the AMX unit of some CPUs.
 //
-// A panel of weights lies in memory as the unit wants its second factor: rows of 64 bytes, with 2 inputs in bf16 or 4 in
-// 8 bits for each of 16 outputs. A row's sums do not depend on the rows beside it: each has a chain of its own, in the
-// order of its inputs.
+// A panel of weights lies in memory as the unit wants its second factor: rows of 64 bytes, with 2 inputs in bf16 or 4
+// in 8 bits for each of 16 outputs. A row's sums do not depend on the rows beside it: each has a chain of its own, in
+// the order of its inputs.
 #pragma once
 
 #include <immintrin.h>
@@ -58,7 +58,7 @@ static void release_tiles() {
   tiles_shaped_for = 0;
 }
 
-// The products of one panel with up to TILED_ROWS rows of `stride` bytes. The numbers of tiles must be constants.
+// The products of one panel with up to TILED_ROWS rows. The numbers of tiles must be constants.
 template <int TILES, bool BYTES>
 struct Tiles {
   static void clear() {
@@ -68,9 +68,8 @@ struct Tiles {
     if constexpr (TILES > 3) _tile_zero(3);
   }
 
-  // Adds the products of TILE_INPUTS inputs.
-  INLINE_MEMBER static void add(const uint8_t* w, const uint8_t* x, size_t stride) {
-    const size_t next = TILE_ROWS * stride;
+  // Adds the products of TILE_INPUTS inputs. `next`: bytes from 16 rows to the next, `stride`: from a row to the next.
+  INLINE_MEMBER static void add(const uint8_t* w, const uint8_t* x, size_t next, size_t stride) {
     _tile_loadd(4, w, 64);
     if constexpr (TILES > 1) {
       _tile_loadd(5, x, stride);

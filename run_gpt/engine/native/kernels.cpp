@@ -77,6 +77,13 @@ void rungpt_linear(Context* c, const Matrix* matrix, const float* x, int rows, f
   });
 }
 
+// The likeliest token of each row of logits [rows, vocabulary], or -1 where a number is NaN.
+void rungpt_likeliest(Context* c, const float* logits, int rows, int vocabulary, int32_t* tokens) {
+  c->team.run([&] {
+    c->team.loop(rows, 1, [&](int r) { tokens[r] = likeliest(logits + (size_t)r * vocabulary, vocabulary); });
+  });
+}
+
 // Rows of a matrix as fp32: [rows, inputs].
 void rungpt_unpack(const Matrix* matrix, const int64_t* rows, int count, float* out) {
   for (int i = 0; i < count; i++) unpack_row(*matrix, (int)rows[i], out + (size_t)i * matrix->inputs);

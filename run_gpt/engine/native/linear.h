@@ -34,20 +34,25 @@ INLINE size_t panel_bytes(int format, int inputs) {
   }
 }
 
+// True where products with such weights are always made of tiles, whose order of a row's sums is another.
+INLINE bool in_tiles(int format, int inputs) { return format == BF16 && inputs % TILE_INPUTS == 0 && has_tiles(); }
+
 // The rows that go into a product, in the form that the weights' format wants.
 //
+// For tiles, 16 rows are a block, of which 32 inputs of each row lie together.
 // For 4- and 8-bit weights: 8 bits with a scale for each group of 32, as llama.cpp has it; but where a group's largest
 // number is more than PEAK times the row's root mean square, 16 bits, in two halves. Such groups, a few outlying inputs
 // that every model has and their neighbours, cause nearly all of the error: with them in 16 bits it is near bf16's.
 struct Inputs {
-  std::vector<uint8_t> codes;  // [rows, inputs] of fp32 (for fp16 too), bf16 or int8
+  std::vector<uint8_t> codes;  // [rows, inputs] of fp32 (for fp16 too), bf16 or int8; [blocks, inputs / 32, 16, 32] of
+                               // bf16 in tiles
   std::vector<int8_t> low;     // [rows, inputs]: the low halves of the groups in 16 bits
   std::vector<uint8_t> fine;   // [rows, groups]: whether a group is in 16 bits
   std::vector<float> scales;   // [rows, groups]
   std::vector<float> sums;     // [rows, groups]: of the codes, times the scale
 
   void resize(int rows, int inputs) {
-    const size_t n = (size_t)rows * inputs, groups = n / GROUP + 1;
+    const size_t whole = (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS, n = whole * inputs, groups = n / GROUP + 1;
     if (codes.size() < n * 4) codes.resize(n * 4), low.resize(n);
     if (scales.size() < groups) scales.resize(groups), sums.resize(groups), fine.resize(groups);
   }
@@ -55,6 +60,9 @@ struct Inputs {
   void put(int format, int row, const float* x, int inputs) {
     if (format == F32 || format == F16) {
       std::memcpy(codes.data() + (size_t)row * inputs * 4, x, (size_t)inputs * 4);
+    } else if (in_tiles(format, inputs)) {
+      uint8_t* to = codes.data() + (size_t)(row / TILE_ROWS * TILE_ROWS) * inputs * 2 + row % TILE_ROWS * 64;
+      for (int i = 0; i < inputs; i += TILE_INPUTS) scaled_bf16(x + i, 1.0f, TILE_INPUTS, (uint16_t*)(to + i * 32));
     } else if (format == BF16) {
       scaled_bf16(x, 1.0f, inputs, (uint16_t*)codes.data() + (size_t)row * inputs);
     } else {
@@ -151,6 +159,12 @@ struct GroupCodes {
 #endif
 };
 
+// Fetches weights that are `AHEAD` bytes further on: the CPU's own guess is late where each of them is used for little.
+constexpr int AHEAD = 8192;
+INLINE void prefetch(const uint8_t* w, int bytes) {
+  for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char*)w + AHEAD + i, _MM_HINT_T0);
+}
+
 // Sums for `ROWS` rows of a panel of 4- or 8-bit weights. scale * code + minimum; the minimum of Q8 is -128 * scale.
 template <int FORMAT, int ROWS>
 INLINE void quantised_panel(const uint8_t* w, int inputs, const Inputs& x, int row, f16v* sums) {
@@ -159,6 +173,7 @@ INLINE void quantised_panel(const uint8_t* w, int inputs, const Inputs& x, int r
     const uint16_t* scales = (const uint16_t*)(w + code_bytes(FORMAT));
     const f16v scale = halves(scales);
     const f16v minimum = FORMAT == Q4 ? halves(scales + LANES) : scale * -128.0f;
+    prefetch(w, group_bytes(FORMAT));
     const GroupCodes<FORMAT> codes(w);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
@@ -182,6 +197,7 @@ INLINE void bf16_panel(const uint8_t* w, int inputs, const Inputs& x, int row, f
   for (; i + CHAINS <= count; i += CHAINS)
 #pragma GCC unroll 2
     for (int c = 0; c < CHAINS; c++) {
+      prefetch(w + (size_t)(i + c) * 64, 64);
       u16v v = *(const u16u*)(w + (size_t)(i + c) * 64);
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; r++) partial[c][r] = dot2(partial[c][r], v, pairs[(size_t)r * count + i + c]);
@@ -199,6 +215,7 @@ INLINE void plain_panel(const uint8_t* w, int inputs, const Inputs& x, int row, 
   const float* rows = (const float*)x.codes.data() + (size_t)row * inputs;
   for (int i = 0; i < inputs; i++) {
     const size_t at = (size_t)i * LANES;
+    prefetch(w + at * (FORMAT == F16 ? 2 : 4), FORMAT == F16 ? 32 : 64);
     const f16v v = FORMAT == F16 ? halves((const uint16_t*)w + at) : load((const float*)w + at);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) sums[r] += v * rows[(size_t)r * inputs + i];
@@ -235,11 +252,14 @@ static void panel_rows(const Matrix& m, int panel, const Inputs& x, int row, f16
 // sums: [rows, 16], rows <= TILED_ROWS. AMX has another order of a row's sums than bf16_panel: a matrix has only one.
 static void bf16_tiled(const Matrix& m, int panel, const Inputs& x, int row, int rows, f16v* sums) {
   const uint8_t* w = m.data + panel_bytes(BF16, m.inputs) * panel;
-  const size_t stride = (size_t)m.inputs * 2;
-  const uint8_t* from = x.codes.data() + row * stride;
+  const size_t block = (size_t)TILE_ROWS * m.inputs * 2;
+  const uint8_t* from = x.codes.data() + row / TILE_ROWS * block;
   with_tiles<false>(rows, [&](auto tiles) {
     tiles.clear();
-    for (int i = 0; i < m.inputs / TILE_INPUTS; i++) tiles.add(w + i * 1024, from + i * 64, stride);
+    for (int i = 0; i < m.inputs / TILE_INPUTS; i++) {
+      prefetch(w + i * 1024, 1024);
+      tiles.add(w + i * 1024, from + i * 1024, block, 64);
+    }
     tiles.store(sums);
   });
   if (m.bias)
@@ -258,17 +278,18 @@ static void quantised_tiled(const Matrix& m, int panel, const Inputs& x, int row
     alignas(64) i16v dots[2][TILED_ROWS], low[2][TILED_ROWS];
     int halved[2];
     auto multiply_group = [&](int g) {
+      prefetch(w + (size_t)g * group_bytes(FORMAT), group_bytes(FORMAT));
       const GroupCodes<FORMAT> codes(w + (size_t)g * group_bytes(FORMAT));
       const size_t at = (size_t)row * m.inputs + g * GROUP;
       const int half = g % 2;
       tiles.clear();
-      tiles.add((const uint8_t*)codes.v, x.codes.data() + at, m.inputs);
+      tiles.add((const uint8_t*)codes.v, x.codes.data() + at, TILE_ROWS * m.inputs, m.inputs);
       tiles.store(dots[half]);
       halved[half] = 0;
       for (int r = 0; r < rows; r++) halved[half] |= x.fine[(size_t)(row + r) * groups + g];
       if (!halved[half]) return;  // mostly it is in all rows or in none
       tiles.clear();
-      tiles.add((const uint8_t*)codes.v, (const uint8_t*)x.low.data() + at, m.inputs);
+      tiles.add((const uint8_t*)codes.v, (const uint8_t*)x.low.data() + at, TILE_ROWS * m.inputs, m.inputs);
       tiles.store(low[half]);
     };
     multiply_group(0);
@@ -295,8 +316,8 @@ constexpr int WORTH_TILES = 16;  // rows from which on the tiles of quantised we
 
 // The most rows that one pass over a panel takes.
 INLINE int rows_at_once(const Matrix& m, int rows) {
-  const bool tiled = m.format == BF16 || ((m.format == Q8 || m.format == Q4) && rows >= WORTH_TILES);
-  return tiled && m.inputs % TILE_INPUTS == 0 && has_tiles() ? TILED_ROWS : TILE;
+  const bool worth = (m.format == Q8 || m.format == Q4) && rows >= WORTH_TILES && has_tiles();
+  return worth || in_tiles(m.format, m.inputs) ? TILED_ROWS : TILE;
 }
 
 // sums[0 .. rows) of one panel, rows <= most, which is what rows_at_once says
@@ -370,6 +391,31 @@ static void gated_product(Team& team, const Matrix& m, const Inputs& x, int rows
       }
     }
   });
+}
+
+// The first of the largest of n numbers, or -1 if one of them is NaN.
+static int likeliest(const float* x, int n) {
+  f16v best = splat(-INFINITY);
+  i16v where = {}, broken = {};
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    const f16v v = load(x + i);
+    const auto larger = v > best;
+    best = larger ? v : best;
+    where = larger ? NUMBERS + i : where;
+    broken |= v != v;
+  }
+  int chosen = n, any = 0;
+  float value = -INFINITY;
+  for (int lane = 0; lane < LANES; lane++) {
+    any |= broken[lane];
+    if (best[lane] > value || (best[lane] == value && where[lane] < chosen)) value = best[lane], chosen = where[lane];
+  }
+  for (; i < n; i++) {
+    any |= x[i] != x[i];
+    if (x[i] > value) value = x[i], chosen = i;
+  }
+  return any ? -1 : chosen;
 }
 
 // out [outputs] += what an adapter makes of x [inputs]; `middle` is room for its rank.

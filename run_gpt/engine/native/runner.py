@@ -17,6 +17,7 @@ from run_gpt.engine.native.loras import NativeLoras
 from run_gpt.engine.native.pace import Pace
 from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request
+from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.scheduler import Run
 from run_gpt.engine.slots import Copy
 from run_gpt.errors import ModelLoadError
@@ -59,7 +60,7 @@ def _head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-class NativeRunner:
+class NativeRunner(ModelRunner):
     """A ModelRunner over compiled kernels.
 
     A row's logits do not depend on what runs beside it, to the last bit: the order of its sums does not.
@@ -111,8 +112,10 @@ class NativeRunner:
             cos=cos,
             sin=sin,
         )
+        cache_bytes = kernels.cache_bytes(self._struct)
+        self.cache_bytes_per_token = 2 * cache_bytes // (self._struct.slots * self._struct.positions)
         try:
-            self._cache = [Memory(kernels, kernels.cache_bytes(self._struct), dense=False) for _ in range(2)]
+            self._cache = [Memory(kernels, cache_bytes, dense=False) for _ in range(2)]
         except MemoryError as error:
             raise ModelLoadError(
                 f"no address space for {config.max_running} slots of {positions} tokens: lower --max-running or "
@@ -127,11 +130,6 @@ class NativeRunner:
         self._weights.replace(self._model)
         self._adapters.refresh()
 
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """See ModelRunner."""
-        return int(2 * self._kernels.cache_bytes(self._struct) // (self._struct.slots * self._struct.positions))
-
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
         """See ModelRunner."""
         ends = accumulate(len(run.token_ids) for run in runs)
@@ -142,6 +140,13 @@ class NativeRunner:
         logits = self._logits[: len(which)]
         self._run(runs, (len(which), _address(wanted), logits.data_ptr()), (0, None, None))
         return logits
+
+    def likeliest(self, logits: torch.Tensor) -> list[int]:
+        """See ModelRunner; with all threads, for the logits of many rows are more than the caches hold."""
+        tokens = array("i", bytes(4 * len(logits)))
+        vocabulary = logits.shape[-1]
+        self._kernels.likeliest(self._context.handle, logits.data_ptr(), len(logits), vocabulary, _address(tokens))
+        return tokens.tolist()
 
     def embed(self, runs: Sequence[Run]) -> torch.Tensor:
         """See ModelRunner."""

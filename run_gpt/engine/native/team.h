@@ -114,7 +114,7 @@ class Team {
   alignas(64) std::atomic<int> inside_{0};      // helpers that run the function, and OPEN while more may come
   alignas(64) std::atomic<uint64_t> next_{0};   // the number of the loop that runs, and its next item
   alignas(64) std::atomic<int> done_{0};        // items of it that are done
-  alignas(64) std::atomic<unsigned> phase_{0};  // the number of the loop that runs: what those wait for who find nothing
+  alignas(64) std::atomic<unsigned> phase_{0};  // the number of the loop that runs, for those who wait for the next one
 };
 
 }  // namespace rungpt

@@ -16,6 +16,7 @@ from run_gpt.engine.native.binding import FORMATS, Context, Kernels, Matrix
 from run_gpt.engine.native.build import built, unsupported
 from run_gpt.engine.native.runner import NativeRunner, fits
 from run_gpt.engine.native.weights import PackedWeights
+from run_gpt.engine.runner import BROKEN
 from run_gpt.engine.slots import Copy
 from run_gpt.models.cache import cache_root
 
@@ -201,6 +202,17 @@ def test_a_broken_row_leaves_nothing_for_the_next_one_in_its_slot(kernels):
         expected = forward(runner, [Run(0, 0, clean, 40)])
         assert forward(runner, [Run(0, 0, (199,) * 60, 1)]).isnan().all()
         assert torch.equal(forward(runner, [Run(0, 0, clean, 40)]), expected)
+
+
+@pytest.mark.parametrize("vocabulary", [200, 205, 7])
+def test_the_likeliest_token_is_the_first_of_the_largest_logit(kernels, vocabulary):
+    """Else a greedy answer would be another than that of the model itself."""
+    runner = native(build("a head of each kind"), kernels)
+    logits = torch.randint(0, 40, (50, vocabulary), generator=torch.Generator().manual_seed(1)).float()
+    logits[3] = -torch.inf
+    assert runner.likeliest(logits) == logits.numpy().argmax(-1).tolist()
+    logits[4, vocabulary - 1] = logits[5, 0] = torch.nan
+    assert [i for i, token in enumerate(runner.likeliest(logits)) if token == BROKEN] == [4, 5]
 
 
 def test_what_does_not_fit_is_refused(kernels):

@@ -10,13 +10,14 @@ import torch
 from run_gpt.config import EngineConfig
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.request import Request, TokenEvent
+from run_gpt.engine.runner import ModelRunner
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, Unavailable
 
 END = 0
 VOCABULARY = 100
 
 
-class ScriptedRunner:
+class ScriptedRunner(ModelRunner):
     """Counts up from the last token of the prompt; each step waits for the gate, and may be told to fail.
 
     Keeps what each slot holds, as a model's cache would.

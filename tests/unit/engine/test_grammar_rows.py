@@ -12,6 +12,7 @@ from run_gpt.engine.draft import PromptLookup
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.grammar import GrammarDrafts, GrammarState
 from run_gpt.engine.request import Request, SamplingParams, TokenEvent
+from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.sampler import Position, Sampler
 from run_gpt.engine.scheduler import Row, Scheduler
 from run_gpt.engine.text import TextStream
@@ -284,7 +285,7 @@ def test_a_matcher_has_what_its_row_has_and_no_more():
     assert [matcher.tokens for matcher in grammar.matchers] == [[], []]
 
 
-class CountingRunner:
+class CountingRunner(ModelRunner):
     """Counts up from the last token; told to, it fails once."""
 
     end_ids = (END,)
