@@ -22,6 +22,7 @@ namespace rungpt {
 constexpr int TILE_ROWS = 16;
 constexpr int TILED_ROWS = 4 * TILE_ROWS;  // the most rows that share one pass over a panel
 constexpr int TILE_INPUTS = 32;            // of a row in one tile
+constexpr int TILE_BYTES = 1024;           // of a tile of weights or inputs in bf16, or of 16 x 16 sums
 
 #ifdef RUNGPT_AMX
 
@@ -110,9 +111,9 @@ struct Tiles {
   static void store(void* sums) {
     uint8_t* to = (uint8_t*)sums;
     _tile_stored(0, to, 64);
-    if constexpr (TILES > 1) _tile_stored(1, to + 1024, 64);
-    if constexpr (TILES > 2) _tile_stored(2, to + 2048, 64);
-    if constexpr (TILES > 3) _tile_stored(3, to + 3072, 64);
+    if constexpr (TILES > 1) _tile_stored(1, to + TILE_BYTES, 64);
+    if constexpr (TILES > 2) _tile_stored(2, to + 2 * TILE_BYTES, 64);
+    if constexpr (TILES > 3) _tile_stored(3, to + 3 * TILE_BYTES, 64);
   }
 };
 

@@ -18,7 +18,7 @@ from run_gpt.errors import SetupError
 SOURCE = Path(__file__).with_name("kernels.cpp")
 """It includes the headers beside it."""
 NEEDS = {"avx2", "fma", "f16c"}
-"""What a CPU must have; AVX-512 with VNNI and bf16, and AMX, are used where they are there."""
+"""Features that a CPU must have; AVX-512 with VNNI and bf16, and AMX, are used where they are there."""
 _OPTIONS = (
     *("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),

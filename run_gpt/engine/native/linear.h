@@ -34,7 +34,8 @@ INLINE size_t panel_bytes(int format, int inputs) {
   }
 }
 
-// True where products with such weights are always made of tiles, whose order of a row's sums is another.
+// True where every product with such weights is made of tiles, of few rows as of many: tiles add up a row's products in
+// another order than vectors, and a row must not depend on how many others there are.
 INLINE bool in_tiles(int format, int inputs) { return format == BF16 && inputs % TILE_INPUTS == 0 && has_tiles(); }
 
 // The rows that go into a product, in the form that the weights' format wants.
@@ -249,7 +250,7 @@ static void panel_rows(const Matrix& m, int panel, const Inputs& x, int row, f16
 
 #ifdef RUNGPT_AMX
 
-// sums: [rows, 16], rows <= TILED_ROWS. AMX has another order of a row's sums than bf16_panel: a matrix has only one.
+// sums: [rows, 16], rows <= TILED_ROWS.
 static void bf16_tiled(const Matrix& m, int panel, const Inputs& x, int row, int rows, f16v* sums) {
   const uint8_t* w = m.data + panel_bytes(BF16, m.inputs) * panel;
   const size_t block = (size_t)TILE_ROWS * m.inputs * 2;
@@ -257,8 +258,8 @@ static void bf16_tiled(const Matrix& m, int panel, const Inputs& x, int row, int
   with_tiles<false>(rows, [&](auto tiles) {
     tiles.clear();
     for (int i = 0; i < m.inputs / TILE_INPUTS; i++) {
-      prefetch(w + i * 1024, 1024);
-      tiles.add(w + i * 1024, from + i * 1024, block, 64);
+      prefetch(w + i * TILE_BYTES, TILE_BYTES);
+      tiles.add(w + i * TILE_BYTES, from + i * TILE_BYTES, block, 64);
     }
     tiles.store(sums);
   });
@@ -276,21 +277,21 @@ static void quantised_tiled(const Matrix& m, int panel, const Inputs& x, int row
   with_tiles<true>(rows, [&](auto tiles) {
     // A group's tiles run while the sums of the group before are scaled.
     alignas(64) i16v dots[2][TILED_ROWS], low[2][TILED_ROWS];
-    int halved[2];
+    int any_fine[2];
     auto multiply_group = [&](int g) {
       prefetch(w + (size_t)g * group_bytes(FORMAT), group_bytes(FORMAT));
       const GroupCodes<FORMAT> codes(w + (size_t)g * group_bytes(FORMAT));
       const size_t at = (size_t)row * m.inputs + g * GROUP;
-      const int half = g % 2;
+      const int turn = g % 2;
       tiles.clear();
       tiles.add((const uint8_t*)codes.v, x.codes.data() + at, TILE_ROWS * m.inputs, m.inputs);
-      tiles.store(dots[half]);
-      halved[half] = 0;
-      for (int r = 0; r < rows; r++) halved[half] |= x.fine[(size_t)(row + r) * groups + g];
-      if (!halved[half]) return;  // mostly it is in all rows or in none
+      tiles.store(dots[turn]);
+      any_fine[turn] = 0;
+      for (int r = 0; r < rows; r++) any_fine[turn] |= x.fine[(size_t)(row + r) * groups + g];
+      if (!any_fine[turn]) return;  // mostly a group is fine in all rows or in none
       tiles.clear();
       tiles.add((const uint8_t*)codes.v, (const uint8_t*)x.low.data() + at, TILE_ROWS * m.inputs, m.inputs);
-      tiles.store(low[half]);
+      tiles.store(low[turn]);
     };
     multiply_group(0);
     for (int g = 0; g < groups; g++) {
@@ -298,7 +299,7 @@ static void quantised_tiled(const Matrix& m, int panel, const Inputs& x, int row
       const uint16_t* scales = (const uint16_t*)(w + (size_t)g * group_bytes(FORMAT) + code_bytes(FORMAT));
       const f16v scale = halves(scales);
       const f16v minimum = FORMAT == Q4 ? halves(scales + LANES) : scale * -128.0f;
-      if (halved[g % 2])
+      if (any_fine[g % 2])
         for (int r = 0; r < rows; r++)
           if (x.fine[(size_t)(row + r) * groups + g]) dots[g % 2][r] = (dots[g % 2][r] << 8) + low[g % 2][r];
       for (int r = 0; r < rows; r++) {

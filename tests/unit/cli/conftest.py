@@ -1,4 +1,4 @@
-"""What the tests of the commands share: running one that fails."""
+"""A fixture for the tests of the commands: one that runs a command which fails."""
 
 import sys
 from collections.abc import Callable
