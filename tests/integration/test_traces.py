@@ -159,7 +159,8 @@ def test_a_request_is_one_trace_from_its_client_to_the_engine(client: httpx.Clie
 
 def test_a_stream_is_one_trace_that_ends_with_its_last_event(client: httpx.Client, collector: Collector) -> None:
     caller = Caller()
-    body = {"messages": [{"role": "user", "content": "What is the capital?"}], "max_tokens": 12, "stream": True}
+    messages = [{"role": "user", "content": "What is the capital?"}]
+    body = {"messages": messages, "max_tokens": 12, "temperature": 0, "stream": True}
     began, last = time.time(), 0.0
     with client.stream("POST", "/v1/chat/completions", json=body, headers=caller.headers) as answer:
         for line in answer.iter_lines():
@@ -174,7 +175,7 @@ def test_a_stream_is_one_trace_that_ends_with_its_last_event(client: httpx.Clien
 
 def test_several_prompts_are_several_spans_in_one(client: httpx.Client, collector: Collector) -> None:
     caller = Caller()
-    body = {"prompt": ["In a village", "Every morning"], "max_tokens": 12, "timings": True}
+    body = {"prompt": ["In a village", "Every morning"], "max_tokens": 12, "temperature": 0, "timings": True}
     answer = client.post("/v1/completions", json=body, headers=caller.headers).json()
     gateway, executors, inner = tree(collector, caller, 9)
     for executor in executors:

@@ -24,6 +24,8 @@ class Script:
     behaviours: tuple[str, ...] = ("ok",)
     slots: int = 1000
     """Requests that are answered at the same time; the others wait."""
+    together: int = 0
+    """Requests that must be in flight before the first is answered."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
     most_in_flight: int = 0
@@ -39,6 +41,7 @@ class Script:
 class _Server:
     def __init__(self, script: Script):
         self.script, self.in_flight, self.free = script, 0, asyncio.Semaphore(script.slots)
+        self.all_here = asyncio.Event()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -63,7 +66,10 @@ class _Server:
         script.headers.append(head)
         self.in_flight += 1
         script.most_in_flight = max(script.most_in_flight, self.in_flight)
+        if self.in_flight >= script.together:
+            self.all_here.set()
         try:
+            await self.all_here.wait()
             async with self.free:
                 start = arrived if script.slots >= 1000 else asyncio.get_running_loop().time()
                 return await self._answer(writer, behaviour, start, head)
