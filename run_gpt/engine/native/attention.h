@@ -139,8 +139,8 @@ static void attend(const Model& m, int layer, int slot, int head, int position, 
   const int size = m.head_size, padded = padded_size(m), shared = m.heads / m.kv_heads, n = count * shared;
   const uint8_t* keys = keys_of(m, layer, slot, head);
   const uint8_t* values = values_of(m, layer, slot, head);
-  thread_local std::vector<uint32_t> queries, weights;
-  thread_local std::vector<float> scratch, sums;
+  thread_local Lines<uint32_t> queries, weights;
+  thread_local Lines<float> scratch, sums;
   queries.resize((size_t)n * size), weights.resize((size_t)n * BLOCK), sums.assign((size_t)n * padded, 0.0f);
   scratch.resize((size_t)n * (BLOCK + 2));
   float *scores = scratch.data(), *tops = scores + (size_t)n * BLOCK, *totals = tops + n;

@@ -44,8 +44,8 @@ struct Context {
   explicit Context(int threads) : team(threads) {}
   Team team;
   Inputs inputs;
-  std::vector<float> x, wide, attended, active, extra;
-  std::vector<uint8_t> extra_of;
+  Lines<float> x, wide, attended, active, extra;
+  Lines<uint8_t> extra_of;
   std::vector<Segment> segments;
 };
 
@@ -165,7 +165,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
     Team& team = c->team;
     Inputs& inputs = c->inputs;
     const int grain = std::max(1, count / (4 * team.size()));
-    std::vector<float> normed(std::max(m.hidden, size)), middle;
+    Lines<float> normed(std::max(m.hidden, size)), middle;
 
     auto norm_in = [&](const Matrix& next, const float* weight, int rows, auto row_of) {
       team.loop(rows, std::max(1, rows / (4 * team.size())), [&](int i) {
@@ -198,7 +198,9 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
         add_lora(lora[l].k, in, middle, row + q_width);
         add_lora(lora[l].v, in, middle, row + q_width + kv_width);
       });
-      team.loop(count, grain, [&](int i) {
+      // In the order of the attention, so that a row stays with its thread.
+      team.loop(count, grain, [&](int item) {
+        const int i = count - 1 - item;
         float* row = qkv + (size_t)i * wide;
         const float *cos = m.cos + (size_t)positions[i] * (size / 2), *sin = m.sin + (size_t)positions[i] * (size / 2);
         for (int h = 0; h < m.heads + m.kv_heads; h++) {
@@ -227,8 +229,10 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
         else
           attend<false>(m, l, slot, h, at, s.count, q, wide, out, q_width);
       });
-      team.loop(count, grain,
-                [&](int i) { inputs.put(layer.output.format, i, attended + (size_t)i * q_width, q_width); });
+      team.loop(count, grain, [&](int item) {
+        const int i = count - 1 - item;
+        inputs.put(layer.output.format, i, attended + (size_t)i * q_width, q_width);
+      });
       product<true>(team, layer.output, inputs, count, x, m.hidden);
       adapt([&](int i, const LoraLayer* lora) {
         float* row = x + (size_t)i * m.hidden;

@@ -45,12 +45,12 @@ INLINE bool in_tiles(int format, int inputs) { return format == BF16 && inputs %
 // number is more than PEAK times the row's root mean square, 16 bits, in two halves. Such groups, a few outlying inputs
 // that every model has and their neighbours, cause nearly all of the error: with them in 16 bits it is near bf16's.
 struct Inputs {
-  std::vector<uint8_t> codes;  // [rows, inputs] of fp32 (for fp16 too), bf16 or int8; [blocks, inputs / 32, 16, 32] of
-                               // bf16 in tiles
-  std::vector<int8_t> low;     // [rows, inputs]: the low halves of the groups in 16 bits
-  std::vector<uint8_t> fine;   // [rows, groups]: whether a group is in 16 bits
-  std::vector<float> scales;   // [rows, groups]
-  std::vector<float> sums;     // [rows, groups]: of the codes, times the scale
+  Lines<uint8_t> codes;  // [rows, inputs] of fp32 (for fp16 too), bf16 or int8; [blocks, inputs / 32, 16, 32] of bf16
+                         // in tiles
+  Lines<int8_t> low;     // [rows, inputs]: the low halves of the groups in 16 bits
+  Lines<uint8_t> fine;   // [rows, groups]: whether a group is in 16 bits
+  Lines<float> scales;   // [rows, groups]
+  Lines<float> sums;     // [rows, groups]: of the codes, times the scale
 
   void resize(int rows, int inputs) {
     const size_t whole = (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS, n = whole * inputs, groups = n / GROUP + 1;
@@ -420,7 +420,7 @@ static int likeliest(const float* x, int n) {
 }
 
 // out [outputs] += what an adapter makes of x [inputs]; `middle` is room for its rank.
-static void add_lora(const Lora& lora, const float* x, std::vector<float>& middle, float* out) {
+static void add_lora(const Lora& lora, const float* x, Lines<float>& middle, float* out) {
   if (!lora.a) return;
   if ((int)middle.size() < lora.rank) middle.resize(lora.rank);
   for (int j = 0; j < lora.rank; j++) {

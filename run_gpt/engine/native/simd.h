@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE static INLINE_MEMBER
@@ -22,6 +24,22 @@ typedef uint32_t u16v __attribute__((vector_size(64)));
 typedef uint32_t u16u __attribute__((vector_size(64), aligned(4)));
 
 constexpr i16v NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Begins with a line of the caches: a vector that lay across two would cost two stores, and threads that write next to
+// each other would take the line from each other.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return (T*)::operator new(n * sizeof(T), std::align_val_t(64)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+
+template <class T>
+using Lines = std::vector<T, LineAllocator<T>>;
 
 INLINE f16v load(const float* p) { return *(const f16u*)p; }
 INLINE void store(float* p, f16v v) { *(f16u*)p = v; }

@@ -26,12 +26,14 @@ inline T wait_for_change(const std::atomic<T>& value, T old) {
 }
 
 // Threads that run one function together, or leave it to the caller's. The function is a sequence of loops, the same on
-// each thread. A loop is over when its items are done, whoever did them: a thread that comes late, because another
-// program has its core, skips the loops that are over and holds nobody up. Between calls the helpers sleep.
+// each thread. A loop's items are split into one part for each thread, so that what a thread wrote in one loop is in
+// its core's caches in the next; who is done with its own part helps with the others'. A loop is over when its items are
+// done, whoever did them: a thread that comes late, because another program has its core, skips the loops that are over
+// and holds nobody up. Between calls the helpers sleep.
 class Team {
  public:
-  explicit Team(int threads) : threads_(threads), size_(threads) {
-    for (int i = 1; i < threads; i++) helpers_.emplace_back([this] { help(); });
+  explicit Team(int threads) : threads_(threads), size_(threads), parts_(threads) {
+    for (int i = 1; i < threads; i++) helpers_.emplace_back([this, i] { help(i); });
   }
 
   ~Team() {
@@ -43,7 +45,7 @@ class Team {
 
   void run(const std::function<void()>& work, bool alone = false) {
     size_ = alone ? 1 : threads_;
-    next_.store(0, std::memory_order_relaxed);
+    for (Part& part : parts_) part.next.store(0, std::memory_order_relaxed);
     phase_.store(0, std::memory_order_relaxed);
     if (!alone && threads_ > 1) {
       work_ = &work;
@@ -59,24 +61,19 @@ class Team {
       inside = wait_for_change(inside_, inside);
   }
 
-  // Calls f(i) for 0 <= i < n, each once, on whichever thread is free; returns on all threads when all are done.
+  // Calls f(i) for 0 <= i < n, each once, on whichever thread is free; returns on all threads when all are done. Who has
+  // an item takes `grain` of them at once.
   template <class F>
   void loop(int n, int grain, F f) {
     if (n <= 0) return;
     const uint64_t loop = loops_done++;
-    uint64_t next = next_.load(std::memory_order_acquire);
-    while (next >> 32 == loop && (int)(uint32_t)next < n) {
-      if (!next_.compare_exchange_weak(next, next + grain, std::memory_order_acquire)) continue;
-      const int from = (int)(uint32_t)next, to = std::min(n, from + grain);
-      for (int i = from; i < to; i++) f(i);
-      if (done_.fetch_add(to - from, std::memory_order_acq_rel) + to - from == n) {
-        done_.store(0, std::memory_order_relaxed);
-        next_.store((loop + 1) << 32, std::memory_order_release);
-        phase_.store((unsigned)loop + 1, std::memory_order_release);
-        phase_.notify_all();
-        return;
-      }
-      next = next_.load(std::memory_order_acquire);
+    int done = 0;
+    for (int k = 0; k < size_; k++) done += do_part(loop, (own_part + k) % size_, n, grain, f);
+    if (done && done_.fetch_add(done, std::memory_order_acq_rel) + done == n) {
+      done_.store(0, std::memory_order_relaxed);
+      phase_.store((unsigned)loop + 1, std::memory_order_release);
+      phase_.notify_all();
+      return;
     }
     // Where it is over already, `phase_` is another than `loop`.
     for (unsigned phase = phase_.load(std::memory_order_acquire); phase <= loop;)
@@ -89,8 +86,33 @@ class Team {
  private:
   static constexpr int OPEN = 1 << 30;
   inline static thread_local uint64_t loops_done = 0;
+  inline static thread_local int own_part = 0;
 
-  void help() {
+  struct alignas(64) Part {
+    std::atomic<uint64_t> next{0};  // the number of a loop, and how many items of this part of it are taken
+  };
+
+  // Does what is left of a part; returns how many items that were. A number of an earlier loop says that nobody has
+  // begun with this one: it could not be under way if something of the earlier one were left.
+  template <class F>
+  int do_part(uint64_t loop, int part, int n, int grain, F& f) {
+    const int start = (int)((int64_t)n * part / size_), end = (int)((int64_t)n * (part + 1) / size_);
+    std::atomic<uint64_t>& next = parts_[part].next;
+    int done = 0;
+    for (uint64_t seen = next.load(std::memory_order_relaxed);;) {
+      if (seen >> 32 > loop) return done;
+      const int from = start + (seen >> 32 == loop ? (int)(uint32_t)seen : 0), to = std::min(end, from + grain);
+      if (from >= end) return done;
+      const uint64_t taken = loop << 32 | (uint32_t)(to - start);
+      if (!next.compare_exchange_weak(seen, taken, std::memory_order_relaxed)) continue;
+      for (int i = from; i < to; i++) f(i);
+      done += to - from;
+      seen = next.load(std::memory_order_relaxed);
+    }
+  }
+
+  void help(int part) {
+    own_part = part;
     for (unsigned seen = 0;;) {
       seen = wait_for_change(epoch_, seen);
       if (ending_) return;
@@ -109,10 +131,10 @@ class Team {
   int size_;
   bool ending_ = false;
   const std::function<void()>* work_ = nullptr;
+  std::vector<Part> parts_;
   std::vector<std::thread> helpers_;
   alignas(64) std::atomic<unsigned> epoch_{0};
   alignas(64) std::atomic<int> inside_{0};      // helpers that run the function, and OPEN while more may come
-  alignas(64) std::atomic<uint64_t> next_{0};   // the number of the loop that runs, and its next item
   alignas(64) std::atomic<int> done_{0};        // items of it that are done
   alignas(64) std::atomic<unsigned> phase_{0};  // the number of the loop that runs, for those who wait for the next one
 };
