@@ -3,9 +3,10 @@
     python scripts/server_benchmark.py --server "RunGPT=http://127.0.0.1:52000" --server "vLLM=http://127.0.0.1:8001/v1"
     python scripts/server_benchmark.py --server "RunGPT=http://127.0.0.1:52000" --engine "the engine=smollm2:bf16"
 
-An endpoint that ends in /v1 speaks OpenAI's API and must know `ignore_eos`; any other is RunGPT's own, http:// or
-grpc://. Each round puts the same bursts on all of them in turn, streamed and whole. Where servers cannot run beside
-each other, measure one after the other within the same quarter of an hour, and join the files:
+An endpoint that ends in /v1 speaks OpenAI's API and must know `ignore_eos`, or be named with --endless; any other is
+RunGPT's own, http:// or grpc://. Each round puts the same bursts on all of them in turn, streamed and whole. Where
+servers cannot run beside each other, measure one after the other within the same quarter of an hour, and join the
+files:
 
     python scripts/server_benchmark.py --server "vLLM=http://127.0.0.1:8001/v1" --json vllm.json
     python scripts/server_benchmark.py --server "RunGPT=http://127.0.0.1:52000" --join vllm.json --json all.json
@@ -57,7 +58,8 @@ async def measure(options: argparse.Namespace) -> list[Measured]:
     targets: dict[str, Target] = {}
     async with AsyncExitStack() as stack:
         for name, endpoint in options.server:
-            targets[name] = await connect_server(endpoint, pids.get(name), cli_options.token(None))
+            endless = name in options.endless
+            targets[name] = await connect_server(endpoint, pids.get(name), cli_options.token(None), endless=endless)
             stack.push_async_callback(targets[name].sender.aclose)
         for name, model in options.engine:
             progress(f"loading {model}")
@@ -73,6 +75,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--server", action="append", type=named, default=[], metavar="NAME=ENDPOINT", help="a running server")
     add("--engine", action="append", type=named, default=[], metavar="NAME=MODEL:PRECISION", help="in this process")
     add("--pid", action="append", type=named, default=[], metavar="NAME=PID", help="default: what listens there")
+    add("--endless", action="append", default=[], metavar="NAME", help="its model's config has no eos_token_id")
     add("--streams", nargs="+", type=int, default=STREAMS, metavar="N", help="requests at once; default: 1 4 16 64")
     add("--rounds", type=int, default=3, help="that count, after one that does not; default: %(default)s")
     add("--ratio", nargs=2, action="append", metavar=("A", "B"), help="default: the first over each of the others")

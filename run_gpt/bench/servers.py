@@ -37,10 +37,11 @@ class Measured:
     rounds: dict[Level, list[Summary]] = field(default_factory=dict)
 
 
-async def connect_server(endpoint: str, pid: int | None, token: str | None) -> Target:
-    """The server at an endpoint: one that ends in /v1 speaks OpenAI's API, any other RunGPT's own.
+async def connect_server(endpoint: str, pid: int | None, token: str | None, *, endless: bool = False) -> Target:
+    """Connect to the server at an endpoint: one that ends in /v1 speaks OpenAI's API, any other RunGPT's own.
 
-    `pid` is its process on this machine; None: whatever listens there. Raises SetupError if it does not answer.
+    `pid` is its process on this machine; None: whatever listens there. `endless`: its model has no end of sequence, so
+    `ignore_eos` is not sent. Raises SetupError if it does not answer.
     """
     native = not endpoint.rstrip("/").endswith("/v1")
     plan = Plan(
@@ -50,7 +51,7 @@ async def connect_server(endpoint: str, pid: int | None, token: str | None) -> T
         api_name="generate" if native else "openai-completions",
         exact_output=native,
         # OpenAI's API has no field for it; vLLM, llama.cpp and others know this one.
-        extra_body=_GREEDY if native else {**_GREEDY, "ignore_eos": True},
+        extra_body=_GREEDY if native or endless else {**_GREEDY, "ignore_eos": True},
         server_pid=pid,
     )
     return await connect(plan, token)

@@ -5,9 +5,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
+from msgspec.structs import replace
 from prometheus_client import generate_latest
 
 from run_gpt.config import EngineConfig

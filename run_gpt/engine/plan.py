@@ -1,10 +1,15 @@
-"""What scheduler, runner and sampler speak of: rows, the tokens of them that a step runs, and what became of them."""
+"""What scheduler, runner and sampler speak of: rows, the tokens of them that a step runs, and what became of them.
+
+What is made for each row in each step is a msgspec struct, which takes a tenth of the time of a frozen dataclass.
+"""
 
 import random
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
 
 from run_gpt.engine.draft import PromptLookup
 from run_gpt.engine.grammar import GrammarDrafts, GrammarState
@@ -77,8 +82,7 @@ class Row:
         return self.place is not None and self.place.length >= len(self.history) - 1
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Struct, frozen=True):
     """Tokens of one row that one step runs: a part of its prompt, or its last token and what was drafted after it."""
 
     row: Row
@@ -122,8 +126,7 @@ class Run:
         return self.token_ids[len(self.token_ids) - self.choosing + 1 :] if self.choosing else ()
 
 
-@dataclass(frozen=True)
-class StepPlan:
+class StepPlan(Struct, frozen=True):
     """One step: slots to free, then copies between slots, then tokens to run."""
 
     released: tuple[int, ...]
@@ -131,8 +134,7 @@ class StepPlan:
     runs: tuple[Run, ...]
 
 
-@dataclass(frozen=True)
-class Sampled:
+class Sampled(Struct, frozen=True):
     """What the sampler chose for a row."""
 
     token_id: int

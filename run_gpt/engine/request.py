@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from msgspec import Struct
+
 from run_gpt.engine.grammar import Grammar
 from run_gpt.engine.timing import Timing
 
@@ -69,8 +71,7 @@ class Request:
     """The answer is wanted only when it is complete: one event for each sequence, with the end."""
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(Struct, frozen=True):
     """A token, its log-probability under the model itself, and the likeliest tokens in its place with theirs."""
 
     token_id: int
@@ -78,8 +79,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True)
-class TokenEvent:
+class TokenEvent(Struct, frozen=True):
     """What is new of one sequence of a request; under load one event covers several tokens."""
 
     index: int

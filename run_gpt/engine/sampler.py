@@ -3,9 +3,9 @@
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
+from msgspec import Struct
 from torch.nn import functional as F
 
 from run_gpt.engine.grammar import Matcher
@@ -21,8 +21,7 @@ BLOCK = 256
 """Weights that are summed up before they are cumulated."""
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(Struct, frozen=True):
     """Where a token is to be chosen: after a row's history and the drafted tokens that were found right."""
 
     row: Row
@@ -69,21 +68,19 @@ class Sampler:
         is one whose grammar does not allow its likeliest token. Raises the RequestError of a row whose grammar cannot
         go on, before a number is drawn: each row can be asked again by itself.
         """
-        matchers = [at.matcher for at in positions]
         tokens = self._likeliest(logits)
-        broken = [token == BROKEN for token in tokens]
-        special = [i for i, at in enumerate(positions) if not (broken[i] or self._takes(at, matchers[i], tokens[i]))]
+        matchers = [at.matcher for at in positions]
+        special = [
+            i
+            for i, (at, token, matcher) in enumerate(zip(positions, tokens, matchers, strict=True))
+            if token != BROKEN and not self._takes(at, matcher, token)
+        ]
         if special:
             asked = logits[special].float()
             chosen = self._choose(asked, [positions[i] for i in special], [matchers[i] for i in special])
             for i, token in zip(special, chosen, strict=True):
                 tokens[i] = token
-        return [
-            InternalError("the model gave NaN for its logits: try another precision (bf16 or fp32)")
-            if broken[i]
-            else Sampled(tokens[i], _logprob(logits[i], tokens[i], at.params.logprobs))
-            for i, at in enumerate(positions)
-        ]
+        return [_result(at, token, logits, i) for i, (at, token) in enumerate(zip(positions, tokens, strict=True))]
 
     def _choose(
         self, logits: torch.Tensor, positions: Sequence[Position], matchers: Sequence[Matcher | None]
@@ -178,11 +175,9 @@ class Sampler:
     def _takes(self, at: Position, matcher: Matcher | None, likeliest: int) -> bool:
         """True when the likeliest token is the answer, as the logits stand."""
         params = at.params
-        if not params.greedy:
+        if not params.greedy or (matcher is not None and not matcher.allows(likeliest)):
             return False
-        if likeliest in self.end_ids and at.row.answered + len(at.accepted) < params.min_new_tokens:
-            return False
-        return matcher is None or matcher.allows(likeliest)
+        return likeliest not in self.end_ids or at.row.answered + len(at.accepted) >= params.min_new_tokens
 
 
 class _Cells:
@@ -267,10 +262,16 @@ def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return block * BLOCK + index.minimum(last)
 
 
-def _logprob(logits: torch.Tensor, token_id: int, count: int | None) -> TokenLogprob | None:
+def _result(at: Position, token: int, logits: torch.Tensor, i: int) -> Sampled | RequestError:
+    """What was chosen at a position, whose logits are `logits[i]`."""
+    if token == BROKEN:
+        return InternalError("the model gave NaN for its logits: try another precision (bf16 or fp32)")
+    count = at.params.logprobs
+    return Sampled(token, None if count is None else _logprob(logits[i], token, count))
+
+
+def _logprob(logits: torch.Tensor, token_id: int, count: int) -> TokenLogprob:
     """Log-probabilities under the model itself, of the token and of the `count` likeliest. `logits`: [vocabulary]."""
-    if count is None:
-        return None
     logprobs = logits.float().log_softmax(-1)
     top = logprobs.topk(count)
     likeliest = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))

@@ -5,7 +5,6 @@ import json
 import random
 import re
 from collections import defaultdict
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from families import copied_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tool_models import NAMES, ROWS, tool_tokenizer
 
 from run_gpt.answers import PieceOutlet, PieceWriter
