@@ -1,6 +1,7 @@
 """The tables of several servers: throughput, the ratios that were asked for, and what a token costs."""
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import truediv
 from statistics import median
 
 from run_gpt.bench.load import Level
@@ -37,7 +38,11 @@ def rates(measured: Sequence[Measured]) -> tuple[Row, list[Row]]:
 
 
 def ratios(measured: Sequence[Measured], pairs: Sequence[Pair]) -> tuple[Row, list[Row]]:
-    """Streams over whole answers of each server, and one server over another; of medians."""
+    """Streams over whole answers of each server, and one server over another.
+
+    The median of the ratios of each round, whose parts were measured within seconds; of medians, where one had more
+    rounds than the other.
+    """
     streams = _streams(measured)
     by_name = {one.name: one for one in measured}
     for name in (name for pair in pairs for name in pair):
@@ -93,7 +98,10 @@ def _rates(one: Measured, streams: float, streamed: bool) -> list[float]:
 
 
 def _ratio(a: Sequence[float], b: Sequence[float]) -> str:
-    return f"{median(a) / median(b):.2f}" if a and b else ""
+    if not (a and b):
+        return ""
+    ratio = median(map(truediv, a, b)) if len(a) == len(b) else median(a) / median(b)
+    return f"{ratio:.2f}"
 
 
 def _streams(measured: Sequence[Measured]) -> list[float]:

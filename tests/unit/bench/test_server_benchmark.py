@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -105,3 +106,16 @@ def test_nothing_to_compare_is_an_error() -> None:
 
 def test_the_first_server_is_set_over_the_others() -> None:
     assert servers_table.default_pairs([servers.Measured(name, {}) for name in "ABC"]) == [("A", "B"), ("A", "C")]
+
+
+def test_a_ratio_is_of_what_was_measured_within_seconds() -> None:
+    """A machine whose speed changes from round to round would make one server look faster than another."""
+    level, rates = servers.Level("closed", 1), {"A": (10.0, 90.0, 50.0), "B": (5.0, 45.0, 25.0), "C": (45.0, 5.0)}
+
+    def one(name: str) -> servers.Measured:
+        return servers.Measured(name, {}, {level: [Mock(output_tokens_per_second=rate) for rate in rates[name]]})
+
+    _, rows = servers_table.ratios([one(name) for name in rates], [("A", "B"), ("A", "C")])
+    found = {row[0]: row[1] for row in rows}
+    assert found["A / B, streamed"] == "2.00"
+    assert found["A / C, streamed"] == "2.00", "50 over 25: other rounds, so of medians"
