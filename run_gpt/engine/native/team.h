@@ -129,7 +129,7 @@ class Team {
 
   const int threads_;
   int size_;
-  bool ending_ = false;
+  std::atomic<bool> ending_{false};
   const std::function<void()>* work_ = nullptr;
   std::vector<Part> parts_;
   std::vector<std::thread> helpers_;
