@@ -94,6 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [name for name, _ in (*options.server, *options.engine)] + [one.name for one in joined]
     if not names or len(set(names)) < len(names):
         raise SetupError("give servers of different names: --server NAME=ENDPOINT, --engine or --join")
+    servers = {name for name, _ in options.server}
+    for name in [*options.endless, *(name for name, _ in options.pid)]:
+        if name not in servers:
+            raise SetupError(f"{name}: --endless and --pid are for a name that --server gives")
     measured = [*asyncio.run(measure(options)), *joined]
     if options.json:
         write_json(measured, options.json)

@@ -263,7 +263,7 @@ def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 def _result(at: Position, token: int, logits: torch.Tensor, i: int) -> Sampled | RequestError:
-    """What was chosen at a position, whose logits are `logits[i]`."""
+    """Return the token chosen at a position, whose logits are `logits[i]`, or the error that ends its row."""
     if token == BROKEN:
         return InternalError("the model gave NaN for its logits: try another precision (bf16 or fp32)")
     count = at.params.logprobs

@@ -99,6 +99,18 @@ def test_another_file_is_not_joined(tmp_path: Path, content: str) -> None:
         compared("--join", str(tmp_path / "none"))
 
 
+def test_an_endless_model_is_not_asked_to_hold_its_end_back(scripted: Callable[..., Any]) -> None:
+    """A server that does not know `ignore_eos` would refuse every request."""
+    script = scripted()
+    options = ["--server", f"one={script.url}/v1", "--streams", "1", "--rounds", "1"]
+    compared(*options, "--endless", "one")
+    assert script.bodies
+    assert not any("ignore_eos" in body for body in script.bodies)
+    for option in (["--endless", "other"], ["--pid", "other=1"]):
+        with pytest.raises(SetupError, match="other: --endless and --pid are for a name"):
+            compared(*options, *option)
+
+
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(SetupError, match="give servers"):
         compared()
