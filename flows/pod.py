@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from run_gpt import logs
 from run_gpt.config import EVERY_INTERFACE, FLOW_VARIABLE, GatewayConfig
 from run_gpt.errors import PortInUse, RunGPTError, SetupError
 from run_gpt.flows.ending import end_on_signals, end_with_parent, leave
@@ -25,6 +24,7 @@ from run_gpt.flows.process import SETUP_ERROR_EXIT, write_setup_error
 from run_gpt.flows.reading import flow_of_environment, flow_of_supervisor
 from run_gpt.flows.sharing import thread_environment
 from run_gpt.flows.traces import trace_arguments
+from run_gpt.process import logs
 
 _NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments", "WireError(")
 """Jina's lines of which we say more ourselves: who is loading, why one cannot, which setting is unknown; and its
@@ -113,7 +113,7 @@ def drain_seconds(flow: dict[str, Any]) -> float:
 
 def _run_gateway(flow: dict[str, Any]) -> int:
     sys.modules["torch"] = None  # type: ignore[assignment]  # docarray would import it: seconds and 200 MB for nothing
-    import run_gpt._jina  # noqa: F401, I001  (mends jina; must come before it)
+    import run_gpt.process._jina  # noqa: F401, I001  (mends jina; must come before it)
     from jina.parsers import set_gateway_parser
     from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
 
@@ -128,7 +128,7 @@ def _run_gateway(flow: dict[str, Any]) -> int:
 def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> int:
     os.environ.update(thread_environment() | os.environ)  # before torch is imported; what is set stays
     _import_docarray_without_torch()
-    import run_gpt._jina  # noqa: F401, I001  (mends jina; must come before it)
+    import run_gpt.process._jina  # noqa: F401, I001  (mends jina; must come before it)
     from jina.parsers import set_pod_parser
     from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler
 

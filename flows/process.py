@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import run_gpt.errors
-from run_gpt import logs
 from run_gpt.errors import RunGPTError, SetupError
+from run_gpt.process import logs
 
 SETUP_ERROR_MARK = "rungpt-setup-error "
 """Begins the line on which a pod that cannot start says why, as JSON `{"type", "message"}`."""

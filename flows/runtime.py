@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
 
-from run_gpt import request_ids
 from run_gpt.flows.ending import SIGNALS, end_now, end_on_signals
+from run_gpt.process import request_ids
 
 _SEND_SECONDS = 5.0
 """Time that the ends of answers get to leave the process once they are made."""

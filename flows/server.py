@@ -11,7 +11,6 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Self
 
-from run_gpt import logs
 from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, LOG_FORMAT_VARIABLE, LOOPBACK, ServeConfig
 from run_gpt.errors import SetupError
 from run_gpt.flows.ports import answers_ok, check_port, free_ports, is_listening, local_host
@@ -19,6 +18,7 @@ from run_gpt.flows.process import PodSpec
 from run_gpt.flows.render import check_models, render_flow
 from run_gpt.flows.sharing import crowding, replica_environments, with_memory
 from run_gpt.flows.supervisor import Event, OnEvent, Supervisor, printer
+from run_gpt.process import logs
 
 _STOP_MARGIN = 12.0
 """Seconds that the gateway gets on top of its drain time, to close its two doors, before it is killed."""

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from run_gpt.config import ServeConfig, ServedModel
-from run_gpt.devices import GPU_SHARERS_VARIABLE, MEMORY_VARIABLE, free_bytes, schedulable_cores, usable_cores
+from run_gpt.process.devices import GPU_SHARERS_VARIABLE, MEMORY_VARIABLE, free_bytes, schedulable_cores, usable_cores
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Literal
 
-from run_gpt import logs
 from run_gpt.errors import SetupError
 from run_gpt.flows.backoff import Backoff
 from run_gpt.flows.process import PodProcess, PodSpec
+from run_gpt.process import logs
 
 EventKind = Literal["starting", "pod_ready", "ready", "died", "output", "stopping", "killed", "stopped", "warning"]
 

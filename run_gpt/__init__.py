@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from run_gpt.client import Client
-    from run_gpt.model import Model, create_model
+    from run_gpt.local.model import Model, create_model
 
 __all__ = ["Client", "Model", "__version__", "create_model"]
 
-_HOME = {"Client": "run_gpt.client", "Model": "run_gpt.model", "create_model": "run_gpt.model"}
+_HOME = {"Client": "run_gpt.client", "Model": "run_gpt.local.model", "create_model": "run_gpt.local.model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from run_gpt.engine import llama
+from run_gpt.engine.runners import llama
 from run_gpt.models import moss
 from run_gpt.models.catalogue import CATALOGUE, FAMILIES, CatalogueEntry, HubSource
 from run_gpt.models.templates import PLAIN, find_template

@@ -41,7 +41,7 @@ from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Row, Run
 from run_gpt.engine.slots import Slot
 from run_gpt.engine.text import TextStream
-from run_gpt.model import load_model
+from run_gpt.local.model import load_model
 from run_gpt.models import load
 
 WINDOW = 1024

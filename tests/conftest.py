@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from run_gpt.engine.native.build import built, unsupported
+from run_gpt.engine.runners.native.build import built, unsupported
 from run_gpt.models.cache import cache_root
 
 # The tests' own model and the server's share the cores: their threads must not spin on a core that the other needs.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 from docarray import BaseDoc, DocList
 from jina import Executor, requests
 
-from run_gpt import request_ids
 from run_gpt.api import documents
 from run_gpt.api.adapters import ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import ChatCompletionChunk, Completion, Status
@@ -51,9 +50,10 @@ from run_gpt.executors.causal_lm.service import ModelService
 from run_gpt.executors.causal_lm.spans import Spans
 from run_gpt.link.frames import METHOD
 from run_gpt.link.serving import LinkServer
+from run_gpt.process import request_ids
 
 if TYPE_CHECKING:
-    from run_gpt.model import Model
+    from run_gpt.local.model import Model
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from run_gpt.executors.causal_lm.footprint import Footprint
 from run_gpt.models import served_name
 
 if TYPE_CHECKING:
-    from run_gpt.model import Model
+    from run_gpt.local.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Host:
             self._loading = None
 
     def _load(self) -> "Model":
-        from run_gpt.model import load_model  # torch, which an executor without a model does not need
+        from run_gpt.local.model import load_model  # torch, which an executor without a model does not need
 
         model = load_model(
             self._model_config, self._engine_config, on_progress=self._note_progress, on_dead=self._on_dead

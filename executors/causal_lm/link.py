@@ -5,7 +5,6 @@ from typing import cast
 
 from pydantic import BaseModel, ValidationError
 
-from run_gpt import request_ids
 from run_gpt.api.adapters import ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.embeddings import EmbedRequest
 from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Request, invalid_request
@@ -14,6 +13,7 @@ from run_gpt.errors import UnknownEndpoint
 from run_gpt.executors.causal_lm.service import ModelService
 from run_gpt.link.frames import Start
 from run_gpt.link.serving import Reply
+from run_gpt.process import request_ids
 
 WHOLE: dict[str, type[AnyRequest]] = {
     "/generate": GenerateRequest,

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from run_gpt.answers import PassingSink, WaitingSink, native_events
 from run_gpt.api.answers import Answer, Status
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.errors import Unavailable
 from run_gpt.executors.causal_lm.host import Host
 from run_gpt.executors.causal_lm.spans import Spans
+from run_gpt.local.answers import PassingSink, WaitingSink, native_events
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from run_gpt.answers import PieceWriter
 from run_gpt.api.answers import Answer, Generation
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 from run_gpt.engine.timing import Timing
 from run_gpt.errors import InternalError, RequestError
-from run_gpt.tracing import tracer_of
+from run_gpt.local.answers import PieceWriter
+from run_gpt.process.tracing import tracer_of
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -53,7 +53,7 @@ class NoSpan:
 
 
 class Spans:
-    """Makes the spans of one executor; without a provider (Jina's: see `run_gpt.tracing`) none."""
+    """Makes the spans of one executor; without a provider (Jina's: see `run_gpt.process.tracing`) none."""
 
     def __init__(self, provider: Any):
         self._tracer = None if provider is None else tracer_of(provider)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 from run_gpt.errors import SetupError
 
 if TYPE_CHECKING:
-    from run_gpt.model import Model
+    from run_gpt.local.model import Model
 
 AT_ONCE = 4
 """Windows that are scored side by side."""

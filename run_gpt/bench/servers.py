@@ -59,7 +59,7 @@ async def connect_server(endpoint: str, pid: int | None, token: str | None, *, e
 
 def load_engine(model: str, precision: str) -> Target:
     """The engine in this process, which a server's answers are measured against: no speculation, no kept prefixes."""
-    from run_gpt.model import create_model
+    from run_gpt.local.model import create_model
 
     loaded = create_model(model, precision=precision, speculate=False, reuse_prefixes=False)
     api = APIS["generate"]

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from run_gpt import models
-from run_gpt.devices import free_bytes
 from run_gpt.errors import SetupError
 from run_gpt.models.estimate import BYTES, Estimate, estimate_entry, estimate_folder
 from run_gpt.models.sizes import size_text
+from run_gpt.process.devices import free_bytes
 
 CACHE = "Catalogue and cache"
 """The heading of this module's commands in the help."""

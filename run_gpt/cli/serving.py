@@ -6,11 +6,12 @@ from collections import Counter
 
 from rich.status import Status
 
-from run_gpt import logs, models
+from run_gpt import models
 from run_gpt.cli.progress import console, progress_bars
 from run_gpt.config import API_KEY_VARIABLE, EVERY_INTERFACE, ModelConfig, ServeConfig, ServedModel
 from run_gpt.errors import SetupError
 from run_gpt.flows import Event, check_doors, printer, serve
+from run_gpt.process import logs
 
 
 def run_server(config: ServeConfig) -> int:

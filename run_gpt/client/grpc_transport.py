@@ -13,7 +13,6 @@ from typing import Any
 
 import grpc
 
-from run_gpt import request_ids
 from run_gpt.api.answers import Body
 from run_gpt.api.schema import AnyRequest
 from run_gpt.client import wire
@@ -30,6 +29,7 @@ from run_gpt.errors import (
     Unavailable,
     error_from_dict,
 )
+from run_gpt.process import request_ids
 
 # The metadata key under which the gateway sends an error's JSON.
 ERROR_KEY = "rungpt-error"

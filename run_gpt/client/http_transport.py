@@ -8,13 +8,13 @@ from typing import Any
 
 import httpx
 
-from run_gpt import request_ids
 from run_gpt.api.answers import Body
 from run_gpt.api.schema import AnyRequest
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.sse import EventDecoder
 from run_gpt.client.transport import broken, not_rungpt, read_answer, route, sent_id, too_late, unreachable
 from run_gpt.errors import InternalError, error_from_dict
+from run_gpt.process import request_ids
 
 CONNECT_SECONDS = 10.0
 

@@ -6,7 +6,6 @@ from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
 
-from run_gpt import request_ids
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Body, ChatCompletion, ChatCompletionChunk, Completion
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
@@ -16,6 +15,7 @@ from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.errors import DeadlineExceeded, InternalError, Unavailable, error_from_dict
+from run_gpt.process import request_ids
 
 
 class Transport(Protocol):

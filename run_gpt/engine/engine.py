@@ -15,10 +15,10 @@ from run_gpt.config import EngineConfig
 from run_gpt.engine.errands import Errands
 from run_gpt.engine.inbox import Delivery, Inbox
 from run_gpt.engine.interface import Engine, EngineStats, Outlet, State
-from run_gpt.engine.lora import Lora
 from run_gpt.engine.metrics import EngineMetrics
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.runner import ModelRunner
+from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.sampler import Sampler
 from run_gpt.engine.scheduler import Outcome, Result, Row, Scheduler, Scores, StepPlan, Sums
 from run_gpt.engine.score import score_prompts

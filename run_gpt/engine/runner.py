@@ -7,8 +7,8 @@ from typing import Protocol
 
 import torch
 
-from run_gpt.engine.lora import Lora
 from run_gpt.engine.request import Request
+from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.scheduler import Copy, Run
 
 BROKEN = -1

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import grpc
 
-from run_gpt import request_ids
 from run_gpt.errors import AuthenticationError, InvalidRequest, RequestError
 from run_gpt.gateway.keys import Keys, sent_key
 from run_gpt.gateway.record import Count, Record, begin
 from run_gpt.gateway.rpc import ERROR_METADATA
+from run_gpt.process import request_ids
 
 OPEN_METHODS = ("/grpc.health.v1.Health/", "/jina.JinaGatewayDryRunRPC/dry_run")
 """Methods that begin so need no key, and are neither logged nor counted: what watches a server calls them often."""

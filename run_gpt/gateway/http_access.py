@@ -9,11 +9,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from run_gpt import request_ids
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError, Forbidden, InvalidRequest, RequestError, SetupError
 from run_gpt.gateway.keys import Keys, sent_key
 from run_gpt.gateway.record import Count, Record, begin, current, note_error
+from run_gpt.process import request_ids
 
 OPEN_ROUTES = ("/health", "/ready")
 """They need no key for a GET, and are neither in the log nor counted: what watches a server asks them all the time."""

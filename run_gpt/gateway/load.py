@@ -6,8 +6,8 @@ import logging
 import sys
 from typing import Any
 
-from run_gpt import logs
 from run_gpt.gateway.service import Service
+from run_gpt.process import logs
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from run_gpt import logs, request_ids
 from run_gpt.errors import InternalError, RequestError
+from run_gpt.process import logs, request_ids
 
 log = logging.getLogger(__name__)
 

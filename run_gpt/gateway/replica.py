@@ -10,11 +10,11 @@ from typing import Any, Literal, cast
 import grpc
 from pydantic import ValidationError
 
-from run_gpt import request_ids
 from run_gpt.api.answers import Status
 from run_gpt.errors import DeadlineExceeded, InternalError, RequestError
 from run_gpt.gateway.request_span import carried
 from run_gpt.link.calling import ConnectionFailed, Exchange, Link, OtherVersion
+from run_gpt.process import request_ids
 
 log = logging.getLogger(__name__)
 

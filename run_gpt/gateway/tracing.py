@@ -17,7 +17,7 @@ from run_gpt.errors import error_from_dict
 from run_gpt.gateway.metrics import CUT_OFF, OTHER, endpoint_label, error_code
 from run_gpt.gateway.record import Record
 from run_gpt.gateway.request_span import RequestSpan, current
-from run_gpt.tracing import tracer_of
+from run_gpt.process.tracing import tracer_of
 
 TRACED_METHODS = ("/jina.JinaRPC/", "/jina.JinaSingleDataRequestRPC/", "/jina.JinaSingleDocumentRequestRPC/")
 """The gRPC services that answer requests begin so; of HTTP, what is no endpoint of both doors has no span either."""

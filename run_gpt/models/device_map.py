@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from run_gpt.config import DEVICE_MAPS, ModelConfig
-from run_gpt.devices import free_bytes
 from run_gpt.errors import ModelLoadError
 from run_gpt.models.sizes import parse_size
+from run_gpt.process.devices import free_bytes
 
 DeviceMap = dict[str, Any] | str | None
 Memory = dict[int | str, int] | None

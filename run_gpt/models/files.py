@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from run_gpt.config import DEFAULT_MODEL, ModelConfig
-from run_gpt.devices import free_bytes
 from run_gpt.errors import ModelLoadError, ModelNotFound
 from run_gpt.models.cache import ModelCache
 from run_gpt.models.catalogue import CatalogueEntry, HubSource, WheelSource, find, near_matches
@@ -15,6 +14,7 @@ from run_gpt.models.convert import catalogue_key, convert_gguf, converted_key, f
 from run_gpt.models.estimate import BYTES, estimate_entry, refusal
 from run_gpt.models.hub import cached_snapshot, fetch_from_hub, is_hub_id
 from run_gpt.models.progress import OnProgress, no_progress
+from run_gpt.process.devices import free_bytes
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _BASE = "base"

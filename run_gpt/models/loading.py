@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from run_gpt.config import ModelConfig
-from run_gpt.devices import input_device
 from run_gpt.errors import ModelLoadError
 from run_gpt.models.chat_template import end_with_turns
 from run_gpt.models.checks import check_files, check_tokenizer
@@ -19,6 +18,7 @@ from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.models.quiet import quiet_transformers
 from run_gpt.models.reading import load_error, read_model
 from run_gpt.models.templates import PLAIN, ChatTemplate, find_template
+from run_gpt.process.devices import input_device
 
 _NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30
 _UNKNOWN_CONTEXT = 2048

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from run_gpt.config import ModelConfig
-from run_gpt.devices import free_bytes
 from run_gpt.errors import ModelLoadError
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.estimate import Estimate, estimate_folder, refusal
 from run_gpt.models.placement import QUANTISED, Placement
+from run_gpt.process.devices import free_bytes
 
 
 def settled(placement: Placement, config: ModelConfig, folder: Path) -> Placement:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from run_gpt.config import ModelConfig
-from run_gpt.devices import is_split
 from run_gpt.errors import ModelLoadError, RunGPTError
 from run_gpt.models.cache import cache_root
 from run_gpt.models.checks import damaged, first_line
@@ -21,6 +20,7 @@ from run_gpt.models.packing import Packer, PackingConfig
 from run_gpt.models.placement import QUANTISED, Placement
 from run_gpt.models.preflight import offload_folder, remove_with
 from run_gpt.models.progress import OnProgress
+from run_gpt.process.devices import is_split
 
 
 def read_model(

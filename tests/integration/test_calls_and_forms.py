@@ -13,7 +13,7 @@ from tool_models import WEATHER, tool_tokenizer
 import run_gpt
 from run_gpt.api.answers import ChatCompletion
 from run_gpt.errors import InvalidRequest
-from run_gpt.model import Model
+from run_gpt.local.model import Model
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 SCHEMA = {

@@ -328,7 +328,10 @@ def test_jinas_own_pods_send_the_same_spans(model: Path, tmp_path: Path, free_po
 @contextmanager
 def jina_flow(file: Path, log: Any) -> Iterator["subprocess.Popen[bytes]"]:
     """`jina flow --uses FILE`, of which nothing is left after the block."""
-    code = "import sys, run_gpt._jina; from jina_cli import main; sys.argv[:1] = ['jina', 'flow', '--uses']; main()"
+    code = (
+        "import sys, run_gpt.process._jina; from jina_cli import main; "
+        "sys.argv[:1] = ['jina', 'flow', '--uses']; main()"
+    )
     env = {**os.environ, "JINA_LOG_LEVEL": "WARNING", "OTEL_BSP_SCHEDULE_DELAY": "100"}
     process = subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=log, stderr=log, env=env)
     family: list[psutil.Process] = []

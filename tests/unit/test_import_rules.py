@@ -14,48 +14,39 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BASE = {"config", "errors", "devices", "request_ids", "logs"}
+BASE = {"config", "errors", "process"}
 
-# Room -> the rooms that it may import, from the lowest room up. The first seven import nothing of ours but each other.
+# Room -> the rooms that it may import, from the lowest room up. The first three import nothing of ours but each other.
 RULES: dict[str, set[str]] = {
     "config": set(),
     "errors": set(),
-    "devices": set(),
-    "request_ids": {"errors"},
-    "logs": {"config", "errors", "request_ids"},
-    "_jina": set(),
-    "tracing": set(),
+    "process": {"config", "errors"},
     "api": BASE,
     "link": {"api"} | BASE,
     "models": BASE,
     "engine": BASE,
-    "parallel": {"engine", "models"} | BASE,
-    "launch": {"parallel", "engine", "models"} | BASE,
-    "prompts": {"models", "api"} | BASE,
-    "answers": {"prompts", "engine", "models", "api"} | BASE,
-    "preparation": {"prompts", "engine", "models", "api"} | BASE,
-    "model": {"answers", "preparation", "prompts", "launch", "parallel", "engine", "models", "api"} | BASE,
-    "executors": {"model", "answers", "engine", "models", "link", "api", "_jina", "tracing"} | BASE,
-    "gateway": {"link", "api", "_jina", "tracing"} | BASE,
-    "flows": {"_jina"} | BASE,
+    "local": {"engine", "models", "api"} | BASE,
+    "executors": {"local", "engine", "models", "link", "api"} | BASE,
+    "gateway": {"link", "api"} | BASE,
+    "flows": BASE,
     "deploy": {"flows", "models"} | BASE,
     "client": {"api"} | BASE,
-    "bench": {"client", "model", "models", "api"} | BASE,
+    "bench": {"client", "local", "models", "api"} | BASE,
     "top": {"errors"},
 }
 RULES["cli"] = set(RULES)
-RULES["__init__"] = {"model", "client"} | BASE
+RULES["__init__"] = {"local", "client"} | BASE
 
 HEAVY = ("torch", "transformers", "jina", "docarray", "llguidance")
 LIGHT_MODULES = (
     *("run_gpt", "run_gpt.cli", "run_gpt.client", "run_gpt.api.schema", "run_gpt.flows", "run_gpt.models"),
     "run_gpt.deploy",
-    "run_gpt.devices",
+    "run_gpt.process.devices",
     "run_gpt.models.tools",
     "run_gpt.bench.online",
     "run_gpt.top.watch",
     "run_gpt.top.screen",
-    "run_gpt.tracing",
+    "run_gpt.process.tracing",
     *(
         f"run_gpt.engine.{name}"
         for name in (
@@ -84,7 +75,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 # The public names of `run_gpt` itself that are loaded from a room.
-PUBLIC = {"Client": "client", "Model": "model", "create_model": "model"}
+PUBLIC = {"Client": "client", "Model": "local", "create_model": "local"}
 
 
 def room_of(module: str) -> str:

@@ -12,7 +12,7 @@ import grpc
 import pytest
 import uvicorn
 
-import run_gpt._jina  # noqa: F401  (before jina)
+import run_gpt.process._jina  # noqa: F401  (before jina)
 from run_gpt.api import answers, schema
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.config import GatewayConfig

@@ -10,12 +10,12 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from run_gpt.config import EngineConfig
-from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine
-from run_gpt.engine.native.build import built, unsupported
-from run_gpt.engine.native.runner import fits as fits_native
-from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request
+from run_gpt.engine.runners.choice import choose_runner
+from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.engine.runners.native.runner import fits as fits_native
+from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.errors import InvalidRequest, ModelLoadError, ModelNotFound, Unavailable
 from run_gpt.models.adapters import read_adapter
 from run_gpt.models.cache import cache_root
@@ -97,7 +97,7 @@ def start():
         config = EngineConfig(max_running=4, max_step_tokens=16, runner=runner, **options)
         model = copy.deepcopy(build(family))
         if runner == "native":
-            from run_gpt.engine.native.binding import Kernels
+            from run_gpt.engine.runners.native.binding import Kernels
 
             assert fits_native(model)
             packed = PackedWeights.of(model, Kernels(built(cache_root() / "kernels")), "fp32")
@@ -288,8 +288,8 @@ async def test_what_does_not_fit_is_refused_and_leaves_the_engine_as_it_was(case
 
 @pytest.mark.skipif(unsupported() is not None, reason=str(unsupported()))
 async def test_adapters_go_with_the_rows_to_the_runner_that_takes_over(start, adapters):
-    from run_gpt.engine.native.binding import Kernels
-    from run_gpt.engine.native.runner import NativeRunner
+    from run_gpt.engine.runners.native.binding import Kernels
+    from run_gpt.engine.runners.native.runner import NativeRunner
 
     engine, folder = start("Llama", "generic"), adapters("Llama")[0]
     engine.load_adapter("a", read_adapter(folder))

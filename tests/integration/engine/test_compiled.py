@@ -8,11 +8,11 @@ import torch
 import transformers
 
 from run_gpt.config import EngineConfig
-from run_gpt.engine import compiled, generic
-from run_gpt.engine.native.build import unsupported
 from run_gpt.engine.request import Request
+from run_gpt.engine.runners import compiled, generic
+from run_gpt.engine.runners.native.build import unsupported
 from run_gpt.errors import SetupError
-from run_gpt.launch import start_engine, start_kernels
+from run_gpt.local.launch import start_engine, start_kernels
 from run_gpt.models import LoadedModel
 
 
@@ -87,6 +87,6 @@ def test_what_is_compiled_is_kept_in_the_model_cache(tmp_path, monkeypatch):
 
 
 def test_any_index_of_the_cpu_is_the_cpu(tmp_path, monkeypatch):
-    monkeypatch.setattr("run_gpt.launch.unsupported", lambda: "none here")
+    monkeypatch.setattr("run_gpt.local.launch.unsupported", lambda: "none here")
     with pytest.raises(SetupError, match="--runner native: none here"):
         start_kernels(EngineConfig(runner="native"), "cpu:0", tmp_path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from run_gpt.engine.generic import GenericRunner
+from run_gpt.engine.runners.generic import GenericRunner
 from run_gpt.engine.scheduler import Run
 from run_gpt.engine.slots import Copy
 

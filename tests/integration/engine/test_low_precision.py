@@ -5,11 +5,11 @@ import torch
 from plain_run import Run
 
 from run_gpt.config import EngineConfig, ModelConfig
-from run_gpt.engine.llama import LlamaRunner
-from run_gpt.engine.native.binding import Kernels
-from run_gpt.engine.native.build import built, unsupported
-from run_gpt.engine.native.runner import NativeRunner
-from run_gpt.engine.native.weights import PackedWeights
+from run_gpt.engine.runners.llama import LlamaRunner
+from run_gpt.engine.runners.native.binding import Kernels
+from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.engine.runners.native.runner import NativeRunner
+from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.models import load, render_chat
 from run_gpt.models.cache import cache_root
 

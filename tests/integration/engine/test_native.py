@@ -11,12 +11,12 @@ import transformers
 from plain_run import Run
 
 from run_gpt.config import EngineConfig
-from run_gpt.engine.lora import Lora
-from run_gpt.engine.native.binding import FORMATS, Context, Kernels, Matrix
-from run_gpt.engine.native.build import built, unsupported
-from run_gpt.engine.native.runner import NativeRunner, fits
-from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.runner import BROKEN
+from run_gpt.engine.runners.lora import Lora
+from run_gpt.engine.runners.native.binding import FORMATS, Context, Kernels, Matrix
+from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.engine.runners.native.runner import NativeRunner, fits
+from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.engine.slots import Copy
 from run_gpt.models.cache import cache_root
 

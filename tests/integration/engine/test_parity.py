@@ -9,17 +9,17 @@ import torch
 from families import FAMILIES, build
 
 from run_gpt.config import EngineConfig
-from run_gpt.engine.alone import AloneRunner
-from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine
-from run_gpt.engine.generic import GenericRunner
-from run_gpt.engine.llama import LlamaRunner, fits
-from run_gpt.engine.memory import cache_bytes_per_token
-from run_gpt.engine.native.binding import Kernels
-from run_gpt.engine.native.build import built, unsupported
-from run_gpt.engine.native.runner import fits as fits_native
-from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request, SamplingParams
+from run_gpt.engine.runners.alone import AloneRunner
+from run_gpt.engine.runners.choice import choose_runner
+from run_gpt.engine.runners.generic import GenericRunner
+from run_gpt.engine.runners.llama import LlamaRunner, fits
+from run_gpt.engine.runners.memory import cache_bytes_per_token
+from run_gpt.engine.runners.native.binding import Kernels
+from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.engine.runners.native.runner import fits as fits_native
+from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.errors import SetupError
 from run_gpt.models.cache import cache_root
 

@@ -11,15 +11,15 @@ import torch
 from families import FAMILIES, build
 
 from run_gpt.config import EngineConfig, ModelConfig
-from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine
-from run_gpt.engine.native.binding import Kernels
-from run_gpt.engine.native.build import built, unsupported
-from run_gpt.engine.native.weights import PackedWeights
 from run_gpt.engine.request import Request, TokenEvent
+from run_gpt.engine.runners.choice import choose_runner
+from run_gpt.engine.runners.native.binding import Kernels
+from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.engine.scheduler import MAX_SCORED
 from run_gpt.errors import InternalError, InvalidRequest
-from run_gpt.launch import start_engine, start_kernels
+from run_gpt.local.launch import start_engine, start_kernels
 from run_gpt.models import load
 from run_gpt.models.cache import cache_root
 
@@ -218,7 +218,7 @@ async def test_a_model_that_gives_no_number_ends_the_request_alone(family, name,
 
 async def test_a_state_space_model_keeps_no_more_logits_than_it_says(start, monkeypatch):
     """Its prompts are run whole: what the parts to come need is kept, but not for any length of prompt."""
-    monkeypatch.setattr("run_gpt.engine.alone.AHEAD", 140)
+    monkeypatch.setattr("run_gpt.engine.runners.alone.AHEAD", 140)
     engine, watched = start("mamba", "alone")
     kept = []
     watched.between = lambda: kept.append(sum(len(logits) for _, logits in engine._runner._ahead.values()))

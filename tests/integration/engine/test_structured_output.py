@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import run_gpt
 from run_gpt.config import EngineConfig
-from run_gpt.engine.choice import choose_runner
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.request import Request, SamplingParams
+from run_gpt.engine.runners.choice import choose_runner
 from run_gpt.errors import InvalidRequest
 from run_gpt.models import render_chat
 from run_gpt.models.grammar import GrammarCompiler

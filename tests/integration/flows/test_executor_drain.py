@@ -14,7 +14,6 @@ from grpc_health.v1 import health_pb2
 from test_pod_alone import ended, health, running_alone
 from test_supervisor import wait_until
 
-from run_gpt import request_ids
 from run_gpt.api import answers
 from run_gpt.api.pieces import Piece
 from run_gpt.api.schema import GenerateRequest
@@ -23,6 +22,7 @@ from run_gpt.errors import Unavailable
 from run_gpt.flows.ports import free_ports
 from run_gpt.flows.render import render_flow
 from run_gpt.gateway.replica import Replica
+from run_gpt.process import request_ids
 
 LIMIT = 120.0
 TOKENS = 300

@@ -119,7 +119,7 @@ def test_a_jina_flow_starts_restarts_and_stops_under_the_supervisor() -> None:
 def jina_flow() -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Jina warns of in itself is not ours to mend
-        import run_gpt._jina  # noqa: F401, I001  (before jina)
+        import run_gpt.process._jina  # noqa: F401, I001  (before jina)
         from jina import Flow
 
         yield Flow

@@ -5,7 +5,7 @@ import json
 import time
 
 # isort: off
-import run_gpt._jina  # noqa: F401  (before jina)
+import run_gpt.process._jina  # noqa: F401  (before jina)
 
 # isort: on
 from docarray import BaseDoc, DocList

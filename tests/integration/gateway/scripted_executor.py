@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 # isort: off
-import run_gpt._jina  # noqa: F401  (before jina)
+import run_gpt.process._jina  # noqa: F401  (before jina)
 
 # isort: on
 from jina import Executor
 
-from run_gpt import request_ids
 from run_gpt.api import answers
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.errors import Unavailable, UnknownEndpoint, error_from_dict
 from run_gpt.executors.causal_lm.jina_server import add_rpc_methods
 from run_gpt.link.frames import METHOD, Start
 from run_gpt.link.serving import LinkServer, Reply
+from run_gpt.process import request_ids
 
 THEN = ("finish", "hang", "raise", "stop silently", "error")
 MODEL, CREATED, PROMPT_TOKENS, CACHED_TOKENS = "scripted", 1, 9, 8

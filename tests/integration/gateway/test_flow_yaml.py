@@ -14,7 +14,10 @@ import yaml
 from waiting import wait_until
 
 # What the `jina` command does, with the import that mends Jina on Python 3.12 before it.
-RUN = "import sys, run_gpt._jina; from jina_cli import main; sys.argv = ['jina', 'flow', '--uses', sys.argv[1]]; main()"
+RUN = (
+    "import sys, run_gpt.process._jina; from jina_cli import main; "
+    "sys.argv = ['jina', 'flow', '--uses', sys.argv[1]]; main()"
+)
 REPLICAS = 2
 EXECUTOR = Path(__file__).with_name("scripted_executor.py")
 

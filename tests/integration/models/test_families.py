@@ -10,7 +10,7 @@ import torch
 from families import FAMILIES, build, copied_tokenizer, write_checkpoint
 
 import run_gpt
-from run_gpt.engine.native.build import unsupported
+from run_gpt.engine.runners.native.build import unsupported
 from run_gpt.models import render_chat
 from run_gpt.models.templates import PLAIN, find_template
 

@@ -9,12 +9,12 @@ from tokenizers import Tokenizer, models
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from run_gpt.config import EngineConfig, ModelConfig
-from run_gpt.engine.choice import choose_runner
-from run_gpt.engine.generic import GenericRunner
-from run_gpt.engine.lora import Lora
 from run_gpt.engine.request import Request
+from run_gpt.engine.runners.choice import choose_runner
+from run_gpt.engine.runners.generic import GenericRunner
+from run_gpt.engine.runners.lora import Lora
 from run_gpt.errors import ModelLoadError, SetupError
-from run_gpt.launch import start_engine
+from run_gpt.local.launch import start_engine
 from run_gpt.models import fetch, load
 from run_gpt.models.estimate import estimate_folder
 

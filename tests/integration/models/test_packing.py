@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from run_gpt import create_model
-from run_gpt.engine.native.build import unsupported
-from run_gpt.engine.native.runner import NativeRunner
-from run_gpt.engine.native.weights import PackedWeights
+from run_gpt.engine.runners.native.build import unsupported
+from run_gpt.engine.runners.native.runner import NativeRunner
+from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.errors import ModelLoadError
 from run_gpt.models.cache import cache_root
 from run_gpt.models.convert import converted_record
@@ -82,8 +82,8 @@ def test_weights_that_are_packed_as_they_are_read_are_those_of_the_model(checkpo
 
 
 def kernels() -> Any:
-    from run_gpt.engine.native.binding import Kernels
-    from run_gpt.engine.native.build import built
+    from run_gpt.engine.runners.native.binding import Kernels
+    from run_gpt.engine.runners.native.build import built
 
     return Kernels(built(cache_root() / "kernels"))
 

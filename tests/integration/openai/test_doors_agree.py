@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 # isort: off
-import run_gpt._jina  # noqa: F401  (before jina)
+import run_gpt.process._jina  # noqa: F401  (before jina)
 
 # isort: on
 import grpc

@@ -7,7 +7,7 @@ import pytest
 from docarray.proto import DocProto
 from jina.proto import jina_pb2
 
-import run_gpt._jina  # noqa: F401  (before jina)
+import run_gpt.process._jina  # noqa: F401  (before jina)
 from run_gpt.api import documents
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.embeddings import MAX_TEXTS, Embedding, Embeddings, EmbeddingUsage, EmbedRequest

@@ -6,7 +6,7 @@ import pytest
 from docarray.proto import DocProto
 from pydantic import ValidationError
 
-import run_gpt._jina  # noqa: F401  (before jina)
+import run_gpt.process._jina  # noqa: F401  (before jina)
 from run_gpt.api import answers, documents, schema
 from run_gpt.api.openai.models import ModelList
 from run_gpt.errors import InternalError, InvalidRequest, QueueFull, error_from_dict

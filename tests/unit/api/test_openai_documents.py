@@ -7,7 +7,7 @@ import pytest
 from docarray.proto import DocProto
 from pydantic import ValidationError
 
-import run_gpt._jina  # noqa: F401  (before jina)
+import run_gpt.process._jina  # noqa: F401  (before jina)
 from run_gpt.api import answers, documents
 from run_gpt.api.openai.chat import ChatAnswer, ChatCompletionRequest
 from run_gpt.api.openai.completions import CompletionRequest

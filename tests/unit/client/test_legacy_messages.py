@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jina.proto import jina_pb2
 
-import run_gpt._jina  # noqa: F401  (before jina)
+import run_gpt.process._jina  # noqa: F401  (before jina)
 from run_gpt.api import schema
 from run_gpt.client import wire
 from run_gpt.gateway.legacy import LegacyRequest, is_legacy, parameters_of

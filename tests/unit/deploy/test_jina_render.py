@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-import run_gpt._jina  # noqa: F401  (before jcloud imports jina)
+import run_gpt.process._jina  # noqa: F401  (before jcloud imports jina)
 from run_gpt.config import ServeConfig
 from run_gpt.deploy import Autoscale, Deployment
 from run_gpt.deploy.jina import JinaCloud

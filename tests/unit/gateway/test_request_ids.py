@@ -12,7 +12,7 @@ from run_gpt.config import GatewayConfig
 from run_gpt.gateway.http import build_app
 from run_gpt.gateway.http_access import guarded
 from run_gpt.gateway.service import Service
-from run_gpt.request_ids import HEADER as REQUEST_ID
+from run_gpt.process.request_ids import HEADER as REQUEST_ID
 
 MADE = re.compile(r"rungpt-[0-9a-f]{24}")
 

@@ -15,7 +15,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from test_pool import GONE, REQUEST, ScriptedReplica, pool_of, unary
 
-from run_gpt import tracing
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import InternalError, Unavailable
 from run_gpt.gateway.http import build_app
@@ -24,6 +23,7 @@ from run_gpt.gateway.record import Record
 from run_gpt.gateway.request_span import carried
 from run_gpt.gateway.service import Service
 from run_gpt.gateway.tracing import Tracing
+from run_gpt.process import tracing
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

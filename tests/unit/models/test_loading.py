@@ -12,11 +12,11 @@ import torch
 from families import as_sentencepiece_files, write_checkpoint
 
 from run_gpt.config import ModelConfig
-from run_gpt.devices import free_bytes
 from run_gpt.errors import ModelLoadError
 from run_gpt.models import load
 from run_gpt.models.adapters import read_adapter
 from run_gpt.models.placement import choose_placement, has_native_bf16
+from run_gpt.process.devices import free_bytes
 
 IDS = torch.tensor([[1, 6, 7]])
 

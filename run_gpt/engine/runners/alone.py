@@ -1,0 +1,134 @@
+"""The runner for models without a plain key-value cache (state-space and recurrent ones): one row after the other."""
+
+import copy
+import inspect
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from run_gpt.engine.request import Request
+from run_gpt.engine.runner import ModelRunner
+from run_gpt.engine.runners.beams import beam_search, end_ids_of
+from run_gpt.engine.runners.lora import Adapters, Lora
+from run_gpt.engine.scheduler import Copy, Run
+from run_gpt.process.devices import input_device
+
+AHEAD = 1024
+"""Tokens of a prompt whose logits are kept for its next parts, which would otherwise run all of it again each time."""
+# What transformers' models call that which they carry from one step to the next.
+_STATES = ("past_key_values", "cache_params", "state")
+
+
+class AloneRunner(ModelRunner):
+    """A ModelRunner that keeps a state for each row and never runs two rows together.
+
+    A state is that after its last token: it can neither be cut nor be taken over at an earlier one.
+    """
+
+    reuses_prefixes = False
+    cheap_tokens = 1
+    cache_bytes_per_token = 0
+
+    def __init__(self, model: Any):
+        self._model = model
+        self._adapters = Adapters(model)
+        self._states: dict[int, Any] = {}
+        self._ahead: dict[int, tuple[int, torch.Tensor]] = {}  # by slot: logits, and the position of the first of them
+        takes = inspect.signature(model.forward).parameters
+        self._takes_wanted = "logits_to_keep" in takes
+        self._name = next(name for name in _STATES if name in takes)
+        self.end_ids = end_ids_of(model)
+
+    @torch.inference_mode()
+    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner. These models take a prompt whole or token by token, so its last part runs all of it.
+
+        Of one that is scored the first part runs it, and keeps the logits for those that follow.
+        """
+        logits = []
+        prompts: dict[Any, tuple[int, torch.Tensor]] = {}
+        for run in runs:
+            prompt_ids = run.row.request.prompt_ids
+            if not run.wanted:
+                continue
+            if run.end > len(prompt_ids):
+                logits.append(self._run(run, run.token_ids, 1))
+            elif run.wanted > 1 or run.end < len(prompt_ids) or run.slot in self._ahead:
+                logits.append(self._scored(run))
+            elif (prompt_ids, run.adapter) in prompts:  # another sequence of the same request, most often
+                source, after = prompts[prompt_ids, run.adapter]
+                self._states[run.slot] = copy.deepcopy(self._states[source])
+                logits.append(after)
+            else:
+                self.release([run.slot])
+                logits.append(self._run(run, prompt_ids, 1))
+                prompts[prompt_ids, run.adapter] = run.slot, logits[-1]
+        return torch.cat(logits) if logits else torch.empty(0, 0)
+
+    @torch.inference_mode()
+    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner. The last part of a prompt runs all of it."""
+        sums = []
+        for run in runs:
+            prompt_ids = run.row.request.prompt_ids
+            if run.end < len(prompt_ids):
+                sums.append(torch.zeros(self._model.config.hidden_size, device=input_device(self._model)))
+                continue
+            ids = torch.tensor([prompt_ids], device=input_device(self._model))
+            with self._adapters.rows([run.adapter]):
+                states = self._model.base_model(ids).last_hidden_state[0].float()
+            sums.append(states[-1] if run.row.request.pooling == "last" else states.sum(0))
+        return torch.stack(sums)
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """See ModelRunner: there are none, for no prefix is reused."""
+        if copies:
+            raise NotImplementedError("the state of this model cannot be reused")
+
+    def release(self, slots: Sequence[int]) -> None:
+        """See ModelRunner."""
+        for slot in slots:
+            self._states.pop(slot, None)
+            self._ahead.pop(slot, None)
+
+    def reset(self) -> None:
+        """See ModelRunner."""
+        self._states.clear()
+        self._ahead.clear()
+
+    def add_adapter(self, lora: Lora) -> None:
+        """See ModelRunner."""
+        self._adapters.add(lora)
+
+    def remove_adapter(self, lora: Lora) -> None:
+        """See ModelRunner."""
+        self._adapters.remove(lora)
+
+    def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
+        """See ModelRunner. A plain list of states, such as RWKV's, cannot follow its beam."""
+        return beam_search(self._model, request, stopped, self._adapters, lora, use_cache=self._name != "state")
+
+    def _scored(self, run: Run) -> torch.Tensor:
+        """[wanted, vocabulary]: of a part of a prompt that is scored, or of its last token alone."""
+        prompt_ids, first = run.row.request.prompt_ids, run.end - run.wanted
+        start, logits = self._ahead.get(run.slot, (0, torch.empty(0, 0)))
+        if not run.start or run.end > start + len(logits):
+            self.release([run.slot])
+            start, end = first, max(run.end, min(len(prompt_ids), first + AHEAD))
+            logits = self._run(run, prompt_ids[:end], end - start)
+        if run.end < len(prompt_ids):
+            self._ahead[run.slot] = start, logits
+        else:
+            self._ahead.pop(run.slot, None)
+        return logits[first - start : run.end - start]
+
+    def _run(self, run: Run, token_ids: Sequence[int], wanted: int) -> torch.Tensor:
+        """[wanted, vocabulary]: the logits after the last of these tokens."""
+        options = {"logits_to_keep": wanted} if self._takes_wanted else {}
+        ids = torch.tensor([list(token_ids)], device=input_device(self._model))
+        with self._adapters.rows([run.adapter]):
+            out = self._model(ids, **{self._name: self._states.get(run.slot)}, use_cache=True, **options)
+        self._states[run.slot] = out[self._name]
+        return out.logits[0, -wanted:]  # type: ignore[no-any-return]

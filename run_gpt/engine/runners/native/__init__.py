@@ -1,0 +1,36 @@
+"""The native runner: Llama and its like on a CPU, by kernels of our own that are compiled for the machine."""
+
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from run_gpt.engine.runners.native.build import built, library
+from run_gpt.errors import SetupError
+
+if TYPE_CHECKING:
+    from run_gpt.engine.runners.native.binding import Kernels
+
+
+def building(folder: Path) -> "Future[Kernels]":
+    """The kernels, at once if they lie in `folder`; else compiled into it by a thread, which takes about 10 s.
+
+    The future's error is a SetupError that says why not. Raises SetupError if this machine cannot run them.
+    """
+    future: Future[Kernels] = Future()
+    if library(folder).is_file():
+        _build(folder, future)
+    else:
+        Thread(target=_build, args=(folder, future), name="rungpt-build", daemon=True).start()
+    return future
+
+
+def _build(folder: Path, future: "Future[Kernels]") -> None:
+    from run_gpt.engine.runners.native.binding import Kernels
+
+    try:
+        future.set_result(Kernels(built(folder)))
+    except SetupError as error:
+        future.set_exception(error)
+    except Exception as error:  # a full disk, a library that does not load: whoever waits must hear of it
+        future.set_exception(SetupError(f"the native kernels cannot be compiled: {error}"))

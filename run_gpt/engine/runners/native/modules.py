@@ -1,0 +1,75 @@
+"""What takes the place of a transformers model's layers whose weights are packed: no weight is held twice."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from run_gpt.engine.runners.native.binding import LANES, Context, Matrix
+
+
+class Packed(nn.Module):
+    """A module whose parameters go into matrices. It has them by name and shape, for a loader, but without memory."""
+
+    def stand_in(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+        """A parameter that is there only in name."""
+        self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False))
+
+    def settle(self) -> None:
+        """Once all is filled in: parameters that take no memory and have the type and the device of the others."""
+        for name, parameter in list(self.named_parameters(recurse=False)):
+            self.register_parameter(name, nn.Parameter(torch.empty(0, dtype=parameter.dtype), requires_grad=False))
+
+
+class PackedLinear(Packed):
+    """`nn.Linear` over outputs of a packed matrix: the ones from `start`, or every second panel from panel `start`."""
+
+    def __init__(self, context: Context, matrix: Matrix, start: int, outputs: int, *, interleaved: bool = False):
+        super().__init__()
+        self._context, self._matrix, self._start, self._interleaved = context, matrix, start, interleaved
+        self.in_features, self.out_features = matrix.inputs, outputs
+        self.register_parameter("bias", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """See nn.Linear."""
+        out = self._context.linear(self._matrix, x)
+        if self._interleaved:
+            return out.view(*x.shape[:-1], -1, 2, LANES)[..., self._start, :].flatten(-2)
+        return out[..., self._start : self._start + self.out_features]
+
+
+class PackedEmbedding(Packed):
+    """`nn.Embedding` over a packed matrix, its rows multiplied by `scale`, as Gemma has it."""
+
+    def __init__(self, matrix: Matrix, scale: float):
+        super().__init__()
+        self._matrix, self._scale = matrix, scale
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """See nn.Embedding."""
+        rows = self._matrix.rows(ids)
+        return (rows if self._scale == 1 else rows * self._scale).to(self.get_parameter("weight").dtype)
+
+
+class PackedExperts(Packed):
+    """The experts of a layer of Mixtral and its like: see transformers' MixtralExperts."""
+
+    def __init__(self, context: Context, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Any):
+        super().__init__()
+        self._context, self._gate_up, self._down, self.act_fn = context, gate_up, down, activation
+        self.num_experts = len(gate_up)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """[tokens, hidden], [tokens, k] and [tokens, k] -> [tokens, hidden]."""
+        out = torch.zeros_like(hidden_states)
+        for expert in range(self.num_experts):
+            token, choice = torch.where(top_k_index == expert)
+            if not len(token):
+                continue
+            gate, up = self._context.linear(self._gate_up[expert], hidden_states[token]).chunk(2, dim=-1)
+            answer = self._context.linear(self._down[expert], self.act_fn(gate) * up)
+            out.index_add_(0, token, (answer * top_k_weights[token, choice, None]).to(out.dtype))
+        return out

@@ -1,0 +1,207 @@
+"""The native runner: one call of a compiled forward pass for each step, whatever mix of prompts and answers it runs."""
+
+import threading
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from run_gpt.config import EngineConfig
+from run_gpt.engine.request import Request
+from run_gpt.engine.runner import ModelRunner
+from run_gpt.engine.runners import llama
+from run_gpt.engine.runners.beams import beam_search, end_ids_of
+from run_gpt.engine.runners.lora import Adapters, Lora
+from run_gpt.engine.runners.native.binding import GROUP, LANES, Context, Memory, ModelStruct
+from run_gpt.engine.runners.native.loras import NativeLoras
+from run_gpt.engine.runners.native.pace import Pace
+from run_gpt.engine.runners.native.weights import PackedWeights
+from run_gpt.engine.scheduler import Run
+from run_gpt.engine.slots import Copy
+from run_gpt.errors import ModelLoadError
+
+MAX_SIZE = 512
+"""Of an attention head."""
+BLOCK = 64
+"""Positions that attention takes together: a slot holds whole blocks."""
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""Of the weights that are not packed into fewer bits."""
+
+
+def fits(model: Any) -> bool:
+    """Whether this runner gives what the model itself would: see `llama.fits`; on a CPU, in sizes that it can pack."""
+    return model.dtype in PRECISIONS and model.device.type == "cpu" and llama.fits(model) and fits_config(model.config)
+
+
+def fits_config(config: Any) -> bool:
+    """What of `fits` a model's configuration tells, before it is loaded."""
+    if not llama.fits_config(config):
+        return False
+    size = _head_size(config)
+    sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads * size)
+    return (
+        all(width % GROUP == 0 for width in sizes)
+        and config.num_key_value_heads * size % LANES == 0
+        and size % 2 == 0
+        and size <= MAX_SIZE
+        and not getattr(config, "mlp_bias", False)
+    )
+
+
+def _address(numbers: "array[int]") -> int:
+    """The address of their first, for as long as they live; a tensor takes longer to make than all else here."""
+    address, _ = numbers.buffer_info()
+    return address
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+class NativeRunner(ModelRunner):
+    """A ModelRunner over compiled kernels.
+
+    A row's logits do not depend on what runs beside it, to the last bit: the order of its sums does not.
+    """
+
+    reuses_prefixes = True
+    cheap_tokens = 8
+    """A step of one token waits for the weights to come from memory: with 4 it takes 1.4 times as long, with 8 2.3.
+    Drafts that are right pay for that; rows whose drafts are wrong get none."""
+
+    def __init__(self, model: Any, weights: PackedWeights, config: EngineConfig):
+        """`weights`: the model's, joined. The cache is fp32 for weights in fp32 or fp16, else bf16.
+
+        The model itself stays as it is until `take_over`, so that another runner may use it meanwhile. Raises
+        ModelLoadError if there is no address space for the cache.
+        """
+        kernels = weights.kernels
+        self._model, self._kernels, self._weights = model, kernels, weights
+        threads = torch.get_num_threads()
+        self._context, self._pace = Context(kernels, threads), Pace(threads)
+        self.end_ids = end_ids_of(model)
+        self._loras = NativeLoras(len(model.model.layers))
+        self._adapters = Adapters(model)  # for beam search, in the model's own forward pass
+        weights.link(model)
+        shape, size = model.config, _head_size(model.config)
+        context = min(shape.max_position_embeddings, config.max_context or shape.max_position_embeddings)
+        positions = (context + BLOCK - 1) // BLOCK * BLOCK
+        cos, sin = (
+            self._weights.floats(table[0, :, : size // 2])
+            for table in model.model.rotary_emb(torch.empty(0, dtype=torch.float32), torch.arange(positions)[None])
+        )
+        self._struct = ModelStruct(
+            layers=shape.num_hidden_layers,
+            hidden=shape.hidden_size,
+            heads=shape.num_attention_heads,
+            kv_heads=shape.num_key_value_heads,
+            head_size=size,
+            intermediate=shape.intermediate_size,
+            vocabulary=self._weights.head.outputs,
+            slots=config.max_running,
+            positions=positions,
+            bf16_cache=weights.precision not in ("fp32", "fp16"),
+            epsilon=shape.rms_norm_eps,
+            attention_scale=size**-0.5,
+            layer=self._weights.layers,
+            embedding=self._weights.embedding.struct,
+            head=self._weights.head.struct,
+            norm=self._weights.norm,
+            cos=cos,
+            sin=sin,
+        )
+        cache_bytes = kernels.cache_bytes(self._struct)
+        self.cache_bytes_per_token = 2 * cache_bytes // (self._struct.slots * self._struct.positions)
+        try:
+            self._cache = [Memory(kernels, cache_bytes, dense=False) for _ in range(2)]
+        except MemoryError as error:
+            raise ModelLoadError(
+                f"no address space for {config.max_running} slots of {positions} tokens: lower --max-running or "
+                "--max-context"
+            ) from error
+        self._struct.keys, self._struct.values = (memory.address for memory in self._cache)
+        # Kept from step to step: new memory for 64 rows takes a millisecond to be zeroed by the system.
+        self._logits = torch.empty(0, self._struct.vocabulary)
+
+    def take_over(self) -> None:
+        """Free the model's own weights: beam search uses the packed ones from now on."""
+        self._weights.replace(self._model)
+        self._adapters.refresh()
+
+    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner."""
+        ends = accumulate(len(run.token_ids) for run in runs)
+        which = [i for run, end in zip(runs, ends, strict=True) for i in range(end - run.wanted, end)]
+        wanted = array("i", which)
+        if len(which) > len(self._logits):
+            self._logits = torch.empty(len(which), self._struct.vocabulary)
+        logits = self._logits[: len(which)]
+        self._run(runs, (len(which), _address(wanted), logits.data_ptr()), (0, None, None))
+        return logits
+
+    def likeliest(self, logits: torch.Tensor) -> list[int]:
+        """See ModelRunner; with all threads, for the logits of many rows are more than the caches hold."""
+        tokens = array("i", bytes(4 * len(logits)))
+        vocabulary = logits.shape[-1]
+        self._kernels.likeliest(self._context.handle, logits.data_ptr(), len(logits), vocabulary, _address(tokens))
+        return tokens.tolist()
+
+    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+        """See ModelRunner."""
+        ends = array("i", accumulate(len(run.token_ids) for run in runs))
+        states = torch.empty(len(runs), self._struct.hidden)
+        self._run(runs, (0, None, None), (len(runs), _address(ends), states.data_ptr()))
+        return states
+
+    def _run(self, runs: Sequence[Run], logits: tuple[Any, ...], states: tuple[Any, ...]) -> None:
+        """The pass. `logits` and `states`: see rungpt_forward."""
+        tokens = [token for run in runs for token in run.token_ids]
+        if not tokens or not 0 <= min(tokens) <= max(tokens) < self._struct.vocabulary:
+            raise IndexError(f"token ids {min(tokens, default=None)} to {max(tokens, default=None)}")
+        if (last := max(run.start + len(run.token_ids) for run in runs)) > self._struct.positions:
+            raise IndexError(f"{last} tokens, of {self._struct.positions}")
+        inputs = [
+            array("i", tokens),
+            array("i", [run.slot for run in runs for _ in run.token_ids]),
+            array("i", [run.start + i for run in runs for i in range(len(run.token_ids))]),
+        ]
+        addresses = [_address(numbers) for numbers in inputs]
+        loras = self._loras.of_tokens(runs)
+        with self._pace.step(len(tokens)) as alone:
+            self._kernels.forward(
+                self._context.handle, alone, self._struct, len(tokens), *addresses, loras, *logits, *states
+            )
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """See ModelRunner."""
+        for copy in copies:
+            self._kernels.copy(self._struct, copy.source, copy.target, copy.length)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """See ModelRunner."""
+        for slot in slots:
+            self._kernels.release(self._struct, slot)
+
+    def reset(self) -> None:
+        """See ModelRunner."""
+        self.release(range(self._struct.slots))
+
+    def add_adapter(self, lora: Lora) -> None:
+        """See ModelRunner."""
+        self._adapters.add(lora)
+        try:
+            self._loras.add(lora)
+        except ValueError:
+            self._adapters.remove(lora)
+            raise
+
+    def remove_adapter(self, lora: Lora) -> None:
+        """See ModelRunner."""
+        self._adapters.remove(lora)
+        self._loras.remove(lora)
+
+    def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
+        """See ModelRunner."""
+        return beam_search(self._model, request, stopped, self._adapters, lora)

@@ -1,0 +1,285 @@
+"""A transformers model's weights, packed for the kernels one by one, as they are read or from a whole model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from run_gpt.engine.runners.native.binding import FORMATS, GROUP, LANES, Context, Kernels, LayerStruct, Matrix, Memory
+from run_gpt.engine.runners.native.modules import Packed, PackedEmbedding, PackedExperts, PackedLinear
+
+_BY_QUALITY = ("bit4", "bit8", "bf16", "fp16", "fp32")
+_ROUTERS = ("gate", "router")
+"""Small layers that choose experts: in few bits they would choose others."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter goes."""
+
+    matrix: Matrix
+    shape: tuple[int, ...]
+    """Of the parameter."""
+    panel: int = 0
+    step: int = 1
+    start: int = 0
+    """First output, of a bias."""
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Layers that are packed as one matrix: names of modules, and their outputs and inputs."""
+
+    names: tuple[str, ...]
+    modules: tuple[Any, ...]
+    precision: str
+    interleaved: bool = False
+
+    @property
+    def outputs(self) -> list[int]:
+        return [_shape(module)[0] for module in self.modules]
+
+    @property
+    def inputs(self) -> int:
+        return _shape(self.modules[0])[1]
+
+
+class PackedWeights:
+    """The matrices of a model. First `prepare`, then `pack` for each parameter that it `takes`, then `settle`.
+
+    Without `joined` any model's linear layers, embeddings and experts are packed, each for itself, where their sizes
+    allow it; with it those of Llama and its like, what has the same input as one, which the native runner wants.
+    """
+
+    def __init__(self, kernels: Kernels, precision: str, *, own: Mapping[str, str] | None = None, joined: bool = True):
+        """`precision`: one of FORMATS. In bit4 the embedding and the output layer are bit8: they lose much in 4 bits,
+        and are a small part of a model. `own`: by parameter name, the precision of weights that have one of their own.
+        """
+        self.kernels, self.precision, self.joined = kernels, precision, joined
+        self.matrices: dict[str, Matrix] = {}
+        """By the name of a module; layers that are packed as one have the same."""
+        self._own = own or {}
+        self._places: dict[str, _Place] = {}
+        self._modules: dict[str, Packed] = {}
+        self._kept: list[torch.Tensor] = []
+        # Modules run one at a time: by the generic runner, or for beam search, beside the engine.
+        self._context = Context(kernels, torch.get_num_threads())
+
+    def prepare(self, model: Any) -> None:
+        """Take room for a model's weights, which may be on the meta device. The model stays as it is."""
+        outer = _outer_names(model)
+        groups = [*self._joined(model)] if self.joined else [*self._single(model, outer)]
+        groups += self._outer(model, outer)
+        experts = [] if self.joined else [(n, m) for n, m in model.named_modules() if _are_experts(m)]
+        sizes = [(group.precision, sum(group.outputs), group.inputs) for group in groups]
+        for _, module in experts:
+            for count, outputs, inputs in _expert_shapes(module):
+                sizes += [(self.precision, outputs, inputs)] * count
+        # One piece of memory for all: a huge page, which spares one row a tenth of its time, is larger than a layer.
+        total = sum(self.kernels.matrix_bytes(FORMATS[p], outputs, inputs) + 64 for p, outputs, inputs in sizes)
+        memory = Memory(self.kernels, max(total, 1), dense=True)
+        for group in groups:
+            self._place(model, group, memory)
+        for name, module in experts:
+            self._place_experts(name, module, memory)
+        for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+            if source in self._places and target not in self._places:
+                self._tie(model, target, source)
+
+    def takes(self, name: str) -> bool:
+        """Whether this parameter is packed."""
+        return name in self._places
+
+    def pack(self, name: str, weight: torch.Tensor) -> None:
+        """Fill in a parameter. Raises ValueError if its shape is not the model's."""
+        place = self._places[name]
+        if tuple(weight.shape) != place.shape:
+            raise ValueError(
+                f"{name} has the shape {list(weight.shape)}, and the configuration says {list(place.shape)}"
+            )
+        if weight.dim() == 1:
+            place.matrix.fill_bias(weight, start=place.start)
+        elif weight.dim() == 3:
+            for expert, part in enumerate(weight):
+                self.matrices[f"{name}.{expert}"].fill(part)
+        else:
+            place.matrix.fill(weight.T if place.transposed else weight, panel=place.panel, step=place.step)
+
+    def replace(self, model: Any) -> None:
+        """Let the model's own forward pass use the packed weights; its own, if it has any, are freed."""
+        for name, module in self._modules.items():
+            model.set_submodule(name, module)
+        for parameter in model.parameters():  # norms and the like: views of a file that would stay mapped
+            parameter.data = parameter.detach().clone()
+        if model.config.model_type == "rwkv":
+            model.config.rescale_every = 0  # it would divide weights, for fp16's sake
+        self.kernels.trim()
+
+    def settle(self) -> None:
+        """All is filled in: nothing of the parameters' own is left."""
+        for module in self._modules.values():
+            module.settle()
+
+    @classmethod
+    def of(cls, model: Any, kernels: Kernels, precision: str) -> "PackedWeights":
+        """Those of a model that has its weights, joined; they stay with it until `replace`."""
+        packed = cls(kernels, precision)
+        packed.prepare(model)
+        for name in packed._places:
+            packed.pack(name, model.get_parameter(name))
+        packed.settle()
+        return packed
+
+    def link(self, model: Any) -> None:
+        """Make the kernels' structures of a joined model, which live as long as this does."""
+        decoder = model.model
+        layers = [self._layer(f"model.layers.{i}", layer) for i, layer in enumerate(decoder.layers)]
+        self.layers = (LayerStruct * len(layers))(*layers)
+        self.head, self.embedding = self.matrices["lm_head"], self.matrices["model.embed_tokens"]
+        self.norm = self.floats(decoder.norm.weight)
+
+    def floats(self, tensor: torch.Tensor) -> int:
+        """The address of a copy in fp32, which is kept."""
+        kept = tensor.detach().float().contiguous().clone()
+        self._kept.append(kept)
+        return int(kept.data_ptr())
+
+    def _layer(self, name: str, layer: Any) -> LayerStruct:
+        attention = layer.self_attn
+        return LayerStruct(
+            qkv=self.matrices[f"{name}.self_attn.q_proj"].struct,
+            output=self.matrices[f"{name}.self_attn.o_proj"].struct,
+            gate_up=self.matrices[f"{name}.mlp.gate_proj"].struct,
+            down=self.matrices[f"{name}.mlp.down_proj"].struct,
+            norm=self.floats(layer.input_layernorm.weight),
+            mlp_norm=self.floats(layer.post_attention_layernorm.weight),
+            q_norm=self.floats(attention.q_norm.weight) if hasattr(attention, "q_norm") else None,
+            k_norm=self.floats(attention.k_norm.weight) if hasattr(attention, "k_norm") else None,
+        )
+
+    def _joined(self, model: Any) -> "Sequence[_Group]":
+        groups = []
+        for i, layer in enumerate(model.model.layers):
+            for owner, names in (
+                ("self_attn", ("q_proj", "k_proj", "v_proj")),
+                ("self_attn", ("o_proj",)),
+                ("mlp", ("gate_proj", "up_proj")),
+                ("mlp", ("down_proj",)),
+            ):
+                full = tuple(f"model.layers.{i}.{owner}.{name}" for name in names)
+                modules = tuple(layer.get_submodule(f"{owner}.{name}") for name in names)
+                groups.append(_Group(full, modules, self._precision_of(full), interleaved="gate_proj" in names))
+        return groups
+
+    def _single(self, model: Any, outer: set[str]) -> "Sequence[_Group]":
+        return [
+            _Group((name,), (module,), self._precision_of((name,)))
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
+            and name not in outer
+            and name.rpartition(".")[2] not in _ROUTERS
+            and _shape(module)[1] % GROUP == 0
+        ]
+
+    def _outer(self, model: Any, outer: set[str]) -> "Sequence[_Group]":
+        """The embedding and the output layer, one of them where they are tied."""
+        inner = "bit8" if self.precision == "bit4" else self.precision
+        tied = {target.removesuffix(".weight") for target in getattr(model, "all_tied_weights_keys", {})}
+        modules = {name: model.get_submodule(name) for name in sorted(outer - tied)}
+        return [
+            _Group((name,), (module,), self._own.get(f"{name}.weight", inner))
+            for name, module in modules.items()
+            if _shape(module)[1] % GROUP == 0 and (isinstance(module, nn.Linear) or _scale_of(module) is not None)
+        ]
+
+    def _precision_of(self, names: Sequence[str]) -> str:
+        own = [self._own.get(f"{name}.weight", self.precision) for name in names]
+        return max(own, key=_BY_QUALITY.index)
+
+    def _place(self, model: Any, group: _Group, memory: Memory) -> None:
+        biased = any(getattr(module, "bias", None) is not None for module in group.modules)
+        outputs = group.outputs
+        matrix = Matrix(self.kernels, group.precision, sum(outputs), group.inputs, bias=biased, memory=memory)
+        start = 0
+        for i, (name, module, count) in enumerate(zip(group.names, group.modules, outputs, strict=True)):
+            panel, step = (i, len(outputs)) if group.interleaved else (start // LANES, 1)
+            shape, transposed = tuple(module.weight.shape), isinstance(module, Conv1D)
+            self.matrices[name] = matrix
+            self._places[f"{name}.weight"] = _Place(matrix, shape, panel, step, transposed=transposed)
+            self._modules[name] = self._module(module, matrix, i if group.interleaved else start, count, group)
+            if getattr(module, "bias", None) is not None:
+                self._places[f"{name}.bias"] = _Place(matrix, tuple(module.bias.shape), start=start)
+            start += count
+
+    def _module(self, module: Any, matrix: Matrix, start: int, outputs: int, group: _Group) -> Packed:
+        packed: Packed
+        if isinstance(module, nn.Embedding):
+            packed = PackedEmbedding(matrix, _scale_of(module) or 1.0)
+        else:
+            packed = PackedLinear(self._context, matrix, start, outputs, interleaved=group.interleaved)
+        for name, parameter in module.named_parameters(recurse=False):
+            packed.stand_in(name, parameter.shape, parameter.dtype)
+        return packed
+
+    def _place_experts(self, name: str, module: Any, memory: Memory) -> None:
+        matrices: list[list[Matrix]] = []
+        for parameter, (count, outputs, inputs) in zip(
+            ("gate_up_proj", "down_proj"), _expert_shapes(module), strict=True
+        ):
+            made = [Matrix(self.kernels, self.precision, outputs, inputs, memory=memory) for _ in range(count)]
+            self.matrices.update({f"{name}.{parameter}.{i}": matrix for i, matrix in enumerate(made)})
+            self._places[f"{name}.{parameter}"] = _Place(made[0], (count, outputs, inputs))
+            matrices.append(made)
+        packed = PackedExperts(self._context, matrices[0], matrices[1], module.act_fn)
+        for parameter, value in module.named_parameters(recurse=False):
+            packed.stand_in(parameter, value.shape, value.dtype)
+        self._modules[name] = packed
+
+    def _tie(self, model: Any, target: str, source: str) -> None:
+        """The parameter `target` is `source`, whose matrix both modules use."""
+        name, place = target.removesuffix(".weight"), self._places[source]
+        module = model.get_submodule(name)
+        group = _Group((name,), (module,), place.matrix.precision)
+        self.matrices[name], self._places[target] = place.matrix, place
+        self._modules[name] = self._module(module, place.matrix, 0, place.matrix.outputs, group)
+
+
+def _outer_names(model: Any) -> set[str]:
+    """The names of the embedding and of the output layer."""
+    outer = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {name for name, module in model.named_modules() if any(module is one for one in outer)}
+
+
+def _scale_of(module: Any) -> float | None:
+    """What an embedding multiplies its rows with, None if it does something that we do not know."""
+    if type(module) is nn.Embedding:
+        return 1.0
+    scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
+    if type(module).__name__.endswith("ScaledWordEmbedding") and isinstance(scale, int | float):
+        return float(scale)
+    return None
+
+
+def _are_experts(module: Any) -> bool:
+    """Whether these are experts as Mixtral's, in sizes that can be packed."""
+    shapes = _expert_shapes(module)
+    if len(shapes) != 2 or not hasattr(module, "act_fn") or len(list(module.parameters(recurse=False))) != 2:
+        return False
+    (count, wide, hidden), (_, out, narrow) = shapes
+    return (wide, out) == (2 * narrow, hidden) and hidden % GROUP == 0 and narrow % GROUP == 0 and count > 0
+
+
+def _expert_shapes(module: Any) -> list[tuple[int, int, int]]:
+    weights = [module._parameters.get(name) for name in ("gate_up_proj", "down_proj")]
+    shapes = [tuple(weight.shape) for weight in weights if weight is not None]
+    return [(shape[0], shape[1], shape[2]) for shape in shapes if len(shape) == 3]
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """Outputs and inputs; of an embedding, words and size."""
+    rows, columns = module.weight.shape
+    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)

@@ -1,0 +1,293 @@
+"""Turns the engine's events into pieces: reads calls of tools, names tokens, and says what an answer took."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from run_gpt.api.answers import ChatCompletionChunk, Completion, FinishReason
+from run_gpt.api.native_stream import NativeStream
+from run_gpt.api.pieces import CallPiece, Head, Likely, News, Pending, Piece, Token
+from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
+from run_gpt.api.timings import Timings
+from run_gpt.engine import request as engine_request
+from run_gpt.engine.request import TokenEvent, TokenLogprob
+from run_gpt.engine.timing import Timing
+from run_gpt.errors import RequestError
+from run_gpt.local.prompts import Prompts, functions
+from run_gpt.models import tools
+from run_gpt.models.tools import ArgumentsPiece, TextPiece, ToolParser, joined
+
+OnTiming = Callable[[Timing], None]
+
+
+class Sink(Protocol):
+    """Takes the answer to one request, on the event loop that asked for it."""
+
+    def put(self, news: Head | Piece) -> None:
+        """Take the head, or a piece."""
+
+    def end(self, error: RequestError | None) -> None:
+        """Take the end, once, after everything else."""
+
+
+@dataclass
+class Summary:
+    """Facts of an answer, as far as it has come."""
+
+    id: str
+    model: str
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Tokens of the prompt that the first sequence reused."""
+    timing: Timing | None = None
+    """Set once all sequences have ended."""
+
+
+class PieceWriter:
+    """Makes the pieces of the answer to one request, whether its events are steps or whole sequences."""
+
+    def __init__(self, name: str, prompts: Prompts, request: Request, prepared: engine_request.Request):
+        """`name`: the served model's."""
+        self.summary = Summary(prepared.id, name, len(prepared.prompt_ids))
+        self.finish_reasons: dict[int, FinishReason] = {}
+        """Reasons of the sequences that have ended."""
+        self._prompts, self._request, self._prepared = prompts, request, prepared
+        self._created = int(time.time())
+        self._ended: list[Timing] = []
+        self._functions = functions(request) if isinstance(request, ChatRequest) else []
+        self._echo = isinstance(request, GenerateRequest) and bool(request.echo)
+        self._begun: set[int] = set()
+        self._parsers: dict[int, ToolParser] = {}
+
+    @property
+    def head(self) -> Head:
+        """The head of the answer."""
+        about, request = self.summary, self._request
+        given = request.prompt if isinstance(request, GenerateRequest) else ""
+        prompt = None if isinstance(given, str) else self._prompts.text(given)
+        return Head(about.id, self._created, about.model, about.prompt_tokens, prompt)
+
+    def piece(self, event: TokenEvent) -> Piece:
+        """Make the piece of an event; with `echo`, the prompt begins the first of each sequence."""
+        first = event.index not in self._begun
+        self._begun.add(event.index)
+        self._count(event)
+        text, calls = self._read(event)
+        if echo := self._echo and first:
+            text = self._prompts.text(self._request.prompt) + text  # type: ignore[union-attr]
+        finish = None if event.finish_reason is None else self._finish(event.index, event.finish_reason)
+        return Piece(
+            index=event.index,
+            text=text,
+            tokens=event.tokens,
+            finish=finish,
+            cached=event.cached_tokens if first and not event.index else 0,
+            calls=calls,
+            logprobs=None if self._request.logprobs is None else self._logprobs(event, echo=echo),
+            timings=self._timings() if self._request.timings else None,
+        )
+
+    def _count(self, event: TokenEvent) -> None:
+        summary = self.summary
+        summary.completion_tokens += event.tokens
+        if not event.index:
+            summary.cached_tokens = event.cached_tokens
+        if event.timing is not None:
+            self._ended.append(event.timing)
+            if len(self._ended) == self._prepared.sequences:
+                summary.timing = Timing.of_all(self._ended)
+
+    def _read(self, event: TokenEvent) -> tuple[str, list[CallPiece]]:
+        """Split what is new of a chat into text and pieces of calls."""
+        if not self._functions:
+            return event.text, []
+        parser = self._parser(event.index)
+        pieces = parser.push(event.text)
+        if event.finish_reason is not None:
+            pieces = [*pieces, *parser.finish()]
+        text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+        return text, [_call(piece) for piece in joined(pieces) if not isinstance(piece, TextPiece)]
+
+    def _parser(self, index: int) -> ToolParser:
+        if index not in self._parsers:
+            parallel = getattr(self._request, "parallel_tool_calls", None) is not False
+            self._parsers[index] = self._prompts.tool_format.parser(self._functions, parallel=parallel)
+        return self._parsers[index]
+
+    def _finish(self, index: int, reason: engine_request.FinishReason) -> FinishReason:
+        called = index in self._parsers and self._parsers[index].called
+        self.finish_reasons[index] = "tool_calls" if called and reason == "stop" else reason
+        return self.finish_reasons[index]
+
+    def _timings(self) -> dict[str, float | None] | None:
+        """Return the fields of `Timings`, once the request has ended."""
+        summary, timing = self.summary, self.summary.timing
+        if timing is None:
+            return None
+        prefilled = summary.prompt_tokens - summary.cached_tokens
+        # The first token of each came with the prefill, which beam search has not.
+        decoded = summary.completion_tokens - (0 if self._request.beam_search else len(self._ended))
+        return Timings(
+            queue_seconds=timing.queue_seconds,
+            prefill_seconds=timing.prefill_seconds,
+            decode_seconds=timing.decode_seconds,
+            total_seconds=timing.total_seconds,
+            prompt_tokens_per_second=prefilled / timing.prefill_seconds if timing.prefill_seconds else None,
+            generation_tokens_per_second=decoded / timing.decode_seconds if timing.decode_seconds else None,
+            drafted_tokens=timing.drafted,
+            accepted_tokens=timing.accepted,
+        ).model_dump()
+
+    def _logprobs(self, event: TokenEvent, *, echo: bool) -> list[Token]:
+        tokens = [self._token(token) for token in event.logprobs]
+        if not echo:
+            return tokens
+        first_id = self._prepared.prompt_ids[0]
+        first = Token(self._prompts.token_text(first_id), None, self._prompts.token_bytes(first_id))
+        return [first, *(self._token(token) for token in event.prompt_logprobs), *tokens]
+
+    def _token(self, token: TokenLogprob) -> Token:
+        text, data = self._prompts.token_text, self._prompts.token_bytes
+        likeliest: list[Likely] = [(text(i), value, data(i)) for i, value in token.top]
+        return Token(text(token.token_id), token.logprob, data(token.token_id), likeliest)
+
+
+class PieceOutlet:
+    """Makes pieces of a running request's events for a sink (see engine.interface.Outlet)."""
+
+    def __init__(self, writer: PieceWriter, sink: Sink, on_timing: OnTiming):
+        self._writer, self._sink, self._on_timing = writer, sink, on_timing
+        self._begun = False
+        self.over = False
+        """True once the request has ended."""
+        self._held: dict[int, Piece] = {}
+        """Pieces that show nothing yet, by their sequences."""
+
+    def receive(self, event: TokenEvent) -> None:
+        """Give the sink the piece of an event once it shows anything, and the head before the first one."""
+        piece = self._writer.piece(event)
+        if event.timing is not None and (timing := self._writer.summary.timing) is not None:
+            self._on_timing(timing)
+        if (held := self._held.pop(event.index, None)) is not None:
+            held.add(piece)
+            piece = held
+        if not piece.shows_anything:
+            self._held[event.index] = piece
+            return
+        if not self._begun:
+            self._begun = True
+            self._sink.put(self._writer.head)
+        self._sink.put(piece)
+
+    def ended(self, error: RequestError | None) -> None:
+        """End the sink."""
+        self.over = True
+        self._sink.end(error)
+
+
+class WholeOutlet:
+    """Collects the sequences of a request that is answered as a whole (see engine.interface.Outlet)."""
+
+    def __init__(self, sequences: int):
+        self._sequences = [TokenEvent(index, "", 0) for index in range(sequences)]
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.over = False
+        """True once the request has ended."""
+
+    def receive(self, event: TokenEvent) -> None:
+        """Keep what is new of a sequence."""
+        self._sequences[event.index] += event
+
+    def ended(self, error: RequestError | None) -> None:
+        """Let `complete` return, or raise the error."""
+        self.over = True
+        _settle(self._ended, error)
+
+    async def complete(self) -> list[TokenEvent]:
+        """Return the sequences once all have ended. Raises the error that the request ended with."""
+        await self._ended
+        return self._sequences
+
+
+class PassingSink:
+    """A sink that passes everything on to `put`, but for the end: that is in `ended`."""
+
+    def __init__(self, put: Callable[[Head | Piece], None]):
+        self.put = put
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def end(self, error: RequestError | None) -> None:
+        """See Sink."""
+        _settle(self.ended, error)
+
+
+class WaitingSink:
+    """A sink with one reader, which takes what is new when it has the time."""
+
+    def __init__(self) -> None:
+        self._pending = Pending()
+        self._arrived = asyncio.Event()
+        self._over = False
+        self._error: RequestError | None = None
+
+    def put(self, news: Head | Piece) -> None:
+        """See Sink."""
+        self._pending.put(news)
+        self._arrived.set()
+
+    def end(self, error: RequestError | None) -> None:
+        """See Sink."""
+        self._over, self._error = True, error
+        self._arrived.set()
+
+    async def take(self) -> list[News]:
+        """Return what is new since the last call, once there is anything; nothing at the end.
+
+        Raises the error that the request ended with, after everything else.
+        """
+        while not (self._pending or self._over):
+            self._arrived.clear()
+            await self._arrived.wait()
+        if not self._pending and self._error is not None:
+            raise self._error
+        return self._pending.take()
+
+
+async def native_events(request: Request, sink: WaitingSink) -> AsyncIterator[Completion | ChatCompletionChunk]:
+    """Make the events of what comes into `sink`. Raises what its `take` raises."""
+    stream: NativeStream | None = None
+    while news := await sink.take():
+        for one in news:
+            if isinstance(one, Head):
+                stream = NativeStream(request, one)
+            elif isinstance(one, Piece) and stream is not None:
+                yield stream.event(one)
+
+
+def _settle(future: "asyncio.Future[None]", error: RequestError | None) -> None:
+    if future.done():  # its reader is gone
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+
+
+def _call(piece: tools.CallPiece | ArgumentsPiece) -> CallPiece:
+    if isinstance(piece, ArgumentsPiece):
+        return CallPiece(piece.index, piece.text)
+    return CallPiece(piece.index, "", f"call_{secrets.token_hex(12)}", piece.name)
+
+
+def likeliest(sequences: Sequence[TokenEvent]) -> list[int]:
+    """Return the numbers of some sequences, the one with the greatest mean log-probability first."""
+
+    def mean(index: int) -> float:
+        logprobs = sequences[index].logprobs
+        return sum(token.logprob for token in logprobs) / max(len(logprobs), 1)
+
+    return sorted(range(len(sequences)), key=mean, reverse=True)

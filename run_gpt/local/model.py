@@ -1,0 +1,355 @@
+"""`create_model`: a model in this process, with the same calls as one behind a server.
+
+Turns requests of the wire's schema into the engine's, and the engine's events into answers; the executor serves the
+same object, so that a request gets the same answer in a notebook and from a cluster.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from run_gpt.api.adapters import AdapterList, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.answers import Answer, Status
+from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedRequest, packed
+from run_gpt.api.language_model import LanguageModel
+from run_gpt.api.native_stream import NativeStream
+from run_gpt.api.schema import BASE, AnyRequest, Request
+from run_gpt.api.together import together
+from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
+from run_gpt.config import EngineConfig, ModelConfig, Runner
+from run_gpt.engine import request as engine_request
+from run_gpt.engine.interface import Engine
+from run_gpt.engine.request import TokenEvent
+from run_gpt.engine.runners.beams import end_ids_of
+from run_gpt.engine.runners.compiled import prepare_compiler
+from run_gpt.engine.timing import Timing
+from run_gpt.errors import InvalidRequest, ModelLoadError, ModelNotFound, SetupError
+from run_gpt.local.answers import (
+    OnTiming,
+    PieceOutlet,
+    PieceWriter,
+    Sink,
+    WaitingSink,
+    WholeOutlet,
+    likeliest,
+    native_events,
+)
+from run_gpt.local.launch import packer_for, start_engine, start_kernels
+from run_gpt.local.parallel import start_followers
+from run_gpt.local.preparation import Preparation
+from run_gpt.local.prompts import Prompts, answer_decoder, as_functions
+from run_gpt.models import LoadedModel, OnProgress, load, no_progress
+from run_gpt.models.adapters import read_adapter
+from run_gpt.models.cache import cache_root
+from run_gpt.models.files import adapter_folder, default_adapter, startup_adapters
+from run_gpt.models.grammar import GrammarCompiler
+from run_gpt.process import request_ids
+
+TEXTS_AT_ONCE = 64
+"""Of one request for embeddings: more would take the queue from others."""
+
+
+def create_model(
+    model_name: str | None = None,
+    model_path: str | None = None,
+    adapter_name_or_path: str | None = None,
+    precision: str = "auto",
+    device: str | None = None,
+    device_map: str | dict[str, Any] | list[int] | None = None,
+    trust_remote_code: bool = False,
+    *,
+    adapters: dict[str, str] | None = None,
+    allow_pickle: bool = False,
+    cache_dir: Path | None = None,
+    max_memory: dict[str | int, str | int] | None = None,
+    tensor_parallel: int = 1,
+    compile: bool = EngineConfig.compile,
+    max_running: int = EngineConfig.max_running,
+    max_waiting: int = EngineConfig.max_waiting,
+    max_step_tokens: int = EngineConfig.max_step_tokens,
+    runner: Runner = EngineConfig.runner,
+    max_context: int | None = None,
+    max_cache_tokens: int | None = None,
+    reuse_prefixes: bool = EngineConfig.reuse_prefixes,
+    speculate: bool = EngineConfig.speculate,
+    on_progress: OnProgress = no_progress,
+) -> "Model":
+    """Load a model into this process.
+
+    The parameters and their defaults are those of ModelConfig and EngineConfig. `on_progress` hears of downloads and
+    other long steps. Raises SetupError or ModelNotFound, each with a line that says what to do.
+    """
+    model_config = ModelConfig(
+        model_name=model_name,
+        model_path=model_path,
+        adapter_name_or_path=adapter_name_or_path,
+        adapters=adapters,
+        precision=precision,
+        device=device,
+        device_map=device_map,
+        max_memory=max_memory,
+        tensor_parallel=tensor_parallel,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        cache_dir=cache_dir,
+    )
+    engine_config = EngineConfig(
+        max_running=max_running,
+        max_waiting=max_waiting,
+        max_step_tokens=max_step_tokens,
+        runner=runner,
+        max_context=max_context,
+        max_cache_tokens=max_cache_tokens,
+        reuse_prefixes=reuse_prefixes,
+        speculate=speculate,
+        compile=compile,
+    )
+    return load_model(model_config, engine_config, on_progress=on_progress)
+
+
+def load_model(
+    model_config: ModelConfig,
+    engine_config: EngineConfig,
+    *,
+    on_progress: OnProgress = no_progress,
+    **engine_options: Any,
+) -> "Model":
+    """`create_model` from configurations; `engine_options` go to the engine's constructor."""
+    parallel = model_config.tensor_parallel != 1
+    quantised = model_config.precision in ("bit8", "bit4")
+    cache = cache_root(model_config.cache_dir)
+    kernels = start_kernels(
+        engine_config, model_config.device, cache / "kernels", quantised=quantised, parallel=parallel
+    )
+    if engine_config.compile:
+        prepare_compiler(cache / "compiled")
+    followers = start_followers(model_config) if parallel else None
+    try:
+        return _loaded(model_config, engine_config, kernels, on_progress, followers=followers, **engine_options)
+    except BaseException:
+        if followers is not None:
+            followers.close()
+        raise
+
+
+def _loaded(
+    model_config: ModelConfig, engine_config: EngineConfig, kernels: Any, on_progress: OnProgress, **options: Any
+) -> "Model":
+    loaded = load(model_config, packer_for=packer_for(kernels, engine_config), on_progress=on_progress)
+
+    engine = start_engine(loaded, answer_decoder(loaded), engine_config, kernels, **options)
+    limits = [limit for limit in (engine_config.max_context, engine.scheduler.slots.max_tokens) if limit]
+    model_vocabulary = loaded.model.config.get_text_config().vocab_size
+    grammars = GrammarCompiler(loaded.tokenizer, model_vocabulary, end_ids_of(loaded.model))
+    model = Model(loaded, engine, model_config, grammars, min(limits, default=None))
+    try:
+        for name, path in startup_adapters(model_config).items():
+            on_progress(f"Loading the adapter {name}", 0, None)
+            model.put_adapter(name, path)
+    except InvalidRequest as error:
+        model.shutdown()
+        raise ModelLoadError(error.message) from error
+    return model
+
+
+class Model(LanguageModel):
+    """A loaded model and its engine. Close it, or use it as a context manager, to free its memory."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        engine: Engine,
+        config: ModelConfig,
+        grammars: GrammarCompiler,
+        max_context: int | None = None,
+    ):
+        self.name = loaded.name
+        self.precision = loaded.precision
+        self.device = loaded.device
+        self.notes = loaded.notes
+        """What was chosen where a wish could not be taken literally; one line each."""
+        self.context_length = min(loaded.context_length, max_context or loaded.context_length)
+        """Most tokens of prompt and answer together."""
+        self.tokenizer = loaded.tokenizer
+        """A transformers tokenizer."""
+        self._prompts = Prompts(loaded)
+        self._preparation = Preparation(self._prompts, grammars, self.context_length)
+        self._grammars = grammars
+        self._engine = engine
+        self._config = config
+        self._default_adapter = default_adapter(config)
+
+    def status(self) -> Status:
+        """What the engine is doing."""
+        stats = self._engine.stats()
+        return Status(
+            state=stats.state,
+            model=self.name,
+            running=stats.running,
+            waiting=stats.waiting,
+            context_length=self.context_length,
+        )
+
+    def metrics(self) -> str:
+        """What the engine has counted and measured since its start, in Prometheus' text form."""
+        return self._engine.metrics()
+
+    def shutdown(self, drain_seconds: float = 0.0) -> None:
+        """Let running requests finish for so long, then end the engine. Blocks."""
+        self._engine.shutdown(drain_seconds)
+        self._grammars.close()
+
+    async def aclose(self) -> None:
+        """End the engine; requests that run end with Unavailable."""
+        await asyncio.to_thread(self.shutdown)
+
+    async def _answer(
+        self,
+        request: AnyRequest,
+        timeout: float | None = None,
+        request_id: str | None = None,
+        on_timing: OnTiming = lambda timing: None,
+    ) -> Answer:
+        """See LanguageModel. `on_timing` is told when the engine did what, once that is over."""
+        with request_ids.in_errors(lambda: request_id):
+            return await self._any_answer(request, timeout, on_timing)
+
+    async def _any_answer(self, request: AnyRequest, timeout: float | None, on_timing: OnTiming) -> Answer:
+        self._check_model(request)
+        if isinstance(request, EmbedRequest):
+            return await self._embeddings(request, timeout, on_timing)
+        if isinstance(request, Request):
+            return await self._text(request, timeout, on_timing)
+        if isinstance(request, TokenizeRequest | DetokenizeRequest):
+            return await asyncio.to_thread(self._tokens, request)
+        return await asyncio.to_thread(self._change_adapters, request)
+
+    async def _text(self, request: Request, timeout: float | None, on_timing: OnTiming) -> Answer:
+        prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
+        sequences = await self._whole(prepared)
+        writer = PieceWriter(self.name, self._prompts, request, prepared)
+        pieces = [writer.piece(sequence) for sequence in sequences]
+        if writer.summary.timing is not None:
+            on_timing(writer.summary.timing)
+        best = likeliest(sequences)[: request.sequences] if request.best_of else None
+        return NativeStream(request, writer.head).whole(pieces, best)
+
+    async def _whole(self, prepared: engine_request.Request) -> list[TokenEvent]:
+        """Run a request; return its sequences, an event each."""
+        outlet = WholeOutlet(prepared.sequences)
+        with self._running(replace(prepared, whole=True), outlet):
+            return await outlet.complete()
+
+    @contextmanager
+    def _running(self, prepared: engine_request.Request, outlet: PieceOutlet | WholeOutlet) -> Iterator[None]:
+        """Let a request run; leaving the block ends it. Raises what `Engine.start` raises."""
+        self._engine.start(prepared, outlet)
+        try:
+            yield
+        finally:
+            if not outlet.over:
+                self._engine.abort(prepared.id)
+
+    async def _stream(
+        self, request: Request, timeout: float | None = None, request_id: str | None = None
+    ) -> AsyncIterator[Answer]:
+        """See LanguageModel."""
+        with request_ids.in_errors(lambda: request_id):
+            sink = WaitingSink()
+            async with self._streaming(request, sink, timeout):
+                async for event in native_events(request, sink):
+                    yield event
+
+    @asynccontextmanager
+    async def _streaming(
+        self,
+        request: Request,
+        sink: Sink,
+        timeout: float | None = None,
+        on_timing: OnTiming = lambda timing: None,
+    ) -> AsyncIterator[PieceWriter]:
+        """Prepare a request and let it run, its pieces going to `sink`; leaving the block ends it.
+
+        Raises a RequestError if it cannot begin. `on_timing` is told when the engine did what, once that is over.
+        """
+        self._check_model(request)
+        request.check_stream()
+        prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
+        writer = PieceWriter(self.name, self._prompts, request, prepared)
+        with self._running(prepared, PieceOutlet(writer, sink, on_timing)):
+            yield writer
+
+    def _check_model(self, request: AnyRequest) -> None:
+        if request.model not in (None, self.name):
+            raise ModelNotFound(f"model = {request.model!r} is not served here: {self.name!r} is", param="model")
+
+    def _adapter(self, name: str | None) -> str | None:
+        """The engine's name of the adapter that a request names, or does not."""
+        return self._default_adapter if name is None else None if name == BASE else name
+
+    async def _embeddings(self, request: EmbedRequest, timeout: float | None, on_timing: OnTiming) -> Embeddings:
+        prepared = await self._preparation.embeddings(request, self._adapter(request.adapter), timeout)
+        some = asyncio.Semaphore(TEXTS_AT_ONCE)
+
+        async def embed(text: engine_request.Request) -> TokenEvent:
+            async with some:
+                return (await self._whole(text))[0]
+
+        embedded = await together([embed(text) for text in prepared])
+        if timings := [event.timing for event in embedded if event.timing is not None]:
+            on_timing(Timing.of_all(timings))
+        vectors = [list(event.embedding) for event in embedded]
+        count = sum(len(text.prompt_ids) for text in prepared)
+        return Embeddings(
+            id=f"embd-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=self.name,
+            data=[
+                Embedding(index=i, embedding=packed(vector) if request.encoding_format == "base64" else vector)
+                for i, vector in enumerate(vectors)
+            ],
+            usage=EmbeddingUsage(prompt_tokens=count, total_tokens=count),
+        )
+
+    def _tokens(self, request: TokenizeRequest | DetokenizeRequest) -> Answer:
+        about: dict[str, Any] = {"id": f"tokn-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        if isinstance(request, DetokenizeRequest):
+            return DetokenizedText(prompt=self._prompts.detokenize(request.tokens), **about)
+        if request.messages is not None:
+            ids = self._prompts.chat_ids(request.messages, as_functions(request.tools))
+        else:
+            ids = self._prompts.text_ids(
+                request.prompt or "", "prompt", special=request.add_special_tokens is not False
+            )
+        return Tokens(tokens=ids, count=len(ids), max_model_len=self.context_length, **about)
+
+    def _change_adapters(self, request: AnyRequest) -> AdapterList:
+        if isinstance(request, LoadAdapterRequest):
+            self.put_adapter(request.name, request.path)
+        elif isinstance(request, UnloadAdapterRequest):
+            self._engine.unload_adapter(request.name)
+            if request.name == self._default_adapter:
+                self._default_adapter = None
+        return AdapterList(
+            id=f"adpt-{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=self.name,
+            adapters=list(self._engine.adapters),
+            default=self._default_adapter,
+        )
+
+    def put_adapter(self, name: str, path: str) -> None:
+        """Load a LoRA adapter; blocks. Raises InvalidRequest."""
+        if name == BASE:
+            raise InvalidRequest(f"name = {name!r}: that is the model itself", param="name")
+        try:
+            folder = adapter_folder(path, self._config)
+            weights = read_adapter(folder, allow_pickle=self._config.allow_pickle)
+        except (SetupError, ModelNotFound) as error:
+            raise InvalidRequest(f"path: {error.message}", param="path") from error
+        self._engine.load_adapter(name, weights)

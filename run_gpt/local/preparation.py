@@ -1,0 +1,130 @@
+"""From the wire's requests to the engine's: prompts, limits, sampling, and the grammars that answers are held to."""
+
+import asyncio
+import time
+import uuid
+from dataclasses import replace
+
+from run_gpt.api.embeddings import EmbedRequest
+from run_gpt.api.schema import DEFAULT_MAX_NEW_TOKENS, ChatRequest, GenerateRequest, Parameters, Request
+from run_gpt.engine import request as engine_request
+from run_gpt.engine.grammar import Grammar
+from run_gpt.engine.request import SamplingParams
+from run_gpt.errors import ContextLengthExceeded, InvalidRequest
+from run_gpt.local.prompts import Prompts
+from run_gpt.models.alternatives import Alternatives
+from run_gpt.models.grammar import CompiledGrammar, GrammarCompiler, Kind
+
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "no_repeat_ngram_size",
+    "min_new_tokens",
+    "seed",
+    "logprobs",
+)
+
+
+class Preparation:
+    """Prepares the requests of one model. `adapter` is the engine's name of one, None the model itself."""
+
+    def __init__(self, prompts: Prompts, grammars: GrammarCompiler, context_length: int):
+        """`context_length`: most tokens of prompt and answer together."""
+        self._prompts = prompts
+        self._grammars = grammars
+        self._context_length = context_length
+
+    async def text(self, request: Request, adapter: str | None, timeout: float | None) -> engine_request.Request:
+        """A request for a text. Raises InvalidRequest, ContextLengthExceeded, QueueFull."""
+        deadline = _deadline(timeout)
+        prepared = await asyncio.to_thread(self._text, request, adapter, deadline)
+        return replace(prepared, grammar=await self._grammar(request))
+
+    async def embeddings(
+        self, request: EmbedRequest, adapter: str | None, timeout: float | None
+    ) -> list[engine_request.Request]:
+        """A request for each text to embed. Raises InvalidRequest, ContextLengthExceeded."""
+        return await asyncio.to_thread(self._embeddings, request, adapter, _deadline(timeout))
+
+    def _text(self, request: Request, adapter: str | None, deadline: float | None) -> engine_request.Request:
+        prompt_ids = self._prompts.of(request)
+        return engine_request.Request(
+            id=f"{'chatcmpl' if isinstance(request, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}",
+            prompt_ids=tuple(prompt_ids),
+            max_new_tokens=self._max_new_tokens(request, len(prompt_ids)),
+            sampling=self._sampling(request),
+            stop=self._prompts.stops(request),
+            sequences=request.best_of or request.sequences,
+            num_beams=request.num_beams or 1,
+            length_penalty=1.0 if request.length_penalty is None else request.length_penalty,
+            adapter=adapter,
+            prompt_logprobs=request.logprobs if isinstance(request, GenerateRequest) and request.echo else None,
+            deadline=deadline,
+        )
+
+    def _embeddings(
+        self, request: EmbedRequest, adapter: str | None, deadline: float | None
+    ) -> list[engine_request.Request]:
+        prompts = [self._prompts.text_ids(text, "texts") for text in request.texts]
+        for ids in prompts:
+            if len(ids) > self._context_length:
+                raise ContextLengthExceeded(
+                    f"a text has {len(ids)} tokens, the model's context holds {self._context_length}: shorten it",
+                    param="texts",
+                )
+        return [
+            engine_request.Request(
+                id=f"embd-{uuid.uuid4().hex}",
+                prompt_ids=tuple(ids),
+                max_new_tokens=0,
+                adapter=adapter,
+                pooling=request.pooling or "mean",
+                deadline=deadline,
+            )
+            for ids in prompts
+        ]
+
+    async def _grammar(self, request: Request) -> Grammar | None:
+        """What the answer is held to. Raises InvalidRequest, which names the field that asks for it, QueueFull."""
+        ways = [[await self._compiled(*source) for source in way] for way in self._prompts.grammars(request)]
+        return None if not ways else ways[0][0] if len(ways) == 1 else Alternatives(ways)
+
+    async def _compiled(self, kind: Kind, source: str) -> CompiledGrammar:
+        try:
+            return await asyncio.wrap_future(self._grammars.submit(kind, source))
+        except InvalidRequest as error:
+            if kind != "lark":
+                raise
+            raise InvalidRequest(error.message.replace("response_format", "tools"), param="tools") from error
+
+    def _max_new_tokens(self, request: Request, prompt_tokens: int) -> int:
+        room, wanted = self._context_length - prompt_tokens, request.max_new_tokens
+        if room < (0 if wanted == 0 else 1):
+            raise ContextLengthExceeded(
+                f"the prompt has {prompt_tokens} tokens, the model's context holds {self._context_length}, "
+                "the answer's included: shorten the prompt",
+                param="messages" if isinstance(request, ChatRequest) else "prompt",
+            )
+        if request.max_length is None:
+            return min(DEFAULT_MAX_NEW_TOKENS if wanted is None else wanted, room)
+        if request.max_length <= prompt_tokens:
+            raise InvalidRequest(
+                f"max_length = {request.max_length}: the prompt alone has {prompt_tokens} tokens", param="max_length"
+            )
+        return min(room if wanted is None else wanted, request.max_length - prompt_tokens, room)
+
+    def _sampling(self, request: Parameters) -> SamplingParams:
+        given = {name: getattr(request, name) for name in _SAMPLING if getattr(request, name) is not None}
+        if request.best_of is not None:  # what is best is told by the log-probabilities
+            given.setdefault("logprobs", 0)
+        bias = self._prompts.checked_bias(request.logit_bias)
+        return SamplingParams(do_sample=request.samples, logit_bias=bias, **given)
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout

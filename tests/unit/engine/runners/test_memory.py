@@ -1,0 +1,48 @@
+"""Servers that are killed for their memory, or hold one request where there is room for many, if these failed."""
+
+import logging
+
+import pytest
+
+from run_gpt.engine.runners import memory
+from run_gpt.process import devices
+
+
+def test_half_of_the_free_memory_is_for_the_cache(monkeypatch):
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 1000)
+    assert memory.fitting_tokens(10, "cpu", context_length=20) == 50
+    assert memory.fitting_tokens(10, "cpu", context_length=80) == 80  # one context there must be
+    assert memory.fitting_tokens(0, "cpu", context_length=80) is None
+
+
+@pytest.mark.parametrize("loaded_before", [0, 1, 3])
+def test_replicas_do_not_promise_the_same_memory_twice(monkeypatch, loaded_before):
+    """The supervisor saw 4000 bytes free; each of 4 replicas holds 200: 800 are left to each, whoever loads first."""
+    monkeypatch.setenv(devices.MEMORY_VARIABLE, str(4000 // 4))
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 4000 - 200 * (loaded_before + 1))
+    monkeypatch.setattr(devices, "_own_bytes", lambda: 200)
+    assert memory.fitting_tokens(10, "cpu", context_length=20) == 40
+    assert memory.fitting_tokens(10, "cpu", context_length=1, processes=4) == 10, "of a model in 4 processes"
+
+
+def test_what_others_have_taken_counts_beside_the_share(monkeypatch):
+    monkeypatch.setenv(devices.MEMORY_VARIABLE, "1000")
+    monkeypatch.setattr(devices, "free_bytes", lambda device: 300)
+    monkeypatch.setattr(devices, "_own_bytes", lambda: 200)
+    assert memory.fitting_tokens(1, "cpu", context_length=20) == 150
+
+
+def test_a_replica_whose_model_leaves_no_room_says_so(monkeypatch, caplog):
+    monkeypatch.setenv(devices.MEMORY_VARIABLE, "1")
+    with caplog.at_level(logging.WARNING, "run_gpt"):
+        assert memory.fitting_tokens(1, "cpu", context_length=20) == 20
+    assert "leaves no memory of cpu for the cache, which holds one context, 20 tokens" in caplog.text
+
+
+def test_replicas_on_one_gpu_share_it(monkeypatch):
+    """A GPU of 1000 bytes; the first of two replicas finds 900 free, and takes no more than its own half."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (900, 1000))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 100)
+    assert memory.fitting_tokens(1, "cuda:0", context_length=20) == 450
+    monkeypatch.setenv(devices.GPU_SHARERS_VARIABLE, "2")
+    assert memory.fitting_tokens(1, "cuda:0", context_length=20) == 200

@@ -1,0 +1,46 @@
+"""The first start of several replicas would take as many times as long, if this failed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.models.cache import cache_root
+
+PROCESSES = 3
+# Says its version as a compiler does; else waits for all processes to have come, and copies what was compiled before.
+COMPILER = """#!/bin/sh
+[ "$1" = --version ] && exec echo 1
+echo compiled >> {folder}/log
+until [ $(ls {folder}/here | wc -l) -eq {processes} ]; do :; done
+while [ "$1" != -o ]; do shift; done
+cp {library} "$2"
+"""
+PROCESS = """
+import pathlib, sys
+from run_gpt.engine.runners.native.build import built
+pathlib.Path({folder!r}, "here", sys.argv[1]).touch()
+print(built(pathlib.Path({folder!r}, "kernels")))
+"""
+
+
+@pytest.mark.skipif(unsupported() is not None, reason="the kernels do not run here")
+def test_of_processes_that_start_together_one_compiles(tmp_path):
+    (tmp_path / "here").mkdir()
+    compiler = tmp_path / "compiler"
+    library = built(cache_root() / "kernels")
+    compiler.write_text(COMPILER.format(folder=tmp_path, processes=PROCESSES, library=library))
+    compiler.chmod(0o755)
+    command = [sys.executable, "-c", PROCESS.format(folder=str(tmp_path))]
+    processes = [
+        subprocess.Popen(
+            [*command, str(number)], env={**os.environ, "CXX": str(compiler)}, stdout=subprocess.PIPE, text=True
+        )
+        for number in range(PROCESSES)
+    ]
+    outputs = {process.communicate(timeout=60)[0] for process in processes}
+    assert len(outputs) == 1
+    assert outputs.pop().startswith(str(tmp_path / "kernels"))
+    assert (tmp_path / "log").read_text() == "compiled\n"

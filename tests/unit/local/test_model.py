@@ -1,0 +1,248 @@
+"""The mapping between the wire's requests and the engine's: answers would have the wrong text, counts or limits."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+
+from run_gpt.config import ModelConfig
+from run_gpt.engine.interface import Engine, EngineStats
+from run_gpt.engine.request import TokenEvent, TokenLogprob
+from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from run_gpt.local.model import Model
+from run_gpt.models.grammar import GrammarCompiler
+from run_gpt.models.templates import PLAIN
+
+
+class ScriptedTokenizer:
+    """One token for each character."""
+
+    chat_template = None
+
+    def apply_chat_template(self, messages, **_):
+        return "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+
+    def __call__(self, text, **_):
+        return {"input_ids": [ord(c) for c in text]}
+
+    def decode(self, ids, **_):
+        return "".join(map(chr, ids))
+
+    def convert_ids_to_tokens(self, token_id):
+        return chr(token_id)
+
+    def get_added_vocab(self):
+        return {}
+
+    all_special_ids = ()
+    added_tokens_decoder: ClassVar = {}
+
+    def __len__(self):
+        return 1000
+
+
+class ScriptedEngine(Engine):
+    """Answers each sequence with the given events; keeps what it was asked."""
+
+    def __init__(self, *events):
+        self.events = events
+        self.asked = []
+        self.closed = False
+
+    def start(self, request, outlet):
+        self.asked.append(request)
+        self.telling = asyncio.create_task(self.tell(outlet))
+
+    async def tell(self, outlet):
+        for event in self.events:
+            outlet.receive(event)
+            await asyncio.sleep(0)
+        outlet.ended(None)
+
+    def abort(self, request_id):
+        raise AssertionError("nothing is aborted here")
+
+    adapters = ()
+
+    def load_adapter(self, name, weights):
+        self.adapters = (*self.adapters, name)
+
+    def unload_adapter(self, name):
+        self.adapters = tuple(there for there in self.adapters if there != name)
+
+    def stats(self):
+        return EngineStats("ready", 1, 2)
+
+    def metrics(self):
+        return ""
+
+    def shutdown(self, drain_seconds=0.0):
+        self.closed = True
+
+
+def model_of(*events, max_context=None, chat_template=None, config=None):
+    engine = ScriptedEngine(*events)
+    loaded = SimpleNamespace(
+        name="scripted",
+        precision="fp32",
+        device="cpu",
+        notes=(),
+        chat_template=chat_template,
+        context_length=100,
+        tokenizer=ScriptedTokenizer(),
+    )
+    grammars = GrammarCompiler(loaded.tokenizer, 1000, (0,))
+    return Model(loaded, engine, config or ModelConfig(), grammars, max_context), engine
+
+
+HELLO = (TokenEvent(0, "hel", 2), TokenEvent(0, "", 1), TokenEvent(0, "lo", 1, "stop"))
+
+
+@pytest.fixture
+def hello():
+    model, engine = model_of(*HELLO)
+    with model:
+        yield model, engine
+    assert engine.closed
+
+
+def test_an_answer_has_all_text_and_counts_all_tokens(hello):
+    answer = hello[0].generate("ab")
+    assert (answer.text, str(answer), answer.prompt, answer.model) == ("hello", "hello", "ab", "scripted")
+    assert answer.usage.model_dump() == {
+        "prompt_tokens": 2,
+        "completion_tokens": 4,
+        "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_stream_says_only_what_is_new(hello):
+    events = list(hello[0].generate_stream("ab", echo=True))
+    assert [e.text for e in events] == ["abhel", "lo"]
+    assert [e.prompt for e in events] == ["ab", None]
+    assert [e.usage.completion_tokens for e in events] == [2, 4]
+    assert len({e.id for e in events}) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, 90),  # the default of 512 does not fit
+        ({"max_new_tokens": 7}, 7),
+        ({"max_tokens": 7}, 7),
+        ({"max_length": 30}, 20),
+        ({"max_length": 30, "max_new_tokens": 5}, 5),
+        ({"max_length": 10**6}, 90),
+    ],
+)
+def test_length_limits(hello, parameters, expected):
+    model, engine = hello
+    model.generate("x" * 10, **parameters)
+    assert engine.asked[-1].max_new_tokens == expected
+
+
+def test_what_cannot_fit_names_both_numbers(hello):
+    model, _ = hello
+    with pytest.raises(ContextLengthExceeded, match="100 tokens, the model's context holds 100"):
+        model.generate("x" * 100)
+    with pytest.raises(InvalidRequest, match="max_length = 5: the prompt alone has 10 tokens"):
+        model.generate("x" * 10, max_length=5)
+    with pytest.raises(InvalidRequest, match="token id 1000 is outside the vocabulary of 1000"):
+        model.generate("x", logit_bias={"1000": 1})
+    with pytest.raises(ModelNotFound, match="'other' is not served here: 'scripted' is"):
+        model.generate("x", model="other")
+
+
+def test_an_error_has_the_name_that_the_request_was_given(hello):
+    """The same code may ask a server, and reports what failed by it."""
+    model, _ = hello
+    for call in (model.generate, model.chat, model.generate_stream, model.chat_stream):
+        with pytest.raises(ModelNotFound) as raised:
+            list(call("x", model="other", request_id="mine"))
+        assert raised.value.request_id == "mine"
+
+
+def test_max_context_lowers_the_models_own():
+    model, engine = model_of(*HELLO, max_context=20)
+    with model:
+        model.generate("x" * 10)
+    assert engine.asked[0].max_new_tokens == 10
+
+
+def test_a_chat_ends_where_its_template_ends_a_turn():
+    """Else a model without a token for it would go on with the user's next question."""
+    model, engine = model_of(*HELLO, chat_template=PLAIN)
+    with model:
+        model.chat("hi", stop=["."])
+        model.generate("hi", stop=["."])
+    assert engine.asked[0].stop == (".", *PLAIN.stop)
+    assert "\nUser:" in PLAIN.stop
+    assert engine.asked[1].stop == (".",)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sampled"),
+    [
+        ({}, False),
+        ({"temperature": 0}, False),
+        ({"temperature": 0.5}, True),
+        ({"top_k": 3}, True),
+        ({"do_sample": True}, True),
+        ({"do_sample": False, "temperature": 0.5}, False),
+    ],
+)
+def test_when_it_samples(hello, parameters, sampled):
+    model, engine = hello
+    model.generate("x", **parameters)
+    assert engine.asked[-1].sampling.do_sample is sampled
+
+
+def test_best_of_gives_the_likeliest_and_counts_all():
+    def sequence(index, *logprobs):
+        tokens = tuple(TokenLogprob(65 + index, value) for value in logprobs)
+        return TokenEvent(index, "ABC"[index], len(logprobs), "stop", tokens)
+
+    model, engine = model_of(sequence(0, -3.0), sequence(1, -0.5, -0.7), sequence(2, -1.0))
+    with model:
+        answer = model.generate("x", best_of=3, n=2, temperature=1.0)
+    assert engine.asked[0].sequences == 3
+    assert [(c.index, c.text, c.logprobs) for c in answer.choices] == [(0, "B", None), (1, "C", None)]
+    assert answer.usage.completion_tokens == 4
+
+
+@pytest.mark.parametrize("parameters", [{"n": 2}, {"best_of": 2, "n": 1}], ids=str)
+def test_what_was_cached_is_what_the_first_sequence_reused(parameters):
+    """The others reuse the prompt of the first one: to count that would say that nearly nothing had to be run."""
+    logprob = (TokenLogprob(65, -0.5),)
+    events = [TokenEvent(i, "A", 1, "stop", logprob, cached) for i, cached in enumerate((3, 9))]
+    model, _ = model_of(*events)
+    with model:
+        assert model.generate("x", temperature=1.0, **parameters).usage.prompt_tokens_details.cached_tokens == 3
+        if "n" in parameters and "best_of" not in parameters:
+            chunks = list(model.generate_stream("x", temperature=1.0, **parameters))
+            assert [chunk.usage.prompt_tokens_details.cached_tokens for chunk in chunks] == [3, 3]
+
+
+def test_a_prompt_as_long_as_the_context_can_be_scored_but_not_continued():
+    """Evaluations fill the context to its last token."""
+    model, engine = model_of(TokenEvent(0, "", 0, "length"))
+    with model:
+        assert model.generate("x" * 100, max_new_tokens=0, echo=True).text == "x" * 100
+        assert engine.asked[0].max_new_tokens == 0
+        with pytest.raises(ContextLengthExceeded, match="100"):
+            model.generate("x" * 100, max_new_tokens=1)
+
+
+def test_logprobs_name_their_tokens():
+    model, _ = model_of(TokenEvent(0, "A", 1, "length", (TokenLogprob(65, -0.5, ((66, -0.25),)),)))
+    with model:
+        [token] = model.generate("x", logprobs=1).choices[0].logprobs.content
+    assert token.model_dump() == {
+        "token": "A",
+        "bytes": [65],
+        "logprob": -0.5,
+        "top_logprobs": [{"token": "B", "bytes": [66], "logprob": -0.25}],
+    }
