@@ -1,6 +1,6 @@
 """RunGPT serves large language models over gRPC and HTTP, and gives the same calls in Python.
 
-The names are loaded when they are first used: importing this package costs next to nothing.
+The names are loaded on first use, so importing this package takes almost no time.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Every error RunGPT raises, in one tree; the wire's error table (HTTP status, gRPC code) stands here and nowhere else.
+"""Every error RunGPT raises, in one tree. The wire's error table (HTTP status, gRPC code) is only here.
 
 RunGPTError
 ├── RequestError                an answer to one request; crosses the wire and comes back as the same class
@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 
 class RunGPTError(Exception):
-    """Base of all errors of this package. `message` is one line for a person."""
+    """Base of all errors of this package. `message` is one line for people."""
 
     def __init__(self, message: str):
         super().__init__(message)
@@ -35,8 +35,8 @@ class RunGPTError(Exception):
 class RequestError(RunGPTError):
     """The error answer to one request, in OpenAI's shape on the wire.
 
-    `param` names the offending field where there is one; `request_id` is what a server calls the request, for whoever
-    asks its operator what went wrong: None where no server said.
+    `param` is the name of the wrong field, if there is one. `request_id` is the server's name for the request, by which
+    its operator can find it in the log; None if no server gave a name.
     """
 
     http_status: ClassVar[int] = 500
@@ -50,7 +50,7 @@ class RequestError(RunGPTError):
         self.request_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The value of `error` on the wire: message, type, param, code."""
+        """Return the value of `error` on the wire: message, type, param, code."""
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
@@ -82,21 +82,21 @@ class Forbidden(RequestError):
 
 
 class ModelNotFound(RequestError):
-    """No such model or adapter on this server, in the catalogue, on the hub or on disk."""
+    """There is no such model or adapter on this server, in the catalogue, on the hub or on disk."""
 
     http_status, grpc_code = 404, "NOT_FOUND"
     type, code = "invalid_request_error", "model_not_found"
 
 
 class UnknownEndpoint(RequestError):
-    """No such route or endpoint here; the message names those there are."""
+    """There is no such route or endpoint; the message names those that exist."""
 
     http_status, grpc_code = 404, "NOT_FOUND"
     type, code = "invalid_request_error", "unknown_endpoint"
 
 
 class MethodNotAllowed(RequestError):
-    """The route exists, with another HTTP method."""
+    """The route exists, but with another HTTP method."""
 
     http_status, grpc_code = 405, "UNIMPLEMENTED"
     type, code = "invalid_request_error", "method_not_allowed"
@@ -118,7 +118,7 @@ class QueueFull(RequestError):
 
 
 class InternalError(RequestError):
-    """Something of ours broke while this request ran; the server lives on."""
+    """The server failed while this request ran; it goes on serving other requests."""
 
 
 class Unavailable(RequestError):
@@ -129,7 +129,7 @@ class Unavailable(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """The request's time was up before its answer was complete."""
+    """The request's time ran out before its answer was complete."""
 
     http_status, grpc_code = 504, "DEADLINE_EXCEEDED"
     type, code = "timeout_error", "deadline_exceeded"
@@ -144,7 +144,7 @@ class ModelLoadError(SetupError):
 
 
 class ChecksumMismatch(ModelLoadError):
-    """A file is not the one that was published."""
+    """A file differs from the one that was published."""
 
 
 class DownloadError(SetupError):
@@ -178,6 +178,6 @@ ERROR_CODES = tuple(_BY_CODE)
 
 
 def error_from_dict(error: dict[str, Any]) -> RequestError:
-    """The exception that `RequestError.to_dict` wrote; an unknown `code` becomes an InternalError."""
+    """Return the exception that `RequestError.to_dict` wrote; an unknown `code` becomes an InternalError."""
     cls = _BY_CODE.get(str(error.get("code")), InternalError)
     return cls(str(error.get("message") or "the server gave no message"), param=error.get("param"))

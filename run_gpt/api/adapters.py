@@ -13,7 +13,7 @@ AdapterName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=
 
 
 class ListAdaptersRequest(AnyRequest):
-    """Say which adapters a request may name."""
+    """List the adapters that a request may name."""
 
 
 class LoadAdapterRequest(AnyRequest):
@@ -24,15 +24,15 @@ class LoadAdapterRequest(AnyRequest):
 
 
 class UnloadAdapterRequest(AnyRequest):
-    """Unload an adapter in every replica; the requests that have it end first."""
+    """Unload an adapter in every replica, once the requests that use it have ended."""
 
     name: AdapterName = Field(description="Its name.")
 
 
 class AdapterList(Answer):
-    """The adapters that requests may name."""
+    """Adapters that requests may name."""
 
     object: Literal["list"] = "list"
     adapters: list[str]
     default: str | None = None
-    """The one of requests that name none; None: the model itself."""
+    """Adapter of a request that names none; None: the model itself."""

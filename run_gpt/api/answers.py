@@ -1,4 +1,4 @@
-"""Answers, as pydantic models: what both doors, the Python model and the client give."""
+"""Answers, as pydantic models: both endpoints (gRPC and HTTP), the Python model and the client give them."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -10,7 +10,7 @@ from run_gpt.api.values import Bytes
 
 
 def absent() -> Any:
-    """A field that is left out of the wire's JSON when it is None; one without this stays there as null."""
+    """Return a field that the wire's JSON leaves out when it is None; without this, the JSON has a null."""
     return Field(None, exclude_if=lambda value: value is None)
 
 
@@ -18,12 +18,12 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class TopLogprob(BaseModel):
-    """A token that could have stood here."""
+    """A token that was likely in this place."""
 
     token: str
     logprob: float
     bytes: list[int] | None = absent()
-    """Its bytes in UTF-8: a token may be a part of a character."""
+    """The token's bytes in UTF-8: a token may be a part of a character."""
 
 
 class TokenLogprob(BaseModel):
@@ -31,38 +31,38 @@ class TokenLogprob(BaseModel):
 
     token: str
     logprob: float | None
-    """None for the first token of a prompt, which nothing comes before."""
+    """None for the first token of a prompt: no token precedes it."""
     bytes: list[int] | None = absent()
     top_logprobs: list[TopLogprob]
 
 
 class Logprobs(BaseModel):
-    """The log-probabilities of the tokens of one choice, in OpenAI's chat shape; with `echo`, the prompt's first."""
+    """Log-probabilities of the tokens of one choice, in OpenAI's chat shape; with `echo`, the prompt's come first."""
 
     content: list[TokenLogprob]
 
 
 class PromptTokensDetails(BaseModel):
-    """What became of the prompt's tokens, in OpenAI's shape."""
+    """Details about the prompt's tokens, in OpenAI's shape."""
 
     cached_tokens: int = 0
-    """Those that an earlier prompt or answer had left in the cache, so that they were not run again."""
+    """Number of tokens found in the KV cache, from an earlier prompt or answer, and so not run again."""
 
 
 class Usage(BaseModel):
-    """Tokens counted so far."""
+    """Number of tokens so far."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    # Other servers leave it out, or say null.
+    # Other servers leave this field out, or send null.
     prompt_tokens_details: Annotated[
         PromptTokensDetails, BeforeValidator(lambda value: {} if value is None else value)
     ] = PromptTokensDetails()
 
 
 class Choice(BaseModel):
-    """One answer to `generate`, or what is new of it."""
+    """One answer to `generate`, or its new part in a stream."""
 
     index: int
     text: str
@@ -75,19 +75,19 @@ class ChatMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str | None
-    """None for an answer that is nothing but calls."""
+    """None for an answer that consists of calls only."""
     tool_calls: list[ToolCall] | None = absent()
 
 
 class FunctionDelta(BaseModel):
-    """What is new of a call: its name, or a piece of its arguments."""
+    """New part of a call: its name, or a piece of its arguments."""
 
     name: str | None = absent()
     arguments: str | None = absent()
 
 
 class ToolCallDelta(BaseModel):
-    """What is new of a call: first its id, type and name, then the pieces of its arguments."""
+    """New part of a call: first its id, type and name, then the pieces of its arguments."""
 
     index: int
     id: str | None = absent()
@@ -96,7 +96,7 @@ class ToolCallDelta(BaseModel):
 
 
 class Delta(BaseModel):
-    """What is new of the answer to a chat; `role` comes first, alone or with the first text."""
+    """New part of the answer to a chat; `role` comes first, alone or with the first text."""
 
     role: Literal["assistant"] | None = absent()
     content: str | None = absent()
@@ -113,7 +113,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatChunkChoice(BaseModel):
-    """What is new of one answer to `chat`."""
+    """New part of one answer to `chat`."""
 
     index: int
     delta: Delta
@@ -122,15 +122,15 @@ class ChatChunkChoice(BaseModel):
 
 
 class Body(BaseModel):
-    """What goes over the wire: an answer, or an event of a stream."""
+    """Base of all messages to a client: an answer, or an event of a stream."""
 
     def to_json(self) -> str:
-        """The wire's JSON."""
+        """Return the wire's JSON."""
         return self.model_dump_json()
 
 
 class Answer(Body):
-    """What every answer of a model has, and every event of its streams."""
+    """Fields that every answer of a model has, and every event of its streams."""
 
     id: str
     created: int
@@ -138,15 +138,15 @@ class Answer(Body):
 
 
 class Generation(Answer):
-    """An answer that is a text, or what is new of it."""
+    """An answer that is a text, or its new part in a stream."""
 
     usage: Usage
     timings: Timings | None = absent()
-    """In an answer, or in the last event of a stream, if they were asked for."""
+    """Set in an answer, or in the last event of a stream, if the request asks for `timings`."""
 
     @property
     def text(self) -> str:
-        """The text of the first choice (in a stream: what is new of it)."""
+        """Text of the first choice (in an event of a stream: its new text)."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -154,7 +154,7 @@ class Generation(Answer):
 
 
 class Completion(Generation):
-    """The answer to `generate`; as an event of a stream, `choices` holds the new text only."""
+    """The answer to `generate`. In an event of a stream, `choices` holds the new text only."""
 
     object: Literal["text_completion"] = "text_completion"
     choices: list[Choice]
@@ -188,37 +188,37 @@ class ChatCompletionChunk(Generation):
 
 
 class Status(BaseModel):
-    """What an executor says of itself on `/status`."""
+    """State of an executor, as `/status` gives it."""
 
     state: Literal["ready", "draining", "dead", "unloaded", "loading"]
     model: str
     running: int
-    """Sequences that are being decoded."""
+    """Number of sequences that are being decoded."""
     waiting: int
-    """Sequences that wait for a place."""
+    """Number of sequences that wait for a slot."""
     context_length: int | None = None
-    """Tokens of prompt and answer together that the model holds."""
+    """Most tokens of prompt and answer together."""
     started: float | None = None
-    """When its process began to serve, in seconds since 1970: another number is another process."""
+    """Time when the process began to serve, in seconds since 1970. Another number means another process."""
     memory: Bytes | None = None
-    """Bytes that the model's weights and its cache take at most, once it is loaded; None: not known."""
+    """Most bytes that the model's weights and KV cache take once it is loaded; None: not known."""
     unload_after: float | None = None
-    """Seconds without a request after which the model is to be unloaded; None: never."""
+    """Seconds without a request after which the model is unloaded; None: never."""
     step: str | None = None
-    """What it does while it is loading."""
+    """Current step of loading."""
     done: Bytes | None = None
     """Bytes of this step that are done."""
     total: Bytes | None = None
-    """Bytes of this step; None: not known."""
+    """Bytes of this step in all; None: not known."""
     why: str | None = None
-    """Why it could not be loaded the last time that this was tried."""
+    """Reason why the last attempt to load the model failed."""
 
 
 class Metrics(BaseModel):
-    """What an executor answers on `/metrics`."""
+    """An executor's answer on `/metrics`."""
 
     text: str
-    """In Prometheus' text form, version 0.0.4."""
+    """Metrics in Prometheus' text format, version 0.0.4."""
 
 
 AnyAnswer = TypeVar("AnyAnswer", bound=Answer)

@@ -1,4 +1,4 @@
-"""What a chat is made of: messages, the tools that a model may call, and its calls."""
+"""Parts of a chat: messages, the tools that a model may call, and its calls."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ MAX_TOOLS = 128
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
-# What OpenAI's answers have beside a message's text: empty, it may be sent back as it came.
+# Fields of OpenAI's answers beside a message's text. They are accepted when empty, so an answer can be sent back.
 _OF_ANSWERS = ("refusal", "annotations", "audio", "function_call")
 
 
@@ -30,11 +30,11 @@ class _Part(BaseModel):
 
 
 class FunctionCall(_Part):
-    """Which function is called, with what."""
+    """Name and arguments of a called function."""
 
     name: Text
     arguments: Text
-    """JSON text, as the model wrote it: it may be cut."""
+    """JSON text as the model wrote it; it may be cut off."""
 
 
 class ToolCall(_Part):
@@ -59,12 +59,12 @@ class Message(_Part):
     content: Annotated[
         Text | None, BeforeValidator(joined_parts, json_schema_input_type=Text | list[TextPart] | None)
     ] = None
-    """A text, or a list of `{"type": "text", "text": ...}`, which become its lines."""
+    """A text, or a list of `{"type": "text", "text": ...}`, whose texts are joined as lines."""
     name: Text | None = None
     tool_calls: list[ToolCall] | None = None
-    """Of the assistant: what it called."""
+    """Calls of the assistant."""
     tool_call_id: Text | None = None
-    """Of a tool: which call this is the result of."""
+    """Id of the call that this message of a tool is the result of."""
 
     @model_validator(mode="before")
     @classmethod
@@ -94,9 +94,9 @@ class Function(_Part):
     name: ToolName
     description: Text | None = None
     parameters: JsonObject | None = None
-    """The JSON schema of its arguments; default: any object."""
+    """JSON schema of the arguments; default: any object."""
     strict: bool | None = None
-    """Whether every call follows the schema; without it one that `tool_choice` does not enforce need not."""
+    """True: every call follows the schema. Otherwise only calls that `tool_choice` enforces do."""
 
 
 class Tool(_Part):
@@ -141,7 +141,7 @@ class JsonSchemaFormat(_Part):
 
 
 class ResponseFormat(_Part):
-    """What form the answer must have: it is enforced token by token."""
+    """Form that the answer must have; it is enforced token by token."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "choice"]
     json_schema: JsonSchemaFormat | None = None
@@ -160,14 +160,14 @@ class ResponseFormat(_Part):
 
     @property
     def source(self) -> str | None:
-        """The schema or the list of choices as JSON text, or the regular expression; None where the type says all."""
+        """Schema or list of choices as JSON text, or the regular expression; None for a type that needs none."""
         if self.json_schema is not None:
             return json.dumps(self.json_schema.schema_, ensure_ascii=False)
         return self.regex if self.choice is None else json.dumps(self.choice, ensure_ascii=False)
 
 
 def check_tools(tools: list[Tool] | None, choice: str | NamedTool | None) -> None:
-    """Raises InvalidRequest for a choice that the tools do not allow, or for two tools of one name."""
+    """Raise InvalidRequest for a choice that the tools do not allow, or for two tools with the same name."""
     names = [tool.function.name for tool in tools or ()]
     for name in names:
         if names.count(name) > 1:

@@ -1,7 +1,7 @@
-"""The Jina documents: the schemas as typed documents, and the one conversion between the two.
+"""Jina documents: the schemas as typed documents, and the only conversion between the two.
 
-Each document class is derived from its schema, so that the gRPC door cannot drift from the HTTP door. Importing this
-module imports docarray, which takes seconds: import it late.
+Each document class is derived from its schema, so gRPC and HTTP cannot drift apart. Importing this module imports
+docarray, which takes seconds: import it late.
 """
 
 import json
@@ -22,22 +22,22 @@ Asked = TypeVar("Asked", bound=schema.AnyRequest)
 
 
 class _Request(BaseDoc):  # type: ignore[misc]
-    """A request's document: to set a field that it has not is an error where it is made."""
+    """A request's document. Setting an unknown field is an error at once, in the caller."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
-    """The document class of a schema: `Usage` becomes `UsageDocument`; what is nested becomes a plain dict.
+    """Return the document class of a schema: `Usage` becomes `UsageDocument`, nested models become plain dicts.
 
-    Limits stay with the schema: a document holds what arrived, the schema says what is wrong with it.
+    A document holds the values that arrived. Limits stay with the schema, which checks them.
     """
     fields: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        if name != "id":  # each document has one
+        if name != "id":  # each document has an id of its own
             kind = Any if _takes_more(info.metadata) else _plain(info.annotation)
             fields[name] = (kind | None, None)
-    for name in getattr(model, "REFUSED", ()):  # else docarray would drop it, and nobody would hear of it
+    for name in getattr(model, "REFUSED", ()):  # otherwise docarray would drop it silently
         fields[name] = (Any, None)
     if issubclass(model, answers.Body):
         fields["error"] = (dict[str, Any] | None, None)
@@ -47,7 +47,7 @@ def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
 
 
 def _plain(annotation: Any) -> Any:
-    """The builtin type that carries a schema's annotation in a document."""
+    """Return the builtin type that stands for a schema's annotation in a document."""
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation is NoneType or (origin is Annotated and _takes_more(args[1:])):
         return Any
@@ -66,7 +66,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def _takes_more(metadata: Sequence[Any]) -> bool:
-    """Whether the schema takes other forms of a value, such as one text for a list of one."""
+    """Return True if the schema takes other forms of a value, such as one text for a list of one."""
     return any(isinstance(item, BeforeValidator) for item in metadata)
 
 
@@ -114,21 +114,21 @@ _DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
 
 
 def document_class(model: type[BaseModel]) -> type[BaseDoc]:
-    """The document class of a request or an answer; those that only the gateway has are made when first asked for."""
+    """Return the document class of a request or an answer. Classes that only the gateway uses are made on first use."""
     if model not in _DOCUMENTS:
         _DOCUMENTS[model] = _document_class(model)
     return _DOCUMENTS[model]
 
 
 def request_to_document(request: schema.AnyRequest) -> BaseDoc:
-    """The document of a checked request."""
+    """Return the document of a checked request."""
     return document_class(type(request))(**request.model_dump(exclude_none=True, context=DOCUMENT))
 
 
 def message_to_request(model: type[Asked], message: DocProto, *, stream: bool = False) -> Asked:
-    """The request that a document's message carries, checked. Raises InvalidRequest.
+    """Return the checked request that a document's message carries. Raises InvalidRequest.
 
-    For the door: docarray drops a field it does not know when it makes a document of a message.
+    The gRPC endpoint needs this: docarray drops unknown fields when it makes a document of a message.
     """
     cls = document_class(model)
     for name in message.data:
@@ -142,20 +142,20 @@ def message_to_request(model: type[Asked], message: DocProto, *, stream: bool = 
 
 
 def document_to_request(model: type[Asked], document: BaseDoc, *, stream: bool = False) -> Asked:
-    """The request that a document carries, checked. Raises InvalidRequest."""
+    """Return the checked request that a document carries. Raises InvalidRequest."""
     fields = {name: value for name, value in document.model_dump(exclude={"id"}).items() if value is not None}
     return model.parse(fields, stream=stream)
 
 
 def answer_to_document(answer: answers.Body) -> BaseDoc:
-    """The document of an answer or of one event of a stream."""
+    """Return the document of an answer or of one event of a stream."""
     return document_class(type(answer))(**answer.model_dump())
 
 
 def write_answer(answer: answers.Body, message: DocProto) -> None:
-    """Write an answer into the empty message of its document, as docarray would do, in a fifth of the time."""
+    """Write an answer into the empty message of its document, as docarray does, but in a fifth of the time."""
     fields = answer.model_dump()
-    fields.setdefault("id", os.urandom(16).hex())  # each document has one
+    fields.setdefault("id", os.urandom(16).hex())  # each document has an id
     _write_fields(fields, message)
     for name in document_class(type(answer)).model_fields.keys() - fields.keys():
         message.data[name].SetInParent()  # None
@@ -168,7 +168,7 @@ def _write_fields(fields: dict[str, Any], message: Any) -> None:
 
 
 def _write_value(value: Any, node: Any) -> None:
-    """Write a value into a node; one of None stays empty."""
+    """Write a value into a node; for None the node stays empty."""
     kind = type(value)
     if kind is str:
         node.text = value
@@ -188,14 +188,14 @@ def _write_value(value: Any, node: Any) -> None:
 
 
 def error_to_document(model: type[answers.Body], error: RequestError) -> BaseDoc:
-    """The last document of a stream that failed."""
+    """Return the last document of a stream that failed."""
     return document_class(model)(error=error.to_dict())
 
 
 def document_to_answer(model: type[answers.AnyAnswer], document: BaseDoc) -> answers.AnyAnswer:
-    """The answer that a document carries. Raises the RequestError that it carries instead.
+    """Return the answer that a document carries, or raise the RequestError that it carries instead.
 
-    An empty document is what Jina gives back where an Executor failed without a word: an InternalError.
+    Jina gives an empty document back when an Executor fails without an error message: this is an InternalError.
     """
     data = document.model_dump()
     if (error := data.pop("error")) is not None:
@@ -206,9 +206,9 @@ def document_to_answer(model: type[answers.AnyAnswer], document: BaseDoc) -> ans
 
 
 class WireError(Exception):
-    """How an Executor raises a RequestError from a unary endpoint.
+    """Exception by which an Executor raises a RequestError from a unary endpoint.
 
-    Jina carries an exception to its caller as a list of strings; the first one is the error's JSON.
+    Jina passes an exception on to its caller as a list of strings; the first one is the error's JSON.
     """
 
     def __init__(self, error: RequestError):

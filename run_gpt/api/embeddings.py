@@ -1,4 +1,4 @@
-"""Embeddings: texts in, a vector for each."""
+"""Embeddings: requests with texts, and answers with a vector for each text."""
 
 import base64
 import struct
@@ -14,7 +14,7 @@ MAX_TEXTS = 1024
 
 
 class EmbedRequest(AnyRequest):
-    """Make a vector of each text: its hidden states after the model's last norm, pooled, of length 1."""
+    """Make a vector of each text: its hidden states after the model's last norm, pooled and scaled to length 1."""
 
     texts: Annotated[
         list[TextOrIds],
@@ -36,16 +36,16 @@ class Embedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
-    """In base64 where that was asked for."""
+    """Numbers, or base64 if the request asks for it."""
 
     @property
     def vector(self) -> list[float]:
-        """[hidden size]."""
+        """The vector as numbers, of shape [hidden size]."""
         return unpacked(self.embedding) if isinstance(self.embedding, str) else self.embedding
 
 
 class EmbeddingUsage(BaseModel):
-    """Tokens of all texts together."""
+    """Number of tokens of all texts together."""
 
     prompt_tokens: int
     total_tokens: int
@@ -60,16 +60,16 @@ class Embeddings(Answer):
 
     @property
     def vectors(self) -> list[list[float]]:
-        """[texts, hidden size]."""
+        """The vectors as numbers, of shape [texts, hidden size]."""
         return [item.vector for item in self.data]
 
 
 def packed(vector: list[float]) -> str:
-    """A vector's 32-bit floats, little-endian, in base64."""
+    """Return a vector's 32-bit floats, little-endian, in base64."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def unpacked(text: str) -> list[float]:
-    """The vector that `packed` wrote."""
+    """Return the vector that `packed` wrote."""
     data = base64.b64decode(text)
     return list(struct.unpack(f"<{len(data) // 4}f", data))

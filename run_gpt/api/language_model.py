@@ -1,7 +1,7 @@
-"""The calls of a model, the same for one in this process and for one behind a server.
+"""Calls of a model, the same for a model in this process and for one behind a server.
 
-A subclass supplies two coroutines: `_answer` and `_stream`. The public calls, sync and async, for one prompt or
-several, are written here once.
+A subclass supplies `_answer` and `_stream`. The public calls, sync and async, for one prompt or several, are written
+here once.
 """
 
 import asyncio
@@ -29,14 +29,15 @@ _creation = threading.Lock()
 
 
 class LanguageModel(ABC):
-    """Generate, chat, embed, tokenize. `parameters` are those of `run_gpt.api.schema.Parameters`, in either spelling.
+    """Base of models that generate, chat, embed and tokenize.
 
-    `request_id` (up to 128 printable ASCII characters without spaces) names a request in the log of a server, which
-    makes a name for one without. An error has the request's name as its `request_id`.
+    `parameters` are the fields of `run_gpt.api.schema.Parameters`, in either spelling. `request_id` (up to 128
+    printable ASCII characters without spaces) names a request in the log of a server; the server makes a name for a
+    request without one. An error has the request's name as its `request_id`.
 
-    Every call raises InvalidRequest for a parameter that is wrong, DeadlineExceeded after `timeout` seconds, and
-    Unavailable once the model is closed. A stream begins when it is first read; one that is not read to its end is
-    cancelled when its iterator is closed. The sync calls may come from any thread, inside a running event loop too.
+    Every call raises InvalidRequest for a wrong parameter, DeadlineExceeded after `timeout` seconds, and Unavailable
+    once the model is closed. A stream begins when it is first read. Closing its iterator before the end cancels the
+    request. The sync calls may come from any thread, also from inside a running event loop.
     """
 
     _thread: LoopThread | None = None
@@ -44,15 +45,15 @@ class LanguageModel(ABC):
 
     @abstractmethod
     async def _answer(self, request: AnyRequest, timeout: float | None, request_id: str | None = None) -> Answer:
-        """The whole answer to one request."""
+        """Return the whole answer to one request."""
 
     @abstractmethod
     def _stream(self, request: Request, timeout: float | None, request_id: str | None = None) -> AsyncIterator[Answer]:
-        """The events of one streamed answer."""
+        """Yield the events of one streamed answer."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """End what the model holds: its engine, or its connections."""
+        """Close the model's engine or its connections."""
 
     @overload
     async def agenerate(
@@ -75,7 +76,7 @@ class LanguageModel(ABC):
         request_id: str | None = None,
         **parameters: Any,
     ) -> Completion | list[Completion]:
-        """Continue `prompt`: a Completion, or one for each of a list of prompts, which run together.
+        """Continue `prompt` and return a Completion, or a list of them for a list of prompts, which run together.
 
         A prompt is a text or token ids: a list of ids is one prompt.
         """
@@ -93,9 +94,9 @@ class LanguageModel(ABC):
         request_id: str | None = None,
         **parameters: Any,
     ) -> AsyncIterator[Completion]:
-        """Continue `prompt`, yielding what is new as it comes.
+        """Continue `prompt` and yield each new part as it comes.
 
-        Of several prompts the events come mixed: prompt i has the choices i * n up to i * n + n - 1.
+        The events of several prompts come mixed: prompt i has the choices i * n up to i * n + n - 1.
         """
         self._check_open()
         requests = [GenerateRequest.parse({**parameters, "prompt": one}, stream=True) for one in as_prompts(prompt)]
@@ -110,8 +111,8 @@ class LanguageModel(ABC):
     ) -> ChatCompletion:
         """Answer the last of `messages`: a list of {"role", "content"}, or a text, which is one user message.
 
-        `tools`, `tool_choice` and `parallel_tool_calls` are parameters, too; the message of an answer may stand in
-        the next `messages` as it is.
+        `tools`, `tool_choice` and `parallel_tool_calls` are parameters, too. The message of an answer can be put into
+        the next `messages` unchanged.
         """
         self._check_open()
         request = ChatRequest.parse({**parameters, "messages": as_messages(messages)})
@@ -120,7 +121,7 @@ class LanguageModel(ABC):
     async def achat_stream(
         self, messages: Messages, *, timeout: float | None = None, request_id: str | None = None, **parameters: Any
     ) -> AsyncIterator[ChatCompletionChunk]:
-        """Answer the last of `messages`, yielding what is new as it comes."""
+        """Answer the last of `messages` and yield each new part as it comes."""
         self._check_open()
         request = ChatRequest.parse({**parameters, "messages": as_messages(messages)}, stream=True)
         async with aclosing(cast("Any", self._stream(request, timeout, request_id))) as events:
@@ -136,7 +137,7 @@ class LanguageModel(ABC):
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> Embeddings:
-        """A vector for each text, or for each list of token ids: see EmbedRequest. They run together."""
+        """Return a vector for each text or list of token ids, as EmbedRequest describes. All of them run together."""
         self._check_open()
         fields = {"texts": as_prompts(texts), "pooling": pooling, "adapter": adapter}
         return cast("Embeddings", await self._answer(EmbedRequest.parse(fields), timeout, request_id))
@@ -149,9 +150,10 @@ class LanguageModel(ABC):
         add_special_tokens: bool | None = None,
         timeout: float | None = None,
     ) -> list[int]:
-        """The token ids of the prompt that `generate` would run of a text, or `chat` of a list of messages.
+        """Return the token ids of the prompt that `generate` would run for a text, or `chat` for a list of messages.
 
-        `tools`: of a chat. `add_special_tokens`: of a text; begin with what begins every text, default true.
+        `tools` are for a chat only. `add_special_tokens` is for a text only: begin with the special tokens that begin
+        every text; default true.
         """
         self._check_open()
         given: dict[str, Any] = {"tools": tools, "add_special_tokens": add_special_tokens}
@@ -159,30 +161,30 @@ class LanguageModel(ABC):
         return cast("Tokens", await self._answer(TokenizeRequest.parse(given), timeout)).tokens
 
     async def adetokenize(self, tokens: Sequence[int], *, timeout: float | None = None) -> str:
-        """The text of token ids, those included that only mark something."""
+        """Return the text of token ids, special tokens included."""
         self._check_open()
         request = DetokenizeRequest.parse({"tokens": list(tokens)})
         return cast("DetokenizedText", await self._answer(request, timeout)).prompt
 
     async def aadapters(self, *, timeout: float | None = None) -> list[str]:
-        """The names of the LoRA adapters that requests may name."""
+        """Return the names of the LoRA adapters that requests may name."""
         self._check_open()
         return cast("AdapterList", await self._answer(ListAdaptersRequest.parse({}), timeout)).adapters
 
     async def aload_adapter(self, name: str, path: str, *, timeout: float | None = None) -> list[str]:
-        """Load the LoRA adapter in the folder `path` (or with this hub id), where the model is; returns all names.
+        """Load a LoRA adapter from `path`, a folder on the machine of the model or a hub id, and return all names.
 
-        Raises InvalidRequest if the name is taken or the adapter cannot be had or does not fit, Forbidden on a server
-        that does not let its adapters be changed.
+        Raises InvalidRequest if the name is taken, or the adapter cannot be loaded or does not fit the model, and
+        Forbidden if the server does not allow requests to change its adapters.
         """
         self._check_open()
         request = LoadAdapterRequest.parse({"name": name, "path": path})
         return cast("AdapterList", await self._answer(request, timeout)).adapters
 
     async def aunload_adapter(self, name: str, *, timeout: float | None = None) -> list[str]:
-        """Unload a LoRA adapter, once the requests that have it have ended; returns the names of the others.
+        """Unload a LoRA adapter once the requests that use it have ended, and return the names of the others.
 
-        Raises ModelNotFound if there is none of this name, Forbidden as `aload_adapter`.
+        Raises ModelNotFound if no adapter has this name, Forbidden as `aload_adapter`.
         """
         self._check_open()
         request = UnloadAdapterRequest.parse({"name": name})
@@ -260,7 +262,7 @@ class LanguageModel(ABC):
         return result(self._submit(self.aunload_adapter(name, timeout=timeout)))
 
     def close(self) -> None:
-        """End what the model holds: its engine or its connections, and its thread. Running calls end with an error."""
+        """Close the model's engine or its connections, and end its thread. Running calls end with an error."""
         if not self._closed:
             result(self._submit(self.aclose()))
         self._stop()
@@ -290,7 +292,7 @@ class LanguageModel(ABC):
             thread.stop()
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine on the loop of the sync calls, whose thread ends with the model or with the process."""
+        """Start a coroutine on the loop of the sync calls. Its thread ends with the model or with the process."""
         with _creation:
             if self._thread is None and not self._closed:
                 self._thread = LoopThread("rungpt-calls")
@@ -302,7 +304,7 @@ class LanguageModel(ABC):
         return thread.submit(coroutine)
 
     def _iterate(self, events: AsyncIterator[AnyAnswer]) -> Iterator[AnyAnswer]:
-        """The events, sync: one task of the loop reads them all, since a generator must not change its task."""
+        """Yield the events, sync. One task of the loop reads them all, since a generator must not change its task."""
         arrived: queue.SimpleQueue[AnyAnswer | Future[None]] = queue.SimpleQueue()
 
         async def read() -> None:
@@ -325,7 +327,7 @@ def _closed_error() -> Unavailable:
 
 
 async def _renumbered(streams: list[AsyncIterator[Completion]], sequences: int) -> AsyncIterator[Completion]:
-    """The events of all streams as they come, with each stream's choices renumbered."""
+    """Yield the events of all streams as they come, with each stream's choices renumbered."""
     async with aclosing(cast("Any", merged(streams))) as events:
         async for i, event in events:
             for choice in event.choices:

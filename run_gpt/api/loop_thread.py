@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own: sync calls of async code, which work inside a running loop (a notebook) too."""
+"""An event loop in its own thread, for sync calls of async code. It works inside a running loop (a notebook), too."""
 
 import asyncio
 import concurrent.futures
@@ -15,7 +15,7 @@ _JOIN_SECONDS = 5.0
 
 
 class LoopThread:
-    """Runs coroutines until it is stopped. Its thread does not keep the interpreter alive."""
+    """Thread that runs coroutines until it is stopped. It does not keep the interpreter alive."""
 
     def __init__(self, name: str):
         self._lock = threading.RLock()  # reentrant: `stop` may be called by the garbage collector, anywhere
@@ -27,14 +27,14 @@ class LoopThread:
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Start the coroutine; cancelling the future cancels it. Raises Unavailable after `stop`."""
-        with self._lock:  # what is submitted before `stop` is surely started, then cancelled
+        with self._lock:  # a coroutine submitted before `stop` is always started, then cancelled
             if not self._is_stopped:
                 return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         coroutine.close()
         raise Unavailable("this model is closed")
 
     def stop(self) -> None:
-        """Cancel what still runs, close what is still open, end the thread. May be called from anywhere, and twice."""
+        """Cancel running coroutines, close open generators, end the thread. May be called from anywhere, and twice."""
         with self._lock:
             if self._is_stopped:
                 return
@@ -53,7 +53,7 @@ class LoopThread:
 
 
 def result(future: Future[T]) -> T:
-    """The result of what was submitted; an interrupt (Ctrl-C) cancels it. Raises Unavailable if `stop` ended it."""
+    """Return the result. An interrupt (Ctrl-C) cancels the coroutine. Raises Unavailable if `stop` ended it."""
     try:
         return future.result()
     except concurrent.futures.CancelledError:

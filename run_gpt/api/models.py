@@ -1,4 +1,4 @@
-"""The models of a server: which there are, in which state, and requests to load and to unload them."""
+"""Models of a server: their states, and requests to load and to unload them."""
 
 from typing import Literal
 
@@ -9,11 +9,11 @@ from run_gpt.api.schema import AnyRequest
 from run_gpt.api.values import Bytes, NonEmpty
 
 State = Literal["unloaded", "loading", "loaded", "failed", "unavailable"]
-"""`failed`: it could not be loaded the last time; the next request tries again. `unavailable`: no replica answers."""
+"""`failed`: the last load failed, and the next request tries again. `unavailable`: no replica answers."""
 
 
 class LoadModelRequest(AnyRequest):
-    """Load a model, and say how far that is."""
+    """Load a model, and report the progress."""
 
     model: NonEmpty = Field(description="Its name.")
 
@@ -23,24 +23,24 @@ class LoadModelRequest(AnyRequest):
 
 
 class UnloadModelRequest(AnyRequest):
-    """Unload a model that has nothing to do; the next request for it loads it again."""
+    """Unload an idle model; the next request for it loads it again."""
 
     model: NonEmpty = Field(description="Its name.")
 
 
 class ModelState(Answer):
-    """The state of a model, and while it is loading how far that is."""
+    """State of a model, and the progress while it is loading."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     object: Literal["model.state"] = "model.state"
     state: State
-    """Whether it is in memory; `failed`: the last load failed, and the next request tries again."""
+    """State of the model in memory; `failed`: the last load failed, and the next request tries again."""
     step: str | None = None
-    """What is being done, while it is loading."""
+    """Current step of loading."""
     done: Bytes | None = None
     """Bytes of this step that are done."""
     total: Bytes | None = None
-    """Bytes of this step; null: not known."""
+    """Bytes of this step in all; null: not known."""
     memory: Bytes | None = None
-    """Bytes that its weights and its cache take at most, in all replicas together, once it is loaded."""
+    """Most bytes that its weights and KV cache take in all replicas together, once it is loaded."""

@@ -1,4 +1,4 @@
-"""`NativeStream`: from the pieces of an answer to native events, or to the whole answer."""
+"""`NativeStream`: converts the pieces of an answer to native events, or to the whole answer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ Event = Completion | ChatCompletionChunk
 
 
 class NativeStream:
-    """The answer to one native request, of which pieces come one after the other."""
+    """The answer to one native request, built from pieces that come one after the other."""
 
     def __init__(self, request: Request, head: Head):
         self._is_chat = isinstance(request, ChatRequest)
@@ -56,7 +56,7 @@ class NativeStream:
         return event
 
     def plain(self, piece: Piece) -> bytes | None:
-        """Write the server-sent event of a plain piece, the short way; None if its event is another one."""
+        """Write the server-sent event of a plain piece the fast way; None for the first event of a sequence."""
         if piece.index not in self._begun:
             return None
         if (written := self._plain.get(piece.index)) is None:
@@ -65,14 +65,15 @@ class NativeStream:
         return written.write(piece.text, self._tokens, self._head.prompt_tokens + self._tokens)
 
     def count(self, piece: Piece) -> None:
-        """Count the tokens of a piece of which no event is made here."""
+        """Count the tokens of a piece for which no event is made here."""
         self._tokens += piece.tokens
         self._cached = self._cached or piece.cached
 
     def whole(self, sequences: Sequence[Piece], shown: Sequence[int] | None = None) -> Whole:
-        """Make the whole answer of whole sequences, a piece each.
+        """Make the whole answer from whole sequences, one piece each.
 
-        `shown`: the numbers of those that are choices, in their new order; all count in `usage`. Default: all.
+        `shown` holds the numbers of the sequences that become choices, in their new order; default: all. All sequences
+        count in `usage`.
         """
         for piece in sequences:
             self.count(piece)
@@ -85,7 +86,7 @@ class NativeStream:
         return Completion(choices=[_choice(piece) for piece in chosen], prompt=self._prompt, **common)
 
     def _marked(self, index: int) -> Event:
-        """Make an event of which a PlainEvent is made."""
+        """Make the event that a PlainEvent is made from."""
         common = self._common(Piece(index, TEXT, 0))
         common["usage"].completion_tokens, common["usage"].total_tokens = NUMBERS
         if self._is_chat:

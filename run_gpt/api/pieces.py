@@ -1,7 +1,7 @@
-"""Pieces: what is new of a streamed answer, in the one form that goes from the engine's process to every endpoint.
+"""Pieces: the new parts of a streamed answer, in the form that goes from the engine's process to every endpoint.
 
-They are msgspec structs, which take a tenth of the time of pydantic's to make, to write and to read. What a client
-sees is made of them by `native_stream.py`.
+They are msgspec structs, which take a tenth of the time of pydantic's to make, to write and to read. For clients,
+`native_stream.py` converts them.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Likely = tuple[str, float, bytes]
 
 
 class Head(Struct, array_like=True, frozen=True):
-    """The part that all events of an answer have in common; it comes before the first piece."""
+    """The part that all events of an answer have in common; it is sent before the first piece."""
 
     id: str
     created: int
@@ -31,14 +31,14 @@ class Token(Struct, array_like=True, frozen=True):
 
     text: str
     logprob: float | None
-    """None for the first token of a prompt, which nothing comes before."""
+    """None for the first token of a prompt: no token precedes it."""
     bytes: bytes
     top: list[Likely] = []
-    """The likeliest tokens in its place."""
+    """Likeliest tokens in this place."""
 
 
 class CallPiece(Struct, array_like=True, frozen=True):
-    """News of one call of a tool: its id and name, or more of its arguments."""
+    """New part of one call of a tool: its id and name, or more of its arguments."""
 
     index: int
     """Number of the call in its answer, from 0."""
@@ -50,26 +50,26 @@ class CallPiece(Struct, array_like=True, frozen=True):
 
 
 class Piece(Struct, array_like=True):
-    """News of one sequence of an answer: of one engine step, or of several that were merged."""
+    """New part of one sequence of an answer, from one engine step or from several that were merged."""
 
     index: int
     """Number of the sequence, from 0."""
     text: str
     tokens: int
-    """New tokens of the answer."""
+    """Number of new tokens of the answer."""
     finish: FinishReason | None = None
     """Set in the last piece of a sequence."""
     cached: int = 0
-    """Tokens of the prompt that were reused, in the first piece of sequence 0."""
+    """Number of prompt tokens reused from the KV cache, in the first piece of sequence 0."""
     calls: list[CallPiece] = []
     logprobs: list[Token] | None = None
-    """None unless they were asked for."""
+    """None unless the request asks for them."""
     timings: Mapping[str, float | None] | None = None
     """Fields of `Timings`, in the last piece of a request that asks for them."""
 
     @property
     def is_plain(self) -> bool:
-        """True for a piece that adds nothing but text."""
+        """True for a piece that adds only text."""
         return self.finish is None and not self.calls and self.logprobs is None and not self.cached
 
     @property
@@ -92,7 +92,7 @@ class Piece(Struct, array_like=True):
 
 
 def _joined(calls: list[CallPiece], later: list[CallPiece]) -> list[CallPiece]:
-    """Put calls together; arguments of the same call become one piece."""
+    """Join two lists of calls; arguments of the same call become one piece."""
     if not (calls and later and later[0].id is None and later[0].index == calls[-1].index):
         return [*calls, *later] if later else calls
     last = calls[-1]
@@ -101,11 +101,11 @@ def _joined(calls: list[CallPiece], later: list[CallPiece]) -> list[CallPiece]:
 
 
 News = Head | Piece | bytes
-"""One thing that is new of an answer; bytes are a body of JSON that is no piece of text."""
+"""One message about an answer; bytes are a body of JSON that is not a piece of text."""
 
 
 class Pending:
-    """News that wait for a reader. Pieces of one sequence are merged, so it never holds more than the answer."""
+    """News that wait for a reader. Pieces of one sequence are merged, so the size never exceeds that of the answer."""
 
     __slots__ = ("_others", "_pieces")
 
@@ -114,7 +114,7 @@ class Pending:
         self._pieces: dict[int, Piece] = {}
 
     def put(self, news: News) -> None:
-        """Add news. A piece that is put here belongs to this object."""
+        """Add news. This object then owns the piece, and may change it."""
         if not isinstance(news, Piece):
             self._others.append(news)
         elif (earlier := self._pieces.get(news.index)) is None:
@@ -123,7 +123,7 @@ class Pending:
             earlier.add(news)
 
     def take(self) -> list[News]:
-        """Return all that is here, and forget it. Heads and bodies come first."""
+        """Remove and return all news. Heads and bodies come first."""
         if self._others:
             news: list[News] = [*self._others, *self._pieces.values()]
             self._others = []
@@ -133,5 +133,5 @@ class Pending:
         return news
 
     def __bool__(self) -> bool:
-        """True when there is anything to take."""
+        """Return True when there is anything to take."""
         return bool(self._pieces or self._others)

@@ -1,7 +1,7 @@
-"""Message classes of our own for a wire format: a private descriptor pool, built from a short table.
+"""Own message classes for a wire format: a private descriptor pool, built from a short table.
 
-Loading Jina's or docarray's generated messages means importing those packages, which takes seconds, and two versions
-of one message cannot share the default pool.
+Jina's and docarray's generated messages need an import of those packages, which takes seconds, and two versions of one
+message cannot share the default pool.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ _MESSAGE, _SINGULAR, _REPEATED = 11, 1, 3
 def message_classes(
     package: str, messages: Mapping[str, Mapping[str, tuple[int, str]]], *, unions: tuple[str, ...] = ()
 ) -> Any:
-    """The classes of `messages`, as attributes.
+    """Return an object with the classes of `messages` as attributes.
 
-    A message is {field: (number, kind)}; a kind is a scalar, another message of the table or `Struct`, with `repeated`
-    before it if need be. Fields that the table leaves out are kept as they came. In a message that `unions` names, at
+    A message is {field: (number, kind)}; a kind is a scalar, another message of the table or `Struct`, after
+    `repeated ` for a list. Fields that are not in the table are kept as they came. In a message that `unions` names, at
     most one field is set, and a field that is set is sent even if it is empty.
     """
     file = descriptor_pb2.FileDescriptorProto(

@@ -1,7 +1,7 @@
-"""Requests, as pydantic models: what both doors, the Python model and the client speak.
+"""Requests, as pydantic models: both endpoints (gRPC and HTTP), the Python model and the client take them.
 
-A request is checked here and nowhere else: an unknown field, a value out of range or a combination that cannot be
-served is an InvalidRequest that names the field, the limit and the value.
+A request is checked only here. An unknown field, a value out of range or a combination that cannot be served is an
+InvalidRequest that names the field, the limit and the value.
 """
 
 from typing import Annotated, Any, Self
@@ -23,15 +23,15 @@ StopTexts = Annotated[
 ]
 
 BASE = "base"
-"""Names the model itself where a request could name an adapter."""
+"""Name that stands for the model itself where a request could name an adapter."""
 ADAPTER = f"Name of a loaded LoRA adapter, or `{BASE}` for the model itself; default: the server's."
 
-# The OpenAI spelling of a parameter, and the transformers spelling that this project uses.
+# From the OpenAI spelling of a parameter to the transformers spelling that this project uses.
 SYNONYMS = {"max_tokens": "max_new_tokens", "n": "num_return_sequences", "stop_str": "stop"}
 
 
 class AnyRequest(BaseModel):
-    """What every request has in common. Unset (None) means the default that the description gives."""
+    """Base of all requests. A field that is unset (None) has the default that its description gives."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -47,12 +47,12 @@ class AnyRequest(BaseModel):
         return request.check_stream() if stream else request
 
     def check_stream(self) -> Self:
-        """This request, if its answer can be streamed. Raises InvalidRequest."""
+        """Return this request if its answer can be streamed. Raises InvalidRequest otherwise."""
         raise InvalidRequest("this request has no streamed answer")
 
 
 class Parameters(AnyRequest):
-    """What both kinds of request for a text have in common."""
+    """Fields that both kinds of request for a text have in common."""
 
     adapter: Text | None = Field(None, description=ADAPTER)
     max_new_tokens: int | None = Field(
@@ -151,13 +151,13 @@ class Parameters(AnyRequest):
 
     @property
     def form(self) -> str | None:
-        """What enforces a form of the answer, if anything does."""
+        """Name of the parameter that enforces a form of the answer, or None."""
         given = self.response_format
         return "response_format" if given is not None and given.type != "text" else None
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn, not chosen greedily."""
+        """True when tokens are sampled, False when they are chosen greedily."""
         if self.do_sample is not None:
             return self.do_sample
         asked = (self.temperature, self.top_k, self.top_p, self.min_p)
@@ -170,16 +170,16 @@ class Parameters(AnyRequest):
 
     @property
     def beam_search(self) -> bool:
-        """Whether this is beam search, which runs alone and cannot be streamed."""
+        """True for beam search, which runs alone and cannot be streamed."""
         return (self.num_beams or 1) > 1
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop texts, none to sixteen."""
+        """Stop sequences, none to sixteen."""
         return tuple(self.stop or ())
 
     def check_stream(self) -> Self:
-        """This request, if its answer can be streamed. Raises InvalidRequest."""
+        """Return this request if its answer can be streamed. Raises InvalidRequest otherwise."""
         if self.beam_search:
             raise InvalidRequest(f"num_beams = {self.num_beams}: beam search cannot be streamed", param="num_beams")
         if (self.best_of or 0) > self.sequences:
@@ -232,16 +232,16 @@ class ChatRequest(Parameters):
 
     @property
     def must_call(self) -> bool:
-        """Whether the answer must be calls and nothing else."""
+        """True when the answer must consist of calls only."""
         return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
 
 
 Request = GenerateRequest | ChatRequest
-"""Those that are answered with a text."""
+"""A request that is answered with a text."""
 
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
-    """The first problem of a pydantic error in one line: field, what is wrong, the value given."""
+    """Return the first problem of a pydantic error in one line: the field, the fault and the given value."""
     first = error.errors(include_url=False)[0]
     path = field_path(first["loc"])
     given = first.get("input")

@@ -1,4 +1,4 @@
-"""Server-sent events: how a body, an error or a comment is written in a stream of HTTP."""
+"""Server-sent events: the text of a body, an error or a comment in a stream of HTTP."""
 
 import json
 import secrets
@@ -9,25 +9,25 @@ from run_gpt.api.answers import Body
 from run_gpt.errors import RequestError
 
 COMMENT = b": \n\n"
-"""A line that readers skip, and that keeps proxies from closing an idle connection."""
+"""A line that readers skip. It keeps proxies from closing an idle connection."""
 
 TEXT = secrets.token_hex(16)
-"""Stands for the text in a body of which a PlainEvent is made; random, so that no other text of it is the same."""
+"""Placeholder for the text in the body that a PlainEvent is made from; random, so that no other text equals it."""
 NUMBERS = tuple(10**17 + secrets.randbelow(10**17) for _ in range(2))
-"""Stand for the numbers."""
+"""Placeholders for the numbers."""
 
 _escape = msgspec.json.Encoder().encode
 
 
 def body_event(body: Body) -> bytes:
-    """Write a body as an event; one that has a type is named by it."""
+    """Write a body as an event; a body's type becomes the name of the event."""
     kind = getattr(body, "type", None)
     name = "" if kind is None else f"event: {kind}\n"
     return f"{name}data: {body.to_json()}\n\n".encode()
 
 
 def data_event(data: str) -> bytes:
-    """Write a line that is no JSON as an event."""
+    """Write a line that is not JSON as an event."""
     return f"data: {data}\n\n".encode()
 
 
@@ -37,15 +37,15 @@ def error_event(error: RequestError) -> bytes:
 
 
 class PlainEvent:
-    """An event of which only a text and some numbers change: all else is written once, by pydantic."""
+    """An event in which only a text and some numbers change. Pydantic writes the rest, once."""
 
     def __init__(self, marked: Body):
-        """`marked`: a body that has TEXT once, and of NUMBERS those that change."""
+        """Take `marked`: a body with TEXT once, and with those of NUMBERS that stand for changing numbers."""
         form = body_event(marked).replace(b"%", b"%%").replace(f'"{TEXT}"'.encode(), b"%(text)b")
         for name, number in zip((b"first", b"second"), NUMBERS, strict=True):
             form = form.replace(str(number).encode(), b"%(" + name + b")d")
         self._form = form
 
     def write(self, text: str, first: int = 0, second: int = 0) -> bytes:
-        """Write the event with this text, and these numbers for the marks that it has of NUMBERS."""
+        """Write the event with this text, and with these numbers in place of NUMBERS."""
         return self._form % {b"text": _escape(text), b"first": first, b"second": second}

@@ -1,4 +1,4 @@
-"""Several coroutines or streams run together as one: all results, or the first error and no task left."""
+"""Several coroutines or streams run together: either all results, or the first error with no task left."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order; the first error cancels the rest and is raised as it is."""
+    """Return all results in order. The first error cancels the rest and is raised unchanged."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))
@@ -20,7 +20,7 @@ async def together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int, T]]:
-    """The items of all streams as they come, each with the number of its stream; the first error ends them all."""
+    """Yield the items of all streams as they come, each with its stream's number. The first error ends all streams."""
     arrived: asyncio.Queue[tuple[int, Any, BaseException | None]] = asyncio.Queue()
     ended = object()
 

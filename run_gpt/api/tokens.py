@@ -1,4 +1,4 @@
-"""Texts and chats to token ids, and back."""
+"""Requests that convert texts and chats to token ids and back."""
 
 from typing import Annotated, Self
 
@@ -12,7 +12,7 @@ from run_gpt.errors import InvalidRequest
 
 
 class TokenizeRequest(AnyRequest):
-    """Say which tokens a text or a chat is made of: the prompt that `generate` or `chat` would run."""
+    """Return the tokens of a text or a chat: the prompt that `generate` or `chat` would run."""
 
     prompt: NonEmpty | None = Field(None, description="A text.")
     messages: Annotated[list[Message], Field(min_length=1)] | None = Field(None, description="Or a chat.")
@@ -36,21 +36,21 @@ class TokenizeRequest(AnyRequest):
 
 
 class Tokens(Answer):
-    """The token ids of a text or a chat."""
+    """Token ids of a text or a chat."""
 
     tokens: list[int]
     count: int
     max_model_len: int
-    """Tokens that the model's context holds, prompt and answer together."""
+    """Number of tokens that the model's context holds, prompt and answer together."""
 
 
 class DetokenizeRequest(AnyRequest):
-    """Say what text token ids make."""
+    """Return the text of token ids."""
 
     tokens: TokenIds = Field(description="The token ids.")
 
 
 class DetokenizedText(Answer):
-    """The text of token ids, those included that only mark something."""
+    """Text of token ids, special tokens included."""
 
     prompt: str

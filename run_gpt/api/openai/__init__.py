@@ -1,1 +1,1 @@
-"""OpenAI's API in terms of our own: each request says which native ones it stands for, and what their answers make."""
+"""OpenAI's API on top of the native one: each request converts to native requests, and joins their answers."""

@@ -1,4 +1,4 @@
-"""What requests of OpenAI's API have in common: what they stand for, which fields are refused, sampling, usage."""
+"""Common parts of requests of OpenAI's API: native requests, refused fields, sampling, usage."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,46 +15,46 @@ from run_gpt.errors import InvalidRequest
 
 LEAST_TOP_P = 1e-9
 DEFAULT_MAX_TOKENS = 4096
-"""Of an answer in a chat. OpenAI's is what the context holds; but a row sets memory aside for its longest answer, and
-few rows with whole contexts would run together."""
+"""Default of most tokens in a chat's answer. OpenAI's default is the rest of the context. But each sequence reserves
+memory for its longest answer, and with whole contexts only few sequences could run together."""
 MAX_TOKENS = f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}, or what the model's context leaves."
 
 
 class OpenAIAnswer(Answer):
-    """An answer of OpenAI's API: in JSON it has what was set, nulls included."""
+    """An answer of OpenAI's API. Its JSON has the fields that were set, nulls included."""
 
     def to_json(self) -> str:
-        """The wire's JSON."""
+        """Return the wire's JSON."""
         return self.model_dump_json(exclude_unset=True)
 
 
 class EventWriter(Protocol):
-    """From the events of native streams to those of OpenAI's."""
+    """Converter from the events of native streams to those of OpenAI's."""
 
     def events(self, which: int, event: Answer) -> Iterable[Body]:
-        """What an event of the native stream number `which` makes."""
+        """Return the events made from an event of the native stream number `which`."""
 
     def plain(self, which: int, index: int, text: str) -> bytes | None:
-        """Write the server-sent event of text that comes alone, the short way; None where that makes other events.
+        """Write the server-sent event of text alone, the fast way; None where such text makes other events.
 
-        `index` is the number of the sequence in the native stream `which`, which has had an event.
+        `index` is the number of the sequence in the native stream `which`. That stream has had an event before.
         """
 
     def end(self) -> Iterable[Body]:
-        """What comes after the last of them."""
+        """Return the events after the last native one."""
 
 
 class OpenAIRequest(AnyRequest):
     """A request of OpenAI's API."""
 
     REFUSED: ClassVar[Mapping[str, str]] = {}
-    """Fields of OpenAI's that are a 400 here, and why."""
+    """OpenAI's fields that are a 400 here, with the reasons."""
     GRANTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Values of refused fields that are taken, for they ask for what is done anyway."""
+    """Values of refused fields that are accepted, since they ask for the behaviour here."""
     DIFFERS: ClassVar[Mapping[str, str]] = {"model": "OpenAI's must be given."}
-    """Fields of OpenAI's that are otherwise there, and how."""
+    """Fields that differ at OpenAI, with the difference."""
     NATIVE_NAMES: ClassVar[Mapping[str, str]] = {}
-    """Of native fields that errors may name, what they are called here."""
+    """Names of this API for native fields that errors may name."""
 
     user: Text | None = Field(None, description="Who asks: it stands in the request log (`--log-requests`).")
 
@@ -71,7 +71,7 @@ class OpenAIRequest(AnyRequest):
 
     @classmethod
     def parse(cls, data: dict[str, Any], *, stream: bool = False) -> Self:
-        """See AnyRequest. `stream`: it is streamed, whether it says so or not; if not, its own `stream` says it."""
+        """See AnyRequest. `stream` makes an unset field `stream` true; without it, the field decides."""
         if stream and data.get("stream") is None:
             data = {**data, "stream": True}
         request = super().parse(data)
@@ -81,24 +81,24 @@ class OpenAIRequest(AnyRequest):
 
     @property
     def streams(self) -> bool:
-        """Whether it asks for a streamed answer."""
+        """True when the request asks for a streamed answer."""
         return bool(getattr(self, "stream", False))
 
     @abstractmethod
     def natives(self) -> Sequence[AnyRequest]:
-        """The native requests that this one stands for. Raises InvalidRequest."""
+        """Return the native requests that this one stands for. Raises InvalidRequest."""
 
     @abstractmethod
     def join(self, answers: Sequence[Answer]) -> Body:
-        """The answer, of those to the native requests."""
+        """Return the answer, joined from the answers to the native requests."""
 
     def writer(self) -> EventWriter:
-        """The events of the answer, of those of the native streams."""
+        """Return the writer that makes the events of the answer from those of the native streams."""
         raise InvalidRequest("this request has no streamed answer")
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the text."""
+    """Information in a stream beside the text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -114,7 +114,7 @@ class StreamOptions(BaseModel):
 
 
 class SamplingRequest(OpenAIRequest):
-    """What `/v1/completions` and `/v1/chat/completions` have in common."""
+    """Fields that `/v1/completions` and `/v1/chat/completions` have in common."""
 
     DIFFERS: ClassVar = {
         **OpenAIRequest.DIFFERS,
@@ -153,16 +153,16 @@ class SamplingRequest(OpenAIRequest):
 
     @property
     def includes_usage(self) -> bool:
-        """Whether a stream ends with an event that has the usage."""
+        """True when a stream ends with an event that has the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
     def has_last_event(self) -> bool:
-        """Whether a stream ends with an event that has no choices, but what was asked for beside them."""
+        """True when a stream ends with an event without choices, for the usage or the timings."""
         return self.includes_usage or bool(self.timings)
 
     def sampling(self) -> dict[str, Any]:
-        """The native parameters."""
+        """Return the native parameters."""
         same = ("n", "stop", "presence_penalty", "frequency_penalty", "logit_bias", "response_format")
         more = ("model", "adapter", "top_k", "min_p", "repetition_penalty", "timings")
         given = {name: getattr(self, name) for name in (*same, *more)}
@@ -175,26 +175,26 @@ class SamplingRequest(OpenAIRequest):
 
 
 class UsageSum:
-    """The usage of several native answers together, and their timings; of a stream, what its last event said counts."""
+    """Usage of several native answers together, and their timings. For a stream, the last event counts."""
 
     def __init__(self) -> None:
         self._each: dict[int, Usage] = {}
         self._timings: dict[int, Timings] = {}
 
     def add(self, which: int, answer: Answer) -> None:
-        """Take the usage of an answer, or of an event of a stream, into account."""
+        """Add the usage of an answer, or of an event of a stream."""
         if isinstance(answer, Generation):
             self._each[which] = answer.usage
             if answer.timings is not None:
                 self._timings[which] = answer.timings
 
     def timings(self) -> dict[str, Any]:
-        """The field `timings`, if they were asked for: those of the answer that took longest, for they ran together."""
+        """Return the field `timings`, if requested: those of the answer that took longest, since all ran together."""
         longest = max(self._timings.values(), key=lambda timings: timings.total_seconds, default=None)
         return {} if longest is None else {"timings": longest}
 
     def total(self) -> Usage:
-        """The sum."""
+        """Return the sum."""
         each = self._each.values()
         cached = sum(usage.prompt_tokens_details.cached_tokens for usage in each)
         return Usage(
@@ -206,7 +206,7 @@ class UsageSum:
 
     @classmethod
     def of(cls, answers: Sequence[Answer]) -> Self:
-        """Of whole answers."""
+        """Return the sum for whole answers."""
         usage = cls()
         for which, answer in enumerate(answers):
             usage.add(which, answer)

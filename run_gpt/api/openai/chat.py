@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: chats that are answered, with text or with calls of tools."""
+"""`/v1/chat/completions`: chats, answered with text or with calls of tools."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -150,7 +150,7 @@ class ChatAnswer(OpenAIAnswer):
 
 
 class ChatDelta(BaseModel):
-    """What is new of an answer."""
+    """New part of an answer."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -158,7 +158,7 @@ class ChatDelta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
-    """What is new of one answer."""
+    """New part of one answer, with its number."""
 
     index: int
     delta: ChatDelta
@@ -176,7 +176,7 @@ class ChatChunk(OpenAIAnswer):
 
 
 class _Writer:
-    """Of each choice first the role, then texts and calls, and at last the reason of its end alone."""
+    """Writer of the stream: for each choice first the role, then texts and calls, and last the finish reason alone."""
 
     def __init__(self, request: ChatCompletionRequest):
         self._request = request
@@ -226,7 +226,7 @@ class _Writer:
         return self._event([ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)])
 
     def _event(self, choices: list[ChunkChoice], usage: UsageSum | None = None) -> ChatChunk:
-        """`usage`: in the last event."""
+        """Make an event. `usage` is given for the last event only."""
         about = _about(cast("Answer", self._last), "chat.completion.chunk")
         event = ChatChunk(**about, choices=choices, **(usage.timings() if usage else {}))
         if self._request.includes_usage:

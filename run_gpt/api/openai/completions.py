@@ -1,4 +1,4 @@
-"""`/v1/completions`: texts, or token ids, that are continued or scored."""
+"""`/v1/completions`: texts or token ids, continued or scored."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -18,7 +18,7 @@ MAX_PROMPTS = 1024
 
 
 def _several(prompt: Any) -> Any:
-    """The prompts as a list: one text or one list of token ids is one prompt."""
+    """Return the prompts as a list: one text or one list of token ids is one prompt."""
     if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and isinstance(prompt[0], int)):
         return [prompt]
     return prompt
@@ -89,17 +89,17 @@ class CompletionRequest(SamplingRequest):
 
 
 class CompletionLogprobs(BaseModel):
-    """Log-probabilities in the shape of OpenAI's completions: a list each, one entry a token."""
+    """Log-probabilities in the shape of OpenAI's completions: lists with one entry for each token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
-    """Where in the choice's text the token begins."""
+    """Positions in the choice's text at which the tokens begin."""
 
 
 class CompletionChoice(BaseModel):
-    """One answer, or what is new of it."""
+    """One answer, or its new part in a stream."""
 
     text: str
     index: int
@@ -117,13 +117,13 @@ class TextCompletion(OpenAIAnswer):
 
 
 class Offsets:
-    """Counts the characters of the tokens so far; a character that several tokens share is where the first begins."""
+    """Counter of the characters of the tokens so far. A character that several tokens share counts for the first."""
 
     def __init__(self) -> None:
         self.characters = 0
 
     def next(self, token: TokenLogprob) -> int:
-        """Where this token begins."""
+        """Return the position at which this token begins."""
         begins = self.characters
         data = token.token.encode() if token.bytes is None else bytes(token.bytes)
         self.characters += sum(byte & 0xC0 != 0x80 for byte in data)
@@ -137,7 +137,7 @@ class _Writer:
         self._offsets: dict[int, Offsets] = {}
         self._plain: dict[int, PlainEvent] = {}
         self._about: dict[str, Any] = {}
-        """What all events say: they are one answer, however many prompts it is to."""
+        """Fields that all events share: they are one answer, to any number of prompts."""
 
     def events(self, which: int, event: Answer) -> Iterator[Answer]:
         """See EventWriter."""
@@ -166,7 +166,7 @@ class _Writer:
             yield self._event([], self._usage)
 
     def _event(self, choices: list[CompletionChoice], usage: UsageSum | None = None) -> TextCompletion:
-        """`usage`: in the last event."""
+        """Make an event. `usage` is given for the last event only."""
         event = TextCompletion(**self._about, choices=choices, **(usage.timings() if usage else {}))
         if self._request.includes_usage:
             event.usage = usage.total() if usage else None
@@ -196,7 +196,7 @@ def _choice(choice: Choice, index: int, offsets: Offsets) -> CompletionChoice:
 
 
 def _top(token: TokenLogprob) -> dict[str, float] | None:
-    """The likeliest tokens, and this one if it is none of them."""
+    """Return the likeliest tokens, and this one if it is not among them."""
     if token.logprob is None:
         return None
     top: dict[str, float] = {}
@@ -207,7 +207,7 @@ def _top(token: TokenLogprob) -> dict[str, float] | None:
 
 
 def token_text(token: TokenLogprob | TopLogprob) -> str:
-    """A token's text; of one that is a part of a character its bytes, as OpenAI writes them."""
+    """Return a token's text; for a token that is a part of a character its bytes, as OpenAI writes them."""
     if token.bytes is None:
         return token.token
     try:

@@ -1,4 +1,4 @@
-"""`/v1/embeddings`: a vector for each of some texts."""
+"""`/v1/embeddings`: a vector for each text."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal, cast
@@ -28,7 +28,7 @@ class EmbeddingRequest(OpenAIRequest):
     adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
 
     def natives(self) -> Sequence[EmbedRequest]:
-        """See OpenAIRequest. Vectors come packed from the executor: as lists of numbers they would take seconds."""
+        """See OpenAIRequest. Vectors come from the executor as base64: lists of numbers would take seconds."""
         fields = {"model": self.model, "texts": self.input, "adapter": self.adapter, "encoding_format": "base64"}
         return [EmbedRequest.parse(fields)]
 

@@ -1,4 +1,4 @@
-"""`/v1/models`: what is served, as the gateway knows it."""
+"""`/v1/models`: the served models, as the gateway knows them."""
 
 from typing import Literal
 
@@ -11,11 +11,11 @@ from run_gpt.api.values import Bytes, NonEmpty
 
 
 class ListModelsRequest(AnyRequest):
-    """Say which models are served."""
+    """List the served models."""
 
 
 class RetrieveModelRequest(AnyRequest):
-    """Say what is known of one model."""
+    """Describe one served model."""
 
     model: NonEmpty = Field(description="Its name.")
 
@@ -28,14 +28,14 @@ class ModelCard(Body):
     id: str
     object: Literal["model"] = "model"
     created: int
-    """When this server was started."""
+    """Time at which this server was started, in seconds since 1970."""
     owned_by: Literal["rungpt"] = "rungpt"
     max_model_len: int | None = None
-    """Beyond OpenAI's: tokens that its context holds; null until a replica has said it."""
+    """Beyond OpenAI's: tokens that its context holds; null until a replica has reported it."""
     state: State
-    """Beyond OpenAI's: whether it is in memory."""
+    """Beyond OpenAI's: state of the model in memory."""
     memory: Bytes | None = None
-    """Beyond OpenAI's: bytes that it takes at most in all replicas together, once it is loaded; null: not known."""
+    """Beyond OpenAI's: most bytes that it takes in all replicas together, once it is loaded; null: not known."""
 
 
 class ModelList(Body):

@@ -1,4 +1,4 @@
-"""The answer to `/v1/responses`: whole, or as the typed events of its stream."""
+"""The answer to `/v1/responses`, whole or as the typed events of its stream."""
 
 import itertools
 import secrets
@@ -23,7 +23,7 @@ STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete"
 
 
 class Response(Body):
-    """The answer: its output is items, texts (`message`) and calls (`function_call`)."""
+    """The answer. Its output is a list of items: texts (`message`) and calls (`function_call`)."""
 
     id: str
     object: Literal["response"] = "response"
@@ -53,7 +53,7 @@ class Response(Body):
 
 
 class ResponseEvent(Body):
-    """An event of the stream; which fields it has, its type says."""
+    """An event of the stream. Its fields depend on its type."""
 
     type: str
     sequence_number: int
@@ -71,7 +71,7 @@ class ResponseEvent(Body):
 
 
 def response_of(chat: ChatCompletion, echoed: Fields) -> Response:
-    """The whole answer. `echoed`: what it says of its request."""
+    """Return the whole answer. `echoed`: fields of the request that the answer repeats."""
     choice = chat.choices[0]
     status = STATUS[choice.finish_reason or "length"]
     output = []
@@ -79,24 +79,24 @@ def response_of(chat: ChatCompletion, echoed: Fields) -> Response:
         output.append(_message(_id("msg"), "completed", choice.message.content, _logprobs(choice.logprobs)))
     for call in choice.message.tool_calls or ():
         output.append(_call(_id("fc"), "completed", call.id, call.function.name, call.function.arguments))
-    output[-1]["status"] = status  # what was cut is the last of them
+    output[-1]["status"] = status  # only the last item can be cut off
     return _response(_id("resp"), chat, status, output, _usage(chat.usage), echoed)
 
 
 class ResponseWriter:
-    """See EventWriter: one native stream of a chat as the events of a response."""
+    """EventWriter that turns one native stream of a chat into the events of a response."""
 
     def __init__(self, echoed: Fields):
         self._echoed = echoed
         self._id = _id("resp")
         self._count = 0
         self._output: list[Fields] = []
-        """The items so far; the last one may still be open."""
+        """Items so far; the last one may still be open."""
         self._open = False
         self._early: list[Fields] = []
-        """The log-probabilities of tokens whose text has not come yet; of a call, it never does."""
+        """Log-probabilities of tokens whose text has not come yet. The text of a call's tokens never comes."""
         self._plain: PlainEvent | None = None
-        """Writes more of the open item's text."""
+        """Writer for more text of the open item."""
 
     def events(self, which: int, event: Answer) -> Iterator[ResponseEvent]:
         """See EventWriter."""
@@ -106,7 +106,7 @@ class ResponseWriter:
                 yield self._event(kind, response=self._snapshot(chunk, "in_progress"))
         for choice in chunk.choices:
             self._early += _logprobs(choice.logprobs)
-            # What goes on with the open call comes before the text, which would close it.
+            # More of the open call comes first: text would close the call.
             calls = choice.delta.tool_calls or []
             more = list(itertools.takewhile(lambda call: call.id is None, calls))
             for call in more:
@@ -134,7 +134,7 @@ class ResponseWriter:
         return self._plain.write(text, self._count - 1)
 
     def end(self) -> Iterator[ResponseEvent]:
-        """See EventWriter: the reason of the end came with the last event."""
+        """See EventWriter. Nothing follows: the finish reason came with the last event."""
         return iter(())
 
     def _text(self, text: str) -> Iterator[ResponseEvent]:
@@ -156,7 +156,7 @@ class ResponseWriter:
             yield self._event("response.function_call_arguments.delta", **self._place, delta=delta)
 
     def _begin(self, item: Fields, **shown: Any) -> Iterator[ResponseEvent]:
-        """Open an item, which ends the one before. `shown`: fields that are not yet as they are kept."""
+        """Open an item, after closing the one before. `shown`: fields that differ from the kept item in this event."""
         yield from self._close("completed")
         self._plain = None
         self._output.append(item)
@@ -190,7 +190,7 @@ class ResponseWriter:
 
     @property
     def _place(self) -> Fields:
-        """Where the open item's events belong."""
+        """Fields that say to which item and part an event belongs."""
         place = {"output_index": len(self._output) - 1, "item_id": self._item["id"]}
         return {**place, "content_index": 0} if self._item["type"] == "message" else place
 

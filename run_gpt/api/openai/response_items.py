@@ -1,4 +1,4 @@
-"""The items of a `/v1/responses` request: what was said, called and given so far, as messages of a chat."""
+"""Items of a `/v1/responses` request (turns, calls and their results so far), and their conversion to messages."""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,7 +17,7 @@ def _joined(value: Any) -> Any:
 
 
 class InputTextPart(BaseModel):
-    """A piece of an item's content; of what a response had, more may stand beside the text."""
+    """A piece of an item's content. A part of an earlier response may have more fields than the text."""
 
     type: TextKind
     text: Text
@@ -41,12 +41,12 @@ class MessageItem(_Item):
     content: Content
 
     def message(self) -> Message:
-        """As a message of a chat."""
+        """Return this item as a message of a chat."""
         return Message(role=self.role, content=self.content)
 
 
 class CallItem(_Item):
-    """A call that the model made before."""
+    """A call that the model made earlier."""
 
     type: Literal["function_call"]
     call_id: NonEmpty
@@ -54,20 +54,20 @@ class CallItem(_Item):
     arguments: Text
 
     def message(self) -> Message:
-        """As a message of a chat."""
+        """Return this item as a message of a chat."""
         call = ToolCall(id=self.call_id, function=FunctionCall(name=self.name, arguments=self.arguments))
         return Message(role="assistant", tool_calls=[call])
 
 
 class ResultItem(_Item):
-    """What such a call gave."""
+    """Result of a call."""
 
     type: Literal["function_call_output"]
     call_id: NonEmpty
     output: Content
 
     def message(self) -> Message:
-        """As a message of a chat."""
+        """Return this item as a message of a chat."""
         return Message(role="tool", tool_call_id=self.call_id, content=self.output)
 
 
@@ -90,5 +90,5 @@ Item = Annotated[
 
 
 def items_of(value: Any) -> Any:
-    """The items of an input; a text is a user's message. For a validator."""
+    """Return the items of an input; a text is a user's message. For a validator."""
     return [{"role": "user", "content": value}] if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""`/v1/responses`, without a state: each request brings its whole conversation. The request, as one native chat."""
+"""`/v1/responses`, stateless: each request has its whole conversation, and stands for one native chat request."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -43,7 +43,7 @@ class ResponseTool(_Part):
     strict: bool | None = None
 
     def tool(self) -> Tool:
-        """As a tool of a chat."""
+        """Return this function as a tool of a chat."""
         function = Function(
             name=self.name, description=self.description, parameters=self.parameters, strict=self.strict
         )
@@ -62,7 +62,7 @@ def _mode_or_named(value: Any) -> str:
 
 
 class TextFormat(_Part):
-    """The form of the text, flat."""
+    """Form of the text; all its fields are on one level."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_by_name=True, serialize_by_alias=True)
 
@@ -73,7 +73,7 @@ class TextFormat(_Part):
     strict: bool | None = None
 
     def response_format(self) -> ResponseFormat:
-        """As the form of a chat's answer. Raises InvalidRequest."""
+        """Return this form as that of a chat's answer. Raises InvalidRequest."""
         if (self.type == "json_schema") != (self.schema_ is not None):
             raise InvalidRequest(f"text.format: the type {self.type!r} and `schema` do not fit", param="text.format")
         schema = None if self.schema_ is None else JsonSchemaFormat(schema=self.schema_, name=self.name)
@@ -81,13 +81,13 @@ class TextFormat(_Part):
 
 
 class TextOptions(_Part):
-    """What the text is to be like."""
+    """Options for the text."""
 
     format: TextFormat | None = None
 
 
 class ResponseStreamOptions(_Part):
-    """What a stream tells beside the text: nothing more here."""
+    """Information in a stream beside the text; this server offers none."""
 
     include_obfuscation: Literal[False] | None = None
 
@@ -195,7 +195,7 @@ class ResponseRequest(OpenAIRequest):
         return ResponseWriter(self.echoed())
 
     def echoed(self) -> dict[str, Any]:
-        """What the answer says of its request."""
+        """Return the fields of the request that the answer repeats."""
         tool_choice = self.tool_choice.model_dump() if isinstance(self.tool_choice, BaseModel) else self.tool_choice
         form = self.text.format if self.text else None
         return {
@@ -213,7 +213,7 @@ class ResponseRequest(OpenAIRequest):
         }
 
     def _messages(self) -> list[Message]:
-        """The conversation; calls that stand together, and the text before them, are one message."""
+        """Return the conversation. Successive calls, and the text before them, become one message."""
         messages = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
         for item in self.input:
             message, before = item.message(), messages[-1] if messages else None
