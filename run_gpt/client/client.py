@@ -1,4 +1,4 @@
-"""`Client`: from an endpoint to a remote model."""
+"""`Client`: gives remote models and lists them."""
 
 from run_gpt.api.loop_thread import result
 from run_gpt.api.openai.models import ModelCard
@@ -10,7 +10,7 @@ DEFAULT_ENDPOINT = "grpc://0.0.0.0:51000"
 
 
 class Client:
-    """Gives models that RunGPT servers serve. `token` is sent with each request as `Authorization: Bearer TOKEN`."""
+    """Access to the models of RunGPT servers. Each request has `token` as `Authorization: Bearer TOKEN`."""
 
     def __init__(self, token: str | None = None):
         if token is not None and not (token.isascii() and token.isprintable() and token.strip() == token != ""):
@@ -18,15 +18,15 @@ class Client:
         self._token = token
 
     def get_model(self, model_name: str | None = None, endpoint: str = DEFAULT_ENDPOINT) -> Model:
-        """The model at `endpoint`: `grpc://HOST:PORT` or `http://HOST:PORT`; with TLS, `grpcs://` or `https://`.
+        """Return the model at `endpoint`: `grpc://HOST:PORT` or `http://HOST:PORT`; with TLS, `grpcs://` or `https://`.
 
-        Nothing is sent before the first request. A `model_name` goes into each request: a server that serves another
-        model refuses it with ModelNotFound. Raises InvalidRequest for an endpoint of another form.
+        Nothing is sent before the first request. Each request contains `model_name` if it is given: a server that does
+        not serve this model answers with ModelNotFound. Raises InvalidRequest for an endpoint of another form.
         """
         return Model(Endpoint.parse(endpoint), self._token, model_name)
 
     async def alist_models(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float | None = None) -> list[ModelCard]:
-        """What the server at `endpoint` serves, the default model first: names, states, memory in bytes, context.
+        """Return the models of the server at `endpoint`, the default first: names, states, memory in bytes, context.
 
         Raises InvalidRequest as `get_model`, Unavailable if nothing answers, DeadlineExceeded after `timeout` seconds.
         """

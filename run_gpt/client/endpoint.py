@@ -11,17 +11,17 @@ _PORTS = {"grpc": 51000, "grpcs": 443, "http": 52000, "https": 443}
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server listens, and how to speak to it."""
+    """Address and protocol of a server."""
 
     scheme: str
     host: str
     port: int
     path: str = ""
-    """What stands before the routes, for an HTTP server behind a proxy; without a slash at its end."""
+    """Prefix of the routes, for an HTTP server behind a proxy; without a slash at its end."""
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """The endpoint that `url` names. Raises InvalidRequest, which says what forms there are."""
+        """Return the endpoint that `url` names. Raises InvalidRequest, which lists the valid forms."""
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -36,12 +36,12 @@ class Endpoint:
 
     @property
     def is_grpc(self) -> bool:
-        """Whether the server speaks gRPC, not plain HTTP."""
+        """True for gRPC, False for HTTP."""
         return self.scheme.startswith("grpc")
 
     @property
     def is_secure(self) -> bool:
-        """Whether the connection is encrypted."""
+        """True when the connection is encrypted."""
         return self.scheme.endswith("s")
 
     @property

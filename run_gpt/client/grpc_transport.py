@@ -1,7 +1,7 @@
-"""The gRPC way to a server: Jina's messages over one channel.
+"""Transport over gRPC: Jina's messages over one channel.
 
-The channel is gRPC's threaded one, which belongs to no event loop: gRPC's asyncio channels disturb each other when a
-process has two loops, as it has when it uses both the sync and the async calls.
+The channel is gRPC's threaded one, which belongs to no event loop. gRPC's asyncio channels disturb each other in a
+process with two loops, and a process that uses both the sync and the async calls has two.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ ERROR_KEY = "rungpt-error"
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A server that has just been started is found at once, not after gRPC's back-off of up to two minutes.
+    # Find a server soon after its start, not after gRPC's back-off of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -121,7 +121,7 @@ class GrpcTransport:
             return self._channel
 
     def _error(self, error: Any, timeout: float | None, *, begun: bool = False) -> RequestError:
-        """Our error for a failed call: the one that the gateway sent, else one for the status."""
+        """Return our error for a failed call: the error that the gateway sent, else one for the status."""
         if (sent := _sent_error(error)) is not None:
             return sent
         status, details = error.code(), " ".join((error.details() or "").split())
@@ -137,9 +137,9 @@ class GrpcTransport:
 
 
 def _named(call: Any, request_id: str | None) -> AbstractContextManager[None]:
-    """Gives errors the name of the request, as Transport has it."""
+    """Give errors the name of the request, as Transport describes."""
 
-    def name() -> str | None:  # after a message, or at the call's end: its metadata is there, if it ever comes
+    def name() -> str | None:  # called after a message or at the call's end: any metadata has arrived by then
         told = (value for key, value in call.initial_metadata() or () if key == request_ids.METADATA)
         return next(told, request_id)
 
@@ -157,12 +157,12 @@ def _sent_error(error: Any) -> RequestError | None:
 
 
 async def _result(call: Any) -> Any:
-    """The response of a unary call; when this is cancelled, so is the call."""
+    """Return the response of a unary call; cancelling this coroutine cancels the call."""
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
 
     def tell(_: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
+        with suppress(RuntimeError):  # the loop is closed: no coroutine waits
             loop.call_soon_threadsafe(done.set)
 
     call.add_done_callback(tell)
@@ -174,12 +174,12 @@ async def _result(call: Any) -> Any:
 
 
 async def _messages(call: Any) -> AsyncIterator[Any]:
-    """The responses of a streamed call, read by a thread, since reading blocks."""
+    """Yield the responses of a streamed call. A thread reads them, since reading blocks."""
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[Any] = asyncio.Queue()
 
     def put(item: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
+        with suppress(RuntimeError):  # the loop is closed: no coroutine waits
             loop.call_soon_threadsafe(arrived.put_nowait, item)
 
     def read() -> None:

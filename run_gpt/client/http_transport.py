@@ -1,4 +1,4 @@
-"""The HTTP way to a server: JSON, and server-sent events."""
+"""Transport over HTTP: JSON, and server-sent events."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ CONNECT_SECONDS = 10.0
 
 
 class HttpTransport:
-    """One connection pool for each event loop that uses it, closed with that loop."""
+    """Transport with one connection pool for each event loop that uses it; a pool is closed with its loop."""
 
     def __init__(self, endpoint: Endpoint, token: str | None):
         self._endpoint = endpoint
@@ -59,7 +59,7 @@ class HttpTransport:
     async def _sent(
         self, request: AnyRequest, timeout: float | None, request_id: str | None, *, stream: bool
     ) -> AsyncIterator[tuple[httpx.Response, float | None]]:
-        """The response to a request, its status checked, and the time at which it must be complete."""
+        """Yield the response to a request, its status checked, and the time at which it must be complete."""
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         headers = self._headers | sent_id(request_id)
         response = None
@@ -83,7 +83,7 @@ class HttpTransport:
 
     @contextmanager
     def _errors(self, timeout: float | None) -> Iterator[None]:
-        """Makes errors of ours of httpx's."""
+        """Turn httpx's errors into ours."""
         try:
             yield
         except TimeoutError:
@@ -118,7 +118,7 @@ class HttpTransport:
             pool = httpx.AsyncClient(
                 timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
                 limits=httpx.Limits(max_connections=None),
-                verify=self._endpoint.is_secure,  # reading the certificates takes time that plain HTTP can save
+                verify=self._endpoint.is_secure,  # saves plain HTTP the time to read certificates
             )
             closing = self._closing(loop, pool)
             self._pools[loop] = pool, closing
@@ -126,7 +126,7 @@ class HttpTransport:
         return self._pools[loop][0]
 
     async def _closing(self, loop: asyncio.AbstractEventLoop, pool: httpx.AsyncClient) -> AsyncGenerator[None]:
-        """Closes the pool when it is closed itself: by `aclose`, or by the loop, which closes its generators last."""
+        """Close the pool when this generator is closed: by `aclose`, or by the loop, which closes generators last."""
         try:
             yield
         finally:
@@ -135,7 +135,9 @@ class HttpTransport:
 
 
 async def _within(deadline: float | None, awaitable: Any) -> Any:
-    """What is awaited. Raises TimeoutError at the deadline. It stands at each wait and not around a generator's body,
-    since there it would cancel whatever the reader of the generator waits for."""
+    """Return the result of `awaitable`. Raises TimeoutError at the deadline.
+
+    Use it at each wait, not around a generator's body: there it would cancel what the generator's reader waits for.
+    """
     async with asyncio.timeout_at(deadline):
         return await awaitable

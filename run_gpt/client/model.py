@@ -16,11 +16,11 @@ from run_gpt.errors import InternalError, InvalidRequest
 
 Named = TypeVar("Named", bound=AnyRequest)
 OnProgress = Callable[[str, int, int | None], None]
-"""Called with the step, the bytes done and the bytes in all (None: not known)."""
+"""Function that is called with the step, the bytes done and the bytes in all (None: not known)."""
 
 
 class Model(LanguageModel):
-    """A model behind a server. It connects when it is first used, and may be used from any thread and event loop.
+    """A model behind a server. It connects on first use, and may be used from any thread and event loop.
 
     Beside the errors of LanguageModel, a call raises Unavailable if the server cannot be reached.
     """
@@ -34,10 +34,10 @@ class Model(LanguageModel):
         return f"Model({self.name!r}, endpoint={self.endpoint!r})"
 
     async def aload(self, *, on_progress: OnProgress | None = None, timeout: float | None = None) -> ModelState:
-        """Return when the server has this model in memory; it is not needed before a request, which loads it, too.
+        """Load this model into the server's memory, and return when it is there. A request loads it, too.
 
-        `on_progress` hears how far that is. The load goes on when this ends by an error of its own, such as
-        DeadlineExceeded after `timeout` seconds. Raises InvalidRequest for a model without a name, ModelNotFound, and
+        `on_progress` is called with the progress. If this call ends early, such as with DeadlineExceeded after
+        `timeout` seconds, the load goes on. Raises InvalidRequest for a model without a name, ModelNotFound, and
         Unavailable, with the reason, if the model cannot be loaded.
         """
         self._check_open()
@@ -53,7 +53,7 @@ class Model(LanguageModel):
         return state
 
     async def aunload(self, *, timeout: float | None = None) -> ModelState:
-        """Take this model out of the server's memory; the next request for it loads it again.
+        """Unload this model from the server's memory; the next request for it loads it again.
 
         Raises InvalidRequest for a model without a name, ModelNotFound, and Unavailable while requests use it.
         """
@@ -81,7 +81,7 @@ class Model(LanguageModel):
         return complete(events, request.sequences)
 
     async def _served(self, timeout: float | None) -> list[ModelCard]:
-        """Every model of the server, for `Client`."""
+        """Return every model of the server, for `Client`."""
         return cast("ModelList", await self._transport.answer(ListModelsRequest.parse({}), timeout, None)).data
 
     def _known_name(self) -> str:
@@ -96,7 +96,7 @@ class Model(LanguageModel):
 
 
 def _transport(endpoint: Endpoint, token: str | None) -> Transport:
-    if endpoint.is_grpc:  # imported late: a program uses one of the two
+    if endpoint.is_grpc:  # imported late: a program uses only one of the two transports
         from run_gpt.client.grpc_transport import GrpcTransport
 
         return GrpcTransport(endpoint, token)

@@ -1,6 +1,6 @@
-"""Server-sent events: from the bytes of a stream to the data of its events, as the WHATWG standard says.
+"""Decoder of server-sent events, from the bytes of a stream to the data of its events, by the WHATWG standard.
 
-Lines end with CR, LF or both and with nothing else: a JSON text may hold U+2028 and its like.
+Lines end with CR, LF or CR LF only: a JSON text may contain other line separators, such as U+2028.
 """
 
 import re
@@ -10,7 +10,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 class EventDecoder:
-    """Takes the stream piece by piece."""
+    """Decoder that takes the stream piece by piece."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -19,7 +19,7 @@ class EventDecoder:
         self._data: list[bytes] = []
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
-        """The data of each event that this piece completes."""
+        """Yield the data of each event that this piece completes."""
         if self._after_cr and piece.startswith(b"\n"):  # the second half of a CR LF
             piece = piece[1:]
         if piece:

@@ -1,4 +1,4 @@
-"""`Transport`: what both ways to a server have in common: the protocol, the answers' reading, the errors' wording."""
+"""`Transport`: the protocol of both transports (gRPC and HTTP), reading of answers, and texts of errors."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -19,22 +19,22 @@ from run_gpt.process import request_ids
 
 
 class Transport(Protocol):
-    """A way to a server. Its calls raise RequestErrors only, and may come from any thread's event loop.
+    """Transport of requests to a server. Its calls raise only RequestErrors, and may come from any thread's event loop.
 
     `request_id` names the request; an error has the name that the server gave back, else this one.
     """
 
     async def answer(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> Body:
-        """The whole answer."""
+        """Return the whole answer."""
 
     def stream(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> AsyncIterator[Body]:
-        """The events as they come; closing the iterator ends the request at once."""
+        """Yield the events as they come; closing the iterator ends the request at once."""
 
     async def aclose(self) -> None:
         """Close all connections."""
 
 
-# Of each kind of request: its path, the same on both doors, and what answers it.
+# Path of each kind of request, the same over gRPC and HTTP, and the kind of its answer.
 _ANSWERS: dict[type[AnyRequest], tuple[str, type[Body]]] = {
     GenerateRequest: ("/generate", Completion),
     ChatRequest: ("/chat", ChatCompletion),
@@ -47,7 +47,7 @@ _ANSWERS: dict[type[AnyRequest], tuple[str, type[Body]]] = {
     UnloadModelRequest: ("/models/unload", ModelState),
     ListModelsRequest: ("/v1/models", ModelList),
 }
-# The same of those that are answered event by event.
+# The same for requests that are answered event by event.
 _STREAMS: dict[type[AnyRequest], tuple[str, type[Body]]] = {
     GenerateRequest: ("/generate_stream", Completion),
     ChatRequest: ("/chat_stream", ChatCompletionChunk),
@@ -56,12 +56,12 @@ _STREAMS: dict[type[AnyRequest], tuple[str, type[Body]]] = {
 
 
 def route(request: AnyRequest, *, stream: bool) -> str:
-    """The path that answers the request."""
+    """Return the path that answers the request."""
     return (_STREAMS if stream else _ANSWERS)[type(request)][0]
 
 
 def read_answer(request: AnyRequest, fields: Any, endpoint: Endpoint, *, stream: bool) -> Body:
-    """The answer that the server's fields make. Raises the error that they hold, InternalError if they hold neither."""
+    """Return the answer in the server's fields, or raise the error in them; InternalError if they hold neither."""
     if not isinstance(fields, dict):
         raise not_rungpt(endpoint, f"{fields!r:.80}")
     if isinstance(error := fields.get("error"), dict):
@@ -76,12 +76,12 @@ def read_answer(request: AnyRequest, fields: Any, endpoint: Endpoint, *, stream:
 
 
 def sent_id(request_id: str | None) -> dict[str, str]:
-    """What is sent to name a request, as headers or metadata. Raises InvalidRequest."""
+    """Return the headers or metadata that name a request. Raises InvalidRequest."""
     return {} if request_id is None else {request_ids.METADATA: request_ids.check(request_id, "request_id")}
 
 
 async def complete(events: AsyncIterator[Answer], sequences: int) -> AsyncIterator[Answer]:
-    """The same events. Raises InternalError if they end before each of the `sequences` choices has ended."""
+    """Yield the same events. Raises InternalError if they end before each of the `sequences` choices has ended."""
     ended: set[int] = set()
     async with aclosing(cast("Any", events)):
         async for event in events:
@@ -92,20 +92,20 @@ async def complete(events: AsyncIterator[Answer], sequences: int) -> AsyncIterat
 
 
 def not_rungpt(endpoint: Endpoint, what: str) -> InternalError:
-    """Something answered that does not speak as RunGPT does."""
+    """Return the error for an answer that does not come from a RunGPT server."""
     return InternalError(f"{endpoint} does not answer as a RunGPT server does: {what}")
 
 
 def unreachable(endpoint: Endpoint, why: str) -> Unavailable:
-    """Nothing answered."""
+    """Return the error for a server that does not answer."""
     return Unavailable(f"no connection to {endpoint} ({why}): is `rungpt serve` running there?")
 
 
 def broken(endpoint: Endpoint, why: str) -> Unavailable:
-    """The connection ended before the answer did."""
+    """Return the error for a connection that ended before the answer was complete."""
     return Unavailable(f"the connection to {endpoint} broke before the answer was complete ({why})")
 
 
 def too_late(endpoint: Endpoint, timeout: float | None) -> DeadlineExceeded:
-    """Our own deadline has passed."""
+    """Return the error for our own deadline, which has passed."""
     return DeadlineExceeded(f"{endpoint} gave no complete answer within {timeout:g} s")

@@ -1,7 +1,7 @@
-"""Jina's gRPC messages as the client needs them, without importing Jina or docarray.
+"""Jina's gRPC messages for the client, without importing Jina or docarray.
 
-The field numbers are those of jina.proto and docarray.proto; a map is written as what it is on the wire, a list of
-entries.
+The field numbers are those of jina.proto and docarray.proto. A map is written as a list of entries, its form on the
+wire.
 """
 
 from collections.abc import Iterable
@@ -44,24 +44,24 @@ SingleDocumentRequest = _classes.SingleDocumentRequest
 
 
 def unary_message(endpoint: str, request: AnyRequest) -> Any:
-    """The message that asks `endpoint` for one whole answer."""
+    """Return the message that asks `endpoint` for one whole answer."""
     docs = _classes.DocList(docs=[document(request.model_dump(exclude_none=True, context=DOCUMENT))])
     return DataRequest(header=_header(endpoint), data=_classes.Data(docs=docs))
 
 
 def stream_message(endpoint: str, request: AnyRequest) -> Any:
-    """The message that asks `endpoint` for a streamed answer."""
+    """Return the message that asks `endpoint` for a streamed answer."""
     fields = request.model_dump(exclude_none=True, context=DOCUMENT)
     return SingleDocumentRequest(header=_header(endpoint), document=document(fields))
 
 
 def document(fields: dict[str, Any]) -> Any:
-    """The document with these fields: text, numbers, truth values, None, lists and dicts of them."""
+    """Return the document with these fields: texts, numbers, booleans, None, lists and dicts of them."""
     return _classes.Doc(data=_entries(fields))
 
 
 def fields_of(doc: Any) -> dict[str, Any]:
-    """The fields of a document, as `document` takes them."""
+    """Return the fields of a document, as `document` takes them."""
     return {entry.key: _value(entry.value) for entry in doc.data}
 
 
@@ -77,7 +77,7 @@ def _node(value: Any) -> Any:
     match value:
         case None:
             return _classes.Node()
-        case bool():  # before int, which it is too
+        case bool():  # before int: a bool is an int, too
             return _classes.Node(boolean=value)
         case int():
             return _classes.Node(integer=value)
