@@ -1,4 +1,4 @@
-"""The two real doors of the gateway over a scripted pool, in a thread of this process: no executor, no model."""
+"""The gateway's two real ports over a scripted pool, in a thread of this process, without an executor or a model."""
 
 import asyncio
 import json
@@ -29,11 +29,11 @@ SECONDS = 20
 
 
 class ScriptedPool:
-    """Stands for the replica pool. What it does is told by the prompt:
+    """Stand-in for the replica pool. The prompt decides what it does:
 
-    "error {json}" fails with that error, "late {json}" after two events; "wait" never ends; "stop short" ends a stream
-    too early; "bug" raises what it should not; three of "meet" wait for each other; else the answer is the prompt,
-    letter by letter.
+    "error {json}" fails with that error, "late {json}" fails after two events; "wait" never ends; "stop short" ends a
+    stream too early; "bug" raises an unexpected exception; three requests "meet" wait for each other; any other prompt
+    is the answer, letter by letter.
     """
 
     model = MODEL
@@ -48,7 +48,7 @@ class ScriptedPool:
         self.meeting = asyncio.Barrier(3)
 
     def check_ready(self) -> None:
-        """Always ready."""
+        """Do nothing: this pool is always ready."""
 
     async def answer(self, request: schema.Request, request_id: str, limit: float) -> answers.Answer:
         prompt = await self._begin(request)
@@ -124,7 +124,7 @@ class ScriptedPool:
 
 
 async def _put(exchange: Exchange, news: Head | Piece) -> None:
-    """Give it news, and wait until they were taken: those that wait for a reader are merged."""
+    """Put news into the exchange, and wait until they are taken: news that wait for a reader are merged."""
     exchange.put(news)
     while exchange.has_news and not exchange.over:
         await asyncio.sleep(0.001)
@@ -148,7 +148,7 @@ def _logprobs(request: schema.Request) -> answers.Logprobs | None:
 
 
 class Doors:
-    """Both doors, to a scripted model and those of `pools`. `seen` are the Authorization values that they saw."""
+    """Both ports, for a scripted model and those of `pools`. `seen` holds the Authorization values of requests."""
 
     def __init__(self, pools: Sequence[Any] = ()) -> None:
         self.pool = ScriptedPool()
@@ -185,7 +185,7 @@ class Doors:
         http.install_signal_handlers = lambda: None  # type: ignore[method-assign]
         serving = asyncio.create_task(http.serve())
         while not http.started:
-            await asyncio.sleep(0.01)  # uvicorn tells nobody
+            await asyncio.sleep(0.01)  # uvicorn has no event for this
         self.http_port = http.servers[0].sockets[0].getsockname()[1]
         try:
             yield
@@ -208,7 +208,7 @@ class _Seen(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 @contextmanager
 def serving_doors(grpc_port: int = 0, http_port: int = 0, pools: Sequence[Any] = ()) -> Iterator[Doors]:
-    """The doors, open within the block."""
+    """Open the ports within the block."""
     doors, opened = Doors(pools), threading.Event()
     stop: list[Callable[[], object]] = []
 
@@ -232,14 +232,14 @@ def serving_doors(grpc_port: int = 0, http_port: int = 0, pools: Sequence[Any] =
 
 @pytest.fixture(scope="module")
 def all_doors() -> Iterator[Doors]:
-    """The doors that a module's tests share; use `doors`."""
+    """Yield the ports that a module's tests share; tests use `doors`."""
     with serving_doors() as doors:
         yield doors
 
 
 @pytest.fixture
 def doors(all_doors: Doors) -> Doors:
-    """The doors with nothing noted yet."""
+    """Return the ports after clearing their notes."""
     all_doors.pool.requests.clear()
     all_doors.pool.waiting.clear()
     all_doors.pool.cancelled.clear()
@@ -249,11 +249,11 @@ def doors(all_doors: Doors) -> Doors:
 
 @pytest.fixture(params=["grpc", "http"])
 def endpoint(request: pytest.FixtureRequest, doors: Doors) -> str:
-    """The URL of each door in turn."""
+    """Return the URL of each port in turn."""
     return doors.grpc_url if request.param == "grpc" else doors.http_url
 
 
 @pytest.fixture(name="serving_doors")
 def serving_doors_fixture() -> Any:
-    """`with serving_doors(grpc_port, http_port) as doors:` opens doors of one's own."""
+    """Return a function: `with serving_doors(grpc_port, http_port) as doors:` opens separate ports."""
     return serving_doors

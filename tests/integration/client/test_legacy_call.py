@@ -1,4 +1,4 @@
-"""`/jina.JinaRPC/Call` with older messages (what the published inference-client sends) and new ones, on one port."""
+"""`/jina.JinaRPC/Call` with older messages (those of the published inference-client) and new ones, on one port."""
 
 import json
 
@@ -17,7 +17,7 @@ SECONDS = 20
 
 @pytest.fixture
 def call(doors):
-    """Sends raw messages as one stream; gives the raw answers."""
+    """Yield a function that sends raw messages as one stream and returns the raw answers."""
     with grpc.insecure_channel(f"127.0.0.1:{doors.grpc_port}") as channel:
         yield lambda *messages: list(channel.stream_stream(METHOD)(iter(messages), timeout=SECONDS))
 

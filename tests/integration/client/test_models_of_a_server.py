@@ -1,4 +1,4 @@
-"""What a server holds, seen and changed from outside: the same over gRPC and HTTP, in Python and by commands."""
+"""Models of a server, listed and changed by clients: the same over gRPC and HTTP, in Python and by commands."""
 
 import asyncio
 import threading
@@ -17,11 +17,11 @@ from run_gpt.gateway import models as module
 from run_gpt.gateway.pool import ReplicaPool
 
 GIGABYTES = 3_000_000_000
-"""More than the whole numbers of a Jina document can hold."""
+"""A number too large for the integers of a Jina document."""
 
 
 class SleepingReplica:
-    """A replica whose model is not in memory; a load stands still until `may_end`."""
+    """A replica whose model is not in memory. A load waits for `may_end`."""
 
     address, model, leaving = "scripted:1", "tiny", False
 
@@ -49,7 +49,7 @@ class SleepingReplica:
     async def load(self):
         self.loads_begun += 1
         self.says(state="loading", step="Reading tiny", done=GIGABYTES - 1, total=GIGABYTES, why=None)
-        await asyncio.sleep(0.1)  # so that there is something to tell
+        await asyncio.sleep(0.1)  # so that there is progress to report
         while not self.may_end.is_set():
             await asyncio.sleep(0.01)
         self.says(state="unloaded" if self.fails else "ready", why=self.fails)
@@ -68,7 +68,7 @@ def tiny():
 
 @pytest.fixture(params=["grpc", "http"])
 def url(request, tiny, serving_doors, monkeypatch):
-    """Each door in turn, to the scripted model and to `tiny`."""
+    """Yield the URL of each port in turn, for the scripted model and `tiny`."""
     monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.005)
     pool = ReplicaPool([])
     pool.members.replicas = {"1": tiny}

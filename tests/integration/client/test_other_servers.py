@@ -1,4 +1,4 @@
-"""Servers that are not RunGPT, or talk nonsense: one line that names the endpoint, never a traceback of a library."""
+"""Servers that are not RunGPT, or send nonsense. Users must get one line with the endpoint, not a traceback."""
 
 import threading
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ EVENT += b'"choices":[{"index":0,"text":"hi","finish_reason":null}]}'
 
 @pytest.fixture
 def answering() -> Iterator:
-    """`answering(status, type, body)` starts a server that always answers so; gives its URL."""
+    """Yield `answering(status, type, body)`, which starts a server that always answers so and returns its URL."""
     servers = []
 
     def start(status: int, kind: str, body: bytes) -> str:

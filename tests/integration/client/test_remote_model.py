@@ -1,4 +1,4 @@
-"""The client's calls against the real doors, over gRPC and HTTP: same answers, same errors, nothing left running."""
+"""The client's calls against the real gRPC and HTTP ports: same answers, same errors, nothing left running."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ def _error(cls):
 
 
 def _both(doors, ask):
-    """What `ask` gives over gRPC and over HTTP."""
+    """Return the results of `ask` over gRPC and over HTTP."""
     answers = []
     for url in (doors.grpc_url, doors.http_url):
         with Client().get_model(endpoint=url) as model:
@@ -162,7 +162,7 @@ def test_a_timeout_ends_the_request_on_the_server_too(doors, model, call):
 
 
 async def test_a_timeout_does_not_strike_while_the_reader_is_busy(endpoint):
-    """The time of a stream must not cancel what its reader waits for."""
+    """The timeout of a stream must not cancel other work of its reader."""
     async with Client().get_model(endpoint=endpoint) as model:
         events = model.agenerate_stream("wait", timeout=0.2)
         for _ in "wait":
@@ -240,7 +240,7 @@ def test_closing_the_model_ends_what_runs_and_refuses_what_comes(doors, endpoint
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_a_server_that_is_not_there_yet_is_found_when_it_is(free_ports, serving_doors, scheme):
-    """A notebook must not have to be restarted because its first cell ran before `rungpt serve` did."""
+    """A notebook needs no restart if its first cell ran before `rungpt serve` did."""
     grpc_port, http_port = free_ports(2)
     url = f"{scheme}://127.0.0.1:{grpc_port if scheme == 'grpc' else http_port}"
     with Client().get_model(endpoint=url) as model:

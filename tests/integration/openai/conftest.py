@@ -1,4 +1,4 @@
-"""The published client on the shared server, and the same model in plain transformers to compare with."""
+"""OpenAI's published client on the shared server, and the same model in plain transformers for comparison."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +15,7 @@ MODEL = "smollm2"
 
 @pytest.fixture(scope="session")
 def base_url(server: Any) -> str:
-    """What users give to the client."""
+    """Return the base URL that users give to the client."""
     return f"{server.http_url}/v1"
 
 
@@ -27,19 +27,19 @@ def client(base_url: str) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="session")
 def ask(base_url: str) -> FourWays:
-    """Each call sync and async, streamed and not; see FourWays."""
+    """Return FourWays: each call sync and async, streamed and not."""
     return FourWays(base_url, MODEL)
 
 
 @pytest.fixture(scope="session")
 def plain() -> LoadedModel:
-    """The server's model in fp32, in this process."""
+    """Load the server's model in fp32, in this process."""
     return load(ModelConfig(precision="fp32", device="cpu"))
 
 
 @pytest.fixture(scope="session")
 def scores(plain: LoadedModel) -> Callable[[list[int]], Any]:
-    """[tokens - 1, vocabulary]: log-probabilities of what comes after each token, by one forward pass."""
+    """Return a function that computes log-probabilities after each token, [tokens - 1, vocabulary], in one pass."""
     import torch
 
     def scores(ids: list[int]) -> Any:
@@ -51,7 +51,7 @@ def scores(plain: LoadedModel) -> Callable[[list[int]], Any]:
 
 @pytest.fixture(scope="session")
 def greedy(plain: LoadedModel) -> Callable[..., str]:
-    """The text of so many tokens after a prompt, by transformers."""
+    """Return a function that gives the text of a number of tokens after a prompt, by transformers."""
     import torch
 
     def greedy(ids: list[int], tokens: int, *, frequency_penalty: float = 0, presence_penalty: float = 0) -> str:

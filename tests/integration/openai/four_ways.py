@@ -1,4 +1,4 @@
-"""One question asked in four ways, sync and async, streamed and not: it must have one answer."""
+"""One request sent in four ways, sync and async, streamed and not. All must give the same answer."""
 
 import asyncio
 from collections import defaultdict
@@ -12,22 +12,22 @@ import pytest
 
 @dataclass
 class Choice:
-    """One answer, of whichever kind of call."""
+    """One answer, to any kind of call."""
 
     text: str | None = None
     finish_reason: str | None = None
     calls: list[tuple[str, str]] = field(default_factory=list)
-    """Each call's name and arguments."""
+    """Name and arguments of each call."""
     tokens: list[str] = field(default_factory=list)
     token_logprobs: list[float | None] = field(default_factory=list)
     top: list[Any] = field(default_factory=list)
-    """Of each token the likeliest, as pairs of text and log-probability, or None."""
+    """Likeliest tokens for each token, as pairs of text and log-probability, or None."""
     offsets: list[int] = field(default_factory=list)
 
 
 @dataclass
 class Joined:
-    """A whole answer, or what the events of a stream make together."""
+    """A whole answer, or the joined events of a stream."""
 
     choices: list[Choice]
     usage: tuple[int, int, int]
@@ -39,7 +39,7 @@ class Joined:
 
 
 class FourWays:
-    """`ask.chat(...)`, `ask.completions(...)`, `ask.responses(...)`: the answer, which all four ways gave."""
+    """Calls `ask.chat(...)`, `ask.completions(...)`, `ask.responses(...)`: each returns the answer of all four ways."""
 
     def __init__(self, base_url: str, model: str):
         self._options: dict[str, Any] = {
@@ -90,7 +90,7 @@ def _find(client: Any, call: str) -> Any:
 
 
 def assert_same(a: Joined, b: Joined) -> None:
-    """Equal in all but the last digits of the log-probabilities."""
+    """Check that two answers are equal, except for the last digits of the log-probabilities."""
     assert a.usage == b.usage
     assert len(a.choices) == len(b.choices)
     for one, other in zip(a.choices, b.choices, strict=True):
@@ -126,7 +126,7 @@ def whole_chat(answer: Any) -> Joined:
 
 
 def streamed_chat(events: list[Any]) -> Joined:
-    """Of each choice a role first, and the reason of its end last; the usage after all choices."""
+    """Join the events: for each choice the role first and the finish reason last, then the usage after all choices."""
     assert {event.object for event in events} == {"chat.completion.chunk"}
     *chunks, last = _with_usage_last(events)
     choices: dict[int, Choice] = defaultdict(Choice)
@@ -206,7 +206,7 @@ def _usage(usage: Any) -> tuple[int, int, int]:
 
 
 def whole_response(answer: Any) -> Joined:
-    """As a choice: the text of all messages, the calls, the reason by which it is complete or not."""
+    """Return one choice with the text of all messages, the calls, and the finish reason."""
     assert (answer.object, answer.id.split("_")[0], answer.error) == ("response", "resp", None)
     made = Choice()
     for item in answer.output:
@@ -229,7 +229,7 @@ def whole_response(answer: Any) -> Joined:
 
 
 def streamed_response(events: list[Any]) -> Joined:
-    """What the last event has; the events before must have told the same bit by bit."""
+    """Return the answer in the last event. The events before must have given the same answer in parts."""
     assert [event.sequence_number for event in events] == list(range(len(events)))
     whole = events[-1].response
     assert events[-1].type == f"response.{whole.status}"
@@ -248,7 +248,7 @@ def streamed_response(events: list[Any]) -> Joined:
 
 
 def _types(whole: Any, events: list[Any]) -> Iterable[str]:
-    """The types that the stream of this response has, in order."""
+    """Yield the types of the events in this response's stream, in order."""
     yield from ("response.created", "response.in_progress")
     for index, item in enumerate(whole.output):
         deltas = sum(getattr(e, "output_index", None) == index and e.type.endswith(".delta") for e in events)

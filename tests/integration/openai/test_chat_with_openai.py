@@ -1,4 +1,4 @@
-"""`client.chat.completions`: what programs written for OpenAI's chats would get wrong or not at all, if it failed."""
+"""`client.chat.completions`. Without these tests, programs written for OpenAI's chats could get wrong or no answers."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from run_gpt.api.openai.chat import ChatCompletionRequest
 CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 ANSWER = "The capital of France is Paris."
 STORY = [{"role": "user", "content": "Tell me a story."}]
-# What a program sends with each field that is refused.
+# Values that a program sends in each refused field.
 SENT: dict[str, Any] = {
     "audio": {"format": "wav", "voice": "alloy"},
     "function_call": "auto",
@@ -42,7 +42,7 @@ def test_roles_names_and_parts_of_messages(ask: Any) -> None:
 
 
 def test_logprobs_are_those_of_the_model(ask: Any, plain: Any, scores: Any) -> None:
-    """A program that looks at confidence would look at noise."""
+    """Otherwise a program that uses the confidence would use noise."""
     choice = ask.chat(CAPITAL, logprobs=True, top_logprobs=3).only
     assert "".join(choice.tokens) == f"{ANSWER}<|im_end|>"
     prompt = plain.tokenizer.apply_chat_template(CAPITAL, add_generation_prompt=True, return_dict=False)
@@ -76,7 +76,7 @@ def test_a_stop_text_ends_the_answer_and_is_not_in_it(ask: Any) -> None:
 
 
 def test_n_gives_that_many_and_a_seed_the_same_again(ask: Any) -> None:
-    """All four ways of asking give the same samples, or FourWays fails."""
+    """FourWays fails unless all four ways give the same samples."""
     sampled = {"n": 2, "temperature": 1.5, "top_p": 0.9, "max_completion_tokens": 6}
     one = ask.chat(STORY, seed=7, **sampled)
     texts = [choice.text for choice in one.choices]
@@ -123,7 +123,7 @@ def test_the_clients_stream_helper(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("name", sorted(ChatCompletionRequest.REFUSED))
 def test_a_field_that_is_not_supported_is_named(client: openai.OpenAI, name: str, stream: bool) -> None:
-    """Ignored, a user would believe that it counts."""
+    """If the field were ignored, users would believe that it has an effect."""
     with pytest.raises(openai.BadRequestError) as raised:
         client.chat.completions.create(
             model="smollm2", messages=CAPITAL, stream=stream, extra_body={name: SENT.get(name, "x")}

@@ -1,4 +1,4 @@
-"""`client.completions`: what programs that continue or score texts would get wrong or not at all, if it failed."""
+"""`client.completions`. Without these tests, programs that continue or score texts could get wrong or no answers."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def test_prompts_are_texts_or_token_ids_one_or_many(ask: Any, plain: Any) -> Non
 
 
 def test_n_counts_the_choices_through_all_prompts(ask: Any) -> None:
-    """A program would take one prompt's answer for another's."""
+    """Otherwise a program would take one prompt's answer for another's."""
     answer = ask.completions([CAPITAL, SEA], n=2, seed=3, temperature=0.8, max_tokens=3, echo=True)
     assert [choice.text.startswith(text) for choice in answer.choices for text in (CAPITAL, SEA)] == [
         *(True, False, True, False),
@@ -65,7 +65,7 @@ def test_logprobs_are_those_of_the_model_with_their_places_in_the_text(ask: Any,
 def test_echo_scores_the_prompt_as_a_plain_forward_pass_does(
     ask: Any, plain: Any, scores: Any, text: str, max_tokens: int
 ) -> None:
-    """Evaluations would rank answers by wrong numbers."""
+    """Otherwise evaluations would rank answers by wrong numbers."""
     choice = ask.completions(text, max_tokens=max_tokens, echo=True, logprobs=1).only
     prompt = ids(plain, text)
     assert choice.text.startswith(text)

@@ -1,4 +1,4 @@
-"""Whatever HTTP can do, gRPC can do by the same documents: a user of Jina's client would miss it, if this failed."""
+"""Equality of gRPC and HTTP. Without these tests, users of Jina's client could lack endpoints that HTTP has."""
 
 import json
 from typing import Any
@@ -32,7 +32,7 @@ FULL = {
     **{"temperature": 0, "stop": ["zebra"], "logit_bias": {"2": -5.5, "100": 1}, "presence_penalty": 0.5},
     **{"frequency_penalty": 0.25, "user": "anna", "max_tokens": 5, "model": "smollm2"},
 }
-# The bodies of each endpoint, at least one. What changes the server, its adapters and its model, has tests of its own.
+# At least one body for each endpoint. Endpoints that change the server (adapters, models) have their own tests.
 BODIES: dict[str, list[dict[str, Any]]] = {
     "/generate": [
         {"prompt": "Hello", "max_new_tokens": 4, "logprobs": 1, "echo": True},
@@ -81,7 +81,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "/detokenize": {"tokens": [99999]},
 }
 TOLD_ANEW = {"id", "item_id", "call_id", "created", "created_at", "cached_tokens", "error"}
-"""Fields that differ from answer to answer, and the one that only documents have."""
+"""Fields that differ between answers, and `error`, which only documents have."""
 UNARY = [(e, body) for path, bodies in BODIES.items() if (e := ENDPOINTS[path]).answer for body in bodies]
 STREAMED = [(e, body) for path, bodies in BODIES.items() if (e := ENDPOINTS[path]).event for body in bodies]
 
@@ -91,13 +91,13 @@ def name_of(value: Any) -> str:
 
 
 def test_every_endpoint_has_a_case() -> None:
-    """One that is new must be shown to be on both doors."""
+    """A new endpoint must have a case, which shows that gRPC and HTTP both have it."""
     changing = ("/adapters", "/models/unload")
     assert set(BODIES) == {path for path in ENDPOINTS if not path.startswith(changing)}
 
 
 def same(value: Any, *, places: int = 4) -> Any:
-    """What must be the same on both doors."""
+    """Return the part of a value that must be the same over gRPC and HTTP."""
     if isinstance(value, dict):
         return {name: same(inner) for name, inner in value.items() if name not in TOLD_ANEW and inner is not None}
     if isinstance(value, list):
@@ -110,7 +110,7 @@ def document(endpoint: Endpoint, body: dict[str, Any]) -> BaseDoc:
 
 
 def ordered(value: Any) -> Any:
-    """With JSON text for the objects whose order counts, which a document's maps have not."""
+    """Return the value with JSON text for objects whose order counts, since a document's maps have no order."""
     if isinstance(value, list):
         return [ordered(inner) for inner in value]
     if not isinstance(value, dict):
@@ -170,7 +170,7 @@ def streamed(server: Any, endpoint: Endpoint, body: dict[str, Any]) -> list[str]
 
 
 def in_turns(events: list[Any]) -> list[Any]:
-    """Events of several choices, those of each in their order: between choices there is none."""
+    """Sort the events by choice. Those of one choice keep their order; between choices there is none."""
     return sorted(events, key=lambda event: [choice["index"] for choice in event.get("choices", ())] or [99])
 
 
@@ -189,7 +189,7 @@ async def test_an_error_is_the_same(server: Any, path: str, stream: bool) -> Non
 
 
 async def called(channel: Any, endpoint: Endpoint, doc: BaseDoc, *, stream: bool) -> None:
-    """By a bare stub, since Jina's client hides what an error carries."""
+    """Call by a bare stub, since Jina's client hides the details of an error."""
     if stream:
         single = SingleDocumentRequest()
         single.header.exec_endpoint, single.document_cls, single.data.doc = endpoint.path, type(doc), doc

@@ -1,4 +1,4 @@
-"""What `requests` and `sseclient` read: programs without OpenAI's client parse these bytes themselves."""
+"""Exact bodies, read by `requests` and `sseclient`. Programs without OpenAI's client parse these bytes themselves."""
 
 import json
 import re
@@ -273,7 +273,7 @@ def test_a_model_that_is_not_served(session: requests.Session, base_url: str, na
 def test_a_client_that_goes_away_frees_its_place(
     session: requests.Session, base_url: str, path: str, body: dict[str, Any]
 ) -> None:
-    """Else a server would be busy for minutes with answers that nobody reads."""
+    """Otherwise a server would be busy for minutes with unread answers."""
     with streaming(session, f"{base_url}/{path}", body) as answer:
         events = sseclient.SSEClient(answer).events()
         assert [next(events).event for _ in range(3)]

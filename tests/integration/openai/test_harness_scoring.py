@@ -1,4 +1,4 @@
-"""Scoring as lm-evaluation-harness does it: benchmarks would be wrong if it failed."""
+"""Scoring as lm-evaluation-harness does it. Without these tests, benchmarks could be wrong."""
 
 from typing import Any
 

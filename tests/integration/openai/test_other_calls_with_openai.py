@@ -1,4 +1,4 @@
-"""Models, embeddings and tokens: what a program would not find, compare or count, if it failed."""
+"""Models, embeddings and tokens. Without these tests, programs could not rely on model lists, vectors or counts."""
 
 import asyncio
 import base64
@@ -15,7 +15,7 @@ TEXTS = ["A cat sleeps.", "A kitten naps.", "The engine broke down."]
 
 
 def both(base_url: str, call: Any) -> tuple[Any, Any]:
-    """What a call gives with the sync and with the async client."""
+    """Return the results of a call with the sync and with the async client."""
     options: dict[str, Any] = {"base_url": base_url, "api_key": "none", "max_retries": 0, "timeout": 120}
 
     async def later() -> Any:
@@ -54,7 +54,7 @@ def test_embeddings_tell_what_is_alike(base_url: str) -> None:
 
 
 def test_embeddings_as_numbers_and_as_base64_are_the_same(client: openai.OpenAI, base_url: str, plain: Any) -> None:
-    """The client asks for base64 unless it is told otherwise."""
+    """The client asks for base64 by default."""
     floats = client.embeddings.create(model="smollm2", input=TEXTS, encoding_format="float", user="anna")
     packed = requests.post(
         f"{base_url}/embeddings", json={"input": TEXTS, "encoding_format": "base64"}, timeout=60

@@ -1,4 +1,4 @@
-"""`client.responses`: what programs written for OpenAI's responses would get wrong or not at all, if it failed."""
+"""`client.responses`. Without these tests, programs written for OpenAI's responses could get wrong or no answers."""
 
 from typing import Any
 
@@ -19,13 +19,13 @@ WEATHER = {
 
 
 def test_greedy_names_paris_in_events_of_the_right_order(ask: Any) -> None:
-    """FourWays checks the stream: created, in progress, the item and its part, deltas, and all of them done."""
+    """FourWays checks the stream: created, in progress, the item and its part, deltas, and the done events."""
     answer = ask.responses(CAPITAL)
     assert (answer.only.text, answer.only.finish_reason, answer.usage) == (ANSWER, "stop", (37, 8, 45))
 
 
 def test_it_is_the_chats_answer(ask: Any) -> None:
-    """A system message is `instructions` here."""
+    """The system message is given as `instructions` here."""
     turns = [{"role": "system", "content": "You are a parrot."}, {"role": "user", "content": "Who are you?"}]
     chat = ask.chat(turns, max_completion_tokens=8)
     response = ask.responses("Who are you?", instructions="You are a parrot.", max_output_tokens=8)
@@ -34,7 +34,7 @@ def test_it_is_the_chats_answer(ask: Any) -> None:
 
 
 def test_earlier_turns_come_as_items(ask: Any, client: openai.OpenAI) -> None:
-    """There is no state: a program sends back the items that it got."""
+    """The server is stateless: a program sends back the items that it got."""
     first = client.responses.create(model="smollm2", input=CAPITAL, temperature=0)
     turns: list[Any] = [{"role": "user", "content": [{"type": "input_text", "text": CAPITAL}]}]
     turns += first.output
@@ -113,7 +113,7 @@ def test_the_clients_stream_helper(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("name", sorted(ResponseRequest.REFUSED))
 def test_a_field_that_is_not_supported_is_named(client: openai.OpenAI, name: str, stream: bool) -> None:
-    """Ignored, a user would believe that it counts."""
+    """If the field were ignored, users would believe that it has an effect."""
     with pytest.raises(openai.BadRequestError) as raised:
         client.responses.create(model="smollm2", input=CAPITAL, stream=stream, extra_body={name: "x"})
     assert (raised.value.param, raised.value.type) == (name, "invalid_request_error")

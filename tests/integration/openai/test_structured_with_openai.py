@@ -1,4 +1,4 @@
-"""Structured output and enforced calls by OpenAI's client: a program could not read the answers, if these failed."""
+"""Structured output and enforced calls. Without these tests, programs could get answers that they cannot read."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ CITY = "Describe Paris as JSON."
 
 
 class City(pydantic.BaseModel):
-    """What the model is to fill in."""
+    """Fields that the model fills in."""
 
     name: Literal["Paris", "London"]
     capital: bool
@@ -40,7 +40,7 @@ SCHEMA = {**City.model_json_schema(), "additionalProperties": False}
 
 
 def enforced(ask: Any, call: str, schema: Any) -> str:
-    """The text that the model writes under a schema."""
+    """Return the text that the model writes under a schema."""
     if call == "completions":
         form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
         return str(ask.completions(CITY, max_tokens=120, extra_body={"response_format": form}).only.text)
@@ -57,7 +57,7 @@ def test_an_answer_follows_its_schema(ask: Any, call: str) -> None:
 
 
 def test_a_json_object(ask: Any) -> None:
-    """An open object has no end: what matters is that it is the beginning of one."""
+    """An open object has no end, so its beginning is checked."""
     for text in (
         ask.chat("Give me JSON.", response_format={"type": "json_object"}, max_completion_tokens=12).only.text,
         ask.responses("Give me JSON.", text={"format": {"type": "json_object"}}, max_output_tokens=12).only.text,
@@ -181,7 +181,7 @@ def test_no_call_is_made_where_none_is_allowed(ask: Any) -> None:
 
 
 def test_the_round_of_a_call_and_its_result(ask: Any, client: openai.OpenAI) -> None:
-    """As every program with tools runs: the call, its result, the answer, which may be a call again."""
+    """Run the loop of every program with tools: the call, its result, the answer, which may be another call."""
     turns: list[Any] = [{"role": "user", "content": QUESTION}]
     asked = client.chat.completions.create(
         model="smollm2", messages=turns, tools=[WEATHER], tool_choice="required", temperature=0, max_tokens=80
@@ -211,7 +211,7 @@ def test_the_clients_helpers_read_calls(client: openai.OpenAI) -> None:
 
 
 def test_the_model_may_choose_between_a_strict_call_and_a_form(client: openai.OpenAI) -> None:
-    """The helpers make functions strict and ask for a form in the same request."""
+    """OpenAI's helpers make functions strict and ask for a form in the same request."""
 
     class Weather(pydantic.BaseModel):
         city: Literal["Paris", "London"]
@@ -265,7 +265,7 @@ def test_strict_functions_leave_words_as_they_are(ask: Any) -> None:
 def test_a_form_that_cannot_be_enforced_is_named(
     client: openai.OpenAI, path: str, body: dict[str, Any], param: str, stream: bool
 ) -> None:
-    """An ignored schema is an answer that a program cannot read."""
+    """If the schema were ignored, a program could not read the answer."""
     asked: dict[str, Any] = {"model": "smollm2", "stream": stream, "extra_body": body}
     messages: Any = [{"role": "user", "content": "x"}]
     with pytest.raises(openai.BadRequestError) as raised:

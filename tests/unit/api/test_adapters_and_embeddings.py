@@ -1,4 +1,4 @@
-"""Requests for vectors and changes of adapters: checked at the door, and the same at both ends of the wire."""
+"""Requests for vectors and for changes of adapters: they are checked, and the same at both ends of the wire."""
 
 import math
 import struct

@@ -1,4 +1,4 @@
-"""Messages and tools of chats: what is dropped here in silence never reaches the model."""
+"""Messages and tools of chats. Without these tests, parts of them could be dropped silently on the way to the model."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_a_content_in_parts_is_their_lines():
 
 
 def test_an_answer_may_be_sent_back_as_it_came():
-    """The loop of every program with tools: the answer's message, then what its call gave."""
+    """Run the loop of every program with tools: the answer's message, then the result of its call."""
     call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     answer = {"role": "assistant", "content": None, "refusal": None, "annotations": [], "tool_calls": [call]}
     request = parse(USER, answer, {"role": "tool", "tool_call_id": "call_1", "content": "dark"}, tools=[TOOL])

@@ -1,4 +1,4 @@
-"""Schemas as Jina documents and back: a field lost on the way is an option ignored or an answer cut."""
+"""Schemas as Jina documents and back. A lost field means an ignored option or a cut answer."""
 
 import json
 
@@ -33,7 +33,7 @@ ANSWERS = [
 
 
 def _sent(document):
-    """The message as it arrives at the other end."""
+    """Return the message as it arrives at the other end."""
     return DocProto.FromString(document.to_protobuf().SerializeToString())
 
 
@@ -93,17 +93,17 @@ def test_an_answer_that_lacks_a_part_is_no_answer():
 
 
 def test_an_executors_error_crosses_jina() -> None:
-    """Jina carries an exception as texts: the first one is the error's JSON."""
+    """Jina passes an exception on as texts; the first one is the error's JSON."""
     (said,) = documents.WireError(QueueFull("full", param="x")).args
     assert error_from_dict(json.loads(said)).to_dict() == QueueFull("full", param="x").to_dict()
 
 
 @pytest.mark.parametrize("answer", [*ANSWERS, ModelList(data=[])], ids=lambda answer: type(answer).__name__)
 def test_an_answer_is_written_as_docarray_would(answer: answers.Body) -> None:
-    """Else Jina's clients would read another document than the one that is described to them."""
+    """Otherwise Jina's clients would read another document than the published one."""
     message, document = DocProto(), documents.answer_to_document(answer)
     documents.write_answer(answer, message)
-    if not hasattr(answer, "id"):  # docarray makes one by chance, and so do we
+    if not hasattr(answer, "id"):  # docarray makes a random id, and so do we
         assert len(message.data["id"].text) == len(document.id)
         document.id = message.data["id"].text
     assert message == document.to_protobuf()

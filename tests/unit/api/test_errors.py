@@ -1,4 +1,4 @@
-"""The error table: a user's `except` must catch over the wire what it catches in one process."""
+"""The error table. A user's `except` must catch the same errors over the wire as in one process."""
 
 import pytest
 

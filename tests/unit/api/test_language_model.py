@@ -1,4 +1,4 @@
-"""The calls of a model, over a scripted one: what breaks here breaks in notebooks, servers and clients alike."""
+"""Calls of a model, tested with a scripted one. A fault here affects notebooks, servers and clients alike."""
 
 import asyncio
 import subprocess
@@ -39,9 +39,9 @@ def prompt_of(request):
 
 
 class ScriptedModel(LanguageModel):
-    """Answers with the prompt in capitals; "fail" fails, "wait" never ends, a stream comes letter by letter.
+    """A model that answers with the prompt in capitals. "fail" fails, "wait" never ends, a stream comes by letters.
 
-    Token ids are those of Unicode.
+    Token ids are Unicode code points.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ def test_messages_are_a_text_or_a_list_of_dicts_or_messages(model):
 
 
 def test_a_list_of_token_ids_is_one_prompt_and_a_list_of_lists_several(model):
-    """Else each id would be taken for a prompt of its own, or several prompts for one."""
+    """Otherwise each id would become a prompt, or several prompts would become one."""
     assert model.generate([104, 105]).text == "HI"
     assert model.generate((104, 105)).text == "HI"
     assert [answer.text for answer in model.generate([[97], "b", (99, 100)])] == ["A", "B", "CD"]
@@ -248,7 +248,7 @@ async def test_the_async_calls():
 
 
 def test_an_interrupt_cancels_the_request(model, monkeypatch):
-    """Ctrl-C in a notebook must not leave the model working on an answer that nobody reads."""
+    """Ctrl-C in a notebook must not leave the model at work on an unread answer."""
     model.generate("start the thread")
 
     def interrupted(future, timeout=None):
@@ -288,7 +288,7 @@ def test_close_ends_what_runs_and_refuses_what_comes():
 
 
 def test_a_script_that_forgets_to_close_ends_at_once():
-    """Without this a user's script would hang after its last line, or end with noise on stderr."""
+    """Without this, a user's script would hang after its last line, or end with noise on stderr."""
     script = """
 import sys
 sys.path.insert(0, sys.argv[1])

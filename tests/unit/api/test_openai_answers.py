@@ -1,4 +1,4 @@
-"""What OpenAI's answers are made of: choices under wrong numbers, wrong counts or events in disorder, if it failed."""
+"""OpenAI's answers. Without these tests, choices could get wrong numbers, counts be wrong, or events out of order."""
 
 import json
 from typing import Any
@@ -66,7 +66,7 @@ def chunk(index: int = 0, *, finish: Any = None, logprobs: Any = None, **delta: 
 
 
 def written(request: Any, *events: Any) -> list[Any]:
-    """The JSON of what a writer makes; an event is one of the first native stream, or has the number before it."""
+    """Return the JSON of a writer's events. An event belongs to the first native stream, or comes with its number."""
     writer, bodies = request.writer(), []
     for event in events:
         bodies += list(writer.events(*(event if isinstance(event, tuple) else (0, event))))
@@ -88,7 +88,7 @@ def test_choices_are_numbered_through_prompts_and_their_answers() -> None:
 
 
 def test_streams_of_several_prompts_are_one_stream() -> None:
-    """Events come in any order; the last of each prompt has its usage."""
+    """Events come in any order; the last event of each prompt has its usage."""
 
     def event(prompt: int, index: int, text: str, tokens: int) -> tuple[int, Completion]:
         return prompt, Completion(choices=[Choice(index=index, text=text)], **about(prompt, 3, tokens))
@@ -231,7 +231,7 @@ def test_an_empty_response_has_an_empty_message_all_the_same() -> None:
 
 
 def test_tokens_of_a_call_open_no_message() -> None:
-    """Their log-probabilities come before the call is known to be one."""
+    """Their log-probabilities come before the call is recognized."""
     request = ResponseRequest.parse({"input": "x", "stream": True, "top_logprobs": 0})
     bodies = written(
         request,
@@ -268,7 +268,7 @@ def test_a_whole_response_says_of_its_last_item_that_it_was_cut() -> None:
 
 
 def test_a_response_echoes_its_schema_whole() -> None:
-    """Nulls in a schema are values, not fields that were left out."""
+    """Nulls in a schema are values, not missing fields."""
     schema = {"enum": [None], "default": None}
     form = {"type": "json_schema", "name": "x", "schema": schema}
     assert ResponseRequest.parse({"input": "x", "text": {"format": form}}).echoed()["text"] == {"format": form}

@@ -1,4 +1,4 @@
-"""OpenAI's requests and answers as Jina documents: what one door takes and gives and the other does not."""
+"""OpenAI's requests and answers as Jina documents. Without these tests, gRPC and HTTP could accept or give others."""
 
 import json
 from typing import Any
@@ -34,7 +34,7 @@ BODIES: list[tuple[Any, dict[str, Any]]] = [
 
 
 def sent(document: Any) -> DocProto:
-    """The message as it arrives at the other end."""
+    """Return the message as it arrives at the other end."""
     return DocProto.FromString(document.to_protobuf().SerializeToString())
 
 
@@ -55,7 +55,7 @@ def test_the_order_in_a_schema_is_kept_as_json_text() -> None:
 
 @pytest.mark.parametrize("kind", [ChatCompletionRequest, CompletionRequest, ResponseRequest, EmbeddingRequest])
 def test_what_is_refused_arrives_and_is_refused(kind: Any) -> None:
-    """docarray would drop it, and nobody would hear of it."""
+    """docarray would drop it silently."""
     for name in kind.REFUSED:
         document = documents.document_class(kind)(**{name: "x"})
         with pytest.raises(InvalidRequest, match=f"{name}: this is not supported here"):

@@ -1,4 +1,4 @@
-"""What OpenAI's requests stand for: a field that were lost on the way would be accepted and ignored."""
+"""Conversion of OpenAI's requests to native ones. A lost field would be accepted and ignored."""
 
 from typing import Any
 
@@ -165,7 +165,7 @@ def test_what_is_refused_is_named_unless_it_is_null(kind: Any, body: dict[str, A
 
 @pytest.mark.parametrize(("kind", "body"), REQUESTS)
 def test_null_is_the_default(kind: Any, body: dict[str, Any]) -> None:
-    """Clients send what they were not told as null."""
+    """Clients send unset parameters as null."""
     nothing = dict.fromkeys(name for name in kind.model_fields if name not in body)
     assert kind.parse({**nothing, **body}) == kind.parse(body)
 

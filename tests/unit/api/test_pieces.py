@@ -1,4 +1,4 @@
-"""Pieces that wait for a slow reader are merged: nothing may be lost, doubled or turned round by that."""
+"""Merging of pieces that wait for a slow reader. It must not lose, repeat or reorder anything."""
 
 import copy
 
@@ -22,7 +22,7 @@ pieces = st.builds(
 
 
 def told(some: list[Piece]) -> list[object]:
-    """Everything that some pieces say, sequence by sequence."""
+    """Return the contents of some pieces, sequence by sequence."""
     said: list[object] = []
     for index in range(3):
         own = [piece for piece in some if piece.index == index]

@@ -1,4 +1,4 @@
-"""What a request may hold, and the line that says what is wrong with it: the field, the limit, the value."""
+"""Valid requests, and the error line for an invalid one: the field, the limit, the value."""
 
 import pytest
 
@@ -150,7 +150,7 @@ def _chat(**fields):
     ],
 )
 def test_what_would_leave_a_grammar_without_a_token_is_refused(name, fields, reason):
-    """The answer would end with an error in its middle, or not be what was promised."""
+    """Otherwise an answer would break off with an error, or not have the promised form."""
     with pytest.raises(InvalidRequest, match=f"{name} = 3: this does not go with {reason}"):
         _chat(**fields, **{name: 3})
 

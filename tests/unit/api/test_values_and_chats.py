@@ -1,4 +1,4 @@
-"""Values and chats as requests hold them: order, text and numbers that were changed on the way would be others'."""
+"""Values and chats in requests. Without these tests, order, texts and numbers could change on the way."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ SCHEMA = {"type": "object", "properties": {"é": {"default": None}, "a": {"minim
 
 
 class Holder(BaseModel):
-    """What a schema may have."""
+    """Values that a schema may have."""
 
     model_config = ConfigDict(strict=True)
 
@@ -24,7 +24,7 @@ class Holder(BaseModel):
 
 
 def test_an_object_may_be_json_text_and_is_that_in_a_document() -> None:
-    """A document's maps have no order, and its integers 32 bits."""
+    """A document's maps have no order, and its integers have 32 bits."""
     for given in (SCHEMA, json.dumps(SCHEMA)):
         holder = Holder(object=given)  # type: ignore[arg-type]
         assert holder.object is not None
@@ -48,7 +48,7 @@ def test_a_prompt_is_a_text_or_ids(good: Any) -> None:
     [("", "prompt"), ([], "prompt"), ([-1], "prompt.0"), ([2**31], "prompt.0"), ([True], "prompt.0"), (3, "prompt")],
 )
 def test_another_prompt_is_named_where_it_is_wrong(bad: Any, path: str) -> None:
-    """The part of a union that was meant is not in the name."""
+    """The matching part of a union is not in the name."""
     with pytest.raises(ValidationError) as raised:
         Holder(prompt=bad)
     assert field_path(raised.value.errors()[0]["loc"]) == path

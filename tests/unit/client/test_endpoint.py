@@ -1,4 +1,4 @@
-"""Endpoints, tokens and models that a user names: what is wrong is said at once, in one line."""
+"""Endpoints, tokens and models that a user names. A fault in them must be reported at once, in one line."""
 
 import subprocess
 import sys
@@ -65,7 +65,7 @@ def test_a_token_that_no_header_can_carry_is_refused_without_being_shown(token):
 
 
 def test_the_client_loads_neither_torch_nor_jina_nor_docarray():
-    """They take seconds, which a script that only asks a server must not wait for."""
+    """They take seconds to load, and a script that only sends requests to a server must not wait for them."""
     script = """
 import sys
 from run_gpt import Client

@@ -1,4 +1,4 @@
-"""Older and new messages on one port: a message taken for the other kind is a lost or garbled request."""
+"""Older and new messages on one port. A message taken for the other kind is a lost or garbled request."""
 
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
@@ -79,7 +79,7 @@ def test_whole_numbers_become_integers_again():
 
 
 def test_the_older_clients_documented_defaults_are_taken():
-    """They are written in its docstring, so users write them out."""
+    """Its docstring has these defaults, so users write them out."""
     defaults = {
         "max_new_tokens": None,
         "num_beams": 1,

@@ -1,4 +1,4 @@
-"""Server-sent events, in whatever pieces the network cuts them: no text may be lost or torn."""
+"""Server-sent events, cut by the network into any pieces. No text may be lost or cut."""
 
 from itertools import pairwise
 

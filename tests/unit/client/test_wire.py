@@ -1,4 +1,4 @@
-"""The client's own gRPC messages against docarray's and Jina's: a difference would be lost or misread text."""
+"""The client's own gRPC messages compared with docarray's and Jina's. A difference would lose or garble text."""
 
 import math
 
