@@ -1,1 +1,1 @@
-"""Benchmarks: of a model in this process, and of a server from outside."""
+"""Benchmarks of a model in this process, and of a server from outside."""

@@ -1,4 +1,4 @@
-"""Two results side by side: the ratio of medians for each load, with the interval in which it lies."""
+"""Comparison of two results: the ratio of the medians for each load, with its confidence interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from run_gpt.errors import SetupError
 
 RESAMPLES = 1000
 SAME = ("prompt_words", "output_tokens", "dataset", "system_words", "turns", "exact_output", "extra_body")
-"""Arguments without which two results are not of the same load."""
+"""Arguments that must be equal for two results to be of the same load."""
 
 FORMULAS = f"""\
 ratio = median of B / median of A: below 1, B is faster; of rates, above 1.
@@ -23,7 +23,7 @@ ratio = median of B / median of A: below 1, B is faster; of rates, above 1.
 
 @dataclass(frozen=True)
 class Ratio:
-    """B over A, of one figure under one load. Rates of a whole run have no interval."""
+    """Ratio B / A of one figure under one load. Rates of a whole run have no interval."""
 
     level: Level
     name: str
@@ -39,14 +39,14 @@ class Ratio:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves 1 out."""
+        """True when the interval does not contain 1."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
 
 def common_levels(a: Results, b: Results) -> list[Level]:
-    """The loads that both have. Raises SetupError if they are not loads of the same kind.
+    """Return the loads that both results have. Raises SetupError if their loads differ.
 
-    Two sweeps may have ended at different loads; other results must have the same.
+    Only two sweeps may have different loads, since they may have ended at different ones.
     """
     for name in SAME:
         left, right = a.arguments.get(name), b.arguments.get(name)
@@ -61,7 +61,7 @@ def common_levels(a: Results, b: Results) -> list[Level]:
 
 
 def compare(a: Results, b: Results, seed: int = 0) -> list[Ratio]:
-    """The ratios of what both have measured. Raises SetupError as `common_levels` does."""
+    """Compute the ratios of the figures that both results have. Raises SetupError as `common_levels` does."""
     ratios = []
     for level in common_levels(a, b):
         left, right = (next(run for run in results.runs if run.level == level) for results in (a, b))
@@ -88,7 +88,7 @@ def _latency(name: str, left: Run, right: Run, seed: int) -> Ratio | None:
 
 
 def medians(requests: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """The medians of RESAMPLES sets of as many requests, each drawn with replacement."""
+    """Return the medians of RESAMPLES bootstrap samples: as many requests as there are, drawn with replacement."""
     if all(len(one) == 1 for one in requests):
         singles = np.concatenate(requests)
         drawn = rng.integers(0, len(singles), (RESAMPLES, len(singles)))
@@ -101,7 +101,7 @@ def medians(requests: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndar
 
 
 def table(ratios: Sequence[Ratio]) -> str:
-    """The ratios as a table."""
+    """Format the ratios as a Markdown table."""
     rows = []
     for r in ratios:
         interval = "-" if r.low is None or r.high is None else f"{r.low:.3f} to {r.high:.3f}"

@@ -1,7 +1,7 @@
-"""Connections in HTTP/1.1 that cost next to nothing: bytes and times are noted, what they say is read afterwards.
+"""HTTP/1.1 connections with little overhead: bytes and their times are recorded, and parsed afterwards.
 
-A general client takes more processor time for a token of a stream than is left over beside a fast server, and on a
-small machine it takes it from the server.
+A general HTTP client needs more processor time for each token of a stream than a fast server leaves free. On a small
+machine it takes this time from the server.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ import httpx
 from run_gpt.bench.response import BadAnswer, Response
 from run_gpt.client.endpoint import Endpoint
 
-_IDLE_SECONDS = 1.0  # a server may close a connection that is idle for longer just when it is taken again
+_IDLE_SECONDS = 1.0  # a server may close a connection that was idle for longer just as it is reused
 
 
 class Connection(asyncio.Protocol):
-    """One socket, for one request after the other."""
+    """One socket, which sends one request at a time."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -28,7 +28,7 @@ class Connection(asyncio.Protocol):
     async def ask(self, request: bytes, response: Response) -> float:
         """Send a request, and return the time at which its answer was complete.
 
-        Raises ConnectionError if it ended before, and BadAnswer.
+        Raises ConnectionError if the connection ended before that, and BadAnswer.
         """
         if self._transport is None:
             raise ConnectionResetError("the connection is closed")
@@ -45,23 +45,23 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_fresh(self) -> bool:
-        """True for a connection that the server will hardly close just now."""
+        """True when the connection was used so recently that the server is unlikely to be closing it."""
         return self._transport is not None and time.perf_counter() - self.idle_since < _IDLE_SECONDS
 
     def close(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no class of asyncio's
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports have classes of their own
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         at = time.perf_counter()
-        if self._response is None or self._over is None:  # nothing was asked
+        if self._response is None or self._over is None:  # data without a request
             return self.close()
         try:
             self._response.feed(at, data)
@@ -88,17 +88,17 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """As many connections to a server as there are requests in flight; those that are free are taken again."""
+    """Pool with one connection to a server for each request in flight; free connections are reused."""
 
     def __init__(self, endpoint: Endpoint):
         host, _, port = endpoint.address.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
-        # The certificates that httpx knows, which asks this server for its models.
+        # The same certificates as httpx, which requests the models of this server.
         self._tls = httpx.create_ssl_context(trust_env=False) if endpoint.is_secure else None
         self._free: list[Connection] = []
 
     async def ask(self, request: bytes, response: Response) -> float:
-        """See Connection.ask. Raises OSError where no connection is made."""
+        """Send a request as Connection.ask does. Raises OSError also if no connection can be made."""
         connection = await self._taken()
         try:
             ended = await connection.ask(request, response)
@@ -122,6 +122,6 @@ class Connections:
         return connection
 
     def close(self) -> None:
-        """Close all that are free."""
+        """Close all free connections."""
         while self._free:
             self._free.pop().close()

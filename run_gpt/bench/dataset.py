@@ -1,4 +1,4 @@
-"""Prompts and chats from a file: JSON or JSON lines, of texts, of chats, or in ShareGPT's form."""
+"""Prompts and chats from a JSON or JSON Lines file: texts, chats, or ShareGPT's form."""
 
 import json
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class Entry:
     text: str | None = None
     messages: tuple[dict[str, Any], ...] = ()
     max_tokens: int | None = None
-    """What the file says of the answer's length, if it does."""
+    """Most tokens of the answer; None if the file does not set it."""
 
 
 def read(path: Path) -> list[Entry]:
-    """The entries of a file, in its order. Raises SetupError, which names the entry that is none."""
+    """Read the entries of a file, in order. Raises SetupError, which names the invalid entry."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -34,7 +34,7 @@ def read(path: Path) -> list[Entry]:
 
 
 def _items(text: str, path: Path) -> list[Any]:
-    """Of a JSON list its members, of anything else one for each line that is not empty."""
+    """Return the members of a JSON list, or else the JSON value of each line that is not empty."""
     if text.lstrip().startswith("["):
         try:
             return list(json.loads(text))
@@ -62,7 +62,7 @@ def _entry(item: Any, where: str) -> Entry:
     if isinstance(text, str) and text:
         return Entry(text=text, max_tokens=limit)
     messages = _messages(item)
-    while messages and messages[-1].get("role") == "assistant":  # the answer that the file has is not asked for
+    while messages and messages[-1].get("role") == "assistant":  # the model is to answer this
         messages.pop()
     if not messages:
         raise SetupError(f"{where} is none: write {FORMS}")
@@ -70,7 +70,7 @@ def _entry(item: Any, where: str) -> Entry:
 
 
 def _messages(item: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages of a chat in either form; none if one of them is no message."""
+    """Return the messages of a chat in either form; an empty list if one of them is not a valid message."""
     turns = item.get("messages", item.get("conversations"))
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         return []

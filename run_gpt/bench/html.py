@@ -1,4 +1,4 @@
-"""A benchmark as one HTML file that needs nothing else: tables, formulas, and plots as data in it."""
+"""Report of a benchmark as a single, self-contained HTML file: tables, formulas and embedded plots."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ def write_html(results: Results, plots: dict[str, bytes], path: Path) -> None:
 
 
 def page(results: Results, plots: dict[str, bytes]) -> str:
-    """The report's HTML."""
+    """Return the HTML of the report."""
     summaries = results.summaries
     parts = ["<h1>rungpt bench serve</h1>", f"<p>{escape(results.environment['date'])}</p>"]
     if results.saturation:

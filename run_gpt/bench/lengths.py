@@ -1,4 +1,4 @@
-"""`Lengths`: a distribution of lengths, and how it is written on the command line."""
+"""`Lengths`: a distribution of lengths, and its notation on the command line."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -13,7 +13,7 @@ _ARGUMENTS = {"fixed": 1, "uniform": 2, "normal": 2, "lognormal": 2}
 
 @dataclass(frozen=True)
 class Lengths:
-    """Whole numbers of at least 1. `lognormal` has the median `a`, and a logarithm of standard deviation `b`."""
+    """Distribution of whole numbers >= 1. `lognormal` has median `a`; its logarithm has standard deviation `b`."""
 
     kind: str
     a: float
@@ -21,7 +21,7 @@ class Lengths:
 
     @classmethod
     def parse(cls, text: str, option: str) -> Self:
-        """What FORMS says. Raises SetupError, which names `option`."""
+        """Parse a text in one of FORMS. Raises SetupError, which names `option`."""
         parts = text.split(":")
         kind, numbers = ("fixed", parts) if len(parts) == 1 else (parts[0], parts[1:])
         try:
@@ -35,7 +35,7 @@ class Lengths:
         return cls(kind, *values)
 
     def draw(self, rng: np.random.Generator) -> int:
-        """One length."""
+        """Draw one length."""
         if self.kind == "uniform":
             return int(rng.integers(int(self.a), int(self.b), endpoint=True))
         if self.kind == "normal":

@@ -1,4 +1,4 @@
-"""One load on a server: so many requests in flight (closed loop), or arriving at a rate (open loop)."""
+"""One load on a server: a fixed number of requests in flight (closed loop), or arrivals at a rate (open loop)."""
 
 import asyncio
 import resource
@@ -25,7 +25,7 @@ class Level:
     kind: str
     value: float
     streamed: bool = True
-    """False where each answer comes whole, in one piece."""
+    """False if each answer is requested as a whole, in one piece."""
 
     def __str__(self) -> str:
         load = f"concurrency {self.value:g}" if self.kind == "closed" else f"rate {self.value:g}/s"
@@ -34,38 +34,38 @@ class Level:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where a load ends: no request is sent after so many, or after so many seconds; those in flight may finish."""
+    """Bounds of a load: most requests, and seconds after which none is sent. Requests in flight may finish."""
 
     requests: int = 200
     seconds: float = 60.0
     timeout: float = 120.0
-    """Seconds after which a request is given up."""
+    """Seconds after which a request is abandoned."""
 
 
 @dataclass
 class Run:
-    """What happened under one load."""
+    """Record of one load."""
 
     level: Level
     samples: list[Sample] = field(default_factory=list)
     in_flight: int = 0
     lag: list[float] = field(default_factory=list)
-    """Seconds by which the client's own event loop was late, every LAG_SECONDS."""
+    """Delays of the client's own event loop in seconds, measured every LAG_SECONDS."""
     cpu_seconds: float = 0.0
-    """Processor time of the client itself."""
+    """Processor seconds of the client itself."""
     server_seconds: dict[str, float] = field(default_factory=dict)
-    """Processor time of each of the server's processes, by its name; empty where they cannot be seen."""
+    """Processor seconds of each server process, by its name; empty if they are not visible."""
     seconds: float = 0.0
-    """From the first request to the end of the last."""
+    """Duration from the first request to the end of the last answer."""
 
 
 OnProgress = Callable[[Run], None]
 Ask = Callable[[float | None], Coroutine[Any, Any, None]]
-"""Sends one request, due at that time (None: now), and waits until it has ended."""
+"""Function that sends one request, due at the given time (None: now), and waits for its end."""
 
 
 def arrivals(rate: float, count: int, seed: int) -> np.ndarray:
-    """Seconds at which `count` requests of a Poisson process arrive; the gaps are exponential, 1/rate on average."""
+    """Return the arrival times of `count` requests of a Poisson process (seconds): exponential gaps of mean 1/rate."""
     return np.cumsum(np.random.default_rng([seed, 4]).exponential(1 / rate, count))
 
 
@@ -78,7 +78,7 @@ async def run_level(
     on_progress: OnProgress = lambda run: None,
     server: ServerProcesses | None = None,
 ) -> Run:
-    """Put the load on the server until its bounds, and wait for the answers."""
+    """Apply the load to the server until its bounds are reached, and wait for the answers."""
     run, origin = Run(level), 0.0
 
     async def ask(due: float | None) -> None:
@@ -127,7 +127,7 @@ async def _open(due: np.ndarray, bounds: Bounds, origin: float, ask: Ask) -> Non
 
 @contextmanager
 def _effort(run: Run, server: ServerProcesses | None) -> Iterator[None]:
-    """Note in `run` the processor time that client and server take meanwhile, and how late the client is."""
+    """Record in `run` the processor time of client and server during the block, and the client's delays."""
     before = server.seconds() if server else {}
     cpu = _cpu_seconds()
     watch = asyncio.create_task(_watch_lag(run.lag))
@@ -140,7 +140,7 @@ def _effort(run: Run, server: ServerProcesses | None) -> Iterator[None]:
 
 
 async def _watch_lag(lag: list[float]) -> None:
-    """How late a task that wants to run every LAG_SECONDS is: so late may every measured time be, too."""
+    """Record the delay of a task that is to run every LAG_SECONDS: measured times may be late by as much."""
     while True:
         due = time.perf_counter() + LAG_SECONDS
         await asyncio.sleep(LAG_SECONDS)

@@ -1,8 +1,8 @@
-"""`rungpt bench model`: how fast a model is in this machine's memory, in each precision, and how good its texts are.
+"""`rungpt bench model`: speed, memory and perplexity of a model in this machine's memory, in each precision.
 
-Each variant (a precision; with `compile`, the generic runner without and with torch.compile) has a process of its own.
-They take turns in each round, after a warm-up that does not count: a busy minute of the machine falls on all. What a
-variant cannot do is said in its row, and the others go on.
+Each variant (a precision; with `compile`, the generic runner without and with torch.compile) has a separate process.
+The variants take turns in each round, after a warm-up that does not count, so that a busy minute of the machine affects
+all of them. If a variant fails, its row gives the reason, and the others go on.
 """
 
 from collections.abc import Callable
@@ -24,34 +24,34 @@ ALL_PRECISIONS = tuple(precision for precision in PRECISIONS if precision != "au
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is measured. Raises SetupError for what cannot be."""
+    """Options of a measurement. Raises SetupError for invalid ones."""
 
     model: str = DEFAULT_MODEL
-    """What `rungpt serve` takes."""
+    """Model, in any form that `rungpt serve` takes."""
     precisions: tuple[str, ...] = ALL_PRECISIONS
     compile: tuple[str, ...] = ()
     """Precisions in which the generic runner is measured too, without and with torch.compile."""
     generate: tuple[str, ...] = ()
-    """Precisions in which transformers' `generate` is measured beside it."""
+    """Precisions in which transformers' `generate` is measured too."""
     prompt_tokens: tuple[int, ...] = (128, 512)
     new_tokens: int = 64
     batches: tuple[int, ...] = (1, 4, 16)
-    """Streams at once."""
+    """Numbers of simultaneous streams."""
     repeat: int = 3
-    """Rounds that count."""
+    """Number of rounds that count."""
     device: str | None = None
     one_by_one: bool = False
-    """Load one variant at a time, where all together do not fit in memory; they take no turns then."""
+    """Load one variant at a time, for when they do not fit into memory together. They then take no turns."""
     data: tuple[str, ...] = tuple(TEXTS)
-    """Names of TEXTS to measure perplexity on."""
+    """Names in TEXTS for measuring perplexity."""
     texts: tuple[Path, ...] = ()
-    """Files to measure perplexity on."""
+    """Files for measuring perplexity."""
     window: int | None = None
-    """Tokens; default: 1024, or the model's context if that is shorter."""
+    """Tokens of a window; default: 1024, or the model's context if that is shorter."""
     stride: int | None = None
-    """Tokens; default: half of the window."""
+    """Tokens between the starts of two windows; default: half of the window."""
     max_tokens: int = 16_384
-    """Tokens of each text that are taken; 0: all."""
+    """Most tokens of each text; 0: all."""
 
     def __post_init__(self) -> None:
         for flag, chosen, known in (
@@ -72,7 +72,7 @@ class Options:
             raise SetupError(f"--max-tokens {self.max_tokens}: give a number of tokens, or 0 for all")
 
     def variants(self) -> list[Variant]:
-        """The rows, in order."""
+        """Return the variants, in the order of the table's rows."""
         more: dict[str, Any] = {"device": self.device, "max_running": max(self.batches)}
         return [
             *(Variant(self.model, precision, generate=True, **more) for precision in self.generate),
@@ -85,13 +85,13 @@ class Options:
         ]
 
     def cases(self) -> list["Case"]:
-        """What each variant is measured at, in order."""
+        """Return the cases in which each variant is measured, in order."""
         return [Case(tokens, batch) for tokens in self.prompt_tokens for batch in self.batches]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Prompts of so many tokens, so many of them at once."""
+    """Size of a measurement: tokens of each prompt, and number of simultaneous prompts."""
 
     prompt_tokens: int
     batch: int
@@ -99,38 +99,38 @@ class Case:
 
 @dataclass
 class Result:
-    """What was found of one variant."""
+    """Results of one variant."""
 
     variant: Variant
     about: dict[str, Any] = field(default_factory=dict)
-    """See Subject.about; empty if it could not be loaded."""
+    """Result of Subject.about; empty if the variant could not be loaded."""
     rounds: dict[Case, list[dict[str, float]]] = field(default_factory=dict)
-    """See Subject.measure."""
+    """Results of Subject.measure, one for each round."""
     reasons: dict[Case, str] = field(default_factory=dict)
-    """Why a case has no rounds, or fewer."""
+    """Reason why a case has no rounds, or fewer."""
     memory: dict[str, float] = field(default_factory=dict)
     perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By the text's name."""
+    """Results of Subject.perplexity, by the text's name."""
     failed: str = ""
-    """Why nothing more could be measured."""
+    """Reason why the measurement of this variant ended early; empty if it did not."""
 
 
 @dataclass
 class Report:
-    """All that was found."""
+    """Results of all variants."""
 
     options: Options
     results: list[Result]
     texts: list[str]
-    """The names of those that perplexity was measured on."""
+    """Names of the texts on which perplexity was measured."""
     notes: list[str]
-    """What could not be had; one line each."""
+    """Notes on missing texts, one line each."""
     others: float
-    """Cores that other programs used, at worst."""
+    """Most cores that other programs used during a measurement."""
 
 
 def measure(options: Options, say: Say) -> Report:
-    """Measure everything; `say` hears of each step, a line each. Raises SetupError for a text that cannot be read."""
+    """Measure everything. `say` receives one line for each step. Raises SetupError for a text that cannot be read."""
     texts, notes = gather_texts(options, say)
     results = [Result(variant) for variant in options.variants()]
     others = 0.0
@@ -140,7 +140,7 @@ def measure(options: Options, say: Say) -> Report:
 
 
 def gather_texts(options: Options, say: Say) -> tuple[list[Text], list[str]]:
-    """The texts that can be had, and a line for each one that cannot. Raises SetupError for a file of the user's."""
+    """Return the available texts, and a line for each missing one. Raises SetupError for an unreadable user file."""
     texts, notes = [read_text(path) for path in options.texts], []
     for name in options.data:
         say(f"fetching {name}")
@@ -153,7 +153,7 @@ def gather_texts(options: Options, say: Say) -> tuple[list[Text], list[str]]:
 
 
 def _measure_group(options: Options, results: list[Result], texts: list[Text], say: Say) -> float:
-    """Fill these results, their processes side by side; the cores that other programs used meanwhile, at worst."""
+    """Fill these results, with all processes side by side. Returns the most cores that other programs used."""
     with ExitStack() as stack:
         running: list[tuple[Result, Process]] = []
         for result in results:
@@ -176,7 +176,7 @@ def _measure_group(options: Options, results: list[Result], texts: list[Text], s
 def _measure_speed(options: Options, running: list[tuple[Result, Process]], say: Say) -> None:
     for result, process in running:
         _warm_up(options, result, process, say)
-    numbers = count(step=max(options.batches))  # no two prompts of a run are the same
+    numbers = count(step=max(options.batches))  # all prompts of a run differ
     for case in options.cases():
         for i in range(options.repeat):
             number = next(numbers)
@@ -187,7 +187,7 @@ def _measure_speed(options: Options, running: list[tuple[Result, Process]], say:
 
 
 def _warm_up(options: Options, result: Result, process: Process, say: Say) -> None:
-    """Note the cases that do not fit; run the longest of the others at each batch, and all where steps are compiled."""
+    """Note the cases that do not fit. Run the longest of the others at each batch, or all if steps are compiled."""
     for case in options.cases():
         if reason := _too_large(options, case, result.about):
             result.reasons[case] = reason
@@ -202,7 +202,7 @@ def _warm_up(options: Options, result: Result, process: Process, say: Say) -> No
 
 
 def _too_large(options: Options, case: Case, about: dict[str, Any]) -> str:
-    """Why a case does not fit, or nothing."""
+    """Return the reason why a case does not fit, or an empty text."""
     tokens = case.prompt_tokens + 1 + options.new_tokens
     if tokens > about["context"]:
         return f"{tokens} tokens exceed the context of {about['context']}"
@@ -223,7 +223,7 @@ def _one_round(options: Options, result: Result, process: Process, case: Case, n
 
 
 def _finish(options: Options, result: Result, process: Process, texts: list[Text], say: Say) -> None:
-    """Memory, and perplexity of what `rungpt serve` would run."""
+    """Measure memory, and perplexity for the runner that `rungpt serve` would choose."""
     try:
         result.memory = process.call("memory")
         for text in texts if result.variant.runner == "auto" else ():

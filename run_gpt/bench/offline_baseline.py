@@ -1,4 +1,4 @@
-"""What RunGPT is compared with: the model as transformers loads it, one padded batch, `generate`."""
+"""Baseline for comparison with RunGPT: the model as loaded by transformers, with `generate` on one padded batch."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from run_gpt.config import ModelConfig
 
 
 class Baseline(Subject):
-    """A variant by transformers' own `generate` and forward pass; the calls are those of Subject."""
+    """A variant run by transformers' own `generate` and forward pass, with the methods of Subject."""
 
     def _load(self, variant: Variant) -> None:
         from run_gpt.models import load
@@ -31,7 +31,7 @@ class Baseline(Subject):
         }
 
     def measure(self, number: int, prompt_tokens: int, batch: int, new_tokens: int) -> dict[str, float]:
-        """See Subject; nothing is kept from prefill, so one run gives both."""
+        """See Subject. Nothing is kept from prefill, so one run measures both."""
         start, steps = self._generate([self._prompt(number + i, prompt_tokens) for i in range(batch)], new_tokens)
         return {"prefill": steps[0] - start, "decode_step": (steps[-1] - steps[0]) / (len(steps) - 1)}
 
@@ -40,7 +40,7 @@ class Baseline(Subject):
         self._generate([self._prompt(f"warm-up {i}", prompt_tokens) for i in range(batch)], 4)
 
     def _generate(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[float]]:
-        """When it began, and when each step had its tokens."""
+        """Return the start time, and the time at which each step had its tokens."""
         import torch
 
         model: Any = self._loaded.model
@@ -64,7 +64,7 @@ class Baseline(Subject):
         return start, steps
 
     def _score(self, ids: list[int], window: int, stride: int) -> Score:
-        """By the model's own forward pass, on the same windows as the engine's."""
+        """Score with the model's own forward pass, on the same windows as the engine."""
         import torch
 
         model: Any = self._loaded.model

@@ -1,4 +1,4 @@
-"""A model that is measured, in a process of its own: its memory and threads are its own, and models take turns."""
+"""A measured model in a separate process, so that models can take turns and share neither memory nor threads."""
 
 import multiprocessing
 import os
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from run_gpt.bench.offline_subject import Variant
 
 LIMIT_SECONDS = 900.0
-"""Longest that loading, compiling or one measurement may take."""
+"""Time limit for loading, compiling or one measurement."""
 SHORT_SECONDS = 1.0
-"""A shorter call says little of what others do: the system counts processor time in hundredths."""
+"""Least duration of a call that measures the load of other programs: processor time is counted in hundredths."""
 
 
 class Process:
-    """A loaded variant in a process of its own, which does nothing unless it is asked. Close it."""
+    """A loaded variant in a separate process, which is idle between calls. The caller must close it."""
 
     def __init__(self, variant: "Variant"):
-        """Raises SetupError, with the reason, if the variant cannot be loaded."""
+        """Start the process and load the variant. Raises SetupError, with the reason, if loading fails."""
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(other, variant), daemon=True)
         self._process.start()
         other.close()
         self.others = 0.0
-        """Cores that other programs used while this one was measured, at worst; 0 where the system does not say."""
+        """Most cores that other programs used during a measurement; 0 if the system does not report it."""
         try:
             self.about: dict[str, Any] = self._reply()
         except BaseException:
@@ -39,11 +39,14 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked more."""
+        """True while the process runs and takes calls."""
         return self._process.is_alive()
 
     def call(self, method: str, **arguments: Any) -> Any:
-        """What the subject's method returns. Raises SetupError if it fails, dies or takes longer than LIMIT_SECONDS."""
+        """Call a method of the subject and return its result.
+
+        Raises SetupError if it fails, if the process dies, or after LIMIT_SECONDS.
+        """
         try:
             self._connection.send((method, arguments))
         except OSError:
@@ -74,19 +77,19 @@ class Process:
 
 
 def _serve(connection: Connection, variant: "Variant") -> None:
-    """The life of the process: loads, says what it is, then answers calls until it is ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which ends this process
+    """Load the variant, send its description, then answer calls until the process is ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the benchmark ends this process
     try:
         subject = variant.load()
         connection.send((subject.about(), None, 0.0))
-    except Exception as error:  # the table says it in the variant's row
+    except Exception as error:  # shown in the variant's row of the table
         connection.send((None, _line(error), 0.0))
         return
     while True:
         try:
             method, arguments = connection.recv()
         except EOFError:
-            return  # the benchmark has gone
+            return  # the benchmark has ended
         start, busy, own = time.perf_counter(), _busy_seconds(), time.process_time()
         try:
             reply = getattr(subject, method)(**arguments)
@@ -105,7 +108,7 @@ def _line(error: Exception) -> str:
 
 
 def _busy_seconds() -> float:
-    """Processor time that all programs of this machine have used, and what others took from a virtual one."""
+    """Return the processor seconds used by all programs of this machine, with those stolen from a virtual machine."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return 0.0

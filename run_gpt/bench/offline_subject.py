@@ -1,4 +1,4 @@
-"""What is measured: one model in this process, in one precision, by one runner; prefill, decode, memory, perplexity."""
+"""A model in this process, in one precision and by one runner: its prefill, decode, memory and perplexity."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ RUNNERS = {"NativeRunner": "native", "LlamaRunner": "fast", "GenericRunner": "ge
 KERNELS_THREAD = "rungpt-build"
 WINDOW = 1024
 LEAST_OVERLAP = 0.25
-"""Share of the new tokens for which all streams must have run together, for a figure of decoding."""
+"""Least share of the new tokens that must be decoded while all streams run, for a valid decode figure."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,22 @@ class Variant:
     runner: Runner = "auto"
     compile: bool = False
     generate: bool = False
-    """transformers' own `generate`, which RunGPT is compared with."""
+    """True for transformers' own `generate`, with which RunGPT is compared."""
     device: str | None = None
     max_running: int = 1
 
     @property
     def name(self) -> str:
-        """Such as `bf16`, or `fp32, generic, compiled`."""
+        """Name such as `bf16`, or `fp32, generic, compiled`."""
         return self.precision if self.by == "auto" else f"{self.precision}, {self.by}"
 
     @property
     def by(self) -> str:
-        """What is to run it: a runner of RunGPT's, compiled or not, or transformers."""
+        """Name of its runner (with `compiled`, if so), or `transformers`."""
         return "transformers" if self.generate else self.runner + (", compiled" if self.compile else "")
 
     def load(self) -> "Subject":
-        """The thing itself; in this process. Raises SetupError or ModelNotFound."""
+        """Load the variant in this process. Raises SetupError or ModelNotFound."""
         from run_gpt.bench.offline_baseline import Baseline
 
         return Baseline(self) if self.generate else Subject(self)
@@ -56,9 +56,9 @@ class Subject:
     """A loaded variant."""
 
     def __init__(self, variant: Variant):
-        """Raises SetupError or ModelNotFound if it cannot be loaded."""
+        """Load the variant. Raises SetupError or ModelNotFound if this fails."""
         import torch
-        import transformers  # noqa: F401  # its memory is not the model's
+        import transformers  # noqa: F401  # imported first, so that its memory does not count as the model's
 
         import run_gpt.local.model  # noqa: F401
 
@@ -86,7 +86,7 @@ class Subject:
         self._engine = cast("Any", self.model._engine)
 
     def about(self) -> dict[str, Any]:
-        """What was loaded: precision, runner, device, threads, context and cache in tokens (None: no limit)."""
+        """Describe the loaded model: precision, runner, device, threads; context and cache (tokens; None: no limit)."""
         import torch
 
         name = type(self._engine._runner).__name__
@@ -100,12 +100,12 @@ class Subject:
         }
 
     def measure(self, number: int, prompt_tokens: int, batch: int, new_tokens: int) -> dict[str, float]:
-        """Seconds of prefill and of a decode step, of `batch` prompts that differ with each `number`.
+        """Return the seconds of prefill and of a decode step for `batch` prompts, which differ with each `number`.
 
-        Prefill is from the first submission until every stream has its first token. The same prompts then run again
-        with a token more, from the cache where the runner keeps prefixes; a decode step is the time from where every
-        stream has its first token until the first stream ends, over the tokens that one stream gets in it. Raises
-        SetupError if the streams ran together for less than LEAST_OVERLAP of their tokens.
+        Prefill lasts from the first submission until every stream has its first token. Then the same prompts run again
+        with one token more, from the KV cache if the runner keeps prefixes. A decode step is the time from the moment
+        at which every stream has its first token to the end of the first stream, divided by the tokens of one stream
+        in that time. Raises SetupError if the streams ran together for less than LEAST_OVERLAP of their tokens.
         """
         prefill, streams = self._run([self._prompt(number + i, prompt_tokens) for i in range(batch)], new_tokens)
         begun, ended = max(stream[0][0] for stream in streams), min(stream[-1][0] for stream in streams)
@@ -115,26 +115,26 @@ class Subject:
         return {"prefill": prefill, "decode_step": (ended - begun) / decoded}
 
     def warm_up(self, prompt_tokens: int, batch: int) -> None:
-        """Run what a measurement would, with few new tokens: memory is touched, each kind of step is compiled."""
+        """Run a measurement's prompts with few new tokens: this touches memory and compiles each kind of step."""
         self._run([self._prompt(f"warm-up {i}", prompt_tokens) for i in range(batch)], 4)
 
     def _run(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[tuple[float, int]]]]:
-        """Seconds of the prompts' prefill, and what `_streams` says of their decoding."""
+        """Return the seconds of prefill, and the decode events as returned by `_streams`."""
         start, first = asyncio.run(self._streams(prompts, 1))
         prefill = max(stream[0][0] for stream in first) - start
-        # Whatever is kept is reused whole, in its place: with the same prompt it would be copied, and put others out.
+        # A longer prompt reuses its kept prefix in place. The same prompt would be copied, which would evict others.
         _, streams = asyncio.run(self._streams([[*ids, self._ids[0]] for ids in prompts], new_tokens))
         return prefill, streams
 
     def memory(self) -> dict[str, float]:
-        """MB (10^6 bytes) by which the peak grew while the model was loaded, and until now."""
+        """Return the growth of the memory peak in MB (10^6 bytes): while the model was loaded, and until now."""
         return {"loading": (self._loading - self._before) / 1e6, "peak": (self._peak() - self._before) / 1e6}
 
     def perplexity(self, text: str, window: int | None, stride: int | None, max_tokens: int) -> dict[str, float]:
-        """`perplexity` of the first `max_tokens` tokens of a text (0: all), `tokens` scored, `window` and `stride`.
+        """Score the first `max_tokens` tokens of a text (0: all): `perplexity`, scored `tokens`, `window` and `stride`.
 
-        Windows have 1,024 tokens, or the context's, and strides half of a window, if they are not given. Raises
-        SetupError for sizes that cannot be.
+        The default window is 1,024 tokens, or the context if that is shorter; the default stride is half of the window.
+        Raises SetupError for invalid sizes.
         """
         ids = self._tokenizer(text, verbose=False)["input_ids"]
         context = self.about()["context"]
@@ -149,17 +149,17 @@ class Subject:
         return asyncio.run(score(self.model, ids, window, stride))
 
     def _prompt(self, name: int | str, tokens: int) -> list[int]:
-        """Token ids by chance, so that prompts have the same length with every tokenizer and no common beginning."""
+        """Return random token ids, so that prompts have the same length with every tokenizer and no common prefix."""
         return random.Random(f"{name}, {tokens}").choices(self._ids, k=tokens)
 
     async def _streams(self, prompts: list[list[int]], new_tokens: int) -> tuple[float, list[list[tuple[float, int]]]]:
-        """When the streams began, and for each of them when its tokens came: (seconds, tokens) of each event."""
+        """Return the start time, and for each stream the (seconds, tokens) of each of its events."""
         from run_gpt.api.schema import GenerateRequest
 
-        # As many tokens at least as at most: the end of sequence is held back.
+        # A minimum equal to the maximum suppresses the end of sequence.
         fields = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
         requests = [GenerateRequest.parse({**fields, "prompt": ids}) for ids in prompts]
-        # The engine's own requests: what writes answers is no part of these figures.
+        # Submitted to the engine directly: writing answers is not part of these figures.
         prepared = [await self.model._preparation.text(request, None, None) for request in requests]
 
         async def stream(request: Any) -> list[tuple[float, int]]:
@@ -170,23 +170,23 @@ class Subject:
         return start, await asyncio.gather(*(stream(request) for request in prepared))
 
     def _peak(self) -> int:
-        """Most bytes in use so far: on the GPU if the model is there, else of the process."""
+        """Return the peak of memory in bytes: of the GPU if the model is on one, else of the process."""
         import torch
 
         return torch.cuda.max_memory_allocated() if self._cuda else peak_bytes()
 
 
 def peak_bytes() -> int:
-    """Most memory that this process ever had in use."""
+    """Return the peak of this process's memory in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's figure is also of the process that started this one, before it became this one
+    if status.exists():  # getrusage's figure includes the parent process before exec
         return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _wait_for_kernels() -> None:
-    """Until the native kernels are compiled, the first time on a machine: the generic runner serves meanwhile."""
+    """Wait until the native kernels are compiled (once on a machine). Until then the generic runner would serve."""
     for thread in threading.enumerate():
         if thread.name == KERNELS_THREAD:
             thread.join()

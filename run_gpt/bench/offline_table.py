@@ -1,4 +1,4 @@
-"""What was measured offline, as tables for a person or a document, and as JSON, with machine, date and versions."""
+"""Results of an offline measurement, as tables and as JSON, with machine, date and versions."""
 
 import datetime
 import os
@@ -15,14 +15,14 @@ from run_gpt.bench.offline import Case, Report, Result
 
 @dataclass(frozen=True)
 class Table:
-    """A head, and rows of as many cells."""
+    """Table with a head, and rows of the same number of cells."""
 
     title: str
     head: tuple[str, ...]
     rows: list[tuple[str, ...]]
 
     def markdown(self) -> str:
-        """The title and the table."""
+        """Return the title and the table as Markdown."""
         rows = [tuple(cell.replace("|", "\\|") for cell in row) for row in self.rows]
         lines = [self.head, ("---",) * len(self.head), *rows]
         return f"**{self.title}**\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -30,32 +30,32 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """The median of the rounds' values and how far they lie apart."""
+    """Median and spread of the rounds' values."""
 
     values: Sequence[float]
 
     @property
     def median(self) -> float:
-        """In the unit of the values."""
+        """Median, in the unit of the values."""
         return statistics.median(self.values)
 
     @property
     def spread(self) -> float:
-        """Half of what lies between the least and the greatest value, over the median."""
+        """Half of the range of the values, divided by the median."""
         return (max(self.values) - min(self.values)) / 2 / self.median
 
     def text(self, *, spread: bool) -> str:
-        """Such as `12.4 ± 3 %`; what is the reciprocal of another figure needs no spread of its own."""
+        """Format the figure as `12.4 ± 3 %`. The reciprocal of another figure is shown without spread."""
         digits = 0 if self.median >= 100 else 1 if self.median >= 10 else 2
         return f"{self.median:,.{digits}f}" + (f" ± {100 * self.spread:.0f} %" if spread else "")
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the figure for JSON."""
         return {"median": self.median, "min": min(self.values), "max": max(self.values), "rounds": list(self.values)}
 
 
 def figures(case: Case, rounds: list[dict[str, float]]) -> dict[str, Figure]:
-    """The four figures of a case, by name; see `footer` for what they mean."""
+    """Compute the four figures of a case, by name; `footer` says what they mean."""
     prefill, step = [one["prefill"] for one in rounds], [one["decode_step"] for one in rounds]
     return {
         "prefill_ms_per_token": Figure([1000 * seconds / case.prompt_tokens for seconds in prefill]),
@@ -66,7 +66,7 @@ def figures(case: Case, rounds: list[dict[str, float]]) -> dict[str, Figure]:
 
 
 def tables(report: Report) -> list[Table]:
-    """Speed, then memory and perplexity."""
+    """Return two tables: speed, then memory and perplexity."""
     return [_speed(report), _memory_and_perplexity(report)]
 
 
@@ -99,14 +99,14 @@ def _memory_and_perplexity(report: Report) -> Table:
 
 
 def _names(result: Result) -> tuple[str, str]:
-    """Precision and runner, as they turned out."""
+    """Return precision and runner as loaded, or as requested if loading failed."""
     variant = result.variant
     by = variant.by.replace("auto", result.about.get("runner", "auto"))
     return result.about.get("precision", variant.precision), by
 
 
 def surroundings(report: Report) -> dict[str, Any]:
-    """The machine, the date and the versions: without them a figure says little."""
+    """Return the machine, the date and the versions, without which figures cannot be compared."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -127,7 +127,7 @@ def surroundings(report: Report) -> dict[str, Any]:
 
 
 def footer(report: Report) -> str:
-    """What stands under the tables: where and when, what the figures mean, and what could not be had."""
+    """Return the text under the tables: machine, date, the meaning of the figures, and what could not be measured."""
     about, options = surroundings(report), report.options
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     turns = "one variant after the other" if options.one_by_one else "all variants in turn"
@@ -154,12 +154,12 @@ def footer(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """All of it, for a document."""
+    """Return tables and footer as Markdown for a document."""
     return "\n\n".join([*(table.markdown() for table in tables(report)), footer(report)])
 
 
 def record(report: Report) -> dict[str, Any]:
-    """All of it, for JSON; every round's figures too. Units stand in the names; memory is in MB (10^6 bytes)."""
+    """Return the report for JSON, with every round's figures. Names contain units; memory is in MB (10^6 bytes)."""
     results = []
     for result in report.results:
         cases = [

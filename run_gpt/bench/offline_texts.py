@@ -1,11 +1,11 @@
-"""Texts to measure perplexity on: wikitext2, ptb and c4 in plain forms, or a file of the user's.
+"""Texts for measuring perplexity: wikitext2, ptb and c4 in plain forms, or a file of the user.
 
-Each is put together as is usual for language models' papers:
+Each text is assembled as is usual in papers about language models:
 
-wikitext2   WikiText-2 (raw), the test part as it is: wiki.test.raw in the zip of ggml-org/ci on the hub, which
-            llama.cpp measures with. CC BY-SA.
+wikitext2   WikiText-2 (raw), the test part unchanged: wiki.test.raw in the zip of ggml-org/ci on the hub, which
+            llama.cpp uses for its measurements. CC BY-SA.
 ptb         Penn Treebank in Mikolov's form, the test part, its sentences joined by spaces. The hub's
-            ptb-text-only/ptb_text_only holds no text but the address of this file. For research.
+            ptb-text-only/ptb_text_only contains only the address of this file, no text. For research.
 c4          C4 (en): the first 1,100 documents of the first validation file of allenai/c4 on the hub, joined by spaces.
             ODC-BY.
 """
@@ -34,14 +34,14 @@ CONNECT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Text:
-    """A text and the name that stands in the table."""
+    """A text, and its name in the table."""
 
     name: str
     content: str
 
 
 def read_text(path: Path) -> Text:
-    """A file's text (UTF-8); of HTML its paragraphs. Raises SetupError if it cannot be read."""
+    """Read the text of a file (UTF-8); for HTML only its paragraphs. Raises SetupError if it cannot be read."""
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -52,7 +52,7 @@ def read_text(path: Path) -> Text:
 
 
 def fetch_text(name: str) -> Text:
-    """One of TEXTS, from the cache or the network. Raises DownloadError, in one line."""
+    """Return one of TEXTS, from the cache or the network. Raises DownloadError with a message of one line."""
     try:
         return Text(name, TEXTS[name]())
     except (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile) as error:
@@ -60,7 +60,7 @@ def fetch_text(name: str) -> Text:
 
 
 class _Paragraphs(HTMLParser):
-    """The texts of an HTML file's <p> elements."""
+    """Parser that collects the texts of the <p> elements of an HTML file."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -86,25 +86,25 @@ class _Paragraphs(HTMLParser):
 
 
 def wikitext_of(file: Path) -> str:
-    """The test part in the zip."""
+    """Return the test part from the zip file."""
     with zipfile.ZipFile(file) as archive:
         names = [name for name in archive.namelist() if name.endswith("wiki.test.raw")]
         return archive.read(names[0]).decode("utf-8")
 
 
 def c4_of(file: Path) -> str:
-    """The first documents of a file of JSON lines, with gzip."""
+    """Return the first C4_DOCUMENTS documents of a gzipped JSON Lines file, joined by spaces."""
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         return " ".join(json.loads(line)["text"] for line in islice(lines, C4_DOCUMENTS))
 
 
 def ptb_of(file: Path) -> str:
-    """The sentences, which stand on a line each."""
+    """Return the sentences, one a line in the file, joined by spaces."""
     return " ".join(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
 
 
 def _from_hub(repo: str, name: str) -> Path:
-    """The file of a dataset's repository, from our cache if it is there."""
+    """Return the path of a file from a dataset repository on the hub, from the cache if it is there."""
     from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     folder = cache_root() / "hub"
@@ -112,9 +112,9 @@ def _from_hub(repo: str, name: str) -> Path:
     if isinstance(kept, str):
         return Path(kept)
     try:
-        HfApi().dataset_info(repo, timeout=CONNECT_SECONDS)  # the download itself would try for half a minute
+        HfApi().dataset_info(repo, timeout=CONNECT_SECONDS)  # the download itself would retry for half a minute
         return Path(hf_hub_download(repo, name, repo_type="dataset", cache_dir=folder))
-    except Exception as error:  # the hub library raises its own and its HTTP library's classes, which change
+    except Exception as error:  # the hub library raises exceptions of its own and of its HTTP library, which change
         why = str(error).strip().partition("\n")[0]
         raise DownloadError(f"{repo} cannot be fetched from the hub: {why}; --text FILE takes any text") from error
 

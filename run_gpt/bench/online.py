@@ -1,4 +1,4 @@
-"""Measures a server: finds its model, warms it up, puts one load after the other on it, or sweeps for the highest."""
+"""Measures a server: finds its model, warms it up, and applies one load after the other, or sweeps for saturation."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,31 +20,31 @@ from run_gpt.client import Client
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.errors import SetupError
 
-_ASK_SECONDS = 10.0  # for the names of its models
+_ASK_SECONDS = 10.0  # timeout of the request for the model names
 _WARM_TOGETHER = 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. Raises SetupError for what cannot be."""
+    """Plan of a measurement. Raises SetupError if it is not possible."""
 
     endpoint: Endpoint
     levels: tuple[Level, ...]
     workload: WorkloadConfig
     api_name: str | None = None
-    """None: OpenAI's chats over HTTP, RunGPT's own over gRPC."""
+    """Name in APIS; None: `openai-chat` over HTTP, RunGPT's own `chat` over gRPC."""
     model: str | None = None
-    """None: the first that /v1/models names; native servers need none."""
+    """Name of the model; None: the first in /v1/models. Native servers need none."""
     sweep: bool = False
-    """Begin at the one level and raise it until the server is saturated."""
+    """Start at the only level and raise it until the server is saturated."""
     bounds: Bounds = field(default_factory=Bounds)
     warmup: int = 4
-    """Requests before the first load, which are not counted."""
+    """Number of requests before the first load, which are not counted."""
     limits: dict[str, float] = field(default_factory=dict)
     exact_output: bool = False
     extra_body: dict[str, Any] = field(default_factory=dict)
     server_pid: int | None = None
-    """The process under which those of the server are; None: whatever listens at a loopback endpoint."""
+    """Root of the server's processes; None: the process that listens at a loopback endpoint."""
 
     def __post_init__(self) -> None:
         api = self.api
@@ -63,11 +63,11 @@ class Plan:
 
     @property
     def api(self) -> Api:
-        """The API that requests speak."""
+        """API of the requests."""
         return APIS[self.api_name or ("chat" if self.endpoint.is_grpc else "openai-chat")]
 
     def arguments(self, model: str | None) -> dict[str, Any]:
-        """What the results say of it."""
+        """Return the arguments for the results."""
         given = asdict(self.workload)
         lengths = {name: _shown(given.pop(name)) for name in ("prompt_words", "output_tokens")}
         return {
@@ -87,21 +87,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Target:
-    """A server that answers: the way to it, and its processes where they can be seen."""
+    """A server that answers requests: its sender, and its processes if they are visible."""
 
     sender: Sender
     processes: ServerProcesses | None = None
     model: str | None = None
     models: Any = None
-    """What /v1/models says."""
+    """JSON of /v1/models."""
 
 
 async def measure(
     plan: Plan, token: str | None, on_progress: OnProgress, on_begin: Callable[[Results], None] = lambda results: None
 ) -> Results:
-    """Everything that the plan says. Raises SetupError if the server does not answer at all.
+    """Run all measurements of the plan. Raises SetupError if the server answers no request.
 
-    `on_begin` gets the results before they are filled: one that is interrupted keeps the loads that were complete.
+    `on_begin` receives the results before they are filled, so that an interrupted run keeps its complete loads.
     """
     target = await connect(plan, token)
     results = Results(environment(target.models), plan.arguments(target.model), plan.limits, [])
@@ -115,8 +115,8 @@ async def measure(
 
 
 async def connect(plan: Plan, token: str | None) -> Target:
-    """The plan's server. Raises SetupError if it does not answer, or has no model that can be named."""
-    client = Client(token)  # refuses what cannot be a key
+    """Connect to the server of the plan. Raises SetupError if it does not answer, or if its model is not known."""
+    client = Client(token)  # raises an error for an invalid key
     models = None if plan.endpoint.is_grpc else await _models(plan.endpoint, token)
     model = plan.model or _first(models)
     if model is None and not plan.api.native:
@@ -144,13 +144,13 @@ async def _measure_levels(plan: Plan, target: Target, results: Results, on_progr
             await one(level)
         return
     start = plan.levels[0]
-    # With fewer than four requests for each in flight, its beginning and end would be most of a load.
+    # With fewer than four requests for each in flight, a load would mostly consist of its start and end.
     most = plan.bounds.requests / 4 if start.kind == "closed" else plan.bounds.requests
     results.saturation = await sweep(start, most, one)
 
 
 async def _warm_up(plan: Plan, sender: Sender) -> None:
-    """A few requests that are not counted. Raises SetupError if none is answered: nothing could be measured."""
+    """Send a few requests that are not counted. Raises SetupError if none is answered."""
     workload = Workload(plan.workload, takes_chats=plan.api.chats, stream=0)
     if not plan.warmup:
         return
@@ -163,7 +163,7 @@ async def _warm_up(plan: Plan, sender: Sender) -> None:
 
 
 async def _models(endpoint: Endpoint, token: str | None) -> Any:
-    """What /v1/models says, None without such a route. Raises SetupError if nothing answers, or the key is wrong."""
+    """Return the JSON of /v1/models; None without it. Raises SetupError if nothing answers, or the key is wrong."""
     verify = endpoint.is_secure
     async with httpx.AsyncClient(timeout=_ASK_SECONDS, verify=verify, trust_env=False) as client:
         try:
@@ -187,6 +187,6 @@ def _first(models: Any) -> str | None:
 
 
 def _shown(lengths: dict[str, Any]) -> str:
-    """Lengths as they are written on the command line."""
+    """Format lengths as they are written on the command line."""
     numbers: Sequence[float] = [lengths["a"]] if lengths["kind"] == "fixed" else [lengths["a"], lengths["b"]]
     return ":".join(([] if lengths["kind"] == "fixed" else [lengths["kind"]]) + [f"{n:g}" for n in numbers])

@@ -1,10 +1,10 @@
-"""Perplexity of a text under a model, by the scores that it serves: sliding windows, echo and log-probabilities.
+"""Perplexity of a text under a model, from the scores that it serves: sliding windows, echo and log-probabilities.
 
 Perplexity is exp of the mean negative log-likelihood of a token (natural logarithm). The text's tokens are cut into
-windows of `window` tokens that begin `stride` tokens after each other; a window scores those of its tokens that no
-earlier window has scored, after all the others in it. Each token counts once, but for the text's first, which nothing
-comes before; windows that do not overlap (stride = window) leave out the first of each. A smaller stride gives tokens
-more context, a lower perplexity, and takes longer.
+windows of `window` tokens, whose starts are `stride` tokens apart. A window scores the tokens that no earlier window
+has scored, with all earlier tokens of the window as context. Each token counts once, except the first of the text,
+which has no context. If windows do not overlap (stride = window), the first token of each is left out. A smaller stride
+gives tokens more context and a lower perplexity, and takes longer.
 """
 
 import math
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from run_gpt.local.model import Model
 
 AT_ONCE = 4
-"""Windows that are scored side by side."""
+"""Number of windows that are scored together."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens `start` to `end` of a text, of which the last `scored` ones count."""
+    """Tokens `start` to `end` (exclusive) of a text; only the last `scored` tokens count."""
 
     start: int
     end: int
@@ -32,21 +32,21 @@ class Window:
 
 @dataclass(frozen=True)
 class Score:
-    """What a text came to."""
+    """Score of a text."""
 
     tokens: int
-    """That were scored."""
+    """Number of scored tokens."""
     loss: float
     """Sum of their negative log-likelihoods."""
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean loss."""
+        """Exponential of the mean loss."""
         return math.exp(self.loss / self.tokens)
 
 
 def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
-    """The windows of a text of so many tokens, in order; `stride` is at most `window`."""
+    """Yield the windows of a text of `tokens` tokens, in order; `stride` is at most `window`."""
     done = 1
     for start in range(0, tokens, stride):
         end = min(start + window, tokens)
@@ -56,7 +56,7 @@ def windows(tokens: int, window: int, stride: int) -> Iterator[Window]:
 
 
 def check_sizes(tokens: int, window: int, stride: int, context: int) -> None:
-    """Raise SetupError for a text of too few tokens, and for a window or a stride that cannot be."""
+    """Raise SetupError for a text with fewer than 2 tokens, or an invalid window or stride."""
     if tokens < 2:
         raise SetupError(f"perplexity needs a text of two tokens at least, this one has {tokens}")
     if not 2 <= window <= context:
@@ -66,7 +66,7 @@ def check_sizes(tokens: int, window: int, stride: int, context: int) -> None:
 
 
 async def score(model: "Model", ids: Sequence[int], window: int, stride: int) -> Score:
-    """Score a text's token ids, of sizes that `check_sizes` has let pass."""
+    """Score the token ids of a text. The sizes must have passed `check_sizes`."""
     cut = list(windows(len(ids), window, stride))
     losses: list[float] = []
     for first in range(0, len(cut), AT_ONCE):
@@ -75,12 +75,12 @@ async def score(model: "Model", ids: Sequence[int], window: int, stride: int) ->
 
 
 async def _losses(model: "Model", ids: Sequence[int], cut: list[Window]) -> list[float]:
-    """The negative log-likelihood of each token that these windows score."""
+    """Return the negative log-likelihood of each token that these windows score."""
     prompts = [list(ids[window.start : window.end]) for window in cut]
     answers = await model.agenerate(prompts, max_new_tokens=0, echo=True, logprobs=0)
     losses = []
     for window, answer in zip(cut, answers, strict=True):
         logprobs = answer.choices[0].logprobs
         scores = [token.logprob for token in logprobs.content] if logprobs else []
-        losses += [-cast("float", value) for value in scores[-window.scored :]]  # None has the first alone
+        losses += [-cast("float", value) for value in scores[-window.scored :]]  # only the first is None
     return losses

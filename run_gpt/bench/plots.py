@@ -25,13 +25,13 @@ _PERCENTILES = {"p50": "tab:blue", "p90": "tab:orange", "p99": "tab:red"}
 
 
 def check() -> None:
-    """Raises SetupError if matplotlib is missing."""
+    """Raise SetupError if matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise SetupError("plots need matplotlib: pip install 'rungpt[bench]', or leave out --html and --png")
 
 
 def draw(results: Results) -> dict[str, bytes]:
-    """Each plot's name and PNG. Raises SetupError if matplotlib is missing."""
+    """Draw all plots; returns the PNG of each by its name. Raises SetupError if matplotlib is missing."""
     check()
     runs, summaries = results.ordered, results.summaries
     return {
@@ -43,7 +43,7 @@ def draw(results: Results) -> dict[str, bytes]:
 
 
 def write(drawn: dict[str, bytes], folder: Path) -> None:
-    """A file for each plot, in a folder that is made. Raises SetupError if that cannot be."""
+    """Create the folder and write each plot to a file in it. Raises SetupError if this fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, png in drawn.items():
@@ -53,7 +53,7 @@ def write(drawn: dict[str, bytes], folder: Path) -> None:
 
 
 def _figure(rows: int, columns: int, height: float) -> tuple[Any, Any]:
-    """A figure of its own, of no window and no global state, and its axes."""
+    """Return a new figure, without a window and without matplotlib's global state, and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, height), layout="constrained")
@@ -70,9 +70,9 @@ def _png(figure: Any) -> bytes:
 
 
 def _against_load(axis: Any, summaries: Sequence[Summary], label: str, colour: str, heights: Sequence[Any]) -> None:
-    """A line over the closed loops, and one over the open ones: between the two there is no more or less.
+    """Draw one line over the closed loops and one over the open loops, since the two have no common order.
 
-    Whole answers have lines of their own, broken ones.
+    Whole answers have separate, dashed lines.
     """
     for kind, streamed in product(("closed", "open"), (True, False)):
         wanted = [summary.level.kind == kind and summary.level.streamed == streamed for summary in summaries]
@@ -151,7 +151,7 @@ def _timelines(runs: Sequence[Run]) -> bytes:
 
 
 def in_flight(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """The times at which a request began or ended, and how many were in flight from then on."""
+    """Return the times at which requests began or ended, and the number of requests in flight after each."""
     times = np.asarray([s.start for s in run.samples] + [s.end for s in run.samples])
     steps = np.repeat([1, -1], len(run.samples))
     order = np.lexsort((steps, times))

@@ -1,4 +1,4 @@
-"""The processes of a server on this machine, and the processor time of each; read from /proc, which Linux has."""
+"""Processes of a server on this machine, and the processor time of each. Read from /proc, so only on Linux."""
 
 import os
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from run_gpt.client.endpoint import Endpoint
 from run_gpt.errors import SetupError
 
 PROC = Path("/proc")
-_LISTENS = "0A"  # a socket's state, in /proc/net/tcp
+_LISTENS = "0A"  # state of a listening socket in /proc/net/tcp
 _SUPERVISOR = "supervisor"
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process, as it was when it was read."""
+    """State of a process when it was read."""
 
     pid: int
     parent: int
@@ -25,18 +25,18 @@ class Process:
 
 
 class ServerProcesses:
-    """A process and all that descend from it."""
+    """A process and all its descendants."""
 
     def __init__(self, root: int):
         self._root = root
 
     def seconds(self) -> dict[int, float]:
-        """Processor time of each process so far, by its id."""
+        """Return the processor seconds of each process so far, by its id."""
         found = {process.pid: process for process in _all()}
         return {pid: process.seconds for pid, process in found.items() if self._root in _line(pid, found)}
 
     def since(self, before: dict[int, float]) -> dict[str, float]:
-        """Processor time of each process, by its name, since `seconds` gave `before`."""
+        """Return the processor seconds of each process since `seconds` returned `before`, by its name."""
         used: dict[str, float] = {}
         for pid, seconds in self.seconds().items():
             name = _name(pid)
@@ -45,9 +45,10 @@ class ServerProcesses:
 
 
 def find(endpoint: Endpoint, pid: int | None = None) -> ServerProcesses | None:
-    """The processes of the server at that address, or under that process.
+    """Find the processes of the server at the endpoint, or of the process `pid` and its descendants.
 
-    None if it is on another machine, or its processes cannot be seen. Raises SetupError for a `pid` that there is not.
+    Returns None for a server on another machine, or if its processes are not visible. Raises SetupError if there is no
+    process `pid`.
     """
     if pid is not None:
         if (PROC / "self").exists() and not (PROC / str(pid)).exists():
@@ -59,12 +60,12 @@ def find(endpoint: Endpoint, pid: int | None = None) -> ServerProcesses | None:
 
 
 def find_own() -> ServerProcesses | None:
-    """This process and its children; None where they cannot be seen."""
+    """Return this process and its descendants; None if they are not visible."""
     return ServerProcesses(os.getpid()) if (PROC / "self").exists() else None
 
 
 def is_local(endpoint: Endpoint) -> bool:
-    """True for an address of this machine's loopback."""
+    """Return True for a loopback address, or the unspecified address, of this machine."""
     if endpoint.host == "localhost":
         return True
     try:
@@ -85,7 +86,7 @@ def _all() -> Iterator[Process]:
 
 
 def _line(pid: int, found: dict[int, Process]) -> list[int]:
-    """A process, its parent, the parent of that, and so on."""
+    """Return the ids of a process, its parent, its grandparent, and so on."""
     line = []
     while pid in found and pid not in line:
         line.append(pid)
@@ -94,7 +95,7 @@ def _line(pid: int, found: dict[int, Process]) -> list[int]:
 
 
 def _listener(port: int) -> int | None:
-    """The process that listens on a port."""
+    """Return the id of the process that listens on a port; None if it is not visible."""
     inodes = set()
     for table in ("tcp", "tcp6"):
         try:
@@ -117,16 +118,16 @@ def _holders(inodes: set[str]) -> Iterator[int]:
 
 
 def _root_of(pid: int) -> int:
-    """The oldest ancestor that runs the same program: a supervisor, of which others are the workers.
+    """Return the oldest ancestor that runs the same program: for a worker, this is its supervisor.
 
-    This process and its ancestors are no part of a server that one of them has started.
+    This process and its ancestors are not part of a server, even if one of them has started it.
     """
     found = {process.pid: process for process in _all()}
     ours = _line(os.getpid(), found)
     program = _program(pid)
     for ancestor in _line(pid, found)[1:]:
         same = program is not None and _program(ancestor) == program
-        # Whatever has started `rungpt serve` is no part of it, even if it is a Python program, too.
+        # The program that started `rungpt serve` is not part of it, even if it is a Python program too.
         if not same or ancestor in ours or _name(pid) == _SUPERVISOR:
             break
         pid = ancestor
@@ -141,7 +142,7 @@ def _program(pid: int) -> str | None:
 
 
 def _name(pid: int) -> str:
-    """Name a process by its command line: `gateway`, `executor 0`, `supervisor`; else its program or module."""
+    """Name a process by its command line: `gateway`, `executor 0`, `supervisor`, else its program or module."""
     try:
         command = [part for part in (PROC / str(pid) / "cmdline").read_text().split("\0") if part]
         short = (PROC / str(pid) / "comm").read_text().strip()

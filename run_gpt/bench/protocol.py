@@ -1,4 +1,4 @@
-"""The APIs that a server may have: their routes, the bodies of requests, and what an event or a whole answer says."""
+"""The APIs that a server may have: routes, request bodies, and the contents of events and whole answers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,24 +8,24 @@ from run_gpt.bench.workload import Prompt
 
 @dataclass(frozen=True)
 class Api:
-    """One API."""
+    """One API of a server."""
 
     name: str
     path: str
-    """Route of whole answers, and of OpenAI's streams, which are asked for in the body."""
+    """Route of whole answers, and of OpenAI's streams, which the request body selects."""
     chats: bool
-    """Whether it takes chats, not texts."""
+    """True for an API that takes chats instead of texts."""
     native: bool
-    """Whether it is RunGPT's own."""
+    """True for RunGPT's own APIs."""
 
     def route(self, *, streamed: bool) -> str:
-        """The route of a request."""
+        """Return the route of a request."""
         return f"{self.path}_stream" if self.native and streamed else self.path
 
     def body(
         self, prompt: Prompt, streamed: bool, model: str | None, *, exact: bool, extra: dict[str, Any]
     ) -> dict[str, Any]:
-        """The JSON of a request. `exact` asks for exactly `max_tokens` tokens, which only native servers promise."""
+        """Return the JSON of a request. `exact` asks for exactly `max_tokens` tokens; only native APIs support this."""
         body: dict[str, Any] = {"model": model} if model else {}
         if self.chats:
             body["messages"] = list(prompt.messages)
@@ -52,20 +52,20 @@ APIS = {
 
 @dataclass(frozen=True)
 class Event:
-    """Facts that an event of a stream, or a whole answer, gives."""
+    """Contents of an event of a stream, or of a whole answer."""
 
     text: str = ""
     has_output: bool = False
-    """Whether it has text, or a piece of a call or of the model's reasoning."""
+    """True with text, or with a part of a tool call or of the model's reasoning."""
     finished: bool = False
     has_choice: bool = False
-    """False of the event that has nothing but the usage."""
+    """False for the event that has only the usage."""
     usage: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
 
 
 def read_event(data: Any) -> Event:
-    """The event or whole answer that this JSON is, of any of the APIs. What is neither says nothing."""
+    """Read an event or a whole answer of any of the APIs from its JSON. Other JSON gives an empty event."""
     if not isinstance(data, dict):
         return Event()
     if error := data.get("error"):

@@ -1,45 +1,45 @@
-"""One answer in HTTP/1.1, read as its bytes come: its status, and the pieces of its body with their times."""
+"""Incremental parser of an HTTP/1.1 response: its status, and the pieces of its body with their times."""
 
 from collections.abc import Callable
 
 Piece = tuple[float, bytes]
-"""Bytes of a body, and the time (perf_counter, seconds) at which they came."""
+"""Arrival time (perf_counter, seconds) and bytes of a part of a body."""
 _MOST_HEAD = 65536
 _BODILESS = (204, 304)
 
 
 class BadAnswer(ValueError):
-    """A server sent something that is no HTTP/1.1."""
+    """Raised if a server sends something that is not HTTP/1.1."""
 
 
 class Response:
-    """One answer, read as its bytes come; the pieces of its body go into `pieces`."""
+    """One response, parsed as its bytes arrive; the pieces of its body are appended to `pieces`."""
 
     def __init__(self, pieces: list[Piece]):
         self.pieces = pieces
         self.status: int | None = None
-        """None until the head is there."""
+        """HTTP status; None until the head has arrived."""
         self.ended: float | None = None
-        """When it was complete; None for one that is not."""
+        """Time at which it was complete; None before."""
         self.reusable = False
-        """True where the connection may take another request."""
+        """True if the connection may be used for another request."""
         self._rest = b""
         self._left = 0
         self._chunked = False
         self._step: Callable[[float], bool] = self._head
 
     def feed(self, at: float, data: bytes) -> None:
-        """Take the bytes that came at that time. Raises BadAnswer."""
+        """Parse bytes that arrived at the time `at`. Raises BadAnswer."""
         self._rest = self._rest + data if self._rest else data
         while self.ended is None and self._step(at):
             pass
 
     def close(self, at: float) -> None:
-        """Take the end of the connection, which is the end of a body that has no length."""
+        """Handle the end of the connection, which ends a body without a length."""
         if self._step == self._to_the_end:
             self.ended = at
 
-    # Each step takes what it is named after from the rest, and says whether it was there.
+    # Each step parses the part that it is named after from `_rest`. It returns True if the next step may run.
 
     def _head(self, at: float) -> bool:
         head, end, rest = self._rest.partition(b"\r\n\r\n")
@@ -52,7 +52,7 @@ class Response:
         version, _, status = first.partition(b" ")
         if not version.startswith(b"HTTP/1.") or not status[:3].isdigit():
             raise BadAnswer(f"it begins with {first[:40]!r}")
-        if status.startswith(b"1"):  # "go on": the answer comes later
+        if status.startswith(b"1"):  # "100 Continue": the response follows
             return True
         self.status = int(status[:3])
         pairs = (line.partition(b":") for line in lines)
@@ -60,7 +60,7 @@ class Response:
         return True
 
     def _body(self, headers: dict[bytes, bytes], version: bytes, at: float) -> None:
-        """Begin with the body that the headers announce."""
+        """Choose the step that parses the body, by the headers."""
         self.reusable = version != b"HTTP/1.0" and headers.get(b"connection") != b"close"
         length = headers.get(b"content-length")
         if headers.get(b"transfer-encoding", b"").endswith(b"chunked"):

@@ -1,4 +1,4 @@
-"""The file of a benchmark: every sample, the figures, and where they were measured; as JSON and CSV."""
+"""Files of a benchmark, as JSON and CSV: every sample, the figures, and the environment of the measurement."""
 
 import csv
 import json
@@ -26,24 +26,24 @@ class Results:
 
     environment: dict[str, Any]
     arguments: dict[str, Any]
-    """What was asked for; never a key."""
+    """Arguments of the benchmark, without the API key."""
     limits: dict[str, float]
     runs: list[Run]
     saturation: Saturation | None = None
 
     @property
     def summaries(self) -> list[Summary]:
-        """The figures of each load, from the lightest to the heaviest."""
+        """Figures of each load, in the order of `ordered`."""
         return [summarise(run, self.limits) for run in self.ordered]
 
     @property
     def ordered(self) -> list[Run]:
-        """The loads, closed before open, from the lightest to the heaviest."""
+        """Loads in order: closed before open, from the lightest to the heaviest."""
         return sorted(self.runs, key=lambda run: (run.level.kind, run.level.value, not run.level.streamed))
 
 
 def environment(server: Any) -> dict[str, Any]:
-    """This machine, and what the server said of its models (None if it said nothing)."""
+    """Describe this machine. `server` is the server's JSON about its models (None if it gave none)."""
     import run_gpt
 
     return {
@@ -69,7 +69,7 @@ def _cpu_name() -> str:
 
 
 def write_json(results: Results, path: Path) -> None:
-    """Everything, in one file that `read_json` reads."""
+    """Write everything into one file, which `read_json` reads."""
     loads = []
     for run, summary in zip(results.ordered, results.summaries, strict=True):
         client = {"cpu_seconds": run.cpu_seconds, "lag": [round(late, 6) for late in run.lag]}
@@ -98,7 +98,7 @@ def write_json(results: Results, path: Path) -> None:
 
 
 def read_json(path: Path) -> Results:
-    """What `write_json` wrote. Raises SetupError for any other file."""
+    """Read a file of `write_json`. Raises SetupError for any other file."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -130,7 +130,7 @@ def _results(document: dict[str, Any]) -> Results:
 
 
 def write_csv(summaries: Sequence[Summary], path: Path) -> None:
-    """A line of figures for each load; latencies in milliseconds."""
+    """Write one line of figures for each load, with latencies in milliseconds."""
     figures = ("count", "mean", "p50", "p90", "p99", "max")
     rows = []
     for summary in summaries:

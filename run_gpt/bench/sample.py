@@ -1,4 +1,4 @@
-"""`Sample`: what became of one request, and the latencies that are computed from it."""
+"""`Sample`: the outcome of one request, and the latencies computed from it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -6,40 +6,40 @@ from typing import Any, Self
 
 @dataclass
 class Sample:
-    """All times are seconds since the load began."""
+    """Outcome of one request. All times are seconds since the load began."""
 
     start: float
-    """When it was sent; with a given rate, when it was due, so that a late client hides nothing."""
+    """Time at which it was sent; at a given rate, the time at which it was due, so that delays of the client count."""
     events: list[float] = field(default_factory=list)
-    """When each event with output came."""
+    """Arrival time of each event with output."""
     last: float | None = None
-    """When the last event with output, or that says why the answer ended, came."""
+    """Arrival time of the last event with output or with the finish reason."""
     end: float = 0.0
-    """When the answer was complete, or had failed."""
+    """Time at which the answer was complete or had failed."""
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
-    """Tokens by the server's `usage`; None if it gave none."""
+    """Tokens by the server's `usage`, like the two above; None if it gave none."""
     max_tokens: int = 0
-    """What was asked for."""
+    """Most tokens that the request asked for."""
     failure: str | None = None
-    """None, or the kind: `status 429`, `timeout`, `broken stream`, `connection`, `error CODE`."""
+    """Kind of failure: `status 429`, `timeout`, `broken stream`, `connection`, `error CODE`; None if there was none."""
     detail: str = ""
-    """What was said of the failure."""
+    """Error message of the failure."""
 
     @property
     def ok(self) -> bool:
-        """Whether the answer came whole."""
+        """True when the answer is complete."""
         return self.failure is None
 
     @property
     def tokens(self) -> int:
-        """Tokens of the answer; its events where the server gave no usage."""
+        """Number of tokens of the answer; the number of its events if the server gave no usage."""
         return len(self.events) if self.output_tokens is None else self.output_tokens
 
     @property
     def first(self) -> float | None:
-        """When the first event with output came; for an answer without any, when it said that it ended."""
+        """Arrival time of the first event with output; for an answer without output, of its finish reason."""
         return self.events[0] if self.events else self.last
 
     @property
@@ -49,23 +49,23 @@ class Sample:
 
     @property
     def tpot(self) -> float | None:
-        """Time per output token after the first, seconds; None for an answer of less than two."""
+        """Time per output token after the first, seconds; None for an answer with fewer than two tokens."""
         if self.first is None or self.last is None or self.tokens < 2:
             return None
         return (self.last - self.first) / (self.tokens - 1)
 
     @property
     def itl(self) -> list[float]:
-        """Seconds between each two events with output."""
+        """Inter-token latencies: seconds between consecutive events with output."""
         return [b - a for a, b in zip(self.events, self.events[1:], strict=False)]
 
     @property
     def e2e(self) -> float:
-        """Seconds until the answer was complete."""
+        """End-to-end latency: seconds until the answer was complete."""
         return self.end - self.start
 
     def to_dict(self) -> dict[str, Any]:
-        """Its JSON; times to the microsecond."""
+        """Convert the sample for JSON, with times rounded to microseconds."""
         return {
             "start": round(self.start, 6),
             "events": [round(time, 6) for time in self.events],
@@ -81,5 +81,5 @@ class Sample:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """From its JSON. Raises TypeError for a field that is not known, or missing."""
+        """Restore a sample from its JSON. Raises TypeError for an unknown or missing field."""
         return cls(**data)

@@ -1,4 +1,4 @@
-"""Sends one request and records when its events came: over HTTP on bare sockets, or through a `LanguageModel`."""
+"""Sends one request and records the arrival of its events: over HTTP on bare sockets, or through a `LanguageModel`."""
 
 import asyncio
 import json
@@ -18,15 +18,15 @@ from run_gpt.client.sse import EventDecoder
 from run_gpt.errors import DeadlineExceeded, RequestError, Unavailable
 
 Arrived = tuple[float, Any]
-"""An arrival in the form of its sender, and the time (perf_counter, seconds)."""
+"""Arrival time (perf_counter, seconds), and data in the form of its sender."""
 MakeBody = Callable[[Prompt, bool], dict[str, Any]]
-"""The JSON of a request; True for a streamed one."""
-_SHOWN = 200  # characters of what a server said of a failure
+"""Function that returns the JSON of a request; its second argument is True for a streamed one."""
+_SHOWN = 200  # most characters of a failure's message
 _OK = 200
 
 
 class Failed(Exception):
-    """A request that was not answered whole: the kind of failure, and what was said of it."""
+    """Raised for a request without a complete answer; has the kind of failure and its message."""
 
     def __init__(self, kind: str, detail: str):
         super().__init__(detail)
@@ -34,23 +34,23 @@ class Failed(Exception):
 
 
 class Sender(Protocol):
-    """A way to a server."""
+    """Connection to a server, over which requests are sent."""
 
     async def send(self, prompt: Prompt, streamed: bool, arrived: list[Arrived]) -> float:
-        """Add what comes to `arrived`, and return the time at which the answer was complete. Raises Failed."""
+        """Send a request and append its arrivals to `arrived`. Returns the time of completion. Raises Failed."""
 
     def read(self, arrived: list[Arrived], streamed: bool) -> Iterable[tuple[float, Event]]:
-        """The events in what came. Raises ValueError, TypeError, AttributeError or LookupError for what is none."""
+        """Return the events in the arrivals. Raises ValueError, TypeError, AttributeError or LookupError for others."""
 
     async def aclose(self) -> None:
         """Close all connections."""
 
 
 async def record(sender: Sender, prompt: Prompt, streamed: bool, sample: Sample, origin: float, timeout: float) -> str:
-    """Fill the sample, with times since `origin`, whatever becomes of the request. Returns the answer's text.
+    """Send a request and fill its sample, also if it fails; times are since `origin`. Returns the answer's text.
 
-    A request is given up after `timeout` seconds. Events are read when the answer is over: until then the client does
-    nothing but note when they came.
+    A request is abandoned after `timeout` seconds. Events are parsed after the end of the answer: until then the client
+    only records their times.
     """
     arrived: list[Arrived] = []
     failed: Failed | None = None
@@ -73,7 +73,7 @@ async def record(sender: Sender, prompt: Prompt, streamed: bool, sample: Sample,
 def _read(
     sender: Sender, arrived: list[Arrived], streamed: bool, sample: Sample, origin: float
 ) -> tuple[str, Failed | None]:
-    """Fill the sample from what came. Returns the text, and what failed by what was said."""
+    """Fill the sample from the arrivals. Returns the text, and the failure that they show, if any."""
     text: list[str] = []
     finished = False
     try:
@@ -90,10 +90,10 @@ def _read(
 
 
 def _count(sample: Sample, event: Event, at: float, streamed: bool) -> None:
-    """Add an event to the sample. A whole answer has none, only its usage: when its tokens were made is not known."""
+    """Add an event to the sample. A whole answer adds only its usage, since the times of its tokens are not known."""
     usage = event.usage or {}
     counted = usage.get("completion_tokens")
-    # A token may make no text yet. What comes with the end only is the count of the whole answer, no new token.
+    # A token may not produce text yet. A count that comes only with the end is that of the whole answer, no new token.
     grown = counted is not None and event.has_choice and counted > (sample.output_tokens or 0)
     if grown and event.finished and sample.output_tokens is None:
         grown = False
@@ -107,18 +107,18 @@ def _count(sample: Sample, event: Event, at: float, streamed: bool) -> None:
 
 
 class HttpSender:
-    """JSON over HTTP, answered by JSON or by server-sent events."""
+    """Sender of JSON over HTTP; answers are JSON or server-sent events."""
 
     def __init__(self, endpoint: Endpoint, api: Api, token: str | None, make_body: MakeBody):
         self._api, self._token, self._make_body = api, token, make_body
         self._connections = Connections(endpoint)
-        # Not compressed: that would hold events back, and cost the client's time.
+        # No compression: it would delay events, and take processor time of the client.
         headers = {"Host": endpoint.address, "Content-Type": "application/json", "Accept-Encoding": "identity"}
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in (headers | authorization(token)).items())
         self._prefix = _prefix(endpoint)
 
     async def send(self, prompt: Prompt, streamed: bool, arrived: list[Arrived]) -> float:
-        """See Sender. What arrives are the pieces of the body."""
+        """See Sender. The arrivals are pieces of the body."""
         response = Response(arrived)
         try:
             ended = await self._connections.ask(self._request(prompt, streamed), response)
@@ -130,7 +130,7 @@ class HttpSender:
         finally:
             refused = response.status not in (None, _OK)
             said = b"".join(piece for _, piece in arrived) if refused else b""
-            if refused:  # what came is no answer
+            if refused:  # an error body is no answer
                 arrived.clear()
         if refused:
             raise Failed(f"status {response.status}", self._hidden(said.decode(errors="replace")))
@@ -157,18 +157,18 @@ class HttpSender:
         return f"POST {route} HTTP/1.1\r\n{self._headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     def _hidden(self, said: str) -> str:
-        """Without the key, which a server may name when it refuses it."""
+        """Mask the key in a message: a server may repeat it when it refuses it."""
         return said if self._token is None else said.replace(self._token, "***")
 
 
 class ModelSender:
-    """The calls of a `LanguageModel`: the client's, over gRPC, or a model's in this process."""
+    """Sender that calls a `LanguageModel`: the client's, over gRPC, or a model in this process."""
 
     def __init__(self, model: LanguageModel, api: Api, make_body: MakeBody):
         self._model, self._api, self._make_body = model, api, make_body
 
     async def send(self, prompt: Prompt, streamed: bool, arrived: list[Arrived]) -> float:
-        """See Sender. What arrives are the library's answers."""
+        """See Sender. The arrivals are the library's answers."""
         body = self._make_body(prompt, streamed)
         asked = body.pop("messages" if self._api.chats else "prompt")
         try:
@@ -199,7 +199,7 @@ class ModelSender:
 
 
 def base_url(endpoint: Endpoint) -> str:
-    """What stands before the routes. An address that ends in /v1, as OpenAI's clients want it, means the same."""
+    """Return the URL before the routes. A final /v1 in the address, as OpenAI's clients need it, is dropped."""
     return f"{endpoint.scheme}://{endpoint.address}{_prefix(endpoint)}"
 
 
@@ -208,5 +208,5 @@ def _prefix(endpoint: Endpoint) -> str:
 
 
 def authorization(token: str | None) -> dict[str, str]:
-    """The header that a key goes into."""
+    """Return the header with the API key; empty without one."""
     return {} if token is None else {"Authorization": f"Bearer {token}"}

@@ -1,6 +1,7 @@
-"""Several servers, and the engine in this process, under the same bursts in turn; kept in files, which can be joined.
+"""Comparison of several servers, and the engine in this process, under the same bursts. Result files can be joined.
 
-A burst is so many requests at once, each of PROMPT_WORDS words and exactly NEW_TOKENS greedy tokens, streamed or whole.
+A burst is a number of simultaneous requests, each with PROMPT_WORDS words and exactly NEW_TOKENS greedy tokens. Answers
+are streamed or whole.
 """
 
 import json
@@ -25,7 +26,7 @@ PROMPT_WORDS, NEW_TOKENS, WARM_UP_TOKENS = 10, 64, 8
 STREAMS = (1, 4, 16, 64)
 SCHEMA, VERSION = "rungpt.bench.servers", 1
 _GREEDY = {"temperature": 0}
-_NO_END = 1e6  # seconds: a burst is bounded by its requests
+_NO_END = 1e6  # seconds: only the number of requests bounds a burst
 
 
 @dataclass
@@ -38,10 +39,10 @@ class Measured:
 
 
 async def connect_server(endpoint: str, pid: int | None, token: str | None, *, endless: bool = False) -> Target:
-    """Connect to the server at an endpoint: one that ends in /v1 speaks OpenAI's API, any other RunGPT's own.
+    """Connect to the server at an endpoint, with OpenAI's API if it ends in /v1, else with RunGPT's own.
 
-    `pid` is its process on this machine; None: whatever listens there. `endless`: its model has no end of sequence, so
-    `ignore_eos` is not sent. Raises SetupError if it does not answer.
+    `pid` is its process on this machine; None: the process that listens at the endpoint. `endless`: its model has no
+    end of sequence, so `ignore_eos` is not sent. Raises SetupError if it does not answer.
     """
     native = not endpoint.rstrip("/").endswith("/v1")
     plan = Plan(
@@ -50,7 +51,7 @@ async def connect_server(endpoint: str, pid: int | None, token: str | None, *, e
         _prompts(NEW_TOKENS),
         api_name="generate" if native else "openai-completions",
         exact_output=native,
-        # OpenAI's API has no field for it; vLLM, llama.cpp and others know this one.
+        # OpenAI's API has no field for this; vLLM, llama.cpp and others have `ignore_eos`.
         extra_body=_GREEDY if native or endless else {**_GREEDY, "ignore_eos": True},
         server_pid=pid,
     )
@@ -58,7 +59,7 @@ async def connect_server(endpoint: str, pid: int | None, token: str | None, *, e
 
 
 def load_engine(model: str, precision: str) -> Target:
-    """The engine in this process, which a server's answers are measured against: no speculation, no kept prefixes."""
+    """Load the engine in this process, as the baseline for servers: without speculation and without kept prefixes."""
     from run_gpt.local.model import create_model
 
     loaded = create_model(model, precision=precision, speculate=False, reuse_prefixes=False)
@@ -73,9 +74,9 @@ def load_engine(model: str, precision: str) -> Target:
 async def measure_servers(
     targets: Mapping[str, Target], streams: Sequence[int], rounds: int, on_round: Callable[[str], None]
 ) -> list[Measured]:
-    """All servers in turn in each round, after one that is not counted, each burst streamed and whole.
+    """Measure all servers in turn in each round, with each burst streamed and whole. A first round is not counted.
 
-    Raises SetupError for a server that does not answer, or whose answers are not as long as they were asked to be.
+    Raises SetupError for a server that does not answer, or whose answers do not have the requested length.
     """
     measured = {name: Measured(name, environment(target.models)) for name, target in targets.items()}
     loads = [Level("closed", n, streamed) for n in streams for streamed in (True, False)]
@@ -84,7 +85,7 @@ async def measure_servers(
         for i, load in enumerate(loads):
             on_round(f"round {number} of {rounds}: {load}")
             for name, target in targets.items():
-                # The same prompts for all servers, and none of them twice: a kept prefix would flatter.
+                # All servers get the same prompts. None is repeated: a kept prefix would make a server look faster.
                 summary = await _burst(target, load, tokens, number * len(loads) + i)
                 _check(name, summary, tokens)
                 if number:
@@ -115,7 +116,7 @@ def _prompts(tokens: int) -> WorkloadConfig:
 
 
 def write_json(measured: Sequence[Measured], path: Path) -> None:
-    """Everything, in a file that `read_json` reads. Raises SetupError if it cannot be written."""
+    """Write everything into a file, which `read_json` reads. Raises SetupError if it cannot be written."""
     servers = [
         {
             "name": one.name,

@@ -1,4 +1,4 @@
-"""The tables of several servers: throughput, the ratios that were asked for, and what a token costs."""
+"""Tables that compare several servers: throughput, the requested ratios, and the processor time of a token."""
 
 from collections.abc import Callable, Iterator, Sequence
 from operator import truediv
@@ -10,23 +10,23 @@ from run_gpt.bench.summary import Summary
 from run_gpt.bench.tables import Row, markdown, number
 from run_gpt.errors import SetupError
 
-_SHOWN_MS = 0.005  # a process that takes less for a token is not named
+_SHOWN_MS = 0.005  # processes with less time per token are not shown
 Pair = tuple[str, str]
 
 
 def document(measured: Sequence[Measured], pairs: Sequence[Pair]) -> str:
-    """All tables as Markdown, and where they were measured. Raises SetupError for a pair that was not measured."""
+    """Return all tables and the environment as Markdown. Raises SetupError for a pair that was not measured."""
     tables = [markdown(*rates(measured)), markdown(*ratios(measured, pairs)), markdown(*costs(measured))]
     return "\n\n".join([*tables, _about(measured)])
 
 
 def default_pairs(measured: Sequence[Measured]) -> list[Pair]:
-    """The first server over each of the others."""
+    """Pair the first server with each of the others."""
     return [(measured[0].name, other.name) for other in measured[1:]]
 
 
 def rates(measured: Sequence[Measured]) -> tuple[Row, list[Row]]:
-    """Output tokens per second of each burst: the median of the rounds, and the best of them."""
+    """Return header and rows of the output tokens per second of each burst: median and best of the rounds."""
     streams = _streams(measured)
     rows: list[Row] = []
     for one in measured:
@@ -38,10 +38,10 @@ def rates(measured: Sequence[Measured]) -> tuple[Row, list[Row]]:
 
 
 def ratios(measured: Sequence[Measured], pairs: Sequence[Pair]) -> tuple[Row, list[Row]]:
-    """Streams over whole answers of each server, and one server over another.
+    """Return header and rows of ratios: streams to whole answers of each server, and first to second server of a pair.
 
-    The median of the ratios of each round, whose parts were measured within seconds; of medians, where one had more
-    rounds than the other.
+    A ratio is the median of the rounds' ratios, since both parts of a round were measured within seconds. If one server
+    had more rounds than the other, it is the ratio of the medians.
     """
     streams = _streams(measured)
     by_name = {one.name: one for one in measured}
@@ -59,7 +59,7 @@ def ratios(measured: Sequence[Measured], pairs: Sequence[Pair]) -> tuple[Row, li
 
 
 def costs(measured: Sequence[Measured]) -> tuple[Row, list[Row]]:
-    """The time to the first token, events, and processor time of each burst; medians of the rounds."""
+    """Return header and rows of TTFT, events and processor time of each burst, as medians of the rounds."""
     rows: list[Row] = []
     for one in measured:
         for level, rounds in one.rounds.items():
@@ -76,7 +76,7 @@ def costs(measured: Sequence[Measured]) -> tuple[Row, list[Row]]:
 
 
 def _processes(rounds: Sequence[Summary]) -> str:
-    """Each process that takes a share, the busiest first; for one alone there is nothing to say."""
+    """List the processes with a visible share, the busiest first; return an empty text for a single process."""
     names = {name for summary in rounds for name in summary.server_cpu}
     shares = {name: median(summary.server_cpu.get(name, 0.0) for summary in rounds) for name in names}
     shown = sorted((name for name in names if shares[name] > _SHOWN_MS), key=lambda name: -shares[name])
@@ -123,7 +123,7 @@ def _about(measured: Sequence[Measured]) -> str:
 
 
 def _dates(measured: Sequence[Measured]) -> Iterator[str]:
-    """When each was measured: those of one hour can be compared, others hardly."""
+    """Yield the time of each measurement: those of the same hour can be compared, others hardly."""
     for one in measured:
         rounds = len(next(iter(one.rounds.values()), []))
         yield f"{one.name} {one.environment['date'][:16].replace('T', ' ')} UTC ({rounds} rounds)"

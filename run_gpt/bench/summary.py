@@ -1,4 +1,4 @@
-"""From the samples of a load to its figures: latencies, throughput, goodput, failures; and the formulas of these."""
+"""Figures of a load, computed from its samples: latencies, throughput, goodput and failures; and their formulas."""
 
 import re
 from collections import Counter
@@ -47,7 +47,7 @@ class Stats:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Self | None:
-        """Of values in seconds; None of none."""
+        """Compute the figures of values in seconds; None without values."""
         if not len(seconds):
             return None
         values = np.asarray(seconds) * 1e3
@@ -66,44 +66,44 @@ class Summary:
     requests_per_second: float
     output_tokens_per_second: float
     total_tokens_per_second: float | None
-    """None where the server gave no usage."""
+    """Output and prompt tokens per second; None if the server gave no usage."""
     goodput: float | None
-    """None where no limits were given."""
+    """Answers within the limits per second; None if no limits were given."""
     counted_by: str
     """`usage`, or `events` where an answer came without it."""
     tokens_per_event: float | None
     events_per_answer: float | None
-    """None for whole answers, as above."""
+    """Events with output per answer; None for whole answers, like `tokens_per_event`."""
     prompt_tokens: float | None
-    """Of a request, on average."""
+    """Mean prompt tokens of a request; None if the server gave no usage."""
     output_tokens: float
     reused: float | None
     latencies: dict[str, Stats | None]
     cpu_share: float
-    """Of one core, that the client itself took."""
+    """Processor time of the client itself, as a share of one core."""
     client_cpu_ms_per_token: float | None
     server_cpu: dict[str, float]
-    """Milliseconds a token of each of the server's processes, by its name; empty where they cannot be seen."""
+    """Processor milliseconds per token of each server process, by its name; empty if they are not visible."""
     lag_p99_ms: float
     lag_max_ms: float
 
     @property
     def server_cpu_ms_per_token(self) -> float | None:
-        """Processor time of all of the server's processes."""
+        """Processor milliseconds per token of all server processes; None if they are not visible."""
         return sum(self.server_cpu.values()) if self.server_cpu else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Its JSON."""
+        """Convert the summary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """From its JSON. Raises TypeError or LookupError for another."""
+        """Restore a summary from its JSON. Raises TypeError or LookupError for other JSON."""
         latencies = {name: stats and Stats(**stats) for name, stats in data["latencies"].items()}
         return cls(**{**data, "level": Level(**data["level"]), "latencies": latencies})
 
     def warnings(self) -> list[str]:
-        """What makes these figures less than they seem."""
+        """Return the reasons why these figures are less reliable than they seem, one line each."""
         found = []
         if self.lag_p99_ms > _LAG_MS or self.cpu_share > _CPU_SHARE:
             cost = self.client_cpu_ms_per_token
@@ -122,7 +122,7 @@ class Summary:
 
 
 def parse_goodput(text: str | None) -> dict[str, float]:
-    """`ttft:1000 tpot:50`: the limits in milliseconds. Raises SetupError."""
+    """Parse limits in milliseconds, such as `ttft:1000 tpot:50`. Raises SetupError."""
     limits: dict[str, float] = {}
     for part in re.split(r"[\s,]+", (text or "").strip()):
         if not part:
@@ -135,18 +135,18 @@ def parse_goodput(text: str | None) -> dict[str, float]:
 
 
 def within(sample: Sample, limits: dict[str, float]) -> bool:
-    """Whether an answer came whole and keeps every limit, in milliseconds."""
+    """Return True for a complete answer that keeps every limit (milliseconds)."""
     return sample.ok and all((getattr(sample, name) or 0.0) * 1e3 <= limit for name, limit in limits.items())
 
 
 def values(samples: Iterable[Sample], metric: str) -> list[list[float]]:
-    """Of each whole answer its values of a latency, in seconds: one or none, of ITL all."""
+    """Return the values of a latency for each complete answer, in seconds: all gaps for ITL, else one value or none."""
     found = [getattr(sample, metric) for sample in samples if sample.ok]
     return [value if isinstance(value, list) else [] if value is None else [value] for value in found]
 
 
 def summarise(run: Run, limits: dict[str, float]) -> Summary:
-    """The figures of a load; FORMULAS says how."""
+    """Compute the figures of a load by FORMULAS."""
     good = [sample for sample in run.samples if sample.ok]
     seconds = run.seconds or float("inf")
     output, events = sum(sample.tokens for sample in good), sum(len(sample.events) for sample in good)

@@ -1,4 +1,4 @@
-"""Finds the load at which a server is saturated: doubles it until nothing is gained, then looks between."""
+"""Search for the load that saturates a server: double it until throughput stops rising, then bisect."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -7,9 +7,9 @@ from run_gpt.bench.load import Level
 from run_gpt.bench.summary import Summary
 
 GAIN = 1.05
-"""A load that brings less than this much more than the best one before it brings nothing."""
+"""Least factor over the best earlier load that counts as a gain."""
 KEPT = 0.9
-"""Of the requests of a load so many must be answered within the limits."""
+"""Least share of the requests of a load that must be answered within the limits."""
 REFINEMENTS = 2
 MOST_LEVELS = 12
 
@@ -18,19 +18,19 @@ Measure = Callable[[Level], Awaitable[Summary]]
 
 @dataclass(frozen=True)
 class Saturation:
-    """The load with the most throughput (with limits: goodput), and why no higher one was tried."""
+    """Load with the highest throughput (with limits: goodput), and the reason why no higher one was tried."""
 
     level: Level
     reason: str
 
 
 def worth(summary: Summary) -> float:
-    """What a load brings: goodput where there are limits, else output tokens per second."""
+    """Return the value that a sweep maximises: goodput if there are limits, else output tokens per second."""
     return summary.output_tokens_per_second if summary.goodput is None else summary.goodput
 
 
 def breaks(summary: Summary) -> str | None:
-    """Why a load is too much whatever it brings, or None."""
+    """Return the reason why a load is too high, independent of its throughput; None if it is not."""
     requests = summary.ok + sum(summary.failures.values())
     if summary.ok < KEPT * requests:
         return f"{requests - summary.ok} of {requests} requests failed at {summary.level}"
@@ -41,9 +41,9 @@ def breaks(summary: Summary) -> str | None:
 
 
 async def sweep(start: Level, most: float, measure: Measure) -> Saturation:
-    """Measure from `start` to at most `most`, MOST_LEVELS levels and REFINEMENTS between the last two at the most.
+    """Measure from `start` to at most `most`: at most MOST_LEVELS levels, then REFINEMENTS between the last two.
 
-    One load that brings nothing may be chance: it takes two in a row to end.
+    A single load without a gain may be chance, so the sweep ends after two in a row.
     """
     value, best, too_much, reason = start.value, None, None, f"after {MOST_LEVELS} loads"
     for _ in range(MOST_LEVELS):
@@ -74,7 +74,7 @@ def _brings_less(summary: Summary, best: Summary) -> str:
 
 
 async def _between(best: Summary, too_much: float | None, measure: Measure) -> Summary:
-    """The best load between one that is good and one that is too much."""
+    """Bisect between a good load and one that is too high; returns the best."""
     for _ in range(REFINEMENTS if too_much is not None else 0):
         assert too_much is not None
         middle = (best.level.value + too_much) / 2

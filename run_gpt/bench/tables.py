@@ -1,4 +1,4 @@
-"""Figures as tables for people: Markdown, aligned, so that they can be read in a terminal and put into a document."""
+"""Figures as aligned Markdown tables, readable in a terminal and ready for a document."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ Row = Sequence[str]
 
 
 def markdown(header: Row, rows: Sequence[Row]) -> str:
-    """A table; the first column to the left, the others to the right."""
+    """Format a Markdown table, with the first column aligned left and the others right."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
@@ -23,7 +23,7 @@ def _aligned(line: Row, widths: Sequence[int]) -> Iterator[str]:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """To three significant digits, no digit before the point lost; `-` for what is not known."""
+    """Format a number with `digits` significant digits, but with all digits before the point; `-` for None."""
     if value is None:
         return "-"
     if abs(value) >= 10 ** (digits - 1):
@@ -32,7 +32,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def throughput(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
-    """Requests and tokens of each load."""
+    """Return header and rows of the requests and tokens of each load."""
     header = ["load", "ok", "failed", "req/s", "output tok/s", "total tok/s", "goodput"]
     header += ["prompt tok", "output tok", "reused", "tokens/event", "events/answer"]
     rows: list[Row] = []
@@ -49,7 +49,7 @@ def throughput(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
 
 
 def latencies(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
-    """Latencies of each load, in milliseconds."""
+    """Return header and rows of the latencies of each load, in milliseconds."""
     rows: list[Row] = []
     for summary in summaries:
         for name in METRICS:
@@ -60,7 +60,7 @@ def latencies(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
 
 
 def streaming(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
-    """Throughput of streams over that of whole answers, for each load that was measured both ways."""
+    """Compare the throughput of streams with that of whole answers, for each load that was measured both ways."""
     whole = {summary.level: summary.output_tokens_per_second for summary in summaries}
     rows: list[Row] = []
     for summary in summaries:
@@ -72,7 +72,7 @@ def streaming(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
 
 
 def efforts(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
-    """Processor time for each token, of the client and of the server's processes."""
+    """Return header and rows of the processor time per token, of the client and of the server's processes."""
     names = list(dict.fromkeys(name for summary in summaries for name in summary.server_cpu))
     rows: list[Row] = []
     for s in summaries:
@@ -82,25 +82,25 @@ def efforts(summaries: Sequence[Summary]) -> tuple[Row, list[Row]]:
 
 
 def all_of(summaries: Sequence[Summary]) -> list[tuple[Row, list[Row]]]:
-    """Every table that has rows, each with its header."""
+    """Return header and rows of every table that has rows."""
     made = [make(summaries) for make in (throughput, streaming, latencies, efforts)]
     return [(header, rows) for header, rows in made if rows]
 
 
 def failures(summary: Summary) -> str:
-    """How many failed, and of what: `3 (2 timeout, 1 status 429)`."""
+    """Return the number of failures, with their kinds: `3 (2 timeout, 1 status 429)`."""
     total = sum(summary.failures.values())
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(summary.failures.items()))
     return f"{total} ({kinds})" if total else "0"
 
 
 def text(summaries: Sequence[Summary]) -> str:
-    """All tables; a star marks what was counted in events."""
+    """Format all tables; a star marks figures that were counted in events."""
     return "\n\n".join(markdown(*table) for table in all_of(summaries))
 
 
 def document(results: Results, plots: Mapping[str, str]) -> str:
-    """All of it for a document; `plots`: title and address of each."""
+    """Return the results as Markdown for a document. `plots` has the title and the address of each plot."""
     parts = [text(results.summaries)]
     if results.saturation is not None:
         parts.append(f"Saturated at {results.saturation.level}: {results.saturation.reason}.")

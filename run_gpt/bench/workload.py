@@ -1,4 +1,4 @@
-"""What is asked: prompts one after the other, made from a seed or taken from a dataset, alone or as turns of chats."""
+"""Prompts of a benchmark, made from a seed or taken from a dataset, as single prompts or as turns of chats."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from run_gpt.bench import dataset
 from run_gpt.bench.lengths import Lengths
 from run_gpt.errors import SetupError
 
-# Common words, each of which most tokenizers know as one token: a prompt's length in words is about that in tokens.
+# Common words that are one token in most tokenizers: a prompt has about as many tokens as words.
 _TEXT = (
     "the of and to in is that for it as was with be by on not he this are or his from at which but have an had they "
     "you were their one all we can her has there been if more when will would who so no out up into than them only "
@@ -26,21 +26,21 @@ _WORDS = _TEXT.split()
 
 @dataclass(frozen=True)
 class WorkloadConfig:
-    """What the prompts are like. Lengths of prompts are in words, those of answers in tokens."""
+    """Properties of the prompts. Lengths of prompts are in words, those of answers in tokens."""
 
     prompt_words: Lengths
     output_tokens: Lengths
     dataset: Path | None = None
     system_words: int = 0
-    """Words of a system prompt that all chats begin with."""
+    """Number of words of the system prompt of all chats."""
     turns: int = 1
-    """Questions of a chat; each is asked after the answers to those before it."""
+    """Number of questions of a chat; each follows the answers to the earlier ones."""
     seed: int = 0
 
 
 @dataclass
 class Chat:
-    """A conversation so far: the messages that the next question follows."""
+    """State of a conversation: the messages before the next question."""
 
     rng: np.random.Generator
     messages: list[dict[str, Any]]
@@ -49,7 +49,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one request asks: a text, or the messages of a chat."""
+    """Prompt of one request: a text, or the messages of a chat."""
 
     max_tokens: int
     text: str = ""
@@ -58,17 +58,17 @@ class Prompt:
 
 
 class Prompts(Protocol):
-    """What is asked, one after the other."""
+    """Source of prompts."""
 
     def next(self) -> Prompt:
-        """What the next request asks."""
+        """Return the prompt of the next request."""
 
     def answered(self, prompt: Prompt, answer: str) -> None:
-        """Tell what a prompt was answered with."""
+        """Record the answer to a prompt."""
 
 
 class Given:
-    """These prompts, one after the other, and no more."""
+    """Fixed sequence of prompts."""
 
     def __init__(self, prompts: Iterable[Prompt]):
         self._prompts = iter(prompts)
@@ -78,13 +78,13 @@ class Given:
         return next(self._prompts)
 
     def answered(self, prompt: Prompt, answer: str) -> None:
-        """See Prompts: what was answered changes nothing."""
+        """See Prompts. Answers have no effect here."""
 
 
 class Workload:
-    """Prompts without end. The same configuration and `stream` give the same ones, whatever the server does.
+    """Endless prompts. The same configuration and `stream` give the same ones, independent of the server.
 
-    `stream` tells the loads of one run apart, so that none finds the prompts of another in the server's cache.
+    Each load of a run has its own `stream`, so that it does not find the prompts of another in the server's cache.
     Raises SetupError for a dataset that cannot be read, and for chats where `takes_chats` is False.
     """
 
@@ -101,7 +101,7 @@ class Workload:
         self._system = words(np.random.default_rng([config.seed, 2]), config.system_words)
 
     def next(self) -> Prompt:
-        """The next question of the chat that has waited longest, or the first of a new one."""
+        """Return the next question of the chat that has waited longest, or the first question of a new chat."""
         if self._waiting:
             return self._ask(self._waiting.popleft())
         number, self._made = self._made, self._made + 1
@@ -112,9 +112,9 @@ class Workload:
         return self._ask(Chat(rng, messages, self._config.turns))
 
     def answered(self, prompt: Prompt, answer: str) -> None:
-        """Tell what a prompt was answered with: its chat goes on from there. The chat of one that failed ends."""
+        """Record the answer to a prompt, after which its chat continues. A chat without an answer ends."""
         if prompt.chat is not None and prompt.chat.turns_left:
-            # A model that says nothing is still one whose turn it was; servers refuse empty messages.
+            # An empty answer still needs a message, and servers refuse empty ones.
             prompt.chat.messages.append({"role": "assistant", "content": answer or "..."})
             self._waiting.append(prompt.chat)
 
@@ -128,8 +128,8 @@ class Workload:
         return Prompt(limit, messages=tuple(chat.messages), chat=chat)
 
     def _from_dataset(self, number: int, rng: np.random.Generator) -> Prompt:
-        """Entries in an order that the seed gives, again and again; each load begins where it pleases."""
-        offset = self._stream * 7919  # a prime: the loads of a run do not all begin alike
+        """Return an entry of the dataset, cyclically in an order from the seed; each load begins at another entry."""
+        offset = self._stream * 7919  # a prime, so that the loads of a run begin at different entries
         entry = self._entries[self._order[(offset + number) % len(self._entries)]]
         limit = entry.max_tokens or self._config.output_tokens.draw(rng)
         if not self._takes_chats:
@@ -138,5 +138,5 @@ class Workload:
 
 
 def words(rng: np.random.Generator, count: int) -> str:
-    """So many words, drawn."""
+    """Draw `count` random words."""
     return " ".join(_WORDS[i] for i in rng.integers(0, len(_WORDS), count))

@@ -1,4 +1,4 @@
-"""Puts the commands together."""
+"""The `rungpt` application: registers all commands."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""`rungpt generate` and `rungpt chat`: with a model in this process, or against a server."""
+"""`rungpt generate`, `rungpt chat` and `rungpt embed`: with a model in this process, or against a server."""
 
 import json
 import sys
@@ -50,7 +50,7 @@ def generate(
     """Continue PROMPT and print the text."""
     parameters = parameters or {}
     text = sys.stdin.read() if prompt == "-" else prompt
-    request = GenerateRequest.parse({**parameters, "prompt": text})  # before a model is loaded
+    request = GenerateRequest.parse({**parameters, "prompt": text})  # report errors before a model is loaded
     _check_shown(request, as_json)
     with _open(model, endpoint, api_key, loading or {}) as opened:
         if _streams(stream and not as_json, request):
@@ -97,7 +97,7 @@ def chat(
             messages.append({"role": "user", "content": line})
             try:
                 messages.append({"role": "assistant", "content": ask(opened)})
-            except RequestError as error:  # a conversation outlives a question that cannot be answered
+            except RequestError as error:  # a failed request does not end the conversation
                 messages.pop()
                 print(f"rungpt: {error.message}", file=sys.stderr)
 
@@ -129,7 +129,7 @@ def embed(
 def _open(
     model: str | None, endpoint: str | None, api_key: str | None, loading: dict[str, Any]
 ) -> "Iterator[LanguageModel]":
-    """The server's model, or one that is loaded here."""
+    """Yield the model of the server at `endpoint`, or a model loaded in this process."""
     if endpoint is not None:
         from run_gpt.client import Client
 
@@ -161,14 +161,14 @@ def _print_answer(texts: list[str], answer: Generation, as_json: bool) -> None:
 
 
 def _tell_timings(answer: Generation) -> None:
-    """Where the time of an answer went, on stderr, if that was asked for."""
+    """Print the timings of an answer on stderr if the request asked for them."""
     if answer.timings is not None:
         told = answer.timings.model_dump().items()
         print(", ".join(f"{name} {round(value, 4):g}" for name, value in told), file=sys.stderr)
 
 
 def _streams(wanted: bool, request: Parameters) -> bool:
-    """Whether to stream: several sequences would come mixed, and some requests cannot be streamed."""
+    """Return True to stream. Several sequences would arrive interleaved, and some requests cannot be streamed."""
     return wanted and request.sequences == 1 and not request.beam_search and not request.best_of
 
 

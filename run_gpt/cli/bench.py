@@ -25,7 +25,7 @@ _LENGTHS = "N, uniform:LO:HI, normal:MEAN:SD or lognormal:MEDIAN:SIGMA"
 
 
 class ApiName(StrEnum):
-    """The APIs of bench/protocol.py, which a test holds these to; named here so that `--help` loads nothing."""
+    """Names of the APIs in bench/protocol.py. Repeated so that `--help` need not import it; a test compares both."""
 
     OPENAI_CHAT = "openai-chat"
     OPENAI_COMPLETIONS = "openai-completions"
@@ -34,7 +34,7 @@ class ApiName(StrEnum):
 
 
 class Answers(StrEnum):
-    """How answers are asked for."""
+    """Ways to request answers."""
 
     STREAMED = "streamed"
     WHOLE = "whole"
@@ -240,7 +240,7 @@ def _json_object(text: str | None) -> dict[str, Any]:
 
 
 def _check_folders(*paths: Path | None) -> None:
-    """Before anything is measured. Raises SetupError for a file that has no folder to stand in."""
+    """Raise SetupError for a file whose folder does not exist. Called before anything is measured."""
     for path in paths:
         if path is not None and not path.absolute().parent.is_dir():
             raise SetupError(f"{path}: there is no folder {path.parent}; make it first")

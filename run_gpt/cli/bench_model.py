@@ -77,14 +77,14 @@ def model(
 
 
 def _run(options: Options, markdown: bool, json_file: Path | None, write: Path | None) -> None:
-    """Measure; say it on stdout and in the files."""
+    """Measure, then print the results and write them to the files."""
     from run_gpt.bench import document, offline_table
 
     if write is not None:
-        document.MODEL.check(write)  # before minutes of work
+        document.MODEL.check(write)  # fail before the measurement, which takes minutes
     if json_file is not None and not json_file.parent.is_dir():
         raise SetupError(f"--json {json_file}: there is no folder {json_file.parent}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the processes end too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # SystemExit also ends the child processes
     report = measure(options, lambda line: print(line, file=sys.stderr, flush=True))
     if json_file is not None:
         json_file.write_text(json.dumps(offline_table.record(report), indent=2, default=str) + "\n")

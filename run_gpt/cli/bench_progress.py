@@ -1,4 +1,4 @@
-"""The progress of a benchmark on stderr: a live line on a terminal, elsewhere a line for each load."""
+"""Progress of a benchmark on stderr: a live line on a terminal, otherwise one line for each load."""
 
 import time
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from run_gpt.bench.load import OnProgress, Run
 from run_gpt.cli.progress import console
 
-_EVERY = 0.3  # seconds between two looks: drawing takes the client's time
+_EVERY = 0.3  # seconds between two updates: drawing takes processor time from the client
 
 
 @contextmanager
 def load_progress(requests: int) -> Iterator[OnProgress]:
-    """What a benchmark calls whenever a request begins or ends."""
+    """Yield the callback that a benchmark calls each time a request begins or ends."""
     if not console.is_terminal:
         seen: list[Run] = []
 

@@ -22,7 +22,7 @@ _MODEL = "MODEL"
 
 
 class _ModelOrCommand(TyperGroup):
-    """A group of which what is no command's name is the MODEL to deploy."""
+    """Command group that takes a first argument that is not a command name as the MODEL to deploy."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
@@ -43,7 +43,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The deployment's name
 
 
 def with_target(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of all targets; it gets them as `target`, the Target that `--cloud` names."""
+    """Add the options of all targets to a command. The command receives those that were given as `settings`."""
     made = []
     for cloud, kind in TARGETS.items():
         for field in fields(cast("Any", kind)):
@@ -59,7 +59,7 @@ def with_target(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def target_of(cloud: str, settings: dict[str, Any]) -> Target:
-    """The target with its own options. Raises SetupError for one of another target's."""
+    """Return the target with its options. Raises SetupError for an option of another target."""
     kind = TARGETS[cloud]
     for name in settings.keys() - {field.name for field in fields(cast("Any", kind))}:
         raise SetupError(f"--{name.replace('_', '-')} is not for --cloud {cloud}: leave it out")
@@ -177,7 +177,7 @@ def remove(cloud: CloudOption, name: Name, settings: dict[str, Any] | None = Non
 
 
 def print_files(files: dict[str, str]) -> None:
-    """All files as one text on stdout, with a comment before each of several that says its name."""
+    """Print all files as one text on stdout; if there are several, a comment with its name precedes each."""
     for name, text in files.items():
         if len(files) > 1:
             print(f"# --- {name}")
@@ -185,7 +185,7 @@ def print_files(files: dict[str, str]) -> None:
 
 
 def write_files(files: dict[str, str], folder: Path) -> None:
-    """The files in the folder, which is made; their paths on stdout."""
+    """Create the folder, write the files into it, and print their paths on stdout."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -193,7 +193,7 @@ def write_files(files: dict[str, str], folder: Path) -> None:
 
 
 def print_doors(doors: Doors) -> None:
-    """Where requests go, a line each, on stdout."""
+    """Print the URL of each endpoint on stdout, one a line."""
     for name, url in (("HTTP", doors.http), ("gRPC", doors.grpc)):
         if url is not None:
             print(f"{name}  {url}")

@@ -13,7 +13,7 @@ from run_gpt.models.sizes import size_text
 from run_gpt.process.devices import free_bytes
 
 CACHE = "Catalogue and cache"
-"""The heading of this module's commands in the help."""
+"""Heading of this module's commands in the help."""
 
 app = typer.Typer(help="The models that can be served, and those that a running server holds.", no_args_is_help=True)
 
@@ -74,7 +74,7 @@ def show(name: Name) -> None:
 
 
 def _memory_table(estimate: Estimate, free: int) -> Table:
-    """What each precision takes, and whether the free memory of the CPU holds it."""
+    """Return a table of the memory that each precision needs, and whether it fits into the free memory of the CPU."""
     table = Table("precision", "weights", "cache of one context", "sum", "on this CPU", box=None, pad_edge=False)
     for precision in BYTES:
         weights, cache = estimate.weights(precision), estimate.cache(precision)

@@ -1,4 +1,4 @@
-"""Owns the file of `rungpt serve --config`: from YAML to a server's configuration, with each mistake named."""
+"""Reads the YAML file of `rungpt serve --config` into a server's configuration; an error names the file and the key."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from run_gpt.models import find
 from run_gpt.models.sizes import parse_size
 
 UNLOAD_AFTER = 600.0
-"""Seconds, where several models are served and nothing is said; for one model: never."""
+"""Default of `unload_after` in seconds if several models are served; a single model is never unloaded by default."""
 
 Types = Mapping[str, Any]
-"""What a mapping of the file may have: a type for each key."""
+"""Type of each key that a mapping in the file may have."""
 
 _PORT = Annotated[int, Field(ge=1, le=65535)]
 _SIZE = Annotated[int, BeforeValidator(parse_size)]
@@ -37,7 +37,7 @@ _OTHERWISE: Types = {
 
 
 def _types(config: type[Any], names: Collection[str]) -> Types:
-    """The fields' own types, with the limits that the command line has for them."""
+    """Return the type of each field, with the lower limit that the command line sets for it."""
     hints = get_type_hints(config)
     limited = {name: Annotated[hints[name], Field(ge=options.LEAST[name])] for name in names & options.LEAST.keys()}
     return {name: _OTHERWISE.get(name) or limited.get(name) or hints[name] for name in names}
@@ -45,15 +45,15 @@ def _types(config: type[Any], names: Collection[str]) -> Types:
 
 _FIELDS = {f.name for f in fields(ServedModel)}
 MODEL: Types = {"name": str, **_types(ServedModel, _FIELDS)}
-"""What the file says of one model; `name` is `model_name`."""
+"""Keys of one model in the file, with their types; `name` is another name for `model_name`."""
 DEFAULTS: Types = {key: kind for key, kind in MODEL.items() if key not in ("name", "model_name", "model_path")}
 SERVER: Types = _types(ServeConfig, {f.name for f in fields(ServeConfig)} - _FIELDS - {"models", "api_key"})
 
 
 def read_models_file(file: Path) -> ServeConfig:
-    """The server that the file describes. Relative paths in it are relative to its folder.
+    """Return the server configuration in the file. Relative paths in it are relative to its folder.
 
-    Raises SetupError, one line with the file and the key, for what cannot be read, is not known or of a wrong type.
+    Raises SetupError, one line with the file and the key, for an unreadable file, an unknown key or a wrong type.
     """
     content = _mapping(_load(file), f"{file}")
     defaults, given = content.pop("defaults", {}), content.pop("models", None)
@@ -70,9 +70,10 @@ def read_models_file(file: Path) -> ServeConfig:
 
 
 def hosting(index: int, count: int, preload: bool | None, unload_after: float | None) -> dict[str, Any]:
-    """When the model with this index of so many is in memory, as HostConfig's fields; None: nothing is said of it.
+    """Return `preload` and `unload_after` of model `index` of `count`, as HostConfig's fields. None means the default.
 
-    Of several models the first is loaded at the start, and each is unloaded after UNLOAD_AFTER. 0 seconds: never.
+    By default only the first model is loaded at the start, and each of several is unloaded after UNLOAD_AFTER seconds.
+    An `unload_after` of 0 means never.
     """
     if unload_after is None:
         unload_after = UNLOAD_AFTER if count > 1 else 0
@@ -86,7 +87,7 @@ def _model(own: dict[str, Any], defaults: dict[str, Any], index: int, count: int
 
 
 def _model_settings(given: Any, where: str) -> dict[str, Any]:
-    """One of the list: a name, or a mapping that has one."""
+    """Return the settings of an entry in the list `models`: a name, or a mapping that contains one."""
     settings = _settings({"name": given} if isinstance(given, str) else given, where, MODEL)
     if "name" in settings and "model_name" in settings:
         raise SetupError(f"{where}: name and model_name are the same: give one of them")
@@ -98,7 +99,7 @@ def _model_settings(given: Any, where: str) -> dict[str, Any]:
 
 
 def _settings(given: Any, where: str, types: Types) -> dict[str, Any]:
-    """The values of a mapping, each of its key's type."""
+    """Check the keys of a mapping, and convert each value to the type of its key."""
     settings = {}
     for key, value in _mapping(given, where).items():
         if key not in types:
@@ -114,7 +115,7 @@ def _mapping(given: Any, where: str) -> dict[Any, Any]:
 
 
 def _unknown(key: Any, types: Types) -> str:
-    """What to do with a key that is not known where it stands."""
+    """Return a hint for a key that is not allowed at its place in the file."""
     if key == "api_key":
         return f"a key does not belong in this file: set {API_KEY_VARIABLE}, or give api_key_file"
     if key in SERVER:
@@ -130,7 +131,7 @@ def _unknown(key: Any, types: Types) -> str:
 
 
 def _value(value: Any, where: str, kind: Any) -> Any:
-    """The value as JSON's strict rules have it: a text is no number, a list may be a tuple, a text a path."""
+    """Convert a value by pydantic's strict JSON rules: no text for a number; a list for a tuple, a text for a path."""
     try:
         text = json.dumps(value, default=str)
     except (TypeError, ValueError) as error:
@@ -143,7 +144,7 @@ def _value(value: Any, where: str, kind: Any) -> Any:
 
 
 def _placed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings with their relative paths made absolute."""
+    """Return the settings with relative paths made absolute."""
     placed = dict(settings)
     for key, value in settings.items():
         if isinstance(value, Path):
@@ -158,7 +159,7 @@ def _placed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _if_path(text: str | None, folder: Path) -> str | None:
-    """The absolute path, where the text is one; a catalogue name and a hub id stay."""
+    """Make a path absolute; return a catalogue name or a hub id unchanged."""
     if text is None or find(text) is not None:
         return text
     is_path = text.startswith((".", "~", os.sep)) or text.endswith(".gguf") or (folder / text).exists()
@@ -171,7 +172,7 @@ def _absolute(text: str, folder: Path) -> str:
 
 def _load(file: Path) -> Any:
     try:
-        with file.open(encoding="utf-8") as stream:  # its name stands in YAML's errors
+        with file.open(encoding="utf-8") as stream:  # YAML's errors contain the stream's name
             return yaml.load(stream, _Loader)
     except (OSError, UnicodeError) as error:
         raise SetupError(f"--config {file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -180,7 +181,7 @@ def _load(file: Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes no key twice, of which YAML's own would keep the last in silence."""
+    """YAML loader that rejects duplicate keys. PyYAML's own loader silently keeps the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -1,4 +1,4 @@
-"""The options that commands share; names, defaults and help come from the configuration and the request schema."""
+"""Options shared by several commands. Names, defaults and help come from the configuration and the request schema."""
 
 import inspect
 import json
@@ -37,7 +37,7 @@ ModelNames = Annotated[
         help=f"A catalogue name (`rungpt models list`), a hub id, a folder or a GGUF file; default: {DEFAULT_MODEL}.",
     ),
 ]
-"""One or several; nothing is None, not the default, so that it is known whether one was given."""
+"""One or several models. No argument is None, not the default model, so that commands can tell the two apart."""
 
 ApiKey = Annotated[
     str | None,
@@ -74,9 +74,9 @@ _LOADING: dict[str, tuple[str, Any, Any, str]] = {
     "allow_pickle": ("--allow-pickle", bool, False, "Load pickled weights, which can run any code."),
 }
 LOADING_OPTIONS = {name: flag for name, (flag, *_) in _LOADING.items()}
-"""The options of `with_loading`: the parameter's name, and what the user writes."""
+"""Parameter name and flag of each option of `with_loading`."""
 
-# Name in ServeConfig: type, help, panel, and what else is said of the option. Flag and default are those of the field.
+# Name in ServeConfig: type, help, panel, and further arguments of typer.Option. Flag and default come from the field.
 _SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "replicas": (int, "Processes that each hold the whole model, and share cores, memory and GPUs.", SIZE, {"min": 1}),
     "max_running": (int, "Sequences decoded together, in each replica.", SIZE, {"min": 1}),
@@ -152,18 +152,18 @@ _SERVING: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
 }
 
 LEAST: dict[str, float] = {name: more["min"] for name, (*_, more) in _SERVING.items() if "min" in more}
-"""The least value of those of ServeConfig's fields that have one."""
+"""Lower limit of each ServeConfig field that has one."""
 
 Command = Callable[..., None]
 
 
 def token(api_key: str | None) -> str | None:
-    """What is sent to a server: the option's key, else that of the environment, if there is one."""
+    """Return the API key to send to a server: from the option, else from the environment, else None."""
     return api_key if api_key is not None else os.environ.get(API_KEY_VARIABLE) or None
 
 
 def with_loading(command: Command) -> Command:
-    """Give a command the options that say how a model is loaded; it gets them as `loading`, ModelConfig's fields."""
+    """Add the model loading options to a command. It receives them as `loading`, a dict of ModelConfig fields."""
     options = [
         keyword(name, kind, default, typer.Option(flag, help=text, rich_help_panel=LOADING))
         for name, (flag, kind, default, text) in _LOADING.items()
@@ -178,9 +178,9 @@ def with_loading(command: Command) -> Command:
 
 
 def with_serving(command: Command) -> Command:
-    """Give a command the options of a server, where they are not of its host; it gets them as `serving`.
+    """Add the server options to a command, which receives them as `serving`.
 
-    They are ServeConfig's fields, but for those of the model, which `with_loading` gives, and for host and ports.
+    They are ServeConfig's fields except host, ports and the fields of the model, which `with_loading` adds.
     """
     options = []
     for name, (kind, text, panel, more) in _SERVING.items():
@@ -196,7 +196,7 @@ def with_serving(command: Command) -> Command:
 
 
 def with_parameters(schema: type[Parameters]) -> Callable[[Command], Command]:
-    """Give a command an option for each field of the schema; it gets those that were set as `parameters`."""
+    """Add an option to a command for each field of the schema. It receives those that were set as `parameters`."""
     options = [_parameter(name, schema) for name in schema.model_fields if name not in _NO_OPTION]
 
     def collect(given: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def with_parameters(schema: type[Parameters]) -> Callable[[Command], Command]:
 def extended(
     command: Command, into: str, options: list[inspect.Parameter], collect: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Command:
-    """The command with these options in the place of its argument `into`, which gets what was collected of them."""
+    """Replace the argument `into` of a command by these options. The command receives their collected values there."""
     signature = inspect.signature(command)
     names = {option.name for option in options}
 
@@ -226,13 +226,13 @@ def extended(
 
 
 def keyword(name: str, kind: Any, default: Any, option: Any) -> inspect.Parameter:
-    """A keyword parameter of a command, which typer makes an option of."""
+    """Return a keyword parameter for a command, from which typer makes an option."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-# `--model` and the prompt are arguments of their own; of tools a command line could not give the results back.
+# `--model` and the prompt have their own arguments; results of tools cannot be returned on a command line.
 _NO_OPTION = {"model", "prompt", "messages", "tools", "tool_choice", "parallel_tool_calls"}
-# What is not one plain value: the option's type, and what its help says beside the schema's description.
+# Fields that are not one plain value: the option's type, and a text that its help adds to the schema's description.
 _WRITTEN: dict[str, tuple[Any, str]] = {
     "stop": (list[str], "May be given several times."),
     "logit_bias": (list[str], "Written as ID=VALUE; may be given several times."),
@@ -244,7 +244,7 @@ def _parameter(name: str, schema: type[Parameters]) -> inspect.Parameter:
     field = schema.model_fields[name]
     kind, written = _WRITTEN[name] if name in _WRITTEN else (_plain(field.annotation), "")
     text = " ".join([(field.description or "").replace("`", ""), written]).strip()
-    # `--adapter` says what is loaded.
+    # `--adapter` is the option for loading adapters.
     flag = "--use-adapter" if name == "adapter" else f"--{name.replace('_', '-')}"
     if kind is bool:
         flag = f"{flag}/--no-{flag[2:]}"
@@ -253,7 +253,7 @@ def _parameter(name: str, schema: type[Parameters]) -> inspect.Parameter:
 
 
 def _plain(annotation: Any) -> Any:
-    """The builtin type of a field that is one plain value or None, without its limits, which the schema checks."""
+    """Return the builtin type of a field that is one plain value or None. The schema checks its limits."""
     if annotation in (str, int, float, bool):
         return annotation
     kind, *_ = get_args(annotation) or [None]
@@ -266,7 +266,7 @@ _NAMED_ADAPTER = re.compile(r"([A-Za-z0-9][\w.-]*)=(.+)")
 
 
 def _parse_adapters(texts: list[str]) -> dict[str, Any]:
-    """ModelConfig's two fields of adapters."""
+    """Return ModelConfig's two adapter fields from the values of `--adapter`."""
     default, named = None, {}
     for text in texts:
         if match := _NAMED_ADAPTER.fullmatch(text):
@@ -281,7 +281,7 @@ def _parse_adapters(texts: list[str]) -> dict[str, Any]:
 
 
 def _parse_device_map(text: str | None) -> str | dict[str, Any] | list[int] | None:
-    """`0,1` is a list of GPUs, `{...}` accelerate's map, everything else a name."""
+    """Parse a device map: `0,1` is a list of GPUs, `{...}` is accelerate's map as JSON, any other text is a name."""
     if text is None:
         return None
     if text.startswith("{"):
@@ -294,7 +294,7 @@ def _parse_device_map(text: str | None) -> str | dict[str, Any] | list[int] | No
 
 
 def _parse_max_memory(text: str | None) -> dict[str, Any] | None:
-    """`cpu=8GB,0=10GB`, or the same as JSON; the loader checks what it means."""
+    """Parse `cpu=8GB,0=10GB`, or the same as JSON. The loader checks names and sizes."""
     if text is None:
         return None
     if text.startswith("{"):
@@ -320,7 +320,7 @@ def _parse_bias(pairs: list[str]) -> dict[str, float]:
 
 
 def _parse_response_format(text: str) -> Any:
-    """What the schema takes, from JSON or from the file that `@FILE` names."""
+    """Parse a response format from JSON, or from the JSON file named by `@FILE`."""
     try:
         return json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`rungpt playground`: opens the page for chatting with a running server."""
+"""`rungpt playground`: open the chat page of a running server."""
 
 import sys
 import webbrowser
@@ -26,12 +26,12 @@ def playground(
 
 
 def page_of(url: str) -> str:
-    """The playground's URL on the server at `url`. Raises SetupError if that is no HTTP URL."""
+    """Return the URL of the playground on the server at `url`. Raises SetupError if `url` is not an HTTP URL."""
     return _join(url, "playground")
 
 
 def check_alive(url: str) -> None:
-    """Raises SetupError if no server answers at `url`."""
+    """Raise SetupError if no RunGPT server answers at `url`."""
     import httpx
 
     try:
@@ -50,7 +50,7 @@ def _join(url: str, name: str) -> str:
 
 
 def _shown(url: str) -> str:
-    """The URL without a name and password: a key may stand there."""
+    """Return the URL without user name and password, which may contain a key."""
     return url.rpartition("@")[2] if "@" in url else url
 
 

@@ -1,4 +1,4 @@
-"""Progress bars on stderr for the long steps of other rooms; without a terminal, a line for each step."""
+"""Progress bars on stderr for long steps of other packages; without a terminal, one line for each step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ console = Console(stderr=True, highlight=False)
 
 @contextmanager
 def progress_bars() -> Iterator[OnProgress]:
-    """A callback that shows each step: with a bar, or a spinner where the total is not known."""
+    """Yield a callback that shows each step: with a bar, or with a spinner if the total is not known."""
     tasks: dict[str, TaskID] = {}
     if not console.is_terminal:
 

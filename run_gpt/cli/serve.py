@@ -96,7 +96,7 @@ def serve(
 
 
 def _of_names(names: list[str], settings: dict[str, Any], hosted: dict[str, Any]) -> ServeConfig:
-    """One model, or several that all have the same settings."""
+    """Return the configuration of one model, or of several models with the same settings."""
     from run_gpt.cli.models_file import hosting
 
     count = len(names)
@@ -109,7 +109,10 @@ def _of_names(names: list[str], settings: dict[str, Any], hosted: dict[str, Any]
 
 
 def _of_file(file: Path, context: typer.Context, settings: dict[str, Any]) -> ServeConfig:
-    """What the file says, and what the command line says of the server; of models it may say nothing then."""
+    """Return the configuration in the file, with the server options of the command line taking precedence.
+
+    Raises SetupError if the command line also names models or gives options of models.
+    """
     from run_gpt.cli.models_file import read_models_file
 
     if _given(context, ["model_names"]):
@@ -122,7 +125,7 @@ def _of_file(file: Path, context: typer.Context, settings: dict[str, Any]) -> Se
 
 
 def _given(context: typer.Context, names: Iterable[str]) -> list[str]:
-    """Those of a command's parameters that the user gave, on the command line or in the environment."""
+    """Return the names of the parameters that the user set, on the command line or in the environment."""
     sources = {name: context.get_parameter_source(name) for name in names}
     return [name for name, source in sources.items() if source and source.name in ("COMMANDLINE", "ENVIRONMENT")]
 

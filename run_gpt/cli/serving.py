@@ -1,4 +1,4 @@
-"""What `rungpt serve` shows while it starts, serves and stops."""
+"""Output of `rungpt serve` while the server starts, serves and stops."""
 
 import ipaddress
 import json
@@ -17,7 +17,7 @@ from run_gpt.process import logs
 def run_server(config: ServeConfig) -> int:
     """Fetch the models, start the server, and block until it is stopped. Returns the exit code."""
     if config.log_format == "json":
-        logs.begin_json(None)  # what is printed here becomes JSON, too
+        logs.begin_json(None)  # output of this process becomes JSON, too
     check_doors(config)  # before a long download
     with progress_bars() as on_progress:
         for model in config.served:
@@ -33,7 +33,7 @@ def run_server(config: ServeConfig) -> int:
         elif event.kind == "ready":
             status.stop()
             console.print(welcome(config), markup=False, soft_wrap=True)
-        elif not (console.is_terminal and event.kind in ("starting", "pod_ready")):  # there the spinner says enough
+        elif not (console.is_terminal and event.kind in ("starting", "pod_ready")):  # the spinner shows these
             console.print(event.message, markup=False, soft_wrap=True)
 
     with status:
@@ -41,7 +41,7 @@ def run_server(config: ServeConfig) -> int:
 
 
 def _serve_in_json(config: ServeConfig) -> int:
-    """The same, told in lines of JSON."""
+    """Start the server and report its events as lines of JSON. Returns the exit code."""
     tell = printer("json")
     opens = who_may_ask(config)
     tell(Event("warning" if opens.startswith("Warning") else "starting", opens))
@@ -54,7 +54,7 @@ def _serve_in_json(config: ServeConfig) -> int:
 
 
 def check_names(config: ServeConfig) -> None:
-    """Raises SetupError if two models would have one name: requests choose by it."""
+    """Raise SetupError if two models have the same name: requests choose a model by its name."""
     for name, count in Counter(map(name_of, config.served)).items():
         if count > 1:
             raise SetupError(
@@ -64,12 +64,12 @@ def check_names(config: ServeConfig) -> None:
 
 
 def name_of(model: ServedModel) -> str:
-    """What requests call the model."""
+    """Return the model's name in requests."""
     return models.served_name(ModelConfig.of(model))
 
 
 def loading_text(config: ServeConfig) -> str:
-    """What is loaded before requests are taken."""
+    """Return a text that names the models that load before the server accepts requests."""
     loading = [
         name_of(model) + (f" in {model.replicas} replicas" if model.replicas > 1 else "")
         for model in config.served
@@ -79,7 +79,7 @@ def loading_text(config: ServeConfig) -> str:
 
 
 def who_may_ask(config: ServeConfig) -> str:
-    """One line: where the doors listen, and whether requests need a key."""
+    """Return one line with the address that the ports listen on and whether requests need an API key."""
     host = config.listen_host
     where = f"{host}, every interface" if host in (EVERY_INTERFACE, "::") else host
     if _is_loopback(host):
@@ -101,7 +101,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def welcome(config: ServeConfig) -> str:
-    """Where to send requests, and one that works when it is pasted."""
+    """Return a text with the URLs of the server and a curl command to try it."""
     http, grpc = addresses(config)
     body = json.dumps({"messages": [{"role": "user", "content": "What is the capital of France?"}]})
     key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if config.asks_for_key else ""
@@ -118,12 +118,12 @@ def welcome(config: ServeConfig) -> str:
 
 
 def addresses(config: ServeConfig) -> tuple[str, str]:
-    """The two doors, HTTP and gRPC, as this machine reaches them."""
+    """Return the URLs of the HTTP and the gRPC endpoint, as reached from this machine."""
     host = "127.0.0.1" if config.listen_host in (EVERY_INTERFACE, "localhost") else config.listen_host
     host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{config.http_port}", f"grpc://{host}:{config.grpc_port}"
 
 
 def served_names(config: ServeConfig) -> str:
-    """The models, for a person."""
+    """Return the names of the models for messages; models that load on first use are marked."""
     return ", ".join(name_of(model) + ("" if model.preload else " (loads on first use)") for model in config.served)

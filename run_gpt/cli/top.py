@@ -1,4 +1,4 @@
-"""`rungpt top`: a running server, live, in the terminal."""
+"""`rungpt top`: live view of a running server in the terminal."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from run_gpt.top.watch import Watch
 
 PLAIN_WIDTH = 120
-"""Columns of plain text: every one is shown, whatever the terminal."""
+"""Width of plain text in characters: wide enough for every column, independent of the terminal."""
 
 
 def top(
@@ -43,7 +43,7 @@ def _print_once(watch: "Watch", shown: str, interval: float) -> None:
 
     from run_gpt.top.screen import render
 
-    time.sleep(interval)  # a rate is what happened between two looks
+    time.sleep(interval)  # rates need two readings
     seen = watch.look()
     if seen.view is None:
         raise SetupError(seen.notes[0])
@@ -59,7 +59,7 @@ def _live(watch: "Watch", shown: str, interval: float) -> None:
     from run_gpt.top.watch import Seen
 
     console = Console(highlight=False, markup=False, emoji=False)
-    # Drawn when there is something new, and not in between.
+    # Redraw only after a new reading.
     with suppress(KeyboardInterrupt), _keys() as ended, Live(console=console, screen=True, auto_refresh=False) as live:
         live.update(render(Seen(None, []), shown, console.width), refresh=True)
         while not ended(interval):
@@ -68,7 +68,10 @@ def _live(watch: "Watch", shown: str, interval: float) -> None:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], bool]]:
-    """A wait of so many seconds that says whether q was typed. Without a keyboard only Ctrl-C ends the program."""
+    """Yield a function that waits for some seconds and returns True once q is typed.
+
+    Without a keyboard only Ctrl-C ends the program.
+    """
     if not sys.stdin.isatty():
         yield _sleep
         return
@@ -97,6 +100,6 @@ def _typed_q(keyboard: int, seconds: float) -> bool:
     while (left := deadline - time.monotonic()) > 0:
         if select.select([keyboard], [], [], left)[0]:
             typed = os.read(keyboard, 64)
-            if not typed or b"q" in typed.lower():  # nothing is read: the terminal is gone
+            if not typed or b"q" in typed.lower():  # an empty read: the terminal is gone
                 return True
     return False

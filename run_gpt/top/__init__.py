@@ -1,1 +1,1 @@
-"""What `rungpt top` shows of a running server: read from outside, by `GET /metrics` and `GET /ready`."""
+"""Live view of a running server for `rungpt top`, read from outside by `GET /metrics` and `GET /ready`."""

@@ -1,26 +1,26 @@
-"""Owns the arithmetic between two readings of counters and histograms: pure functions, by PromQL's definitions."""
+"""Owns the arithmetic on two readings of counters and histograms: pure functions that follow PromQL's definitions."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 
 Labels = frozenset[tuple[str, str]]
-"""The names and values of a series' labels."""
+"""Names and values of the labels of a series."""
 Series = Mapping[Labels, float]
-"""The values of one metric at one moment."""
+"""Values of one metric at one moment, by labels."""
 
 
 def label(labels: Labels, name: str) -> str:
-    """The value of one label; "" where there is none, as in PromQL."""
+    """Return the value of a label; "" if it is missing, as in PromQL."""
     return next((value for key, value in labels if key == name), "")
 
 
 def increases(
     before: Series, after: Series, known: Callable[[Labels], bool] = lambda labels: True
 ) -> dict[Labels, float]:
-    """By how much each counter rose. One that fell has begun again at 0, so it rose by what it is now.
+    """Return the increase of each counter. A counter that fell was reset to 0, so its increase is its present value.
 
-    A series that was not there before counts from 0, if what it belongs to was `known` then: a first error, say. Else
-    nothing is known of when it rose, and it counts nothing.
+    A new series counts from 0 if its owner was `known` before (for example the first error of a running replica).
+    Otherwise the time of its increase is unknown, and its increase is 0.
     """
     risen = {}
     for labels, value in after.items():
@@ -31,12 +31,12 @@ def increases(
 
 
 def fell(before: Series, after: Series) -> list[Labels]:
-    """The counters that are lower than before: what holds them was started again."""
+    """Return the labels of counters that are lower than before: their process was restarted."""
     return [labels for labels, value in after.items() if value < before.get(labels, 0.0)]
 
 
 def summed(series: Series, *names: str) -> dict[tuple[str, ...], float]:
-    """The sums over all labels but these, by the values of these: PromQL's `sum by (names)`."""
+    """Return the sums of the series, grouped by the values of the labels `names`: PromQL's `sum by (names)`."""
     sums: dict[tuple[str, ...], float] = {}
     for labels, value in series.items():
         group = tuple(label(labels, name) for name in names)
@@ -45,10 +45,11 @@ def summed(series: Series, *names: str) -> dict[tuple[str, ...], float]:
 
 
 def quantile(q: float, buckets: Iterable[tuple[float, float]]) -> float | None:
-    """PromQL's `histogram_quantile` for 0 < q <= 1; None where PromQL says NaN, so without an observation.
+    """Compute PromQL's `histogram_quantile` for 0 < q <= 1; None where PromQL gives NaN (no observation).
 
-    `buckets`: upper bound and cumulative count of each; the last bound is infinite. Within a bucket observations count
-    as spread evenly; the lowest begins at 0 if its bound is positive. What lies beyond the last finite bound is that.
+    `buckets` has the upper bound and cumulative count of each bucket; the last bound is infinite. Observations count as
+    spread evenly within a bucket. The lowest bucket begins at 0 if its bound is positive. A quantile beyond the last
+    finite bound is returned as that bound.
     """
     bounds, counts = _monotonic(buckets)
     if len(bounds) < 2 or bounds[-1] != math.inf or counts[-1] == 0:
@@ -64,7 +65,7 @@ def quantile(q: float, buckets: Iterable[tuple[float, float]]) -> float | None:
 
 
 def _monotonic(buckets: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Bounds in order, and counts that never fall: replicas are not read at the same moment."""
+    """Return the bounds in order, with counts that never fall: replicas are not read at the same moment."""
     bounds: list[float] = []
     counts: list[float] = []
     for bound, count in sorted(buckets):

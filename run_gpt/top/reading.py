@@ -1,4 +1,4 @@
-"""Owns the two answers that a look at a server is made of: how they are asked for, and what of them is kept."""
+"""Owns a reading of a server: how its two endpoints are requested, and which parts of the responses are kept."""
 
 import time
 from dataclasses import dataclass, field
@@ -11,29 +11,29 @@ from run_gpt.errors import SetupError
 from run_gpt.top.rates import Labels, Series
 
 SECONDS = 3.0
-"""Most time for each of the two answers."""
+"""Timeout of each of the two requests."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A server at one moment."""
+    """State of a server at one moment."""
 
     at: float
-    """time.monotonic() when `/metrics` was asked for."""
+    """time.monotonic() when `/metrics` was requested."""
     wall: float
-    """time.time() then: what the server's start is compared with."""
+    """time.time() at the same moment; the uptime is this minus the server's start."""
     metrics: dict[str, dict[Labels, float]]
-    """The values of each metric, by its name with its suffix (`_total`, `_bucket`, ...)."""
+    """Values of each metric, by its name with its suffix (`_total`, `_bucket`, ...)."""
     ready: dict[str, Any] = field(default_factory=dict)
-    """What `/ready` says."""
+    """JSON of `/ready`."""
 
     def series(self, name: str) -> Series:
-        """The values of a metric; empty if the server has none."""
+        """Return the values of a metric; empty if the server does not have it."""
         return self.metrics.get(name, {})
 
 
 def parse(text: str) -> dict[str, dict[Labels, float]]:
-    """The values in an exposition in Prometheus' text format. Raises ValueError if it is none."""
+    """Parse an exposition in Prometheus' text format. Raises ValueError if the text is not one."""
     from prometheus_client.parser import text_string_to_metric_families
 
     metrics: dict[str, dict[Labels, float]] = {}
@@ -44,9 +44,9 @@ def parse(text: str) -> dict[str, dict[Labels, float]]:
 
 
 class Source:
-    """The server at `url` (http://HOST:PORT, what stands before its routes included), asked with `key` if there is one.
+    """The server at `url`: http://HOST:PORT, with a path prefix if its routes have one. Requests carry `key`, if any.
 
-    Raises SetupError for a URL that is none.
+    Raises SetupError for an invalid URL.
     """
 
     def __init__(self, url: str, key: str | None):
@@ -59,13 +59,13 @@ class Source:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise bad
         self.shown = parts.netloc.rpartition("@")[2] + parts.path.rstrip("/")
-        """The URL for people: without a scheme, and without a password."""
+        """URL for display, without scheme and password."""
         base = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._client = httpx.Client(base_url=base, headers=headers, timeout=SECONDS, verify=parts.scheme == "https")
 
     def read(self) -> Reading:
-        """Ask once. Raises SetupError, in one line, for a server that does not answer, or not with metrics."""
+        """Read the server once. Raises SetupError (one line) if it does not answer, or its answer has no metrics."""
         at, wall = time.monotonic(), time.time()
         metrics = self._get("/metrics")
         if metrics.status_code != httpx.codes.OK:
@@ -79,7 +79,7 @@ class Source:
         return Reading(at, wall, samples, ready)
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._client.close()
 
     def _get(self, path: str) -> httpx.Response:

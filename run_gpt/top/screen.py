@@ -1,4 +1,4 @@
-"""Owns how a view looks on a terminal of any width, and as plain text."""
+"""Owns the layout of a view, on a terminal of any width and as plain text."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from run_gpt.top.watch import Seen
 
 _GAP = 2
 _NAME = 20
-"""Characters of a model's name in the row of a replica."""
+"""Most characters of a model's name in the row of a replica."""
 
 
 def render(seen: Seen, shown: str, width: int) -> RenderableType:
-    """What is seen of the server at `shown`, for a terminal with so many columns."""
+    """Render the view of the server at `shown` for a terminal that is `width` characters wide."""
     notes = [Text(note, style="bold red") for note in seen.notes]
     if seen.view is None:
         return Group(Text(f"rungpt top  {shown}  waits for a second reading"), *notes)
     view = seen.view
-    # Replicas stand last: what a low terminal cuts off is the rows of those that are well.
+    # Replicas come last: a low terminal then cuts off the rows of healthy replicas.
     models: list[RenderableType] = [_table(_MODEL_COLUMNS, view.models, width), Text("")] if view.models else []
     columns = _COLUMNS if view.models else [column for column in _COLUMNS if column[0] != "MODEL"]
     return Group(_header(view, shown), *notes, _totals(view), Text(""), *models, _table(columns, view.replicas, width))
@@ -37,7 +37,7 @@ def _header(view: View, shown: str) -> Text:
 
 
 def _totals(view: View) -> Table:
-    """A line for each total; what does not fit goes on in the next line."""
+    """Return a table with one row for each total; long text wraps into the next line."""
     table = Table.grid(padding=(0, _GAP, 0, 0))
     table.add_column(no_wrap=True, style="cyan")
     table.add_column()
@@ -62,7 +62,7 @@ def _quantiles(quantiles: Quantiles) -> str:
     )
 
 
-# Heading, columns that it takes, what stands in it; the first are those that a narrow terminal shows.
+# Heading, least width in characters, and text of a cell. A narrow terminal shows only the first columns.
 _Column = tuple[str, int, Callable[[Any], str]]
 _COLUMNS: list[_Column] = [
     ("REPLICA", 15, lambda row: row.address),
@@ -91,7 +91,7 @@ _WORDS = ("REPLICA", "STATE", "MODEL")
 
 
 def _table(columns: list[_Column], rows: Sequence[ModelRow | ReplicaRow], width: int) -> Table:
-    """A row for each; what is wrong stands out."""
+    """Return a table of the rows; rows that are not healthy are coloured."""
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="cyan")
     fitting = list(_fitting(columns, rows, width))
     for heading, _, _ in fitting:
@@ -104,7 +104,7 @@ def _table(columns: list[_Column], rows: Sequence[ModelRow | ReplicaRow], width:
 
 
 def _fitting(columns: list[_Column], rows: Sequence[ModelRow | ReplicaRow], width: int) -> Iterator[_Column]:
-    """The columns that fit, at least the first."""
+    """Yield the columns that fit into the width, at least the first."""
     left = width
     for i, (heading, least, cell) in enumerate(columns):
         needs = max((least, *(len(cell(row)) for row in rows)))
@@ -119,7 +119,7 @@ def _shortened(name: str) -> str:
 
 
 def _errors(view: View) -> Text:
-    """Each code with all its errors, and in red those of the interval."""
+    """Return each error code with its total and its rate; codes with errors in the interval are red."""
     text = Text("" if view.errors else "none")
     for code, (count, rate) in view.errors.items():
         text.append("   " if text else "")
@@ -128,7 +128,7 @@ def _errors(view: View) -> Text:
 
 
 def duration(seconds: float) -> str:
-    """Two units at most: `12 s`, `5 min 3 s`, `2 h 5 min`, `3 d 2 h`."""
+    """Format a duration in at most two units: `12 s`, `5 min 3 s`, `2 h 5 min`, `3 d 2 h`."""
     whole = int(seconds)
     steps = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
     first = next((i for i, (_, size) in enumerate(steps) if whole >= size), len(steps) - 1)
@@ -144,7 +144,7 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _milliseconds(seconds: float | None) -> str:
-    """Three digits: no more is known."""
+    """Format seconds as milliseconds with three digits: the measurement is no more precise."""
     if seconds is None:
         return "-"
     value = seconds * 1000

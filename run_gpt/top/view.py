@@ -1,4 +1,4 @@
-"""Owns what is shown of a server: from two readings of it to numbers, without a terminal."""
+"""Owns the numbers shown of a server: computed from two readings, independent of a terminal."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,16 +7,16 @@ from run_gpt.top.rates import Labels, Series, fell, increases, label, quantile, 
 from run_gpt.top.reading import Reading
 
 Quantiles = tuple[float | None, float | None]
-"""p50 and p90 in seconds, of what ended between the readings; None where nothing did."""
+"""p50 and p90 in seconds, of the observations between the readings; None without observations."""
 
 
 WELL = ("ready", "unloaded", "loading")
-"""States of a replica with which nothing is wrong: one that has no model in memory loads it for the next request."""
+"""States of a healthy replica. A replica in state `unloaded` loads its model for the next request."""
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One of several models. Counts are all since the gateway started, of what requests made it do."""
+    """Row of one of several models. Its loads on request and its unloads are counted since the gateway started."""
 
     name: str
     state: str
@@ -30,7 +30,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class ReplicaRow:
-    """One replica. None where it did not say."""
+    """Row of one replica. None for values that it did not report."""
 
     address: str
     model: str
@@ -41,17 +41,17 @@ class ReplicaRow:
     slots_used: float | None
     slots: float | None
     kv_share: float | None
-    """Of its cache that is in use, 0 to 1."""
+    """Share of its KV cache that is in use, 0 to 1."""
     tokens_per_second: float | None
     step_seconds: float | None
-    """Mean of the steps between the readings."""
+    """Mean time of an engine step between the readings."""
     batch: float | None
-    """Mean rows of those steps."""
+    """Mean number of sequences in those steps."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A server over the time between two readings. Rates are per second."""
+    """Numbers of a server over the time between two readings. Rates are per second."""
 
     model: str
     version: str
@@ -61,39 +61,39 @@ class View:
     total: int
     in_flight: float | None
     seconds: float
-    """Between the readings."""
+    """Time between the readings."""
     requests: dict[str, float]
-    """Rate by status: what became of the API's requests at the doors."""
+    """Rate of API requests at the gateway, by HTTP status."""
     finished: dict[str, float]
-    """Rate of answers by finish reason."""
+    """Rate of finished answers, by finish reason."""
     prompt_tokens: float
     generated_tokens: float
     reused_share: float | None
-    """Of the prompt tokens looked up, those that a cache had."""
+    """Share of the looked-up prompt tokens that were in a prefix cache, 0 to 1."""
     ttft: Quantiles
     inter_token: Quantiles
     replicas: list[ReplicaRow]
     errors: dict[str, tuple[float, float]]
-    """By code: all, and the rate."""
+    """Total and rate of errors, by code."""
     models: list[ModelRow] = field(default_factory=list)
-    """Of a server with several; else none."""
+    """Rows of the models of a server with several models; else empty."""
     restarted: list[str] = field(default_factory=list)
-    """What began its counters anew between the readings: `gateway`, or a replica's address."""
+    """Processes whose counters were reset between the readings: `gateway`, or the address of a replica."""
 
 
 def view_of(before: Reading, after: Reading) -> View:
-    """What happened from one reading to the other."""
+    """Compute the view of the time from one reading to the other."""
     return _Between(before, after).view()
 
 
 class _Between:
-    """Two readings of one server."""
+    """Computes a view from two readings of one server."""
 
     def __init__(self, before: Reading, after: Reading):
         self.before, self.after = before, after
         self.seconds = max(after.at - before.at, 1e-9)
         seen = {label(labels, "replica") for labels in before.series("rungpt_num_requests_running")} | {""}
-        # A replica that was not there before may have counted for hours; the gateway's own were there.
+        # A newly seen replica may have counted for hours; the counters of the gateway itself are always known.
         self._known: Callable[[Labels], bool] = lambda labels: label(labels, "replica") in seen
 
     def view(self) -> View:
@@ -142,7 +142,7 @@ class _Between:
         return ", ".join(names) or self.after.ready.get("model") or "?"
 
     def _models(self) -> list[ModelRow]:
-        """In the server's order; none where there is only one, of which all else tells."""
+        """Return the rows of the models in the server's order; none for a single model, which the totals describe."""
         states = self.after.ready.get("models") or {}
         return [self._one_model(name, str(state)) for name, state in states.items()] if len(states) > 1 else []
 
@@ -172,9 +172,10 @@ class _Between:
         return {group[0]: (count, risen[group] / self.seconds) for group, count in sums if count}
 
     def _restarted(self) -> list[str]:
-        """A replica by what the gateway tells of it, or by its own steps, where the gateway has not noticed yet.
+        """Return the restarted processes: `gateway`, or addresses of replicas.
 
-        An engine counts anew when its model was loaded again, too.
+        A replica counts as restarted if the gateway reports it, or if its step counter fell, which may be visible
+        before the gateway notices. The step counter also falls when a model is loaded again; that is no restart.
         """
         doors, steps = "rungpt_gateway_requests_total", "rungpt_step_time_seconds_count"
         gateway = ["gateway"] if fell(self.before.series(doors), self.after.series(doors)) else []
@@ -185,7 +186,7 @@ class _Between:
         return gateway + sorted({label(labels, "replica") for labels in again})
 
     def _replicas(self) -> list[ReplicaRow]:
-        """Each that `/ready` names, and each that only the metrics know; those that are not well first."""
+        """Return a row for each replica in `/ready` or in the metrics; those that are not healthy come first."""
         each = (self.after.ready.get("replicas") or {}).get("each") or []
         seen = {str(one.get("address")): (str(one.get("model") or "?"), str(one.get("state"))) for one in each}
         for labels in self.after.series("rungpt_num_requests_running"):
@@ -212,7 +213,7 @@ class _Between:
         )
 
     def _of(self, name: str, address: str, *, rise: bool = False) -> float | None:
-        """A replica's value, or how much it rose."""
+        """Return a replica's value, or with `rise` its increase between the readings."""
         series = self._risen(name) if rise else self.after.series(name)
         return summed(series, "replica").get((address,))
 
@@ -222,7 +223,7 @@ class _Between:
 
 
 def _of_the_api(labels: Labels) -> bool:
-    """Whether a request was one of the API: looks at `/metrics` and web pages are not, or a view would show itself."""
+    """Return True for requests to API endpoints. Others, such as `/metrics`, would show the view's own requests."""
     return label(labels, "endpoint") != "other"
 
 

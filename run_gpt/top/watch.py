@@ -1,4 +1,4 @@
-"""Owns what a series of looks at a server knows: the last view, and what went wrong since."""
+"""Owns the state between repeated readings of a server: the last view, and the errors and restarts since."""
 
 import time
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ from run_gpt.top.reading import Reading
 from run_gpt.top.view import View, view_of
 
 REMEMBERED = 30.0
-"""Seconds for which a restart is told."""
+"""Seconds for which a restart is shown."""
 
 
 class Readable(Protocol):
-    """What a watch looks at."""
+    """Source of a watch's readings."""
 
     def read(self) -> Reading:
-        """Raises SetupError if it does not answer."""
+        """Read the server once. Raises SetupError if it does not answer."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is to show."""
+    """View and notes to show after a reading."""
 
     view: View | None
-    """The last one that there was; None until two readings are there."""
+    """Last view; None until there have been two readings."""
     notes: list[str]
-    """What a user should know of it, a line each."""
+    """Notes for the user, one line each."""
 
 
 class Watch:
-    """Looks at a server again and again. A server that is gone or started again is a note, not an error."""
+    """Reads a server repeatedly. A server that stops answering or restarts leads to a note, not an error."""
 
     def __init__(self, source: Readable):
         self._source = source
@@ -40,11 +40,11 @@ class Watch:
         self._restarts: dict[str, float] = {}
 
     def start(self) -> None:
-        """The first look. Raises SetupError: who has just typed a wrong URL or key should read so."""
+        """Read the server for the first time. Raises SetupError, so that the user sees a wrong URL or key at once."""
         self._last = self._source.read()
 
     def look(self) -> Seen:
-        """One more look."""
+        """Read the server once more and return what to show."""
         now = time.monotonic()
         try:
             reading = self._source.read()

@@ -1,4 +1,4 @@
-"""Without this `rungpt bench serve` would not measure the server that it comes with."""
+"""Without these tests `rungpt bench serve` could fail to measure RunGPT's own server."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ OUTPUT_TOKENS = 6
 
 
 def bench(tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    """What `rungpt bench serve --json` wrote of four requests, two at a time."""
+    """Run `rungpt bench serve --json` with four requests, two at a time, and return the written JSON."""
     path = tmp_path / "a.json"
     command = ["bench", "serve", "--requests", "4", "--concurrency", "2", "--warmup", "1", "--json", str(path)]
     command += ["--prompt-words", "12", "--output-tokens", str(OUTPUT_TOKENS), *arguments]
@@ -51,7 +51,7 @@ def test_chats_with_a_common_beginning_find_it_in_the_cache(server: Any, tmp_pat
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
 def test_each_process_of_a_server_is_named(server: Any, tmp_path: Path) -> None:
-    """Whoever makes streams cheaper must see where their cost is."""
+    """Optimising streams requires the processor time of each process."""
     for endpoint in (server.http_url, server.grpc_url):
         [load] = bench(tmp_path, "--endpoint", endpoint)["loads"]
         assert {"gateway", "executor 0", "supervisor"} <= load["summary"]["server_cpu"].keys()

@@ -1,4 +1,4 @@
-"""No tables for the documents, if these failed: the command measures real models, and says what it could not."""
+"""Without these tests the documents could lack tables: the command measures real models, and reports its failures."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SECONDS = 120
 
 
 def run(*arguments):
-    """scripts/benchmark.py, without texts from the network."""
+    """Run scripts/benchmark.py, without texts from the network."""
     command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *arguments, "--data", "none"]
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
 
@@ -31,7 +31,7 @@ def test_the_command_fills_the_tables_the_json_and_the_document(tmp_path):
     document.write_text("<!-- model: made by scripts/benchmark.py -->\n<!-- end -->\n")
     done = run(
         *(str(folder), "--precision", "fp32", "--generate", "fp32", "--prompt-tokens", "16,2000", "--batch", "1,3"),
-        # Many, since a step of this model takes less than the time between two streams' first tokens.
+        # Many new tokens, since a step of this model is shorter than the time between two streams' first tokens.
         *("--new-tokens", "256", "--repeat", "2", "--text", str(SAMPLE), "--max-tokens", "300"),
         *("--json", str(figures), "--write", str(document), "--markdown"),
     )
@@ -61,7 +61,7 @@ def test_what_cannot_be_loaded_gives_its_reason(tmp_path):
 def test_a_process_that_dies_gives_its_reason(tmp_path):
     process = Process(Variant(str(write_checkpoint("llama", tmp_path / "m")), "fp32", device="cpu"))
     try:
-        with pytest.raises(SetupError, match="--window 5000"):  # a call that fails ends nothing
+        with pytest.raises(SetupError, match="--window 5000"):  # a failed call does not end the process
             process.call("perplexity", text="some text", window=5000, stride=None, max_tokens=0)
         assert process.call("memory")["peak"] > 0
         os.kill(process._process.pid, signal.SIGKILL)
@@ -73,7 +73,7 @@ def test_a_process_that_dies_gives_its_reason(tmp_path):
 
 
 def noted_reuse(subject):
-    """The tokens that each stream from now on has from the cache."""
+    """Record the number of cached tokens of each stream from now on; returns the list."""
     submit, reused = subject._engine.submit, []
 
     async def noting(request):
@@ -94,7 +94,7 @@ def test_the_default_model_is_measured_and_reads_english():
         subject.warm_up(32, 4)
         reused = noted_reuse(subject)
         found = subject.measure(1, 32, 4, 16)
-        # Prompts are new in prefill, whatever was warmed up, and kept for decoding.
+        # Prompts are new in prefill, also after a warm-up, and kept for decoding.
         assert [sorted(reused[i : i + 4]) for i in (0, 4)] == [[0] * 4, [32] * 4]
         assert found["prefill"] > 0
         assert found["decode_step"] > 0

@@ -1,4 +1,4 @@
-"""Perplexities that are not the model's, if these failed: what the engine scores is what transformers computes."""
+"""Without these tests perplexities could be wrong: the engine's scores must be equal to those of transformers."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ SIZES = [(256, 128, 1500), (256, 256, 1500), (64, 10, 300), (1024, 512, 2000)]
 
 
 def plain(model, ids, window, stride):
-    """Perplexity and tokens scored, as the documentation of transformers computes it: labels before the stride are
+    """Compute perplexity and scored tokens as in the documentation of transformers: labels before the stride are
     masked, and the model shifts them."""
     total, count, done = 0.0, 0, 0
     for start in range(0, len(ids), stride):

@@ -1,4 +1,4 @@
-"""Without this the comparison would refuse our own server, or leave out what HTTP costs over the engine."""
+"""Without this test the comparison could refuse RunGPT's own server, or leave out the cost of HTTP over the engine."""
 
 import importlib
 import sys

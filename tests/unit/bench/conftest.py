@@ -1,4 +1,4 @@
-"""A server that answers when its script says, so that what is measured can be compared with what was done."""
+"""A server that answers at scripted times, so that measurements can be compared with what it did."""
 
 import asyncio
 import json
@@ -13,19 +13,19 @@ import pytest
 
 @dataclass
 class Script:
-    """What the server does. `behaviours` are those of the first, second, ... request, again and again."""
+    """Behaviour of the server. `behaviours` applies to the first, second, ... request, cyclically."""
 
     ttft: float = 0.02
     gap: float = 0.002
     tokens: int = 5
     per_event: int = 1
-    """Tokens that come together in one event."""
+    """Number of tokens in each event."""
     usage: bool = True
     behaviours: tuple[str, ...] = ("ok",)
     slots: int = 1000
-    """Requests that are answered at the same time; the others wait."""
+    """Number of requests that are answered at the same time; others wait."""
     together: int = 0
-    """Requests that must be in flight before the first is answered."""
+    """Number of requests that must be in flight before the first is answered."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
     most_in_flight: int = 0
@@ -33,7 +33,7 @@ class Script:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """The usage of an answer."""
+        """Usage of an answer."""
         counts = {"prompt_tokens": 7, "completion_tokens": self.tokens, "total_tokens": 7 + self.tokens}
         return counts | {"prompt_tokens_details": {"cached_tokens": 2}}
 
@@ -48,7 +48,7 @@ class _Server:
             while await self._one(reader, writer):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client went away
+            pass  # the client closed the connection
         finally:
             writer.close()
 
@@ -132,7 +132,7 @@ def _whole(writer: asyncio.StreamWriter, status: int, body: dict[str, Any]) -> N
 
 @contextmanager
 def running(script: Script) -> Iterator[Script]:
-    """The script as a server on 127.0.0.1, in a thread of its own; its address is in `url`."""
+    """Run a server with the script on 127.0.0.1, in its own thread; its address is in `url`."""
     ready, loop = threading.Event(), asyncio.new_event_loop()
     stop = asyncio.Event()
 
@@ -159,7 +159,7 @@ def running(script: Script) -> Iterator[Script]:
 
 @pytest.fixture
 def scripted() -> Iterator[Callable[..., Script]]:
-    """`scripted(ttft=0.3)` is a running server with that script."""
+    """Yield a function: `scripted(ttft=0.3)` returns the script of a running server."""
     from contextlib import ExitStack
 
     with ExitStack() as stack:

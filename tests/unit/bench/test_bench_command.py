@@ -1,4 +1,4 @@
-"""Without these `rungpt bench` would accept what it cannot measure, or write a key into a file."""
+"""Without these tests `rungpt bench` could accept what it cannot measure, or write an API key into a file."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Without these a stream would be counted as whole that is not, or a whole one as broken, by how its bytes came."""
+"""Without these tests broken streams could count as complete, or complete ones as broken, by how bytes are split."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,7 +22,7 @@ COUNTED = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nConnection: keep-alive\r\n\
 
 
 def read(*pieces: bytes) -> Response:
-    """The response that comes in these pieces, a second after each other."""
+    """Parse a response that arrives in these pieces, one second apart."""
     response = Response([])
     for at, piece in enumerate(pieces):
         response.feed(float(at), piece)
@@ -52,7 +52,7 @@ def test_an_answer_that_is_cut_anywhere_is_not_complete(answer: bytes) -> None:
 
 
 def test_pieces_have_the_times_at_which_they_came() -> None:
-    """Also those of a chunk that comes in parts: an event is not late because the next one is."""
+    """This includes parts of a chunk: an event is not late because the next one is."""
     head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
     response = read(head + b"6\r\nab", b"cd", b"ef\r\n", b"0\r\n\r\n")
     assert response.pieces == [(0.0, b"ab"), (1.0, b"cd"), (2.0, b"ef")]
@@ -90,10 +90,10 @@ def test_what_is_no_http_is_refused(answer: bytes) -> None:
 def test_a_connection_is_taken_again_unless_the_server_closes_it(
     scripted: Callable[..., Any], loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    """On uvloop as well, which jina and uvicorn make the loop of a process in which they run."""
+    """This holds on uvloop as well, which jina and uvicorn use as the event loop of their process."""
 
     async def ask(url: str, path: bytes, count: int) -> int:
-        """How many connections there are for so many requests one after the other."""
+        """Send `count` requests one after the other, and return the number of connections."""
         connections = Connections(Endpoint.parse(url))
         seen = set()
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""Without these the latencies and failures that users choose a server by would be wrong."""
+"""Without these tests the latencies and failures by which users choose a server could be wrong."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from run_gpt.errors import SetupError
 
 
 def measured(url: str, *levels: Level, token: str | None = None, **settings: Any) -> Results:
-    """The results of these loads, without a warm-up unless the settings say so."""
+    """Measure these loads, without a warm-up unless the settings ask for one."""
     workload = WorkloadConfig(Lengths("fixed", 5), Lengths("fixed", 5), **settings.pop("workload", {}))
     bounds = Bounds(**{"requests": 8, "seconds": 10, "timeout": 10} | settings.pop("bounds", {}))
     given = {"warmup": 0, "bounds": bounds, **settings}
@@ -52,7 +52,7 @@ def test_latencies_are_those_of_the_server(scripted: Callable[..., Any]) -> None
 
 
 def test_tokens_that_come_together_are_counted_by_usage(scripted: Callable[..., Any]) -> None:
-    """A server that sends three tokens an event would look three times as slow."""
+    """Otherwise a server with three tokens in each event would look three times as slow."""
     script = scripted(ttft=0.05, gap=0.06, tokens=12, per_event=3)
     [summary] = measured(script.url).summaries
     assert summary.tokens_per_event == 3
@@ -88,7 +88,7 @@ def test_failures_are_counted_by_their_kind(scripted: Callable[..., Any]) -> Non
 
 
 def test_goodput_is_what_keeps_every_limit(scripted: Callable[..., Any]) -> None:
-    """With two of eight failing, the rest is good by limits that the script keeps, and none by those it breaks."""
+    """Two of eight requests fail. The others count with limits that the script keeps, and none with stricter limits."""
     script = scripted(ttft=0.1, gap=0.02, behaviours=("ok", "ok", "ok", "500"))
     [good] = measured(script.url, limits={"ttft": 5000.0, "e2e": 9000.0}).summaries
     assert good.goodput == pytest.approx(6 / good.seconds)
@@ -123,7 +123,7 @@ def test_a_load_ends_with_its_seconds(scripted: Callable[..., Any]) -> None:
 
 
 def test_a_sweep_ends_where_a_server_brings_no_more(scripted: Callable[..., Any]) -> None:
-    """Two slots: much more than four in flight bring nothing."""
+    """With two slots, more than four requests in flight bring hardly anything."""
     script = scripted(ttft=0.06, gap=0.002, slots=2)
     results = measured(script.url, Level("closed", 2), sweep=True, bounds={"requests": 32})
     assert results.saturation is not None
@@ -181,7 +181,7 @@ def test_requests_are_openais_and_have_the_key(scripted: Callable[..., Any]) -> 
 
 
 def test_chats_go_on_after_the_answers_that_they_got(scripted: Callable[..., Any]) -> None:
-    """Otherwise a shared beginning would be measured that no user has."""
+    """Otherwise the benchmark would measure a common prefix that no user has."""
     script = scripted()
     bounds = {"requests": 6}
     measured(script.url, Level("closed", 1), workload={"system_words": 9, "turns": 3}, bounds=bounds)
@@ -209,7 +209,7 @@ def test_what_cannot_be_measured_is_refused(scripted: Callable[..., Any], settin
 
 
 def test_as_many_are_in_flight_as_were_asked_for(scripted: Callable[..., Any]) -> None:
-    """httpx keeps the 101st request waiting unless told otherwise: the server would look slow."""
+    """With httpx's default limit the 101st request would wait, and the server would look slow."""
     script = scripted(together=150, tokens=1)
     [summary] = measured(script.url, Level("closed", 150), bounds={"requests": 150, "timeout": 60}).summaries
     assert summary.ok == 150
@@ -224,14 +224,14 @@ def test_a_client_that_is_late_notices(scripted: Callable[..., Any]) -> None:
         bounds=Bounds(requests=3),
         warmup=0,
     )
-    # It blocks the client's event loop, as work of its own would.
+    # The sleep blocks the client's event loop, as its own work would.
     [summary] = asyncio.run(measure(plan, None, lambda run: time.sleep(0.05))).summaries
     assert summary.lag_max_ms > 25
     assert "the client itself was late" in summary.warnings()[0]
 
 
 def test_whole_answers_are_measured_beside_streams(scripted: Callable[..., Any]) -> None:
-    """Streams that lose a third would not be noticed where only whole answers are measured, or only streams."""
+    """A loss of a third by streaming is visible only if both streams and whole answers are measured."""
     script = scripted(ttft=0.2, gap=0.02, tokens=6, per_event=2)
     streamed, whole = measured(script.url, Level("closed", 4), Level("closed", 4, streamed=False)).summaries
     assert (streamed.ok, whole.ok) == (8, 8)

@@ -1,4 +1,4 @@
-"""Without these the processor time of one process would be put down to another, or a remote server be an error."""
+"""Without these tests processor time could be attributed to the wrong process, or a remote server be an error."""
 
 import subprocess
 import sys
@@ -61,7 +61,7 @@ server.serve_forever()
 
 @pytest.fixture
 def burning(tmp_path: Path) -> Iterator[tuple[Endpoint, int]]:
-    """A server that takes a known processor time, itself and in a child; its process' id."""
+    """Yield a server that takes a known processor time, itself and in a child, and its process id."""
     for name, text in (("server.py", SERVER), ("worker.py", WORKER)):
         (tmp_path / name).write_text(text)
     command = [sys.executable, str(tmp_path / "server.py"), str(tmp_path / "worker.py")]
@@ -82,7 +82,7 @@ async def measured(endpoint: Endpoint, pid: int | None) -> Results:
 
 @pytest.mark.parametrize("named", [True, False])
 async def test_each_process_has_its_own_time(burning: tuple[Endpoint, int], named: bool) -> None:
-    """Whether the process was named, or found by its port."""
+    """Each process has its own time, for a named process as for one found by its port."""
     endpoint, pid = burning
     [summary] = (await measured(endpoint, pid if named else None)).summaries
     per_token = {"server.py": OWN_SECONDS * 1e3 / TOKENS, "worker.py": WORKER_SECONDS * 1e3 / TOKENS}
@@ -106,14 +106,14 @@ def test_a_process_that_is_not_there_is_an_error() -> None:
 
 
 def test_without_proc_there_is_no_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As on macOS: the rest is measured all the same."""
+    """All else is measured, as on macOS."""
     monkeypatch.setattr(processes, "PROC", tmp_path / "none")
     assert processes.find(Endpoint.parse("http://127.0.0.1:52000")) is None
     assert processes.find(Endpoint.parse("http://127.0.0.1:52000"), 1) is None
 
 
 def test_a_server_ends_where_something_else_has_started_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Otherwise two servers that one script has started would be counted as one."""
+    """Otherwise two servers started by one script would count as one."""
     tree = {
         1: (0, "bash", "bash"),
         2: (1, "python3.11", "python\0start_them_all.py"),

@@ -1,4 +1,4 @@
-"""Without these a file of results would not be what was measured, or two of them would be compared that cannot be."""
+"""Without these tests result files could differ from the measurement, or files of different loads be compared."""
 
 import csv
 import dataclasses
@@ -22,7 +22,7 @@ ARGUMENTS = {"prompt_words": "5", "output_tokens": "5", "turns": 1}
 
 
 def made(*levels: float, ttft: float = 0.1, gap: float = 0.01, arguments: dict[str, Any] | None = None) -> Results:
-    """Results of closed loops, 30 requests each, of latencies around these, and one that failed."""
+    """Return results of closed loops: 30 requests each, with about these latencies, and one failed request."""
     rng = np.random.default_rng(int(ttft * 1e4))
     runs = []
     for value in levels or (1, 4):
@@ -145,7 +145,7 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, content: str, says:
 
 
 def test_the_report_needs_nothing_else() -> None:
-    """It is sent by mail and opened without a network."""
+    """Reports are sent by mail and opened without a network."""
     pytest.importorskip("matplotlib")
     results = made()
     drawn = plots.draw(results)

@@ -1,4 +1,4 @@
-"""Without these a sweep would end too early, or load a server without end."""
+"""Without these tests a sweep could end too early, or load a server without end."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def swept(
     most: float = 1e9,
     kind: str = "closed",
 ) -> tuple[Saturation, list[float]]:
-    """What a sweep from 1 finds on a server that answers so many requests a second, 20 at each load."""
+    """Sweep from 1 on a simulated server that answers a given number of requests a second, with 20 at each load."""
     tried: list[float] = []
 
     async def measure(level: Level) -> Summary:

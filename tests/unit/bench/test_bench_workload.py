@@ -1,4 +1,4 @@
-"""Without these a benchmark would ask something else than it says, or something else each time."""
+"""Without these tests a benchmark could send other prompts than it reports, or different ones in each run."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Minutes of measuring something else than was asked for, or a run that dies with one variant, if these failed."""
+"""Without these tests a run could measure something else than the options ask for, or end when one variant fails."""
 
 import subprocess
 import sys
@@ -53,7 +53,7 @@ def test_help_needs_no_torch():
 
 
 class Scripted:
-    """A process that fails where its precision says so, and notes who was asked."""
+    """Process that fails for certain precisions, and records which precisions were measured."""
 
     asked: list[str]
 

@@ -1,4 +1,4 @@
-"""A table that says something else than was measured, or hides what was not, if these failed."""
+"""Without these tests a table could differ from the measurement, or hide what was not measured."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Perplexities of the wrong text, or a whole benchmark lost because the network is down, if these failed."""
+"""Without these tests perplexities could be of a wrong text, or a benchmark be lost because the network is down."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""A perplexity that nobody can compare, if these failed: tokens left out or counted twice, sizes that say nothing."""
+"""Without these tests perplexities could not be compared: tokens left out or counted twice, or meaningless sizes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Without these servers would be compared that did not do the same work, or figures be lost between two of them."""
+"""Without these tests servers could be compared that did different work, or figures be lost on joining files."""
 
 import importlib
 import json
@@ -26,7 +26,7 @@ def compared(*arguments: str) -> None:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers are as long as those of the scripted server."""
+    """Make the expected answers as long as those of the scripted server."""
     monkeypatch.setattr(servers, "NEW_TOKENS", 5)
     monkeypatch.setattr(servers, "WARM_UP_TOKENS", 5)
 
@@ -121,7 +121,7 @@ def test_the_first_server_is_set_over_the_others() -> None:
 
 
 def test_a_ratio_is_of_what_was_measured_within_seconds() -> None:
-    """A machine whose speed changes from round to round would make one server look faster than another."""
+    """Otherwise changes in the machine's speed between rounds would make one server look faster than another."""
     level, rates = servers.Level("closed", 1), {"A": (10.0, 90.0, 50.0), "B": (5.0, 45.0, 25.0), "C": (45.0, 5.0)}
 
     def one(name: str) -> servers.Measured:

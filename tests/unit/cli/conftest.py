@@ -1,4 +1,4 @@
-"""A fixture for the tests of the commands: one that runs a command which fails."""
+"""Fixture for the tests of the commands: runs a command that must fail."""
 
 import sys
 from collections.abc import Callable
@@ -11,9 +11,10 @@ from run_gpt.flows.ports import free_ports
 
 @pytest.fixture
 def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """`fail("serve", "smolm2")` runs the command, which must end with exit code 1 and one line; returns that line.
+    """Return a function: `fail("serve", "smolm2")` runs the command and returns its line of error.
 
-    A server is given free ports: its default ports may be taken by a connection of any other program.
+    The command must end with exit code 1 and one line. Servers get free ports, since another program may use the
+    default ports.
     """
 
     def run(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Without these `rungpt serve` would be open to a network by accident, or show its key."""
+"""Without these tests `rungpt serve` could be open to a network by accident, or print its API key."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ KEY = "secret-key-of-the-test"
 
 
 def dry_run(*arguments: str, **env: str) -> tuple[str, dict[str, Any]]:
-    """What `rungpt serve --dry-run` prints, and the Flow in it."""
+    """Return the output of `rungpt serve --dry-run`, and the Flow in it."""
     done = CliRunner(env=env).invoke(app, ["serve", "--dry-run", *arguments])
     assert done.exit_code == 0, done.output
     return done.output, yaml.safe_load(done.stdout)
@@ -126,6 +126,6 @@ def test_a_command_that_asks_a_server_sends_its_key(command: list[str], monkeypa
 
 
 def test_a_key_without_a_server_is_refused() -> None:
-    """It would be ignored."""
+    """Without this error the key would be ignored."""
     done = CliRunner().invoke(app, ["generate", "hi", "--api-key", "of-the-option"])
     assert "--endpoint" in str(done.exception)

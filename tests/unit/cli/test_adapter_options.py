@@ -1,4 +1,4 @@
-"""`--adapter` in its two forms: a wrong reading would serve every request with an adapter meant for some, or none."""
+"""The two forms of `--adapter`: an error here would apply an adapter to all requests instead of some, or to none."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""What a user types: the options are understood, and what is wrong is one line that says what to do."""
+"""Command lines as users type them: options are understood, and an error is one line that says what to do."""
 
 import json
 import re
@@ -106,7 +106,7 @@ def test_every_parameter_of_a_request_has_its_option(schema):
 
 
 def commands(command=None, names=()):
-    """Each command with the words that call it."""
+    """Yield each command with the words that call it."""
     command = command or typer.main.get_command(app)
     for name, child in getattr(command, "commands", {}).items():
         yield from commands(child, (*names, name))
@@ -118,7 +118,7 @@ COMMANDS = list(commands())
 
 @pytest.mark.parametrize(("names", "command"), COMMANDS, ids=["-".join(names) or "rungpt" for names, _ in COMMANDS])
 def test_every_option_says_what_it_takes(names, command):
-    """A type that Typer does not know would stand in the help as Python's name for it, and refuse every value."""
+    """An option of a type unknown to Typer would show Python's name of the type in the help, and refuse every value."""
     done = CliRunner(env={"COLUMNS": "300"}).invoke(app, [*names, "--help"])
     assert done.exit_code == 0
     assert not re.findall(r"typing\.|run_gpt\.|Annotated|ResponseFormat", done.stdout)
@@ -149,7 +149,7 @@ def test_a_response_format_is_json_or_a_file_of_it(command, as_file, tmp_path, m
 
 @pytest.mark.parametrize("way", ["--stream", "--no-stream"])
 def test_timings_come_after_the_answer_and_not_on_stdout(monkeypatch, way):
-    """Who pipes the answer on would have them in it."""
+    """Timings on stdout would become part of a piped answer."""
     timings = Timings(queue_seconds=0.5, prefill_seconds=0.25, decode_seconds=2, total_seconds=2.75)
     usage = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
     choice = Choice(index=0, text="Hello", finish_reason="stop")

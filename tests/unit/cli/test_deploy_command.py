@@ -1,4 +1,4 @@
-"""Without these `rungpt deploy` would deploy something else than it was told to, or not say what became of it."""
+"""Without these tests `rungpt deploy` could ignore options, or not report the result of a deployment."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ IMAGE = "example/rungpt:1.2.3"
 
 @dataclass(frozen=True, kw_only=True)
 class Scripted:
-    """A target that keeps what it was asked for."""
+    """Target that records its calls."""
 
     namespace: str = option("default", "A field that Kubernetes has, too.")
     asked: ClassVar[list[Any]] = []
@@ -54,7 +54,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str, code: int = 0) -> tuple[str, str]:
-    """What `rungpt deploy ...` writes to stdout and stderr."""
+    """Run `rungpt deploy ...`, and return its stdout and stderr."""
     done = CliRunner().invoke(app, ["deploy", *arguments])
     if isinstance(done.exception, SetupError):
         raise done.exception

@@ -1,4 +1,4 @@
-"""A user whose request broke a server has one line to show its operator: it must say which request that was."""
+"""Without these tests the error line for a server's fault could lack the request id that its operator needs."""
 
 import pytest
 

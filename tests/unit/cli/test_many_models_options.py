@@ -1,4 +1,4 @@
-"""`rungpt serve A B` and `--config`: a wrong reading would serve a model with another one's settings, or with none."""
+"""`rungpt serve A B` and `--config`: an error here would serve a model with the settings of another, or without any."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +16,20 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "models.yml"
 
 
 def flow_of(*arguments: str, **env: str) -> dict[str, Any]:
-    """The Flow that `rungpt serve --dry-run ARGUMENTS` prints."""
+    """Return the Flow that `rungpt serve --dry-run ARGUMENTS` prints."""
     done = CliRunner(env=env).invoke(app, ["serve", "--dry-run", *arguments])
     assert done.exit_code == 0, done.output or done.exception
     return dict(yaml.safe_load(done.stdout))
 
 
 def models_of(*arguments: str) -> list[dict[str, Any]]:
-    """What each executor is told of its model."""
+    """Return the settings that each executor gets for its model."""
     return [executor["uses"]["with"] for executor in flow_of(*arguments)["executors"]]
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file with two models."""
+    """Return a configuration file with two models."""
     path = tmp_path / "models.yml"
     path.write_text("http_port: 1234\nlog_requests: true\nmodels: [smollm2, {name: qwen3-0.6b, replicas: 2}]\n")
     return path
@@ -90,7 +90,7 @@ def test_options_of_the_server_win_over_the_file(file: Path) -> None:
 def test_options_of_a_model_beside_a_file_are_refused(
     file: Path, arguments: list[str], words: str, fail: Callable[..., str]
 ) -> None:
-    """They would be ignored, or change every model of the file."""
+    """Without this error they would be ignored, or change every model of the file."""
     assert words in fail("serve", "--config", str(file), *arguments)
 
 

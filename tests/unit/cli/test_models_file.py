@@ -1,4 +1,4 @@
-"""The file of `rungpt serve --config`: a mistake in it that nobody names is a model served otherwise than was meant."""
+"""The file of `rungpt serve --config`: if a mistake in it is not reported, a model is served with wrong settings."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ DOCUMENTATION = Path(__file__).parents[3] / "docs" / "many-models.md"
 
 @pytest.fixture
 def read(tmp_path: Path) -> Any:
-    """`read(text)`: what the file `models.yml` with this text says."""
+    """Return a function: `read(text)` reads a file `models.yml` with this text."""
 
     def run(text: str) -> ServeConfig:
         file = tmp_path / "models.yml"
@@ -85,7 +85,7 @@ models:
 
 
 def test_paths_are_relative_to_the_file_and_names_stay_names(read: Any, tmp_path: Path) -> None:
-    """A server is started from anywhere."""
+    """Servers may be started from any folder."""
     (tmp_path / "here").mkdir()
     (tmp_path / "smollm2").mkdir()
     config = read("models: [here, ./there, a.gguf, smollm2, org/model, /abs/x]")
@@ -172,7 +172,7 @@ def test_the_documentation_has_every_setting_and_its_file_is_read(read: Any, tmp
 
 
 def test_every_setting_of_the_command_line_may_stand_in_the_file() -> None:
-    """A new option must not be forgotten here."""
+    """A new option must not be missing from the file."""
     from run_gpt.cli import options
 
     known = models_file.MODEL.keys() | models_file.SERVER.keys() | {"api_key", "models"}

@@ -1,4 +1,4 @@
-"""`rungpt playground` opens the page of a server that is there, and says what to do if none is."""
+"""`rungpt playground` opens the page of a running server, or says how to start one."""
 
 import http.server
 import threading
@@ -13,7 +13,7 @@ from run_gpt.cli.app import app
 
 @pytest.fixture
 def answering():
-    """`answering(status)` is the URL of a server whose every answer has this status."""
+    """Yield a function: `answering(status)` returns the URL of a server that answers every request with this status."""
     servers = []
 
     def start(status):
@@ -38,7 +38,7 @@ def answering():
 
 @pytest.fixture(autouse=True)
 def opened(monkeypatch):
-    """The URLs that a browser was asked to open."""
+    """Return the list of URLs that a browser was asked to open."""
     urls = []
     monkeypatch.setattr(webbrowser, "open", lambda url: urls.append(url) or True)
     return urls
@@ -92,7 +92,7 @@ def test_what_is_no_http_url_is_told(monkeypatch, capsys, url):
 
 
 def test_without_an_address_it_asks_where_serve_listens(monkeypatch, capsys):
-    """The command as nearly everybody types it."""
+    """Most users type the command without an address."""
     asked = []
     monkeypatch.setattr("run_gpt.cli.playground.check_alive", asked.append)
     assert CliRunner().invoke(app, ["playground", "--print"]).stdout == "http://127.0.0.1:52000/playground\n"

@@ -1,4 +1,4 @@
-"""`rungpt top` as a user runs it: one look as text, on narrow terminals, and what is said when nothing answers."""
+"""`rungpt top` as users run it: plain text, narrow terminals, the live view, and errors if no server answers."""
 
 import http.server
 import io
@@ -52,9 +52,9 @@ VIEW = View(
 
 @pytest.fixture
 def served():
-    """`served(key=None)` is the URL of a server with a hand-written /metrics, whose tokens rise by 10 at each look.
+    """Yield a function: `served(key=None)` returns the URL of a server with a hand-written /metrics.
 
-    `served.stop()` ends it.
+    Its tokens rise by 10 with each request. `served.stop()` stops the server.
     """
     servers = []
 
@@ -116,7 +116,7 @@ def test_one_look_has_every_number():
 
 
 def test_several_models_have_a_row_each_and_replicas_say_whose_they_are():
-    """Who looks for the model that is slow, or that does not load, finds it by its name."""
+    """Users find a model that is slow, or that does not load, by its name."""
     models = [ModelRow("smollm2", "loaded", 2, 1, 45.67, 3, 0, 2), ModelRow("tiny", "failed", 0, 0, 0, 1, 4, 1)]
     asleep = replace(ROW, address="127.0.0.1:5002", model="tiny", state="unloaded")
     view = replace(VIEW, model="smollm2, tiny", models=models, replicas=[ROW, asleep])
@@ -195,7 +195,7 @@ def test_a_script_is_told_of_once(monkeypatch, capsys):
 
 
 def fail(monkeypatch, capsys, *arguments):
-    """What `rungpt top ARGUMENTS` says on stderr when it ends with exit code 1."""
+    """Run `rungpt top ARGUMENTS`, which must end with exit code 1, and return its stderr."""
     monkeypatch.setattr("sys.argv", ["rungpt", "top", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -207,7 +207,7 @@ def fail(monkeypatch, capsys, *arguments):
 
 @contextmanager
 def live(url):
-    """`rungpt top` on a terminal: its process, and our end of the terminal."""
+    """Yield the process of `rungpt top` on a terminal, and the test's end of the terminal."""
     mine, terminal = pty.openpty()
     command = [sys.executable, "-m", "run_gpt.cli", "top", "--url", url, "--interval", "0.2"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
@@ -224,7 +224,7 @@ def live(url):
 
 @pytest.mark.parametrize("end", ["q", "ctrl-c"])
 def test_the_live_view_shows_the_server_and_ends_cleanly(served, end):
-    """A terminal that keeps no echo, or a traceback, is what a user would be left with."""
+    """Otherwise the user is left with a traceback, or with a terminal without echo."""
     with live(served()) as (process, terminal):
         before = termios.tcgetattr(terminal)
         assert b"smollm2" in until(terminal, b"generated")
@@ -233,14 +233,14 @@ def test_the_live_view_shows_the_server_and_ends_cleanly(served, end):
             os.write(terminal, b"q")
         else:
             process.send_signal(signal.SIGINT)
-        screen = until(terminal, b"\x1b[?1049l")  # the screen that was there before comes back
+        screen = until(terminal, b"\x1b[?1049l")  # the previous screen is restored
         assert process.wait(10) == 0
         assert b"Traceback" not in screen
         assert termios.tcgetattr(terminal) == before
 
 
 def test_the_live_view_outlives_its_server(served):
-    """The moment in which a server is gone is the one in which somebody looks."""
+    """Users look at the view most when a server has stopped."""
     with live(served()) as (process, terminal):
         until(terminal, b"generated")
         served.stop()
@@ -251,7 +251,7 @@ def test_the_live_view_outlives_its_server(served):
 
 
 def until(terminal, text, seconds=15):
-    """What was drawn, up to this text."""
+    """Read the terminal's output up to this text, and return it."""
     seen, deadline = b"", time.monotonic() + seconds
     while text not in seen:
         left = deadline - time.monotonic()

@@ -1,4 +1,4 @@
-"""Rates and quantiles of `rungpt top` are those that Prometheus would show: else two views of one server disagree."""
+"""Without these tests rates and quantiles of `rungpt top` could differ from those of Prometheus for the same server."""
 
 import itertools
 import math
@@ -15,19 +15,19 @@ INF = math.inf
 
 
 def series(**values):
-    """`series(a=1)`: a counter of replica a."""
+    """Return a series by replica: `series(a=1)` is a counter of replica a."""
     return {frozenset({("replica", name)}): value for name, value in values.items()}
 
 
 def test_a_counter_that_fell_has_begun_again_at_zero():
-    """A restarted server would show a negative rate, or none."""
+    """Otherwise a restarted server would show a negative rate, or none."""
     before, after = series(a=100, b=5), series(a=3, b=7)
     assert increases(before, after) == series(a=3, b=2)
     assert fell(before, after) == list(series(a=0))
 
 
 def test_a_new_series_counts_from_zero_only_where_its_owner_was_seen():
-    """A first error is one error; a replica that comes back after an hour has not made its tokens in this second."""
+    """A first error counts as one error. Tokens of a replica that is seen again after an hour do not count as new."""
     known = list(series(a=0))
     assert increases({}, series(a=2, b=9000), known.__contains__) == series(a=2, b=0)
 
@@ -66,7 +66,7 @@ def test_quantile(buckets, q, expected):
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool, of Debian's package prometheus, is not here")
 def test_quantiles_are_those_of_promql(tmp_path):
-    """Random histograms, judged by Prometheus' own evaluation."""
+    """Random histograms, compared with the evaluation of Prometheus itself."""
     made = random.Random(7)
     inputs, cases = [], []
     for number in range(40):

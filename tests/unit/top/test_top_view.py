@@ -1,4 +1,4 @@
-"""What `rungpt top` says of a server, from two readings: wrong numbers here send a person after the wrong fault."""
+"""Numbers of `rungpt top` from two readings: wrong ones would lead its users to the wrong fault."""
 
 import pytest
 from exposition import Exposition
@@ -26,7 +26,7 @@ def reading(server, at, states=None):
 
 @pytest.fixture
 def two_replicas():
-    """A server with two replicas that have worked for a while."""
+    """Return a server with two replicas that have worked for a while."""
     server = Exposition()
     for address in (A, B):
         server.of("num_requests_running", address).set(1)
@@ -56,7 +56,7 @@ def test_rates_are_of_the_time_between_the_readings(two_replicas):
     server.of("step_batch_size", A).observe(4)
     server.requests.labels("/chat", "200", "default").inc(4)
     server.requests.labels("/generate", "429", "default").inc(1)
-    server.requests.labels("other", "200", "default").inc(2)  # our own look
+    server.requests.labels("other", "200", "default").inc(2)  # the reading itself
     server.finished.labels("smollm2", A, "stop").inc(4)
     server.errors.labels("queue_full").inc(1)
     server.restarts.labels(B).inc(2)
@@ -75,7 +75,7 @@ def test_rates_are_of_the_time_between_the_readings(two_replicas):
 
 
 def test_the_uptime_is_the_gateways(two_replicas):
-    """A server that was started again a minute ago looks as if all were well."""
+    """Only the uptime shows that a server was restarted a minute ago."""
     two_replicas.started.set(900)
     two_replicas.of("process_start_time_seconds", A).set(100)
     view = view_of(reading(two_replicas, 10), reading(two_replicas, 12))
@@ -163,7 +163,7 @@ def test_a_model_that_was_loaded_again_is_no_replica_that_died(two_replicas):
 
 
 def test_a_replica_of_which_nothing_is_known_has_a_row(two_replicas):
-    """The one that is not there is the one that is looked for."""
+    """A missing replica is the one that users look for."""
     before = reading(two_replicas, 0)
     view = view_of(before, reading(two_replicas, 1, {A: "ready", B: "ready", "127.0.0.1:5009": "connecting"}))
     row = view.replicas[0]
@@ -171,7 +171,7 @@ def test_a_replica_of_which_nothing_is_known_has_a_row(two_replicas):
 
 
 class Scripted:
-    """A server that gives these readings, or errors, one after the other."""
+    """Source that gives these readings, or raises these errors, one after the other."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -207,6 +207,6 @@ def test_a_server_that_was_started_again_is_told_for_a_while(two_replicas):
 
 
 def test_a_first_look_that_fails_is_an_error():
-    """Who has mistyped the URL should not look at an empty screen."""
+    """A user who mistyped the URL must see an error instead of an empty screen."""
     with pytest.raises(SetupError, match="no server"):
         Watch(Scripted(SetupError("no server"))).start()
