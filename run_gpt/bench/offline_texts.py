@@ -1,4 +1,4 @@
-"""Texts for measuring perplexity: wikitext2, ptb and c4 in plain forms, or a file of the user.
+"""Texts for measuring perplexity: wikitext2, ptb and c4 in plain forms, or a user's file.
 
 Each text is assembled as is usual in papers about language models:
 

@@ -56,7 +56,7 @@ class Event:
 
     text: str = ""
     has_output: bool = False
-    """True with text, or with a part of a tool call or of the model's reasoning."""
+    """True when the event has text, or a part of a tool call or of the model's reasoning."""
     finished: bool = False
     has_choice: bool = False
     """False for the event that has only the usage."""

@@ -9,7 +9,7 @@ _BODILESS = (204, 304)
 
 
 class BadAnswer(ValueError):
-    """Raised if a server sends something that is not HTTP/1.1."""
+    """Error in a response that is not HTTP/1.1."""
 
 
 class Response:

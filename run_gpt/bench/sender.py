@@ -26,7 +26,7 @@ _OK = 200
 
 
 class Failed(Exception):
-    """Raised for a request without a complete answer; has the kind of failure and its message."""
+    """Failure of a request that got no complete answer: its kind, and a message."""
 
     def __init__(self, kind: str, detail: str):
         super().__init__(detail)

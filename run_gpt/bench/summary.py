@@ -70,7 +70,7 @@ class Summary:
     goodput: float | None
     """Answers within the limits per second; None if no limits were given."""
     counted_by: str
-    """`usage`, or `events` where an answer came without it."""
+    """Source of the token counts: `usage`, or `events` if an answer came without usage."""
     tokens_per_event: float | None
     events_per_answer: float | None
     """Events with output per answer; None for whole answers, like `tokens_per_event`."""

@@ -87,7 +87,7 @@ def view_of(before: Reading, after: Reading) -> View:
 
 
 class _Between:
-    """Computes a view from two readings of one server."""
+    """Computation of a view from two readings of one server."""
 
     def __init__(self, before: Reading, after: Reading):
         self.before, self.after = before, after

@@ -30,7 +30,7 @@ class Seen:
 
 
 class Watch:
-    """Reads a server repeatedly. A server that stops answering or restarts leads to a note, not an error."""
+    """Repeated readings of a server. A server that stops answering or restarts leads to a note, not an error."""
 
     def __init__(self, source: Readable):
         self._source = source

@@ -54,7 +54,7 @@ VIEW = View(
 def served():
     """Yield a function: `served(key=None)` returns the URL of a server with a hand-written /metrics.
 
-    Its tokens rise by 10 with each request. `served.stop()` stops the server.
+    Its tokens rise by 10 with each reading of /metrics. `served.stop()` stops the server.
     """
     servers = []
 
