@@ -63,7 +63,7 @@ class View:
     seconds: float
     """Time between the readings."""
     requests: dict[str, float]
-    """Rate of API requests at the gateway, by HTTP status."""
+    """Rate of API requests at the gateway, by status."""
     finished: dict[str, float]
     """Rate of finished answers, by finish reason."""
     prompt_tokens: float
