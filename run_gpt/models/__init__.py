@@ -1,4 +1,4 @@
-"""From a model's name to a loaded model and tokenizer. Importing this imports neither torch nor transformers."""
+"""Finding, fetching and loading models and tokenizers. Importing this imports neither torch nor transformers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

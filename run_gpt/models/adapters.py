@@ -1,4 +1,4 @@
-"""Reads LoRA adapters as PEFT writes them: adapter_config.json and adapter_model.safetensors."""
+"""Reading of LoRA adapters as PEFT writes them: adapter_config.json and adapter_model.safetensors."""
 
 import json
 import math
@@ -18,9 +18,9 @@ _CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def read_adapter(folder: Path, *, allow_pickle: bool = False) -> "dict[str, tuple[torch.Tensor, torch.Tensor]]":
-    """By the path of each layer that it changes: A [rank, inputs] and B [outputs, rank], fp32, with the scale in B.
+    """Return A [rank, inputs] and B [outputs, rank] by the path of each changed layer, in fp32, with the scale in B.
 
-    Raises ModelLoadError for a folder that holds no LoRA, one of a kind that is not served, or a damaged file.
+    Raises ModelLoadError for a folder without a LoRA adapter, for an adapter of an unsupported kind, or a damaged file.
     """
     config = _config(folder)
     tensors = _tensors(folder, allow_pickle)
@@ -51,7 +51,7 @@ def _scaled(folder: Path, config: dict[str, Any], path: str, pair: "dict[str, to
 
 
 def _pattern(config: dict[str, Any], name: str, path: str, otherwise: Any) -> Any:
-    """The value for a layer: PEFT matches a key as a regular expression at the end of the layer's path."""
+    """Return the value for a layer: PEFT matches a key as a regular expression at the end of the layer's path."""
     for key, value in (config.get(name) or {}).items():
         if re.match(rf"(.*\.)?({key})$", path):
             return value
@@ -78,7 +78,7 @@ def _config(folder: Path) -> dict[str, Any]:
         "target_parameters": bool(config.get("target_parameters")),
         "layer_replication": bool(config.get("layer_replication")),
         "alora_invocation_tokens": bool(config.get("alora_invocation_tokens")),
-        # These begin from changed weights of the model itself.
+        # These methods start from changed weights of the model itself.
         "init_lora_weights": str(config.get("init_lora_weights")).lower().startswith(_CHANGING),
     }
     for name, used in refused.items():

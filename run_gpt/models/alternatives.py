@@ -1,4 +1,4 @@
-"""Holds an answer to one of several grammars, or to several at once: what one grammar cannot say by itself."""
+"""Combination of grammars: an answer must follow one of several, or several at once, which one grammar cannot state."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -11,7 +11,10 @@ from run_gpt.models.grammar import CompiledGrammar, GrammarMatcher
 
 
 class Alternatives:
-    """An answer in one of several ways; of a way, all grammars must allow it. The engine's Grammar."""
+    """Grammar (as the engine defines it) of several ways, each of several grammars.
+
+    An answer must follow one of the ways, that is, all grammars of that way must allow it.
+    """
 
     def __init__(self, ways: Sequence[Sequence[CompiledGrammar]]):
         self._ways = ways
@@ -22,7 +25,7 @@ class Alternatives:
 
 
 class AlternativesMatcher:
-    """Where one row is in those ways that are still open to it: the engine's Matcher."""
+    """Matcher (as the engine defines it): state of one sequence in the ways that are still open to it."""
 
     def __init__(self, ways: list[list[GrammarMatcher]]):
         self._ways = ways
@@ -51,7 +54,7 @@ class AlternativesMatcher:
                 matcher.advance(token_id)
 
     def forced(self) -> list[int]:
-        """See Matcher. The first grammar of a way tells the most."""
+        """See Matcher. Only the first grammar of the way is asked, since it is the most specific."""
         return self._ways[0][0].forced() if len(self._ways) == 1 else []
 
 

@@ -1,4 +1,4 @@
-"""Where models lie on disk: whole folders, put there at once, by one process at a time."""
+"""Cache of models on disk: complete folders, each put in place at once, by one process at a time."""
 
 import errno
 import os
@@ -13,13 +13,13 @@ from run_gpt.models.sizes import size_text
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
-    """`cache_dir`, else $RUNGPT_CACHE, else `~/.cache/rungpt`."""
+    """Return the cache folder: `cache_dir`, else $RUNGPT_CACHE, else `~/.cache/rungpt`."""
     chosen = cache_dir or os.environ.get("RUNGPT_CACHE") or Path("~/.cache/rungpt")
     return Path(chosen).expanduser().absolute()
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes that the files under `folder` take on disk; a link counts nothing, what it leads to is counted once."""
+    """Return the bytes that the files under `folder` take on disk; links are not counted, so each file counts once."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -42,7 +42,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether this error, or one that caused it, says that the disk is full."""
+    """Return True if this error, or one that caused it, says that the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -53,18 +53,18 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 class ModelCache:
-    """The folder under `root`: `files/` (as fetched), `converted/` (ready to load), `hub/` (the hub library's own)."""
+    """Cache folder `root`, with `files/` (as fetched), `converted/` (ready to load), `hub/` (the hub library's own)."""
 
     def __init__(self, cache_dir: Path | None = None):
         self.root = cache_root(cache_dir)
 
     @property
     def hub(self) -> Path:
-        """What huggingface_hub gets as its cache folder."""
+        """Folder that huggingface_hub uses as its cache."""
         return self.root / "hub"
 
     def get(self, key: str) -> Path | None:
-        """The whole folder of `key`, such as `files/smollm2`, or None."""
+        """Return the complete folder of `key`, such as `files/smollm2`, or None."""
         folder = self.root / key
         return folder if folder.is_dir() else None
 
@@ -77,11 +77,11 @@ class ModelCache:
         again: bool = False,
         on_progress: OnProgress = no_progress,
     ) -> Path:
-        """The folder of `key`; if it is not there (or `again`), `fill` writes it into an empty folder beside it.
+        """Return the folder of `key`; if it is missing (or `again`), `fill` writes it into an empty folder beside it.
 
-        It gets its name when it is whole; what an error or a kill leaves half-written never does. A second process
-        waits for the first one's result. `needed` is the space in bytes that `fill` takes, if known. Raises
-        DownloadError where the folder cannot be written or the disk is too small, and what `fill` raises.
+        The folder gets its name only when it is complete; a half-written one, after an error or a kill, never does.
+        A second process waits for the result of the first. `needed` is the space in bytes that `fill` takes, if known.
+        Raises DownloadError if the folder cannot be written or the disk is too small, and any error of `fill`.
         """
         target = self.root / key
         if target.is_dir() and not again:
@@ -90,7 +90,7 @@ class ModelCache:
             if target.is_dir() and not again:
                 return target
             partial = target.with_name(f".{target.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: nobody else holds the lock
+            shutil.rmtree(partial, ignore_errors=True)  # left by a killed process: no other one holds the lock
             try:
                 partial.mkdir(parents=True)
                 require_space(partial, needed, target.name)
@@ -107,7 +107,7 @@ class ModelCache:
         return target
 
     def remove(self, key: str) -> int:
-        """Delete the folder of `key`; returns the bytes freed, 0 if there was none."""
+        """Delete the folder of `key`; return the bytes freed, 0 if there was none."""
         folder = self.root / key
         if not folder.is_dir():
             return 0
@@ -117,7 +117,7 @@ class ModelCache:
         return size
 
     def keys(self, kind: str) -> list[str]:
-        """The keys of the folders under `kind` (`files` or `converted`), sorted."""
+        """Return the keys of the folders under `kind` (`files` or `converted`), sorted."""
         folder = self.root / kind
         if not folder.is_dir():
             return []

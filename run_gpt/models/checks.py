@@ -1,4 +1,4 @@
-"""Whether the files of a checkpoint are whole and of an allowed kind: what is not is named before anything loads."""
+"""Checks that a checkpoint's files are complete and of an allowed kind: faults are reported before anything loads."""
 
 import json
 import re
@@ -11,16 +11,16 @@ from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles
 from run_gpt.models.gguf_weights import gguf_weights
 
-# transformers goes on without the second where it cannot read it, and then the model ends at other tokens.
+# transformers goes on without the second file if it cannot read it, and then other tokens end the model's answers.
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 _PART = re.compile(r"(.*)-\d{5}-of-\d{5}")
 
 
 def check_files(files: ModelFiles, *, allow_pickle: bool) -> dict[str, Any]:
-    """What config.json says. Raises ModelLoadError if a file is damaged or missing, or the weights are pickled.
+    """Return the content of config.json. Raises ModelLoadError if a file is damaged or missing, or weights are pickled.
 
-    Of weights it reads the headers, which say how long the files must be and what they hold.
+    Only the headers of the weights are read: they give the files' lengths and tensors.
     """
     found = {name: _json(files, files.folder / name) for name in _SETTINGS if (files.folder / name).exists()}
     if gguf_weights(files.folder) is None:
@@ -29,23 +29,23 @@ def check_files(files: ModelFiles, *, allow_pickle: bool) -> dict[str, Any]:
 
 
 def damaged(files: ModelFiles, file: Path, reason: str) -> ModelLoadError:
-    """The error for a file that is not whole."""
+    """Return the error for a file that is damaged or incomplete."""
     return ModelLoadError(
         f"cannot read {file} ({reason}): fetch it again; what the cache holds goes with `rungpt models rm {files.name}`"
     )
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return the message of an error in one line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def check_tokenizer(files: ModelFiles) -> None:
-    """Raise ModelLoadError if it is the files that keep a tokenizer from loading. Slow: for after a failure."""
+    """Raise ModelLoadError if a tokenizer cannot load because of its files. Slow: call it only after a failure."""
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
 
-    own_code = any(files.folder.glob("tokenization_*.py"))  # which may have files of any name
+    own_code = any(files.folder.glob("tokenization_*.py"))  # such code may use files of any name
     if not own_code and not any((files.folder / name).exists() for name in _TOKENIZERS):
         raise ModelLoadError(f"{files.folder} holds no tokenizer: there is no {', '.join(_TOKENIZERS)}")
     if (file := files.folder / "tokenizer.json").exists():
@@ -80,7 +80,7 @@ def _check_weights(files: ModelFiles, allow_pickle: bool) -> None:
 
 
 def _tensors(files: ModelFiles, file: Path) -> set[str]:
-    """The names of the tensors in a file."""
+    """Return the names of the tensors in a file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -91,7 +91,7 @@ def _tensors(files: ModelFiles, file: Path) -> set[str]:
 
 
 def _indices(files: ModelFiles, weights: list[Path]) -> list[Path]:
-    """The files that say which part of the weights lies where."""
+    """Return the index files, which say which file holds each part of the weights."""
     parts = {match[1] + file.suffix for file in weights if (match := _PART.fullmatch(file.stem))}
     whole = {file.name for file in weights}
     indices = [files.folder / f"{name}.index.json" for name in sorted(parts - whole)]
@@ -102,7 +102,7 @@ def _indices(files: ModelFiles, weights: list[Path]) -> list[Path]:
 
 
 def _check_index(files: ModelFiles, index: Path, held: Mapping[str, set[str] | None]) -> None:
-    """`held`: by file, the tensors in it, or None where that cannot be told."""
+    """Raise ModelLoadError if the index does not fit the files. `held`: tensors by file; None: not known."""
     weight_map = _json(files, index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise damaged(files, index, "it does not say which file holds which weight")

@@ -1,7 +1,8 @@
-"""Turns a GGUF file, once, into a folder that loads fast: configuration, tokenizer, chat template, place of weights.
+"""One-time conversion of a GGUF file to a folder that loads fast.
 
-transformers reads GGUF itself but takes 15 to 40 s, most of it for metadata and tokenizer; the folder takes under one.
-The weights stay in the file, where that can be; else the folder has them as safetensors.
+The folder has the configuration, tokenizer, chat template and the places of the weights. transformers reads GGUF itself
+but takes 15 to 40 s, most of it for metadata and tokenizer; the folder takes less than a second. The weights stay in
+the GGUF file where possible; otherwise the folder has them as safetensors.
 """
 
 import hashlib
@@ -21,24 +22,24 @@ from run_gpt.models.quiet import quiet_transformers
 
 _RECORD = "converted.json"
 _MAGIC = b"GGUF"
-# A new number makes old conversions stale: raise it when what is written changes.
+# A new number makes old conversions stale: raise it when the written files change.
 _FORMAT = 3
 
 
 def file_identity(file: Path) -> str:
-    """A short text that changes when another file lies at this path: of path, size and time of change."""
+    """Return a short text that changes when another file lies at this path: a hash of path, size and time of change."""
     info = file.stat()
     text = f"{file.resolve()}|{info.st_size}|{info.st_mtime_ns}|{_FORMAT}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def converted_key(name: str, identity: str) -> str:
-    """The cache's key of a converted model."""
+    """Return the cache key of a converted model."""
     return f"converted/{name}-{identity}"
 
 
 def catalogue_key(name: str, sha256: str) -> str:
-    """The cache's key of the converted model of a catalogue entry, whose GGUF file has this hash."""
+    """Return the cache key of a catalogue entry's converted model, whose GGUF file has this hash."""
     return converted_key(name, f"{sha256[:12]}-{_FORMAT}")
 
 
@@ -51,7 +52,7 @@ def convert_gguf(
     check: Callable[[], None] = lambda: None,
     on_progress: OnProgress,
 ) -> Path:
-    """The folder of the model in `gguf`, converted unless that was done before; `check` runs before a conversion.
+    """Return the folder of the model in `gguf`, converted if it is not yet; `check` runs before a conversion.
 
     Raises ModelLoadError if the file is not a whole GGUF file that transformers can read, DownloadError on a full disk.
     """
@@ -68,15 +69,15 @@ def convert_gguf(
 
 
 def is_converted(folder: Path) -> bool:
-    """Whether a folder was made by `convert_gguf`."""
+    """Return True if a folder was made by `convert_gguf`."""
     return (folder / _RECORD).is_file()
 
 
 def converted_record(folder: Path) -> dict[str, Any]:
-    """What `convert_gguf` noted about a folder.
+    """Return the record that `convert_gguf` wrote for a folder.
 
-    `name`, `source` (the GGUF file), `sizes` of its weight files, `precision` in which the engine holds most of the
-    file best (or null), and `precisions` of single parameters.
+    It has `name`, `source` (the GGUF file), `sizes` of its weight files, `precision` in which the engine holds most of
+    the file best (or null), and `precisions` of single parameters.
     """
     record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
     return record
@@ -96,7 +97,7 @@ def _convert(gguf: Path, folder: Path, step: str, on_progress: OnProgress) -> No
             _write(gguf, folder)
     except RunGPTError:
         raise
-    except Exception as error:  # gguf and transformers raise whatever the damage leads to
+    except Exception as error:  # damage can make gguf and transformers raise any error
         if is_disk_full(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -121,7 +122,7 @@ def _write(gguf: Path, folder: Path) -> None:
         config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
     else:
-        # fp32, although the file holds less: a quantised weight times its scale does not fit 16 bits without a loss.
+        # fp32, although the file has fewer bits: a quantised weight times its scale does not fit 16 bits without loss.
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
@@ -135,9 +136,9 @@ def _write(gguf: Path, folder: Path) -> None:
 
 
 def _split_digits(tokenizer: Any, gguf: Path) -> None:
-    """Split text as SmolLM's own tokenizer does: each digit apart, before anything else.
+    """Make the tokenizer split text as SmolLM's own one does: first, each digit becomes a piece of its own.
 
-    transformers falls back to GPT-2's splitting, and then `1  2` has other tokens than the model was trained on.
+    transformers falls back to GPT-2's splitting, and then `1  2` has other tokens than those of the model's training.
     """
     from tokenizers import pre_tokenizers
 
@@ -148,9 +149,9 @@ def _split_digits(tokenizer: Any, gguf: Path) -> None:
 
 
 def _metadata_text(gguf: Path, key: str) -> str | None:
-    """A text of the file's metadata, None if it has none; found by its bytes, since gguf's reader takes seconds.
+    """Return a text of the file's metadata, or None. It is found by its bytes, since gguf's reader takes seconds.
 
-    In the file: the key's length (64 bits) and bytes, the kind (32 bits; 8 is text), the text's length and bytes.
+    The file has the key's length (64 bits) and bytes, the kind (32 bits; 8 is text), the text's length and bytes.
     """
     wanted = struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", 8)
     with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -164,7 +165,7 @@ def _metadata_text(gguf: Path, key: str) -> str | None:
 
 @contextmanager
 def _reporting(step: str, total: int, on_progress: OnProgress) -> Iterator[None]:
-    """Let transformers' GGUF reader report to us instead of drawing a bar that no setting turns off."""
+    """Make transformers' GGUF reader report progress to us instead of drawing a bar, which no setting turns off."""
     from transformers import modeling_gguf_pytorch_utils as reader
 
     original = reader.tqdm

@@ -1,4 +1,4 @@
-"""Over which devices a model is split: the user's device map and memory limits, as accelerate takes them."""
+"""Split of a model over devices: the user's device map and memory limits, in the form that accelerate takes."""
 
 import re
 import threading
@@ -17,14 +17,15 @@ DeviceMap = dict[str, Any] | str | None
 Memory = dict[int | str, int] | None
 
 FREE_SHARE = 0.8
-"""Of the CPU's free memory, for the weights that stay there when the rest goes to disk: layers come back from disk one
-at a time to be computed, and the cache has to be somewhere."""
+"""Share of the CPU's free memory for the weights that stay there when the rest goes to disk. The remaining memory is
+for the KV cache and for the layers, which are read from disk one at a time to be computed."""
 
 
 def choose_device_map(config: ModelConfig, device: torch.device) -> tuple[DeviceMap, Memory]:
-    """accelerate's device map (None: the whole model on the CPU, without accelerate), and its memory limits.
+    """Return accelerate's device map (None: the whole model on the CPU, without accelerate) and its memory limits.
 
-    Raises ModelLoadError for a map that is unknown, for GPUs that are not here, and for limits that no map reads.
+    Raises ModelLoadError for an unknown map, for GPUs that this machine lacks, and for limits that the map does not
+    use.
     """
     wish = config.device_map
     limits = parse_max_memory(config.max_memory)
@@ -48,17 +49,17 @@ def choose_device_map(config: ModelConfig, device: torch.device) -> tuple[Device
         return _whole(device), None
     if device.type == "mps":
         raise ModelLoadError(f"device_map {wish!r} splits over GPUs, the CPU and disk, not mps: leave it out")
-    if device.type == "cpu":  # GPUs that are there are not wanted
+    if device.type == "cpu":  # the user does not want the GPUs, if there are any
         limit = (limits or {}).get("cpu", int(FREE_SHARE * free_bytes("cpu")))
         return wish, {"cpu": limit}
     return wish, limits
 
 
 def one_at_a_time(model: Any) -> None:
-    """Let one thread at a time run a split model's forward pass, so that beam search may run beside the batch.
+    """Let only one thread at a time run a split model's forward pass, so that beam search may run beside the batch.
 
-    accelerate brings the weights of an offloaded layer and takes them away again: from another thread, too. Embeddings
-    run the part below the output layer alone.
+    accelerate loads the weights of an offloaded layer and removes them again, even while another thread uses them.
+    `base_model` is locked too, since embeddings run only the part below the output layer.
     """
     lock = threading.RLock()
     for module in (model, model.base_model):
@@ -75,7 +76,7 @@ def _locked(forward: Any, lock: Any) -> Any:
 
 
 def parse_max_memory(limits: Mapping[Any, Any] | None) -> Memory:
-    """Bytes by GPU number or `cpu`. Raises ModelLoadError for another key, or a value that is no size."""
+    """Return bytes by GPU number or `cpu`. Raises ModelLoadError for another key, or a value that is not a size."""
     if limits is None:
         return None
     parsed: dict[int | str, int] = {}
@@ -91,7 +92,10 @@ def parse_max_memory(limits: Mapping[Any, Any] | None) -> Memory:
 
 
 def _checked(parts: dict[str, Any], device: torch.device) -> DeviceMap:
-    """The map itself, or that of the whole model on one device if it says no more than that."""
+    """Return the map, or None if it only puts the whole model on the CPU and the device is the CPU.
+
+    Raises ModelLoadError for an unknown place or a GPU that this machine lacks.
+    """
     gpus: set[int] = set()
     for name, part in parts.items():
         if isinstance(part, bool) or not (isinstance(part, int) or re.fullmatch(r"cpu|disk|cuda(:\d+)?", str(part))):

@@ -1,6 +1,6 @@
-"""Whether a model fits: the bytes of its weights in each precision and of its cache, from files and without torch.
+"""Estimates of a model's memory: bytes of its weights in each precision and of its KV cache, computed without torch.
 
-Safetensors files say in their headers (8 bytes of length, then JSON) what they hold, so that the count is exact.
+The header of a safetensors file (8 bytes of length, then JSON) lists the file's tensors, so the count is exact.
 """
 
 import json
@@ -15,9 +15,9 @@ from run_gpt.models.gguf_weights import gguf_shapes
 from run_gpt.models.sizes import size_text
 
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "bit8": 1 + 2 / 32, "bit4": 0.5 + 4 / 32}
-"""Of a weight; 8 and 4 bits have scales for each group of 32. In bit4 embeddings and output layer are bit8."""
+"""Bytes of one weight; 8 and 4 bits have scales for each group of 32. In bit4 embeddings and output layer are bit8."""
 SHORT_CONTEXT = 512
-"""Tokens of cache without which nobody is served: less than a whole context, which few requests fill."""
+"""Smallest useful size of the KV cache, in tokens: less than a whole context, since few requests fill one."""
 
 _OUTER = ("embed", "lm_head", "wte", "wpe", "output")
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
@@ -25,47 +25,47 @@ _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_lengt
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a model takes."""
+    """Sizes of a model, from which its memory is computed."""
 
     inner: int
-    """Weights of matrices, but for those of the embeddings and the output layer."""
+    """Number of weights in matrices, without those of the embeddings and the output layer."""
     outer: int
-    """Weights of embeddings and output layer."""
+    """Number of weights in the embeddings and the output layer."""
     vectors: int
-    """Other weights: norms and biases, never in fewer bits."""
+    """Number of other weights: norms and biases, which are never quantised."""
     cache_numbers: int = 0
-    """Keys and values of one token, as a count of numbers; 0: not known."""
+    """Count of numbers in the keys and values of one token; 0: not known."""
     context: int = 0
-    """Tokens of prompt and answer together; 0: not known."""
+    """Context length: tokens of prompt and answer together; 0: not known."""
 
     @property
     def parameters(self) -> int:
-        """All weights."""
+        """Number of all weights."""
         return self.inner + self.outer + self.vectors
 
     def weights(self, precision: str) -> int:
-        """Bytes of all weights: exact for fp32, fp16 and bf16."""
+        """Return the bytes of all weights: exact for fp32, fp16 and bf16."""
         plain = BYTES[precision] if BYTES[precision] >= 2 else 4.0
         outer = BYTES["bit8" if precision == "bit4" else precision]
         return int(self.inner * BYTES[precision] + self.outer * outer + self.vectors * plain)
 
     def cache(self, precision: str, tokens: int | None = None) -> int:
-        """Bytes of the keys and values of so many tokens, by default of one context."""
+        """Return the bytes of the keys and values of `tokens` tokens, by default of one context."""
         return self.cache_numbers * (self.context if tokens is None else tokens) * (4 if precision == "fp32" else 2)
 
     def least(self, precision: str) -> int:
-        """Bytes without which the model cannot serve: weights, and the cache of a short context."""
+        """Return the least bytes with which the model can serve: weights, and the cache of a short context."""
         return self.weights(precision) + self.cache(precision, min(self.context, SHORT_CONTEXT))
 
 
 def estimate_folder(folder: Path) -> Estimate | None:
-    """Of a model's folder; None if it has no safetensors to count, or a configuration that cannot be read."""
+    """Return the estimate for a model's folder; None if it has no weights to count, or its files cannot be read."""
     try:
         config = json.loads((folder / "config.json").read_text())
         shapes = {name: shape for file in sorted(folder.glob("*.safetensors")) for name, shape in _shapes(file)}
         if not shapes:
             shapes = gguf_shapes(folder)
-    except (OSError, ValueError, struct.error):  # damage: the loader names it
+    except (OSError, ValueError, struct.error):  # damaged files: the loader reports them
         return None
     if not shapes:
         return None
@@ -73,7 +73,7 @@ def estimate_folder(folder: Path) -> Estimate | None:
         shapes.pop("lm_head.weight", None)  # some files hold it twice
     counts = {"inner": 0, "outer": 0, "vectors": 0}
     for name, shape in shapes.items():
-        if len(shape) > 3:  # old checkpoints of GPT-2, GPT-J and Pythia hold their attention masks, which nobody loads
+        if len(shape) > 3:  # attention masks in old checkpoints of GPT-2, GPT-J and Pythia, which are not loaded
             continue
         outer = any(part in name.lower() for part in _OUTER) and "layers." not in name and "h." not in name
         counts["vectors" if len(shape) < 2 else "outer" if outer else "inner"] += math.prod(shape)
@@ -81,12 +81,12 @@ def estimate_folder(folder: Path) -> Estimate | None:
 
 
 def estimate_entry(parameters: int) -> Estimate:
-    """Of a model that is not here, by the catalogue's number: about."""
+    """Return the rough estimate for a model that is not on this disk, from the catalogue's number of parameters."""
     return Estimate(inner=parameters, outer=0, vectors=0)
 
 
 def refusal(needed: int, free: int, where: str, ways: list[str]) -> str:
-    """The line for a model that does not fit. `ways`: options with which it would."""
+    """Return the line for a model that does not fit. `ways`: options with which it would fit."""
     out = f": use {' or '.join(ways)}" if ways else ": use a smaller model, or a machine with more memory"
     return f"it needs {size_text(needed)}, {size_text(free)} free on {where}{out}"
 
@@ -101,7 +101,7 @@ def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
 
 
 def _cache_numbers(config: dict[str, Any]) -> int:
-    """0 for a model whose configuration does not tell."""
+    """Return the count of numbers in one token's keys and values; 0 if the configuration does not give it."""
     config = config.get("text_config") or config
     heads = _first(config, "num_attention_heads", "n_head", "n_heads")
     layers = _first(config, "num_hidden_layers", "n_layer", "n_layers")

@@ -1,4 +1,4 @@
-"""From a model's name to a local folder that transformers can load."""
+"""Resolution of a model's name to a local folder that transformers can load."""
 
 import os
 import re
@@ -22,14 +22,14 @@ _BASE = "base"
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model on disk: the name that the server gives it, and its folder (configuration, weights, tokenizer)."""
+    """Model on disk: the name under which it is served, and its folder (configuration, weights, tokenizer)."""
 
     name: str
     folder: Path
 
 
 def served_name(config: ModelConfig) -> str:
-    """What the server calls the model: the catalogue's name, the hub id, or the name of the folder or file."""
+    """Return the model's name in the server: the catalogue's name, the hub id, or the name of the folder or file."""
     if config.model_path is not None and config.model_name is None:
         return _path_name(config.model_path)
     name = config.model_name or DEFAULT_MODEL
@@ -42,8 +42,8 @@ def served_name(config: ModelConfig) -> str:
 def fetch(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> ModelFiles:
     """Make sure that the model (and the adapter, if one is named) is on this disk and ready to load.
 
-    What is there is used as it is, without asking the network. Raises ModelNotFound, DownloadError, ModelLoadError
-    or ChecksumMismatch, each in one line that says what to do.
+    Files that are already there are used as they are, without network access. Raises ModelNotFound, DownloadError,
+    ModelLoadError or ChecksumMismatch, each with a message of one line that says what to do.
     """
     cache = ModelCache(config.cache_dir)
     for path in startup_adapters(config).values():
@@ -72,17 +72,17 @@ def fetch_entry(
     again: bool = False,
     on_progress: OnProgress = no_progress,
 ) -> Path:
-    """The folder of a catalogue entry, ready to load; `again` asks the hub for a newer version."""
+    """Return the folder of a catalogue entry, ready to load; `again` asks the hub for a newer version."""
     if isinstance(entry.source, HubSource):
         return fetch_from_hub(cache, entry.source.repo, allow_pickle=allow_pickle, again=again, on_progress=on_progress)
     return _fetch_and_convert(cache, entry, entry.source, on_progress)
 
 
 def require_room_before_download(cache: ModelCache, entry: CatalogueEntry, config: ModelConfig) -> None:
-    """Refuse to fetch what cannot fit the CPU's memory; the exact check comes with the files.
+    """Raise ModelLoadError for a model that cannot fit the CPU's memory, before it is fetched.
 
-    Silent where a GPU or a device map may take it, and a twentieth is let pass: the catalogue rounds. Raises
-    ModelLoadError.
+    Nothing is checked if a GPU or a device map may take the model. An excess of 5 % is tolerated, since the catalogue
+    rounds; the exact check follows once the files are here.
     """
     gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
     on_cpu = config.device.partition(":")[0] == "cpu" if config.device else not gpu and sys.platform == "linux"
@@ -102,9 +102,10 @@ def require_room_before_download(cache: ModelCache, entry: CatalogueEntry, confi
 
 
 def startup_adapters(config: ModelConfig) -> dict[str, str]:
-    """The LoRA adapters of a configuration: name to path, the one for requests that name none first.
+    """Return the LoRA adapters of a configuration, name to path, with the default adapter first.
 
-    That one is called as the last part of its path. Raises ModelLoadError for a name that is not one or is there twice.
+    The default adapter serves requests that name none; its name is the last part of its path. Raises ModelLoadError
+    for an invalid name and for a name that is used twice.
     """
     adapters = dict(config.adapters or {})
     if config.adapter_name_or_path is not None:
@@ -122,13 +123,13 @@ def startup_adapters(config: ModelConfig) -> dict[str, str]:
 
 
 def default_adapter(config: ModelConfig) -> str | None:
-    """The name of the adapter for requests that name none."""
+    """Return the name of the adapter for requests that name none, or None if there is no such adapter."""
     path = config.adapter_name_or_path
     return None if path is None else Path(path).expanduser().resolve().name if Path(path).exists() else Path(path).name
 
 
 def adapter_folder(name_or_path: str, config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Path:
-    """The local folder of a LoRA adapter, fetched if need be.
+    """Return the local folder of a LoRA adapter, which is fetched if needed.
 
     Raises ModelLoadError, ModelNotFound, DownloadError.
     """
@@ -144,7 +145,7 @@ def adapter_folder(name_or_path: str, config: ModelConfig, *, on_progress: OnPro
 
 
 def unknown_model(name: str) -> ModelNotFound:
-    """The error for a name that is nothing we know, with names that look like it."""
+    """Return the error for an unknown model name, with similar names as suggestions."""
     near = near_matches(name)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return ModelNotFound(
@@ -175,7 +176,7 @@ def _fetch_and_convert(cache: ModelCache, entry: CatalogueEntry, source: WheelSo
 
 
 def _local(cache: ModelCache, path: str, on_progress: OnProgress) -> Path:
-    """The folder of a local model; a GGUF file is converted into the cache."""
+    """Return the folder of a local model; a GGUF file is converted into the cache."""
     local = Path(path).expanduser()
     if local.is_dir():
         if not (local / "config.json").is_file():
@@ -192,7 +193,7 @@ def _local(cache: ModelCache, path: str, on_progress: OnProgress) -> Path:
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name means a place on this disk: it exists, or it can be nothing else."""
+    """Return True if a name is a path on this disk: the path exists, or the name can be nothing else."""
     return name.endswith(".gguf") or name.startswith((".", "~", os.sep)) or Path(name).exists()
 
 

@@ -1,4 +1,4 @@
-"""The weights of a GGUF file under transformers' names, read one at a time from where they lie in it."""
+"""Weights of a GGUF file under transformers' names, each read from its place in the file when it is needed."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -11,10 +11,10 @@ from run_gpt.errors import ModelLoadError
 _INDEX = "weights.json"
 _ROWS_AT_ONCE = 4096
 _LARGE = ("token_embd.weight", "output.weight")
-# Those of transformers' steps from a tensor of the file to one of the model that need no other tensor.
+# Those of transformers' conversions from a tensor of the file to one of the model that need no other tensor.
 _SIMPLE = ("TensorProcessor", "LlamaTensorProcessor", "Gemma2TensorProcessor", "BloomTensorProcessor")
-# The engine's own 4 and 8 bits have the grids of Q4_0, Q4_1 and Q8_0, and meet those of Q4_K nearly; what has fewer
-# bits fits 4 with a small loss, and what has more, or levels that are not even, fits 8.
+# The engine's own 4 and 8 bits have the grids of Q4_0, Q4_1 and Q8_0, and nearly match that of Q4_K. Kinds with fewer
+# bits fit 4 bits with a small loss; kinds with more bits, or with levels that are not even, fit 8 bits.
 _HELD_AS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 _IN_4_BITS = {
     *("Q4_0", "Q4_1", "Q4_K", "Q2_K", "Q3_K"),
@@ -23,21 +23,21 @@ _IN_4_BITS = {
 
 
 class GgufTensor:
-    """One tensor of the file, as transformers takes the lazy tensors of a checkpoint."""
+    """One tensor of the file, with the interface of a checkpoint's lazy tensors in transformers."""
 
     def __init__(self, file: Path, entry: Mapping[str, Any], processor: Any, in_parts: Callable[[], bool]):
-        """`in_parts`: whether who asks for the whole of it takes slices of rows instead."""
+        """Create a tensor. `in_parts` returns True if a caller that asks for the whole then takes slices of rows."""
         self._file, self._entry, self._processor, self._in_parts = file, entry, processor, in_parts
         self.shape = tuple(entry["shape"])
 
     def __getitem__(self, index: Any) -> Any:
-        """Rows of it (a slice), or the whole (an ellipsis), in fp32. Raises ModelLoadError if the file lacks them."""
+        """Return some rows (a slice) or all (an ellipsis), in fp32. Raises ModelLoadError if the file lacks them."""
         import numpy as np
         import torch
 
         if isinstance(index, slice):
             return torch.from_numpy(self._read(*index.indices(self.shape[0])[:2]))
-        # No processor touches these, and in fp32 one of them may be larger than all the rest of a packed model.
+        # No processor changes these, and in fp32 one of them may be larger than all the rest of a packed model.
         if self._entry["tensor"] in _LARGE and self._in_parts():
             return self
         weights = self._processor.process(self._read(0, self.shape[0]), self._entry["tensor"]).weights
@@ -47,7 +47,7 @@ class GgufTensor:
         return int(self.shape[0])
 
     def to(self, **_: Any) -> "GgufTensor":
-        """It stays in the file: see torch.Tensor.to."""
+        """Return the tensor itself, since it stays in the file: see torch.Tensor.to."""
         return self
 
     def dim(self) -> int:
@@ -74,9 +74,9 @@ class GgufTensor:
 
 
 def gguf_weights(folder: Path, in_parts: Callable[[str], bool] = lambda name: False) -> dict[str, GgufTensor] | None:
-    """The weights that `folder` refers to, by parameter; None if it holds its weights itself.
+    """Return the weights that `folder` refers to, by parameter; None if it holds its weights itself.
 
-    `in_parts`: see GgufTensor. Raises ModelLoadError if the GGUF file has gone.
+    `in_parts`: see GgufTensor. Raises ModelLoadError if the GGUF file no longer exists.
     """
     if not (folder / _INDEX).is_file():
         return None
@@ -92,16 +92,16 @@ def gguf_weights(folder: Path, in_parts: Callable[[str], bool] = lambda name: Fa
 
 
 def gguf_shapes(folder: Path) -> dict[str, list[int]]:
-    """The shapes of the weights that `folder` refers to, by parameter; empty if it refers to none."""
+    """Return the shapes of the weights that `folder` refers to, by parameter; empty if it refers to none."""
     if not (folder / _INDEX).is_file():
         return {}
     return {name: entry["shape"] for name, entry in json.loads((folder / _INDEX).read_text())["tensors"].items()}
 
 
 def write_index(gguf: Path, folder: Path, model: Any) -> bool:
-    """Note in `folder` where the weights of `model` (on the meta device) lie in the file.
+    """Write an index into `folder` with the places of the weights of `model` (on the meta device) in the file.
 
-    Returns False, and notes nothing, if they are not there one by one: then they must be converted.
+    Returns False, and writes nothing, if the file does not have each weight as one tensor: then it must be converted.
     """
     from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
@@ -131,9 +131,9 @@ def write_index(gguf: Path, folder: Path, model: Any) -> bool:
 
 
 def held_precisions(gguf: Path, folder: Path) -> tuple[str | None, dict[str, str]]:
-    """The engine's precision in which most of the file is held as it is, and that of each matrix that `folder` notes.
+    """Return the engine's precision that suits most of the file, and that of each matrix in the index of `folder`.
 
-    None: it is of no one kind that we know.
+    The former is None if the file has no matrices.
     """
     from gguf import GGUFReader
 

@@ -1,10 +1,10 @@
-"""Compiles what an answer must be (a JSON schema, a regex, a list of choices) to a grammar that the engine follows.
+"""Compilation of an answer's constraint (a JSON schema, a regex, a list of choices) to a grammar for the engine.
 
-By llguidance (MIT, Rust). It makes the mask of a step when the step comes, from a lexer that grows as it is used:
-compiling a schema takes about a millisecond and a mask some microseconds, where libraries that compare a grammar with
-the vocabulary beforehand can take seconds. A schema keyword that it does not implement is an error that names it, not a
-promise that is not kept; and it needs no torch. Tried against 1.9.1: what of its compiling is not bounded is tried
-elsewhere first (see trial.py).
+It uses llguidance (MIT, Rust), which computes the mask of a step only when the step comes, from a lexer that grows as
+it is used. Compiling a schema takes about a millisecond and a mask some microseconds; libraries that compare a grammar
+with the vocabulary beforehand can take seconds. A schema keyword that llguidance does not implement is an error that
+names it, so it is never ignored silently. It needs no torch. Tested with version 1.9.1. A few steps of its compilation
+are not bounded, so each grammar is first tried in another process (see trial.py).
 """
 
 import json
@@ -26,19 +26,22 @@ from run_gpt.models.trial import Trial, limits
 Kind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 
 MAX_SOURCE = 64 * 1024
-"""Bytes of a schema, a regex or a list of choices,"""
+"""Largest size of a schema, a regex or a list of choices, in bytes."""
 MAX_LARK = 256 * 1024
-"""and of a grammar in Lark, which has the schemas of many functions."""
+"""Largest size of a grammar in Lark, which has the schemas of many functions, in bytes."""
 CACHED = 64
-"""Grammars that are kept,"""
+"""Largest number of compiled grammars that are kept."""
 CACHED_SECONDS = 3.0
-"""and the CPU time that these took together: one that took long is large, up to 300 MB for each second."""
+"""Limit of the CPU time that the kept grammars took to compile in total, in seconds.
+
+A grammar that took long is large: up to 300 MB for each second.
+"""
 THREADS = 2
 WAITING = 64
-"""Compilations that may wait for a thread."""
+"""Number of compilations that may run or wait for a thread."""
 WHITESPACE = r"[ \t]?|\r?\n[ \t]{0,40}"
-"""Between the parts of a JSON text: a space, or a new line and its indent. Without a bound a small model may go on with
-it for ever."""
+"""White space between the parts of a JSON text: a space, or a new line and its indent. It is bounded, since a small
+model might otherwise repeat it for ever."""
 _JSON = {
     "whitespace_pattern": WHITESPACE,
     "whitespace_flexible": True,
@@ -50,7 +53,7 @@ _JSON = {
 
 
 class GrammarMatcher:
-    """Where one row is in its grammar: the engine's Matcher."""
+    """Matcher (as the engine defines it): state of one sequence in its grammar."""
 
     def __init__(self, matcher: LLMatcher, end_ids: Sequence[int], vocabulary: int):
         self._matcher = matcher
@@ -71,9 +74,9 @@ class GrammarMatcher:
         bits = self._matcher.compute_bitmask()
         self._check()
         allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little", count=self._vocabulary)
-        # A tokenizer may have an end that is a text like others, to be found in the middle of an answer.
+        # A tokenizer's end token may be ordinary text that can also occur in the middle of an answer.
         allowed[self._end_ids] = self._matcher.is_accepting()
-        return torch.from_numpy(allowed.view(np.bool_))  # no copy, which torch would wake its threads for
+        return torch.from_numpy(allowed.view(np.bool_))  # no copy, for which torch would wake its threads
 
     def advance(self, token_id: int) -> None:
         """See Matcher."""
@@ -92,7 +95,7 @@ class GrammarMatcher:
 
 
 class CompiledGrammar:
-    """What an answer must be: the engine's Grammar. Rows share nothing of it that changes."""
+    """Grammar (as the engine defines it): constraint of an answer. Sequences share only its immutable parts."""
 
     def __init__(self, matcher: LLMatcher, end_ids: Sequence[int], vocabulary: int):
         self._first = matcher
@@ -105,10 +108,13 @@ class CompiledGrammar:
 
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer, and keeps those that were asked for last. Thread-safe."""
+    """Compiler of grammars for one tokenizer, which keeps the most recently used ones. Thread-safe."""
 
     def __init__(self, tokenizer: Any, vocabulary: int, end_ids: Sequence[int]):
-        """`vocabulary`: of the model; `end_ids`: the token ids that end a sequence. Nothing is built before its use."""
+        """Create a compiler; nothing is built before its first use.
+
+        `vocabulary` is the size of the model's vocabulary, and `end_ids` are the token ids that end a sequence.
+        """
         self._tokenizer = tokenizer
         self._vocabulary = max(vocabulary, len(tokenizer))
         self._end_ids = tuple(end_ids)
@@ -121,11 +127,11 @@ class GrammarCompiler:
         self._room = threading.BoundedSemaphore(WAITING)
 
     def start(self) -> None:
-        """Build in the background what every grammar needs, about a second for a large vocabulary, and one grammar."""
+        """Build the shared tokenizer (about a second for a large vocabulary) and one grammar, in the background."""
         self._threads.submit(self.compile, "json_object")
 
     def submit(self, kind: Kind, source: str = "") -> "Future[CompiledGrammar]":
-        """`compile` in one of a few threads of its own; at once if the grammar is kept. Raises QueueFull."""
+        """Run `compile` in one of the compiler's threads; a kept grammar is there at once. Raises QueueFull."""
         future: Future[CompiledGrammar] = Future()
         if (kept := self._find(kind, source)) is not None:
             future.set_result(kept)
@@ -137,11 +143,11 @@ class GrammarCompiler:
         return future
 
     def compile(self, kind: Kind, source: str = "") -> CompiledGrammar:
-        """Blocks, about a millisecond for a common schema and 10 s at the worst. `source`, by kind:
+        """Compile a grammar. Blocks for about a millisecond for a common schema, and for 10 s at most.
 
-        json_object: none; json_schema: a schema as JSON text, whose order of properties is that of the answer; regex:
-        one that the whole answer matches, in the syntax of Rust's regex crate, without look-around; choice: a JSON list
-        of texts; lark: a grammar in llguidance's own syntax.
+        `source`, by kind: json_object: none; json_schema: a schema as JSON text, whose order of properties is that of
+        the answer; regex: a regex that the whole answer matches, in the syntax of Rust's regex crate, without
+        look-around; choice: a JSON list of texts; lark: a grammar in llguidance's own syntax.
 
         Raises InvalidRequest.
         """
@@ -159,7 +165,7 @@ class GrammarCompiler:
         return compiled
 
     def close(self) -> None:
-        """End its threads and processes, and what they do; blocks for about as long as a grammar takes at most."""
+        """End the threads and processes, and their work; blocks at most about as long as one grammar takes."""
         self._trial.close()
         self._threads.shutdown(cancel_futures=True)
 
@@ -179,7 +185,10 @@ class GrammarCompiler:
                 self._kept.popitem(last=False)
 
     def _ll_tokenizer(self) -> LLTokenizer:
-        """Built once. Raises InvalidRequest, each time, if this tokenizer or model is not one for grammars."""
+        """Return the tokenizer for llguidance, which is built once.
+
+        Raises InvalidRequest, on each call, if this tokenizer or model does not support grammars.
+        """
         with self._building:
             if self._built is None:
                 self._built = self._build()
@@ -195,12 +204,12 @@ class GrammarCompiler:
             return llguidance.hf.from_tokenizer(
                 self._tokenizer, n_vocab=self._vocabulary, eos_token=list(self._end_ids)
             )
-        except Exception as error:  # whatever it does not like about a tokenizer
+        except Exception as error:  # any fault that llguidance finds in a tokenizer
             return _refusal(f"{refused}{_reason(str(error))}")
 
 
 def _json_schema(source: str) -> str:
-    """The library reads the text itself, and so keeps the order of the properties."""
+    """Return the grammar of a JSON schema. llguidance gets the text itself, so it keeps the order of the properties."""
     schema = _parsed(source)
     if not isinstance(schema, dict):
         raise _refusal("the JSON schema is not an object")
@@ -236,7 +245,7 @@ _SOURCES: dict[str, Callable[[str], str]] = {
 
 
 def _compiled(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
-    """At its beginning, with the first mask made: then it is known that it allows anything at all."""
+    """Return a matcher at the grammar's beginning. The first mask is computed to check that any text is allowed."""
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits())
     if not matcher.is_error():
         matcher.compute_bitmask()
@@ -252,7 +261,7 @@ def _added(tokenizer: Any) -> list[Any]:
 
 
 def _reason(text: str) -> str:
-    """The library's reason in one line: that of a regex's error stands below a picture of it."""
+    """Return the library's reason in one line; for an error in a regex it stands below a drawing of the regex."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and line != "<non-verbose/>"]
     line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), (lines or ["?"])[0])
     if line.startswith("NoExtension"):

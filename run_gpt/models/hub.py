@@ -1,7 +1,8 @@
-"""Fetches a repository of the Hugging Face hub into our cache, through huggingface_hub.
+"""Download of a repository of the Hugging Face hub into our cache, through huggingface_hub.
 
-Our own cache folder holds it (in the hub library's layout, so that downloads resume), not the hub's: one folder, one
-variable and one volume then hold every model, and `rungpt models rm` deletes nothing that another program fetched.
+Our own cache folder is used, in the hub library's layout so that downloads resume, instead of the hub's cache. Thus
+one folder, one variable and one volume hold every model, and `rungpt models rm` deletes nothing that another program
+fetched.
 """
 
 import io
@@ -20,25 +21,25 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMON = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")  # code is fetched, run only when asked to
+_COMMON = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")  # code is fetched, but run only on request
 _PICKLED = ("pytorch_model*.bin", "adapter_model.bin")
-# A second copy of the weights in another layout.
+# These are second copies of the weights in other layouts.
 _NOT_WANTED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "runs/*")
 _RECORD = "hub.json"
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form `organisation/model`."""
+    """Return True if `name` has the form `organisation/model`."""
     return _HUB_ID.fullmatch(name) is not None and not name.endswith(".gguf")
 
 
 def hub_key(repo: str) -> str:
-    """The cache's key of a repository's record."""
+    """Return the cache key of a repository's record."""
     return f"files/{repo.replace('/', '--')}"
 
 
 def cached_snapshot(cache: ModelCache, repo: str, *, allow_pickle: bool = False) -> Path | None:
-    """The folder of a whole download, without asking the network; None if there is none."""
+    """Return the folder of a complete download, without network access; None if there is none."""
     record = cache.get(hub_key(repo))
     if record is None:
         return None
@@ -50,9 +51,10 @@ def cached_snapshot(cache: ModelCache, repo: str, *, allow_pickle: bool = False)
 def fetch_from_hub(
     cache: ModelCache, repo: str, *, allow_pickle: bool, again: bool, on_progress: OnProgress, why: str = "model"
 ) -> Path:
-    """The local folder of `repo`: safetensors, or pickled weights where `allow_pickle` and there is nothing else.
+    """Return the local folder of `repo`, fetched if needed.
 
-    A whole earlier download is used as it is, unless `again`. Raises ModelNotFound, DownloadError, ModelLoadError.
+    Safetensors are fetched, or pickled weights if `allow_pickle` and there are no others. A complete earlier download
+    is used as it is, unless `again`. Raises ModelNotFound, DownloadError, ModelLoadError.
     """
     found = cached_snapshot(cache, repo, allow_pickle=allow_pickle)
     if found is not None and not again:
@@ -81,7 +83,7 @@ def fetch_from_hub(
 
 
 def remove_from_hub_cache(cache: ModelCache, repo: str) -> int:
-    """Delete what the cache holds of `repo`, unfinished downloads too; returns the bytes freed."""
+    """Delete all files of `repo` from the cache, unfinished downloads too; return the bytes freed."""
     folder = _storage(cache, repo)
     size = folder_bytes(folder) if folder.is_dir() else 0
     shutil.rmtree(folder, ignore_errors=True)
@@ -89,7 +91,7 @@ def remove_from_hub_cache(cache: ModelCache, repo: str) -> int:
 
 
 def hub_bytes(cache: ModelCache, repo: str) -> int:
-    """Bytes on disk of what the cache holds of `repo`."""
+    """Return the bytes that the cache's files of `repo` take on disk."""
     return folder_bytes(_storage(cache, repo))
 
 
@@ -98,7 +100,7 @@ def _storage(cache: ModelCache, repo: str) -> Path:
 
 
 def _have(cache: ModelCache, repo: str) -> int:
-    """Bytes of `repo` that an earlier try left behind."""
+    """Return the bytes of `repo` that an earlier attempt has already fetched."""
     folder = _storage(cache, repo) / "blobs"
     return folder_bytes(folder) if folder.is_dir() else 0
 
@@ -121,12 +123,12 @@ def _info(repo: str, why: str) -> "ModelInfo":
         raise ModelNotFound(
             f"the hub has no {why} {repo!r} (or it is private: set HF_TOKEN); see `rungpt models list`"
         ) from error
-    except Exception as error:  # the hub library raises its own and its HTTP library's classes, which change
+    except Exception as error:  # the hub library raises its own and its HTTP library's classes, which may change
         raise _network_error(repo, error) from error
 
 
 def _wanted(info: "ModelInfo", *, allow_pickle: bool) -> list[str]:
-    """The files to fetch. Raises ModelLoadError if the weights are of a kind that is not allowed."""
+    """Return the names of the files to fetch. Raises ModelLoadError if no weights of an allowed kind are there."""
     names = [file.rfilename for file in info.siblings or () if not _matches(file.rfilename, _NOT_WANTED)]
     weights = [name for name in names if name.endswith(".safetensors")]
     pickled = [name for name in names if _matches(name, _PICKLED)]
@@ -170,7 +172,7 @@ def _network_error(repo: str, error: Exception) -> DownloadError:
 
 
 def _bar_class(step: str, total: int, on_progress: OnProgress) -> type[Any]:
-    """A tqdm that draws nothing and reports the bytes written; the hub library makes several bars of it."""
+    """Return a tqdm class that draws nothing and reports the bytes written; the hub library creates several bars."""
     from tqdm.std import tqdm  # type: ignore[import-untyped]
 
     class Bar(tqdm):  # type: ignore[misc]

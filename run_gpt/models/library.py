@@ -1,4 +1,4 @@
-"""What the command line shows of the models, and does with them: list, pull, show, remove."""
+"""The command line's operations on models: list, pull, show, remove."""
 
 import json
 from dataclasses import dataclass
@@ -20,28 +20,28 @@ class ModelInfo:
     name: str
     description: str
     licence: str | None
-    """None where it is not known, as for a model that is not in the catalogue."""
+    """Licence of the model; None if it is not known, as for a model that is not in the catalogue."""
     parameters: int | None
     download_bytes: int | None
     source: str
-    """Where the files come from: a wheel, a hub id or a file."""
+    """Origin of the files: a wheel, a hub id or a file."""
     aliases: tuple[str, ...]
     cached: bool
-    """Ready to load without a download."""
+    """True when the model can be loaded without a download."""
     disk_bytes: int
-    """What it takes on this disk, also where it is not whole."""
+    """Bytes that the model takes on this disk, unfinished downloads included."""
     folder: Path | None
-    """Where the ready files lie, if they do."""
+    """Folder of the files that are ready to load, or None."""
 
 
 def list_models(cache_dir: Path | None = None) -> list[ModelInfo]:
-    """The catalogue, then what else the cache holds (hub ids, converted GGUF files)."""
+    """List the catalogue's models, then the other models in the cache (hub ids, converted GGUF files)."""
     cache = ModelCache(cache_dir)
     return [_entry_info(cache, entry) for entry in CATALOGUE] + _others(cache)
 
 
 def show(name: str, cache_dir: Path | None = None) -> ModelInfo:
-    """All that is known of one model. Raises ModelNotFound."""
+    """Return all that is known about one model. Raises ModelNotFound."""
     cache = ModelCache(cache_dir)
     entry = find(name)
     if entry is not None:
@@ -57,7 +57,7 @@ def show(name: str, cache_dir: Path | None = None) -> ModelInfo:
 def pull(
     name: str, cache_dir: Path | None = None, *, allow_pickle: bool = False, on_progress: OnProgress = no_progress
 ) -> ModelFiles:
-    """Fetch a model of the catalogue or the hub; of one from the hub that is here, its newest version.
+    """Fetch a model of the catalogue or the hub. For a hub model that is already here, fetch its newest version.
 
     Raises ModelNotFound, DownloadError, ModelLoadError, ChecksumMismatch.
     """
@@ -73,9 +73,9 @@ def pull(
 
 
 def remove(name: str, cache_dir: Path | None = None) -> int:
-    """Delete what the cache holds of a model, unfinished downloads too; returns the bytes freed, 0 if it held nothing.
+    """Delete a model's files from the cache, unfinished downloads too; return the bytes freed, 0 if there were none.
 
-    A model's own folder or GGUF file outside the cache stays. Raises ModelNotFound.
+    A model's own folder or GGUF file outside the cache is kept. Raises ModelNotFound.
     """
     cache = ModelCache(cache_dir)
     entry = find(name)
@@ -97,7 +97,7 @@ def _names_of(cache: ModelCache, key: str) -> tuple[str, str]:
 
 
 def _entry_keys(cache: ModelCache, entry: CatalogueEntry) -> list[str]:
-    """The keys of a wheel's entry: its GGUF file, and its conversions by this and earlier versions."""
+    """Return the cache keys of a wheel's entry: its GGUF file, and its conversions by this and earlier versions."""
     prefix = f"converted/{entry.name}-"
     own = [key for key in cache.keys("converted") if key.startswith(prefix) and _names_of(cache, key)[0] == entry.name]
     return [f"files/{entry.name}", *own]
@@ -127,7 +127,7 @@ def _entry_info(cache: ModelCache, entry: CatalogueEntry) -> ModelInfo:
 
 
 def _others(cache: ModelCache) -> list[ModelInfo]:
-    """What the cache holds beside the catalogue."""
+    """List the models in the cache that are not in the catalogue."""
     repos = [
         json.loads(record.read_text())["name"]
         for key in cache.keys("files")

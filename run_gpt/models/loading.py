@@ -1,4 +1,4 @@
-"""Loads a model and its tokenizer from a local folder, as the configuration asks. Importing this imports torch."""
+"""Loading of a model and its tokenizer from a local folder, by the configuration. Importing this imports torch."""
 
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -20,36 +20,36 @@ from run_gpt.models.reading import load_error, read_model
 from run_gpt.models.templates import PLAIN, ChatTemplate, find_template
 from run_gpt.process.devices import input_device
 
-_NO_LIMIT = 10**9  # a tokenizer that knows no limit says 10**30
+_NO_LIMIT = 10**9  # a tokenizer without a limit has 10**30
 _UNKNOWN_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready to run, and what was chosen for it."""
+    """Model that is ready to run, and the settings that were chosen for it."""
 
     model: Any
-    """A torch `PreTrainedModel` in eval mode."""
+    """`PreTrainedModel` of torch, in eval mode."""
     tokenizer: Any
     name: str
-    """What the server calls it."""
+    """Name of the model in the server."""
     context_length: int
-    """Tokens of prompt and answer together that the model was trained for."""
+    """Number of tokens, prompt and answer together, for which the model was trained."""
     precision: str
-    """One of config.PRECISIONS, never `auto`."""
+    """Precision of the weights: one of config.PRECISIONS, never `auto`."""
     device: str
-    """Where the inputs go, such as `cpu` or `cuda:0`."""
+    """Device of the inputs, such as `cpu` or `cuda:0`."""
     notes: tuple[str, ...]
-    """Lines for the user where a wish could not be taken literally."""
+    """Lines for the user about settings that could not be followed exactly."""
     packer: Packer | None = None
-    """What holds the weights, if the model itself does not."""
+    """Packer that holds the weights, if the model itself does not."""
     chat_template: ChatTemplate | None = None
-    """Of a tokenizer without a template of its own; its stop texts are those that are no tokens."""
+    """Chat template for a tokenizer without its own; its stop texts are only those that are not tokens."""
 
 
 PackerFor = Callable[[Any, str, Mapping[str, str]], Packer | None]
-"""From a transformers configuration, a precision, and the precisions of single parameters that a GGUF file has by name,
-to what packs them so; None: nothing does."""
+"""Function that returns a packer, or None if there is none for these arguments: a transformers configuration, a
+precision, and the precisions of single parameters by name, as a GGUF file has them."""
 
 
 def load(
@@ -58,10 +58,10 @@ def load(
     packer_for: PackerFor = lambda model_config, precision, own: None,
     on_progress: OnProgress = no_progress,
 ) -> LoadedModel:
-    """Fetch the model if need be and load it.
+    """Fetch the model if needed, and load it.
 
-    `packer_for` is asked for a model as a whole on the CPU. Raises ModelNotFound, DownloadError, ModelLoadError,
-    ChecksumMismatch.
+    `packer_for` is called for a model that is as a whole on the CPU. Raises ModelNotFound, DownloadError,
+    ModelLoadError, ChecksumMismatch.
     """
     placement = choose_placement(config)  # before a long download
     files = fetch(config, on_progress=on_progress)
@@ -101,7 +101,7 @@ def _packer(
 ) -> Packer | None:
     if placement.device.type != "cpu" or placement.device_map is not None:
         return None
-    if getattr(model_config, "quantization_config", None) is not None:  # by another tool, which has a format of its own
+    if getattr(model_config, "quantization_config", None) is not None:  # quantised by another tool, in its own format
         return None
     if config.precision == "auto" and is_converted(files.folder):
         record = converted_record(files.folder)
@@ -124,7 +124,7 @@ def _model_config(files: ModelFiles, config: ModelConfig) -> Any:
 
 
 def _without_needless_code(model_type: str | None, config: ModelConfig) -> ModelConfig:
-    """The configuration, without trust for the code of a checkpoint that transformers' own classes can run."""
+    """Return the configuration, without trust in a checkpoint's code if transformers' own classes can run the model."""
     if model_type != "moss":
         return config
     from run_gpt.models import moss
@@ -160,7 +160,7 @@ def _tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
 
 
 def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplate | None:
-    """See LoadedModel."""
+    """Return the chat template: see LoadedModel."""
     if tokenizer.chat_template:
         return None
     template = find_template(files.name, files.folder.name, model.config.model_type)
@@ -168,7 +168,7 @@ def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplat
 
 
 def _mark_state(model: Any) -> None:
-    """Let a model say that it keeps a state: transformers marks most of those that do, but not LFM2 and its like."""
+    """Mark a model that keeps a state: transformers marks most of these models, but not LFM2 and similar ones."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -177,7 +177,7 @@ def _mark_state(model: Any) -> None:
 
 
 def _unusual(model: Any, template: ChatTemplate | None) -> list[str]:
-    """Notes on what a user would not expect of a language model."""
+    """Return notes on properties of the model that a user would not expect."""
     notes = []
     if template is not None and template.name == PLAIN.name:
         notes.append("this model has no chat template: chats are written as plain lines, `User: ...`, `Assistant: ...`")

@@ -1,4 +1,4 @@
-"""Hands a model's weights to a packer one by one while transformers loads them: they are never all in memory."""
+"""Packing of weights during loading: transformers hands them over one by one, so they are never all in memory."""
 
 import ctypes
 import mmap
@@ -17,48 +17,48 @@ _DONTNEED = 4  # MADV_DONTNEED of Linux
 
 
 class Packer(Protocol):
-    """Holds weights in a form of its own. The order: `prepare`, `replace`, `pack` again and again, `settle`."""
+    """Object that stores weights in its own form. Order of calls: `prepare`, `replace`, `pack` repeatedly, `settle`."""
 
     precision: str
-    """One of config.PRECISIONS, never `auto`."""
+    """Precision of the packed weights: one of config.PRECISIONS, never `auto`."""
 
     def prepare(self, model: Any) -> None:
-        """Take room for the weights of a model, which is on the meta device."""
+        """Reserve memory for the weights of a model, which is on the meta device."""
 
     def replace(self, model: Any) -> None:
         """Put the packer's own modules into the model, with parameters of the same names and shapes."""
 
     def takes(self, name: str) -> bool:
-        """Whether this parameter is packed."""
+        """Return True if this parameter is packed."""
 
     def pack(self, name: str, weight: torch.Tensor) -> None:
-        """Fill in a parameter; of a tensor it uses shape, dim and slices. Raises ValueError for a wrong shape."""
+        """Store a parameter. Only shape, dim and slices of the tensor are used. Raises ValueError for a wrong shape."""
 
     def settle(self) -> None:
-        """All is filled in."""
+        """Finish: all parameters have been packed."""
 
 
 class PackingConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """What `from_pretrained` takes as its `quantization_config` in order to give the weights to `packer`."""
+    """The `quantization_config` with which `from_pretrained` gives the weights to `packer`."""
 
     def __init__(self, packer: Packer, folder: Path):
-        """`folder`: of the weights; what has been read of its files leaves the memory at once."""
+        """Create the configuration. `folder` holds the weights; its pages leave the memory once they have been read."""
         self.quant_method = _METHOD
         self.packer, self.pages = packer, _MappedFiles(folder)
         self.error: Exception | None = None
-        """The first of a weight that could not be packed: transformers logs it and goes on."""
+        """First error of a weight that could not be packed: transformers only logs it and goes on."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackingConfig":
-        return self  # transformers copies configurations, and a packer is one with its memory
+        return self  # transformers copies configurations, and a packer must not be copied with its memory
 
     def to_dict(self) -> dict[str, Any]:
-        """What is shown of it."""
+        """Return the fields that transformers shows."""
         return {"quant_method": _METHOD, "precision": self.packer.precision}
 
 
 @register_quantizer(_METHOD)
 class _Quantizer(HfQuantizer):  # type: ignore[misc]
-    """Transformers' name for what replaces modules and converts weights while it loads."""
+    """Quantizer: transformers' name for an object that replaces modules and converts weights during loading."""
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         self.quantization_config.packer.prepare(model)
@@ -86,7 +86,7 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
 
 
 class _Pack(ConversionOps):  # type: ignore[misc]
-    """Gives weights to the packer; what transformers goes on with is empty."""
+    """Conversion that gives weights to the packer and returns empty tensors to transformers."""
 
     def __init__(self, config: PackingConfig):
         self._config = config
@@ -105,9 +105,9 @@ class _Pack(ConversionOps):  # type: ignore[misc]
 
 
 class _MappedFiles:
-    """The safetensors files of a folder, which the library maps into memory as a whole.
+    """Safetensors files of a folder. The safetensors library maps each file into memory as a whole.
 
-    A page that was read stays in this process's memory until the file is closed; all of them would be the whole model.
+    A page that was read stays in this process's memory until the file is closed; in the end that is the whole model.
     """
 
     def __init__(self, folder: Path):
@@ -115,7 +115,7 @@ class _MappedFiles:
         self._ranges: list[tuple[int, int]] | None = None
 
     def forget(self, tensor: torch.Tensor) -> None:
-        """Let go of the pages under a tensor that lies in one of the files; they would be read again if need be."""
+        """Release the pages of a tensor that lies in one of the files; they are read again if they are needed."""
         if self._ranges is None:
             self._ranges = list(self._mapped())
         start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes

@@ -1,4 +1,4 @@
-"""Where a model goes and in which precision: the user's wish, and what this machine can do about it."""
+"""Choice of a model's device and precision, from the user's settings and the machine's abilities."""
 
 import platform
 from dataclasses import dataclass, field
@@ -17,19 +17,19 @@ QUANTISED = ("bit8", "bit4")
 
 @dataclass(frozen=True)
 class Placement:
-    """The choice: the main device, the precision (never `auto`), and what `from_pretrained` is told."""
+    """Chosen placement: the main device, the precision (never `auto`), and the options of `from_pretrained`."""
 
     device: torch.device
     precision: str
     dtype: torch.dtype
     device_map: dict[str, Any] | str | None
-    """None: the whole model on the CPU, without accelerate."""
+    """Device map of accelerate; None: the whole model on the CPU, without accelerate."""
     max_memory: dict[int | str, int] | None = None
     notes: tuple[str, ...] = field(default=())
 
 
 def choose_placement(config: ModelConfig) -> Placement:
-    """What `config` asks for, as this machine can give it. Raises ModelLoadError where it cannot."""
+    """Return the placement for `config` on this machine. Raises ModelLoadError if the machine cannot provide it."""
     if config.precision not in PRECISIONS:
         raise ModelLoadError(f"precision {config.precision!r} is not one of {', '.join(PRECISIONS)}")
     device = _device(config.device)
@@ -41,7 +41,7 @@ def choose_placement(config: ModelConfig) -> Placement:
 
 
 def has_native_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware; without, bf16 is emulated and slower than fp32."""
+    """Return True if this CPU multiplies bf16 in hardware; otherwise bf16 is emulated and slower than fp32."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
         return True
@@ -52,7 +52,7 @@ def has_native_bf16() -> bool:
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Of the weights, or of what is not quantised: bitsandbytes multiplies 8 bits with fp16 on a GPU."""
+    """Return the type of the weights, or of those not quantised: bitsandbytes multiplies 8 bits with fp16 on a GPU."""
     if precision == "bit8":
         return torch.float32 if device.type == "cpu" else torch.float16
     return torch.bfloat16 if precision == "bit4" else DTYPES[precision]

@@ -1,4 +1,4 @@
-"""Before a model is loaded: whether it fits, what would, and where the parts of one that does not fit go."""
+"""Checks before a model is loaded: if it fits, which options would make it fit, and the folder for offloaded parts."""
 
 import shutil
 import tempfile
@@ -16,10 +16,10 @@ from run_gpt.process.devices import free_bytes
 
 
 def settled(placement: Placement, config: ModelConfig, folder: Path) -> Placement:
-    """The placement once the files are here: a map that need not split a model on the CPU splits nothing.
+    """Return the final placement, once the files are here: on the CPU, a model that fits as a whole is not split.
 
-    Raises ModelLoadError, with what would help, for a model that cannot fit. Where the files do not tell, or a map
-    offloads what does not fit, nothing is refused.
+    Raises ModelLoadError, with the options that would help, for a model that cannot fit. Nothing is refused if the
+    files do not tell the size, or if a map offloads the excess.
     """
     estimate = estimate_folder(folder)
     precision = placement.precision
@@ -41,13 +41,13 @@ def settled(placement: Placement, config: ModelConfig, folder: Path) -> Placemen
 
 
 def offload_folder(root: Path) -> Path:
-    """A new folder for weights that must be written anew to be offloaded; safetensors are read where they lie."""
+    """Create a folder for offloaded weights that must be written anew; safetensors are read where they lie."""
     root.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix="offload-", dir=root))
 
 
 def remove_with(model: Any, folder: Path) -> None:
-    """Delete the folder now if nothing was written to it, else with the model, or by its `remove_offloaded()`."""
+    """Delete the folder now if it is empty, else together with the model or by the model's `remove_offloaded()`."""
     if any(folder.iterdir()):
         model.remove_offloaded = weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     else:
@@ -61,7 +61,7 @@ def _uses_disk(placement: Placement) -> bool:
 
 
 def _is_single(placement: Placement) -> bool:
-    """Whether all of the model must fit one device."""
+    """Return True if all of the model must fit one device."""
     return placement.device_map is None or placement.device_map == {"": str(placement.device)}
 
 

@@ -1,4 +1,4 @@
-"""Keeps transformers and accelerate from talking to the user's terminal during a load."""
+"""Suppression of transformers' and accelerate's output to the user's terminal during a load."""
 
 import logging
 import warnings
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars, log lines below errors or Python warnings inside; as before afterwards."""
+    """Suppress progress bars, log lines below errors and Python warnings in the block; afterwards restore them."""
     from transformers.utils import logging as transformers_logging
 
     accelerate = logging.getLogger("accelerate")

@@ -1,4 +1,4 @@
-"""Reads a model's weights from its files: whole, packed on the way, split over devices, or a share of them."""
+"""Reading of a model's weights from its files: whole, packed on the way, split over devices, or only a share."""
 
 import logging
 import shutil
@@ -31,7 +31,7 @@ def read_model(
     packer: Packer | None,
     on_progress: OnProgress,
 ) -> Any:
-    """The transformers model, whose weights `packer` has if there is one. Raises ModelLoadError."""
+    """Return the transformers model; its weights are in `packer`, if there is one. Raises ModelLoadError."""
     options = _options(config, placement, packer, files.folder)
     offloaded = offload_folder(cache_root(config.cache_dir)) if placement.device_map is not None else None
     try:
@@ -50,7 +50,7 @@ def read_model(
         why = f"{name} has the shape {list(found)}, and the configuration says {list(expected)}"
         raise damaged(files, files.folder, why)
     if packer is not None and packer.precision in QUANTISED:
-        model.float()  # the little that is not packed
+        model.float()  # the few parameters that are not packed
     if offloaded is not None:
         remove_with(model, offloaded)
     if is_split(model):
@@ -59,14 +59,14 @@ def read_model(
 
 
 def _options(config: ModelConfig, placement: Placement, packer: Packer | None, folder: Path) -> dict[str, Any]:
-    """What `from_pretrained` is told of types and places."""
+    """Return the options of `from_pretrained` for data types and placement."""
     options: dict[str, Any] = {"dtype": placement.dtype}
     if config.tensor_parallel > 1:
         from transformers.distributed import DistributedConfig
 
         options["distributed_config"] = DistributedConfig(tp_size=config.tensor_parallel)
     elif packer is not None:
-        # In the file's own type: what is cast would be copied as a whole before it is packed.
+        # The file's own type: a cast would copy each weight as a whole before it is packed.
         options = {"dtype": "auto", "quantization_config": PackingConfig(packer, folder)}
     elif placement.precision in QUANTISED:
         options |= {
@@ -88,13 +88,13 @@ def _from_pretrained(
     options: dict[str, Any],
     offloaded: Path | None,
 ) -> tuple[Any, dict[str, Any]]:
-    """The model, and transformers' report of missing and mismatched weights."""
+    """Return the model, and transformers' report of missing and mismatched weights."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
 
     common = {
         "local_files_only": True,
         "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # our own error names them
+        "ignore_mismatched_sizes": True,  # reported in an error of our own
         "offload_folder": offloaded,
     }
     weights: dict[str, Any] | None = gguf_weights(folder, packer.takes if packer else lambda name: False)
@@ -119,7 +119,7 @@ def _from_pretrained(
 
 @contextmanager
 def _reporting(step: str, total: int, on_progress: OnProgress) -> Iterator[None]:
-    """Tells how many of the weights are there, as a share of the bytes of all files."""
+    """Report in the block how many of the weights are loaded, as a share of the bytes of all files."""
     from transformers.utils.logging import set_tqdm_hook
 
     def bar(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -141,7 +141,7 @@ def _quantization(placement: Placement) -> Any:
     from transformers import BitsAndBytesConfig
 
     if placement.precision == "bit8":
-        # It logs a line for each product whose input is not fp16: on a CPU the other layers are kept in fp32.
+        # It logs a line for each product whose input is not fp16, and on a CPU the other layers are kept in fp32.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -153,7 +153,7 @@ def _quantization(placement: Placement) -> Any:
 
 
 def load_error(files: ModelFiles, what: str, error: Exception) -> ModelLoadError:
-    """The error for what a library says of a model's files."""
+    """Return our error for a library's error about a model's files."""
     reason = first_line(error)
     if "trust_remote_code" in str(error):
         reason = "it comes with its own Python code, which runs only with trust_remote_code=True (--trust-remote-code)"

@@ -1,4 +1,4 @@
-"""Numbers of bytes as people write and read them."""
+"""Conversion of byte counts from and to text such as `8GB`."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ _UNITS |= {f"{unit}IB": 1024**i for i, unit in enumerate("KMGT", start=1)}
 
 
 def parse_size(value: Any) -> int:
-    """Bytes of `8GB` (8 * 10**9), `8GiB` (8 * 2**30) or a plain number. Raises ValueError, also for nothing at all."""
+    """Return the bytes of `8GB` (8 * 10**9), `8GiB` (8 * 2**30) or a plain number. Raises ValueError, also for 0."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", str(value).strip().upper())
     if match is None or match[2] not in _UNITS or float(match[1]) == 0:
         raise ValueError(f"{value!r} is no size: write 8GB, 7.5GiB or a number of bytes")
@@ -16,7 +16,7 @@ def parse_size(value: Any) -> int:
 
 
 def size_text(count: int) -> str:
-    """A number of bytes for a person, such as `98.4 MB`."""
+    """Return a number of bytes as a readable text, such as `98.4 MB`."""
     size = float(count)
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:

@@ -1,7 +1,7 @@
-"""How each family writes a chat as one text: a row for those whose tokenizers often come without a template.
+"""Chat templates of model families whose tokenizers often come without one.
 
-A row is what the model's card shows; the tokenizer adds the special tokens that begin a text. `turns` are the messages
-but for a system message at their head, whose text is `system`, else what the card gives as the default.
+Each template follows the model's card; the tokenizer adds the special tokens that begin a text. In a template, `turns`
+are the messages without a leading system message. `system` is the text of that message, or else the card's default.
 """
 
 import re
@@ -12,20 +12,20 @@ from run_gpt.models.catalogue import find
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
-    """One family's form of a chat."""
+    """Chat template of one family."""
 
     name: str
     jinja: str
     stop: tuple[str, ...] = ()
-    """Texts that end an answer beside the end of sequence; one that is a token of its own ends it as a token."""
+    """Texts that end an answer besides the end of sequence; a text that is a single token ends it as a token."""
     models: str = ""
-    """A regular expression that is found in the names of its models, in small letters."""
+    """Regular expression that is searched in a model's names, in lower case."""
     model_types: tuple[str, ...] = ()
-    """transformers' types of which every model chats so."""
+    """Model types of transformers whose models all use this template."""
 
 
 def find_template(name: str, folder: str, model_type: str) -> ChatTemplate:
-    """The template of a model without one of its own: by its type, its names or its folder's; PLAIN if none fits."""
+    """Return the template for a model without its own, by its type, its names or its folder's; PLAIN if none fits."""
     entry = find(name)
     names = " ".join((name, folder, *(entry.names if entry else ()))).lower()
     for row in TEMPLATES:
@@ -35,7 +35,7 @@ def find_template(name: str, folder: str, model_type: str) -> ChatTemplate:
 
 
 def _chat(begin: str, user: str, assistant: str, answer: str, *, system: str = "") -> str:
-    """The Jinja text of a chat: its beginning, each turn of the two, and what the answer follows."""
+    """Return the Jinja text of a template: its beginning, a user's and an assistant's turn, and the answer's prefix."""
     return (
         "{% if messages[0]['role'] == 'system' %}"
         "{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}{% else %}{% set system = "
@@ -52,7 +52,7 @@ def _chat(begin: str, user: str, assistant: str, answer: str, *, system: str = "
     )
 
 
-# Before the first question, where a family knows no turn of the system.
+# System message before the first user message, for families without a system turn.
 _SYSTEM_FIRST = "{% if loop.first and system %}{{ system }}\n\n{% endif %}"
 
 PLAIN = ChatTemplate(
@@ -123,7 +123,7 @@ TEMPLATES: tuple[ChatTemplate, ...] = (
             "<|assistant|>\n",
         ),
     ),
-    # stabilityai/stablelm-tuned-alpha-7b, "Usage": its prompt, its system message and the tokens that it stops on.
+    # stabilityai/stablelm-tuned-alpha-7b, "Usage": its prompt, its system message and its stop tokens.
     ChatTemplate(
         name="stablelm-tuned",
         models=r"stablelm-tuned",
@@ -170,7 +170,7 @@ TEMPLATES: tuple[ChatTemplate, ...] = (
         stop=("<eom>", "<eoh>"),
     ),
     # BlinkDL/ChatRWKV, API_DEMO_CHAT.py, and lm-sys/FastChat, fastchat/conversation.py, rwkv: a blank line ends a turn,
-    # so there is none within one.
+    # so a turn must not contain one.
     ChatTemplate(
         name="rwkv-raven",
         models=r"raven",
@@ -184,7 +184,7 @@ TEMPLATES: tuple[ChatTemplate, ...] = (
         ),
         stop=("\n\n",),
     ),
-    # The card of tiiuae/falcon-7b-instruct shows no form of a chat; this is lm-sys/FastChat's, falcon.
+    # The card of tiiuae/falcon-7b-instruct shows no chat format; this is the one of lm-sys/FastChat, falcon.
     ChatTemplate(
         name="falcon",
         models=r"falcon-(7b|40b).*instruct",
@@ -196,7 +196,7 @@ TEMPLATES: tuple[ChatTemplate, ...] = (
         ),
         stop=("\nUser",),
     ),
-    # mosaicml/mpt-7b-chat, its demo's system message: ChatML.
+    # mosaicml/mpt-7b-chat: ChatML, with the system message of its demo.
     ChatTemplate(
         name="mpt-chat",
         models=r"mpt-\d+b.*chat",

@@ -1,4 +1,4 @@
-"""The bytes of single tokens, by how their tokenizer writes them: some are a part of a character only."""
+"""Bytes of single tokens, from the way their tokenizer writes them: some tokens are only a part of a character."""
 
 import functools
 import re
@@ -9,16 +9,16 @@ _SPACE = "▁"
 
 
 class TokenBytes:
-    """From a token's id to its bytes in UTF-8."""
+    """Mapping from a token's id to its bytes in UTF-8."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         self._special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
 
     def __call__(self, token_id: int) -> bytes:
-        """The bytes; of a special token, those of its name."""
+        """Return the token's bytes; for a special token, those of its name."""
         piece = self._tokenizer.convert_ids_to_tokens(token_id)
-        if not isinstance(piece, str):  # the model has more rows than the tokenizer has tokens
+        if not isinstance(piece, str):  # the model has more logits than the tokenizer has tokens
             return b""
         if token_id in self._special:
             return piece.encode()
@@ -30,7 +30,7 @@ class TokenBytes:
 
     @functools.cached_property
     def _writes_bytes_as_characters(self) -> bool:
-        """Whether this is GPT-2's way: each byte of a token is one printable character."""
+        """True when each byte of a token is written as one printable character, as in GPT-2's tokenizer."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is not None and "ByteLevel" in repr(backend.decoder):
             return True

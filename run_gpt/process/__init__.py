@@ -1,1 +1,1 @@
-"""What every process of ours needs: its log, names of requests, traces, devices, and Jina mended."""
+"""Modules for every process of RunGPT: its log, request ids, traces, devices, and repairs of Jina."""

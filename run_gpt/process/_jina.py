@@ -1,10 +1,10 @@
-"""What must happen before jina is imported, in every process of ours: `import run_gpt.process._jina` stands before it.
+"""Repairs that must be made before jina is imported: in every process `import run_gpt.process._jina` comes first.
 
 Jina 3.34 is the last release: on Python 3.12 and later its import fails on one annotation, and it imports the
-deprecated pkg_resources. On those Pythons, importing this module takes time, since the mended module needs docarray.
+deprecated pkg_resources. On those Pythons, importing this module takes time, since the repaired module needs docarray.
 """
 
-# ruff: noqa: UP006, UP035, UP045  (the mended class keeps the annotations that Jina wrote)
+# ruff: noqa: UP006, UP035, UP045  (the repaired class keeps the annotations that Jina wrote)
 
 import os
 import sys
@@ -13,18 +13,18 @@ from types import ModuleType
 from typing import Any, List, Optional
 
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
-# Jina reports each start to its makers: that is for our users to choose.
+# By default Jina reports each start to its makers: our users must choose that themselves.
 os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
 
 
 def _mended_legacy_module() -> ModuleType:
-    """`jina._docarray_legacy` whose references to itself are such that pydantic resolves them on Python 3.12."""
+    """Return `jina._docarray_legacy` with references to itself that pydantic can resolve on Python 3.12."""
     from docarray import BaseDoc
     from docarray.typing import ID, AnyEmbedding, AnyTensor
     from pydantic import Field
 
     class LegacyDocumentJina(BaseDoc):  # type: ignore[misc]
-        """The document of docarray before 0.30, which Jina gives to executors without types."""
+        """Document of docarray before 0.30, which Jina gives to executors without types."""
 
         id: Optional[ID] = Field(default_factory=lambda: ID(os.urandom(16).hex()))
         tensor: Optional[AnyTensor] = None

@@ -1,13 +1,13 @@
-"""What is asked of a device: which one a model's inputs go to, its cores, how much memory is free there, and for whom.
+"""Facts about devices: the device of a model's inputs, usable cores, free memory, and this process's share of it.
 
-Importing this does not import torch, and asking after the CPU does not need it.
+Importing this does not import torch, and the functions do not need torch for the CPU.
 """
 
 import os
 from pathlib import Path
 from typing import Any
 
-# Limit, use and statistics of a container's memory, and what can be had back of it: cgroups version 2, then 1.
+# Limit, use and statistics of a container's memory, and the part that can be reclaimed: cgroups version 2, then 1.
 _CGROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
@@ -16,16 +16,16 @@ _CGROUPS = (
 _QUOTAS = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
 
 MEMORY_VARIABLE = "RUNGPT_MEMORY_BYTES"
-"""Set by the supervisor for replicas that share this machine's memory: the bytes of it that are for each."""
+"""Variable that the supervisor sets for replicas that share this machine's memory: the bytes for each replica."""
 GPU_SHARERS_VARIABLE = "RUNGPT_GPU_SHARERS"
-"""Set by the supervisor for replicas that share a GPU: how many they are."""
+"""Variable that the supervisor sets for replicas that share a GPU: the number of these replicas."""
 
 
 def input_device(model: Any) -> Any:
-    """The torch device that a transformers model's inputs go to.
+    """Return the torch device for a transformers model's inputs.
 
-    That is `model.device`, but where accelerate holds the weights elsewhere until they are needed (on the CPU beside a
-    GPU, on disk): these are on `meta`, and computed where accelerate computes, on the first GPU of the map or the CPU.
+    It is `model.device`, unless accelerate keeps the weights elsewhere until they are needed (on the CPU beside a GPU,
+    or on disk). Such weights are on `meta`, and accelerate computes on the first GPU of the map, or else on the CPU.
     """
     import torch
 
@@ -36,13 +36,13 @@ def input_device(model: Any) -> Any:
 
 
 def is_split(model: Any) -> bool:
-    """Whether a transformers model's weights are on several devices, or on disk."""
+    """Return True if a transformers model's weights are on several devices, or on disk."""
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     return len(places) > 1 or "disk" in places
 
 
 def free_bytes(device: str) -> int:
-    """Memory that may still be taken on a torch device, such as `cpu` or `cuda:0`, within the limit of a container."""
+    """Return the bytes that are free on a torch device, such as `cpu` or `cuda:0`, within the limit of a container."""
     kind = device.partition(":")[0]
     if kind == "cpu":
         return min([_free_of_machine(), *_free_of_container(Path("/sys/fs/cgroup"))])
@@ -54,10 +54,10 @@ def free_bytes(device: str) -> int:
 
 
 def left_bytes(device: str, processes: int = 1) -> int:
-    """`free_bytes`, and where replicas share the device no more than this one's share leaves.
+    """Return `free_bytes`, limited to the rest of this replica's share if replicas share the device.
 
-    However many of them have loaded already, each comes to the same. `processes`: as many as this one's model is in,
-    each of which holds as much of the CPU's memory.
+    The result does not depend on the number of replicas that have already loaded. `processes` is the number of
+    processes with this replica's model; each is taken to hold as much of the CPU's memory as this one.
     """
     free, kind = free_bytes(device), device.partition(":")[0]
     if kind == "cpu" and (share := os.environ.get(MEMORY_VARIABLE)):
@@ -70,17 +70,17 @@ def left_bytes(device: str, processes: int = 1) -> int:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use at once: those it may run on, within the CPU time of a container; at least 1."""
+    """Return the number of cores that this process may use at once, within a container's CPU time; at least 1."""
     return max(1, min([schedulable_cores(), *_cores_of_container(Path("/sys/fs/cgroup"))]))
 
 
 def schedulable_cores() -> int:
-    """Cores that this process may run on, for which libraries start threads."""
+    """Return the number of cores on which this process may run; libraries start one thread for each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cores_of_container(root: Path) -> list[int]:
-    """Whole cores that each kind of limit leaves; empty outside of containers."""
+    """Return the number of whole cores that each kind of limit allows; empty outside of containers."""
     cores = []
     for files in _QUOTAS:
         if all((root / file).exists() for file in files):
@@ -91,7 +91,7 @@ def _cores_of_container(root: Path) -> list[int]:
 
 
 def _own_bytes() -> int:
-    """Memory of this process that it does not share; 0 on a system that does not tell."""
+    """Return the bytes of memory that this process does not share; 0 if the system does not report them."""
     statistics = Path("/proc/self/statm")
     if not statistics.exists():
         return 0
@@ -104,11 +104,11 @@ def _free_of_machine() -> int:
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # not told on this system: half is a guess
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # this system reports none: half is a guess
 
 
 def _free_of_container(root: Path) -> list[int]:
-    """What each kind of limit leaves; empty outside of containers."""
+    """Return the bytes that each kind of limit leaves; empty outside of containers."""
     free = []
     for limit, used, statistics, reclaimable in _CGROUPS:
         if (root / limit).exists() and (text := (root / limit).read_text().strip()) != "max":

@@ -1,4 +1,4 @@
-"""How the processes of a server write their logs: lines as they come, or one JSON object in each line."""
+"""Logs of the server's processes: plain lines, or one JSON object in each line."""
 
 import io
 import json
@@ -17,44 +17,44 @@ from run_gpt.errors import SetupError
 from run_gpt.process import request_ids
 
 POD_VARIABLE = "RUNGPT_POD"
-"""The environment variable from which a process knows what its supervisor calls it; what it starts inherits it."""
+"""Environment variable with the name that the supervisor gave to this process; child processes inherit it."""
 MOST_TEXT = 4000
-"""Characters of a message, and of a traceback its last ones."""
+"""Largest number of characters of a message, and of a traceback, which keeps its last ones."""
 _COLOURS = re.compile(r"\x1b\[.*?[@-~]")
 
 log = logging.getLogger(__name__)
 
 
 def check_format(log_format: str, where: str) -> str:
-    """The format. Raises SetupError, with what asked for it, if there is no such."""
+    """Return the format. Raises SetupError, with `where` it was set, if the format is unknown."""
     if log_format not in LOG_FORMATS:
         raise SetupError(f"{where} {log_format}: give one of {', '.join(LOG_FORMATS)}")
     return log_format
 
 
 def begin(pod: str) -> None:
-    """From now on this process, a pod, writes what the environment asks for. To be called before jina is imported.
+    """Set this process, a pod, to the log format that the environment names. Call it before jina is imported.
 
-    `pod`: what it is called if nobody calls it otherwise. Raises SetupError for a format that there is not.
+    `pod` is the name of the process if the environment gives none. Raises SetupError for an unknown format.
     """
     if check_format(os.environ.get(LOG_FORMAT_VARIABLE) or "text", f"{LOG_FORMAT_VARIABLE}:") == "json":
         begin_json(os.environ.setdefault(POD_VARIABLE, pod))
 
 
 def is_json() -> bool:
-    """Whether this process writes JSON."""
+    """Return True if this process writes JSON."""
     return isinstance(sys.stderr, JsonStream)
 
 
 def begin_json(pod: str | None) -> None:
-    """From now on every line of this process is a JSON object: of the log, of warnings, and what is printed.
+    """Make every line of this process a JSON object from now on: log lines, warnings and printed lines.
 
-    Only what a library in C writes for itself is not.
+    Lines that a C library writes by itself are the only exception.
     """
     handler = logging.StreamHandler(_beneath(sys.stderr))
     handler.setFormatter(JsonFormatter(pod))
     logging.getLogger().addHandler(handler)
-    # Jina's loggers pass nothing on. So they get no handlers: then what they say comes here, too.
+    # Jina's loggers do not propagate. So they get no handlers: then logging.lastResort handles their records.
     os.environ["JINA_LOG_CONFIG"] = "QUIET"
     os.environ.setdefault("JINA_LOG_LEVEL", "WARNING")
     logging.lastResort = handler
@@ -68,7 +68,7 @@ def begin_json(pod: str | None) -> None:
 def json_line(
     message: str, *, logger: str, level: str = "INFO", pod: str | None = None, at: float | None = None, **fields: Any
 ) -> str:
-    """A line of the log, in ASCII and without its end. `at`: seconds since 1970, default now. None is left out."""
+    """Return a log line in ASCII, without line end and fields that are None. `at`: seconds since 1970, default now."""
     when = datetime.fromtimestamp(time.time() if at is None else at, UTC).isoformat(timespec="milliseconds")
     about = {"ts": when.replace("+00:00", "Z"), "level": level, "logger": logger, "pod": pod}
     line = about | {"message": _COLOURS.sub("", message)[:MOST_TEXT]} | fields
@@ -76,26 +76,26 @@ def json_line(
 
 
 def as_json(line: str, pod: str | None) -> str:
-    """What a pod wrote: the line itself if it is a JSON object, else one that holds it."""
+    """Return a pod's line itself if it is a JSON object, else a JSON object that contains it."""
     return line if _object(line) is not None else json_line(line, logger="output", pod=pod)
 
 
 def text_of(line: str) -> str:
-    """What a pod's line says, whatever its form: of a traceback the last line."""
+    """Return the message of a pod's line, JSON or not; for a traceback, its last line."""
     said = _object(line) or {}
     last = str(said.get("exception", "")).rstrip().rpartition("\n")[2]
     return last or str(said.get("message", line))
 
 
 def write_line(line: str, stream: Any) -> None:
-    """Write a line that stays as it is to stdout or stderr: a JSON object, or one for the supervisor."""
+    """Write a line to stdout or stderr unchanged: a JSON object, or a line for the supervisor."""
     beneath = _beneath(stream)
-    beneath.write(f"{line}\n")  # at once: another thread's must not come between it and its end
+    beneath.write(f"{line}\n")  # in one write: no other thread's line may come before the line end
     beneath.flush()
 
 
 def _whole(value: Any) -> Any:
-    """Texts without halves of characters, which Python writes as JSON and other languages do not read."""
+    """Replace lone surrogates in a text: Python writes them as JSON, but other languages cannot read them."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
@@ -104,7 +104,7 @@ def _beneath(stream: Any) -> TextIO:
 
 
 class JsonFormatter(logging.Formatter):
-    """Makes a JSON object of a record, with `extra={"fields": {...}}` among its fields, and the request's id."""
+    """Formatter that turns a record into a JSON object, with the request's id and the fields of `extra["fields"]`."""
 
     def __init__(self, pod: str | None):
         super().__init__()
@@ -126,9 +126,9 @@ class JsonFormatter(logging.Formatter):
 
 
 class JsonStream(io.TextIOBase):
-    """Stands for stdout or stderr: each line that is printed becomes a JSON object.
+    """Replacement for stdout or stderr: each printed line becomes a JSON object.
 
-    Whatever the line is: else what comes from outside could look like a line of ours.
+    This includes lines that are JSON already; otherwise text from outside could pass for a line of our log.
     """
 
     def __init__(self, beneath: TextIO, name: str, pod: str | None):
@@ -138,11 +138,11 @@ class JsonStream(io.TextIOBase):
         self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
-        """Write the lines that are complete with this."""
+        """Write the lines that this text completes."""
         with self._lock:
             *lines, rest = (self._rest + text).split("\n")
             self._rest = rest[-MOST_TEXT:]
-            # Of a line that is written over and over, as a bar of progress is, the last form.
+            # For a line that is overwritten repeatedly, such as a progress bar, only its last form.
             lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
             made = [json_line(line, logger=self._name, pod=self._pod) for line in lines if line.strip()]
             self.beneath.write("".join(f"{line}\n" for line in made))
@@ -173,5 +173,5 @@ def _object(line: str) -> dict[str, Any] | None:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    if kind is not SystemExit:  # which ends a thread in silence
+    if kind is not SystemExit:  # it ends a thread silently
         log.critical("%s: %s", kind.__name__, error, exc_info=error)

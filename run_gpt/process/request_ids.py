@@ -1,4 +1,4 @@
-"""What a request is called: by whom it is named, in which form, and what this task's request is called."""
+"""Request ids: the header that carries them, their valid form, and the id of the current task's request."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -8,16 +8,16 @@ from contextvars import ContextVar
 from run_gpt.errors import InvalidRequest, RequestError
 
 HEADER = "X-Request-Id"
-"""The header by which a client names a request, and by which each answer says what its request is called."""
+"""Header with which a client may give its request an id, and with which each answer reports its request's id."""
 METADATA = HEADER.lower()
-"""The same in a gRPC call's metadata, which knows no capitals."""
+"""Key of the id in a gRPC call's metadata, which must be in lower case."""
 
 current: ContextVar[str | None] = ContextVar("current", default=None)
-"""What the request is called that this task works for: it stands in the lines of the log, and goes to the replica."""
+"""Id of the request for which this task works. It is written in log lines and sent to the replica."""
 
 
 def check(sent: str, param: str = HEADER) -> str:
-    """The id, as it was sent. Raises InvalidRequest, with `param`, for what may not stand in a log."""
+    """Return the id as it was sent. Raises InvalidRequest, with `param`, for an id that may not appear in a log."""
     if not re.fullmatch(r"[!-~]{1,128}", sent):
         raise InvalidRequest(f"{param}: up to 128 printable ASCII characters without spaces", param=param)
     return sent
@@ -25,7 +25,7 @@ def check(sent: str, param: str = HEADER) -> str:
 
 @contextmanager
 def in_errors(name: Callable[[], str | None]) -> Iterator[None]:
-    """Errors that leave the block have the request's name, as it is known then, as their `request_id`."""
+    """Set `request_id` of errors that leave the block to the request's id, which `name` returns at that time."""
     try:
         yield
     except RequestError as error:

@@ -1,6 +1,6 @@
-"""What gateway and executors share of OpenTelemetry: our tracer, of the provider that Jina has made, and its end.
+"""OpenTelemetry for gateway and executors: our tracer, from the provider that Jina has made, and its shutdown.
 
-Jina makes a provider in each process of a Flow with `tracing`. Without one, nothing here is called or imported.
+Jina makes a provider in each process of a Flow with `tracing`. Without a provider, this module is not imported.
 """
 
 import logging
@@ -15,30 +15,31 @@ log = logging.getLogger(__name__)
 
 SCOPE = "run_gpt"
 FLUSH_SECONDS = 2.0
-"""Time that the last spans get to reach the collector when a process ends; then they are lost."""
+"""Time in seconds that the last spans have to reach the collector when a process ends; after it they are lost."""
 
 
 def tracer_of(provider: Any) -> "Tracer":
-    """Our tracer. From now on it is the only one of Jina's provider that makes spans, and the provider ends in time.
+    """Return our tracer, make it the only one of Jina's provider that records spans, and bound the provider's shutdown.
 
-    Jina's own spans are one for each gRPC call of an executor, those of the probes each half second among them, and
-    one for each endpoint, which of a stream ends before the first event. Switched off they still hand on what they
-    get: so ours belong to the gateway's.
+    Jina's own tracers make one span for each gRPC call of an executor, including the probes every half second, and one
+    for each endpoint; the latter ends before the first event of a stream. When they are switched off, they still pass
+    on the context that they get, so our spans belong to the gateway's.
     """
     from opentelemetry.sdk.trace import _TracerConfig
 
     provider._set_tracer_configurator(tracer_configurator=lambda scope: _TracerConfig(is_enabled=scope.name == SCOPE))
     _end_in_time(provider)
-    # A stream whose client left is closed by another task, where what Jina's interceptor wants to undo never was.
+    # If a stream's client has left, another task closes the stream. Jina's interceptor then tries to detach a context
+    # that was never attached in that task.
     logging.getLogger("opentelemetry.context").addFilter(lambda record: record.msg != "Failed to detach context")
     tracer: Tracer = provider.get_tracer(SCOPE, version("rungpt"))
     return tracer
 
 
 def _end_in_time(provider: Any) -> None:
-    """Bound what Jina does with a provider at the end: its exporter tries a collector that is away for ten seconds.
+    """Bound the shutdown of Jina's provider: its exporter tries to reach an absent collector for ten seconds.
 
-    It does that for each batch of spans, and in the thread that should end the process.
+    It does so for each batch of spans, in the thread that should end the process.
     """
     shut_down = provider.shutdown
 
@@ -50,4 +51,4 @@ def _end_in_time(provider: Any) -> None:
             log.warning("the collector of traces did not take the last spans in %g s: they are lost", FLUSH_SECONDS)
 
     provider.shutdown = end
-    provider.force_flush = lambda timeout_millis=0: True  # the end sends what is left
+    provider.force_flush = lambda timeout_millis=0: True  # the shutdown sends the remaining spans

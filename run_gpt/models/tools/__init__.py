@@ -1,4 +1,4 @@
-"""Calls of functions: how models are told of them, write them and are held to them."""
+"""Function calls: descriptions of functions in prompts, parsers of calls in answers, and grammars for calls."""
 
 from run_gpt.models.tools.formats import ToolFormat, find_tool_format, tool_template
 from run_gpt.models.tools.function import Function

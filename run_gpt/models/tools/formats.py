@@ -1,4 +1,4 @@
-"""The formats in which models write calls of functions: a row for each, found by what the chat template says."""
+"""Formats in which models write function calls: one entry for each, found by the text of the chat template."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,58 +14,60 @@ from run_gpt.models.tools.tokens import wordless_ids
 
 @dataclass(frozen=True, kw_only=True)
 class ToolFormat:
-    """One format: how it is recognised, written and read."""
+    """One format of calls, with all that is needed to recognise, write and read it."""
 
     name: str
     form: CallForm
     parse: type[ToolParser]
     contains: tuple[str, ...] = ()
-    """Texts that are all in the chat template of its models."""
+    """Texts that the chat template of the format's models must all contain."""
     lacks: tuple[str, ...] = ()
-    """Texts of which none is in it."""
+    """Texts that the chat template must not contain."""
     markers: tuple[str, ...] = ()
-    """Texts that are tokens of their own in most of its models."""
+    """Texts that are single tokens in most of the format's models."""
     native: bool = True
-    """Whether the chat template takes tools, calls and results; otherwise we describe them in plain turns."""
+    """True when the chat template takes tools, calls and results; otherwise we describe them in plain turns."""
     short_ids: bool = False
-    """Whether the chat template refuses ids of calls that are not 9 letters and digits."""
+    """True when the chat template refuses ids of calls that are not 9 letters and digits."""
     tokens: Mapping[str, int] = field(default_factory=dict)
-    """The ids of those markers that are tokens of this tokenizer."""
+    """Ids of the markers that are tokens of this tokenizer."""
     others: tuple[int, ...] = ()
-    """The ids of the tokens that a grammar's texts never stand for, but for the one that begins calls."""
+    """Ids of the tokens that never match a grammar's texts, except the one that begins calls."""
 
     @property
     def visible(self) -> tuple[str, ...]:
-        """The tokens that the parser must see in the text of an answer, be they special or not."""
+        """Tokens that the parser must see in the text of an answer, special or not."""
         return tuple(self.tokens)
 
     @property
     def single(self) -> bool:
-        """Whether an answer has one call at most."""
+        """True when an answer has at most one call."""
         return self.form.between is None
 
     def parser(self, functions: Sequence[Function], *, parallel: bool = True) -> ToolParser:
-        """A parser of one answer; with `parallel` false it gives the first call only.
+        """Return a parser of one answer; if `parallel` is false, it returns only the first call.
 
-        Then, and if a function is strict, the answer must be held to a grammar: what that takes for text is no call.
+        In that case, and if a function is strict, the answer must follow a grammar, and the parser finds no calls in
+        what is text by that grammar.
         """
         held = not self.form.marker and (not parallel or any(function.strict for function in functions))
         opening = free_grammar.opening(self.form, [function.name for function in functions]) if held else None
         return self.parse(functions, parallel=parallel, opening=opening)
 
     def grammar(self, functions: Sequence[Function], *, name: str | None = None, parallel: bool = True) -> str:
-        """The grammar, in llguidance's Lark, of an answer that is calls and nothing else.
+        """Return the grammar, in llguidance's Lark, of an answer that consists only of calls.
 
-        With `name` it is one call of that function; without, one call of any, or more if `parallel`. The arguments
-        are held to each function's `parameters`. Raises InvalidRequest for a name that no function has, and for
-        parameters that are not an object's; what else llguidance refuses in a schema, it says when it reads it.
+        With `name` it is one call of that function; otherwise it is one call of any function, or more if `parallel`.
+        The arguments must follow each function's `parameters`. Raises InvalidRequest for an unknown name, and for
+        parameters that are not the schema of an object. Other faults of a schema are reported only when llguidance
+        compiles the grammar.
         """
         return self.form.lark(chosen(functions, name), self.tokens, several=parallel and name is None)
 
     def optional_grammar(self, functions: Sequence[Function], *, parallel: bool = True, text: bool = True) -> str:
-        """The same of an answer that may be calls, where those of functions that are not strict have any object.
+        """Return the grammar of an answer that may be calls; functions that are not strict take any object.
 
-        With `text` it may as well be any text (see free_grammar.py), else it is calls and nothing else.
+        With `text` the answer may also be any text (see free_grammar.py); otherwise it consists only of calls.
         """
         held = [function if function.strict else replace(function, parameters=None) for function in functions]
         if not text:
@@ -73,7 +75,7 @@ class ToolFormat:
         return free_grammar.text_or_calls(self.form, held, self.tokens, self.others, several=parallel)
 
     def text_grammar(self, functions: Sequence[Function]) -> str:
-        """The same of an answer in which no call begins."""
+        """Return the grammar of an answer in which no call begins."""
         return free_grammar.no_call(self.form, functions)
 
 
@@ -85,7 +87,7 @@ JSON = ToolFormat(
 )
 
 FORMATS: tuple[ToolFormat, ...] = (
-    # Qwen 2.5 and 3, Hermes 2 Pro and 3. Qwen 3 Coder and GLM write other things between the same markers.
+    # Qwen 2.5 and 3, Hermes 2 Pro and 3. Qwen 3 Coder and GLM use the same markers around another syntax.
     ToolFormat(
         name="hermes",
         contains=("tools", "<tool_call>", "arguments"),
@@ -103,7 +105,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         parse=MistralParser,
         short_ids=True,
     ),
-    # Mistral 7B v0.3, Small 3.1, with SentencePiece's space; and Nemo without.
+    # Mistral 7B v0.3 and Small 3.1, with SentencePiece's space; Nemo, below, has no space.
     ToolFormat(
         name="mistral",
         contains=("tools", "[TOOL_CALLS] ["),
@@ -132,7 +134,7 @@ FORMATS: tuple[ToolFormat, ...] = (
 
 
 def find_tool_format(chat_template: str | None, tokenizer: Any) -> ToolFormat:
-    """The format of a model, by its chat template: JSON if that knows no tools, or knows them in a form not here."""
+    """Return the format of a model by its chat template: JSON if that has no tools, or has them in an unknown form."""
     text = chat_template or ""
     fitting = (
         row
@@ -147,7 +149,7 @@ def find_tool_format(chat_template: str | None, tokenizer: Any) -> ToolFormat:
 
 
 def tool_template(tokenizer: Any) -> str | None:
-    """The text of the tokenizer's chat template; of several the one for tools."""
+    """Return the text of the tokenizer's chat template; if there are several, the one for tools."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("tool_use") or template.get("default")

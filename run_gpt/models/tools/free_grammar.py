@@ -1,9 +1,9 @@
-"""The grammars of answers that may be any text, where only what begins as a call is held to be one.
+"""Grammars of answers that may be any text or calls: an answer that begins as a call must continue as one.
 
-A call begins with the format's marker. Without a marker it begins in the object that an answer begins with, or in the
-first of a list, when its first member is a known name: until then the object may be an answer in JSON, which need not
-be a call. The texts are UTF-8, and nothing else is asked of them. Not seen is a call with a special token amid the
-letters of its beginning, which the answer's text does not show.
+A call begins with the format's marker. In a format without a marker, a call begins in the object at the answer's
+beginning, or in the first object of a list there, once its first member is a known name. Up to that point the object
+may be an answer in JSON that is not a call. The texts must be UTF-8 and are otherwise free. A call is not recognised
+if there is a special token amid the letters of its beginning, since the answer's text does not show that token.
 """
 
 import json
@@ -14,7 +14,7 @@ from itertools import groupby
 from run_gpt.models.tools.function import Function
 from run_gpt.models.tools.grammar import CallForm, lark_text
 
-_BLANKS = r"[ \t\r\n]*"  # what JSON has as white space
+_BLANKS = r"[ \t\r\n]*"  # JSON's white space
 _TERMINALS = rf"""
 ANY: /(?s:.*)/
 TEXT: /(?s:.+)/
@@ -26,9 +26,9 @@ TO_NAME: BLANKS "{{" BLANKS "\"name\"" BLANKS ":" BLANKS
 def text_or_calls(
     form: CallForm, functions: Sequence[Function], tokens: Mapping[str, int], others: Sequence[int], *, several: bool
 ) -> str:
-    """llguidance's Lark grammar of a text, or of a call or more, before which a text may stand if there is a marker.
+    """Return llguidance's Lark grammar of a text, or of one or more calls; with a marker, text may precede the calls.
 
-    `tokens` as in CallForm.lark; `others`: the ids of the other tokens that a grammar's texts never stand for.
+    `tokens` are as in CallForm.lark; `others` are the ids of the other tokens that never match a grammar's texts.
     """
     if form.marker:
         rules = _after_text(form, functions, tokens, several=several)
@@ -39,29 +39,29 @@ def text_or_calls(
 
 
 def no_call(form: CallForm, functions: Sequence[Function]) -> str:
-    """The grammar of the texts in which no call begins; no token that is more than its text is in them."""
+    """Return the grammar of the texts in which no call begins; it allows no special tokens and none in `<>`."""
     names = " | ".join(json.dumps(form.named(function.name)) for function in functions)
     begin = f"ANY {json.dumps(form.marker)}" if form.marker else f"({' | '.join(_ways(form).values())}) ({names})"
     return f"start: NO_CALL\nNO_CALL: ANY & ~({begin} ANY){_TERMINALS}"
 
 
 def opening(form: CallForm, names: Iterable[str]) -> re.Pattern[str]:
-    """What `text_or_calls` takes for the beginning of a call without a marker: the answer up to the call's name."""
+    """Return the pattern of a call's beginning without a marker, as in `text_or_calls`: the answer up to its name."""
     before = f"(?:{re.escape(form.tag)})?" + (rf"(?:{_BLANKS}\[)?" if form.first else "")
     known = "|".join(re.escape(form.named(name)) for name in names)
     return re.compile(rf'{before}{_BLANKS}\{{{_BLANKS}"name"{_BLANKS}:{_BLANKS}(?:{known})')
 
 
 def _ways(form: CallForm) -> dict[str, str]:
-    """How an answer without a marker may begin up to the name in its first call: terminals, by names for them."""
+    """Return terminals, by name, for the possible beginnings of an answer without a marker, up to the first name."""
     bare = f"{json.dumps(form.tag)}? TO_NAME" if form.tag else "TO_NAME"
     return {"bare": bare, "listed": f"BLANKS {json.dumps(form.first)} TO_NAME"} if form.first else {"bare": bare}
 
 
 def _from_beginning(form: CallForm, functions: Sequence[Function], *, several: bool) -> list[str]:
-    """The rules of a whole answer that is text or calls: where its beginning is a call's (`lazy`), it is no text.
+    """Return the rules of a whole answer that is text or calls: once it begins like a call (`lazy`), it is not text.
 
-    Tokens may come before it, since most of those that stand for no text are not shown.
+    Tokens that match no text may come before the call, since most of them are not shown.
     """
     starts, rules = ["text"], []
     for way, before in _ways(form).items():
@@ -78,7 +78,7 @@ def _from_beginning(form: CallForm, functions: Sequence[Function], *, several: b
 def _after_text(
     form: CallForm, functions: Sequence[Function], tokens: Mapping[str, int], *, several: bool
 ) -> list[str]:
-    """The rules of a text and of the calls after it; where the marker ends in letters (`lazy`), the text has ended."""
+    """Return the rules of a text and the calls after it; the text ends where a spelled marker is complete (`lazy`)."""
     calls = []
     for i, function in enumerate(functions):
         written = f"{form.first}{form.before(function.name)}".removeprefix(form.marker)
@@ -94,7 +94,7 @@ def _after_text(
 
 
 def _ranges(ids: Sequence[int]) -> str:
-    """Token ids as Lark has them: `0-2,7`."""
+    """Return token ids in Lark's notation: `0-2,7`."""
     runs = groupby(enumerate(sorted(ids)), lambda place: place[1] - place[0])
     ends = [[token_id for _, token_id in run] for _, run in runs]
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in ends)

@@ -1,4 +1,4 @@
-"""A function that a model may call, as a request describes it."""
+"""Functions that a model may call, as requests describe them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from run_gpt.errors import InvalidRequest
 
 @dataclass(frozen=True)
 class Function:
-    """A function: its name, what it does, and the JSON schema of its arguments."""
+    """Function: its name, its description, and the JSON schema of its arguments."""
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] | None = None
-    """The schema of an object, in the order that the request gave; None: any object."""
+    """JSON schema of an object, in the order of the request; None: any object."""
     strict: bool | None = None
 
     def as_tool(self) -> dict[str, Any]:
-        """As chat templates take it; some read each of the keys without asking whether it is there."""
+        """Return the function in the form of chat templates, with all keys, since some templates require each key."""
         function = {"name": self.name, "description": self.description or "", "parameters": self.schema()}
         return {"type": "function", "function": function}
 
     def schema(self) -> dict[str, Any]:
-        """The JSON schema of the arguments. Raises InvalidRequest if it is not that of an object."""
+        """Return the JSON schema of the arguments. Raises InvalidRequest if it is not the schema of an object."""
         schema = dict(self.parameters or {})
         kind = schema.get("type", "object")
         if kind != "object":

@@ -1,4 +1,4 @@
-"""How calls are written in a format, as a text and as a grammar that holds a model to it."""
+"""Forms of calls in a format, as text and as a grammar that constrains a model to it."""
 
 import json
 import re
@@ -8,34 +8,34 @@ from dataclasses import dataclass
 from run_gpt.errors import InvalidRequest
 from run_gpt.models.tools.function import Function
 
-# As Python writes JSON, which is how models have seen calls and schemas; and no white space without an end.
+# Python's way of writing JSON, in which models have seen calls and schemas. White space must not be endless.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallForm:
-    """The texts between which the names and the arguments of an answer's calls stand."""
+    """Texts around the names and the arguments of an answer's calls."""
 
     marker: str = ""
-    """What begins calls anywhere in an answer; empty: an answer is calls from its beginning, or it has none."""
+    """Text that begins calls anywhere in an answer; empty: calls begin at the answer's beginning or not at all."""
     tag: str = ""
-    """What may stand before calls that no marker begins."""
+    """Optional text before calls in a format without a marker."""
     name: str = '{"name": '
     arguments: str = ', "arguments": '
     end: str = "}"
     quoted: bool = True
-    """Whether the name is a JSON string."""
+    """True when the name is a JSON string."""
     first: str = ""
-    """Before the first of the calls."""
+    """Text before the first call."""
     between: str | None = None
-    """Between two calls; None: an answer has one call."""
+    """Text between two calls; None: an answer has one call."""
     last: str = ""
-    """After the last of them."""
+    """Text after the last call."""
     single_is_bare: bool = False
-    """Whether `first` and `last` stand around several calls only."""
+    """True when `first` and `last` are written only around several calls."""
 
     def write(self, calls: Sequence[tuple[str, str]]) -> str:
-        """`calls`, each a name and the JSON text of its arguments, as a model writes them."""
+        """Return `calls`, each a name and the JSON text of its arguments, as a model writes them."""
         texts = [f"{self.before(name)}{arguments}{self.end}" for name, arguments in calls]
         if self.single_is_bare and len(texts) == 1:
             return texts[0]
@@ -43,29 +43,29 @@ class CallForm:
         return f"{self.first}{between.join(texts)}{self.last}"
 
     def before(self, name: str) -> str:
-        """A call of the function `name` up to its arguments."""
+        """Return a call of the function `name` up to its arguments."""
         return f"{self.name}{self.named(name)}{self.arguments}"
 
     def named(self, name: str) -> str:
-        """A function's name as a call has it."""
+        """Return a function's name as it is written in a call."""
         return json.dumps(name, ensure_ascii=False) if self.quoted else name
 
     def lark(self, functions: Sequence[Function], tokens: Mapping[str, int], *, several: bool) -> str:
-        """llguidance's Lark grammar of a call of one of `functions`, or of one or more.
+        """Return llguidance's Lark grammar of one call of one of `functions`, or of one or more if `several`.
 
-        `tokens` are the ids of markers that are one token: a grammar's texts never stand for those.
+        `tokens` are the ids of markers that are one token: these never match a grammar's texts.
         """
         listed = f"{lark_text(self.first, tokens)} call {self.rest(tokens, several=several)}"
         start = ("call" + (f" | {listed}" if several else "")) if self.single_is_bare else listed
         return f"start: {start}\n{self.call_rules(functions, tokens)}"
 
     def rest(self, tokens: Mapping[str, int], *, several: bool) -> str:
-        """What may come after the first call."""
+        """Return the grammar of the part after the first call."""
         last = lark_text(self.last, tokens)
         return f"({lark_text(self.between, tokens)} call)* {last}" if several and self.between is not None else last
 
     def call_rules(self, functions: Sequence[Function], tokens: Mapping[str, int]) -> str:
-        """The rules `call`, and for the function with the number i `call_i`, `arguments_i`."""
+        """Return the rules `call`, and `call_i` and `arguments_i` for function number i."""
         rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(functions)))]
         for i, function in enumerate(functions):
             schema = json.dumps({**function.schema(), "x-guidance": _SPACING})
@@ -75,7 +75,7 @@ class CallForm:
 
 
 def chosen(functions: Sequence[Function], name: str | None) -> list[Function]:
-    """The functions that may be called. Raises InvalidRequest if there is none, or none called `name`."""
+    """Return the functions that may be called. Raises InvalidRequest if there is none, or none called `name`."""
     found = [function for function in functions if name in (None, function.name)]
     if not found:
         wanted = "a call is required" if name is None else f"it names {name!r}"
@@ -85,7 +85,7 @@ def chosen(functions: Sequence[Function], name: str | None) -> list[Function]:
 
 
 def lark_text(text: str, tokens: Mapping[str, int]) -> str:
-    """`text` as a sequence of Lark's strings and token ids."""
+    """Return `text` as a sequence of Lark's strings and token ids."""
     if not tokens:
         return json.dumps(text) if text else ""
     parts = re.split(f"({'|'.join(re.escape(marker) for marker in tokens)})", text)

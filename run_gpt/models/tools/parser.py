@@ -1,9 +1,9 @@
-"""From a model's answer to its text and its calls, piece by piece as the answer comes.
+"""Parser that splits a model's answer into text and calls, piece by piece as the answer arrives.
 
-The pieces, joined, are the same however the answer is cut. A call begins only when its name is known, is one of the
-request's functions, and its arguments have begun; what does not come so far is text, and no character of it is lost.
-After that what is read is the call's: an answer that ends in the middle of a call leaves the call as far as it came.
-White space before and after a call is not text.
+The joined pieces do not depend on how the answer is cut. A call begins only when its name is known, is one of the
+request's functions, and its arguments have begun. Anything that does not get so far is text, and no character of it is
+lost. After that, the characters belong to the call: an answer that ends in the middle of a call leaves an incomplete
+call. White space before and after a call is not text.
 """
 
 import re
@@ -25,7 +25,7 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class CallPiece:
-    """A call begins: the `index`th of the answer, from 0."""
+    """Beginning of a call, the `index`th of the answer, from 0."""
 
     index: int
     name: str
@@ -33,7 +33,7 @@ class CallPiece:
 
 @dataclass(frozen=True)
 class ArgumentsPiece:
-    """More of the arguments of call `index`: the model's own JSON text."""
+    """Next part of the arguments of call `index`: the model's own JSON text."""
 
     index: int
     text: str
@@ -41,20 +41,20 @@ class ArgumentsPiece:
 
 Piece = TextPiece | CallPiece | ArgumentsPiece
 
-_ARGUMENTS = ("arguments", "parameters")  # models take one for the other
+_ARGUMENTS = ("arguments", "parameters")  # models confuse the two
 
 
 def _nowhere(text: str) -> None:
-    """Takes what nobody needs: members of a call that are not its name or arguments."""
+    """Discard text: members of a call that are not its name or arguments."""
 
 
 class ToolParser(Scanner):
-    """Parses one answer. `push` its text as it comes, then `finish`; a format's own class says how an answer runs."""
+    """Parser of one answer: `push` its text as it comes, then `finish`. A subclass for each format defines `answer`."""
 
     def __init__(self, functions: Iterable[Function], *, parallel: bool, opening: re.Pattern[str] | None = None):
-        """With `parallel` false the first call is given and the others are dropped.
+        """Create a parser for calls of `functions`. If `parallel` is false, calls after the first are dropped.
 
-        `opening`: with this and no other text, up to its first call's name, an answer begins that is calls.
+        `opening`, if given, must match the answer up to its first call's name; otherwise the answer has no calls.
         """
         super().__init__()
         self.names = frozenset(function.name for function in functions)
@@ -70,17 +70,17 @@ class ToolParser(Scanner):
 
     @property
     def called(self) -> bool:
-        """Whether the answer has a call so far."""
+        """True when the answer has a call so far."""
         return self._calls > 0
 
     def push(self, text: str) -> list[Piece]:
-        """What is new with `text`; text that may be the beginning of a call comes later."""
+        """Parse more text and return the new pieces; text that may be the beginning of a call is returned later."""
         for char in text:
             self._machine.send(char)
         return self._new()
 
     def finish(self) -> list[Piece]:
-        """What was held back; nothing comes after it."""
+        """Return the pieces that were held back; no more pieces come after them."""
         if not self._finished:
             self._finished = True
             with suppress(StopIteration):
@@ -88,11 +88,11 @@ class ToolParser(Scanner):
         return self._new()
 
     def answer(self) -> Scan[None]:
-        """Read the answer as the format writes it; what is left is text."""
+        """Read the answer in the format's form; the remainder is text."""
         raise NotImplementedError
 
     def show(self) -> None:
-        """What is held is text."""
+        """Turn the held characters into text."""
         for char in self.held:
             if not char.isspace():
                 self._pieces.extend(TextPiece(text) for text in (*self._blanks, char))
@@ -103,13 +103,13 @@ class ToolParser(Scanner):
         self.held.clear()
 
     def settle(self) -> None:
-        """After a call: what is held is text, unless the answer ends here and it is the call's end cut off."""
+        """Turn the characters held after a call into text; drop them at the answer's end, as a call's end cut off."""
         if self.char:
             self.show()
         self.held.clear()
 
     def find(self, marker: str) -> Scan[bool]:
-        """Read text up to `marker`, which is then held; False at the end."""
+        """Read text up to `marker`, which is then held; return False at the end of the answer."""
         while self.char:
             if self.char != marker[0]:
                 yield from self.take(self._show)
@@ -150,7 +150,7 @@ class ToolParser(Scanner):
         self.show()
 
     def call(self, end: str = "") -> Scan[bool]:
-        """Read a call's object up to the end of its arguments. False if it is no call: all of it is still held."""
+        """Read a call's object up to the end of its arguments; return False if it is no call, with all of it held."""
         name: str | None = None
         arguments: list[str] | None = None
         members = 0
@@ -171,7 +171,7 @@ class ToolParser(Scanner):
                 yield from self.value(_nowhere, end)
             yield from self.blanks()
             if arguments is None and members == 1 and self.char == "}":
-                arguments = ["{}"]  # a name alone calls a function that takes nothing
+                arguments = ["{}"]  # a name alone calls a function without arguments
             if name is not None and arguments is not None:
                 self._begin(name)
                 self._give("".join(arguments))
@@ -179,7 +179,7 @@ class ToolParser(Scanner):
         return False
 
     def run(self, name: str, end: str = "") -> Scan[bool]:
-        """Begin a call and read its arguments; False if no value comes."""
+        """Begin a call and read its arguments; return False if no value comes."""
         if not self._at_value():
             return False
         self._begin(name)
@@ -187,7 +187,7 @@ class ToolParser(Scanner):
         return True
 
     def close(self, end: str = "") -> Scan[None]:
-        """Read what follows a call's arguments in its object."""
+        """Read the rest of a call's object after its arguments."""
         yield from self.blanks()
         while self.char == "," and (yield from self._key()) is not None:
             yield from self.value(_nowhere, end)
@@ -199,7 +199,7 @@ class ToolParser(Scanner):
             self.settle()
 
     def _key(self) -> Scan[str | None]:
-        """Take the brace or comma before a member, and its name up to its value; None if none comes."""
+        """Take the brace or comma before a member, and its name up to its value; return None if there is no member."""
         if self.char not in ("{", ","):
             return None
         yield from self.take()
@@ -227,7 +227,7 @@ class ToolParser(Scanner):
         self._calls += 1
 
     def _give(self, text: str) -> None:
-        """Hand arguments on; they are no longer held."""
+        """Pass arguments on; they are no longer held."""
         self.held.clear()
         if text and (self._parallel or self._calls == 1):
             self._pieces.append(ArgumentsPiece(self._calls - 1, text))
@@ -243,13 +243,13 @@ class ToolParser(Scanner):
         self._pieces.extend(TextPiece(text) for text in self._blanks)
 
     def _new(self) -> list[Piece]:
-        """The pieces since the last time, neighbours of one kind joined."""
+        """Return the pieces since the last call, with neighbours of one kind joined."""
         pieces, self._pieces = self._pieces, []
         return joined(pieces)
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """The same pieces with neighbours that continue each other made one."""
+    """Return the same pieces, with neighbours that continue each other joined."""
     result: list[Piece] = []
     for (kind, index), group in groupby(pieces, lambda piece: (type(piece), getattr(piece, "index", 0))):
         if kind is CallPiece:

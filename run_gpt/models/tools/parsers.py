@@ -1,11 +1,11 @@
-"""How an answer with calls runs in each format: a parser of its own for each."""
+"""Parsers for answers with calls, one for each format."""
 
 from run_gpt.models.tools.parser import ToolParser
 from run_gpt.models.tools.scanner import Scan
 
 
 class JsonParser(ToolParser):
-    """The answer is one call's object, several, or a list of them; an answer that begins otherwise is text."""
+    """Parser of answers that are one call's object, several objects, or a list of them; any other answer is text."""
 
     def answer(self) -> Scan[None]:
         yield from self.blanks()
@@ -13,7 +13,7 @@ class JsonParser(ToolParser):
 
 
 class LlamaParser(ToolParser):
-    """The answer is a call's object, or several, with or without the token that Llama writes before its code."""
+    """Parser of answers that are one or more calls' objects, with or without Llama's token for code before them."""
 
     def answer(self) -> Scan[None]:
         yield from self.blanks()
@@ -23,12 +23,12 @@ class LlamaParser(ToolParser):
 
 
 class HermesParser(ToolParser):
-    """Each call's object stands between `<tool_call>` and `</tool_call>`, anywhere in the answer."""
+    """Parser of answers with calls' objects between `<tool_call>` and `</tool_call>`, anywhere in the answer."""
 
     begin, end = "<tool_call>", "</tool_call>"
 
     def answer(self) -> Scan[None]:
-        cut = self.end[0]  # no JSON has it outside of strings
+        cut = self.end[0]  # does not occur in JSON outside of strings
         found = yield from self.find(self.begin)
         while found:
             yield from self.blanks()
@@ -36,7 +36,7 @@ class HermesParser(ToolParser):
                 yield from self.close(cut)
                 yield from self.blanks()
                 marker = yield from self.literal(self.begin, self.end)
-                if marker == self.begin:  # models forget the end
+                if marker == self.begin:  # models may omit the end marker
                     continue
                 if marker is None:
                     self.settle()
@@ -47,7 +47,7 @@ class HermesParser(ToolParser):
 
 
 class MistralParser(ToolParser):
-    """After `[TOOL_CALLS]` stands a list of calls, or a function's name, `[ARGS]` and its arguments."""
+    """Parser of answers with a list of calls, or a function's name, `[ARGS]` and arguments, after `[TOOL_CALLS]`."""
 
     def answer(self) -> Scan[None]:
         while (yield from self.find("[TOOL_CALLS]")):

@@ -1,4 +1,4 @@
-"""Calls, their results and the functions as a chat template takes them: in its own way, or as plain turns."""
+"""Calls, their results and functions in the form that a chat template takes: its own form, or plain turns."""
 
 import hashlib
 import json
@@ -17,20 +17,20 @@ _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 
 def has_calls(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a message is a call or the result of one."""
+    """Return True if a message has a call or is the result of one."""
     return any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
 
 
 def without_empty(message: Mapping[str, Any]) -> Message:
-    """`message` without the keys that have no value, since templates ask whether a key is there; content is a text."""
+    """Return `message` without keys whose value is None, since templates test if a key is there; content is a text."""
     present = {key: value for key, value in message.items() if value is not None and key != "tool_calls"}
     return {**present, "content": message.get("content") or ""}
 
 
 def native_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) -> list[Message]:
-    """`messages` for a template that takes tools: arguments are objects, what is absent has no key.
+    """Return `messages` for a template that takes tools: arguments are objects, absent values have no key.
 
-    Raises InvalidRequest for arguments that are no JSON object and for results of calls that were not made.
+    Raises InvalidRequest for arguments that are not a JSON object and for results of calls that were not made.
     """
     names: dict[str, str] = {}
     shorten = _short_id if tool_format.short_ids else str
@@ -51,10 +51,10 @@ def native_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat)
 
 
 def plain_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) -> list[Message]:
-    """`messages` in the roles that every template knows: a call is what the model wrote, a result is the user's.
+    """Return `messages` in the roles that every template knows: calls as the model's text, results as user messages.
 
-    Results and what the user says after them are one turn, since many templates want the roles to take turns. Raises
-    InvalidRequest as `native_turns`.
+    Results and the user message after them become one turn, since many templates require alternating roles. Raises
+    InvalidRequest as `native_turns` does.
     """
     names: dict[str, str] = {}
     turns: list[Message] = []
@@ -76,7 +76,7 @@ def plain_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) 
 
 
 def description(functions: Sequence[Function], tool_format: ToolFormat, *, parallel: bool) -> str:
-    """What a model is told whose template cannot tell it: the functions, and how a call is written; else nothing."""
+    """Return a prompt text with the functions and the form of a call, for templates without tools; empty for none."""
     if not functions:
         return ""
     call = tool_format.form.write([("<name>", "<arguments as a JSON object>")]).replace('"<name>"', "<name>")
@@ -89,14 +89,14 @@ def description(functions: Sequence[Function], tool_format: ToolFormat, *, paral
 
 
 def in_system_turn(turns: Sequence[Message], text: str) -> list[Message]:
-    """`turns` with `text` in their system message, after what stands there."""
+    """Return `turns` with `text` appended to their system message, or as a new one if there is none."""
     if turns and turns[0]["role"] == "system":
         return [{"role": "system", "content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
     return [{"role": "system", "content": text}, *turns]
 
 
 def in_user_turn(turns: Sequence[Message], text: str) -> list[Message]:
-    """`turns` with `text` in front of the first user's."""
+    """Return `turns` with `text` in front of the first user message, or as a new one at the end if there is none."""
     at = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
     if at is None:
         return [*turns, {"role": "user", "content": text}]
@@ -104,7 +104,7 @@ def in_user_turn(turns: Sequence[Message], text: str) -> list[Message]:
 
 
 def _names(message: Mapping[str, Any]) -> dict[str, str]:
-    """The name of the function that each call calls, by the call's id; clients give ids anew in later turns."""
+    """Return the name of each call's function by the call's id; clients may reuse ids in later turns."""
     return {call["id"]: call["function"]["name"] for call in message["tool_calls"]}
 
 
@@ -116,7 +116,7 @@ def _call_of(message: Mapping[str, Any], names: Mapping[str, str], at: int) -> s
 
 
 def _as_object(function: Mapping[str, Any], at: int) -> Message:
-    """The called function with its arguments as an object; an empty text is none."""
+    """Return the called function with its arguments as an object; an empty text means no arguments."""
     text = function["arguments"]
     try:
         arguments = json.loads(text or "{}")
@@ -130,18 +130,18 @@ def _as_object(function: Mapping[str, Any], at: int) -> Message:
 
 
 def _written(calls: Sequence[Mapping[str, Any]], tool_format: ToolFormat, at: int) -> str:
-    """Calls as the model would have written them."""
+    """Return calls as the model would have written them."""
     functions = [_as_object(call["function"], at) for call in calls]
     return tool_format.form.write([(f["name"], json.dumps(f["arguments"], ensure_ascii=False)) for f in functions])
 
 
 def _short_id(call: str) -> str:
-    """`call` itself if it is 9 letters and digits, else 9 that are the same for the same id."""
+    """Return `call` itself if it is 9 letters and digits, else 9 characters that depend only on it."""
     return call if _SHORT_ID.fullmatch(call) else hashlib.sha256(call.encode()).hexdigest()[:9]
 
 
 def _one_by_one(turns: Sequence[Message]) -> list[Message]:
-    """Turns with several calls as turns with one call each, each followed by its result."""
+    """Split turns with several calls into turns with one call each, each followed by its result."""
     split: list[Message] = []
     left = list(turns)
     while left:

@@ -1,4 +1,4 @@
-"""Reads JSON character by character, holding what it took until it is known what that was."""
+"""Scanner that reads JSON character by character, and holds the characters until their meaning is known."""
 
 import json
 import re
@@ -10,16 +10,16 @@ _HALF = re.compile(r"\\u[dD][89abAB]..")  # the first of two escapes that are on
 
 T = TypeVar("T")
 Scan = Generator[None, str, T]
-"""A step of reading: waits for characters, returns what it read."""
+"""Step of reading: a generator that waits for characters and returns what it has read."""
 
 Give = Callable[[str], None]
 
 
 class Scanner:
-    """The characters of a text, read by generators, so that how the text is cut into pieces cannot matter.
+    """Scanner of a text's characters. It uses generators, so the way in which the text is cut cannot matter.
 
-    `char` is the next character, not taken yet; it is empty at the end of the text, where nothing waits any more.
-    `held` is what was taken and has no meaning yet. Each method below is called with `yield from`.
+    `char` is the next character, not taken yet; it is empty at the end of the text, after which no generator waits.
+    `held` has the characters that were taken and have no meaning yet. Each method below is called with `yield from`.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Scanner:
         self.held: list[str] = []
 
     def take(self, give: Give | None = None) -> Scan[str]:
-        """Take the next character; empty at the end. `give` has it before the one after it is waited for."""
+        """Take and return the next character, empty at the end. `give` gets it before the following one is awaited."""
         char = self.char
         if char:
             self.held.append(char)
@@ -42,7 +42,7 @@ class Scanner:
             yield from self.take()
 
     def literal(self, *texts: str) -> Scan[str | None]:
-        """Take one of `texts`, of which none begins another; None if none comes, with its beginning taken."""
+        """Take and return one of `texts`; None if none comes, with its beginning taken. No text may begin another."""
         at = 0
         while self.char and (texts := tuple(text for text in texts if text[at] == self.char)):
             yield from self.take()
@@ -52,7 +52,7 @@ class Scanner:
         return None
 
     def string(self) -> Scan[str | None]:
-        """Take a JSON string; its text, or None if there is none."""
+        """Take a JSON string; return its text, or None if there is no string."""
         raw = ""
         escaped = False
         while self.char and (raw or self.char == '"'):
@@ -67,7 +67,7 @@ class Scanner:
         return None
 
     def value(self, give: Give, end: str = "") -> Scan[None]:
-        """Take a JSON value and hand its raw text on as it comes; of a string its decoded text.
+        """Take a JSON value and pass its raw text on as it comes; for a string, its decoded text.
 
         Outside of strings the character `end` cuts the value short, as the end of the text does anywhere.
         """
@@ -80,7 +80,7 @@ class Scanner:
                 yield from self.take(give)
 
     def _nested(self, give: Give, end: str) -> Scan[None]:
-        """Take all up to the bracket that closes the first one."""
+        """Take all characters up to the bracket that closes the first one."""
         depth, quoted, escaped = 0, False, False
         while self.char and (quoted or self.char != end):
             char = yield from self.take(give)
@@ -96,7 +96,7 @@ class Scanner:
                     return
 
     def _decoded(self, give: Give) -> Scan[None]:
-        """Take a string, and hand its text on."""
+        """Take a string, and pass its text on."""
         yield from self.take()
         while self.char and self.char != '"':
             if self.char == "\\":
@@ -106,7 +106,7 @@ class Scanner:
         yield from self.take()
 
     def _escapes(self) -> Scan[str]:
-        """Take an escape, and those that may belong to it; their text, or they themselves if they mean nothing."""
+        """Take an escape and those that may belong to it; return their text, or the escapes if they are invalid."""
         taken: list[str] = []
         while self.char == "\\" and (not taken or _HALF.fullmatch(taken[-1])):
             escape = (yield from self.take()) + (yield from self.take())
@@ -118,4 +118,4 @@ class Scanner:
             text = str(json.loads(f'"{raw}"'))
         except ValueError:
             return raw
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a pair cannot be sent
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a pair is not valid UTF-8

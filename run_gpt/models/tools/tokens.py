@@ -1,13 +1,13 @@
-"""Tokens that are more than their text: which they are, and text in which those that mark calls can be seen."""
+"""Special tokens: their ids, and decoding in which the tokens that mark calls stay visible."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 
 def visible_decode(tokenizer: Any, visible: Collection[str] = ()) -> Callable[[Sequence[int]], str]:
-    """A function from token ids to their text without special tokens, but for those in `visible`.
+    """Return a function from token ids to their text without special tokens, except those in `visible`.
 
-    Without a special token in `visible` it is the tokenizer's own `decode`.
+    If `visible` has no special token, the function is the tokenizer's own `decode`.
     """
     added, special = tokenizer.added_tokens_decoder, _special_ids(tokenizer)
     hidden = special - {int(token_id) for token_id, token in added.items() if token.content in visible}
@@ -23,7 +23,7 @@ def visible_decode(tokenizer: Any, visible: Collection[str] = ()) -> Callable[[S
 
 
 def wordless_ids(tokenizer: Any) -> set[int]:
-    """The ids of the tokens that a grammar's texts never stand for: to llguidance, special ones and those in `<>`."""
+    """Return the ids of tokens that never match a grammar's texts: in llguidance, special ones and those in `<>`."""
     added = tokenizer.added_tokens_decoder.items()
     tags = {int(token_id) for token_id, token in added if token.content[:1] == "<" and token.content[-1:] == ">"}
     return _special_ids(tokenizer) | tags
