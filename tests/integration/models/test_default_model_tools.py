@@ -1,4 +1,4 @@
-"""The default model's template knows no tools, and a user's tools must work with it all the same."""
+"""The default model's template does not support tools, but a user's tools must work with it nevertheless."""
 
 import json
 import random
@@ -67,7 +67,7 @@ def test_held_to_the_grammar_it_calls_with_arguments_that_the_schema_allows(
 
 
 def held(model: LoadedModel, prompt: list[int], matcher: Matcher, grammar: str) -> list[int]:
-    """Greedy decoding of tokens that the grammar allows."""
+    """Return a greedy answer of tokens that the grammar allows."""
     import torch
 
     state, cache, step = matcher.start(grammar), None, prompt

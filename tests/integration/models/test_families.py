@@ -1,4 +1,4 @@
-"""A family that a user names must load from the hub's files and answer as transformers does, whatever else runs."""
+"""Each served family must load from the hub's files and answer as transformers does, also beside other requests."""
 
 import asyncio
 from collections.abc import Iterator
@@ -45,21 +45,21 @@ def checkpoint(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(family: str, checkpoint: Path) -> Iterator[run_gpt.Model]:
-    # By name, for then it is waited for; which one `auto` takes is asked in test_parity.py.
+    # The runner is named, since its build is then waited for; test_parity.py tests the choice of `auto`.
     runner = "native" if FAMILIES[family].runner == "native" and unsupported() is None else "auto"
     with opened(checkpoint, "fp32", runner=runner) as model:
         yield model
 
 
 def opened(checkpoint: Path, precision: str, **options: Any) -> run_gpt.Model:
-    """The model with few places, so that rows wait, join and leave, and with short steps."""
+    """Open the model with few slots, so that sequences wait, join and leave, and with short engine steps."""
     return run_gpt.create_model(
         str(checkpoint), precision=precision, device="cpu", max_running=3, max_step_tokens=16, **options
     )
 
 
 def generate(family: str, prompt: str, end_ids: tuple[int, ...], **options: Any) -> str:
-    """The answer of transformers, to this prompt alone, of the model as it was before it was written to disk."""
+    """Return transformers' answer to this prompt alone, from the model as it was before it was written to disk."""
     tokenizer = copied_tokenizer()
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
     with torch.inference_mode():
@@ -112,8 +112,8 @@ def test_the_runner_and_what_is_unusual_are_told(family: str, model: run_gpt.Mod
     assert any("one after the other" in note for note in model.notes) == (runner == "alone")
 
 
-# How far the likeliest tokens may move, against fp32, as a part of how far apart they are there: 2 to 4 times as far as
-# was measured.
+# Limits of the mean shift of the likeliest tokens' log-probabilities against fp32, as a share of their range in fp32: 2
+# to 4 times the measured shift.
 MOVED = {"bf16": 0.06, "fp16": 0.01, "bit8": 0.1, "bit4": 0.8}
 
 
@@ -126,7 +126,7 @@ def test_it_answers_in_each_precision(family: str, checkpoint: Path, model: run_
     assert (coarse.precision, answer.usage.completion_tokens) == (precision, 6)
     found, exact = likeliest(answer), likeliest(model.generate(PROMPTS[1], max_new_tokens=1, logprobs=20))
     if (family, precision) == ("mixtral", "bit4"):
-        return  # so coarse an input may choose other experts, with other answers
+        return  # such coarse inputs may select other experts, with other answers
     common = found.keys() & exact.keys()
     assert len(common) >= len(exact) / 2
     moved = sum(abs(found[token] - exact[token]) for token in common) / len(common)
@@ -134,6 +134,6 @@ def test_it_answers_in_each_precision(family: str, checkpoint: Path, model: run_
 
 
 def likeliest(answer: Any) -> dict[str, float]:
-    """The log-probabilities of the first token and its alternatives; a part of a character has no text of its own."""
+    """Return log-probabilities of the first token and its alternatives, without those that are parts of characters."""
     tokens = answer.choices[0].logprobs.content[0].top_logprobs
     return {token.token: token.logprob for token in tokens if "\ufffd" not in token.token}

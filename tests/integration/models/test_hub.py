@@ -1,4 +1,4 @@
-"""Models of the hub, from a small hub on this machine: whole downloads, safe weights, and no network needed later."""
+"""Models from a small hub on this machine: complete downloads, safe weights, and no network needed later."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     """Paths of the requests so far."""
     stalled: Event = field(default_factory=Event)
-    """Half of a file of weights is sent, and the rest is not until `go_on`."""
+    """Set when half of a file of weights has been sent; the rest is sent after `go_on`."""
     go_on: Event = field(default_factory=Event)
     slow: bool = False
 
@@ -179,7 +179,7 @@ print(fetch(ModelConfig(model_name="org/tiny"), on_progress=tell).folder, flush=
 
 @contextmanager
 def fetching(hub: Hub) -> Iterator[subprocess.Popen[str]]:
-    """A process of a user's that fetches the model."""
+    """Return a user's process that fetches the model."""
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
     process = subprocess.Popen([sys.executable, "-c", FETCH], stdout=subprocess.PIPE, text=True, env=environment)
     try:

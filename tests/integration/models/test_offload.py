@@ -1,4 +1,4 @@
-"""A model that is larger than the memory it may take, and answers as if it were not; if not, these fail."""
+"""Without these tests, a model that is larger than its memory limit could fail or give other answers."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ MAPS = {
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """A checkpoint in several files, whose greedy answers vary."""
+    """Return a checkpoint in several files, whose greedy answers vary."""
     folder = tmp_path_factory.mktemp("models") / "shards"
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -103,7 +103,7 @@ async def test_an_offloaded_model_answers_as_the_whole_one(shards, tmp_path, wis
 
 
 async def test_embeddings_and_beams_of_an_offloaded_model_take_turns(shards, tmp_path):
-    """Each brings the weights and takes them away again."""
+    """Each of them loads the weights and removes them again."""
     split = load(config(shards, tmp_path, device_map={"": "disk"}))
     engine = start_engine(split, decode, EngineConfig(), None)
 
@@ -162,7 +162,7 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would(shards, tmp_path, 
     with pytest.raises(ModelLoadError, match=r"needs .* free on cpu: use --precision bit8 or --device-map auto"):
         load(config(shards, tmp_path))
     monkeypatch.setattr("run_gpt.models.device_map.free_bytes", lambda device: free)
-    assert "disk" in load(config(shards, tmp_path, device_map="auto")).model.hf_device_map.values()  # as it says
+    assert "disk" in load(config(shards, tmp_path, device_map="auto")).model.hf_device_map.values()  # as advised
     free = estimate.least("fp32")
     load(config(shards, tmp_path))
 

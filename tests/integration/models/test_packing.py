@@ -1,4 +1,4 @@
-"""A model that takes far more memory to load than to run, or that has other weights then, if these failed."""
+"""Without these tests, a model could take far more memory to load than to run, or be loaded with wrong weights."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def save_tokenizer(folder: Path, words: int = 320) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama in bf16, in several files."""
+    """Return a Llama in bf16, in several files."""
     folder = tmp_path_factory.mktemp("models") / "llama"
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIG)
@@ -61,7 +61,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(model: Any) -> torch.Tensor:
-    """Of the packed model's own forward pass."""
+    """Return the logits of the packed model's own forward pass."""
     with torch.inference_mode():
         return model._engine._runner._model(IDS).logits.float()
 
@@ -111,7 +111,7 @@ print(peak(sys.argv[2], sys.argv[3]))
 def test_the_memory_while_a_model_loads_is_little_more_than_that_of_its_weights(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Beside the weights there are threads, a tokenizer, rows that are being packed: measured, 25 to 45 MB."""
+    """Besides the weights there are threads, a tokenizer and rows that are being packed: 25 to 45 MB were measured."""
     config = LlamaConfig(**{**CONFIG.to_dict(), "vocab_size": 2000, "hidden_size": 1024, "intermediate_size": 4096})
     config.num_hidden_layers = 4
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def test_the_memory_while_a_model_loads_is_little_more_than_that_of_its_weights(
 
 
 def damage(folder: Path, name: str, change: Any) -> None:
-    """Change the tensors of the file that holds this one."""
+    """Change the tensors of the file that holds the tensor `name`."""
     file = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"][name]
     tensors = load_file(file)
     change(tensors)
@@ -153,7 +153,7 @@ def test_weights_that_are_missing_or_of_another_shape_are_named(
 
 
 def blocks(kind: str, shape: tuple[int, int], seed: int) -> np.ndarray:
-    """Bytes of a weight of this kind; of a kind that the library cannot write, random ones with small scales."""
+    """Return the bytes of a weight of this kind; random bytes with small scales if the library cannot write it."""
     generator = np.random.default_rng(seed)
     number = GGMLQuantizationType[kind]
     if not kind.endswith("_K"):
@@ -167,7 +167,7 @@ def blocks(kind: str, shape: tuple[int, int], seed: int) -> np.ndarray:
 
 
 def write_gguf(path: Path, kind: str) -> LlamaForCausalLM:
-    """A Llama whose matrices are of this kind, but the embedding of Q8_0; returns it, with the file's own weights."""
+    """Write a Llama with matrices of this kind and an embedding in Q8_0; return it with the file's own weights."""
     model = LlamaForCausalLM(CONFIG).eval()
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(CONFIG.max_position_embeddings)
@@ -201,7 +201,7 @@ def write_gguf(path: Path, kind: str) -> LlamaForCausalLM:
         number = GGMLQuantizationType[used]
         writer.add_tensor(target, data, raw_dtype=number)
         values = torch.from_numpy(dequantize(data, number).reshape(parameter.shape).copy())
-        if "q_proj" in name or "k_proj" in name:  # the file has them for another order of rotary pairs
+        if "q_proj" in name or "k_proj" in name:  # the file has another order of rotary pairs
             heads = CONFIG.num_attention_heads if "q_proj" in name else CONFIG.num_key_value_heads
             values = values.view(heads, -1, 2, values.shape[1]).transpose(1, 2).reshape(values.shape)
         parameter.data.copy_(values)
@@ -218,8 +218,8 @@ def bytes_to_unicode() -> dict[int, str]:
     return dict(bytes_to_unicode())
 
 
-# Kind: the precision that holds it, and how far the logits may be: what is quantised has inputs in 8 bits as well.
-# Scales that are random, as here, differ far more within a group of 32 than those of a real file.
+# By kind: the precision that holds it, and the largest error of the logits: quantised layers also have 8-bit inputs.
+# Random scales, as here, differ far more within a group of 32 than those of a real file.
 KINDS = {
     "F32": ("fp32", 1e-5),
     "F16": ("fp16", 1e-5),
@@ -249,7 +249,7 @@ def test_a_gguf_file_is_loaded_at_its_own_precision(tmp_path: Path, kind: str) -
     folder = next((cache / "converted").iterdir())
     assert not list(folder.glob("*.safetensors"))  # the weights are in the file, once
     assert converted_record(folder)["precisions"]["model.embed_tokens.weight"] == "bit8"
-    # And in another one, if that is asked for.
+    # On request, another precision is used.
     with create_model(str(tmp_path / "tiny.gguf"), cache_dir=cache, precision="fp32", runner="generic") as model:
         assert near(logits(model), reference(IDS).logits) < 1e-5
 

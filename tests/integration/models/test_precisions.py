@@ -1,4 +1,4 @@
-"""Weights as torch and bitsandbytes have them, where our own kernels cannot be had: they must load and answer."""
+"""Weights in the formats of torch and bitsandbytes must load and answer if our own kernels are not available."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A tiny model written by the tests, and a cache of their own."""
+"""Fixtures: a tiny model that the tests write, and a model cache of their own."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test of this folder may touch the user's cache."""
+    """Set a temporary cache folder: no test of this folder may touch the user's cache."""
     root = tmp_path / "cache"
     monkeypatch.setenv("RUNGPT_CACHE", str(root))
     return root
@@ -56,7 +56,7 @@ def shared_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_model(shared_tiny_model: Path, tmp_path: Path) -> Path:
-    """A folder of a Llama with random weights, which the test may damage."""
+    """Return the folder of a Llama with random weights, which the test may damage."""
     import shutil
 
     return Path(shutil.copytree(shared_tiny_model, tmp_path / "tiny"))

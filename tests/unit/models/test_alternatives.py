@@ -1,4 +1,4 @@
-"""An answer in a form that may be calls instead: one that is neither would break a client, if these failed."""
+"""Without these tests, an answer that may be a form or calls could be neither, and this would break a client."""
 
 import json
 import random
@@ -38,7 +38,7 @@ FORMS: dict[str, tuple[Kind, str, list[str], list[str]]] = {
 
 
 class Model:
-    """A tokenizer with its format and grammars."""
+    """Tokenizer with its format and grammars."""
 
     def __init__(self, name: str):
         self.tokenizer = tool_tokenizer(name)
@@ -63,7 +63,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[Model]:
 
 
 def accepts(matcher: AlternativesMatcher, ids: list[int]) -> bool:
-    """Whether these tokens are a whole answer, where masks and single questions must say the same."""
+    """Return True if these tokens are a complete answer; `mask` and `allows` must agree at each token."""
     for token in ids:
         allowed = matcher.allows(token)
         assert bool(matcher.mask()[token]) == allowed
@@ -108,14 +108,14 @@ def test_whatever_is_drawn_is_one_of_both(model: Model, form: str) -> None:
 
 
 def test_what_must_come_is_known_when_one_way_is_left(model: Model) -> None:
-    """Without it, such answers would be as slow as if no grammar were there."""
+    """Forced tokens make such answers faster; without them they would be as slow as without a grammar."""
     matcher = model.grammar("choice", '["yes, of course"]').matcher()
     matcher.advance(model.ids("y")[0])
     assert model.decode(matcher.forced()).startswith("es, of")
 
 
 def test_a_form_that_only_a_call_would_fit_ends_the_request_with_a_reason() -> None:
-    """It would be an error of the server, which the client can do nothing about."""
+    """Without the reason, it would be a server error, which the client could not correct."""
     model = Model("json")
     text = '{"name":  "clock"}'
     matcher = model.grammar("choice", json.dumps([text])).matcher()

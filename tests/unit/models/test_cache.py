@@ -1,4 +1,4 @@
-"""The cache's promise: what it shows is whole, and two processes never write the same model at once."""
+"""Guarantees of the cache: every model in it is complete, and two processes never write the same model at once."""
 
 import errno
 import subprocess
@@ -64,7 +64,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_looks_whole(cache: Path) -
     models = ModelCache()
     assert models.get("files/one") is None
     assert models.keys("files") == []
-    folder = models.ensure("files/one", lambda folder: (folder / "whole").touch())  # its lock went with it
+    folder = models.ensure("files/one", lambda folder: (folder / "whole").touch())  # its lock ended with it
     assert [file.name for file in folder.iterdir()] == ["whole"]
 
 

@@ -1,4 +1,4 @@
-"""A user types a short name; without these it would find the wrong model, or none."""
+"""Without these tests, the short name that a user types could find the wrong model, or none."""
 
 import families
 import pytest
@@ -37,4 +37,4 @@ def test_an_unknown_name_is_answered_with_near_ones() -> None:
 def test_every_family_has_a_model_and_is_tested() -> None:
     assert {entry.family for entry in CATALOGUE} == set(FAMILIES)
     tested = {families.build(family).config.model_type for family in families.FAMILIES.values()}
-    assert set(FAMILIES.values()) - {"moss"} <= tested  # MOSS is written as a checkpoint of its own type
+    assert set(FAMILIES.values()) - {"moss"} <= tested  # MOSS's test checkpoint has a type of its own

@@ -1,4 +1,4 @@
-"""A chat must reach the model in the form it was trained on, and a refusal must be the request's error."""
+"""A chat must reach the model in the form of its training, and a template's refusal must be the request's error."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ SYSTEM = [{"role": "system", "content": "Be kind."}, *TURNS]
 _INSTRUCTION = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
-# By the name of a model: a chat of three turns as its card has it, and the same with a system message.
+# By the name of a model: a chat of three turns in the form of its card, and the same chat with a system message.
 CARDS = {
     "lmsys/vicuna-7b-v1.5": (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -167,7 +167,7 @@ def test_a_blank_line_within_a_turn_would_end_it() -> None:
 
 @pytest.mark.parametrize(("known", "ends"), [(2, [2, 5, 6, 7]), ([2, 5], [2, 5, 6, 7]), (None, [2, 5, 6, 7])])
 def test_a_turn_ends_by_its_token_where_there_is_one(known: Any, ends: list[int]) -> None:
-    """A special token leaves no text, so that a stop text would never be found."""
+    """A special token leaves no text, so a stop text would never be found."""
     settings = SimpleNamespace(eos_token_id=known)
     model = SimpleNamespace(generation_config=settings, config=SimpleNamespace(eos_token_id=2))
     tuned = find_template("stablelm-tuned-alpha-7b", "x", "gpt_neox")

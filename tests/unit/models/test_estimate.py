@@ -1,4 +1,4 @@
-"""Downloads of hours for models that cannot run here, or refusals of those that can, if these failed."""
+"""Without these tests, users could download for hours models that cannot run here, or be refused models that can."""
 
 import json
 from pathlib import Path

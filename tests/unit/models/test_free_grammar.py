@@ -1,4 +1,4 @@
-"""Strict calls must keep to their schema where a model may answer in words as well, and its words must stay its own."""
+"""Answers in text or calls: strict calls must follow their schema, and the model's text must not be changed."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from run_gpt.models.tools.formats import ToolFormat
 from run_gpt.models.tools.free_grammar import opening
 
 STRICT = replace(WEATHER, strict=True)
-FUNCTIONS = [STRICT, CLOCK, ANYTHING]  # the others' schemas are not held to
+FUNCTIONS = [STRICT, CLOCK, ANYTHING]  # only the first one's schema is enforced
 PARIS = ("get_weather", '{"unit": "celsius", "city": "Paris"}')
 WRONG = ("get_weather", '{"unit": "kelvin", "city": "Paris"}')
 TEXTS = (
@@ -60,7 +60,7 @@ some_texts = st.tuples(
 
 
 class Model:
-    """A tokenizer with its format and llguidance."""
+    """Tokenizer with its format and llguidance."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -77,7 +77,7 @@ class Model:
         return self.matcher.accepts(grammar, self.ids(text))
 
     def begins_call(self, text: str) -> bool:
-        """Whether a call begins in the text, as the answer's tokens show it."""
+        """Return True if a call begins in the text that the answer's tokens show."""
         shown = self.decode(self.ids(text))
         if marker := self.format.form.marker:
             return marker in shown
@@ -85,7 +85,7 @@ class Model:
 
 
 def without_markers() -> Any:
-    """Hermes's template on a tokenizer that has no tokens for its markers."""
+    """Return a tokenizer with Hermes's template but without tokens for its markers."""
     tokenizer = copied_tokenizer()
     tokenizer.chat_template = tool_template(tool_tokenizer("hermes"))
     return tokenizer
@@ -107,7 +107,7 @@ def test_words_are_free(model: Model, text: str) -> None:
 
 
 def test_no_token_of_a_text_is_made_less_likely(model: Model) -> None:
-    """The mask would change what a model says, if it lacked a token that may stand in a text."""
+    """If the mask lacked a token that may occur in a text, it would change the model's answers."""
     state = model.matcher.start(model.grammar)
     for token in model.ids("It is warm {today}.\n"):
         missing = set(range(len(model.tokenizer))) - set(model.matcher.allowed(state))
@@ -153,7 +153,7 @@ def test_a_call_without_marker_begins_however_its_beginning_is_spaced(name: str)
 
 
 def test_a_tokenizers_own_tokens_are_text_like_any_other() -> None:
-    """A call that begins with a token for such a text would escape."""
+    """A call that begins with such a token would otherwise escape the grammar."""
     tokenizer = tool_tokenizer("json")
     tokenizer.add_tokens(['{"name": "get', "   ", "<mark>"])
     model = Model(tokenizer)
@@ -166,7 +166,7 @@ def test_a_tokenizers_own_tokens_are_text_like_any_other() -> None:
 @settings(max_examples=400, deadline=None)
 @given(name=st.sampled_from(sorted(MODELS)), text=some_texts)
 def test_what_is_no_call_is_free_and_what_is_read_as_a_strict_call_is_one(name: str, text: str) -> None:
-    """A client of a strict function reads arguments without a check; a user must get every other answer."""
+    """Clients use arguments of strict functions without a check; all other answers must reach the user unchanged."""
     model = MODELS[name]
     accepted = model.accepts(text)
     begins = model.begins_call(text)
@@ -183,7 +183,7 @@ def check(made: list[tuple[str, str]]) -> None:
 
 
 def test_what_a_model_draws_is_read_back_streamed_or_not(model: Model) -> None:
-    """Any tokens that are allowed, from the beginning, and from where a call has begun."""
+    """Draw any allowed tokens, from the beginning and from the middle of a call."""
     functions = [STRICT, replace(CLOCK, strict=True)]
     grammar = model.format.optional_grammar(functions)
     begun = model.format.form.write([PARIS]).partition("Paris")[0]
@@ -197,7 +197,7 @@ def test_what_a_model_draws_is_read_back_streamed_or_not(model: Model) -> None:
 
 
 def test_in_a_text_without_calls_none_can_begin(model: Model) -> None:
-    """Answers in a form would be read as calls that no schema holds."""
+    """Otherwise, answers in a form would be read as calls that follow no schema."""
     grammar = model.format.text_grammar(FUNCTIONS)
     for made in ([PARIS], [WRONG], [("get", "{}")], [PARIS, PARIS]):
         assert not model.matcher.accepts(grammar, model.ids(model.format.form.write(made)))

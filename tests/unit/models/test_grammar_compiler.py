@@ -1,4 +1,4 @@
-"""Answers that are not what was asked for, or a server that one request stops, if these failed."""
+"""Without these tests, answers could have another form than requested, or a single request could stop a server."""
 
 import itertools
 import json
@@ -72,7 +72,7 @@ def ids(tokenizer, text):
 
 
 def accepts(grammar, tokenizer, text):
-    """Whether the grammar lets an answer of this text come about, and end."""
+    """Return True if the grammar allows an answer of this text, and its end."""
     matcher = grammar.matcher()
     for token_id in ids(tokenizer, text):
         allowed = matcher.allows(token_id)
@@ -121,7 +121,7 @@ def test_properties_come_in_the_order_of_the_schema(compiler, tokenizer):
 
 @pytest.mark.parametrize("space", [" ", "\n", "\t", "\n  \n"])
 def test_a_model_cannot_go_on_in_white_space(compiler, tokenizer, space):
-    """A small model in doubt repeats itself: it would fill its whole answer with spaces."""
+    """A small model that is unsure repeats itself: it would fill its whole answer with spaces."""
     matcher = compiler.compile("json_object").matcher()
     count = 0
     for token_id in ids(tokenizer, "{" + 100 * space):
@@ -143,7 +143,7 @@ def test_only_a_complete_answer_may_end_and_then_it_must(compiler, tokenizer):
 
 
 def test_an_end_that_is_a_text_like_others_does_not_cut_an_answer(tokenizer):
-    """Some models end with a token that could stand in any text."""
+    """Some models have an end token that can occur in any text."""
     [plain] = ids(tokenizer, "a")
     compiler = GrammarCompiler(tokenizer, VOCABULARY, [plain])
     matcher = compiler.compile("regex", "b[a-z]{2}").matcher()
@@ -211,7 +211,7 @@ def test_what_is_no_grammar_is_refused_in_a_line(compiler, kind, source, reason)
 
 @pytest.mark.parametrize("what", TOO_MUCH)
 def test_what_would_take_minutes_is_refused_within_seconds_and_stops_nobody(compiler, what):
-    """Without this, one request could hold a core, or the memory, of a server for as long as it lives."""
+    """Without this, one request could occupy a core, or the memory, of a server as long as the server runs."""
     kind, source = TOO_MUCH[what]
     compiler.compile("regex", f"before {what}")
     beats, stop = [], threading.Event()
@@ -225,7 +225,7 @@ def test_what_would_take_minutes_is_refused_within_seconds_and_stops_nobody(comp
     began = time.monotonic()
     with pytest.raises(InvalidRequest, match="too long or too much memory"):
         compiler.compile(kind, source if isinstance(source, str) else json.dumps(source))
-    assert time.monotonic() - began < 15  # 10 and what a busy machine adds
+    assert time.monotonic() - began < 15  # 10, and the delay of a busy machine
     stop.set()
     thread.join()
     assert max(later - earlier for earlier, later in itertools.pairwise(beats)) < 1  # the GIL was free
@@ -251,7 +251,7 @@ def test_what_was_compiled_is_kept_and_what_was_not_used_for_long_goes(compiler,
 
 
 def test_what_was_expensive_to_compile_leaves_no_room_for_others(compiler, monkeypatch):
-    """It is large: a cache of many of them would take the memory of the model."""
+    """Such grammars are large: a cache of many of them would take the model's memory."""
     monkeypatch.setattr(module, "CACHED_SECONDS", 0.0)
     first = compiler.compile("regex", "a")
     assert compiler.compile("regex", "a") is first
@@ -306,7 +306,7 @@ def test_a_model_whose_tokenizer_is_not_one_for_grammars_says_so(tokenizer):
 
 
 async def test_compiling_takes_threads_of_its_own_and_few(compiler, monkeypatch):
-    """An event loop, or the engine, would stand still for as long as a compilation takes."""
+    """Otherwise, the event loop or the engine would stand still during a compilation."""
     names, gate = [], threading.Event()
     waits = threading.Semaphore(0)
 

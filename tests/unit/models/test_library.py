@@ -1,4 +1,4 @@
-"""`rungpt models`: what a user sees of the cache, and what `rm` gives back."""
+"""`rungpt models`: the cache's content that a user sees, and the space that `rm` frees."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Loading: the precision and place that were asked for, and one clear line for each kind of damage."""
+"""Loading: users must get the requested precision and device, and one clear line for each kind of damage."""
 
 import json
 import shutil
@@ -92,7 +92,7 @@ def whole_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def parts(whole_parts: Path, tmp_path: Path) -> Path:
-    """A checkpoint in several parts, which the test may damage."""
+    """Return a checkpoint in several parts, which the test may damage."""
     return Path(shutil.copytree(whole_parts, tmp_path / "tiny"))
 
 
@@ -104,7 +104,7 @@ def cut(file: Path) -> None:
 
 
 def change_header(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """A safetensors file is the length of its header (64 bits), the header as JSON, and the numbers."""
+    """Change a safetensors file's header. A file has the header's length (64 bits), the header as JSON, the numbers."""
     data = file.read_bytes()
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
@@ -227,7 +227,7 @@ def test_a_damaged_gguf_file_is_named_and_nothing_is_kept(tmp_path: Path, cache:
 
 
 def pickle_weights(folder: Path) -> None:
-    """Let each part be as PyTorch saves it."""
+    """Replace each part by the file that PyTorch would save."""
     from safetensors.torch import load_file
 
     for file in folder.glob("*.safetensors"):
@@ -255,7 +255,7 @@ def test_a_pickled_part_that_is_missing_is_named(parts: Path) -> None:
 
 
 class Trap:
-    """Would write a file when it is unpickled."""
+    """Object that would write a file if it were unpickled."""
 
     def __init__(self, file: Path):
         self.file = file

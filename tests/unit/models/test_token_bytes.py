@@ -1,4 +1,4 @@
-"""The bytes of single tokens: places in a text and characters in pieces would be wrong, if they did not join to it."""
+"""The bytes of single tokens must join to the text; otherwise offsets in it and split characters would be wrong."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A required call must be a call, of a known function and with arguments that its schema allows, or a client breaks."""
+"""A required call must call a known function with arguments that its schema allows; otherwise a client breaks."""
 
 import json
 import random
@@ -36,7 +36,7 @@ NESTED = Function(
 
 
 class Model:
-    """A tokenizer with its format and llguidance."""
+    """Tokenizer with its format and llguidance."""
 
     def __init__(self, name: str):
         self.tokenizer = tool_tokenizer(name)
@@ -60,7 +60,7 @@ def test_the_grammar_takes_calls_and_nothing_else(model: Model) -> None:
     assert not model.accepts([("nobody", "{}")])
     assert not model.accepts([("get_weather", "{}")])
     assert not model.accepts([("get_weather", '{"unit": "kelvin", "city": "Paris"}')])
-    assert not model.accepts([("get_weather", '{"city": "Paris", "unit": "celsius"}')])  # the schema's order
+    assert not model.accepts([("get_weather", '{"city": "Paris", "unit": "celsius"}')])  # not in the schema's order
     assert not model.accepts([("clock", '{"a": 1}')])
     assert not model.accepts([("get_weather", PARIS[1][:-1])])
     words = model.tokenizer.encode("The wind was good.", add_special_tokens=False)
@@ -130,7 +130,7 @@ def test_markers_are_letters_where_the_tokenizer_has_no_token_for_them() -> None
 
 
 def test_sentencepiece_spells_calls_too(tmp_path: Path) -> None:
-    """Mistral 7B's tokenizer is of this kind: it writes spaces, and drops one at the beginning of a text."""
+    """Mistral 7B's tokenizer is of this kind: it writes spaces, and drops a space at the beginning of a text."""
     copied_tokenizer().save_pretrained(tmp_path)
     as_sentencepiece_files(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)

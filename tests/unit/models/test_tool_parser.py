@@ -1,4 +1,4 @@
-"""A client must get every call as the model wrote it, and every word that is no call, streamed or not."""
+"""A client must get every call as the model wrote it, and all text outside of calls, streamed or not."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from run_gpt.models.tools import ArgumentsPiece, CallPiece, Function, TextPiece
 
 FUNCTIONS = [WEATHER, CLOCK, ANYTHING]
 KNOWN = [function.name for function in FUNCTIONS]
-# Bits of calls, of half calls and of what looks like them.
+# Parts of calls, of incomplete calls and of similar texts.
 BITS = (
     *(
         "<tool_call>",
@@ -84,7 +84,7 @@ formats = st.sampled_from(NAMES)
 
 
 def cut(text: str, seed: int) -> list[str]:
-    """`text` in chunks of any lengths, some empty."""
+    """Return `text` in chunks of random lengths, some empty."""
     choose = random.Random(seed)
     marks = sorted(choose.randrange(len(text) + 1) for _ in range(choose.randrange(12)))
     return [text[a:b] for a, b in zip([0, *marks], [*marks, len(text)], strict=True)]
@@ -105,7 +105,7 @@ def test_an_answer_without_calls_is_its_text_to_the_last_character(name: str, te
     if not calls(pieces):
         assert content(pieces) == text
     at = 0
-    for piece in pieces:  # what is shown comes from the answer, in its order
+    for piece in pieces:  # the text comes from the answer, in its order
         if isinstance(piece, TextPiece):
             at = text.index(piece.text, at) + len(piece.text)
     assert whole(ROWS[name], [], text) == ([TextPiece(text)] if text else [])
@@ -250,7 +250,7 @@ def test_strange_answers_lose_nothing(case: str) -> None:
 
 
 def test_arguments_are_streamed_as_they_come() -> None:
-    """Without this a user of a stream would wait for the whole call."""
+    """Without this, a user of a stream would wait for the whole call."""
     parser = ROWS["hermes"].parser([ANYTHING], parallel=True)
     assert parser.push("Let me see. <tool") == [TextPiece("Let me see.")]
     assert parser.push('_call>\n{"name": "get", "arguments": ') == []

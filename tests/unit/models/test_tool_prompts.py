@@ -1,4 +1,4 @@
-"""A model must be told of the functions, of its calls and of their results in the form that it was trained on."""
+"""A model must get the functions, its calls and their results in the form of its training."""
 
 import json
 from typing import Any
@@ -52,7 +52,7 @@ def test_the_format_is_told_by_the_template(name: str) -> None:
     [
         None,
         "{% for m in messages %}{{ m.content }}{% endfor %}",
-        # The markers of Qwen 3 Coder and GLM 4.5 hold no JSON.
+        # Qwen 3 Coder and GLM 4.5 have no JSON between their markers.
         "{{ tools }}{{ message.tool_calls[0].function.arguments }}<tool_call>\n<function=name>\n<parameter=a>",
         "{{ tools }}{{ message.tool_calls[0].function.arguments }}<tool_call>name\n<arg_key>a</arg_key>",
     ],
@@ -158,7 +158,7 @@ def test_a_template_without_tools_is_told_in_its_system_message() -> None:
 
 
 def test_results_and_the_next_question_are_one_turn() -> None:
-    """Many templates refuse two turns of the user in a row."""
+    """Many templates refuse two user turns in a row."""
     assert prompt("json", [*CHAT, USER], tools=[]).endswith(
         '<|im_start|>assistant\n{"name": "get_weather", "arguments": {"unit": "celsius", "city": "Paris"}}<|im_end|>\n'
         "<|im_start|>user\nResult of get_weather: 21\nIs it warm?<|im_end|>\n<|im_start|>assistant\n"
@@ -168,7 +168,7 @@ def test_results_and_the_next_question_are_one_turn() -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        # One refuses a system message, the other leaves it out.
+        # The first template refuses a system message, the second leaves it out.
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "<{{ m.role }}>{{ m.content }}{% endfor %}",
         "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}",
@@ -203,7 +203,7 @@ def test_messages_that_make_no_sense_are_the_requests_error(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_chat_without_tools_is_what_it_was(name: str) -> None:
-    """Also when its messages come with empty fields, as a schema has them."""
+    """This includes messages with empty fields, as a schema produces them."""
     messages = [{**USER, "tool_calls": None, "name": None}, {"role": "assistant", "content": "No.", "tool_calls": []}]
     plain = [USER, {"role": "assistant", "content": "No."}]
     tokenizer = tool_tokenizer(name)
@@ -221,7 +221,7 @@ def test_a_refusal_of_the_template_is_the_requests_error() -> None:
 @settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 322), max_size=12))
 def test_only_the_markers_of_calls_become_visible(ids: list[int]) -> None:
-    """Other special tokens in an answer would be noise to a user; without the markers no call would be seen."""
+    """Other special tokens in an answer would disturb a user; without the markers no call would be found."""
     tokenizer = tool_tokenizer("mistral-args")
     shown = visible_decode(tokenizer, ("[TOOL_CALLS]", "[ARGS]"))
     hidden = visible_decode(tokenizer, ("no token",))

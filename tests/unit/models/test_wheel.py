@@ -1,4 +1,4 @@
-"""The default model comes out of a wheel on the user's index: what goes wrong there must be one clear line."""
+"""The default model comes from a wheel on the user's index: each failure there must give one clear line."""
 
 import hashlib
 import sys
@@ -24,7 +24,7 @@ SOURCE = WheelSource(
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is the only package index pip knows."""
+    """Return a folder that is the only package index pip knows."""
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -1,4 +1,4 @@
-"""Servers that are killed for their memory, or inputs that go to no device, if these failed."""
+"""Without these tests, servers could be killed for their memory use, or inputs could go to the wrong device."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def test_a_containers_limit_counts(tmp_path, files, free):
     ],
 )
 def test_a_containers_cpu_time_is_whole_cores(tmp_path, files, cores):
-    """With a thread for each core of a large machine, those in a container of two would mostly stand still."""
+    """With a thread for each core of a large machine, threads in a container of two cores would mostly stand still."""
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -65,7 +65,7 @@ def test_there_is_always_a_core(monkeypatch):
 
 
 def test_a_process_knows_what_it_holds():
-    """In a process of its own: this one's other threads give memory back meanwhile."""
+    """Measure in a separate process, since other threads of this one free memory meanwhile."""
     code = (
         "from run_gpt.process.devices import _own_bytes as own; "
         "before = own(); held = b'x' * 50_000_000; print(own() - before)"

@@ -1,4 +1,4 @@
-"""A log that is read line by line as JSON: one line that is none, or that a client could forge, would spoil it."""
+"""Programs read the log line by line as JSON: a line that is not JSON, or that a client forged, would spoil it."""
 
 import asyncio
 import io
@@ -54,7 +54,7 @@ def run(log_format: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_every_line_of_a_process_is_a_json_object() -> None:
-    """Its own, Jina's, those of libraries with handlers of their own, warnings, prints, and what nobody caught."""
+    """This includes Jina's lines, those of libraries with their own handlers, warnings, prints and uncaught errors."""
     done = run("json")
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     assert all(line["pod"] == "gateway" and line["ts"].endswith("Z") and line["level"] for line in lines)
@@ -118,7 +118,7 @@ def test_a_record_of_a_request_has_its_facts_as_fields_and_forges_nothing() -> N
 
 
 def test_half_a_character_is_in_no_line() -> None:
-    """Python's JSON has it, and strict readers stop at it; a client may send one."""
+    """A client may send half a character: Python writes it as JSON, but strict readers stop at it."""
     line = formatted("\udcff", extra={"fields": {"user": "half \ud83d, whole \U0001f600"}})
     assert (line["message"], line["user"]) == ("?", "half ?, whole \U0001f600")
 
@@ -128,7 +128,7 @@ def test_a_message_is_bounded() -> None:
 
 
 async def test_a_line_has_the_id_of_the_request_that_its_task_works_for() -> None:
-    """With that of another request an operator would look in the wrong place."""
+    """With the id of another request, an operator would look in the wrong place."""
 
     async def work(name: str) -> dict[str, Any]:
         request_ids.current.set(name)
