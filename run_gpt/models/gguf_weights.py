@@ -26,7 +26,7 @@ class GgufTensor:
     """One tensor of the file, with the interface of a checkpoint's lazy tensors in transformers."""
 
     def __init__(self, file: Path, entry: Mapping[str, Any], processor: Any, in_parts: Callable[[], bool]):
-        """Create a tensor. `in_parts` returns True if a caller that asks for the whole then takes slices of rows."""
+        """Create a tensor. If `in_parts()`, a large tensor is returned unread, and the caller takes slices of rows."""
         self._file, self._entry, self._processor, self._in_parts = file, entry, processor, in_parts
         self.shape = tuple(entry["shape"])
 

@@ -19,7 +19,7 @@ FLUSH_SECONDS = 2.0
 
 
 def tracer_of(provider: Any) -> "Tracer":
-    """Return our tracer, make it the only one of Jina's provider that records spans, and bound the provider's shutdown.
+    """Return our tracer, let only it record spans among those of Jina's provider, and bound the provider's shutdown.
 
     Jina's own tracers make one span for each gRPC call of an executor, including the probes every half second, and one
     for each endpoint; the latter ends before the first event of a stream. When they are switched off, they still pass

@@ -76,7 +76,7 @@ def plain_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) 
 
 
 def description(functions: Sequence[Function], tool_format: ToolFormat, *, parallel: bool) -> str:
-    """Return a prompt text with the functions and the form of a call, for templates without tools; empty for none."""
+    """Describe the functions and the form of a call, for templates without tools; empty if there are no functions."""
     if not functions:
         return ""
     call = tool_format.form.write([("<name>", "<arguments as a JSON object>")]).replace('"<name>"', "<name>")
