@@ -59,10 +59,10 @@ log = logging.getLogger(__name__)
 
 add_rpc_methods()
 
-# What Jina itself gives to an Executor's constructor.
+# Arguments that Jina itself passes to an Executor's constructor.
 _JINAS = {"metas", "requests", "runtime_args", "workspace", "dynamic_batching"}
 
-# Jina makes a number of each setting that looks like one, and a text of what YAML has no type for.
+# Jina turns each setting that looks like a number into one, and makes a text of a type that YAML lacks.
 _MEANT: dict[str, Any] = {
     **dict.fromkeys(("model_name", "model_path", "adapter_name_or_path", "device"), str),
     "cache_dir": Path,
@@ -154,7 +154,7 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
     @requests(on="/adapters")
     async def adapters(self, docs: DocList[ListAdaptersRequestDocument], **_: Any) -> DocList[AdapterListDocument]:
-        """The adapters that requests may name."""
+        """Return the adapters that requests may name."""
         return DocList[AdapterListDocument](await self._answers(ListAdaptersRequest, docs))
 
     @requests(on="/adapters/load")
@@ -171,18 +171,18 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
     @requests(on="/status")
     async def status(self, **_: Any) -> DocList[StatusDocument]:
-        """Say what the model and its engine do."""
+        """Return the status of the model and its engine."""
         return DocList[StatusDocument]([_status_document(self.service.status())])
 
     @requests(on="/load")
     async def load(self, doc: LoadModelRequestDocument, **_: Any) -> StatusDocument:  # type: ignore[valid-type]
-        """Load the model; say how far that is, and in the last document how it ended."""
+        """Load the model; report the progress, and in the last document the result."""
         async for status in self.service.load():
             yield _status_document(status)
 
     @requests(on="/unload")
     async def unload(self, docs: DocList[UnloadModelRequestDocument], **_: Any) -> DocList[StatusDocument]:
-        """Give the model's memory back. Raises WireError while requests run."""
+        """Free the model's memory. Raises WireError while requests run."""
         try:
             return DocList[StatusDocument]([_status_document(await self.service.unload())])
         except RequestError as error:
@@ -190,11 +190,11 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
     @requests(on="/metrics")
     async def metrics(self, **_: Any) -> DocList[MetricsDocument]:
-        """Say what the engine has counted and measured."""
+        """Return the engine's metrics."""
         return DocList[MetricsDocument]([MetricsDocument(text=self.host.metrics())])
 
     async def drain(self, seconds: float) -> None:
-        """See ModelService; then end the calls of gateways, which have all their answers."""
+        """Drain as ModelService does; then end the calls of gateways, which have all their answers."""
         await self.service.drain(seconds)
         await self._link.end()
 
@@ -222,7 +222,7 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
             yield documents.error_to_document(answer, _request_error(error))
 
     def _fail(self) -> None:
-        """A dead engine serves nobody: end, so that whoever watches over this process starts a new one."""
+        """End this process, because its engine is dead, so that its supervisor starts a new one."""
         log.error("the engine is dead, this process ends")
         self.failed = True
         os.kill(os.getpid(), signal.SIGTERM)
@@ -233,7 +233,7 @@ def _status_document(status: Status) -> BaseDoc:
 
 
 def _take(config: type[Any], settings: dict[str, Any]) -> Any:
-    """The part of `settings` that `config` holds, taken out of it."""
+    """Remove the fields of `config` from `settings`, and return a `config` of them."""
     mine = {f.name: settings.pop(f.name) for f in fields(config) if f.name in settings}
     return config(**{n: _MEANT[n](value) if n in _MEANT and value is not None else value for n, value in mine.items()})
 

@@ -1,4 +1,4 @@
-"""`Footprint`: what a model takes of memory, as far as its files tell before it is loaded."""
+"""`Footprint`: the memory that a model takes, as far as its files show it before it is loaded."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -11,18 +11,18 @@ from run_gpt.models.estimate import BYTES, estimate_folder
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Of one replica."""
+    """Memory of one replica."""
 
     weights: int = 0
-    """Bytes of its weights; 0: not known."""
+    """Bytes of its weights; 0: unknown."""
     token: int = 0
-    """Bytes of a token in the cache; 0: not known."""
+    """Bytes of a token in the KV cache; 0: unknown."""
     context: int = 0
-    """Tokens of the longest prompt and answer together; 0: not known."""
+    """Tokens of the longest prompt and answer together; 0: unknown."""
 
     @classmethod
     def of(cls, model_config: ModelConfig, engine_config: EngineConfig) -> Self:
-        """Of the model that these name, which is fetched if need be. Raises SetupError or ModelNotFound."""
+        """Return the footprint of the model that these name; fetch it if need be. Raises SetupError, ModelNotFound."""
         folder = fetch(model_config).folder
         if (estimate := estimate_folder(folder)) is None:
             return cls()
@@ -34,16 +34,16 @@ class Footprint:
         return cls(weights=estimate.weights(precision), token=estimate.cache(precision, 1), context=context)
 
     def bytes_of(self, config: EngineConfig, memory: int | None) -> int | None:
-        """What it takes at most, of `memory` bytes that are meant for it; None if nothing is known.
+        """Return the bytes that it takes at most, given `memory` bytes meant for it; None if unknown.
 
-        That is more than `memory` where weights and one context need more.
+        The result is more than `memory` where weights and one context need more.
         """
         if not self.weights:
             return memory
         return max(memory or 0, self.weights + self.token * (config.max_cache_tokens or self.context))
 
     def within(self, config: EngineConfig, memory: int | None) -> EngineConfig:
-        """The configuration with as much cache as `memory` bytes leave beside the weights, at least one context."""
+        """Return the configuration with the cache that `memory` leaves beside the weights, at least one context."""
         if memory is None or config.max_cache_tokens is not None or not (self.weights and self.token):
             return config
         return replace(config, max_cache_tokens=max(self.context, (memory - self.weights) // self.token, 1))

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.1
-"""Between two words on how far a load is."""
+"""Time between two reports of a load's progress."""
 
 
 class Host:
     """The model that these configurations name. Use it on one event loop; `on_dead` is called when its engine dies.
 
-    Loads it at once if `config.preload`; else it only sees to it that the files are here. Raises SetupError or
+    Loads it at once if `config.preload`; else it only ensures that the files are present. Raises SetupError or
     ModelNotFound.
     """
 
@@ -52,9 +52,9 @@ class Host:
         return self._model
 
     async def load(self) -> AsyncIterator[Status]:
-        """Load it, and say how far that is until it is over: the last status is `ready`, or `unloaded` and says why.
+        """Load it, and yield the progress until the end: the last status is `ready`, or `unloaded` with the reason.
 
-        Whoever asks while it is being loaded hears of the same load, which goes on when nobody listens any more.
+        A call during a load follows the same load, which goes on even if all callers have gone.
         """
         if self._model is None and self._loading is None:
             self._progress, self._why = (f"Loading {self.name}", 0, None), None
@@ -68,11 +68,11 @@ class Host:
         yield self.status()
 
     async def unload(self) -> None:
-        """Give its memory back. Call it when no request runs."""
+        """Free its memory. Call it when no request runs."""
         model, self._model = self._model, None
         if model is not None:
             await asyncio.to_thread(model.shutdown)
-            del model  # before what is free is collected
+            del model  # before garbage is collected
             await asyncio.to_thread(_give_back)
 
     def close(self) -> None:
@@ -81,13 +81,13 @@ class Host:
             self._model.shutdown()
 
     def status(self) -> Status:
-        """What the model does, and what it takes."""
+        """Return the state of the model, and the memory that it takes."""
         status = self._status_without() if self._model is None else self._model.status()
         memory = self._footprint.bytes_of(self._engine_config, self._config.memory)
         return status.model_copy(update={"memory": memory, "unload_after": self._config.unload_after})
 
     def metrics(self) -> str:
-        """What its engine has counted since it was loaded, in Prometheus' text form; nothing while it is not."""
+        """Return the engine's metrics since the load, in Prometheus' text form; empty while it is not loaded."""
         return "" if self._model is None else self._model.metrics()
 
     def _status_without(self) -> Status:
@@ -117,7 +117,7 @@ class Host:
             self._loading = None
 
     def _load(self) -> "Model":
-        from run_gpt.local.model import load_model  # torch, which an executor without a model does not need
+        from run_gpt.local.model import load_model  # imports torch, which an executor without a model does not need
 
         model = load_model(
             self._model_config, self._engine_config, on_progress=self._note_progress, on_dead=self._on_dead
@@ -131,9 +131,9 @@ class Host:
 
 
 def _give_back() -> None:
-    """What nobody holds any more goes back to the system."""
+    """Return unused memory to the system."""
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps what was freed between what is not
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc keeps freed memory between used blocks
         libc.malloc_trim(0)

@@ -1,8 +1,8 @@
-"""Adds an Executor's own gRPC methods to Jina's server, which has no place for them.
+"""Adds an Executor's own gRPC methods to Jina's server, which has no hook for them.
 
 Jina's server makes its gRPC server from its interceptors in `setup_server`, after it has made the Executor: one more
-interceptor answers the methods that the Executor has in `rpc_methods` (path to gRPC handler). So it is in our pods, in
-`jina flow` and in `jina executor` alike.
+interceptor answers the methods that the Executor has in `rpc_methods` (path to gRPC handler). This holds in our pods,
+in `jina flow` and in `jina executor` alike.
 """
 
 from collections.abc import Mapping

@@ -25,13 +25,13 @@ WHOLE: dict[str, type[AnyRequest]] = {
     "/adapters/load": LoadAdapterRequest,
     "/adapters/unload": UnloadAdapterRequest,
 }
-"""Requests that are answered as a whole, by their paths."""
+"""Types of requests that are answered as a whole, by their paths."""
 STREAMED: dict[str, type[AnyRequest]] = {"/generate_stream": GenerateRequest, "/chat_stream": ChatRequest}
-"""Requests that are answered piece by piece."""
+"""Types of requests that are answered piece by piece, by their paths."""
 
 
 class LinkEndpoints:
-    """Answers what comes over the inner wire with `service` (see link.serving.Handle)."""
+    """Handler of requests over the inner wire, which `service` answers (see link.serving.Handle)."""
 
     def __init__(self, service: ModelService):
         self._service = service

@@ -1,4 +1,4 @@
-"""`ModelService`: what an executor does with its model's requests, whichever way they come."""
+"""`ModelService`: an executor's handling of requests to its model, from Jina or from the inner wire."""
 
 import asyncio
 import logging
@@ -21,9 +21,9 @@ NO_TRACE: Mapping[str, str] = {}
 
 
 class ModelService:
-    """Admits requests to the model of `host`, answers them, and drains. Use it on one event loop.
+    """Service that admits requests to the model of `host`, answers them, and drains. Use it on one event loop.
 
-    `trace` of its calls: the headers of the trace that a request belongs to; without, the context of the task.
+    `trace` of its calls: headers of the trace that a request belongs to; without them, the context of the task.
     """
 
     def __init__(self, host: Host, spans: Spans):
@@ -70,29 +70,29 @@ class ModelService:
             await asyncio.gather(running, return_exceptions=True)
 
     def status(self) -> Status:
-        """Say what the model and its engine do."""
+        """Return the status of the model and its engine."""
         status = self.host.status().model_copy(update={"started": self._started})
         if self._draining and status.state == "ready":
             status = status.model_copy(update={"state": "draining"})
         return status
 
     async def load(self) -> AsyncIterator[Status]:
-        """Load the model; say how far that is, and at last how it ended."""
+        """Load the model; yield the progress, and at last the result."""
         async for _ in self.host.load():
             yield self.status()
 
     async def unload(self) -> Status:
-        """Give the model's memory back. Raises Unavailable while requests run."""
+        """Free the model's memory. Raises Unavailable while requests run."""
         if self._running:
             raise Unavailable(f"the model {self.host.name} answers {self._running} requests")
         await self.host.unload()
         return self.status()
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new requests, let those that run finish for so long, then end the engine; the rest gets Unavailable.
+        """Refuse new requests, give running ones `seconds` to finish, then end the engine; the rest gets Unavailable.
 
-        `status` says `draining` meanwhile. A request is one of the executor's callers: its texts may come to the
-        engine one after the other, and the engine would be idle between them.
+        `status` says `draining` meanwhile. This counts the requests of the executor's callers, not the engine's: the
+        texts of one may reach the engine one after the other, and the engine would be idle between them.
         """
         self._draining = True
         try:
@@ -100,7 +100,7 @@ class ModelService:
                 await self._idle.wait()
         except TimeoutError:
             log.warning("%d requests did not finish in the %g s that they had", self._running, seconds)
-        with ThreadPoolExecutor(1) as thread:  # the loop's own may all wait for the engine
+        with ThreadPoolExecutor(1) as thread:  # the loop's own threads may all wait for the engine
             await asyncio.get_running_loop().run_in_executor(thread, self.host.close)
 
     @contextmanager

@@ -1,7 +1,7 @@
 """Owns the spans of an executor's requests: one for each, and in it its times in the queue, in prefill, in decode.
 
-Attributes are those of OpenTelemetry's conventions for generative models (`gen_ai.`), and ours (`rungpt.`) for what
-these have no name for. Nothing of prompts and answers is in them.
+Attributes are those of OpenTelemetry's conventions for generative models (`gen_ai.`), and ours (`rungpt.`) where
+these have no name. They contain no part of prompts and answers.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ OPERATIONS: dict[type[AnyRequest], str] = {
     ChatRequest: "chat",
     EmbedRequest: "embeddings",
 }
-"""The kinds of request that have a span."""
+"""Names of operations, by the kinds of request that have a span."""
 _ASKED = {
     "max_new_tokens": "gen_ai.request.max_tokens",
     "temperature": "gen_ai.request.temperature",
@@ -36,33 +36,33 @@ _ASKED = {
     "num_return_sequences": "gen_ai.request.choice.count",
     "adapter": "rungpt.adapter",
 }
-"""Fields of a request, and what they are called as attributes, if they are set."""
+"""Names of attributes for the fields of a request that are set."""
 
 
 class NoSpan:
-    """What is told of an answer where there are no traces, and makes nothing of it."""
+    """Receiver of the facts of an answer where there are no traces; it does nothing."""
 
     def took(self, timing: Timing) -> None:
-        """The engine did its part."""
+        """Take in the engine's timing."""
 
     def answered(self, answer: Answer) -> None:
-        """This is the whole answer."""
+        """Take in the whole answer."""
 
     def streamed(self, writer: PieceWriter) -> None:
-        """This is what wrote the answer, as far as it came."""
+        """Take in the writer of a streamed answer, complete or not."""
 
 
 class Spans:
-    """Makes the spans of one executor; without a provider (Jina's: see `run_gpt.process.tracing`) none."""
+    """Maker of the spans of one executor; without a provider (Jina's: see `run_gpt.process.tracing`) it makes none."""
 
     def __init__(self, provider: Any):
         self._tracer = None if provider is None else tracer_of(provider)
 
     @contextmanager
     def of(self, request: AnyRequest, model: str, trace: Mapping[str, str]) -> Iterator[NoSpan]:
-        """What to tell of the answer to a request to this model, which the block makes; its span ends with the block.
+        """Yield the receiver of the facts of an answer that the block makes; its span ends with the block.
 
-        It belongs to the trace of these headers, or without any to the current one, which Jina makes of a call's.
+        The span belongs to the trace of these headers; without any, to the current one, which Jina takes from the call.
         """
         if self._tracer is None or type(request) not in OPERATIONS:
             yield NoSpan()
@@ -83,7 +83,7 @@ class Spans:
 
 
 class AnswerSpan(NoSpan):
-    """The span of one request, which is told of its answer."""
+    """The span of one request, which receives the facts of its answer."""
 
     def __init__(self, tracer: "Tracer", request: AnyRequest, model: str, trace: Mapping[str, str]):
         from opentelemetry.propagate import extract
@@ -99,7 +99,7 @@ class AnswerSpan(NoSpan):
         self._told: dict[str, Any] = {}
 
     def took(self, timing: Timing) -> None:
-        """Each phase that took time becomes a span in this one."""
+        """Make a child span of each phase that took time."""
         from opentelemetry.trace import set_span_in_context
 
         epoch = time.time_ns() - time.perf_counter_ns()
@@ -131,7 +131,7 @@ class AnswerSpan(NoSpan):
         """See NoSpan."""
         summary, reasons = writer.summary, writer.finish_reasons
         if not summary.completion_tokens and not reasons:
-            return  # nothing of it came
+            return  # no part of it came
         self._told = {
             "gen_ai.response.id": summary.id,
             "gen_ai.response.model": summary.model,
@@ -142,7 +142,7 @@ class AnswerSpan(NoSpan):
         }
 
     def failed(self, code: str, message: str | None = None) -> None:
-        """It ended with this error; `message`: it is one of the server, not the client's wish."""
+        """Note the error that it ended with. `message`: given for an error that is not the client's cancellation."""
         from opentelemetry.trace import StatusCode
 
         self._span.set_attribute("error.type", code)
@@ -150,6 +150,6 @@ class AnswerSpan(NoSpan):
             self._span.set_status(StatusCode.ERROR, message)
 
     def end(self) -> None:
-        """Say of the answer what is known of it by now, and end."""
+        """Set the attributes that are known of the answer by now, and end the span."""
         self._span.set_attributes(self._told)
         self._span.end()

@@ -1,4 +1,4 @@
-"""Changes of adapters while a server runs: made in every replica, and made again in each that comes back."""
+"""Changes of adapters while a server runs: applied to every replica, and again to each replica that restarts."""
 
 import asyncio
 import logging
@@ -18,25 +18,25 @@ Change = LoadAdapterRequest | UnloadAdapterRequest
 
 
 class AdapterChanges:
-    """What was loaded and unloaded since the start, by name. `ask`: one request to one replica."""
+    """Adapters that were loaded and unloaded since the start, by name. `ask` sends one request to one replica."""
 
     def __init__(self, ask: Ask):
         self._ask = ask
         self._paths: dict[str, str | None] = {}
-        """Of what was loaded the path; None: unloaded."""
+        """Path of each loaded adapter, by name; None: unloaded."""
         self._unloaded: set[str] = set()
-        """What a replica that starts again may have under these names is not what is meant by them now."""
+        """Names that were unloaded at some time: a restarted replica may hold another adapter under such a name."""
         self._one_at_a_time = asyncio.Lock()
 
     async def make(self, change: Change, ready: Callable[[], Sequence[Replica]]) -> Answer:
-        """Make the change in every replica that is ready then. Raises a RequestError.
+        """Make the change in every replica that is ready at that moment. Raises a RequestError.
 
-        What is loaded is in all of them or in none. A client that goes away does not stop a change half-way.
+        An adapter is loaded in all of them or in none. A client that disconnects does not stop a change half-way.
         """
         return await asyncio.shield(asyncio.ensure_future(self._make(change, ready)))
 
     async def bring_up_to_date(self, replica: Replica) -> None:
-        """Make the changes in a replica that was started again. Raises a RequestError."""
+        """Make the changes in a replica that was restarted. Raises a RequestError."""
         async with self._one_at_a_time:
             if not self._paths:
                 return
@@ -50,7 +50,7 @@ class AdapterChanges:
 
     async def _make(self, change: Change, ready: Callable[[], Sequence[Replica]]) -> Answer:
         async with self._one_at_a_time:
-            replicas = ready()  # now, not before: one that came back while this waited has to hear of it, too
+            replicas = ready()  # now, not before: a replica that came back during the wait needs the change, too
             if not replicas:
                 raise Unavailable("no replica is ready: try again in a moment")
             if isinstance(change, LoadAdapterRequest):
@@ -58,21 +58,21 @@ class AdapterChanges:
             return await self._unload(change, replicas)
 
     async def _load(self, change: LoadAdapterRequest, replicas: Sequence[Replica]) -> Answer:
-        """One replica after the other, so that what does not fit is refused by the first."""
+        """Load in one replica after the other, so that the first one refuses an adapter that does not fit."""
         for count, replica in enumerate(replicas):
             try:
                 answer = await self._ask(replica, change)
             except RequestError as error:
-                # One that refused has nothing to undo; one that was lost or late may have loaded it.
+                # A replica that refused has nothing to undo; one that was lost or late may have loaded it.
                 await self._undo(replicas[: count + (not isinstance(error, InvalidRequest))], change.name)
                 raise
         self._paths[change.name] = change.path
         return answer
 
     async def _unload(self, change: UnloadAdapterRequest, replicas: Sequence[Replica]) -> Answer:
-        """One that has it no more is no error, if another had it: it was started again meanwhile.
+        """Unload in all replicas. One without the adapter is no error if another had it: it was restarted meanwhile.
 
-        A replica that fails is late, or gone: it refuses the adapter already, or hears of this when it comes back.
+        A replica that fails is late, or gone: it refuses the adapter already, or gets this change when it comes back.
         """
         answers = await asyncio.gather(*(self._ask(replica, change) for replica in replicas), return_exceptions=True)
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
@@ -90,6 +90,6 @@ class AdapterChanges:
             try:
                 await self._ask(replica, UnloadAdapterRequest.parse({"name": name}))
             except ModelNotFound:
-                continue  # it had not loaded it
+                continue  # the replica had not loaded it
             except RequestError as error:
                 log.warning("adapter %s may stay in the replica at %s: %s", name, replica.address, error.message)

@@ -1,7 +1,7 @@
-"""Which replica a request goes to: the one that has lately seen its beginning, unless that one is too busy.
+"""Choice of a replica for a request: the one that has lately seen the request's prefix, unless it is too busy.
 
-Replicas keep what they computed of a prompt and reuse it for one that begins alike. The gateway has no tokenizer, so
-it compares texts: of each it knows digests of its beginnings, in steps of BLOCK characters.
+Replicas keep the KV cache of a prompt and reuse it for a prompt with the same prefix. The gateway has no tokenizer, so
+it compares texts: for each text it keeps digests of its prefixes, in steps of BLOCK characters.
 """
 
 from collections import OrderedDict
@@ -11,41 +11,41 @@ from typing import Protocol, TypeVar
 from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 
 BLOCK = 256
-"""Characters from one compared beginning to the next; a shorter text has none."""
+"""Characters from one compared prefix to the next; a shorter text has none."""
 MOST_CHARACTERS = 2048 * BLOCK
-"""Of a text no more is compared: about the longest context."""
+"""Number of characters of a text that are compared at most: about the longest context."""
 WORTH_ONE = 500
 """Characters already seen that outweigh one request in flight."""
 MOST_WORTH = 8.0
-"""However long the beginning is, a replica with so many more requests in flight than another does not get it."""
+"""Most requests in flight that a prefix outweighs, however long it is."""
 CAPACITY = 1 << 17
-"""Beginnings that are known at most; the one that was sent longest ago is forgotten first. About 40 MB."""
+"""Number of prefixes that are kept at most; the least recently sent is dropped first. About 40 MB."""
 MOST_HOLDERS = 32
-"""Of one beginning the last so many replicas are known."""
+"""Number of replicas that are kept for one prefix: the most recent ones."""
 
 
 class Candidate(Protocol):
-    """What is asked of a replica."""
+    """Attributes of a replica that the choice needs."""
 
     in_flight: int
-    """Requests that it has of this gateway."""
+    """Requests from this gateway that it runs."""
     cache: object
-    """Stands for what it keeps; another object once that is lost."""
+    """Object that stands for its cached prompts; replaced by another one when they are lost."""
 
 
 AnyCandidate = TypeVar("AnyCandidate", bound=Candidate)
 
 
 class Affinity:
-    """What was sent where, by the digests of beginnings, for at most `capacity` of them."""
+    """Record of the replicas that texts were sent to, by the digests of prefixes, for at most `capacity` of them."""
 
     def __init__(self, capacity: int = CAPACITY):
         self._capacity = capacity
         self._holders: OrderedDict[int, tuple[object, ...]] = OrderedDict()
 
     def note(self, digests: Sequence[int], cache: object) -> None:
-        """The text with these digests goes to the replica that has this `cache`."""
-        # The longest beginning is the oldest, so that none is forgotten before those that go on after it.
+        """Note that the text with these digests goes to the replica that has this `cache`."""
+        # The longest prefix is noted as the oldest, so that no prefix is dropped before its continuations.
         for digest in reversed(digests):
             holders = self._holders.get(digest, ())
             if not holders or holders[-1] is not cache:
@@ -56,7 +56,7 @@ class Affinity:
             self._holders.popitem(last=False)
 
     def matched(self, digests: Sequence[int]) -> dict[object, int]:
-        """Of each cache that knows a beginning of the text with these digests: how many characters of it."""
+        """Return, for each cache that holds a prefix of the text with these digests, the characters of that prefix."""
         characters: dict[object, int] = {}
         for count, digest in enumerate(digests, 1):
             holders = self._holders.get(digest)
@@ -67,14 +67,14 @@ class Affinity:
         return characters
 
     def __len__(self) -> int:
-        """Number of beginnings that are known."""
+        """Return the number of prefixes that are kept."""
         return len(self._holders)
 
 
 def choose(candidates: Sequence[AnyCandidate], matched: Mapping[object, int], turn: int) -> AnyCandidate:
-    """The one with the fewest requests in flight, less what its matched characters are worth.
+    """Return the candidate with the fewest requests in flight, less what its matched characters are worth.
 
-    Of those that tie, the one that knows more; then they take turns, by the caller's counter `turn`.
+    A tie goes to the candidate with more matched characters; then they take turns, by the caller's counter `turn`.
     """
 
     least: tuple[float, int] = (float("inf"), 0)
@@ -90,24 +90,24 @@ def choose(candidates: Sequence[AnyCandidate], matched: Mapping[object, int], tu
 
 
 def worth(characters: int) -> float:
-    """How many requests in flight so many characters that need not be computed again outweigh."""
+    """Return the number of requests in flight that so many cached characters outweigh."""
     return min(MOST_WORTH, characters / WORTH_ONE)
 
 
 def digests_of(text: str) -> list[int]:
-    """A digest of each beginning of `text` that is compared: each has all in it that came before."""
+    """Return a digest of each prefix of `text` that is compared. Each digest covers the whole prefix."""
     digest, digests = 0, []
     for start in range(0, min(len(text), MOST_CHARACTERS) - BLOCK + 1, BLOCK):
-        # Of two processes each has its own hashes of texts, which nobody outside can guess.
+        # Each process has its own hashes of texts, which nobody outside can guess.
         digest = hash((digest, text[start : start + BLOCK]))
         digests.append(digest)
     return digests
 
 
 def prompt_text(request: AnyRequest) -> str:
-    """What of a request makes its prompt, in the prompt's order; empty for one that has none.
+    """Return the parts of a request that make its prompt, in the prompt's order; empty if it has no prompt.
 
-    That of a chat's earlier turn is a beginning of that of a later one.
+    The text of a chat's earlier turn is a prefix of the text of a later turn.
     """
     if isinstance(request, GenerateRequest):
         prompt = request.prompt

@@ -1,4 +1,4 @@
-"""Which addresses a host's name stands for: looked up again and again, beside the loop, and never less than is sure."""
+"""Addresses behind a host's name: looked up repeatedly, off the event loop, and dropped only when that is certain."""
 
 import asyncio
 import ipaddress
@@ -13,33 +13,33 @@ log = logging.getLogger(__name__)
 LOOKUP_SECONDS = 1.0
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""From a host's name and a port to its "ip:port"s, none if it has no address. Raises OSError if nobody can say."""
+"""Look-up of a host's name and a port: its "ip:port"s, none without an address. Raises OSError if it fails."""
 
-# What a resolver says of a name, or of one kind of its addresses, that is not there. Others: it could not be asked.
+# Errors of a resolver for a name, or a kind of address, that does not exist. Other errors: the look-up failed.
 _NONE_THERE = (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY)
 
 
 class Name:
-    """What one "host:port" stands for, the host being a name."""
+    """Addresses of one "host:port" whose host is a name."""
 
     def __init__(self, address: str, resolve: Resolve):
         self.address = address
         self.addresses: frozenset[str] = frozenset()
-        """Those of the last answer that had any."""
+        """Addresses in the last answer that had any."""
         self.empty = True
-        """Whether the last answer had none: then only what still answers is kept of `addresses`."""
+        """True when the last answer had none: then only those of `addresses` that still answer are kept."""
         self._resolve = resolve
         self._trouble = ""
 
     async def follow(self, changed: Callable[[], Awaitable[None]]) -> None:
-        """Look it up for ever; after each time `changed` is awaited."""
+        """Look the name up for ever; await `changed` after each look-up."""
         while True:
             await self.look_up()
             await changed()
             await asyncio.sleep(LOOKUP_SECONDS * random.uniform(0.8, 1.2))  # many gateways, one name server
 
     async def look_up(self) -> None:
-        """Ask once. A failure changes nothing."""
+        """Look the name up once. A failure changes nothing."""
         try:
             found = await self._resolve(*split_address(self.address))
         except OSError as error:
@@ -57,12 +57,12 @@ class Name:
 
 
 def wanted(names: Iterable[Name], answers: Mapping[str, bool]) -> set[str]:
-    """The addresses that the names stand for, when `answers` says of each known one whether it answers probes."""
+    """Return the addresses of the names. `answers`: True for each known address that answers probes."""
     return {address for name in names for address in name.addresses if not name.empty or answers.get(address, False)}
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a name: its A records, else its AAAA records. Raises OSError if nobody can say."""
+    """Return the addresses of a name: its A records, else its AAAA records. Raises OSError if the look-up fails."""
     loop = asyncio.get_running_loop()
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
@@ -76,7 +76,7 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of "host:port" or "[ip]:port". Raises ValueError."""
+    """Return host and port of "host:port" or "[ip]:port". Raises ValueError."""
     parts = urlsplit(f"//{address}")
     if not parts.hostname or not parts.port:
         raise ValueError("it must be HOST:PORT")
@@ -84,12 +84,12 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def join_address(host: str, port: int) -> str:
-    """The opposite of `split_address`."""
+    """Return the address that `split_address` would split."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_name(host: str) -> bool:
-    """Whether this is no literal IP address. Raises ValueError for what can be neither."""
+    """Return True unless this is a literal IP address. Raises ValueError if it can be neither a name nor an address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

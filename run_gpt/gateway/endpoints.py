@@ -1,4 +1,4 @@
-"""The table of the endpoints that both doors serve."""
+"""The table of the endpoints that both ports serve."""
 
 from dataclasses import dataclass
 
@@ -18,23 +18,23 @@ from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeReque
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One endpoint: HTTP route, gRPC endpoint and, of native requests, Executor endpoint have the same path."""
+    """One endpoint: HTTP route, gRPC endpoint and, for native requests, Executor endpoint have the same path."""
 
     path: str
-    """What stands in braces is a field of the request, in the path of an HTTP GET."""
+    """Path; a name in braces is a field of the request, in the path of an HTTP GET."""
     request: type[AnyRequest]
     summary: str
     answer: type[Body] | None = None
-    """The whole answer; None: it is always streamed."""
+    """Type of the whole answer; None: it is always streamed."""
     event: type[Body] | None = None
-    """An event of a stream; None: it is never streamed. With both, the request says which by `stream`."""
+    """Type of a stream's events; None: never streamed. With both, the request chooses by its field `stream`."""
     get: bool = False
-    """Whether HTTP takes a GET without a body as well."""
+    """True when HTTP takes a GET without a body as well."""
     last_line: str | None = None
-    """The data of the last event of an HTTP stream, after all answers."""
+    """Data of the last event of an HTTP stream, after all answers."""
 
     def streams(self, request: AnyRequest) -> bool:
-        """Whether this request's answer is a stream."""
+        """Return True when this request's answer is a stream."""
         return self.answer is None or (self.event is not None and bool(getattr(request, "stream", False)))
 
 
@@ -86,7 +86,7 @@ ENDPOINTS: dict[str, Endpoint] = {
 
 
 def endpoint_of(request: AnyRequest, *, stream: bool) -> Endpoint:
-    """The endpoint of an Executor that answers this kind of native request."""
+    """Return the endpoint of an Executor that answers this kind of native request."""
     return next(
         e for e in ENDPOINTS.values() if type(request) is e.request and (e.event if stream else e.answer) is not None
     )

@@ -1,4 +1,4 @@
-"""`EventStream`: a stream of server-sent events as an HTTP response, written without a detour."""
+"""`EventStream`: a stream of server-sent events as an HTTP response, written to the ASGI server directly."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from run_gpt.gateway.service import Service
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 15.0
-"""A stream that has had nothing to say for so long sends a comment: proxies close what is idle."""
+"""Seconds without an event after which a stream sends a comment: proxies close idle connections."""
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -24,7 +24,7 @@ HEADERS = [
 
 
 class ClientGone(Exception):
-    """The client closed its connection: nobody waits for the answer."""
+    """Raised when the client has closed its connection and so does not wait for the answer."""
 
 
 async def until_gone(receive: Receive) -> None:
@@ -34,19 +34,19 @@ async def until_gone(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Answers `request` event by event.
+    """Response that answers `request` event by event.
 
     The status is 200 once there is an event, or a comment has to be sent; an error before that has a status of its own,
-    and one after it is the last event. A client that reads slowly gets fewer, larger pieces, and holds nobody up.
+    and one after it is the last event. A client that reads slowly gets fewer, larger pieces, and delays no others.
     """
 
     def __init__(self, service: Service, request: AnyRequest, last_line: str | None):
-        """`last_line`: what is sent after the last event."""
+        """Make the response. `last_line`: data that is sent after the last event."""
         self._service, self._request, self._last_line = service, request, last_line
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI. Raises the RequestError of a request that was not begun, and ClientGone."""
+        """See ASGI. Raises the RequestError of a request that had no event yet, and ClientGone."""
         writer, task = _Writer(send), asyncio.current_task()
         assert task is not None
         gone = asyncio.ensure_future(until_gone(receive))
@@ -86,7 +86,7 @@ class EventStream(Response):
 
 
 class _Writer:
-    """The response as far as it was sent."""
+    """Writer of the response, which knows if any of it was sent."""
 
     def __init__(self, send: Send):
         self.begun = False
@@ -105,7 +105,7 @@ class _Writer:
         await self._send({"type": "http.response.body", "body": content, "more_body": True})
 
     async def end(self) -> None:
-        """Send the end."""
+        """Send the end of the body."""
         self.stop()
         await self._send({"type": "http.response.body", "body": b""})
 
@@ -116,7 +116,7 @@ class _Writer:
             self._commenting.cancel()
 
     def _look(self) -> None:
-        """Send a comment if nothing was sent for long."""
+        """Send a comment if nothing was sent for IDLE_SECONDS."""
         now = self._loop.time()
         if now - self._last >= IDLE_SECONDS:
             self._last = now

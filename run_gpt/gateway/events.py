@@ -1,4 +1,4 @@
-"""The events of a stream, as each kind of endpoint wants them: bodies for gRPC, server-sent events for HTTP."""
+"""The events of a stream, in the form that each port needs: bodies for gRPC, server-sent events for HTTP."""
 
 from collections.abc import AsyncIterator
 from typing import Protocol
@@ -21,7 +21,7 @@ class Events(Protocol):
 
 
 class TextEvents:
-    """See Events: those of a text."""
+    """Events of a text (see Events)."""
 
     def __init__(self, streams: Streams, writer: StreamWriter):
         self._streams, self._writer = streams, writer
@@ -61,7 +61,7 @@ class TextEvents:
 
 
 class ModelEvents:
-    """See Events: those of a model that is loaded."""
+    """Events of the load of a model (see Events)."""
 
     def __init__(self, states: AsyncIterator[Body]):
         self._states = states

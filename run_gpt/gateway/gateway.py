@@ -1,4 +1,4 @@
-"""`RunGPTGateway`: the composite Jina gateway. It holds the pool and the service and puts a door on each port."""
+"""`RunGPTGateway`: the composite Jina gateway. It holds the pool and the service and serves each port."""
 
 import json
 import os
@@ -25,15 +25,15 @@ from run_gpt.gateway.service import Service
 if TYPE_CHECKING:
     from run_gpt.gateway.tracing import Tracing
 
-# What Jina itself gives to a gateway's constructor, besides its runtime arguments.
+# Arguments that Jina itself passes to a gateway's constructor, besides its runtime arguments.
 _JINAS = {"metas", "requests", "req_handler_cls", "runtime_args"}
 
 
 class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
     """The gateway of a Flow with an executor for each model, each in any number of replicas.
 
-    Its `with` are the fields of GatewayConfig; a key may be in $RUNGPT_API_KEY. Raises SetupError for a Flow of another
-    shape, and for keys that cannot be had.
+    Its `with` takes the fields of GatewayConfig; a key may be in $RUNGPT_API_KEY. Raises SetupError for a Flow of
+    another shape, and for keys that cannot be read.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         self._ended = False
 
     def _door(self, kwargs: dict[str, Any]) -> GRPCDoor | HTTPDoor:
-        kwargs["runtime_args"]["tracing"] = False  # a door would have a provider of its own, of which nothing comes
+        kwargs["runtime_args"]["tracing"] = False  # a port would have a provider of its own, which exports nothing
         protocol = str(kwargs["runtime_args"]["protocol"]).lower().rpartition(".")[2]
         if protocol == "grpc":
             return GRPCDoor(self.service, interceptors=self._interceptors(), **kwargs)
@@ -86,20 +86,20 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         raise SetupError(f"protocol {protocol}: the gateway speaks grpc and http")
 
     def _interceptors(self) -> list[Any]:
-        """What looks at a gRPC call before our servicer does."""
+        """Return the interceptors that see a gRPC call before our servicer does."""
         service = self.service
         access = AccessInterceptor(self.keys, service.count, log_requests=service.config.log_requests)
         first = [] if service.tracing is None else [service.tracing.interceptor()]
         return [*first, access, LegacyInterceptor(service.answer)]
 
     async def setup_server(self) -> None:
-        """Open both doors; requests are refused with Unavailable until a replica is ready."""
+        """Open both ports; requests are refused with Unavailable until a replica is ready."""
         await self.service.models.start()
         self._load.start()
         await super().setup_server()
 
     async def shutdown(self) -> None:
-        """Drain, then close the doors. Jina calls this twice."""
+        """Drain, then close the ports. Jina calls this twice."""
         if self._ended:
             return
         self._ended = True
@@ -110,7 +110,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
 
 
 def _tracing(provider: Any) -> "Tracing | None":
-    """What makes spans, if Jina has made a provider for them."""
+    """Return the maker of spans, if Jina has made a provider for them."""
     if provider is None:
         return None
     from run_gpt.gateway.tracing import Tracing
@@ -119,7 +119,7 @@ def _tracing(provider: Any) -> "Tracing | None":
 
 
 def executor_addresses(deployments_addresses: str) -> dict[str, list[str]]:
-    """The "host:port" of each executor's replicas, from the JSON that Jina gives to a gateway. Raises SetupError.
+    """Return the "host:port" of each executor's replicas, from the JSON that Jina passes in. Raises SetupError.
 
     A host may be a name, which stands for all replicas that it resolves to.
     """

@@ -1,4 +1,4 @@
-"""What stands before the gRPC services: the key of each call, what it is called, and its line in the log."""
+"""The interceptor before the gRPC services: it checks the key of each call, sets its request id, and logs it."""
 
 import asyncio
 import inspect
@@ -16,17 +16,17 @@ from run_gpt.gateway.rpc import ERROR_METADATA
 from run_gpt.process import request_ids
 
 OPEN_METHODS = ("/grpc.health.v1.Health/", "/jina.JinaGatewayDryRunRPC/dry_run")
-"""Methods that begin so need no key, and are neither logged nor counted: what watches a server calls them often."""
+"""Prefixes of methods that need no key and are neither logged nor counted: monitoring calls them often."""
 DISCARD_SECONDS = 5.0
-"""Time that a caller that is refused gets to write its first message."""
+"""Time that a refused caller gets to write its first message."""
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Gives each call its record, counts it at its end, and lets those without a key to nothing but OPEN_METHODS.
+    """Interceptor that gives each call its record, counts it at its end, and checks its key except for OPEN_METHODS.
 
-    The answer's initial metadata has what the request is called, and an id that cannot be is refused. Nothing
-    that answers a call may stand before it. `keys` None: calls need none.
+    The answer's initial metadata has the request id, and a malformed id is refused. No other interceptor that answers
+    calls may come before this one. `keys` None: calls need none.
     """
 
     def __init__(self, keys: Keys | None, count: Count, *, log_requests: bool = False):
@@ -60,7 +60,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def _sent(metadata: Any) -> str:
-    """The key in a call's metadata: `Bearer KEY`, or as the published inference-client sends it, the key alone.
+    """Return the key in a call's metadata: `Bearer KEY`, or the key alone, as the published inference-client sends it.
 
     Raises AuthenticationError.
     """
@@ -73,9 +73,9 @@ def _value(metadata: Any, name: str) -> str | None:
 
 
 def _refusal(error: RequestError, *, streaming: bool) -> Any:
-    """A handler that refuses a call, whether its answer is to be one message or a stream.
+    """Return a handler that refuses a call, for an answer of one message as well as for a stream.
 
-    Of a `streaming` caller one message is read: an asyncio client that cannot write its first one does not see why.
+    It reads one message of a `streaming` caller: an asyncio client that cannot write its first one sees no error.
     """
 
     async def refuse(messages: AsyncIterator[bytes], context: Any) -> None:
@@ -90,7 +90,7 @@ def _refusal(error: RequestError, *, streaming: bool) -> Any:
 
 
 def _followed(handler: Any, record: Record, ended: Count) -> Any:
-    """The handler, which begins with what the request is called, and calls `ended` when it has ended."""
+    """Return the handler, made to send the request id first and to call `ended` at its end."""
     kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
     behaviour = getattr(handler, kind)
     named = ((request_ids.METADATA, record.shown_id),)

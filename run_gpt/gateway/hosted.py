@@ -1,4 +1,4 @@
-"""`Hosted`: one model of a gateway: the pool of its replicas, who uses it, and whether it is in memory."""
+"""`Hosted`: one model of a gateway: the pool of its replicas, its requests, and its state in memory."""
 
 import asyncio
 import logging
@@ -18,38 +18,38 @@ _TAKES_MEMORY = ("ready", "draining", "loading")
 
 
 class Hosted:
-    """The model that the executors of `pool` have."""
+    """The model that the executors of `pool` serve."""
 
     def __init__(self, pool: ReplicaPool):
         self.pool = pool
         self.in_use = 0
-        """Requests that it answers."""
+        """Number of requests that it answers."""
         self.waiting = 0
-        """Requests that wait until it is in memory."""
+        """Number of requests that wait until it is in memory."""
         self.last_used = time.monotonic()
-        """When a request for it ended last; while it is not in memory, now."""
+        """Time at which the last request for it ended; the current time while it is not in memory."""
         self.loading: asyncio.Task[None] | None = None
-        """What loads it, from the wait for room to the end."""
+        """Task that loads it, from the wait for memory to the end."""
         self.claims_memory = False
-        """Whether room was made for it, which it does not take yet."""
+        """True when memory was freed for it that it does not take yet."""
         self.leaving: asyncio.Event | None = None
-        """Set once it is unloaded: it takes no new requests until then."""
+        """Event that is set once it is unloaded: it takes no new requests until then."""
         self.loads, self.failed_loads, self.unloads = 0, 0, 0
         self._since = int(time.time())
 
     @property
     def name(self) -> str:
-        """Its name; empty until a replica has said it."""
+        """Name of the model; empty until a replica has reported it."""
         return self.pool.model or ""
 
     @property
     def can_load(self) -> bool:
-        """Whether a replica could load it, or does."""
+        """True when a replica could load it, or does."""
         return any(replica.loads for replica in self.pool.replicas)
 
     @property
     def state(self) -> State:
-        """What `/v1/models` says."""
+        """State that `/v1/models` reports."""
         if self.pool.ready:
             return "loaded"
         if self.loading is not None or any(replica.state == "loading" for replica in self.pool.replicas):
@@ -60,7 +60,7 @@ class Hosted:
 
     @property
     def memory(self) -> int | None:
-        """Bytes that it takes at most in all replicas together, once it is loaded; None: not known."""
+        """Bytes that it takes at most in all replicas together, once loaded; None: unknown."""
         each = [replica.status.memory for replica in self.pool.replicas if replica.status]
         return int(sum(each)) if each and None not in each else None  # type: ignore[arg-type]
 
@@ -72,29 +72,29 @@ class Hosted:
 
     @property
     def expired(self) -> bool:
-        """Whether it had nothing to do for so long that it is to be unloaded."""
+        """True when the model has been idle for at least `unload_after` seconds."""
         seconds: float | None = self._said("unload_after")
         idle = self.may_go and bool(self.pool.ready)
         return seconds is not None and idle and time.monotonic() - self.last_used >= seconds
 
     @property
     def may_go(self) -> bool:
-        """Whether nobody uses it. Those who wait until it was unloaded do not count, those who had it loaded do."""
+        """True when no request uses or loads it. Requests that wait for the end of its unloading do not count."""
         return not self.in_use and self.loading is None and (self.leaving is not None or not self.waiting)
 
     def stay(self) -> None:
-        """It takes requests again, or is unloaded: whoever waited for that goes on."""
+        """Take requests again, or note that it is unloaded: requests that waited for that go on."""
         if self.leaving is not None:
             self.leaving.set()
             self.leaving = None
 
     def card(self) -> ModelCard:
-        """What `/v1/models` says of it."""
+        """Return its entry in `/v1/models`."""
         length = self.pool.context_length
         return ModelCard(id=self.name, created=self._since, max_model_len=length, state=self.state, memory=self.memory)
 
     def describe(self) -> ModelState:
-        """What it does now."""
+        """Return its current state."""
         state = self.state
         busy = [r.status for r in self.pool.replicas if r.status and r.state == "loading"] if state == "loading" else []
         return ModelState(
@@ -109,7 +109,7 @@ class Hosted:
         )
 
     async def load(self) -> None:
-        """Load it in every replica that has not. Raises Unavailable if none has it then, with the reason."""
+        """Load it in every replica that has not loaded it. Raises Unavailable, with the reason, if none has it then."""
         replicas = [replica for replica in self.pool.replicas if replica.loads]
         failures = await asyncio.gather(*map(_load, replicas))
         if not self.pool.ready:
@@ -119,19 +119,19 @@ class Hosted:
         self.loads += 1
 
     async def unload(self) -> None:
-        """Unload it in every replica; what one that fails says is in the log, and its state tells the rest."""
+        """Unload it in every replica. A failure is logged, and shows in the replica's state."""
         loaded = [replica for replica in self.pool.replicas if replica.state == "ready"]
         await asyncio.gather(*map(_unload, loaded))
         self.unloads += bool(loaded) and not self.pool.ready
 
     def _said(self, name: str) -> Any:
-        """What the first replica that says something of this says."""
+        """Return the first value that a replica's status has for this field."""
         values = (getattr(replica.status, name) for replica in self.pool.replicas if replica.status)
         return next((value for value in values if value is not None), None)
 
 
 async def _load(replica: Replica) -> str | None:
-    """Why it failed, if it did without a word."""
+    """Load the model in a replica. Return the reason if the load failed without a status."""
     try:
         await replica.load()
     except (RequestError, ValueError) as error:

@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 DISCARDED_BODIES = 8
-"""So many times the limit of a body that is too large is read, since a client that still writes reads no answer."""
+"""Multiple of the limit that is read of a body that is too large: a client that still writes reads no answer."""
 
 
 def build_app(service: Service) -> Starlette:
-    """The app over `service`."""
+    """Build the app over `service`."""
     about_us = {
         "name": "RunGPT",
         "version": version("rungpt"),
@@ -84,7 +84,7 @@ def build_app(service: Service) -> Starlette:
 
 
 def route(path: str, function: Any, *methods: str) -> Route:
-    """A route that takes these methods and no other."""
+    """Return a route that takes these methods and no other."""
     made = Route(path, function, methods=methods)
     made.methods = set(methods)  # Starlette adds HEAD to GET
     return made
@@ -110,7 +110,7 @@ def _handler(service: Service, endpoint: Endpoint) -> Any:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body of at most `limit` bytes, checked while it is read, whatever type it says it has.
+    """Return the body of at most `limit` bytes, checked while it is read; its content type does not matter.
 
     Raises RequestTooLarge, which gives both numbers.
     """
@@ -141,7 +141,7 @@ def _too_deep() -> InvalidRequest:
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body. Raises InvalidRequest, which says what is wrong and where."""
+    """Return the JSON object in a body. Raises InvalidRequest, which says what is wrong and where."""
     try:
         data = json.loads(body, parse_constant=_no_constant)
     except RecursionError:
@@ -166,7 +166,7 @@ def _json_kind(data: Any) -> str:
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled when the client closes the connection. Raises ClientGone then."""
+    """Return the result of `work`. If the client closes the connection, cancel it. Raises ClientGone then."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(until_gone(request.receive))
     try:

@@ -1,4 +1,4 @@
-"""What stands before the HTTP app: the key of each request, the origins of web pages, and the line in the log."""
+"""The checks before the HTTP app: the key of each request, the origins of web pages, and the line in the log."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from run_gpt.gateway.record import Count, Record, begin, current, note_error
 from run_gpt.process import request_ids
 
 OPEN_ROUTES = ("/health", "/ready")
-"""They need no key for a GET, and are neither in the log nor counted: what watches a server asks them all the time."""
+"""Routes that need no key for a GET and are neither logged nor counted: monitoring requests them often."""
 DISCARD_SECONDS = 5.0
-"""Time that a client whose request is refused gets to send its body, without which it reads no answer."""
+"""Time that a client whose request is refused gets to send its body; before that it reads no answer."""
 
 
 def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None, count: Count) -> ASGIApp:
-    """The app behind all that is asked for. The origins stand before the keys, so that pages can read a refusal.
+    """Return the app behind all configured checks. Origins are checked before keys, so that pages can read a refusal.
 
     The configuration's origins have passed `check_origins`. `count` gets each request when it has ended.
     """
@@ -41,7 +41,7 @@ def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None, count: Count
 
 
 def check_origins(origins: Sequence[str]) -> None:
-    """Raises SetupError for what no browser sends as an origin, and which would never be let in."""
+    """Raise SetupError for a value that no browser sends as an origin, and that so would never match."""
     for origin in origins:
         parts = urlsplit(origin)
         if origin != "*" and (not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}".lower()):
@@ -49,9 +49,9 @@ def check_origins(origins: Sequence[str]) -> None:
 
 
 class Recording:
-    """Gives each request its record, counts it when it ends, and writes its line then; not those of OPEN_ROUTES.
+    """Middleware that gives each request its record, and counts and logs it when it ends, except for OPEN_ROUTES.
 
-    The answer has what the request is called in its headers, and an id that cannot be is refused.
+    The answer has the request id in its headers, and a malformed id is refused.
     """
 
     def __init__(self, app: ASGIApp, config: GatewayConfig, count: Count):
@@ -98,10 +98,10 @@ class Recording:
 
 
 class OriginCheck:
-    """Answers 403 to every request of a web page of an origin that is neither the server's own nor allowed.
+    """Middleware that answers 403 to requests of web pages whose origin is neither the server's own nor allowed.
 
-    Without CORS a browser keeps the answer from such a page, but sends the request all the same: to a server on its
-    user's machine, and with the password that it keeps for Basic.
+    Without CORS a browser keeps the answer from such a page, but sends the request all the same: to a server on the
+    user's machine, and with the password that it stores for Basic.
     """
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str], max_body_bytes: int):
@@ -122,7 +122,7 @@ class OriginCheck:
 
 
 class KeyCheck:
-    """Answers 401 to every request without a key, whatever its route is, but for OPEN_ROUTES."""
+    """Middleware that answers 401 to every request without a valid key, on every route but OPEN_ROUTES."""
 
     def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int):
         self.app = app
@@ -151,7 +151,7 @@ class KeyCheck:
 async def _refuse(
     error: RequestError, headers: dict[str, str], max_body_bytes: int, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Answer with the error, when the request's body is read as far as it is."""
+    """Answer with the error, once the request's body has been read as far as `_discard` reads it."""
     note_error(error)
     if not await _discard(Headers(scope=scope), receive, max_body_bytes):
         headers["Connection"] = "close"  # the rest of the body is not read
@@ -159,16 +159,16 @@ async def _refuse(
 
 
 def is_open(scope: Scope) -> bool:
-    """Whether the request needs no key."""
+    """Return True when the request needs no key."""
     return scope["method"] == "GET" and scope["path"] in OPEN_ROUTES
 
 
 async def _discard(headers: Headers, receive: Receive, limit: int) -> bool:
-    """Read the body of a request that is refused, within `limit` bytes and DISCARD_SECONDS; whether that was all."""
+    """Read the body of a refused request, within `limit` bytes and DISCARD_SECONDS. Return True if that was all."""
     if "content-length" not in headers and "transfer-encoding" not in headers:
         return True
     if "expect" in headers:
-        return False  # the client waits for a word before it sends its body
+        return False  # the client waits for 100 Continue before it sends its body
     received = 0
     try:
         async with asyncio.timeout(DISCARD_SECONDS):

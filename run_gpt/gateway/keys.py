@@ -1,4 +1,4 @@
-"""The keys of a gateway: where they come from, which one a request has, and when the file is read again."""
+"""The keys of a gateway: their sources, the check of a request's key, and the repeated reading of the file."""
 
 import base64
 import binascii
@@ -16,9 +16,9 @@ from run_gpt.errors import AuthenticationError, SetupError
 log = logging.getLogger(__name__)
 
 DEFAULT_NAME = "default"
-"""The name of the key that has none: that of --api-key and of the environment."""
+"""Name of the key that has no name of its own: the one from --api-key or the environment."""
 LEAST_KEY, MOST_KEY = 8, 512
-"""Characters of a key."""
+"""Least and greatest number of characters of a key."""
 MOST_FILE_BYTES = 1024 * 1024
 LOOK_SECONDS = 0.25
 """Time between two looks at the file, while requests come."""
@@ -29,10 +29,10 @@ _A_KEY = f"a key has {LEAST_KEY} to {MOST_KEY} printable ASCII characters and no
 
 
 class Keys:
-    """The keys that are taken: `key`, called `default`, and those of `file`. Raises SetupError.
+    """The keys that are accepted: `key`, named `default`, and those in `file`. Raises SetupError.
 
-    Of a key only the SHA-256 digest is kept. When the file changes, its keys are those that are taken, within
-    LOOK_SECONDS. One that is gone or malformed then changes nothing and is a warning; one without a key lets nobody in.
+    Only the SHA-256 digest of a key is kept. When the file changes, its new keys hold within LOOK_SECONDS. A file that
+    is then missing or malformed changes nothing and is a warning; with a file without keys all requests are refused.
     """
 
     def __init__(self, key: str | None = None, file: Path | None = None):
@@ -44,7 +44,7 @@ class Keys:
         self._file = file
         self._named: dict[str, bytes] = {}
         self._seen: bytes | str = b""
-        """What the file was at the last look: a digest of its bytes, or why it could not be read."""
+        """State of the file at the last look: a digest of its bytes, or the reason why it could not be read."""
         self._look_at = 0.0
         if file is not None:
             content = _read(file)
@@ -55,7 +55,7 @@ class Keys:
 
     @classmethod
     def of(cls, config: GatewayConfig, key: str | None) -> Self | None:
-        """The keys of a gateway whose environment holds `key`; None for one that asks for none. Raises SetupError."""
+        """Return the keys of a gateway whose environment holds `key`; None if it needs none. Raises SetupError."""
         if key is not None or config.api_key_file is not None:
             return cls(key, config.api_key_file)
         if config.require_key:
@@ -67,11 +67,11 @@ class Keys:
 
     @property
     def names(self) -> list[str]:
-        """The names of the keys that are taken now."""
+        """Names of the keys that are accepted now."""
         return [*self._own, *self._named]
 
     def check(self, key: str) -> str:
-        """The name of the key. Raises AuthenticationError if it is none of ours."""
+        """Return the name of the key. Raises AuthenticationError if it is none of ours."""
         if self._file is not None and time.monotonic() >= self._look_at:
             self._look(self._file)
         given, found = _digest(key), None
@@ -105,9 +105,9 @@ class Keys:
 
 
 def parse_keys(content: bytes, file: Path, taken: dict[str, bytes] | None = None) -> dict[str, bytes]:
-    """The digests of the keys in a file, by name: a line `NAME: KEY` for each, blank lines, and comments (`#`).
+    """Return the digests of the keys in a file, by name: a line `NAME: KEY` for each, blank lines, and comments (`#`).
 
-    `taken` are digests by name that stand beside them. Raises SetupError, which says the line, and never the key.
+    `taken`: digests by name of keys that exist beside them. Raises SetupError, which gives the line, but never the key.
     """
     found: dict[str, bytes] = {}
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
@@ -133,9 +133,9 @@ def parse_keys(content: bytes, file: Path, taken: dict[str, bytes] | None = None
 
 
 def sent_key(authorization: str | None, *, plain: bool = False) -> str:
-    """The key in the value of an `Authorization` header: `Bearer KEY`, or `Basic` with the key as the password.
+    """Return the key in an `Authorization` header's value: `Bearer KEY`, or `Basic` with the key as the password.
 
-    `plain`: the key alone is taken, too. Raises AuthenticationError where there is no key.
+    `plain`: the key alone is accepted, too. Raises AuthenticationError where there is no key.
     """
     scheme, _, rest = (authorization or "").strip().partition(" ")
     kind, rest = scheme.lower(), rest.strip()
@@ -160,7 +160,7 @@ def _digest(key: str) -> bytes:
 
 
 def _read(file: Path) -> bytes:
-    """The file's content. Raises SetupError."""
+    """Return the file's content. Raises SetupError."""
     try:
         with file.open("rb") as opened:
             content = opened.read(MOST_FILE_BYTES + 1)

@@ -1,7 +1,7 @@
-"""Answers the published inference-client 0.0.8 on the gRPC door: its messages hold docarray 0.21's documents.
+"""Answers the published inference-client 0.0.8 on the gRPC port: its messages hold docarray 0.21's documents.
 
 It calls `/jina.JinaRPC/Call`, as new clients may, with one prompt in each message of the stream. The first message that
-holds a document tells which of the two kinds a stream is.
+holds a document shows which of the two kinds a stream is.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ METHOD = "/jina.JinaRPC/Call"
 ENDPOINT = "/generate"
 ERROR = 1  # StatusProto.StatusCode
 MOST_TOGETHER = 64
-"""Prompts of one stream that are answered at the same time."""
+"""Number of prompts of one stream that are answered at the same time."""
 
 _classes = message_classes(
     "rungpt.legacy",
@@ -44,7 +44,7 @@ LegacyRequest = _classes.Request
 
 
 class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Answers older clients' `/generate` by `answer`, which raises RequestErrors; passes all else on untouched."""
+    """Interceptor that answers older clients' `/generate` by `answer`, which raises RequestErrors; passes on others."""
 
     def __init__(self, answer: Answerer):
         self._answer = answer
@@ -86,7 +86,7 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 await context.write(answer)
 
     async def _respond(self, message: bytes) -> bytes | None:
-        """The message, as an older Executor gives it back: with the answers in its documents, or with an error.
+        """Return the message as an older Executor would: with the answers in its documents, or with an error.
 
         None for a message that cannot be read.
         """
@@ -117,16 +117,16 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def is_legacy(message: bytes) -> bool | None:
-    """Whether the message holds older documents; None if it holds no document.
+    """Return True when the message holds older documents; None if it holds no document.
 
-    Both kinds of documents have a field 1. In an older one it is the id, a text. In a new one it is all there is:
-    entries of a map, and the first byte of an entry is the tag of its key (0x0a), or, if a writer turns them round, of
-    its value (0x12). An id begins with neither, which are control characters.
+    Both kinds of documents have a field 1. In an older one it is the id, a text. In a new one it is the only field:
+    entries of a map, and the first byte of an entry is the tag of its key (0x0a), or, if a writer swaps them, of
+    its value (0x12). An id begins with neither, because both are control characters.
     """
     try:
         documents = LegacyRequest.FromString(message).data.docs.docs
     except DecodeError:
-        return False  # what cannot be read is for the usual way to refuse
+        return False  # the normal path refuses what cannot be read
     if not documents:
         return None
     document = documents[0]
@@ -134,10 +134,10 @@ def is_legacy(message: bytes) -> bool | None:
 
 
 def parameters_of(parameters: Any) -> dict[str, Any]:
-    """The parameters (a Struct) as our schema takes them.
+    """Return the parameters (a Struct) as our schema takes them.
 
-    A Struct knows no integers, so a whole number becomes one again. The older client's documented default
-    `length_penalty = 1.0` goes with greedy search too, where it has no effect and our schema wants none.
+    A Struct has no integers, so a whole number becomes one again. The older client's documented default
+    `length_penalty = 1.0` comes with greedy search too, where it has no effect and our schema forbids it.
     """
     fields = {name: _plain(value) for name, value in parameters.items()}
     if fields.get("length_penalty") == 1 and fields.get("num_beams", 1) == 1:
@@ -160,7 +160,7 @@ def _prompt(document: Any) -> Any:
 
 
 def _set_error(request: Any, error: RequestError) -> None:
-    """What makes the older client raise BadServer with this text."""
+    """Set the status that makes the older client raise BadServer with this text."""
     note_error(error)
     status = request.header.status
     status.code, status.description = ERROR, error.message
@@ -174,7 +174,7 @@ def _first(errors: BaseExceptionGroup[Any]) -> Any:
 
 
 async def _look(messages: AsyncIterator[bytes]) -> tuple[list[bytes], bool]:
-    """The messages up to the first one that holds a document, and whether that is an older one."""
+    """Return the messages up to the first one that holds a document, and True if that is an older document."""
     held = []
     async for message in messages:
         held.append(message)
@@ -191,7 +191,7 @@ async def _chain(held: list[bytes], messages: AsyncIterator[bytes]) -> AsyncIter
 
 
 async def _pass_on(handler: Any, messages: AsyncIterator[bytes], context: Any) -> None:
-    """What would have happened without us."""
+    """Handle the call as if this interceptor were absent."""
 
     async def requests() -> AsyncIterator[Any]:
         async for message in messages:

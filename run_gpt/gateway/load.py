@@ -1,4 +1,4 @@
-"""Owns the lines that say how much a gateway has to do, for engines that scale by what stands in a log."""
+"""Owns the log lines with a gateway's load, for autoscalers that read a log."""
 
 import asyncio
 import json
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 
 class LoadLog:
-    """Writes a line of JSON each `log_load` seconds of the service's configuration; none if that is None.
+    """Writer of a line of JSON every `log_load` seconds (of the service's configuration); of none if that is None.
 
-    To stdout, or where all of the log is JSON, as a line of it.
+    It writes to stdout, or, where the whole log is JSON, to the log.
     """
 
     def __init__(self, service: Service):
@@ -23,13 +23,13 @@ class LoadLog:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Write from now on, on the running event loop."""
+        """Begin to write, on the running event loop."""
         if (seconds := self._service.config.log_load) is not None:
             log.setLevel(logging.INFO)
             self._task = asyncio.create_task(self._write(seconds))
 
     async def close(self) -> None:
-        """No further line."""
+        """Stop writing."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -45,9 +45,9 @@ class LoadLog:
 
 
 def load_of(service: Service) -> dict[str, Any]:
-    """`{"event": "load", "in_flight", "ready", "loading", "in_flight_per_replica"}`, of this gateway alone.
+    """Return `{"event": "load", "in_flight", "ready", "loading", "in_flight_per_replica"}` of this gateway alone.
 
-    Per replica means ready and loading ones: one that is loading will take its share, and is no reason to start yet
+    Per replica counts ready and loading ones: one that is loading will take its share, and is no reason to start
     another.
     """
     replicas = service.models.replicas

@@ -1,4 +1,4 @@
-"""The replicas that a pool has now: those at fixed addresses, and those that names stand for as they come and go."""
+"""The current replicas of a pool: those at fixed addresses, and those behind names, which come and go."""
 
 import asyncio
 import logging
@@ -11,13 +11,13 @@ from run_gpt.gateway.replica import PROBE_SECONDS, Replica
 log = logging.getLogger(__name__)
 
 PROBES_PER_SECOND = 500.0
-"""Of all replicas together: with more than 250 of them each is probed less often, or probes would take a whole core."""
+"""Limit for all replicas together: beyond 250 each is probed less often, or probes would take a whole core."""
 
 
 class Members:
-    """The replicas at `addresses` ("host:port"; a host that is a name stands for all that it resolves to).
+    """The replicas at `addresses` ("host:port"; a host that is a name stands for all addresses that it resolves to).
 
-    A replica whose address is no longer named is leaving: it finishes what it runs, then its connection is closed.
+    A replica whose address is no longer listed is leaving: it finishes its requests, then its connection is closed.
     """
 
     def __init__(self, addresses: Sequence[str], prepare: Callable[[Replica], Awaitable[None]], resolve: Resolve):
@@ -26,12 +26,12 @@ class Members:
         self.names = [Name(address, resolve) for address in named if named[address]]
         self._fixed = frozenset(address for address in named if not named[address])
         self.replicas = {address: Replica(address, prepare) for address in named if not named[address]}
-        """By their addresses."""
+        """Replicas by their addresses."""
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._lookups: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Watch from now on; a first look at each replica of a fixed address is over when this returns."""
+        """Start watching. Each replica at a fixed address has been probed once when this returns."""
         await asyncio.gather(*(replica.probe() for replica in self.replicas.values()))
         for replica in self.replicas.values():
             self._watch(replica)
@@ -47,17 +47,17 @@ class Members:
 
     @property
     def watched(self) -> bool:
-        """Whether all watchers and lookups live: without them, what is known is not true for long."""
+        """True when all watchers and look-ups run: without them the known states become stale."""
         tasks = [*self._lookups, *self._watchers.values()]
         return bool(tasks) and not any(task.done() for task in tasks)
 
     @property
     def unresolved(self) -> list[str]:
-        """The names that have no address, or have had none yet."""
+        """Names that have no address now, or have had none yet."""
         return [name.address for name in self.names if name.empty]
 
     async def update(self) -> None:
-        """Take in what the names stand for now, and close what has left and runs nothing."""
+        """Apply the current addresses of the names, and close replicas that are leaving and have no requests."""
         answers = {address: replica.answers for address, replica in self.replicas.items()}
         addresses = self._fixed | wanted(self.names, answers)
         for address in sorted(addresses - self.replicas.keys()):
@@ -78,10 +78,10 @@ class Members:
         await replica.close()
 
     def _watch(self, replica: Replica) -> None:
-        # Of thousands that are found at once, each waits for its turn.
+        # When thousands are found at once, their first probes are spread over time.
         first = random.uniform(0, len(self.replicas) / PROBES_PER_SECOND)
         self._watchers[replica.address] = asyncio.create_task(replica.watch(first, self._pause))
 
     def _pause(self) -> float:
-        """Seconds to a replica's next probe: never the same, so that those of many do not come together."""
+        """Return the seconds to a replica's next probe, with jitter, so that the replicas' probes do not coincide."""
         return random.uniform(0.8, 1.2) * max(PROBE_SECONDS, len(self.replicas) / PROBES_PER_SECOND)

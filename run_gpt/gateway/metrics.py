@@ -1,4 +1,4 @@
-"""What a gateway counts: its requests on both doors, how they ended, and how it sees its replicas."""
+"""Metrics of a gateway: its requests on both ports, their outcomes, and the states of its replicas."""
 
 import time
 from collections import Counter as Tally
@@ -15,14 +15,14 @@ from run_gpt.gateway.record import Record
 
 OTHER = "other"
 CUT_OFF = "cut_off"
-"""The error of a request whose client did not wait for its end."""
+"""Error code of a request whose client did not wait for its end."""
 STATES = ("connecting", "unloaded", "loading", "ready", "draining", "dead", "lost", "incompatible", "leaving")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _LEFT = ("499", "CANCELLED")
 
 
 class GatewayMetrics:
-    """The metrics of one gateway, in a registry of its own. `in_flight` says how many requests it has now.
+    """The metrics of one gateway, in a registry of its own. `in_flight` returns the number of its running requests.
 
     Labels are bounded: endpoints are those of ENDPOINTS, keys the names in the file of keys.
     """
@@ -56,11 +56,11 @@ class GatewayMetrics:
         )
         process = ProcessCollector("rungpt_gateway", registry=None).collect()  # nothing where there is no /proc
         self._process = [family for family in process if family.name == "rungpt_gateway_process_start_time_seconds"]
-        for code in (*ERROR_CODES, CUT_OFF):  # there from the start: no rate is known of what was not there before
+        for code in (*ERROR_CODES, CUT_OFF):  # from the start: a later series would have no first rate
             self._errors.labels(code)
 
     def count(self, record: Record, status: str) -> None:
-        """Take in a request that has ended. `status`: HTTP's number, or gRPC's name."""
+        """Count a request that has ended. `status`: HTTP's number, or gRPC's name."""
         endpoint = endpoint_label(record.endpoint or record.route)
         self._requests.labels(endpoint, status, record.key or "").inc()
         self._seconds.labels(endpoint).observe(time.perf_counter() - record.started)
@@ -68,9 +68,9 @@ class GatewayMetrics:
             self._errors.labels(code).inc()
 
     def families(self) -> list[Metric]:
-        """All metrics as they are now."""
+        """Return all metrics as they are now."""
         counted = list(self._registry.collect())
-        for family in counted:  # when a counter began is of no use, and would double the text
+        for family in counted:  # the creation time of a counter is useless, and would double the text
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
         return [*counted, *self._seen()]
 
@@ -100,7 +100,7 @@ class GatewayMetrics:
         loads = CounterMetricFamily("rungpt_model_loads", "Loads on request that succeeded.", labels=["model"])
         failures = CounterMetricFamily("rungpt_model_load_failures", "Loads on request that failed.", labels=["model"])
         unloads = CounterMetricFamily("rungpt_model_unloads", "How often it was unloaded.", labels=["model"])
-        for hosted in (hosted for hosted in self._models.all if hosted.name):  # two without one would be one
+        for hosted in (hosted for hosted in self._models.all if hosted.name):  # without names, two would be one
             loaded.add_metric([hosted.name], float(hosted.state == "loaded"))
             loads.add_metric([hosted.name], hosted.loads)
             failures.add_metric([hosted.name], hosted.failed_loads)
@@ -109,12 +109,12 @@ class GatewayMetrics:
 
 
 def error_code(record: Record, status: str) -> str | None:
-    """The code of the error that a request ended with, if it did; see `count`."""
+    """Return the code of the error that a request ended with, if any; see `count`."""
     return record.error or (CUT_OFF if status in _LEFT else None)
 
 
 def endpoint_label(path: str) -> str:
-    """The endpoint that a path is for, as ENDPOINTS has it: a model's name is no label. Else OTHER."""
+    """Return the path's endpoint as a key of ENDPOINTS, so that no model's name is a label; else OTHER."""
     if path in ENDPOINTS:
         return path
     named = (known for known in ENDPOINTS if "{" in known and path.startswith(known.partition("{")[0]))

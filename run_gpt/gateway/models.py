@@ -1,8 +1,8 @@
-"""`Models`: which of a gateway's models answers a request, and which of them are in memory.
+"""`Models`: the choice of the model for a request, and the models that are in memory.
 
-A model that is not is loaded when the first request for it comes. Where that needs memory that others have, those that
-nobody uses are unloaded, the longest unused first; if all are in use, one of them takes no new request until it has
-ended those that it has. So each gets its turn, and no request that runs is disturbed.
+A model that is not in memory is loaded at the first request for it. If that needs memory of other models, the idle ones
+are unloaded, the least recently used first; if all are in use, one of them takes no new requests until its running ones
+have ended. So each gets its turn, and no running request is disturbed.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.replica import Replica
 
 IDLE_SECONDS = 0.5
-"""Between two looks at which models had nothing to do for too long."""
+"""Time between two checks for models that have been idle for too long."""
 PROGRESS_SECONDS = 0.1
-"""Between two words on how far a load is."""
+"""Time between two reports of a load's progress."""
 LOOK_SECONDS = 1.0
-"""Between two looks at whether there is room, which a replica that died may have left without a word."""
+"""Time between two checks for free memory: a replica that died frees its memory without notice."""
 
 
 class Models:
-    """The models behind one gateway, each in a pool of its own, the default one first.
+    """The models behind one gateway, each with a pool of its own, the default one first.
 
     `memory_budget`: bytes that all of them may take together; None: no limit. Use it on one event loop.
     """
@@ -35,12 +35,12 @@ class Models:
         self._budget = memory_budget
         self._one_at_a_time = asyncio.Lock()
         self._released = asyncio.Event()
-        """A request has ended, a load or an unload is over: there may be room now."""
+        """Event that is set when a request, a load or an unload has ended: memory may be free now."""
         self._idle_watch: asyncio.Task[None] | None = None
         self._stopped: str | None = None
 
     async def start(self) -> None:
-        """Watch the replicas from now on; a first look at each of a fixed address is over when this returns."""
+        """Start watching the replicas. Each one at a fixed address has been probed once when this returns."""
         await asyncio.gather(*(hosted.pool.start() for hosted in self.all))
         self._idle_watch = asyncio.create_task(self._unload_idle())
 
@@ -63,23 +63,23 @@ class Models:
 
     @property
     def watched(self) -> bool:
-        """Whether all that is known of the replicas is true, and idle models are unloaded."""
+        """True when the known states of the replicas are up to date, and idle models are unloaded."""
         watch = self._idle_watch
         return (watch is None or not watch.done()) and all(hosted.pool.watched for hosted in self.all)
 
     @property
     def replicas(self) -> list[Replica]:
-        """Those of all models."""
+        """Replicas of all models."""
         return [replica for hosted in self.all for replica in hosted.pool.replicas]
 
     @property
     def ready(self) -> bool:
-        """Whether each of them has been there, and a request for at least one of them would be taken now."""
+        """True when each model has been seen once, and at least one of them would take a request now."""
         known = all(hosted.name for hosted in self.all)
         return known and any(hosted.pool.ready or hosted.can_load for hosted in self.all)
 
     def named(self, name: str | None) -> Hosted:
-        """The model of this name, the default one for None. Raises ModelNotFound, Unavailable."""
+        """Return the model of this name, the default one for None. Raises ModelNotFound, Unavailable."""
         if name is None:
             return self.all[0]
         for hosted in self.all:
@@ -91,14 +91,14 @@ class Models:
         raise ModelNotFound(f"model {name!r} is not served here: this server has {names}", param="model")
 
     def check(self, name: str | None) -> None:
-        """Raises ModelNotFound, or Unavailable for a model that is not in memory and cannot be loaded now."""
+        """Raise ModelNotFound, or Unavailable for a model that is not in memory and cannot be loaded now."""
         hosted = self.named(name)
         if not (hosted.pool.ready or hosted.loading or hosted.can_load):
             hosted.pool.check_ready()
 
     @asynccontextmanager
     async def held(self, hosted: Hosted, seconds: float) -> AsyncIterator[ReplicaPool]:
-        """The pool of a model that stays in memory until this is left; it is loaded first if need be.
+        """Yield the pool of a model, loaded first if necessary, and keep the model in memory until this is left.
 
         Raises DeadlineExceeded if that takes longer than `seconds`, Unavailable if it fails.
         """
@@ -107,7 +107,7 @@ class Models:
                 await self._bring(hosted)
         except TimeoutError:
             raise DeadlineExceeded(f"the model {hosted.name} was not in memory after {seconds:g} s") from None
-        hosted.in_use += 1  # nothing else could run since it was seen to be in memory
+        hosted.in_use += 1  # nothing else ran since it was seen to be in memory
         try:
             yield hosted.pool
         finally:
@@ -116,11 +116,11 @@ class Models:
             self._released.set()
 
     async def load(self, hosted: Hosted, seconds: float) -> AsyncIterator[ModelState]:
-        """Load a model; what it does until it is loaded, and then that it is. Raises what `held` raises."""
+        """Load a model; yield its states until it is loaded, the last one included. Raises the errors of `held`."""
         loading = asyncio.ensure_future(self._held_for_a_moment(hosted, seconds))
         told: object = None
         try:
-            await asyncio.wait((loading,), timeout=PROGRESS_SECONDS / 10)  # it begins, or is over at once
+            await asyncio.wait((loading,), timeout=PROGRESS_SECONDS / 10)  # it begins, or ends at once
             while not loading.done():
                 state = hosted.describe()
                 if (news := (state.step, state.done, state.total)) != told and state.state == "loading":
@@ -132,7 +132,7 @@ class Models:
             loading.cancel()
 
     async def unload(self, hosted: Hosted, seconds: float) -> ModelState:
-        """Unload a model that nobody uses. Raises Unavailable, DeadlineExceeded."""
+        """Unload a model that no request uses. Raises Unavailable, DeadlineExceeded."""
         try:
             async with asyncio.timeout(seconds), self._one_at_a_time:
                 if busy := hosted.in_use + hosted.waiting:
@@ -147,12 +147,12 @@ class Models:
         return hosted.describe()
 
     async def _held_for_a_moment(self, hosted: Hosted, seconds: float) -> ModelState:
-        """What it is while nothing can unload it."""
+        """Return its state at a moment when nothing can unload it."""
         async with self.held(hosted, seconds):
             return hosted.describe()
 
     async def _bring(self, hosted: Hosted) -> None:
-        """Return when the model is in memory and takes requests; the next who runs sees that it does."""
+        """Return when the model is in memory and takes requests; that still holds when the caller goes on."""
         hosted.waiting += 1
         try:
             while hosted.leaving is not None or not hosted.pool.ready:
@@ -168,7 +168,7 @@ class Models:
                     hosted.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
                 loading = hosted.loading
                 await asyncio.wait((loading,))
-                if not loading.cancelled():  # which only the end of the server does
+                if not loading.cancelled():  # only the end of the server cancels it
                     loading.result()
         finally:
             hosted.waiting -= 1
@@ -203,7 +203,7 @@ class Models:
                 other.stay()
 
     async def _take_memory_of(self, others: Sequence[Hosted]) -> None:
-        """Unload the one that was unused for longest; if all are in use, one is to end what it has, and this waits."""
+        """Unload the least recently used idle model. If none is idle, stop new requests to one. Wait for a change."""
         self._released.clear()
         loaded = sorted((other for other in others if other.pool.ready), key=lambda other: other.last_used)
         idle = next((other for other in loaded if other.may_go), None)
@@ -212,7 +212,7 @@ class Models:
             await self._unload(idle)
             if not idle.pool.ready:
                 return
-            self._released.clear()  # it did not go: that alone is no reason to try again at once
+            self._released.clear()  # it was not unloaded: that alone is no reason to retry at once
         elif busy is not None and not any(other.leaving for other in loaded):
             busy.leaving = asyncio.Event()
         with suppress(TimeoutError):
@@ -220,7 +220,7 @@ class Models:
                 await self._released.wait()
 
     async def _unload(self, hosted: Hosted) -> None:
-        """Unload a model that nobody uses; whoever asks for it meanwhile waits."""
+        """Unload a model that no request uses; requests for it wait meanwhile."""
         hosted.leaving = hosted.leaving or asyncio.Event()
         try:
             await hosted.unload()
@@ -229,7 +229,7 @@ class Models:
             self._released.set()
 
     async def _unload_idle(self) -> None:
-        """For ever: unload what had nothing to do for too long."""
+        """Unload models that have been idle for too long, for ever."""
         while True:
             await asyncio.sleep(IDLE_SECONDS)
             for hosted in self.all:

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the HTTP door, from the schemas, and a page that shows it without the outside world."""
+"""The OpenAPI description of the HTTP port, from the schemas, and a page that shows it without outside resources."""
 
 import re
 from html import escape
@@ -23,7 +23,7 @@ _ERRORS = {
     503: "The model is loading, cannot be loaded or is in use, the server is draining, or no replica answers",
     504: "The deadline passed",
 }
-# `{}`: without a key, where the server asks for none.
+# `{}`: without a key, where the server needs none.
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"password": []}, {}]
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
@@ -65,7 +65,7 @@ _ERROR_SCHEMA = {
 
 
 def describe(version: str) -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
+    """Return the OpenAPI 3.1 document."""
     health = {
         "get": {
             "summary": "Whether the server lives; needs no key",
@@ -101,7 +101,7 @@ def describe(version: str) -> dict[str, Any]:
 
 
 def _named(methods: dict[str, Any]) -> dict[str, Any]:
-    """The same operations, whose requests may be named, and whose answers are."""
+    """Return the operations with a request id: optional in requests, always in answers."""
     sent, told = ({"$ref": f"#/components/{kind}/RequestId"} for kind in ("parameters", "headers"))
 
     def named(operation: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    """The schemas of requests (with their synonyms, which a strict reader would refuse otherwise) and answers."""
+    """Return the schemas of requests (with synonyms, which a strict reader would refuse otherwise) and answers."""
     requests = {e.request for e in ENDPOINTS.values()}
     answers = {kind for e in ENDPOINTS.values() for kind in (e.answer, e.event) if kind is not None}
     models: list[Any] = [(m, "validation") for m in sorted(requests, key=lambda m: m.__name__)]
@@ -176,7 +176,7 @@ def _schemas() -> dict[str, Any]:
 
 
 def page(document: dict[str, Any]) -> str:
-    """The document as one plain HTML page: each route, and the fields of what it takes."""
+    """Return the document as one plain HTML page: each route, and the fields of its request."""
     parts = [f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>"]
     parts.append('<p>The machine-readable form is <a href="openapi.json">openapi.json</a>.</p>')
     header = document["components"]["parameters"]["RequestId"]

@@ -1,7 +1,7 @@
-"""The only way to the executors: the replica that suits a request, a deadline, cancellation, and a retry that is safe.
+"""The only way to the executors: choice of a replica, deadline, cancellation, and safe retries.
 
 A request is tried again, on another replica, only when the connection failed or the replica refused it (Unavailable,
-QueueFull), and nothing of its answer had arrived; so no text is ever sent twice.
+QueueFull), and no part of the answer had arrived; so no text is ever sent twice.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ from run_gpt.gateway.request_span import note_attempt
 from run_gpt.link.calling import ConnectionFailed, Exchange, OtherVersion
 
 ATTEMPTS = 3
-"""Replicas that may fail one request before it fails: it may be the request that breaks them."""
+"""Number of replicas that may fail on one request before it fails: the request itself may be the cause."""
 ADAPTER_SECONDS = 60.0
-"""Longest that one replica may take to change an adapter."""
+"""Longest time that one replica may take to change an adapter."""
 
 
 class ReplicaPool:
     """The replicas at `addresses` ("host:port"; see Members). Start and close it on one event loop.
 
-    `resolve`: how names are looked up.
+    `resolve` looks names up.
     """
 
     def __init__(self, addresses: Sequence[str], resolve: Resolve = resolve):
@@ -40,13 +40,13 @@ class ReplicaPool:
         self.members = Members(addresses, self.adapters.bring_up_to_date, resolve)
         self.affinity = Affinity()
         self.retries = 0
-        """Calls that were made since another replica had failed or refused the request."""
+        """Number of calls that were repeated because another replica had failed or refused the request."""
         self._turn = 0
         self._exchanges: set[Exchange] = set()
         self._stopped: str | None = None
 
     async def start(self) -> None:
-        """Watch the replicas from now on; a first look at each of a fixed address is over when this returns."""
+        """Start watching the replicas. Each one at a fixed address has been probed once when this returns."""
         await self.members.start()
 
     async def close(self) -> None:
@@ -61,31 +61,31 @@ class ReplicaPool:
 
     @property
     def watched(self) -> bool:
-        """See Members."""
+        """True when the watchers run; see Members."""
         return self.members.watched
 
     @property
     def replicas(self) -> list[Replica]:
-        """All that are known, those that are leaving among them."""
+        """All known replicas, including those that are leaving."""
         return list(self.members.replicas.values())
 
     @property
     def ready(self) -> list[Replica]:
-        """The replicas that take requests."""
+        """Replicas that take requests."""
         return [replica for replica in self.members.replicas.values() if replica.takes_requests]
 
     @property
     def model(self) -> str | None:
-        """The served model's name, once a replica has said it."""
+        """Name of the served model, once a replica has reported it."""
         return next((replica.model for replica in self.replicas if replica.status), None)
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that the served model's context holds, once a replica has said it."""
+        """Context length of the served model in tokens, once a replica has reported it."""
         return next((replica.status.context_length for replica in self.replicas if replica.status), None)
 
     def check_ready(self) -> None:
-        """Raises Unavailable, which says why, if no replica is ready."""
+        """Raise Unavailable, with the reason, if no replica is ready."""
         if not any(replica.takes_requests for replica in self.members.replicas.values()):
             raise self._not_ready()
 
@@ -95,7 +95,7 @@ class ReplicaPool:
     async def _ask(self, replica: Replica, request: AnyRequest) -> Answer:
         """Return the answer of this replica and no other. Raises a RequestError."""
         endpoint = endpoint_of(request, stream=False)
-        replica.in_flight += 1  # one that is leaving stays until this is over
+        replica.in_flight += 1  # a leaving replica stays until this is over
         try:
             return _answer(endpoint, await replica.ask(endpoint.path, _body(request), timeout=ADAPTER_SECONDS))
         finally:
@@ -119,7 +119,7 @@ class ReplicaPool:
     async def begin(
         self, request: AnyRequest, request_id: str, timeout: float, arrived: asyncio.Event, endpoint: Endpoint
     ) -> Exchange:
-        """Send a request, and return when something of its answer is here; it is to be read, and closed, by the caller.
+        """Send a request, and return when a part of its answer has arrived. The caller reads and closes the exchange.
 
         The answer is complete within `timeout` seconds, or ends with an error. Raises the RequestError of a request
         that no replica has begun to answer.
@@ -139,7 +139,7 @@ class ReplicaPool:
     async def _begin(
         self, replica: Replica, path: str, body: bytes, request_id: str, deadline: float, arrived: asyncio.Event
     ) -> Exchange:
-        """Send a request to one replica, which has it in flight; return when something of its answer is here."""
+        """Send a request to one replica, which counts it as in flight; return when a part of its answer has arrived."""
         left = max(0.001, deadline - time.monotonic())
         try:
             async with asyncio.timeout(left):
@@ -152,7 +152,7 @@ class ReplicaPool:
         exchange.ended.add_done_callback(lambda _: self._over(exchange, replica))
         exchange.limit(deadline - time.monotonic())
         self._exchanges.add(exchange)
-        if self._stopped:  # while this was connecting
+        if self._stopped:  # it was stopped during the connecting
             exchange.fail(Unavailable(self._stopped))
         try:
             while not (exchange.has_news or exchange.over):
@@ -171,13 +171,13 @@ class ReplicaPool:
 
     @staticmethod
     def _released(replica: Replica, error: BaseException | None) -> None:
-        """Count a request out, and doubt a replica whose connection failed."""
+        """Count a request as ended, and suspect a replica whose connection failed."""
         replica.in_flight -= 1
         if isinstance(error, ConnectionFailed):
             replica.suspect()
 
     def _tries(self, request: AnyRequest) -> "Tries":
-        """Of one replica there is no choice, and nothing to remember."""
+        """Return the tries of a request. With a single replica no digests are needed: there is no choice."""
         return Tries(digests_of(prompt_text(request)) if len(self.members.replicas) > 1 else [])
 
     def _take(self, tries: "Tries") -> Replica:
@@ -197,29 +197,29 @@ class ReplicaPool:
 
 
 class Tries:
-    """The replicas that one request was sent to, each once at most, and whether it may go to another."""
+    """The replicas that one request was sent to, each at most once, and the decision about another try."""
 
     def __init__(self, digests: Sequence[int]):
         self.digests = digests
-        """Of the beginnings of its prompt."""
+        """Digests of the prefixes of its prompt."""
         self.replicas: set[Replica] = set()
         self.refusal: RequestError | None = None
-        """What the last one said that took nothing."""
+        """Error of the last replica that refused the request."""
         self.failure: RequestError | None = None
-        """Why the last one is not the last."""
+        """Error for which the latest try is followed by another."""
         self._failures = 0
 
     def after(self, failure: RequestError) -> bool:
-        """Whether another replica may be tried after this failure."""
+        """Return True when another replica may be tried after this failure."""
         self._failures += 1
         self.failure = failure
         return isinstance(failure, ConnectionFailed) and self._failures < ATTEMPTS
 
     async def after_refusal(self, refusal: RequestError, replica: Replica) -> bool:
-        """The same after a `refusal` by `replica`, which is asked for its state, and gets no more unless it is ready.
+        """Return the same after a `refusal` by `replica`. Ask its state; unless it is ready, it gets no more requests.
 
-        One that is draining is no failure: in an update of many, several may be, one after the other. One whose queue
-        is full may be so by another gateway's requests, or by those of many sequences, while others are idle.
+        A draining replica is no failure: in an update of many, several may drain, one after the other. The queue of one
+        may be full of another gateway's requests, or of requests with many sequences, while other replicas are idle.
         """
         self.refusal = self.failure = refusal
         state = await replica.state_now() if isinstance(refusal, Unavailable) else "ready"

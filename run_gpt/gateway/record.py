@@ -1,6 +1,6 @@
-"""What is known of the request that is under way, on either door: for its line in the log, and for who counts by key.
+"""The record of the running request, on either port: for its line in the log, and for counts by key.
 
-The door that takes a request makes its record `current`; what runs for the request adds what it knows.
+The port that takes a request makes its record `current`; the code that runs for the request adds its facts.
 """
 
 import json
@@ -19,50 +19,50 @@ from run_gpt.process import logs, request_ids
 log = logging.getLogger(__name__)
 
 MOST_TEXT = 200
-"""Characters of a text that the client chose."""
+"""Most characters of a text that the client chose."""
 
 
 def new_request_id() -> str:
-    """An id that no other request has."""
+    """Return an id that no other request has."""
     return f"rungpt-{secrets.token_hex(12)}"
 
 
 @dataclass(kw_only=True)
 class Record:
-    """One HTTP request or gRPC call. Nothing of prompts and answers, and no key, may stand in it."""
+    """One HTTP request or gRPC call. It must contain no part of prompts and answers, and no key."""
 
     method: str
-    """`POST`, or `gRPC`."""
+    """HTTP method, or `gRPC`."""
     route: str
-    """The path: an HTTP route, or a gRPC method."""
+    """Path: an HTTP route, or a gRPC method."""
     key: str | None = None
-    """The name of the key that it came with."""
+    """Name of the key that it was sent with."""
     endpoint: str | None = None
-    """What a gRPC call is for, such as `/generate`."""
+    """Endpoint of a gRPC call, such as `/generate`."""
     user: str | None = None
-    """Whom the client says that it asks for."""
+    """User that the client names in its request."""
     request_id: str = field(default_factory=new_request_id)
-    """Of the first request; a gRPC call may hold several."""
+    """Id of the first request; a gRPC call may hold several."""
     client_id: str | None = None
-    """What the client calls it."""
+    """Id that the client gave to its request."""
     requests: int = 0
     error: str | None = None
-    """The code of the error that a request ended with, which a stream's status does not say."""
+    """Code of the error that a request ended with; the status of a stream does not show it."""
     started: float = field(default_factory=time.perf_counter)
 
     def take_client_id(self, sent: str | None) -> None:
-        """Take what the client sent to name its request. Raises InvalidRequest for what may not stand in a log."""
+        """Take the id that the client sent. Raises InvalidRequest for one that must not appear in a log."""
         self.client_id = None if sent is None else request_ids.check(sent)
 
     @property
     def shown_id(self) -> str:
-        """What the answer says that its request is called: as the client calls it, else its own id."""
+        """Request id that the answer carries: the client's, else its own."""
         return self.client_id or self.request_id
 
     def facts(self, status: str) -> dict[str, Any]:
-        """What the log says of a request that ends now; None where there is nothing to say."""
+        """Return the log's fields for a request that ends now; None for a field without a value."""
         return {
-            # Both are from outside: they must not make lines of their own, nor long ones.
+            # Both come from outside: they must not add lines, nor make long ones.
             "method": quote(self.method)[:20],
             "route": quote(self.route, errors="replace")[:MOST_TEXT],
             "status": status,
@@ -77,20 +77,20 @@ class Record:
         }
 
     def write(self, status: str) -> None:
-        """Write its line: it has ended."""
+        """Write its line at its end."""
         facts = self.facts(status)
         log.info("%s", line_of(facts), extra={"fields": facts})
 
 
 Count = Callable[[Record, str], None]
-"""What counts a request that has ended, with its status: see GatewayMetrics."""
+"""Function that counts a request that has ended, with its status: see GatewayMetrics."""
 
 current: ContextVar[Record | None] = ContextVar("current", default=None)
-"""The record of the request that this task works for."""
+"""Record of the request that this task works for."""
 
 
 def line_of(facts: dict[str, Any]) -> str:
-    """The line of the log, as people read it, that says this of a request."""
+    """Return the plain line of the log with these fields of a request."""
     first = [facts["method"], facts["route"], facts["status"], f"{facts['seconds']:.3f}s"]
     shown = facts | {"user": None if facts["user"] is None else json.dumps(facts["user"])}
     rest = [f"{name}={value}" for name, value in list(shown.items())[len(first) :] if value is not None]
@@ -98,34 +98,34 @@ def line_of(facts: dict[str, Any]) -> str:
 
 
 def begin(record: Record) -> None:
-    """What runs from now on in this task, and in those that it starts, runs for this record's request."""
+    """Make this record current in this task, and in the tasks that it starts from now on."""
     current.set(record)
     request_ids.current.set(record.shown_id)
 
 
 def note_endpoint(path: str) -> None:
-    """The record is of a call of this endpoint."""
+    """Note the endpoint of the current record's call."""
     if (record := current.get()) is not None:
         record.endpoint = path
 
 
 def note_user(user: str | None) -> None:
-    """The record is of a request for this user of the client's."""
+    """Note the client's user in the current record."""
     if (record := current.get()) is not None:
         record.user = user
 
 
 def note_error(error: Exception) -> None:
-    """A request of this record ended with this error."""
+    """Note the error that a request of the current record ended with."""
     if (record := current.get()) is not None:
         record.error = (error if isinstance(error, RequestError) else InternalError).code
 
 
 def open_log() -> None:
-    """Let the records' lines out to stderr, whatever the level of the other logs of this process is."""
+    """Write the records' lines to stderr, independently of the level of this process's other logs."""
     log.setLevel(logging.INFO)
     if logs.is_json():
-        return  # they go the way of all lines
+        return  # they are written like all other lines
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

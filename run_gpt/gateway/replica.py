@@ -1,4 +1,4 @@
-"""One executor as the gateway sees it: the link to it, and what is known of its state."""
+"""One executor as the gateway sees it: the link to it, and its known state."""
 
 import asyncio
 import logging
@@ -23,11 +23,11 @@ State = Literal["connecting", "unloaded", "loading", "ready", "draining", "dead"
 PROBE_SECONDS = 0.5
 PROBE_TIMEOUT = 2.0
 SILENT_SECONDS = 10.0
-"""A replica whose port is open but which answers no probe for so long is lost; a busy one answers late."""
+"""Time after which a replica with an open port that answers no probe is lost; a busy one answers late."""
 LOAD_SECONDS = 3600.0
-"""Longest that a replica may take to load its model."""
+"""Longest time that a replica may take to load its model."""
 UNLOAD_SECONDS = 60.0
-"""Longest that it may take to give its memory back."""
+"""Longest time that it may take to free its memory."""
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -46,28 +46,28 @@ class Replica:
     """One executor at `address` ("host:port").
 
     States: connecting (not seen yet), unloaded and loading (it has no model in memory), ready, draining and dead (as it
-    says), lost (was there, does not answer), incompatible (speaks another inner wire than this gateway). Those that
-    are leaving have one of them, too.
+    reports), lost (was seen, does not answer), incompatible (speaks another inner wire than this gateway). A leaving
+    replica has one of them, too.
     """
 
     def __init__(self, address: str, prepare: "Callable[[Replica], Awaitable[None]] | None" = None):
-        """`prepare`: what is awaited each time that it says it is ready and was not, before it counts as ready."""
+        """Make the link. `prepare` is awaited each time that it becomes ready, before it counts as ready."""
         self.address = address
         self._prepare = prepare
         self.state: State = "connecting"
         self.status: Status | None = None
         self.in_flight = 0
-        """Requests of ours that it has now."""
+        """Number of this gateway's requests that it runs now."""
         self.cache = object()
-        """Stands for the prompts that it keeps; another each time that it becomes ready, for it may have lost them."""
+        """Object that stands for its cached prompts; replaced each time it becomes ready, as it may have lost them."""
         self.restarts = 0
-        """How often another process was found at its address."""
+        """Number of times that another process was found at its address."""
         self.leaving = False
-        """Its address is no longer named: it finishes what it runs and gets nothing new."""
+        """True when its address is no longer listed: it finishes its requests and gets no new ones."""
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._link = Link(self._channel)
         self._silent_since: float | None = None
-        """When the first of the probes was sent that it has not answered."""
+        """Time at which the first of its unanswered probes was sent."""
         self._doubt = asyncio.Event()
 
     async def start(
@@ -108,32 +108,32 @@ class Replica:
 
     @property
     def takes_requests(self) -> bool:
-        """Whether new requests may come here."""
+        """True when it may get new requests."""
         return self.state == "ready" and not self.leaving
 
     @property
     def answers(self) -> bool:
-        """Whether it answers probes, whatever it says."""
+        """True when it answers probes, in any state."""
         return self.state not in ("connecting", "lost")
 
     @property
     def loads(self) -> bool:
-        """Whether it can load its model, or does."""
+        """True when it can load its model, or does."""
         return self.state in ("unloaded", "loading") and not self.leaving
 
     def suspect(self, state: State = "lost") -> None:
-        """A call found no connection, or was refused: no further request comes here until a probe is answered."""
+        """Note that a call found no connection or was refused: it gets no request until it answers a probe."""
         self.state = state
         self._doubt.set()
 
     def is_named(self, named: bool) -> None:
-        """Whether its address is one of the pool's."""
+        """Take in `named`: True when its address is one of the pool's."""
         if named and self.leaving:
-            self.suspect("connecting")  # it has not heard of what was changed meanwhile
+            self.suspect("connecting")  # it has missed the changes made meanwhile
         self.leaving = not named
 
     async def watch(self, first: float, pause: Callable[[], float]) -> None:
-        """Probe for ever, after `first` seconds and then after each `pause()`, and at once when a call went wrong."""
+        """Probe for ever: after `first` seconds, then after each `pause()`, and at once when a call failed."""
         await asyncio.sleep(first)
         while True:
             self._doubt.clear()
@@ -143,10 +143,10 @@ class Replica:
                     await self._doubt.wait()
             except TimeoutError:
                 continue
-            await asyncio.sleep(0.05)  # it is just gone: no storm of probes
+            await asyncio.sleep(0.05)  # it has only just failed: no storm of probes
 
     async def probe(self) -> None:
-        """Ask for `/status` once and keep what it says."""
+        """Ask for `/status` once and keep the answer."""
         sent = time.monotonic()
         try:
             status = await self._ask_status()
@@ -162,29 +162,29 @@ class Replica:
             await self._heard(status)
 
     async def load(self) -> None:
-        """Have it load its model, and hear how far that is until it is over. Raises a RequestError."""
+        """Have it load its model, and take in its progress until the end. Raises a RequestError."""
         async with aclosing(cast("Any", self._bodies("/load", b"", LOAD_SECONDS))) as states:
             async for state in states:
                 await self._heard(Status.model_validate_json(state))
 
     async def unload(self) -> None:
-        """Have it give its model's memory back. Raises a RequestError: Unavailable if it is busy."""
+        """Have it free its model's memory. Raises a RequestError: Unavailable if it is busy."""
         await self._heard(Status.model_validate_json(await self.ask("/unload", timeout=UNLOAD_SECONDS)))
 
     @property
     def model(self) -> str | None:
-        """Its model's name, once it has said it."""
+        """Name of its model, once it has reported it."""
         return self.status.model if self.status else None
 
     async def state_now(self) -> State:
-        """What it says now, `lost` if nothing: asked without keeping it, which is the watcher's part."""
+        """Ask for its state now; `lost` without an answer. Only the watcher keeps states, so this does not."""
         try:
             return (await self._ask_status()).state
         except (RequestError, ValidationError):
             return "lost"
 
     async def _heard(self, status: Status) -> None:
-        """Take in what it says of itself."""
+        """Take in its status."""
         self._silent_since = None
         if self.status is not None and self.status.started != status.started:
             self.restarts += 1
@@ -223,7 +223,7 @@ class Replica:
         self.state = "incompatible"
 
     def describe(self) -> dict[str, Any]:
-        """What `/ready` says of this replica."""
+        """Return this replica's entry in `/ready`."""
         known = self.status if self.answers else None
         return {
             "address": self.address,
@@ -235,6 +235,6 @@ class Replica:
         }
 
     async def close(self) -> None:
-        """End the link and all that runs on it."""
+        """End the link and all requests on it."""
         await self._link.close()
         await self._channel.close()

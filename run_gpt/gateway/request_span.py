@@ -1,4 +1,4 @@
-"""The span of the request that is under way, as those see it who work for the request: the pool and its replicas."""
+"""The span of the running request, for the code that works for the request: the pool and its replicas."""
 
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RequestSpan:
-    """A span, and what makes others belong to it."""
+    """A span, and the headers that make other spans its children."""
 
     span: "Span"
     carried: Mapping[str, str]
-    """Headers that a request to an executor carries, so that the executor's span is a part of this one."""
+    """Headers that a request to an executor carries, so that the executor's span is a child of this one."""
 
 
 current: ContextVar[RequestSpan | None] = ContextVar("request_span", default=None)
-"""Of the request that this task works for; None without tracing."""
+"""Span of the request that this task works for; None without tracing."""
 
 
 def carried() -> Mapping[str, str]:
@@ -33,7 +33,7 @@ def carried() -> Mapping[str, str]:
 
 
 def note_attempt(replica: "Replica", failure: RequestError | None) -> None:
-    """The request of this task goes to this replica; `failure`: of the one before, if there was one."""
+    """Note that the request of this task goes to this replica. `failure`: the error of the replica before, if any."""
     if (request := current.get()) is None:
         return
     request.span.set_attribute("rungpt.replica", replica.address)

@@ -1,4 +1,4 @@
-"""The gRPC door: Jina's services, answered by the same service as the HTTP door.
+"""The gRPC port: Jina's services, answered by the same service as the HTTP port.
 
 Messages are Jina's; an error is a gRPC status with the error's message, and the whole error as JSON in the trailing
 metadata `rungpt-error`. A stream that has begun ends with a document that carries the error.
@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 
 ERROR_METADATA = "rungpt-error"
 MOST_TEXT = 500
-"""Characters of an error's message that are sent: metadata has 8 KiB, and a field's name may be long."""
+"""Most characters of an error's message that are sent: metadata has 8 KiB, and a field's name may be long."""
 REQUESTS_AT_ONCE = 16
-"""Messages of one `Call` that are worked on together; their answers come in order."""
+"""Number of messages of one `Call` that are answered together; their answers come in order."""
 
 
 class Servicer:
@@ -41,7 +41,7 @@ class Servicer:
         self.service = service
 
     def handlers(self) -> list[Any]:
-        """The handlers of all services, for `grpc.aio.Server.add_generic_rpc_handlers`. They take and give bytes."""
+        """Return the handlers of all services, for `grpc.aio.Server.add_generic_rpc_handlers`. They use bytes."""
 
         def unary(method: Any) -> Any:
             return grpc.unary_unary_rpc_method_handler(method, _raw, _raw)
@@ -58,7 +58,7 @@ class Servicer:
         return [grpc.method_handlers_generic_handler(name, methods) for name, methods in table.items()]
 
     async def call(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        """Answers DataRequests in order; the first that fails ends the call."""
+        """Answer DataRequests in order; the first that fails ends the call."""
         async with aclosing(cast("Any", _in_order(lambda message: self._data(message, context), messages))) as answers:
             try:
                 async for answer in answers:
@@ -67,14 +67,14 @@ class Servicer:
                 await _abort(context, error)
 
     async def process_single_data(self, message: bytes, context: Any) -> bytes:
-        """Answers one DataRequest."""
+        """Answer one DataRequest."""
         try:
             return await self._data(message, context)
         except Exception as error:
             await _abort(context, error)
 
     async def stream_doc(self, message: bytes, context: Any) -> AsyncIterator[bytes]:
-        """Answers one document with a stream of documents."""
+        """Answer one document with a stream of documents."""
         begun = False
         try:
             proto = _parse(jina_pb2.SingleDocumentRequestProto, message, self.service.config.max_body_bytes)
@@ -94,27 +94,27 @@ class Servicer:
             yield _last_event(proto.header, endpoint, _request_error(error))
 
     async def dry_run(self, message: bytes, context: Any) -> bytes:
-        """Success if a request would be served now."""
+        """Return success if a request would be served now."""
         status = jina_pb2.StatusProto()
         if not self.service.ready:
             status.code, status.description = status.ERROR, "not ready"
         return cast("bytes", status.SerializeToString())
 
     async def info(self, message: bytes, context: Any) -> bytes:
-        """The versions behind this door; nothing of the machine or its environment."""
+        """Return the versions behind this port; nothing about the machine or its environment."""
         info = jina_pb2.JinaInfoProto()
         for name in ("rungpt", "jina", "docarray"):
             info.jina[name] = version(name)
         return cast("bytes", info.SerializeToString())
 
     async def endpoint_discovery(self, message: bytes, context: Any) -> bytes:
-        """The endpoints, with the JSON schemas of their documents."""
+        """Return the endpoints, with the JSON schemas of their documents."""
         answer = jina_pb2.EndpointsProto(endpoints=list(ENDPOINTS))
         json_format.ParseDict({path: _schemas(endpoint) for path, endpoint in ENDPOINTS.items()}, answer.schemas)
         return cast("bytes", answer.SerializeToString())
 
     async def _data(self, message: bytes, context: Any) -> bytes:
-        """The answer to a DataRequest: its documents run together."""
+        """Return the answer to a DataRequest: its documents run together."""
         proto = _parse(jina_pb2.DataRequestProto, message, self.service.config.max_body_bytes)
         endpoint = _endpoint(proto.header.exec_endpoint, stream=False)
         _check_parameters(proto)
@@ -131,14 +131,14 @@ class Servicer:
 
 
 def _raw(message: bytes) -> bytes:
-    """Messages are parsed where a failure becomes an InvalidRequest, not in gRPC."""
+    """Return the bytes as they are: parsing happens later, where a failure becomes an InvalidRequest."""
     return message
 
 
 async def _in_order(
     answer: Callable[[bytes], Awaitable[bytes]], messages: AsyncIterator[bytes]
 ) -> AsyncIterator[bytes]:
-    """The answers to messages in order, of which REQUESTS_AT_ONCE are worked on at a time."""
+    """Yield the answers to messages in order; REQUESTS_AT_ONCE messages are answered at a time."""
     tasks: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(REQUESTS_AT_ONCE)
 
     async def read() -> None:
@@ -162,7 +162,7 @@ async def _in_order(
 
 
 async def _next(tasks: asyncio.Queue[Any], reading: asyncio.Future[None]) -> Any:
-    """The next of `tasks`. Raises what ended `reading`, if that failed."""
+    """Return the next of `tasks`. Raises the error of `reading`, if that failed."""
     getting: asyncio.Future[Any] = asyncio.ensure_future(tasks.get())
     try:
         if not reading.done():
@@ -184,7 +184,7 @@ def _parse(kind: Any, message: bytes, limit: int) -> Any:
 
 
 def _endpoint(path: str, *, stream: bool) -> Endpoint:
-    """The endpoint at `path`. Raises UnknownEndpoint, or InvalidRequest if it is called the wrong way."""
+    """Return the endpoint at `path`. Raises UnknownEndpoint, or InvalidRequest if it is called the wrong way."""
     endpoint = ENDPOINTS.get(path)
     if endpoint is None:
         raise UnknownEndpoint(f"no endpoint {path!r}: this server has {', '.join(ENDPOINTS)}")
@@ -206,12 +206,12 @@ def _check_parameters(proto: Any) -> None:
 
 
 def _request(endpoint: Endpoint, message: Any, *, stream: bool) -> Any:
-    """The checked request in a document's message. Raises InvalidRequest."""
+    """Return the checked request in a document's message. Raises InvalidRequest."""
     try:
         return documents.message_to_request(cast("Any", endpoint.request), message, stream=stream)
     except RequestError:
         raise
-    except Exception as error:  # docarray fails in many ways on what is no document
+    except Exception as error:  # docarray fails in many ways on malformed documents
         raise InvalidRequest(f"the document cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -222,7 +222,7 @@ def _event(header: Any, body: Body) -> bytes:
 
 
 def _last_event(header: Any, endpoint: Endpoint, error: RequestError) -> bytes:
-    """The document with the error; the header's status makes Jina's own client raise it."""
+    """Return the document with the error; the header's status makes Jina's own client raise it."""
     failed = jina_pb2.HeaderProto()
     failed.CopyFrom(header)
     failed.status.code, failed.status.description = failed.status.ERROR, error.message

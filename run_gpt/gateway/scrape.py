@@ -1,4 +1,4 @@
-"""The text of `/metrics`: what each replica says of itself, under its name, and what the gateway counts."""
+"""The text of `/metrics`: each replica's metrics, labelled with its address, and the gateway's own."""
 
 import asyncio
 import logging
@@ -15,15 +15,15 @@ from run_gpt.gateway.replica import Replica
 log = logging.getLogger(__name__)
 
 SCRAPE_SECONDS = 0.8
-"""Time that the replicas have together: one that says nothing holds nobody up."""
+"""Time for all replicas together, so that a silent one does not delay the answer."""
 AT_ONCE = 128
-"""Replicas that are asked at the same time."""
+"""Number of replicas that are asked at the same time."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def scrape(replicas: Sequence[Replica], metrics: GatewayMetrics) -> bytes:
-    """All metrics in Prometheus' text form. A replica that does not answer in time is left out and counted."""
+    """Return all metrics in Prometheus' text form. A replica that does not answer in time is left out and counted."""
     asked = [replica for replica in replicas if replica.state in ("ready", "draining")]
     places, until = asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop().time() + SCRAPE_SECONDS
 
@@ -31,7 +31,7 @@ async def scrape(replicas: Sequence[Replica], metrics: GatewayMetrics) -> bytes:
         async with asyncio.timeout_at(until), places:
             return await replica.ask_metrics(SCRAPE_SECONDS)
 
-    # Whatever goes wrong is one replica's fault: it may be silent, gone, or closed in the middle of its call.
+    # Any failure concerns one replica only: it may be silent, gone, or closed in the middle of its call.
     texts = await asyncio.gather(*map(ask, asked), return_exceptions=True)
     named = []
     for replica, text in zip(asked, texts, strict=True):
@@ -41,7 +41,7 @@ async def scrape(replicas: Sequence[Replica], metrics: GatewayMetrics) -> bytes:
             named.append((_labels(replica), text))
     metrics.scrape_failures.inc(len(asked) - len(named))
     own = metrics.families()
-    return await asyncio.to_thread(_written, named, own)  # of a hundred replicas it takes half a second
+    return await asyncio.to_thread(_written, named, own)  # for a hundred replicas this takes half a second
 
 
 def _labels(replica: Replica) -> dict[str, str]:
@@ -53,7 +53,7 @@ def _written(named: Sequence[tuple[dict[str, str], str]], own: Iterable[Metric])
 
 
 def joined(named: Sequence[tuple[dict[str, str], str]]) -> list[Metric]:
-    """The metrics of several texts, each family once: its samples have the labels that come with their text."""
+    """Return the metrics of several texts, each family once: samples get the labels given with their text."""
     families: dict[str, Metric] = {}
     for labels, text in named:
         for family in text_string_to_metric_families(text):
@@ -63,7 +63,7 @@ def joined(named: Sequence[tuple[dict[str, str], str]]) -> list[Metric]:
 
 
 class _Joined(Collector):
-    """Families that are there already, for what prometheus_client asks a collector for."""
+    """Collector of given families, as prometheus_client expects one."""
 
     def __init__(self, families: Sequence[Metric]):
         self._families = families

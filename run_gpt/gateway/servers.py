@@ -1,4 +1,4 @@
-"""Jina's two kinds of server, mended: they open at once, tell the truth about readiness, and end in time."""
+"""Jina's two kinds of server, corrected: they open at once, report their true readiness, and end in time."""
 
 import asyncio
 import logging
@@ -39,7 +39,7 @@ class GRPCDoor(GRPCServer):  # type: ignore[misc]
         """Open the port; do not wait for executors."""
         limit = self.service.config.max_body_bytes
         options = [
-            # A little above our own limit, whose error says more than gRPC's.
+            # A little above our own limit, because its error says more than gRPC's.
             ("grpc.max_receive_message_length", 2 * limit + 65536),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
@@ -66,14 +66,14 @@ class GRPCDoor(GRPCServer):  # type: ignore[misc]
             await self._tell_health(names)
 
     async def _tell_health(self, names: Sequence[str]) -> None:
-        """gRPC's health service says SERVING only while a request would be served."""
+        """Update gRPC's health service: it says SERVING only while a request would be served."""
         states = health_pb2.HealthCheckResponse
         state = states.SERVING if self.service.ready else states.NOT_SERVING
         for name in names:
             await self.health_servicer.set(name, state)
 
     async def shutdown(self) -> None:
-        """Cut what still runs and close the port. Called after the drain."""
+        """Cut the calls that still run and close the port. Called after the drain."""
         if self._health is not None:
             self._health.cancel()
         await self.health_servicer.enter_graceful_shutdown()
@@ -92,7 +92,7 @@ class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
 
     @property
     def app(self) -> Any:
-        """Our app, behind what guards it."""
+        """Our app, behind its access checks."""
         service = self.service
         app = guarded(build_app(service), service.config, self.keys, service.count)
         return app if service.tracing is None else service.tracing.http(app)
@@ -102,7 +102,7 @@ class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
         config = Config(
             app=self.app,
             http="httptools",
-            log_config=None,  # its lines go the way of all others
+            log_config=None,  # its lines are logged like all others
             log_level=logging.WARNING,
             access_log=False,
             lifespan="off",
@@ -123,13 +123,13 @@ class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
         await self.server.main_loop()
 
     async def shutdown(self) -> None:
-        """Let what still runs end within STOP_SECONDS, then close the port. Called after the drain."""
+        """Give running requests STOP_SECONDS to end, then close the port. Called after the drain."""
         await self.server.end(STOP_SECONDS)
         self._teardown_instrumentation()
 
 
 def _listen(host: str, port: int, backlog: int) -> socket.socket:
-    """A listening socket; `::` is every address of both families, as it is for gRPC."""
+    """Return a listening socket; `::` is every address of both families, as it is for gRPC."""
     if ":" not in host:
         return socket.create_server((host, port), backlog=backlog)
     both = host == "::" and socket.has_dualstack_ipv6()
@@ -165,5 +165,5 @@ class _Server(Server):
                 task.cancel()
 
     async def _connections_closed(self) -> None:
-        while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  (uvicorn tells nobody)
+        while self.server_state.connections or self.server_state.tasks:  # noqa: ASYNC110  (uvicorn has no event for it)
             await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What both doors do with a checked request: count it, bound its time, refuse it while draining, pass it on."""
+"""The handling of a checked request from either port: count it, limit its time, refuse it in a drain, pass it on."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from run_gpt.gateway.tracing import Tracing
 
 FLUSH_SECONDS = 2.0
-"""Time that the doors get to write the last event of a request that the drain ended."""
+"""Time that the ports get to write the last event of a request that the drain ended."""
 
 
 class Service:
@@ -39,20 +39,20 @@ class Service:
         self.tracing = tracing
         self.in_flight = 0
         self._held = 0
-        """Requests in flight, and what doors are writing of them."""
+        """Number of requests in flight, and of answers that ports are writing."""
         self.draining = False
         self.metrics = GatewayMetrics(self.models, lambda: self.in_flight)
         self._idle = asyncio.Event()
         self._idle.set()
 
     def count(self, record: Record, status: str) -> None:
-        """Take in a request of a door that has ended, with HTTP's number or gRPC's name."""
+        """Count a request that has ended. `status`: HTTP's number, or gRPC's name."""
         self.metrics.count(record, status)
         if self.tracing is not None:
             self.tracing.end(record, status)
 
     async def answer(self, request: AnyRequest, timeout: float | None = None) -> Body:
-        """The whole answer, within `timeout` seconds if that is less than the server's own limit.
+        """Return the whole answer, within `timeout` seconds if that is less than the server's own limit.
 
         Raises a RequestError.
         """
@@ -76,7 +76,7 @@ class Service:
 
     @asynccontextmanager
     async def stream(self, request: AnyRequest, timeout: float | None = None) -> AsyncIterator[Events]:
-        """The events of the answer, until the block is left. Raises a RequestError, as their `read` does."""
+        """Yield the events of the answer, until the block is left. Raises a RequestError, as their methods do."""
         self.check(request)
         hosted, limit = self.models.named(request.model), self._limit(timeout)
         with self.running():
@@ -95,7 +95,7 @@ class Service:
                         await streams.close()
 
     async def _translated(self, request: OpenAIRequest, pool: ReplicaPool, deadline: float) -> Body:
-        """The answer in another API's form, of those to the native requests that it stands for."""
+        """Return the answer in another API's form, made of the answers to the request's native requests."""
         with _named_as_in(request):
             natives = request.natives()
             places = places_of(natives)
@@ -107,7 +107,7 @@ class Service:
             return request.join(await together([one(native) for native in natives]))
 
     def check(self, request: AnyRequest) -> None:
-        """Raises Unavailable, ModelNotFound or Forbidden for a request that cannot be served now."""
+        """Raise Unavailable, ModelNotFound or Forbidden for a request that cannot be served now."""
         if isinstance(request, OpenAIRequest):
             note_user(request.user)
         if isinstance(request, Change) and not self.config.runtime_adapters:
@@ -119,7 +119,7 @@ class Service:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Counts a request as in flight."""
+        """Count a request as in flight."""
         self.in_flight += 1
         try:
             with self.writing():
@@ -129,7 +129,7 @@ class Service:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Lets a drain wait for what a door has still to write."""
+        """Let a drain wait for the rest of an answer that a port is writing."""
         self._held += 1
         self._idle.clear()
         try:
@@ -144,11 +144,11 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be taken now."""
+        """True when a request would be taken now."""
         return not self.draining and self.models.watched and self.models.ready
 
     def status(self) -> dict[str, Any]:
-        """What `/ready` says."""
+        """Return the answer of `/ready`."""
         return {
             "ready": self.ready,
             "model": self.models.all[0].name or None,
@@ -185,7 +185,7 @@ class Service:
 
 @contextmanager
 def _named_as_in(request: AnyRequest) -> Iterator[None]:
-    """Errors that name a native field name the field that the request has for it."""
+    """Translate errors that name a native field: they name the request's own field for it."""
     try:
         yield
     except RequestError as error:
@@ -199,7 +199,7 @@ def _named_as_in(request: AnyRequest) -> Iterator[None]:
 
 
 def _request_id() -> str:
-    """The id of one more request of the record: the record's own, and then new ones."""
+    """Return the id of the record's next request: first the record's own id, then new ones."""
     if (record := current.get()) is None:
         return new_request_id()
     record.requests += 1

@@ -1,4 +1,4 @@
-"""`StreamWriter`: from the pieces of native answers to the bodies, or server-sent events, of one request's stream."""
+"""`StreamWriter`: makes the bodies or server-sent events of a request's stream from the pieces of native answers."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ class StreamWriter:
         return [event] if self._writer is None else list(self._writer.events(which, event))
 
     def sse(self, which: int, piece: Piece) -> bytes:
-        """Write the same as server-sent events; a plain piece the short way, without any object made of it."""
+        """Write the same as server-sent events; a plain piece directly, without an object for it."""
         return (self._plain(which, piece) if piece.is_plain else None) or b"".join(
             map(body_event, self.bodies(which, piece))
         )

@@ -13,13 +13,13 @@ from run_gpt.link.calling import Exchange
 from run_gpt.link.outbox import end_tasks
 
 SEQUENCES_AT_ONCE = 32
-"""Sequences of one request that run together: more would take the queue from others."""
+"""Number of sequences of one request that run together: more would fill the queue for others."""
 
 
 class Streams:
     """The streams of `natives`, from replicas of `pool`, until `deadline` (on time.monotonic's clock).
 
-    `new_id` names each of them. Close it when it is not read any more.
+    `new_id` makes the id of each. Close this when it is not read any more.
     """
 
     def __init__(self, pool: ReplicaPool, natives: Sequence[Request], deadline: float, new_id: Callable[[], str]):
@@ -33,10 +33,10 @@ class Streams:
         self._tasks = [asyncio.create_task(self._run(which, places)) for which in range(len(natives))]
 
     async def read(self) -> list[tuple[int, Head | Piece]]:
-        """Return what is new, with the number of its native request; nothing when all have ended.
+        """Return the new items, each with the number of its native request; nothing when all have ended.
 
-        What came while nobody read is merged into one piece for each sequence. Raises the first RequestError, whatever
-        the other native requests have to tell.
+        Items that came between two reads are merged into one piece for each sequence. Raises the first RequestError,
+        even if the other native requests go on.
         """
         news: list[tuple[int, Head | Piece]] = []
         while self._error is None and not (news := self._take()) and self._running:
@@ -47,7 +47,7 @@ class Streams:
         return news
 
     async def close(self) -> None:
-        """End what has not ended."""
+        """End the streams that have not ended."""
         await end_tasks(*self._tasks)
 
     def _take(self) -> list[tuple[int, Head | Piece]]:
@@ -95,7 +95,7 @@ def _failure(exchange: Exchange, unfinished: int) -> RequestError | None:
 
 
 def places_of(natives: Sequence[AnyRequest]) -> asyncio.Semaphore:
-    """Return the places of the natives of one request that run together."""
+    """Return the semaphore that limits how many natives of one request run together."""
     first = natives[0]
     sequences = first.best_of or first.sequences if isinstance(first, Request) else 1
     return asyncio.Semaphore(max(1, SEQUENCES_AT_ONCE // sequences))

@@ -1,6 +1,6 @@
-"""Makes the span of each request of the doors. It imports OpenTelemetry: import it only where there are traces.
+"""Makes the span of each request of the ports. It imports OpenTelemetry: import it only where there are traces.
 
-A span begins before its request has its record, which tells at the end what became of it.
+A span begins before its request has its record; at the end the record gives the outcome.
 """
 
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ from run_gpt.gateway.request_span import RequestSpan, current
 from run_gpt.process.tracing import tracer_of
 
 TRACED_METHODS = ("/jina.JinaRPC/", "/jina.JinaSingleDataRequestRPC/", "/jina.JinaSingleDocumentRequestRPC/")
-"""The gRPC services that answer requests begin so; of HTTP, what is no endpoint of both doors has no span either."""
+"""Prefixes of the gRPC services with spans; in HTTP too, only the endpoints of both ports have spans."""
 
 
 class Tracing:
-    """Gives each request of both doors a span, which goes on with the trace that the client's `traceparent` names."""
+    """Maker of a span for each request of both ports; it continues the trace that the client's `traceparent` names."""
 
     def __init__(self, provider: Any):
-        """`provider`: the one that Jina has made."""
+        """Take the `provider` that Jina has made."""
         self._tracer = tracer_of(provider)
 
     def http(self, app: ASGIApp) -> ASGIApp:
-        """The HTTP app, in which the request's record is made, behind what begins its span."""
+        """Wrap the HTTP app, in which the request's record is made, so that its span begins first."""
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
             endpoint = endpoint_label(scope["path"]) if scope["type"] == "http" else OTHER
@@ -43,17 +43,17 @@ class Tracing:
         return traced
 
     def interceptor(self) -> Any:
-        """The same for the gRPC server: it stands before the interceptor that makes the record."""
+        """Return the same for the gRPC server: an interceptor to put before the one that makes the record."""
         return _Interceptor(self._begin)
 
     def _begin(self, name: str, about: Mapping[str, str], headers: Mapping[str, str]) -> None:
         span = self._tracer.start_span(name, extract(headers), SpanKind.SERVER, about)
         carried: dict[str, str] = {}
-        inject(carried, set_span_in_context(span, Context()))  # not what else the client sent: baggage
+        inject(carried, set_span_in_context(span, Context()))  # not the baggage that the client sent
         current.set(RequestSpan(span, carried))
 
     def end(self, record: Record, status: str) -> None:
-        """The request has ended. `status`: HTTP's number, or gRPC's name."""
+        """End the span of a request that has ended. `status`: HTTP's number, or gRPC's name."""
         if (request := current.get()) is None:
             return
         current.set(None)
@@ -92,5 +92,5 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def is_our_fault(code: str) -> bool:
-    """Whether an error with this code is the server's and not the client's."""
+    """Return True when an error with this code is the server's and not the client's."""
     return code != CUT_OFF and error_from_dict({"code": code}).http_status >= 500

@@ -20,28 +20,28 @@ log = logging.getLogger(__name__)
 
 NO_CONNECTION = "the connection to the replica that answered this request failed"
 WELCOME_SECONDS = 10.0
-"""Longest that an executor whose port is open may take to say its version."""
+"""Longest time that an executor with an open port may take to send its version."""
 
 
 class ConnectionFailed(Unavailable):
-    """The connection to a replica failed: the one failure after which a call may be tried again."""
+    """Failure of the connection to a replica: the only failure after which a call may be tried again."""
 
 
 class OtherVersion(Unavailable):
-    """A replica speaks another version of the inner wire."""
+    """Error of a replica that speaks another version of the inner wire."""
 
 
 class Exchange:
-    """One request and its answer, as far as it was not read yet. It ends exactly once."""
+    """One request and the part of its answer that was not read yet. It ends exactly once."""
 
     def __init__(self, arrived: asyncio.Event, forget: Callable[[], None]):
-        """`arrived` is set whenever there is something to read. `forget`: the executor is told that nobody reads on."""
+        """Make it. `arrived` is set whenever there is something to read. `forget` tells the executor to stop."""
         self.over = False
         """True when nothing more can come."""
         self.error: RequestError | None = None
         """The error that it ended with."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done with the end; wait for it with `asyncio.wait`."""
+        """Future that is done at the end; wait for it with `asyncio.wait`."""
         self._arrived = arrived
         self._forget = forget
         self._pending = Pending()
@@ -67,7 +67,7 @@ class Exchange:
         self._arrived.set()
 
     def end(self, error: RequestError | None = None) -> None:
-        """Take in its end; what it had is still to be read."""
+        """Take in its end; news that came before can still be read."""
         if self.over:
             return
         self.over, self.error = True, error
@@ -83,14 +83,14 @@ class Exchange:
             self.end(error)
 
     def close(self) -> None:
-        """Stop it, if it has not ended: nobody reads the rest."""
+        """Stop it, if it has not ended: the rest is not read."""
         if not self.over:
             self._forget()
             self.end()
 
 
 class Link:
-    """The call to the executor behind `channel`. It is made when it is first needed, and again after it broke."""
+    """The call to the executor behind `channel`. It is made at the first request, and again after a failure."""
 
     def __init__(self, channel: Any):
         self._method = channel.stream_stream(METHOD)
@@ -107,13 +107,13 @@ class Link:
     ) -> Exchange:
         """Send a request. Raises ConnectionFailed, OtherVersion."""
         if self._opening is None or (self._opening.done() and not _is_open(self._opening)):
-            # It is no request's: nothing of this one's context goes along.
+            # The call belongs to no request: it does not inherit this one's context.
             self._opening = asyncio.create_task(_open(self._method), context=Context())
         connection = await asyncio.shield(self._opening)
         return connection.start(path, body, request_id, dict(trace), arrived or asyncio.Event())
 
     async def close(self) -> None:
-        """End the call, and all that runs on it."""
+        """End the call, and all exchanges on it."""
         if self._opening is not None:
             await end_tasks(self._opening)
             if _is_open(self._opening):
@@ -125,7 +125,7 @@ def _is_open(opening: "asyncio.Task[_Connection]") -> bool:
 
 
 async def _open(method: Any) -> "_Connection":
-    """Make a call, and hear of the version at its other end."""
+    """Make a call, and check the version at its other end."""
     call = method()
     try:
         async with asyncio.timeout(WELCOME_SECONDS):
@@ -189,7 +189,7 @@ class _Connection:
 
     async def _run(self, call: Any) -> None:
         sending = asyncio.create_task(self._outbox.send_all(call.write))
-        sending.add_done_callback(lambda task: call.cancel())  # what cannot be written to cannot be read of, either
+        sending.add_done_callback(lambda task: call.cancel())  # without writing there is no reading, either
         error: RequestError = ConnectionFailed(NO_CONNECTION)
         try:
             while (frame := await call.read()) is not grpc.aio.EOF:
@@ -207,7 +207,7 @@ class _Connection:
 
     def _receive(self, message: frames.Answering) -> None:
         if (exchange := self._exchanges.get(message.stream)) is None:
-            return  # it was cancelled, and what was on its way arrives
+            return  # it was cancelled, and this was on its way
         match message:
             case frames.Next():
                 exchange.put(message.piece)

@@ -2,7 +2,7 @@
 
 A call begins with a `Hello` and a `Welcome`, frames of their own, which name the version that each end speaks. Then
 each `Start` gets any number of `Begun`, `Next` and `Body`, and exactly one end: `Done` or `Failed`. After `Cancel`
-nothing more is read of it.
+no further message for that request is read.
 """
 
 import msgspec
@@ -11,7 +11,7 @@ from msgspec import Struct
 from run_gpt.api.pieces import Head, Piece
 
 VERSION = 1
-"""Raise it with every change of a message or of a `Piece` that an older end would misread."""
+"""Version of the frames. Raise it with every change of a message or a `Piece` that an older end would misread."""
 METHOD = "/rungpt.Link/Connect"
 
 
@@ -36,7 +36,7 @@ class Start(Struct, array_like=True, frozen=True, tag=1):
 
 
 class Cancel(Struct, array_like=True, frozen=True, tag=2):
-    """Nobody waits for this request any more."""
+    """Cancellation of a request."""
 
     stream: int
 
@@ -69,13 +69,13 @@ class Body(Struct, array_like=True, frozen=True, tag=3):
 
 
 class Done(Struct, array_like=True, frozen=True, tag=4):
-    """The request has ended well."""
+    """Successful end of a request."""
 
     stream: int
 
 
 class Failed(Struct, array_like=True, frozen=True, tag=5):
-    """The request has ended with this error, as `RequestError.to_dict` writes it."""
+    """End of a request with this error, as `RequestError.to_dict` writes it."""
 
     stream: int
     error: dict[str, str | None]

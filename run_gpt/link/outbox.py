@@ -1,4 +1,4 @@
-"""`Outbox`: messages that wait for their call, sent as one frame as soon as the last one is on its way."""
+"""`Outbox`: messages that wait for their call, sent as one frame as soon as the previous frame is written."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,9 +10,9 @@ Take = Callable[[], Sequence[Any]]
 
 
 class Outbox:
-    """Sends what `take` returns. Whoever has something to send calls `notify`, any number of times.
+    """Sender of the messages that `take` returns. Callers with something to send call `notify`, any number of times.
 
-    A call takes one message at a time; what comes while one is being sent goes with the next one.
+    A call takes one frame at a time; messages that come while one is being sent go with the next one.
     """
 
     def __init__(self, take: Take):
@@ -21,7 +21,7 @@ class Outbox:
         self._over = False
 
     def notify(self) -> None:
-        """Send soon; what else comes in this turn of the event loop goes along."""
+        """Send soon; other messages from this turn of the event loop go along."""
         self._waiting.set()
 
     async def send_all(self, write: Callable[[bytes], Awaitable[None]]) -> None:
@@ -35,16 +35,16 @@ class Outbox:
                 await write(encode(messages))
 
     def end(self) -> None:
-        """Let `send_all` return once all that there is now is sent.
+        """Let `send_all` return once all current messages are sent.
 
-        Do not cancel it instead: a call whose write was cancelled takes no other.
+        Do not cancel it instead: a call whose write was cancelled takes no other write.
         """
         self._over = True
         self._waiting.set()
 
 
 async def end_tasks(*tasks: "asyncio.Future[Any]") -> None:
-    """Cancel tasks, and wait until they have ended, however they do."""
+    """Cancel tasks, and wait until they have ended, with or without an error."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Reply:
-    """The answer to one request, as far as it was not sent yet."""
+    """The part of the answer to one request that was not sent yet."""
 
     def __init__(self, stream: int, notify: Callable[["Reply"], None]):
         self.stream = stream
@@ -38,7 +38,7 @@ class Reply:
         self._notify(self)
 
     def take(self) -> list[Answering]:
-        """Return the messages that are to be sent now."""
+        """Return the messages to send now."""
         messages = [self._message(news) for news in self._pending.take()]
         return messages if self._end is None else [*messages, self._end]
 
@@ -49,13 +49,13 @@ class Reply:
 
 
 Handle = Callable[[Start, Reply], Awaitable[None]]
-"""Answers a request: puts what there is into the reply, and returns, or raises a RequestError, at its end.
+"""Function that answers a request: it puts news into the reply, and returns, or raises a RequestError, at the end.
 
-It is cancelled when nobody waits for the answer any more."""
+It is cancelled when the gateway does not wait for the answer any more."""
 
 
 class LinkServer:
-    """Serves any number of gateways. `handle` runs in a task of its own for each request."""
+    """Server for any number of gateways. `handle` runs in a task of its own for each request."""
 
     def __init__(self, handle: Handle):
         self._handle = handle
@@ -64,7 +64,7 @@ class LinkServer:
 
     @property
     def handler(self) -> Any:
-        """The handler of the gRPC method `frames.METHOD`; its messages are bytes."""
+        """Handler of the gRPC method `frames.METHOD`; its messages are bytes."""
         return grpc.stream_stream_rpc_method_handler(self._connect)
 
     async def end(self) -> None:
@@ -86,7 +86,7 @@ class LinkServer:
             log.error("a gateway sent what is no frame of the inner wire: %s", error)
 
     async def _serve(self, incoming: AsyncIterator[bytes], context: Any) -> None:
-        """Serve a gateway until it has gone, or this server ends."""
+        """Serve a gateway until it disconnects, or this server ends."""
         connection, call = _Connection(self._handle), cast("asyncio.Task[Any]", asyncio.current_task())
         self._calls.add(call)
         reading = asyncio.create_task(connection.read(incoming))
@@ -120,7 +120,7 @@ class _Connection:
         self.outbox = Outbox(self._take)
 
     async def read(self, incoming: AsyncIterator[bytes]) -> None:
-        """Act on what comes, until the gateway has gone. Raises msgspec.DecodeError."""
+        """Act on incoming messages until the gateway disconnects. Raises msgspec.DecodeError."""
         async for frame in incoming:
             for message in frames.decode_asking(frame):
                 if isinstance(message, Start):
@@ -134,7 +134,7 @@ class _Connection:
             await asyncio.wait(self._tasks.values())
 
     async def close(self) -> None:
-        """Cancel all requests: nobody is there to read their answers."""
+        """Cancel all requests: their answers have no reader any more."""
         await end_tasks(*self._tasks.values())
 
     def _start(self, start: Start) -> None:
@@ -150,7 +150,7 @@ class _Connection:
             error = failure
         except (Exception, asyncio.CancelledError) as failure:
             if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
-                raise  # nobody waits for an answer
+                raise  # the answer has no reader
             log.exception("the request %s failed", start.request_id)
             error = InternalError(f"the request failed: {type(failure).__name__}: {failure}")
         reply.end(error)

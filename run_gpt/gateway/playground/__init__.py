@@ -1,4 +1,4 @@
-"""The playground over HTTP: a fixed table of files, each with its type, and headers that shut the outside world out."""
+"""The playground over HTTP: a fixed table of files, each with its type, and headers that forbid outside resources."""
 
 import hashlib
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ ASSETS = (
     *(f"{name}.js" for name in SCRIPTS),
     *(f"vendor/{name}" for name in LIBRARIES),
 )
-"""What the page loads, below PLAYGROUND."""
+"""Files that the page loads, below PLAYGROUND."""
 
 HEADERS = {
-    "Cache-Control": "no-cache",  # kept, but asked for each time: after an upgrade no page is made of two versions
+    "Cache-Control": "no-cache",  # cached, but checked each time: no page mixes two versions after an upgrade
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -43,13 +43,13 @@ class Page:
 
 
 def read_page(name: str) -> Page:
-    """The playground's file `name`, out of the package."""
+    """Read the playground's file `name` from the package."""
     content = files(__name__).joinpath(name).read_bytes()
     return Page(content, _TYPES[name.rpartition(".")[2]], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
 def playground_files() -> dict[str, Any]:
-    """Return what answers `GET`, by its path: PLAYGROUND, and below it each of ASSETS."""
+    """Return the handlers of `GET` by their paths: PLAYGROUND, and below it each of ASSETS."""
     pages = {PLAYGROUND: "index.html", **{f"{PLAYGROUND}/{name}": name for name in ASSETS}}
     return {path: _sender(read_page(name)) for path, name in pages.items()}
 

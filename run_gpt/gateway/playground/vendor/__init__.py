@@ -1,1 +1,1 @@
-"""Other people's libraries for the playground, as they were published; VERSIONS.md tells of each."""
+"""Other people's libraries for the playground, as they were published; VERSIONS.md describes each."""
