@@ -1,4 +1,4 @@
-"""An executor's model while it serves: loads that are joined, told and survive a failure, and a bound on its memory."""
+"""An executor's model while it serves: shared loads with progress, recovery from a failed load, and limited memory."""
 
 import gc
 import threading
@@ -19,7 +19,7 @@ KNOWN = Footprint(weights=1000, token=10, context=20)
 
 
 class ScriptedModel:
-    """What `load_model` gives, without a model."""
+    """Stand-in for the result of `load_model`, without a model."""
 
     notes = ("a note",)
 
@@ -37,7 +37,7 @@ class ScriptedModel:
 
 
 class Loader:
-    """Stands for `load_model`: says one step, then waits until the test lets it end."""
+    """Stand-in for `load_model`: it reports one step, then waits until the test lets it end."""
 
     def __init__(self) -> None:
         self.may_end, self.fails, self.loaded = threading.Event(), [], []  # type: ignore[var-annotated]

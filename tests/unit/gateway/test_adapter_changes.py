@@ -1,4 +1,4 @@
-"""Changes of adapters in several replicas: without these, the same request would get different answers by chance."""
+"""Changes of adapters in several replicas: without these tests the same request could get different answers."""
 
 import asyncio
 from typing import Any
@@ -13,7 +13,7 @@ from run_gpt.gateway.service import Service
 
 
 class ScriptedReplica:
-    """Has adapters by name and path; `fails` is raised by the next load, `late` by the next change, once it is made."""
+    """Replica with adapters by name and path. The next load raises `fails`, the next change `late` after it is made."""
 
     address = "scripted"
 
@@ -124,7 +124,7 @@ async def test_a_replica_that_comes_back_gets_what_was_loaded_and_loses_what_was
 
 
 async def test_a_replica_that_comes_back_during_a_change_is_not_left_out() -> None:
-    """The change waits for it: who is ready is asked after that."""
+    """The change waits for the returning replica, and only then asks which replicas are ready."""
     made, there, back = changes(), ScriptedReplica(), ScriptedReplica()
     await made.make(load("first"), of(there))
     ready = [there]
@@ -153,7 +153,7 @@ async def test_a_client_that_goes_away_does_not_stop_a_change_half_way() -> None
         await loading
     b.waits.set()
     back = ScriptedReplica()
-    await made.bring_up_to_date(back)  # type: ignore[arg-type]  # which waits for its turn
+    await made.bring_up_to_date(back)  # type: ignore[arg-type]  # it waits for its turn
     assert a.adapters == b.adapters == back.adapters == {"x": "path"}
 
 
@@ -163,7 +163,7 @@ async def test_without_a_replica_a_change_is_refused() -> None:
 
 
 async def test_changes_are_refused_unless_the_server_allows_them() -> None:
-    """A path names files on the server's machine."""
+    """Without this check a client could name files on the server's machine."""
     service = Service([], GatewayConfig())  # type: ignore[arg-type]
     for change in (load("x"), unload("x")):
         with pytest.raises(Forbidden, match="--runtime-adapters"):

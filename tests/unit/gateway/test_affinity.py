@@ -1,4 +1,4 @@
-"""Where requests go: a conversation stays where its beginning is kept, and no replica is overloaded for it."""
+"""The choice of replicas: a conversation stays where its prefix is cached, and no replica is overloaded for it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +30,7 @@ class Candidate:
 
 
 class Gateway:
-    """Requests one after the other, as the pool sends them."""
+    """Sender of requests one after the other, as the pool sends them."""
 
     def __init__(self, *in_flight: int, capacity: int = 10_000):
         self.replicas = [Candidate(n) for n in in_flight]
@@ -55,7 +55,7 @@ def test_without_a_known_beginning_the_least_busy_is_chosen_and_ties_take_turns(
 
 
 def test_conversations_that_take_turns_each_stay_where_they_began() -> None:
-    """A chat that moves pays for its whole history again."""
+    """A chat that moves to another replica prefills its whole history again."""
     gateway = Gateway(0, 0, 0)
     first = {name: gateway.send(conversation(name, 1)) for name in "abcdef"}
     assert sorted(first.values()) == [0, 0, 1, 1, 2, 2]
@@ -85,7 +85,7 @@ def test_a_long_conversation_stays_on_a_busier_replica_but_not_on_an_overloaded_
 
 
 def test_beyond_the_cap_the_longer_beginning_still_counts() -> None:
-    """Two conversations over one long document must not swap their replicas."""
+    """Two conversations about one long document must not swap their replicas."""
     gateway = Gateway(0, 0)
     document = conversation("document", 20)
     assert worth(len(document)) == MOST_WORTH
@@ -109,7 +109,7 @@ def test_a_replica_that_lost_its_cache_is_one_that_never_saw_it() -> None:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 40_000)), min_size=1, max_size=8), st.integers(0, 100))
 def test_loads_differ_by_the_cap_at_most(loads: list[tuple[int, int]], turn: int) -> None:
-    """Whatever a replica has seen, it never has MOST_WORTH requests more than another when it gets the next."""
+    """No replica that gets the next request has MOST_WORTH more than another, for any texts that it has seen."""
     replicas = [Candidate(in_flight) for in_flight, _ in loads]
     matched: dict[object, int] = {r.cache: seen for r, (_, seen) in zip(replicas, loads, strict=True) if seen}
     chosen = choose(replicas, matched, turn)
@@ -119,7 +119,7 @@ def test_loads_differ_by_the_cap_at_most(loads: list[tuple[int, int]], turn: int
 @settings(deadline=None)
 @given(st.lists(st.text("ab", max_size=3), max_size=30), st.integers(1, 40))
 def test_what_is_known_is_bounded_and_never_a_lie(texts: list[str], capacity: int) -> None:
-    """Of each cache no more is claimed than it was sent, and the newest text is known as far as there is room."""
+    """No cache is credited with more than it was sent, and the newest text is known as far as the capacity allows."""
     affinity, caches = Affinity(capacity), [object(), object()]
     sent: dict[object, set[str]] = {cache: set() for cache in caches}
     for i, pattern in enumerate(texts):
@@ -167,7 +167,7 @@ def test_what_does_not_change_the_prompt_does_not_matter(other: dict[str, Any]) 
 
 
 def test_what_changes_the_prompt_matters() -> None:
-    """The same words after another adapter, or other tools, are nothing that a replica could reuse."""
+    """A replica cannot reuse the same words after another adapter or other tools."""
     chat: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
     variants: list[dict[str, Any]] = [
         {},

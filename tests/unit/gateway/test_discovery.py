@@ -1,4 +1,4 @@
-"""What a name stands for: what the resolver says is believed, but its silence takes no server away."""
+"""Addresses behind a name: the answers of the resolver are followed, but its silence removes no server."""
 
 import asyncio
 import socket
@@ -40,7 +40,7 @@ async def test_the_newest_answer_counts() -> None:
 
 
 async def test_a_failed_lookup_changes_nothing() -> None:
-    """A name server that is down must not stop a server that runs."""
+    """A name server that is down must not stop a running server."""
     name = await looked_up(["a:1", "b:1"], FAILURE, FAILURE)
     assert wanted([name], {"a:1": True, "b:1": False}) == {"a:1", "b:1"}
 
@@ -87,7 +87,7 @@ async def test_a_records_come_before_aaaa_records(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_that_nobody_could_be_asked_is_not_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With half an answer, replicas with addresses of both kinds would all change them."""
+    """With half an answer, all replicas with addresses of both kinds would change addresses."""
     answering(monkeypatch, {socket.AF_INET: FAILURE, socket.AF_INET6: ["fd00::1"]})
     with pytest.raises(OSError, match="Temporary failure"):
         await resolve("engines", 5)

@@ -23,7 +23,7 @@ REQUEST = GenerateRequest(prompt="x")
 
 
 class OneExchange:
-    """Stands for a pool that has one replica, whose exchange the test fills."""
+    """Stand-in for a pool that has one replica, whose exchange the test fills."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -46,7 +46,7 @@ class OneExchange:
 
 
 class OneStream:
-    """Stands for the service."""
+    """Stand-in for the service."""
 
     def __init__(self, pool: OneExchange):
         self.pool = pool
@@ -65,7 +65,7 @@ class OneStream:
 
 
 class Client:
-    """One client of an EventStream. While `reads` is not set it takes nothing."""
+    """One client of an EventStream. While `reads` is not set, it reads nothing."""
 
     def __init__(self, pool: OneExchange):
         self.messages: list[Any] = []
@@ -133,7 +133,7 @@ async def test_an_error_after_it_is_the_last_event(pool: OneExchange) -> None:
 
 
 async def test_an_idle_stream_says_that_it_lives(pool: OneExchange, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy would close the connection of a long prompt, or of a model that is loaded."""
+    """A proxy would otherwise close the connection during a long prefill or the load of a model."""
     monkeypatch.setattr(event_stream, "IDLE_SECONDS", 0.01)
     client = Client(pool)
     await client.until(3)
@@ -162,7 +162,7 @@ async def test_with_events_there_are_no_comments(pool: OneExchange, monkeypatch:
 
 
 async def test_a_slow_reader_gets_fewer_and_larger_events(pool: OneExchange) -> None:
-    """What waits for it is one piece, however much the engine has made."""
+    """Everything that waits for the reader is one piece, for any amount of text that the engine has made."""
     client = Client(pool)
     await pool.begun.wait()
     exchange = begin(pool)

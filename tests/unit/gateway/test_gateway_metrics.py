@@ -1,4 +1,4 @@
-"""What an operator reads of a gateway would be wrong, endless or late, if these failed."""
+"""Metrics of a gateway: without these tests operators could get wrong, endless or late figures."""
 
 import asyncio
 import time
@@ -37,7 +37,7 @@ rungpt_step_time_seconds_sum 0.5
 
 
 def samples(text: str | bytes) -> Samples:
-    """Each sample by its name without `rungpt_`, with the values of its labels in the order of their names."""
+    """Return the samples by name without `rungpt_` and the values of the labels, in the order of label names."""
     families = text_string_to_metric_families(text if isinstance(text, str) else text.decode())
     found: Samples = {}
     for sample in (sample for family in families for sample in family.samples):
@@ -48,7 +48,7 @@ def samples(text: str | bytes) -> Samples:
 
 
 class Asked:
-    """Stands for a replica: gives this text, raises this, or is silent."""
+    """Stand-in for a replica: it returns this text, raises this error, or is silent."""
 
     def __init__(
         self, address: str, text: str | BaseException | None = TEXT, *, state: str = "ready", model: str = "m"
@@ -91,7 +91,7 @@ async def test_each_replica_has_its_samples_under_its_name() -> None:
 
 
 def test_a_family_is_told_once() -> None:
-    """Prometheus refuses a text that tells the type of a metric twice."""
+    """Prometheus refuses a text that gives the type of a metric twice."""
     families = joined([({"replica": "a"}, TEXT), ({"replica": "b"}, TEXT)])
     assert [(family.name, family.type) for family in families] == [
         ("rungpt_generation_tokens", "counter"),
@@ -113,7 +113,7 @@ def test_a_family_is_told_once() -> None:
 async def test_a_replica_that_gives_nothing_is_left_out_and_counted(
     text: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One that hangs would blind the operator for all of them."""
+    """A replica that hangs would otherwise hide the metrics of all of them."""
     monkeypatch.setattr(scraping, "SCRAPE_SECONDS", 0.05)
     service = service_over(Asked("good"), Asked("bad", text))
     found = await read(service)
@@ -134,7 +134,7 @@ async def test_many_silent_replicas_take_no_longer_than_one(monkeypatch: pytest.
 
 
 async def test_only_what_answers_is_asked() -> None:
-    """Those that load or are lost are no failures of a scrape: their state is told."""
+    """Replicas that load or are lost are no failures of a scrape: a metric shows their state."""
     states = ("ready", "draining", "connecting", "lost", "dead")
     replicas = [Asked(state, state=state) for state in states]
     found = await read(service_over(*replicas))
@@ -146,7 +146,7 @@ async def test_only_what_answers_is_asked() -> None:
 
 
 def test_labels_are_bounded() -> None:
-    """A client that makes up paths would fill Prometheus' memory."""
+    """A client that invents paths would otherwise fill Prometheus' memory."""
     assert endpoint_label("/v1/models/a/b") == "/v1/models/{model}"
     assert {endpoint_label(path) for path in ENDPOINTS} == set(ENDPOINTS)
     metrics = GatewayMetrics(cast("Any", SimpleNamespace(replicas=[], all=[])), lambda: 0)

@@ -18,7 +18,7 @@ from run_gpt.gateway.service import Service
 
 
 class FakePool:
-    """A pool with one ready replica that answers when told to."""
+    """A pool with one ready replica that answers when the test lets it."""
 
     def __init__(self) -> None:
         self.ready, self.replicas = [object()], []
@@ -117,7 +117,7 @@ async def test_a_drain_ends_what_takes_too_long() -> None:
 
 
 async def test_without_its_watchers_a_service_is_not_ready() -> None:
-    """A background task that died must not leave a server that says it is fine."""
+    """A server whose background task died must not report that it is ready."""
     served, pool = service()
     assert served.ready
     pool.watched = False
@@ -125,7 +125,7 @@ async def test_without_its_watchers_a_service_is_not_ready() -> None:
 
 
 def test_the_description_is_whole() -> None:
-    """Each reference leads somewhere, or a client generator fails on it."""
+    """Each reference has a target; a client generator would fail on one without."""
     document = describe("1")
     text = json.dumps(document)
     references = {part.split('"')[0] for part in text.split('"$ref": "#/components/schemas/')[1:]}

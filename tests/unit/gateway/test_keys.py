@@ -1,4 +1,4 @@
-"""Without these a server would let the wrong people in, or keep the right ones out, or write a key into its log."""
+"""Without these tests a server could admit the wrong clients, refuse the right ones, or write a key into its log."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ ALICE, BOB, OWN = "alice-secret:#1", "bob-secret-2", "own-secret-3"
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """Clock that the test sets forward."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -47,7 +47,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def refused(keys: Keys, key: str) -> bool:
-    """Whether the key is refused, by an error that does not hold it. Fails if it is taken."""
+    """Return True if the key is refused by an error that does not contain it. Fails if the key is accepted."""
     with pytest.raises(AuthenticationError) as raised:
         keys.check(key)
     return len(key) < 8 or key not in raised.value.message
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_file_of_keys_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["", "short", "with space", "schl\u00fcssel-77"])
 def test_a_key_that_cannot_be_is_refused_at_the_start(key: str) -> None:
-    """An empty RUNGPT_API_KEY would otherwise be a server without a key."""
+    """An empty RUNGPT_API_KEY would otherwise start a server without a key."""
     with pytest.raises(SetupError, match=r"--api-key or \$RUNGPT_API_KEY: a key has 8"):
         Keys.of(GatewayConfig(), key)
 
@@ -131,7 +131,7 @@ def test_a_key_gives_its_name_and_everything_else_is_refused(file: Path) -> None
 
 
 def test_every_key_is_compared_in_constant_time(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the time of an answer would tell how much of a key is right, or which one it is."""
+    """Otherwise the time of an answer would reveal how much of a key is right, or which key it is."""
     compared: list[tuple[bytes, bytes]] = []
 
     def compare(ours: bytes, theirs: bytes) -> bool:
@@ -218,7 +218,7 @@ def test_what_holds_no_key_is_an_error_that_says_how_to_send_one(value: str | No
 
 
 def test_an_origin_that_no_browser_sends_is_refused() -> None:
-    """It would never be let in, and nobody would know why."""
+    """Such an origin would never match, and users would not know why."""
     check_origins(["*", "https://app.example.com", "http://127.0.0.1:8080", "chrome-extension://abc"])
     for origin in ("app.example.com", "https://app.example.com/", "https://App.example.com", "", "null", "https://"):
         with pytest.raises(SetupError, match="--cors-origin"):
@@ -234,7 +234,7 @@ def test_a_line_of_the_log_is_one_line_whatever_a_client_sends() -> None:
 
 
 async def test_a_caller_without_a_key_that_writes_nothing_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it could keep calls open for ever."""
+    """Otherwise such a caller could keep calls open for ever."""
     monkeypatch.setattr(grpc_access, "DISCARD_SECONDS", 0.01)
     ended: list[Any] = []
 

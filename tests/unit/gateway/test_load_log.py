@@ -1,4 +1,4 @@
-"""Without these an engine that scales replicas by a gateway's log would scale by nothing, or for ever."""
+"""Without these tests an autoscaler that reads a gateway's log could have no data, or scale up without end."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from run_gpt.gateway.service import Service
 
 
 def service(states: list[str], in_flight: int = 0, log_load: float | None = None) -> Service:
-    """One whose replicas are in these states, as its pool knows them."""
+    """Return a service whose replicas have these states, as its pool knows them."""
     replicas = [SimpleNamespace(state=state, takes_requests=state == "ready") for state in states]
     pool: Any = SimpleNamespace(replicas=replicas, ready=[one for one in replicas if one.state == "ready"])
     made = Service([cast("Any", pool)], GatewayConfig(log_load=log_load))

@@ -1,4 +1,4 @@
-"""Which replicas a pool has, as names change: nothing that works is taken away, and what has left is let go."""
+"""The replicas of a pool as names change: working replicas are kept, and those that have left are closed."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ class FakeReplica(Replica):
 
 
 class Resolver:
-    """Says what the test last set."""
+    """Resolver that returns the last value that the test set."""
 
     def __init__(self, *answer: str):
         self.answer: Sequence[str] | BaseException = answer
@@ -47,7 +47,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def nothing(_: Replica) -> None:
-    """Of a test without adapters."""
+    """Do nothing, for tests without adapters."""
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -93,7 +93,7 @@ async def test_one_that_is_named_no_more_finishes_what_it_runs() -> None:
 
 
 async def test_one_that_is_named_again_is_probed_before_it_gets_requests() -> None:
-    """It may have missed a change of adapters."""
+    """A replica that is listed again may have missed a change of adapters."""
     resolver = Resolver("10.0.0.1:5", "10.0.0.2:5")
     them = Members(["engines:5"], nothing, resolver)
     await look_up(them)
@@ -109,7 +109,7 @@ async def test_one_that_is_named_again_is_probed_before_it_gets_requests() -> No
 
 @pytest.mark.parametrize("turns", range(5))
 async def test_one_that_is_suspected_just_before_it_leaves_is_let_go(turns: int) -> None:
-    """Its watcher is cancelled just when it wakes."""
+    """The watcher of the replica is cancelled just when it wakes."""
     resolver = Resolver("10.0.0.1:5", "10.0.0.2:5")
     them = Members(["engines:5"], nothing, resolver)
     await look_up(them)
@@ -127,7 +127,7 @@ async def test_one_that_is_suspected_just_before_it_leaves_is_let_go(turns: int)
 
 
 async def test_a_fixed_address_stays_whatever_becomes_of_it() -> None:
-    """The supervisor's workers are started again on their ports."""
+    """The supervisor restarts its workers on the same ports."""
     them = Members(["127.0.0.1:5", "engines:5"], nothing, Resolver("127.0.0.1:5", "127.0.0.1:6"))
     await look_up(them)
     assert set(them.replicas) == {"127.0.0.1:5", "127.0.0.1:6"}, "what both mean is one replica"
@@ -140,7 +140,7 @@ async def test_a_fixed_address_stays_whatever_becomes_of_it() -> None:
 
 @pytest.mark.parametrize("which", ["_lookups", "_watchers"])
 async def test_a_task_that_has_died_is_not_hidden(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway that no longer looks must not say that it is ready."""
+    """A gateway that no longer watches its replicas must not report that it is ready."""
     resolver = Resolver("10.0.0.1:5")
     them = Members(["engines:5"], nothing, resolver)
     await them.start()
@@ -159,7 +159,7 @@ async def test_nothing_is_watched_before_the_start() -> None:
 
 
 async def test_probes_of_many_are_spread_out_and_bounded() -> None:
-    """Ten thousand replicas must not be asked twice a second each: that is more than a core can do."""
+    """Ten thousand replicas must not be probed twice a second each: a core cannot do that much."""
     them = Members(["engines:5"], nothing, Resolver())
     assert 0.4 <= them._pause() <= 0.6
     them.replicas = dict.fromkeys(map(str, range(10_000)))  # type: ignore[arg-type]
@@ -178,7 +178,7 @@ step = st.tuples(
 @settings(deadline=None)
 @given(st.lists(step, max_size=12))
 def test_whatever_the_name_server_says(steps: list[Any]) -> None:
-    """What answers is taken away by nothing but an answer that names others."""
+    """Only an answer that names other addresses removes a replica that answers."""
     asyncio.run(play(steps))
 
 

@@ -1,4 +1,4 @@
-"""Which models are in memory, with scripted replicas: who is loaded, who must go, who waits; nobody is lost."""
+"""The models in memory, with scripted replicas: loads, unloads and waits; no request is lost."""
 
 import asyncio
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class ScriptedReplica:
 
 
 def server(budget: int | None, log: list[str], **memory: int) -> tuple[Models, dict[str, ScriptedReplica]]:
-    """Models of one replica each, which take so much memory."""
+    """Make models of one replica each, which take so much memory."""
     replicas = {name: ScriptedReplica(name, size, log) for name, size in memory.items()}
     pools = []
     for replica in replicas.values():
@@ -69,14 +69,14 @@ def server(budget: int | None, log: list[str], **memory: int) -> tuple[Models, d
 
 
 async def use(models: Models, name: str, until: asyncio.Event | None = None) -> None:
-    """A request: it holds its model until it is told to end."""
+    """Run a request: it holds its model until `until` is set."""
     async with models.held(models.named(name), 5):
         if until is not None:
             await until.wait()
 
 
 async def settled(condition: Callable[[], bool]) -> None:
-    """Until it is so; whatever is scripted needs some turns of the loop."""
+    """Wait for the condition; scripted steps need some turns of the loop."""
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0)
@@ -126,7 +126,7 @@ async def test_who_is_gone_before_there_is_room_takes_nothing_from_the_others() 
     gone.cancel()
     await settled(lambda: models.named("b").loading is None)
     assert models.named("a").leaving is None
-    await use(models, "a")  # at once, beside the one that runs
+    await use(models, "a")  # at once, beside the running one
     end.set()
     await running
     assert log == ["+a"]
@@ -224,7 +224,7 @@ async def settled_in_time(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_replica_that_does_not_unload_is_not_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And whatever it says, idle models are still looked after: else the server would never be ready again."""
+    """Idle models are still watched after any failure of it: otherwise the server would never be ready again."""
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
     models, replicas = server(1, log := [], a=1, b=1)
     await use(models, "a")
@@ -239,7 +239,7 @@ async def test_a_replica_that_does_not_unload_is_not_asked_again_and_again(monke
     await asyncio.sleep(0.2)
     assert 1 <= len(asked) <= 5
     assert (log, models.named("a").unloads) == (["+a"], 0)
-    with pytest.raises(DeadlineExceeded):  # b waits for the room
+    with pytest.raises(DeadlineExceeded):  # b waits for memory
         await models.unload(models.named("a"), 0.01)
     waiting.cancel()
     await settled_in_time(lambda: models.named("b").loading is None)
@@ -279,11 +279,11 @@ async def test_requests_find_their_model_by_name_and_the_first_one_without() -> 
     unknown = ReplicaPool(["127.0.0.1:1"])
     models.all.append(Hosted(unknown))
     with pytest.raises(Unavailable, match="loading"):
-        models.named("c")  # it may be the one whose name is not known yet
+        models.named("c")  # it may be the model whose name is not known yet
 
 
 async def test_metrics_tell_of_each_model_from_when_its_name_is_known() -> None:
-    """Two without a name would be one series twice, which Prometheus does not take."""
+    """Two models without a name would be one series twice, which Prometheus refuses."""
     models, _ = server(1, [], a=1, b=1)
     models.all += [Hosted(ReplicaPool([])), Hosted(ReplicaPool([]))]
     await use(models, "a")

@@ -1,4 +1,4 @@
-"""Errors of the native requests behind one of OpenAI's: they must speak of the field that the user wrote."""
+"""Errors of the native requests behind one of OpenAI's: they must name the field that the user wrote."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from run_gpt.gateway.service import Service
 
 
 class FailingPool:
-    """One ready replica, which refuses everything."""
+    """Pool of one ready replica, which refuses everything."""
 
     def __init__(self, error: RequestError):
         self.error, self.ready, self.model = error, [object()], "m"
 
     def check_ready(self) -> None:
-        """It is ready."""
+        """Accept: the replica is ready."""
 
     async def answer(self, *_: Any) -> Any:
         raise self.error

@@ -1,4 +1,4 @@
-"""The OpenAPI description is one that generators of clients read, and says what the server takes."""
+"""The OpenAPI description: without these tests generators of clients could fail, or get a wrong description."""
 
 import re
 from typing import Any
@@ -19,7 +19,7 @@ PARTS = {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"
 
 
 def validator(name: str) -> jsonschema.Draft202012Validator:
-    """Of a schema of the description, whose references lead into it."""
+    """Return the validator of a schema of the description, whose references resolve in it."""
     return jsonschema.Draft202012Validator({**DOCUMENT, "$ref": f"#/components/schemas/{name}"})
 
 
@@ -40,7 +40,7 @@ def test_it_is_an_openapi_document() -> None:
 
 
 def test_a_request_may_be_named_and_every_answer_says_how_it_is_called() -> None:
-    """A generated client would have no way to send the id, or to read it."""
+    """A generated client could otherwise neither send nor read the request id."""
     sent, told = "#/components/parameters/RequestId", "#/components/headers/RequestId"
     for path, _, operation in METHODS:
         names = [p["$ref"] for p in operation.get("parameters", ()) if "$ref" in p]
@@ -87,7 +87,7 @@ def test_what_may_be_streamed_has_both_media_types(path: str) -> None:
     ],
 )
 def test_what_the_server_takes_is_valid_by_its_description(name: str, fields: dict[str, Any]) -> None:
-    """A strict client refuses what the description does not allow."""
+    """A strict client refuses requests that the description does not allow."""
     requests = {endpoint.request.__name__: endpoint.request for endpoint in ENDPOINTS.values()}
     requests[name].parse(fields)
     validator(name).validate(fields)

@@ -1,4 +1,4 @@
-"""The playground's files: all there, of the right kind, closed to the outside, and what they say they are."""
+"""The playground's files: complete, of the right type, without outside resources, and true to their descriptions."""
 
 import hashlib
 import re
@@ -47,13 +47,13 @@ def test_nothing_else_is_served(client, path):
 
 
 def test_the_page_has_no_script_or_style_of_its_own():
-    """The policy forbids them: one that slipped in would not run."""
+    """The policy forbids inline scripts and styles: the browser would ignore one."""
     assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", PAGE)
     assert all("src=" in tag for tag in re.findall(r"<script[^>]*>", PAGE))
 
 
 def test_what_the_page_loads_is_what_is_served():
-    """A file that one of the two forgets is a page that does not start."""
+    """A file that is missing on either side makes a page that does not start."""
     loaded = set(re.findall(r'(?:src|href)="playground/([^"]+)"', PAGE))
     for name in ASSETS:
         if name.endswith(".js") and not name.startswith("vendor/"):
@@ -70,7 +70,7 @@ def test_the_wheel_has_every_file():
 
 
 def test_the_libraries_are_those_that_were_published():
-    """A library that was changed here would be ours to keep; and each is there under its licence only."""
+    """A library that is changed here would be ours to maintain; and each may be used under its licence only."""
     told = FOLDER.joinpath("vendor", "VERSIONS.md").read_text()
     rows = dict(re.findall(r"^\| `([^`]+)` \|.*`([0-9a-f]{64})` \|$", told, re.MULTILINE))
     assert set(rows) == set(LIBRARIES)
@@ -81,9 +81,9 @@ def test_the_libraries_are_those_that_were_published():
 
 
 def test_the_controls_have_the_limits_of_the_server():
-    """Else the page would refuse what the server takes, or promise what it refuses."""
+    """Otherwise the page would refuse values that the server takes, or offer values that it refuses."""
     schema = ChatCompletionRequest.model_json_schema()["properties"]
-    # The OpenAI route folds any seed into the native range, which has all there are.
+    # The OpenAI route folds any seed into the native range, so that all seeds are valid.
     schema["seed"] = ChatRequest.model_json_schema()["properties"]["seed"]
     for name in ("temperature", "top_p", "max_tokens", "seed"):
         limits = schema[name]["anyOf"][0]

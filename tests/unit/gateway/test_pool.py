@@ -1,4 +1,4 @@
-"""The pool's promises, with scripted calls for the wire: who gets a request, what is tried again, what is an error."""
+"""The pool's guarantees, with scripted calls for the wire: the choice of a replica, retries, and errors."""
 
 import asyncio
 import time
@@ -33,7 +33,7 @@ BROKEN = InternalError("the model server failed: ZeroDivisionError")
 
 
 class ScriptedExchange(Exchange):
-    """An exchange whose news are a script: an error ends it, so does the script's end, "hang" waits to be cancelled."""
+    """An exchange whose news are a script: an error or the script's end ends it; "hang" waits to be cancelled."""
 
     def __init__(self, arrived: asyncio.Event, script: list[Any]):
         self.cancelled = asyncio.Event()
@@ -57,7 +57,7 @@ class ScriptedExchange(Exchange):
 
 
 class ScriptedReplica:
-    """Stands for a replica: each request plays the next script."""
+    """Stand-in for a replica: each request plays the next script."""
 
     def __init__(self, *scripts: list[Any], says: str = "ready"):
         self.scripts = list(scripts)
@@ -67,7 +67,7 @@ class ScriptedReplica:
         self.in_flight = 0
         self.cache = object()
         self.says = says
-        """Its state, if it is asked now."""
+        """State that it reports if it is asked now."""
         self.connects_in = 0.0
 
     @property
@@ -124,7 +124,7 @@ async def ask(pool: ReplicaPool) -> tuple[str, RequestError | None]:
 
 
 REFUSAL = Unavailable("the engine is draining")
-"""The answer of a replica that takes nothing."""
+"""Answer of a replica that refuses all requests."""
 
 
 async def test_without_a_ready_replica_a_request_is_refused_at_once() -> None:
@@ -149,7 +149,7 @@ async def test_a_unary_request_goes_to_another_replica_when_the_connection_fails
 
 
 async def test_a_request_that_a_draining_replica_refuses_goes_to_another() -> None:
-    """A rolling update loses nothing, however many replicas are draining before a probe has said so."""
+    """A rolling update loses no request, even if many replicas drain before a probe has shown it."""
     for asking in (ask, read):
         refusing = [ScriptedReplica([REFUSAL], says="draining") for _ in range(9)]
         good = ScriptedReplica([unary("hello")] if asking is ask else [event("hello", "stop")])
@@ -167,7 +167,7 @@ async def test_a_request_is_refused_when_every_replica_is_draining() -> None:
 
 
 async def test_a_request_that_may_kill_engines_does_not_kill_all() -> None:
-    """An engine that dies of a request refuses it with Unavailable, too."""
+    """An engine that dies of a request also refuses it with Unavailable."""
     replicas = [ScriptedReplica([REFUSAL], says=state) for state in ("dead", "lost", "ready", "ready", "dead")]
     text, error = await ask(pool_of(*replicas))
     assert (text, type(error)) == ("", Unavailable)
@@ -189,7 +189,7 @@ async def test_a_replica_that_refuses_one_request_and_says_it_is_ready_gets_the_
 
 @pytest.mark.parametrize("asking", [ask, read])
 async def test_a_request_that_finds_a_full_queue_goes_to_another_replica_two_times(asking: Any) -> None:
-    """Several gateways do not know each other's requests: a 429 must mean that more than one replica is full."""
+    """Gateways do not know each other's requests: a 429 must mean that more than one replica is full."""
     full = QueueFull("full")
     free = [unary("hello")] if asking is ask else [event("hello", "stop")]
     replicas = [ScriptedReplica([full]), ScriptedReplica([full]), ScriptedReplica(free)]
@@ -233,7 +233,7 @@ async def test_of_one_replica_there_is_nothing_to_remember() -> None:
     st.data(),
 )
 def test_no_request_goes_where_it_cannot_be_answered(rounds: list[Any], data: st.DataObject) -> None:
-    """However long the beginning is that a replica has seen: it must be ready, and not have MOST_WORTH more to do."""
+    """A replica must be ready, and have fewer than MOST_WORTH more requests, however long a cached prefix is."""
     replicas = [ScriptedReplica() for _ in range(3)]
     pool = pool_of(*replicas)
     for states in rounds:
@@ -252,7 +252,7 @@ def test_no_request_goes_where_it_cannot_be_answered(rounds: list[Any], data: st
 
 @pytest.mark.parametrize(("error", "kind"), [("hang", DeadlineExceeded), (BROKEN, InternalError)])
 async def test_no_other_failure_is_tried_again(error: Any, kind: type[RequestError]) -> None:
-    """A request that breaks one replica must not go on to break the next."""
+    """A request that breaks one replica must not break the next one."""
     first, second = ScriptedReplica([error]), ScriptedReplica([unary("no")])
     with pytest.raises(kind):
         await pool_of(first, second).answer(REQUEST, "id", 0.01)
@@ -277,7 +277,7 @@ async def test_a_stream_that_stops_before_it_is_complete_is_an_error() -> None:
 
 
 async def test_a_stream_that_brings_no_text_is_an_error() -> None:
-    """A body of another kind must not be taken for the answer's text, nor for its end."""
+    """A body of another kind must not count as the answer's text, nor as its end."""
     text, error = await read(pool_of(ScriptedReplica([unary("no")])))
     assert (text, type(error)) == ("", InternalError)
 
@@ -336,13 +336,13 @@ async def test_the_message_of_a_missed_deadline_gives_the_limit() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"choices": [{"index": 0, "text": "x"}]}', b"[1", event("x", "stop")])
 async def test_what_is_no_answer_is_an_internal_error(body: Any) -> None:
-    """A user must not take it for an answer."""
+    """A user must not mistake a malformed body for an answer."""
     with pytest.raises(InternalError):
         await pool_of(ScriptedReplica([body])).answer(REQUEST, "id", 5)
 
 
 async def test_the_time_to_connect_counts() -> None:
-    """A user gets an answer, or an error, within the limit that was asked for."""
+    """A user gets an answer or an error within the requested limit."""
     replica = ScriptedReplica([unary("a")])
     replica.connects_in = 0.05
     await pool_of(replica).answer(REQUEST, "id", 5)
@@ -357,9 +357,9 @@ async def test_the_time_to_connect_counts() -> None:
 
 
 AT_ONCE = [None, GONE, REFUSAL, QueueFull("full"), BROKEN]
-"""Errors in place of an answer; None: it answers."""
+"""Errors in place of an answer; None: an answer."""
 LATER = [None, GONE, REFUSAL, BROKEN]
-"""Errors after some text; None: it is complete."""
+"""Errors after some text; None: a complete text."""
 
 
 @settings(deadline=None)
@@ -372,7 +372,7 @@ LATER = [None, GONE, REFUSAL, BROKEN]
     st.booleans(),
 )
 def test_a_text_comes_from_one_replica_and_once(plays: list[Any], refusing_drain: bool) -> None:
-    """However replicas fail: no text twice, none of two answers, no replica twice, and none keeps a request."""
+    """No text comes twice or from two answers, no replica is tried twice, and none keeps a request, in any failure."""
 
     async def check() -> None:
         replicas = []
@@ -421,7 +421,7 @@ async def test_several_native_requests_are_read_together_each_by_its_number() ->
 
 
 async def test_one_that_fails_of_several_is_the_error_of_all_and_the_others_are_cancelled() -> None:
-    """Half an answer is none; and what nobody reads must not go on."""
+    """Half an answer is no answer; and a request that is not read must not go on."""
     replica = ScriptedReplica([event("a"), "hang"], [BROKEN], [event("c"), "hang"])
     text, error = await read(pool_of(replica), *natives(3))
     assert set(text) <= set("ac")
@@ -439,7 +439,7 @@ async def test_the_error_of_one_is_told_while_the_others_go_on() -> None:
         nonlocal reads
         while await reading.read():
             reads += 1
-            await asyncio.sleep(0)  # one that writes what it has read: meanwhile there is more
+            await asyncio.sleep(0)  # a reader that writes the news: meanwhile more arrives
 
     with pytest.raises(InternalError):
         await read_all()

@@ -1,4 +1,4 @@
-"""What is known of a replica: what it says, when it counts as lost, and when what it kept is forgotten."""
+"""The known state of a replica: its own report, when it counts as lost, and when its cache counts as lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -40,7 +40,7 @@ New = Callable[[], Replica]
 
 @pytest.fixture
 async def new() -> AsyncIterator[New]:
-    """Makes replicas whose channels are closed in the end."""
+    """Yield a maker of replicas, whose channels are closed at the end."""
     made: list[Replica] = []
 
     def make() -> Replica:
@@ -59,7 +59,7 @@ async def probed(new: New, monkeypatch: pytest.MonkeyPatch) -> Probed:
 
 async def test_a_busy_replica_answers_late_and_a_silent_one_is_lost(probed: Probed) -> None:
     assert await probed.probe("ready") == "ready"
-    probed.now += 3600  # with thousands of replicas it is long to the next probe: that is not its silence
+    probed.now += 3600  # with thousands of replicas the next probe comes late: that is not silence
     assert await probed.probe(LATE) == "ready"
     probed.now += SILENT_SECONDS - 1
     assert await probed.probe(LATE) == "ready"
@@ -77,7 +77,7 @@ async def test_one_that_is_gone_is_lost_at_once_and_one_never_seen_is_connecting
 
 
 async def test_what_it_kept_is_forgotten_when_it_was_away(probed: Probed) -> None:
-    """A process that was started again has none of the conversations that are sent to it."""
+    """A restarted process has none of the earlier conversations in its cache."""
     await probed.probe("ready")
     cache = probed.replica.cache
     for answer, same in (("ready", True), (LATE, True), ("ready", True), (GONE, True), ("ready", False)):
@@ -92,7 +92,7 @@ async def test_what_it_kept_is_forgotten_when_it_was_away(probed: Probed) -> Non
 
 
 async def test_another_process_at_the_same_address_is_a_restart(probed: Probed) -> None:
-    """However short its absence was; a connection that breaks is none."""
+    """Even a short absence counts if the process is new; a broken connection alone does not."""
     for answer, started, restarts in (
         ("ready", 1.0, 0),
         (GONE, None, 0),
@@ -109,7 +109,7 @@ async def test_another_process_at_the_same_address_is_a_restart(probed: Probed) 
 async def test_one_of_another_version_gets_no_requests_and_the_log_says_why(
     probed: Probed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A rolling update that goes wrong must say so, once, and not fail oddly."""
+    """A failed rolling update must log a clear error, once."""
     for _ in range(2):
         assert await probed.probe(OTHER) == "incompatible"
     assert not probed.replica.takes_requests
@@ -120,7 +120,7 @@ async def test_one_of_another_version_gets_no_requests_and_the_log_says_why(
 
 
 class Answering:
-    """A replica whose executor answers each request with these bodies, and then with an end, or none."""
+    """A replica whose executor answers each request with these bodies, and then with an end, or without one."""
 
     def __init__(self, replica: Replica, *bodies: bytes, end: RequestError | str | None = None):
         self.forgotten = 0
@@ -171,7 +171,7 @@ async def test_a_question_waits_for_no_connection_longer_than_it_may(new: New) -
 
 @pytest.mark.parametrize("body", [b"", b"[1", b"{}", b'{"state": "odd"}'])
 async def test_one_that_says_something_else_than_its_state_is_lost(new: New, body: bytes) -> None:
-    """Another program listens there now."""
+    """The body comes from another program that listens there now."""
     answering = Answering(new(), body)
     answering.replica.state = "ready"
     await answering.replica.probe()

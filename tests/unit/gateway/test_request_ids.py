@@ -1,4 +1,4 @@
-"""A client that reports a failed request could not say which line of the log is its, if these failed."""
+"""Request ids: without these tests the log line of a failed request that a client reports could be missing."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""The gateway's spans without a server: a request that went another way, or a slow end, would be in none of them."""
+"""The gateway's spans, without a server: without these tests they could miss retries and the time to the end."""
 
 import logging
 import subprocess
@@ -29,7 +29,7 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class Sent:
-    """A provider as Jina makes it, and what it sent."""
+    """A provider as Jina makes it, and the spans that it sent."""
 
     def __init__(self) -> None:
         self.provider = TracerProvider()
@@ -105,7 +105,7 @@ async def test_pages_and_routes_that_are_not_there_have_no_span(sent: Sent) -> N
 
 
 def test_jinas_own_spans_are_not_sent_and_hand_on_what_they_get(sent: Sent) -> None:
-    """Ours would be parts of spans that nobody has, and a trace would fall apart."""
+    """Otherwise our spans would be children of spans that are never sent, and a trace would fall apart."""
     jinas = sent.provider.get_tracer("causal_lm/rep-0")
     ours = tracing.tracer_of(sent.provider)
     with (

@@ -1,4 +1,4 @@
-"""The inner wire over a real gRPC server: complete, in order, and each request's end is its own."""
+"""The inner wire over a real gRPC server: answers are complete, in order, and each ends on its own."""
 
 import asyncio
 import random
@@ -34,7 +34,7 @@ OPTIONS = [
 
 
 class Ends:
-    """An executor's end with scripted answers, and a gateway's."""
+    """An executor's end with scripted answers, and a gateway's end."""
 
     def __init__(self) -> None:
         self.handle: Callable[[Start, Reply], Awaitable[None]] = self.write_numbers
@@ -84,7 +84,7 @@ async def ends() -> AsyncIterator[Ends]:
 
 
 async def read(exchange: Exchange, arrived: asyncio.Event, *, slow: random.Random | None = None) -> list[Any]:
-    """All news. Raises the error at the end."""
+    """Read all news. Raises the error at the end."""
     news: list[Any] = []
     async with asyncio.timeout(20):
         while True:
@@ -113,7 +113,7 @@ async def whole(ends: Ends, count: int, slow: random.Random | None = None) -> No
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_many_streams_share_a_call_and_each_is_whole_and_in_order(ends: Ends, seed: int) -> None:
-    """However the pieces come, and however slowly they are read."""
+    """The order of pieces and the speed of readers are random."""
     choose = random.Random(seed)
     slow = [random.Random(i) if choose.random() < 0.5 else None for i in range(40)]
     await asyncio.gather(*(whole(ends, choose.randrange(1, 300), one) for one in slow))
@@ -202,7 +202,7 @@ async def test_a_server_that_ends_waits_for_no_request_of_a_gateway_that_has_gon
 
 
 async def connected(ends: Ends) -> Any:
-    """A call that reads only when it is told to."""
+    """Return a call that reads only when the test asks it to."""
     call = ends.channel.stream_stream(METHOD)()
     await call.write(frames.encode(frames.Hello(frames.VERSION)))
     assert frames.decode_welcome(await call.read()).version == frames.VERSION
@@ -210,7 +210,7 @@ async def connected(ends: Ends) -> Any:
 
 
 async def test_a_gateway_that_reads_slowly_gets_all_that_is_answered_before_the_server_ends(ends: Ends) -> None:
-    """Else the requests that a drain has waited for would fail at its end."""
+    """Otherwise the requests that a drain has waited for would fail at its end."""
     go, written = asyncio.Event(), asyncio.Event()
     large = b"x" * 3_000_000
 
@@ -219,7 +219,7 @@ async def test_a_gateway_that_reads_slowly_gets_all_that_is_answered_before_the_
             await go.wait()
             reply.put(b"last")
             return
-        for _ in range(6):  # more than gRPC takes of what is not read
+        for _ in range(6):  # more than gRPC buffers without a reader
             reply.put(large)
             await asyncio.sleep(0.05)
         written.set()
@@ -242,7 +242,7 @@ async def test_a_gateway_that_reads_slowly_gets_all_that_is_answered_before_the_
 
 
 async def until_refused(ends: Ends) -> None:
-    """Ask until the call has ended here, too."""
+    """Send requests until the call has ended here, too."""
     while True:
         await read(*await ends.start())
 
@@ -270,7 +270,7 @@ async def test_a_call_that_breaks_ends_every_exchange_once_and_the_next_request_
 
 
 async def until_answered(ends: Ends) -> None:
-    """Ask until the channel has found the executor's end again."""
+    """Send requests until the channel has found the executor's end again."""
     while True:
         try:
             return await whole(ends, 100)
@@ -288,7 +288,7 @@ async def test_a_request_that_is_cancelled_while_it_connects_leaves_the_connecti
 
 
 async def test_a_link_that_is_closed_ends_what_runs_on_it(ends: Ends) -> None:
-    """Here for its reader, and there for the model."""
+    """The request ends here for its reader, and there for the model."""
     started, ended = asyncio.Event(), asyncio.Event()
     ends.handle = lambda start, reply: hang(started, ended, reply)
     exchange, arrived = await ends.start()
@@ -310,7 +310,7 @@ async def test_ends_of_two_versions_say_both(ends: Ends, monkeypatch: pytest.Mon
 
 
 class Foreign(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Another server than ours, which says these things whatever it hears."""
+    """A foreign server, which sends these frames in reply to anything."""
 
     def __init__(self, *says: bytes):
         self._says = says
@@ -351,7 +351,7 @@ async def test_an_executor_without_this_wire_is_of_another_version(foreign: Fore
 
 
 async def test_an_answer_that_is_no_frame_is_an_internal_error_of_all_that_run() -> None:
-    """Nobody may be left waiting, and none may be tried again on the next executor."""
+    """No request may be left waiting, and none may be retried on another executor."""
     async with link_to(Foreign(frames.encode(frames.Welcome(frames.VERSION)), b"\xffgarbage")) as link:
         arrivals = [asyncio.Event() for _ in range(3)]
         running = [await link.start("/x", b"", request_id="r", trace={}, arrived=arrived) for arrived in arrivals]
