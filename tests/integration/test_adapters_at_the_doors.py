@@ -1,4 +1,4 @@
-"""Answers of another adapter, or replicas that differ, if these failed: adapters and embeddings as users have them."""
+"""Adapters and embeddings as users have them: without these tests answers could come from a wrong adapter."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ TEXTS = ["a cat", "a kitten", "the price of steel"]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Two LoRAs of the default model, as PEFT writes them; they make it say other things."""
+    """Write two LoRAs of the default model, as PEFT does; each changes its answers. Return their folders."""
     folders = []
     for seed, name in enumerate(("pirate", "poet")):
         with torch.device("meta"):
@@ -59,7 +59,7 @@ def local(folders: list[str]) -> Any:
 
 @pytest.fixture(scope="module")
 def changeable(start_server: Any, folders: list[str]) -> Any:
-    """Two replicas that let their adapters be changed."""
+    """Yield a server of two replicas whose adapters can be changed."""
     options = ("--precision", "fp32", "--replicas", "2", "--adapter", f"poet={folders[1]}", "--runtime-adapters")
     with start_server(*options) as server:
         yield server
@@ -208,7 +208,7 @@ def test_vectors_are_the_same_everywhere(server: Any, local: Any, pooling: Any) 
     found.append([json.loads(line) for line in lines])
     for vectors in found:
         assert vectors == [pytest.approx(vector, abs=1e-5) for vector in expected.vectors]
-    assert found[0] == found[1]  # to the last digit: both doors carry the numbers as they are
+    assert found[0] == found[1]  # to the last digit: both ports carry the numbers unchanged
 
 
 async def test_embeddings_have_adapters_limits_and_errors(local: Any) -> None:

@@ -1,4 +1,4 @@
-"""Tools, strict or not, and forms of answers, together and as users ask for them: from the request to the answer."""
+"""Tool calls, strict or not, and structured answers, together and as users request them, from request to answer."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ SCHEMA = {
 }
 JSON_FORM = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
 TOOL_CALLS = 320
-"""The id of the marker's token in the small model."""
+"""Token id of the marker in the small model."""
 
 
 def tools(**more: Any) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    """A random model whose calls begin with a token."""
+    """Yield a random model whose calls begin with a token."""
     folder: Path = tmp_path_factory.mktemp("calls") / "small"
     weights, tokenizer = build(FAMILIES["llama"]), tool_tokenizer("mistral")
     weights.resize_token_embeddings(len(tokenizer))
@@ -51,7 +51,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 def streamed(model: Model, messages: Any, **parameters: Any) -> dict[int, tuple[str, list[tuple[str, str]], str]]:
-    """Of each answer the text, the calls and why it ended."""
+    """Return the text, the calls and the finish reason of each answer."""
     texts: dict[int, str] = {}
     made: dict[int, dict[int, list[str]]] = {}
     reasons = {}
@@ -112,7 +112,7 @@ def test_a_form_counts_where_tools_may_not_be_called(model: Model) -> None:
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_at_most_one_call_is_made_not_the_first_of_several_kept(small: Model, strict: bool) -> None:
-    """Calls that are dropped cost their tokens, and a model that goes on after them believes that it made them."""
+    """Dropped calls cost their tokens, and a model that goes on after them has them in its context as made."""
     parameters: dict[str, Any] = {"tools": tools(strict=strict), "temperature": 1.5, "n": 4, "max_tokens": 150}
     parameters |= {"logit_bias": {str(TOOL_CALLS): 100}, "parallel_tool_calls": False, "logprobs": 0}
     for choice in small.chat(QUESTION, seed=3, **parameters).choices:

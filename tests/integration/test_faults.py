@@ -1,4 +1,4 @@
-"""What a user relies on when things break: nothing is lost in silence, and the server mends itself."""
+"""Faults of a server: without these tests requests could be lost silently, or the server could stay broken."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ async def test_a_killed_replica_loses_no_unary_request_and_no_stream_silently_an
 
 
 async def replicas_ready(client, count):
-    """Until /ready counts so many replicas."""
+    """Wait until /ready counts so many replicas."""
     async with asyncio.timeout(120):
         while (await client.get("/ready")).json()["replicas"]["ready"] != count:
             await asyncio.sleep(0.1)
@@ -89,17 +89,17 @@ async def test_a_client_that_goes_frees_its_place(server):
 
 
 async def in_flight(client, count):
-    """Until /ready counts so many running requests."""
+    """Wait until /ready counts so many running requests."""
     async with asyncio.timeout(30):
         while (await client.get("/ready")).json()["in_flight"] != count:
             await asyncio.sleep(0.05)
 
 
 async def idle(process: psutil.Process):
-    """Until a process that computed does nothing: the model no longer runs for a client that has gone."""
+    """Wait until a busy process is idle: the model no longer runs for a client that has gone."""
     process.cpu_percent()
     async with asyncio.timeout(30):
         while True:
-            await asyncio.sleep(0.5)  # the time over which the use of the processor is measured
+            await asyncio.sleep(0.5)  # the time over which CPU usage is measured
             if process.cpu_percent() < 20:
                 return

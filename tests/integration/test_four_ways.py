@@ -17,7 +17,7 @@ PARAMETERS = {"max_new_tokens": 24, "do_sample": False}
 
 
 def counts(usage):
-    """The tokens, as numbers that do not depend on what was asked before: what was cached does."""
+    """Return the counts of tokens that do not depend on earlier requests, as the count of cached tokens does."""
     usage = usage if isinstance(usage, dict) else usage.model_dump()
     return {name: value for name, value in usage.items() if name != "prompt_tokens_details"}
 
@@ -127,7 +127,7 @@ def test_every_parameter_travels(local, remote, over_http, parameters):
         answer = model.generate(PROMPT, **seeded)
         for ours, theirs in zip(answer.choices, expected.choices, strict=True):
             assert ours.model_copy(update={"logprobs": None}) == theirs.model_copy(update={"logprobs": None})
-            if theirs.logprobs:  # a prompt that was reused has the same numbers but for their rounding
+            if theirs.logprobs:  # a prompt from the cache has the same numbers except for rounding
                 assert logprobs(ours) == [(token, pytest.approx(value, abs=1e-3)) for token, value in logprobs(theirs)]
         assert counts(answer.usage) == counts(expected.usage)
     if "stop" in parameters:
@@ -187,7 +187,7 @@ def test_the_tokens_of_a_chat_are_those_that_it_runs(local, remote, over_http):
 
 
 def without_ids(choice):
-    """A choice without the ids of its calls, which are made up anew each time."""
+    """Return a choice without the ids of its calls, which are new each time."""
     fields = choice.model_dump()
     for call in fields["message"].get("tool_calls") or ():
         assert call.pop("id").startswith("call_")
@@ -198,7 +198,7 @@ def without_ids(choice):
     "choice", ["required", {"type": "function", "function": {"name": "get_capital"}}], ids=["required", "named"]
 )
 def test_enforced_calls_are_the_same_everywhere(local, remote, over_http, choice):
-    """The order of a schema's properties, which a protobuf map would lose, is that of the arguments."""
+    """Arguments have the order of the schema's properties, which a protobuf map would lose."""
     asked = {"tools": TOOLS, "tool_choice": choice, "parallel_tool_calls": False, "max_new_tokens": 60}
     expected = local.chat(MESSAGES, **asked).choices[0]
     [call] = expected.message.tool_calls

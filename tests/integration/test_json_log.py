@@ -22,12 +22,12 @@ PROMPT = {"prompt": "In a village by the sea", "max_new_tokens": 8}
 
 
 def lines_of(server: Any) -> list[dict[str, Any]]:
-    """What it has written so far, up to the last end of a line."""
+    """Return its complete lines so far."""
     return [json.loads(line) for line in server.log.read_text().rpartition("\n")[0].splitlines()]
 
 
 def events_of(server: Any) -> list[tuple[str, str | None]]:
-    """What the supervisor told, and of which process."""
+    """Return the events that the supervisor logged, and the process of each."""
     return [(line["event"], line.get("pod")) for line in lines_of(server) if "event" in line]
 
 
@@ -60,7 +60,7 @@ def kill_the_worker(server: Any) -> None:
 
 
 def test_every_line_of_a_servers_life_is_json(start_server: Any, tmp_path: Path) -> None:
-    """Its start, requests of every kind and end, a worker that is killed, and a stop."""
+    """The test covers the start, requests of all kinds and outcomes, a worker that is killed, and the stop."""
     folder = str(write_checkpoint("llama", tmp_path / "tiny"))
     with start_server(folder, "--log-format", "json", "--log-requests") as server:
         ask_in_every_way(server)
@@ -93,7 +93,7 @@ def test_every_line_of_a_servers_life_is_json(start_server: Any, tmp_path: Path)
 
 
 def test_a_server_that_cannot_start_says_so_in_json(tmp_path: Path, free_ports: Any) -> None:
-    """What starts servers wants to know why, too."""
+    """A program that starts servers needs the reason, too."""
     command = [sys.executable, "-m", "run_gpt.cli", "serve", str(tmp_path / "nothing"), "--log-format", "json"]
     ports = free_ports(2)
     command += ["--grpc-port", str(ports[0]), "--http-port", str(ports[1])]

@@ -1,4 +1,4 @@
-"""A first start that waits for a compiler, or answers that break when the faster runner takes over, if these failed."""
+"""The change of runner: without these tests a start could wait for a compiler, or the change could break answers."""
 
 import asyncio
 from concurrent.futures import Future
@@ -70,7 +70,7 @@ async def test_the_native_runner_takes_over_in_the_middle_of_answers():
     try:
         assert isinstance(engine._runner, GenericRunner)
         events = engine.submit(request("first", prompts[0]))
-        begun = (await anext(events)).text  # it is in the middle now; of the others one waits
+        begun = (await anext(events)).text  # it is in the middle now; one of the others waits
         others = [asyncio.create_task(answer(engine, str(i), p)) for i, p in enumerate(prompts[1:])]
         await asyncio.to_thread(soon.set_result, kernels())  # the callback runs there, until the runner is replaced
         assert isinstance(engine._runner, NativeRunner)
@@ -89,7 +89,7 @@ async def test_without_a_compiler_that_works_the_others_serve_on(caplog):
     assert "no such option" in caplog.text
     assert len((await answer(engine, "a", [5, 6])).split()) == NEW_TOKENS
     engine.shutdown()
-    engine = start_engine(loaded(), decode, CONFIG, soon)  # it is known at the start: the fast one serves
+    engine = start_engine(loaded(), decode, CONFIG, soon)  # the kernels are known at the start: the fast runner serves
     assert isinstance(engine._runner, LlamaRunner)
     engine.shutdown()
 
@@ -102,7 +102,7 @@ def test_what_is_waited_for_must_come():
     config = loaded().model.config
     with pytest.raises(SetupError, match="no such option"):
         packer_for(failed, EngineConfig(runner="native"))(config, "bit4", {})
-    assert packer_for(failed, CONFIG)(config, "bit4", {}) is None  # bitsandbytes, or plain weights, do it then
+    assert packer_for(failed, CONFIG)(config, "bit4", {}) is None  # then bitsandbytes or plain weights are used
 
 
 def test_an_engine_that_ends_before_leaves_the_model_as_it_is():

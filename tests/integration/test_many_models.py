@@ -1,4 +1,4 @@
-"""Several models behind one door, as a user has them: each answers under its name, and none disturbs another."""
+"""Several models behind one port, as a user has them: each answers under its name, and none disturbs another."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(start_server, tiny):
-    """A server whose default model is the tiny one, and which loads the other one on request."""
+    """Yield a server whose default model is the tiny one; it loads the other one on request."""
     with start_server(str(tiny), "smollm2", "--precision", "fp32") as server:
         yield server
 
@@ -36,12 +36,12 @@ def unload(server, name):
 
 
 def states(url):
-    """Of each model, by name, as `/v1/models` says it."""
+    """Return the state of each model, by name, as `/v1/models` reports it."""
     return {model["id"]: model["state"] for model in httpx.get(f"{url}/v1/models").json()["data"]}
 
 
 def worker(server, model):
-    """The process that holds a model: the one whose Flow has it at its index."""
+    """Return the process that holds a model: the one whose Flow has it at its index."""
     each = httpx.get(f"{server.http_url}/ready").json()["replicas"]["each"]
     port = next(int(replica["address"].rpartition(":")[2]) for replica in each if replica["model"] == model)
     return next(process for process in server.processes() if _listens(process, port))
@@ -59,7 +59,7 @@ async def until(condition, seconds=60):
 
 
 def events(response):
-    """The JSON of each server-sent event."""
+    """Return the JSON of each server-sent event."""
     return [json.loads(line.removeprefix("data:")) for line in response.text.splitlines() if line.startswith("data:")]
 
 
@@ -80,7 +80,7 @@ async def test_two_models_stream_at_once_and_killing_one_leaves_the_others_strea
             ends = await asyncio.gather(*streams)
             assert [(text, finished, error) for text, finished, error in ends[:2]] == [(alone, True, None)] * 2
             assert [(finished, error["code"]) for _, finished, error in ends[2:]] == [(False, "unavailable")] * 2
-            # What died is started again, and loaded again by the next request for it.
+            # A worker that died is restarted; the next request loads its model again.
             await until(lambda: states(server.http_url)["tiny"] == "unloaded")
             again = await client.post("/generate", json={**SHORT, "model": "tiny"})
             assert again.status_code == 200, again.text
@@ -119,7 +119,7 @@ def test_unloading_gives_the_memory_back(pair):
     unload(pair, "smollm2")
     weights = 134_515_008 * 4
     assert full - worker(pair, "smollm2").memory_info().rss > 0.9 * weights
-    # The next request loads it anew, and is answered alike.
+    # The next request loads it again and gets the same answer.
     again = httpx.post(f"{url}/generate", json={**SHORT, "model": "smollm2"}, timeout=120)
     assert again.json()["choices"] == answer.json()["choices"]
 
@@ -145,7 +145,7 @@ async def test_models_take_turns_in_memory_and_leave_it_when_idle(start_server, 
             for name in ("smollm2", "tiny", "smollm2"):
                 answer = await client.post("/generate", json={**SHORT, "model": name})
                 asked.append((answer.status_code, answer.json()["model"], sorted(states(url).items())))
-            # All at once: each waits for its turn, nobody is refused.
+            # All at once: each request waits for its turn, none is refused.
             answers = [client.post("/generate", json={**SHORT, "model": name}) for name in ("tiny", "smollm2") * 3]
             assert [a.status_code for a in await asyncio.gather(*answers)] == [200] * 6
             assert (await client.post("/generate", json={**SHORT, "model": "tiny"})).status_code == 200

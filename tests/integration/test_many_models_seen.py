@@ -1,4 +1,4 @@
-"""What a user sees of a server with two models: in Python, by commands, and in `rungpt top`, over both real doors."""
+"""A server with two models as a user sees it: in Python, by commands, and in `rungpt top`, over both real ports."""
 
 import re
 import subprocess
@@ -13,8 +13,8 @@ from run_gpt.errors import ModelNotFound
 
 @pytest.fixture(scope="module")
 def two(start_server, server, tmp_path_factory):
-    """A server with the default model and, under another name, a second one of it, which is not loaded at the start."""
-    folder = models.show("smollm2").folder  # `server` has seen to it that it is there
+    """Yield a server with the default model and, under another name, a second copy that is not loaded at the start."""
+    folder = models.show("smollm2").folder  # `server` has fetched it
     file = tmp_path_factory.mktemp("two") / "models.yml"
     second = {"name": "second", "model_path": str(folder), "memory": "1GB"}
     settings = {"defaults": {"unload_after": 0, "max_context": 1024}, "models": [{"name": "smollm2"}, second]}

@@ -1,4 +1,4 @@
-"""What `/metrics` of a server with the default model says is what was asked of it and what it answered, exactly."""
+"""`/metrics` of a server with the default model: without these tests it could differ from the requests and answers."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ ENGINE = ("e2e_request_latency_seconds", "time_to_first_token_seconds", "request
 
 
 def read(server: Any) -> dict[str, float]:
-    """The samples, by name and what is neither the model nor the replica of its labels."""
+    """Return the samples, by name and labels, without the labels of model and replica."""
     answer = httpx.get(f"{server.http_url}/metrics", timeout=10)
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     found = {}
@@ -63,7 +63,7 @@ def test_counters_are_what_was_asked_and_answered(server: Any) -> None:
 
 
 def test_it_answers_while_the_engine_is_busy(server: Any) -> None:
-    """An operator looks when a server is slow."""
+    """Operators read the metrics when a server is slow."""
     request = {"prompt": "Once upon a time", "max_new_tokens": 200, "min_new_tokens": 200}
     read(server)
     with ThreadPoolExecutor(4) as threads:

@@ -1,6 +1,6 @@
 """A real Prometheus on a running server: each query of the dashboard has a result, and `rungpt top` reads the same.
 
-Without this a user would find out by an empty panel, on the day when it is needed.
+Without these tests users would discover a wrong query as an empty panel, when they need it.
 """
 
 import json
@@ -26,7 +26,7 @@ VARIABLES = {"job": ".*", "model": ".*", "replica": ".*", "__rate_interval": "10
 PATIENCE = 30.0
 """Seconds for all queries to have a result; on an idle machine it takes 5."""
 USERS, MOST_REQUESTS, MOST_SECONDS = 6, 400, 90.0
-"""Of the load: who asks, and how often and how long at most."""
+"""Size of the load: number of users, most requests of each user, and most seconds."""
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("prometheus"), reason="prometheus, Debian's package of that name, is not here"
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def busy(start_server, tmp_path_factory):
-    """A server with keys and the default model under a small load that is more than its queue takes."""
+    """Yield a server with keys and the default model under a small load that overflows its queue."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("".join(f"{name}: {key}\n" for name, key in KEYS.items()))
     small = ("--max-running", "2", "--max-waiting", "1", "--host", "127.0.0.1", "--api-key-file", str(keys))
@@ -45,11 +45,11 @@ def busy(start_server, tmp_path_factory):
 
 @contextmanager
 def load(url):
-    """Users who ask again and again until the block ends, a bounded number of times."""
+    """Run users who send requests until the block ends, a bounded number of times."""
     ended, deadline = threading.Event(), time.monotonic() + MOST_SECONDS
 
     def use(number):
-        # Text that repeats, for drafts; it begins alike, for reuse.
+        # Text that repeats, for drafts, with a common prefix, for reuse.
         prompt = "red green blue " * 12 + str(number)
         fields = {"prompt": prompt, "max_new_tokens": 16 + number, "temperature": 0}
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEYS['alice']}"}, timeout=30) as client:
@@ -71,7 +71,7 @@ def load(url):
 
 @pytest.fixture
 def prometheus(busy, tmp_path, free_ports):
-    """monitoring/prometheus.yml with another target and quicker looks; the URL of what runs with it."""
+    """Run monitoring/prometheus.yml with another target and shorter intervals; yield the URL of the Prometheus."""
     config = yaml.safe_load((ROOT / "monitoring" / "prometheus.yml").read_text())
     config["global"] |= {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{busy.http_port}"]
@@ -84,7 +84,7 @@ def prometheus(busy, tmp_path, free_ports):
 
 @contextmanager
 def running(folder, port):
-    """Prometheus with the configuration in this folder."""
+    """Run Prometheus with the configuration in this folder."""
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
     log = folder / "prometheus.log"
@@ -105,7 +105,7 @@ def running(folder, port):
 
 
 def wait_until(condition, tell):
-    """Until the condition holds. Fails after PATIENCE, with what `tell` says."""
+    """Wait until the condition holds. Fails after PATIENCE, with the text of `tell`."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
@@ -121,19 +121,19 @@ def answers(url):
 
 
 def asked(url, path, **parameters):
-    """Prometheus' answer to a question."""
+    """Return Prometheus' answer to a query."""
     response = httpx.get(f"{url}/api/v1/{path}", params=parameters, timeout=10)
     assert response.status_code == 200, response.text
     return response.json()["data"]
 
 
 def filled(query):
-    """The query as Grafana would send it, with `All` chosen everywhere."""
+    """Return the query as Grafana would send it, with `All` chosen everywhere."""
     return re.sub(r"\$(\w+)", lambda match: VARIABLES[match[1]], query)
 
 
 def has_result(url, query):
-    """Whether a value that is a number came of it."""
+    """Return True when a result is a number."""
     result = asked(url, "query", query=filled(query))["result"]
     return any(not math.isnan(float(series["value"][1])) for series in result)
 
@@ -158,7 +158,7 @@ def test_each_query_of_the_dashboard_has_a_result(busy, prometheus):
 
 
 def check_variables(busy, url):
-    """What stands in Grafana's lists."""
+    """Check the values in Grafana's lists."""
     found = {}
     for variable in DASHBOARD["templating"]["list"]:
         if match := re.fullmatch(r"label_values\((.*), (\w+)\)", variable.get("definition", "")):
@@ -169,7 +169,7 @@ def check_variables(busy, url):
 
 
 def check_rules(url):
-    """None of them fails, and a server that works calls nobody because it is down."""
+    """Check that no rule fails, and that a working server fires no alert for being down."""
     rules = asked(url, "rules")["groups"][0]["rules"]
     assert {rule["health"] for rule in rules} == {"ok"}, rules
     firing = {rule["name"] for rule in rules if rule.get("state") == "firing"}

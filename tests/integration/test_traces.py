@@ -1,4 +1,4 @@
-"""Traces of a real server as a collector gets them: requests would be lost in them, or by them, if these failed."""
+"""Traces of a real server at a collector: without these tests traces could miss requests, or break them."""
 
 import json
 import os
@@ -29,8 +29,8 @@ KEYS = {"alice": "alice-key-1"}
 FIELDS = {"max_new_tokens": 12, "min_new_tokens": 12}
 PHASES = ["queue", "prefill", "decode"]
 STOP_SECONDS = 10.0
-"""Longest that a server may take to end when its collector is away: 2 seconds in each of its two processes, and what a
-busy machine adds. The exporter alone would try for 10 in each."""
+"""Longest time that a server may take to end without its collector: 2 seconds in each of its two processes, and the
+delay of a busy machine. The exporter alone would try for 10 in each."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def said() -> list[Event]:
-    """What the server says."""
+    """Return the list of the server's events, which the server fills."""
     return []
 
 
@@ -64,7 +64,7 @@ def said() -> list[Event]:
 def server(
     model: Path, collector: Collector, said: list[Event], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """It sends its spans ten times a second, and asks for a key."""
+    """Yield a server that sends its spans ten times a second, and requires a key."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("".join(f"{name}: {key}\n" for name, key in KEYS.items()))
     with pytest.MonkeyPatch.context() as patch:
@@ -81,7 +81,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 class Caller:
-    """A program that has a trace of its own, in which it calls the server."""
+    """A program that calls the server within a trace of its own."""
 
     def __init__(self, *, sampled: bool = True):
         self.trace_id, self.span_id = secrets.token_hex(16), secrets.token_hex(8)
@@ -93,7 +93,7 @@ class Caller:
 
 
 def tree(collector: Collector, caller: Caller, count: int) -> tuple[Span, list[Span], dict[str, list[Span]]]:
-    """The gateway's span, the executor's in it, and those in each of these by its id, once there are `count` in all."""
+    """Return the gateway's span, its executors' spans, and the children of each by id, once there are `count` spans."""
     collector.wait_for(lambda _: len(collector.trace(caller.trace_id)) >= count)
     spans = collector.trace(caller.trace_id)
     assert len(spans) == count, [span.name for span in spans]
@@ -105,7 +105,7 @@ def tree(collector: Collector, caller: Caller, count: int) -> tuple[Span, list[S
 
 
 def check_phases(gateway: Span, executor: Span, phases: list[Span]) -> None:
-    """One after the other, within the executor's span, which is within the gateway's."""
+    """Check that phases follow each other within the executor's span, and that span lies within the gateway's."""
     assert [phase.name for phase in sorted(phases, key=lambda phase: phase.start)] == PHASES
     queue, prefill, decode = (next(phase for phase in phases if phase.name == name) for name in PHASES)
     assert gateway.start <= executor.start <= queue.start
@@ -185,7 +185,7 @@ def test_several_prompts_are_several_spans_in_one(client: httpx.Client, collecto
 
 
 def call(server: Server, metadata: tuple[tuple[str, str], ...], **fields: Any) -> Any:
-    """What gRPC's stream gives, all of it."""
+    """Return the whole of gRPC's stream."""
     from jina.proto import jina_pb2
 
     from run_gpt.api import documents
@@ -232,7 +232,7 @@ def test_what_a_client_did_wrong_is_told_and_is_no_error_of_the_server(
 def test_a_stream_whose_client_left_ends_its_spans_and_says_nothing(
     client: httpx.Client, collector: Collector, said: list[Event]
 ) -> None:
-    """OpenTelemetry would write a traceback for each into the log."""
+    """OpenTelemetry would otherwise log a traceback for each."""
     caller, before = Caller(), len(said)
     body = {"prompt": "In a village", "max_new_tokens": 200, "min_new_tokens": 200, "n": 64}
     with client.stream("POST", "/generate_stream", json=body, headers=caller.headers) as answer:
@@ -274,7 +274,7 @@ def test_without_a_trace_of_the_client_one_begins_and_what_is_not_sampled_is_not
 
 
 def test_neither_probes_nor_pages_nor_jinas_own_spans_are_sent(client: httpx.Client, collector: Collector) -> None:
-    """Each replica is asked for its state twice a second: a collector would hold little else."""
+    """Each replica is probed twice a second: a collector would hold little else."""
     for path in ("/metrics", "/openapi.json", "/health", "/nowhere"):
         client.get(path)
     caller = Caller()
@@ -306,7 +306,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
 
 
 def test_jinas_own_pods_send_the_same_spans(model: Path, tmp_path: Path, free_ports: Any) -> None:
-    """`jina flow` knows the options by the same names, but neither our pods nor what they do."""
+    """`jina flow` has the same names of options, but not our pods and their changes."""
     grpc_port, http_port = free_ports(2)
     caller, said = Caller(), tmp_path / "log"
     with collecting() as collector:
@@ -327,7 +327,7 @@ def test_jinas_own_pods_send_the_same_spans(model: Path, tmp_path: Path, free_po
 
 @contextmanager
 def jina_flow(file: Path, log: Any) -> Iterator["subprocess.Popen[bytes]"]:
-    """`jina flow --uses FILE`, of which nothing is left after the block."""
+    """Run `jina flow --uses FILE`; no process of it is left after the block."""
     code = (
         "import sys, run_gpt.process._jina; from jina_cli import main; "
         "sys.argv[:1] = ['jina', 'flow', '--uses']; main()"
@@ -347,7 +347,7 @@ def jina_flow(file: Path, log: Any) -> Iterator["subprocess.Popen[bytes]"]:
 
 @contextmanager
 def nobody(listens: bool) -> Iterator[str]:
-    """An endpoint where nothing listens, or where what listens says nothing."""
+    """Yield an endpoint where nothing listens, or where a listener stays silent."""
     with ExitStack() as sockets:
         sock = sockets.enter_context(socket.socket())
         sock.bind(("127.0.0.1", 0))

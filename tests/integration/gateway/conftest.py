@@ -26,7 +26,7 @@ class Stack:
     flow: dict[str, Any]
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
-    """Added to the environment of the gateway, and of workers but for the key."""
+    """Variables added to the environment of the gateway, and, except for the key, of the workers."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -39,13 +39,13 @@ class Stack:
 
     @property
     def journal(self) -> list[list[str]]:
-        """The lines that the workers wrote: what, id, worker."""
+        """Lines that the workers wrote: event, id, worker."""
         path = self.folder / "journal"
         return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
     @property
     def log(self) -> str:
-        """What all processes wrote."""
+        """Output of all processes."""
         return "".join(map(self.log_of, self.processes))
 
     def log_of(self, name: str) -> str:
@@ -55,7 +55,7 @@ class Stack:
         command = [sys.executable, "-m", "run_gpt.flows.pod", *role]
         env = {**os.environ, **self.env}
         if role[0] == "executor":
-            env.pop("RUNGPT_API_KEY", None)  # a worker is no door
+            env.pop("RUNGPT_API_KEY", None)  # a worker checks no key
         with (self.folder / f"{''.join(role)}.log").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=env)
         assert process.stdin
@@ -71,7 +71,7 @@ class Stack:
         self.processes[name].wait()
 
     def ready(self) -> dict[str, Any]:
-        """What /ready says; {} if nobody answers."""
+        """Return the answer of /ready; {} without an answer."""
         try:
             return httpx.get(f"{self.http}/ready", timeout=5).json()
         except httpx.TransportError:
@@ -99,7 +99,7 @@ class Stack:
 
 
 def an_executor(folder: Path, host: str, ports: list[int], state: str) -> dict[str, Any]:
-    """A Flow's executor with a replica on each port."""
+    """Return a Flow's executor with a replica on each port."""
     return {
         "name": "executor",
         "host": host,
@@ -114,7 +114,7 @@ def an_executor(folder: Path, host: str, ports: list[int], state: str) -> dict[s
 
 
 def a_gateway(ports: list[int], settings: dict[str, Any]) -> dict[str, Any]:
-    """A Flow's gateway, of which the first port is gRPC's."""
+    """Return a Flow's gateway; its first port is gRPC's."""
     return {
         "uses": {"jtype": "RunGPTGateway", "py_modules": ["run_gpt.gateway.gateway"], "with": settings},
         "host": "127.0.0.1",
@@ -151,7 +151,7 @@ StartStack = Callable[..., Stack]
 
 @pytest.fixture
 def start_stack(tmp_path: Path, free_ports: Ports) -> Iterator[StartStack]:
-    """`start_stack(replicas=2)`: a stack of one's own, ended after the test. `host` is its workers'."""
+    """Return `start_stack(replicas=2)`: it starts a stack for one test, ended afterwards. `host` is its workers'."""
     with ExitStack() as stacks:
 
         def start(
@@ -172,7 +172,7 @@ def start_stack(tmp_path: Path, free_ports: Ports) -> Iterator[StartStack]:
 
 @pytest.fixture
 def bare_stack(tmp_path: Path, free_ports: Ports) -> Iterator[Stack]:
-    """A stack in which nothing runs yet: up to ten workers on one port, whose hosts the test sets."""
+    """Yield a stack in which nothing runs yet: up to ten workers on one port; the test sets their hosts."""
     grpc, http, port = free_ports(3)
     executor = an_executor(tmp_path, "", [port] * 10, "ready")
     stack = Stack({"jtype": "Flow", "gateway": a_gateway([grpc, http], {}), "executors": [executor]}, tmp_path)
@@ -184,13 +184,13 @@ def bare_stack(tmp_path: Path, free_ports: Ports) -> Iterator[Stack]:
 
 @pytest.fixture(name="a_stack", scope="session")
 def a_stack_fixture() -> Any:
-    """See `a_stack`."""
+    """Return `a_stack`."""
     return a_stack
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, free_ports: Ports) -> Iterator[Stack]:
-    """One gateway over one worker, shared by the tests of a module. The body limit is 100,000 bytes."""
+    """Yield one gateway over one worker, shared by the tests of a module. The body limit is 100,000 bytes."""
     folder = tmp_path_factory.mktemp("stack")
     with a_stack(folder, free_ports(3), 1, {"max_body_bytes": 100_000}, "ready") as running:
         yield running

@@ -1,10 +1,10 @@
-"""An Executor without a model: the prompt is a script (JSON) that says what to answer and how to fail.
+"""An Executor without a model: the prompt is a script (JSON) of the answer and its failure.
 
 Script: {"words": [...] or a number, "delay": seconds before each word, "then": one of THEN, "error": an error's dict}.
-The word "$request_id" is answered with what the request is called. Each request is written to the journal, a file:
-"begin ID", then "end ID" or "cancelled ID". What stands in the file "state-NAME" beside it is what the worker says of
-its state; while that is not "ready" it refuses requests. With a file "silent-NAME" beside it the worker never gives its
-metrics, which count its words.
+The word "$request_id" is answered with the request id. Each request is written to the journal, a file: "begin ID",
+then "end ID" or "cancelled ID". The worker reports the content of the file "state-NAME" beside it as its state; while
+that is not "ready", it refuses requests. With a file "silent-NAME" beside it the worker never returns its metrics,
+which count its words.
 """
 
 import asyncio
@@ -98,7 +98,7 @@ class ScriptedExecutor(Executor):
                 begun = True
 
     async def words(self, start: Start) -> AsyncIterator[tuple[str, answers.FinishReason | None]]:
-        """Give the words of the script, each with the reason that it is the last for. Raises what the script says."""
+        """Yield the words of the script, the last one with its finish reason. Raises the error in the script."""
         if self.state != "ready":
             raise Unavailable(f"the engine is {self.state}")
         body = json.loads(start.body)

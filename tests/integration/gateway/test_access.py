@@ -1,4 +1,4 @@
-"""Who gets in, on both doors of a real gateway: every route and every method, with a key and without."""
+"""Access to both ports of a real gateway: every route and every method, with a key and without."""
 
 import asyncio
 import base64
@@ -53,7 +53,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory, free_ports: Any, a_stack: Any) -> Iterator[Any]:
-    """A gateway with two keys, one origin and a log of requests."""
+    """Yield a gateway with two keys, one origin and a log of requests."""
     folder = tmp_path_factory.mktemp("keyed")
     (folder / "keys").write_text(f"alice: {ALICE}\n")
     settings = {
@@ -87,7 +87,7 @@ def check_refused(response: httpx.Response) -> None:
     ("method", "path"), [*KEYED_ROUTES, ("POST", "/nowhere"), ("POST", "/health"), ("GET", "/ready/")]
 )
 def test_every_route_needs_a_key(keyed: Any, method: str, path: str) -> None:
-    """The routes are those of the app itself: one that is added later is tried, too."""
+    """The routes come from the app itself, so that routes added later are tested, too."""
     body = b"{}" if method == "POST" else None
     with httpx.Client(base_url=keyed.http) as client:
         for headers in ({}, {"Authorization": f"Bearer {WRONG}"}, {"Authorization": OWN}, basic(WRONG), basic("")):
@@ -97,7 +97,7 @@ def test_every_route_needs_a_key(keyed: Any, method: str, path: str) -> None:
 
 
 def test_the_table_of_routes_is_the_whole_app() -> None:
-    """Otherwise the test above would pass for want of routes."""
+    """Otherwise the test above could pass without any routes."""
     assert {("POST", "/generate"), ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/metrics")} <= set(KEYED_ROUTES)
     assert {path for _, path in ROUTES} - {path for _, path in KEYED_ROUTES} == set(OPEN_ROUTES)
     assert len(METHODS) >= 6
@@ -105,14 +105,14 @@ def test_the_table_of_routes_is_the_whole_app() -> None:
 
 @pytest.mark.parametrize("path", OPEN_ROUTES)
 def test_health_needs_no_key(keyed: Any, path: str) -> None:
-    """What restarts a server that is not well has no key."""
+    """A supervisor that restarts an unhealthy server has no key."""
     assert httpx.get(keyed.http + path).status_code == 200
     assert httpx.get(keyed.http + path, headers={"Authorization": f"Bearer {WRONG}"}).status_code == 200
 
 
 @pytest.mark.parametrize("key", [OWN, ALICE])
 def test_answers_and_streams_come_with_a_key(keyed: Any, key: str) -> None:
-    """Event by event: what stands before the app must hold nothing back."""
+    """Streams come event by event: the checks before the app must not buffer them."""
     headers = {"Authorization": f"Bearer {key}"}
     answer = httpx.post(f"{keyed.http}/generate", json=script(words=["a", "b"]), headers=headers)
     assert answer.json()["choices"][0]["text"] == "ab"
@@ -131,7 +131,7 @@ def test_a_browser_is_asked_for_the_key_as_a_password(keyed: Any) -> None:
 
 
 def test_another_sites_page_cannot_ask(keyed: Any, stack: Any) -> None:
-    """Else any page that its user visits could ask in their name: with Basic, or a server that asks for no key."""
+    """Otherwise any page that a user visits could send requests in their name: by Basic, or to a keyless server."""
 
     def ask(origin: str, headers: dict[str, str]) -> int:
         body = script(words=["a"])
@@ -150,10 +150,10 @@ def test_another_sites_page_cannot_ask(keyed: Any, stack: Any) -> None:
 
 @pytest.mark.parametrize("length_is_told", [True, False])
 def test_a_refused_body_is_read_within_the_limit_or_not_at_all(keyed: Any, length_is_told: bool) -> None:
-    """Those without a key must not be able to keep a server reading."""
+    """Clients without a key must not be able to keep a server reading."""
     small = b"x" * (LIMIT - 1)
     with httpx.Client() as client:
-        for _ in range(2):  # on one connection: what was read of the first is no part of the second
+        for _ in range(2):  # on one connection: no part of the first body may end up in the second
             check_refused(client.post(f"{keyed.http}/generate", content=small if length_is_told else iter([small])))
     sent = 0
 
@@ -169,7 +169,7 @@ def test_a_refused_body_is_read_within_the_limit_or_not_at_all(keyed: Any, lengt
         assert response.status_code == 401
         assert response.headers["connection"] == "close"
     except (httpx.WriteError, httpx.ReadError):
-        pass  # cut off while it wrote
+        pass  # the connection was cut during the write
     assert sent < 50_000_000
 
 
@@ -183,7 +183,7 @@ def test_a_client_that_waits_for_a_word_is_refused_before_it_sends_its_body(keye
 
 
 async def end_of(keyed: Any, method: str, metadata: Any) -> Any:
-    """The error that a call of `method`, with an empty message, ends with, or None."""
+    """Return the error that a call of `method` with an empty message ends with, or None."""
     streaming = method == REFLECTION or (method in METHODS and METHODS[method].request_streaming)
     async with grpc.aio.insecure_channel(keyed.grpc) as channel:
         if streaming:
@@ -204,7 +204,7 @@ REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 @pytest.mark.parametrize("method", sorted({*METHODS, REFLECTION, "/no.such/method"} - OPEN_METHODS))
 async def test_every_method_needs_a_key(keyed: Any, method: str) -> None:
-    """The methods are those of the servicer itself: one that is added later is tried, too."""
+    """The methods come from the servicer itself, so that methods added later are tested, too."""
     for metadata in ((), (("authorization", f"Bearer {WRONG}"),), (("authorization", ""),)):
         error = await end_of(keyed, method, metadata)
         assert error.code() == grpc.StatusCode.UNAUTHENTICATED
@@ -247,7 +247,7 @@ def test_our_client_sends_its_token(keyed: Any, door: str) -> None:
 
 
 async def test_an_older_client_sends_its_token_alone(keyed: Any) -> None:
-    """inference-client 0.0.8 puts it into the metadata as it is."""
+    """inference-client 0.0.8 puts the token into the metadata without `Bearer`."""
     request = LegacyRequest()
     request.header.exec_endpoint = "/generate"
     request.data.docs.docs.add(id=b"0" * 32).tags.update(script(words=["a", "b"]))
@@ -265,7 +265,7 @@ async def test_an_older_client_sends_its_token_alone(keyed: Any) -> None:
 
 
 def lines_of(keyed: Any) -> list[str]:
-    """The log's lines of requests, without the time."""
+    """Return the log's lines of requests, without the time."""
     lines = keyed.log_of("gateway").splitlines()
     return [match[1] for line in lines if (match := re.fullmatch(r"\d{4}-\d\d-\d\d \S+ ((?:GET|POST|gRPC) .*)", line))]
 
@@ -391,7 +391,7 @@ def test_any_origin_is_allowed_if_asked_for(start_stack: Any) -> None:
 
 
 async def test_keys_change_under_load_and_no_request_is_lost(start_stack: Any, tmp_path: Path) -> None:
-    """A key can be replaced while it is in use: the new one beside the old one, then without it."""
+    """A key can be replaced while it is in use: the new one is added first, then the old one is removed."""
     file, new = tmp_path / "keys", "alices-new-key-of-the-test"
     file.write_text(f"alice: {ALICE}\n")
     stack = start_stack(api_key_file=str(file))
@@ -423,7 +423,7 @@ async def test_keys_change_under_load_and_no_request_is_lost(start_stack: Any, t
         await until(new, 200)
         key = new
         write(f"alice-2: {new}\n")
-        # Those that were sent with the old key have ended by the time that this many others have.
+        # Requests sent with the old key have ended by the time that this many others have.
         await until(ALICE, 401)
         write("alice-2")  # half a file changes nothing
         await until(new, 200)
@@ -442,7 +442,7 @@ async def test_keys_change_under_load_and_no_request_is_lost(start_stack: Any, t
 
 
 def test_a_flow_that_must_have_a_key_does_not_start_without_one(start_stack: Any) -> None:
-    """`jina flow --uses FILE` of a Flow with a key must not be open because a variable was forgotten."""
+    """`jina flow --uses FILE` of a Flow with a key must not run open because a variable is missing."""
     with pytest.raises(AssertionError, match="must not start without a key: set RUNGPT_API_KEY"):
         start_stack(require_key=True)
 
@@ -464,7 +464,7 @@ def test_a_gateway_with_a_setting_that_cannot_be_says_so_in_a_line(
 
 
 def test_no_key_is_in_a_log_or_a_command_line(keyed: Any) -> None:
-    """Last of all: after all that was asked above."""
+    """This test comes last, after all requests above."""
     assert not [key for key in (OWN, ALICE, WRONG) if key in keyed.log]
     for process in keyed.processes.values():
         arguments = psutil.Process(process.pid).cmdline()

@@ -1,4 +1,4 @@
-"""What a user notices when replicas are missing, die, are slow or stop: as little as can be, and never a lie."""
+"""Faults of replicas that are missing, die, are slow or stop: users notice as little as possible, and nothing false."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ def last_event(text: str) -> str:
 
 
 async def read_stream(client: httpx.AsyncClient, stack: Any, request: dict[str, Any], begun: list[str]) -> str:
-    """The whole text of a stream; its first line goes into `begun` when it arrives."""
+    """Return the whole text of a stream; append its first line to `begun` when it arrives."""
     async with client.stream("POST", f"{stack.http}/generate_stream", json=request) as response:
         lines = response.aiter_lines()
         first = await anext(lines)
@@ -38,7 +38,7 @@ def health(stack: Any) -> int:
 
 
 def test_readiness_follows_the_replicas(start_stack: Any) -> None:
-    """A load balancer that believes /ready must never send a request to a server that cannot answer it."""
+    """A load balancer that follows /ready must never send a request to a server that cannot answer it."""
     stack = start_stack(replicas=1, workers=0)
     assert httpx.get(f"{stack.http}/health").status_code == 200
     assert httpx.get(f"{stack.http}/ready").status_code == 503
@@ -73,7 +73,7 @@ def test_a_replica_that_says_it_is_dead_gets_no_request(start_stack: Any) -> Non
 
 
 async def test_one_of_two_replicas_is_killed_under_load(start_stack: Any) -> None:
-    """Unary requests are all answered by the other; streams on it end with an error, never silently or repeated."""
+    """The other replica answers all unary requests; streams on the killed one end with an error, none repeats text."""
     stack = start_stack(replicas=2)
     async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=100)) as client:
         post = [
@@ -182,6 +182,6 @@ def test_an_idle_gateway_with_open_connections_ends_at_once(start_stack: Any) ->
 
 
 def test_a_setting_that_the_gateway_does_not_have_is_an_error(start_stack: Any) -> None:
-    """Jina would take a misspelt `drain_second` and say nothing."""
+    """Jina would silently accept a misspelt `drain_second`."""
     with pytest.raises(AssertionError, match="no setting 'drain_second'"):
         start_stack(workers=0, drain_second=1)

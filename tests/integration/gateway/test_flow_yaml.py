@@ -1,4 +1,4 @@
-"""`jina flow --uses FILE` with our gateway in it: for those who run Jina themselves, without our supervisor."""
+"""`jina flow --uses FILE` with our gateway in it: for users who run Jina themselves, without our supervisor."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import psutil
 import yaml
 from waiting import wait_until
 
-# What the `jina` command does, with the import that mends Jina on Python 3.12 before it.
+# The code of the `jina` command, after the import that repairs Jina on Python 3.12.
 RUN = (
     "import sys, run_gpt.process._jina; from jina_cli import main; "
     "sys.argv = ['jina', 'flow', '--uses', sys.argv[1]]; main()"

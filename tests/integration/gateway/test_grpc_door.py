@@ -1,4 +1,4 @@
-"""The gRPC door: what Jina's own client and a bare stub get, answers and errors."""
+"""The gRPC port: answers and errors as Jina's own client and a bare stub get them."""
 
 import asyncio
 import json
@@ -144,7 +144,7 @@ class Wrong(BaseDoc):
 
 
 async def test_a_bad_document_is_refused_and_named(stack: Any) -> None:
-    """Jina would drop the field it does not know and answer as if nothing were wrong."""
+    """Jina would drop an unknown field and answer without an error."""
     for doc, says in ((Odd(), "colour"), (Wrong(), "prompt"), (Long(), "xxxx")):
         for raised in (
             await unary_error(stack, data_request("/generate", doc)),
@@ -182,7 +182,7 @@ async def test_a_message_over_the_limit_is_refused(stack: Any, size: int) -> Non
 
 
 async def test_errors_are_exceptions_for_jinas_client(stack: Any) -> None:
-    """Jina's own gateway gives an empty document with status 200."""
+    """Jina's own gateway would return an empty document with status 200."""
     bad = d.GenerateRequestDocument(prompt="x", temperature=-1.0)
     with pytest.raises(BadServerFlow, match="temperature"):
         await post(stack, "/generate", [bad], d.CompletionDocument)

@@ -1,4 +1,4 @@
-"""The HTTP door as a client sees it: shapes, errors, limits, disconnects."""
+"""The HTTP port as a client sees it: shapes, errors, limits, disconnects."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ def script(**fields: Any) -> str:
 
 
 def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """The server-sent events of a body: (kind, data)."""
+    """Return the server-sent events of a body: (kind, data)."""
     events = []
     for block in text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.split("\n"))
@@ -126,7 +126,7 @@ def test_a_huge_body_does_not_fill_the_memory(stack: Any) -> None:
     try:
         response = httpx.post(f"{stack.http}/generate", content=endless())
     except httpx.WriteError:
-        return  # cut off while it wrote: also an answer
+        return  # the connection was cut during the write: also an answer
     assert response.status_code == 413
 
 
@@ -204,7 +204,7 @@ async def test_a_client_that_goes_away_ends_its_request_at_once(stack: Any, path
 
 
 async def test_a_slow_reader_gets_all_the_text_and_holds_nobody_up(stack: Any) -> None:
-    """What comes while it does not read is merged, and counted, so that nothing of it is missing."""
+    """Text that comes while the client does not read is merged, and counted to show that none is missing."""
     count = 3000
     async with httpx.AsyncClient(timeout=30) as client:
         request = client.stream("POST", f"{stack.http}/generate_stream", json={"prompt": script(words=count)})
@@ -239,7 +239,7 @@ def test_health_and_readiness(stack: Any) -> None:
 
 
 def test_the_gateway_holds_no_torch(stack: Any) -> None:
-    """200 MB and seconds of start that it does not need."""
+    """A gateway does not need torch, which costs 200 MB and seconds at the start."""
     import psutil
 
     maps = psutil.Process(stack.processes["gateway"].pid).memory_maps()
@@ -256,7 +256,7 @@ def test_a_client_that_goes_away_in_its_body_leaves_no_trace(stack: Any) -> None
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
 def test_the_header_of_an_answer_has_the_answers_id(stack: Any, path: str) -> None:
-    """Who reports an answer by its id, and who does it by the header, must name the same request."""
+    """A report of an answer by its id and a report by the header must name the same request."""
     response = httpx.post(stack.http + path, json={"prompt": script(words=["a"])})
     answer = response.json() if path == "/generate" else events_of(response.text)[0][1]
     assert response.headers["x-request-id"] == answer["id"]

@@ -1,4 +1,4 @@
-"""Without these a server could not be reached in a network that has IPv6 only, whatever `--host` says."""
+"""Without these tests a server could be unreachable in a network with IPv6 only, for every `--host`."""
 
 import socket
 from typing import Any
@@ -28,7 +28,7 @@ def test_both_doors_listen_on_an_ipv6_address(
     grpc, http = free_ports(2)
     bare_stack.flow = workers.flow | {"gateway": workers.flow["gateway"] | {"host": host, "port": [grpc, http]}}
     bare_stack.start("gateway")
-    if host == "::":  # where the stack asks
+    if host == "::":  # the address that the stack uses
         bare_stack.wait_ready(1)
     else:
         transport = httpx.HTTPTransport(retries=100)  # with a growing pause

@@ -1,4 +1,4 @@
-"""Without this a deployment that scales by its gateway's log would stay at one replica under any load."""
+"""Without these tests a deployment that scales by its gateway's log could stay at one replica under any load."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ def test_the_log_has_a_line_of_json_with_the_load_again_and_again(start_stack: A
 
 
 def test_as_json_it_is_a_line_of_the_log_that_a_filter_finds_as_before(start_stack: Any) -> None:
-    """A line without a time and a level is an odd one out for what collects them."""
+    """A collector of JSON logs expects a time and a level in every line."""
     stack = start_stack(log_load=0.1, env={"RUNGPT_LOG_FORMAT": "json"})
     lines = [json.loads(line) for line in stack.log_of("gateway").splitlines()]
     loads = [line for line in lines if line.get("event") == "load"]

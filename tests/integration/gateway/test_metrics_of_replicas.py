@@ -1,4 +1,4 @@
-"""`/metrics` of a real gateway over real workers: what Prometheus reads is what happened, whoever is silent or dies."""
+"""`/metrics` of a real gateway over real workers: the figures are true even if a worker is silent or dies."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ def body(**script: Any) -> dict[str, Any]:
 
 
 def metrics(stack: Any, **headers: str) -> dict[str, float]:
-    """Each sample by its name without `rungpt_`, with the values of its labels in the order of their names."""
+    """Return the samples by name without `rungpt_` and the values of the labels, in the order of label names."""
     answer = httpx.get(f"{stack.http}/metrics", headers=headers, timeout=10)
     assert answer.status_code == 200, answer.text
     found: dict[str, float] = {}
@@ -40,12 +40,12 @@ def metrics(stack: Any, **headers: str) -> dict[str, float]:
 
 
 def words(found: dict[str, float]) -> list[float]:
-    """What each replica counted."""
+    """Return the number of words that each replica counted."""
     return [value for name, value in found.items() if name.startswith("generation_tokens_total scripted 127.0.0.1:")]
 
 
 async def call(stack: Any, endpoint: str) -> Any:
-    """The answer of the gRPC door."""
+    """Return the answer of the gRPC port."""
     message = jina_pb2.DataRequestProto()
     message.header.exec_endpoint = endpoint
     message.data.docs.docs.append(d.GenerateRequestDocument(**body(words=["a"])).to_protobuf())
@@ -68,9 +68,9 @@ def test_replicas_are_told_apart_and_add_up(start_stack: Any) -> None:
 
 
 def test_a_silent_replica_holds_nobody_up(start_stack: Any) -> None:
-    """It answers requests, and an operator must see the others, and that one is missing, within a second."""
+    """An operator must see the metrics of the others, and that one replica is missing, within a second."""
     stack = start_stack(replicas=2)
-    metrics(stack)  # what is imported late is
+    metrics(stack)  # warm-up: some imports happen at the first call
     (stack.folder / "silent-w0").touch()
     before = time.monotonic()
     found = metrics(stack)

@@ -1,4 +1,4 @@
-"""What a client calls its request comes back and is known to the replica: else nobody finds its lines in the logs."""
+"""A client's request id comes back and reaches the replica: without it users could not find their lines in the logs."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ NAME = script(words=["$request_id"])
 
 @pytest.fixture(params=["http", "grpc"])
 def model(request: pytest.FixtureRequest, stack: Any) -> Any:
-    """Our client, over each door."""
+    """Return our client, over each port."""
     with Client().get_model(endpoint=stack.http if request.param == "http" else f"grpc://{stack.grpc}") as model:
         yield model
 
@@ -50,14 +50,14 @@ def test_without_one_the_replica_knows_the_answers_id(model: Any) -> None:
 
 
 def test_a_request_that_stands_for_several_has_one_name(stack: Any) -> None:
-    """OpenAI's requests may have several prompts: who looks for one of them must find all."""
+    """An OpenAI request may have several prompts: a search for its id must find all of them."""
     answer = httpx.post(f"{stack.http}/v1/completions", json={"model": "scripted", "prompt": [NAME, NAME, NAME]})
     assert {choice["text"] for choice in answer.json()["choices"]} == {answer.headers["x-request-id"]}
 
 
 @pytest.mark.parametrize("sent", ["mine", None])
 def test_an_error_says_what_the_request_is_called(model: Any, sent: str | None) -> None:
-    """It is what its user can tell the operator."""
+    """The id is the fact that a user can report to the operator."""
     failing = script(words=["a", "b"], then="error", error=FULL)
     for call in (model.generate, model.generate_stream, model.chat, model.chat_stream):
         with pytest.raises(QueueFull) as raised:
@@ -85,13 +85,13 @@ def test_a_name_that_may_not_stand_in_a_log_is_not_sent(model: Any, sent: str) -
         assert raised.value.param == "request_id"
 
 
-# The gRPC door itself
+# The gRPC port itself
 
 
 def call(stack: Any, method: str, *metadata: tuple[str, str], streaming: bool = False) -> tuple[Any, Any]:
-    """The initial metadata of a call with an empty message, and the error that it ends with.
+    """Return the initial metadata of a call with an empty message, and the error that it ends with.
 
-    By gRPC's threaded client: the error of its asyncio one has no initial metadata if both come at once.
+    It uses gRPC's threaded client: the error of the asyncio one has no initial metadata if both come at once.
     """
     with grpc.insecure_channel(stack.grpc) as channel:
         if streaming:
@@ -150,7 +150,7 @@ async def test_requests_at_the_same_time_keep_their_own_names(stack: Any) -> Non
 
 @pytest.mark.parametrize("door", ["http", "grpc"])
 def test_as_json_the_lines_of_gateway_and_worker_about_a_request_have_its_name(start_stack: Any, door: str) -> None:
-    """One question to the logs finds what both did for it, the traceback of what broke included."""
+    """One search in the logs finds the work of both for the request, including the traceback of a failure."""
     stack = start_stack(log_requests=True, env={"RUNGPT_LOG_FORMAT": "json"})
     with Client().get_model(endpoint=stack.http if door == "http" else f"grpc://{stack.grpc}") as model:
         model.generate(NAME, request_id="good")

@@ -1,4 +1,4 @@
-"""What OpenAI's client makes of our errors: a program that handles OpenAI's would not notice ours, if it failed."""
+"""Our errors in OpenAI's client: without these tests a program that handles OpenAI's errors could miss ours."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ CALLS = ["completions", "chat", "responses"]
 
 
 def create(client: Any, call: str, prompt: str, **fields: Any) -> Any:
-    """By the sync or the async client."""
+    """Make the call with the sync or the async client."""
     if call == "completions":
         return client.completions.create(model="scripted", prompt=prompt, **fields)
     if call == "chat":
@@ -61,7 +61,7 @@ def test_an_error_is_the_class_that_programs_catch(
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("then", ["error", "raise", "stop silently"])
 def test_a_stream_that_fails_raises_after_what_came(client: openai.OpenAI, call: str, then: str) -> None:
-    """A program must not take half an answer for a whole one."""
+    """A program must not mistake half an answer for a whole one."""
     error = {"message": "so it is", "code": "unavailable"}
     events = create(client, call, script(words=["a", "b"], then=then, error=error), stream=True)
     came = [next(events)]
@@ -83,7 +83,7 @@ async def test_an_async_stream_that_is_left_ends_its_request(stack: Any, call: s
 
 
 def test_one_prompt_of_several_that_fails_ends_them_all(client: openai.OpenAI, stack: Any) -> None:
-    """Else the others would go on for nobody."""
+    """Otherwise the other prompts would go on without a reader."""
     before = len(stack.journal)
     failing = script(words=[], then="error", error={"message": "so it is", "code": "invalid_value"})
     prompts = [script(words=["a"], then="hang"), failing]
@@ -92,7 +92,7 @@ def test_one_prompt_of_several_that_fails_ends_them_all(client: openai.OpenAI, s
     wait_until(lambda: stack.ready()["in_flight"] == 0)
 
     def ended() -> bool:
-        lines = [line[0] for line in stack.journal[before:]]  # the name of all of them is the same
+        lines = [line[0] for line in stack.journal[before:]]  # all of them have the same id
         return len(lines) == 2 * lines.count("begin")
 
     wait_until(ended)

@@ -1,4 +1,4 @@
-"""What a user notices of replicas that come, go, drain and die behind one DNS name: real workers, a scripted resolver.
+"""Replicas that come, go, drain and die behind one DNS name, as users notice it: real workers, a scripted resolver.
 
 The workers share a port and have addresses of their own (127.0.0.2, ...), as pods behind a headless Service have.
 """
@@ -23,12 +23,12 @@ from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.streams import Streams
 
 MOST_REQUESTS = 3000
-"""Of one load; with SECONDS it bounds what a test that hangs can do."""
+"""Most requests of one load; with SECONDS this bounds a test that hangs."""
 SECONDS = 60.0
 
 
 class Cluster:
-    """Workers that share a port, and what their name resolves to."""
+    """Workers that share a port, and the addresses that their name resolves to."""
 
     def __init__(self, stack: Any):
         self.stack = stack
@@ -57,7 +57,7 @@ class Cluster:
         self.stack.processes.pop(f"executor{i}")
 
     def drain(self, i: int) -> None:
-        """From now on this worker refuses what is new."""
+        """Make this worker refuse new requests from now on."""
         (self.stack.folder / f"state-w{i}").write_text("draining")
 
     def who_began(self) -> list[str]:
@@ -95,7 +95,7 @@ def script(**what: Any) -> GenerateRequest:
 
 
 async def read(pool: ReplicaPool, request: GenerateRequest, heard: list[str]) -> RequestError | None:
-    """The error that ended the stream; its texts go into `heard` as they come."""
+    """Return the error that ended the stream; append its texts to `heard` as they come."""
     streams = Streams(pool, [request], time.monotonic() + SECONDS, lambda: f"id{id(heard)}")
     try:
         while news := await streams.read():
@@ -108,13 +108,13 @@ async def read(pool: ReplicaPool, request: GenerateRequest, heard: list[str]) ->
 
 
 class Load:
-    """Eight users who ask for unary answers and streams in turn until the block ends."""
+    """Load of eight users who request unary answers and streams in turn until the block ends."""
 
     def __init__(self, pool: ReplicaPool):
         self.pool = pool
         self.begun = 0
         self.ends: list[tuple[str, str, RequestError | None]] = []
-        """Of each request: its kind, all its text, its error."""
+        """Kind, texts and error of each request."""
         self.over = False
 
     async def __aenter__(self) -> "Load":
@@ -128,7 +128,7 @@ class Load:
         assert len(self.ends) == self.begun < MOST_REQUESTS
 
     async def more(self, count: int = 40) -> None:
-        """Until so many further requests have ended."""
+        """Wait until so many further requests have ended."""
         enough = len(self.ends) + count
         await until(lambda: len(self.ends) >= enough)
 
@@ -151,14 +151,14 @@ class Load:
         return [end for end in self.ends if end[2] is not None]
 
     def check_texts(self) -> None:
-        """Each answer is whole, and what was heard before an error is its beginning: nothing twice, nothing lost."""
+        """Check that each answer is whole, and text before an error is its beginning: nothing twice, nothing lost."""
         whole = "0 1 2 3 4 "
         for kind, text, error in self.ends:
             assert whole.startswith(text) if error else text == whole, (kind, text, error)
 
 
 async def test_a_rolling_update_loses_no_request(cluster: Cluster) -> None:
-    """Pods of the new version come, those of the old one drain, leave the name and end: nobody may notice."""
+    """Pods of the new version come, those of the old one drain, leave the name and end: no user may notice."""
     cluster.start(2, 3)
     cluster.named = [2, 3]
     async with a_pool(cluster) as pool:
@@ -249,7 +249,7 @@ async def test_a_stream_on_a_replica_that_leaves_the_name_ends_whole(cluster: Cl
 
 
 async def test_a_replica_that_is_killed_in_mid_stream(cluster: Cluster) -> None:
-    """Its streams end with an error, once; whatever had not begun is answered by another; then it is forgotten."""
+    """Its streams end with one error; another replica answers the requests that had not begun; then it is removed."""
     cluster.start(2, 3)
     cluster.named = [2, 3]
     async with a_pool(cluster) as pool:
@@ -261,7 +261,7 @@ async def test_a_replica_that_is_killed_in_mid_stream(cluster: Cluster) -> None:
             await load.more()
             await ready(cluster, pool, 3)
             assert {r.address: r.state for r in pool.replicas} == {
-                cluster.address(2): "lost",  # nobody said that it was gone for good
+                cluster.address(2): "lost",  # no look-up has said that it is gone for good
                 cluster.address(3): "ready",
             }
             cluster.named = []
@@ -283,7 +283,7 @@ async def test_conversations_stay_until_their_replica_is_gone(cluster: Cluster) 
         await ready(cluster, pool, 2, 3)
 
         async def turn(name: str, turns: int) -> str:
-            """Who answered the turn."""
+            """Return the name of the worker that answered the turn."""
             past = [{"role": "user", "content": f"{name} {i} ".ljust(600, ".")} for i in range(turns)]
             request = ChatRequest.parse({"messages": [*past, {"role": "user", "content": "{}"}]})
             return (await pool.answer(request, f"{name}{turns}", SECONDS)).text[-2:]  # type: ignore[attr-defined,no-any-return]
@@ -298,7 +298,7 @@ async def test_conversations_stay_until_their_replica_is_gone(cluster: Cluster) 
 
 
 def test_a_gateway_finds_its_workers_by_a_real_name(start_stack: Any) -> None:
-    """`localhost` is a name as any other: the doors open before it resolves, and what it stands for serves."""
+    """`localhost` is a name like any other: the ports open before it resolves, and its addresses then serve."""
     stack = start_stack(replicas=2, host="localhost")
     each = stack.ready()["replicas"]["each"]
     ports = stack.flow["executors"][0]["port"]

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """The condition's first true value. Fails after `seconds`."""
+    """Return the condition's first true value. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition did not become true in time"
