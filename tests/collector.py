@@ -1,4 +1,4 @@
-"""A collector of traces, for tests: a real OTLP endpoint over gRPC, which keeps what it gets."""
+"""A collector of traces, for tests: a real OTLP endpoint over gRPC, which keeps all spans."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ class Span:
     trace_id: str
     span_id: str
     parent_id: str
-    """Empty for the first span of a trace."""
+    """Id of the parent span; empty for the first span of a trace."""
     name: str
     kind: int
     start: float
@@ -39,7 +39,7 @@ class Span:
 
 @dataclass
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps all spans, in the order in which they arrive."""
+    """Service that keeps all spans, in the order of their arrival."""
 
     port: int = 0
     spans: list[Span] = field(default_factory=list)
@@ -59,11 +59,11 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def trace(self, trace_id: str) -> list[Span]:
-        """What has arrived of a trace."""
+        """Return the spans of a trace that have arrived."""
         return [span for span in self.spans if span.trace_id == trace_id]
 
     def wait_for(self, enough: Callable[[list[Span]], Any], seconds: float = 20.0) -> list[Span]:
-        """All spans, once there are enough of them. Fails after `seconds`."""
+        """Return all spans, once there are enough of them. Fails after `seconds`."""
         deadline = time.monotonic() + seconds
         with self._arrived:
             while not enough(self.spans):
@@ -73,7 +73,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector on a free port of loopback."""
+    """Yield a collector on a free port of loopback."""
     collector = Collector()
     server = grpc.server(ThreadPoolExecutor(4))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)

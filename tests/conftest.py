@@ -1,4 +1,4 @@
-"""What all tests share: the marks by folder, free ports, the real server, and the check that no process is left."""
+"""Fixtures and hooks of all tests: marks by folder, free ports, the real server, and the check for left processes."""
 
 import importlib.util
 import os
@@ -26,14 +26,14 @@ from run_gpt.models.cache import cache_root
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 os.environ.pop(
     "RUNGPT_API_KEY", None
-)  # one's own key, with which the tests' servers would ask for it, and listen to all
-READY_SECONDS = 180.0  # the default model's download and conversion are in it, the first time
+)  # a developer's key: the tests' servers would require it, and listen on all addresses
+READY_SECONDS = 180.0  # includes the default model's download and conversion, the first time
 STOP_SECONDS = 60.0
 MARKS = ("unit", "integration", "e2e")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's mark is its folder's name."""
+    """Mark each test with its folder's name."""
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         if folder in MARKS:
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 on which nothing listens, all different."""
+    """Return different ports of 127.0.0.1 on which nothing listens."""
     with ExitStack() as sockets:
         bound = [sockets.enter_context(socket.socket()) for _ in range(count)]
         for sock in bound:
@@ -51,7 +51,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(name="free_ports", scope="session")
 def free_ports_fixture() -> Callable[[int], list[int]]:
-    """`free_ports(2)` gives two free ports of 127.0.0.1."""
+    """Return `free_ports`: `free_ports(2)` returns two free ports of 127.0.0.1."""
     return free_ports
 
 
@@ -63,9 +63,9 @@ class Server:
     http_port: int
     grpc_port: int
     log: Path
-    """What it wrote to stdout and stderr."""
+    """File with its stdout and stderr."""
     token: str
-    """Marks its processes, wherever they end up: the value of RUNGPT_TEST_TOKEN in their environment."""
+    """Value of RUNGPT_TEST_TOKEN in the environment of its processes, which identifies them anywhere."""
 
     @property
     def http_url(self) -> str:
@@ -76,7 +76,7 @@ class Server:
         return f"grpc://127.0.0.1:{self.grpc_port}"
 
     def processes(self) -> list[psutil.Process]:
-        """Every living process of this server, the first one among them."""
+        """Return every living process of this server, including the first one."""
         return [process for process in psutil.process_iter() if self._mine(process)]
 
     def _mine(self, process: psutil.Process) -> bool:
@@ -88,7 +88,7 @@ class Server:
             return False  # gone, or another user's
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> None:
-        """Until /ready says 200. Fails, with the log, if the server dies or the time is up."""
+        """Wait until /ready returns 200. Fails, with the log, if the server dies or the time is up."""
         deadline = time.monotonic() + seconds
         while True:
             with_log = f"\n{self.log.read_text(errors='replace')}"
@@ -104,7 +104,7 @@ class Server:
             time.sleep(0.1)  # between two looks at the condition
 
     def stop(self) -> None:
-        """SIGTERM, then what a user relies on: exit code 0, and no process left."""
+        """Send SIGTERM, then check what users rely on: exit code 0, and no process left."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -121,7 +121,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, *arguments: str) -> Iterator[Server]:
-    """`rungpt serve ARGUMENTS` on free ports, ready when the block begins, stopped and checked when it ends."""
+    """Run `rungpt serve ARGUMENTS` on free ports: ready when the block begins, stopped and checked when it ends."""
     http_port, grpc_port = free_ports(2)
     token = uuid.uuid4().hex
     log = folder / f"serve-{token[:8]}.log"
@@ -145,28 +145,28 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """`with start_server("--replicas", "2") as server:` is a server of one's own; see `serving`."""
+    """Return `start_server`: `with start_server("--replicas", "2") as server:` runs another server; see `serving`."""
     folder = tmp_path_factory.mktemp("servers")
     return lambda *arguments: serving(folder, *arguments)
 
 
 @pytest.fixture(scope="session")
 def server(start_server: Callable[..., Any]) -> Iterator[Server]:
-    """The one `rungpt serve` that the tests share: the default model in fp32, so that answers can be compared."""
+    """Yield the `rungpt serve` that the tests share: the default model in fp32, so that answers can be compared."""
     with start_server("--precision", "fp32") as running:
         yield running
 
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_kernels() -> None:
-    """Compile them before any model loads: while they are, another runner answers, which rounds differently."""
+    """Compile the kernels before any model loads: meanwhile another runner answers, which rounds differently."""
     if importlib.util.find_spec("torch") and unsupported() is None:
         built(cache_root() / "kernels")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_process_left() -> Iterator[None]:
-    """A test run must not leave processes on the user's machine."""
+    """Check that a test run leaves no processes on the user's machine."""
     yield
     left = []
     for process in psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)[1]:

@@ -1,4 +1,4 @@
-"""A hand-written `/metrics`: a registry with RunGPT's names, which a test fills with what it likes."""
+"""A hand-written `/metrics`: a registry with RunGPT's names, which a test fills with its own values."""
 
 from dataclasses import dataclass, field
 
@@ -57,9 +57,9 @@ class Exposition:
         self.started = gauge("gateway_process_start_time_seconds")
 
     def of(self, name, replica="127.0.0.1:5001", model="smollm2"):
-        """One metric of one replica."""
+        """Return one metric of one replica."""
         return self.of_replicas[name].labels(model, replica)
 
     def text(self):
-        """What `/metrics` answers."""
+        """Return the text of `/metrics`."""
         return generate_latest(self.registry).decode()

@@ -44,23 +44,23 @@ _FALCON = {
     "alibi": False,
 }
 WINDOW = 8
-"""Tokens of the sliding windows here: fewer than a prompt and its answer have."""
+"""Number of tokens in the sliding windows here: fewer than a prompt and its answer have."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model: transformers' class, and what its configuration holds beside its defaults."""
+    """A kind of model: transformers' class, and the values of its configuration that are no defaults."""
 
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
-    """None: the hub's tokenizers of this family have none."""
+    """Chat template; None: the hub's tokenizers of this family have none."""
     runner: str = "generic"
-    """What `--runner auto` takes on a CPU that the native kernels know."""
+    """Runner that `--runner auto` takes on a CPU that the native kernels support."""
     scale: float = 8
-    """By which the initial matrices are multiplied, so that answers vary."""
+    """Factor for the initial matrices, so that answers vary."""
     precisions: tuple[str, ...] = ("bf16", "fp16", "bit8", "bit4")
-    """In which it is tested beside fp32."""
+    """Precisions that it is tested in besides fp32."""
 
 
 FAMILIES = {
@@ -94,7 +94,7 @@ FAMILIES = {
         runner="alone",
         scale=2,
     ),
-    # transformers' class multiplies with the numbers of its layers' weights itself, which packed weights do not have.
+    # transformers' class multiplies with the raw numbers of its layers' weights, which packed weights do not have.
     "mamba": Family(
         "Mamba",
         {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
@@ -158,7 +158,7 @@ def write_checkpoint(name: str, folder: Path) -> Path:
 
 
 def build(family: Family) -> Any:
-    """A model with random weights, large enough that its answers vary."""
+    """Return a model with random weights, large enough that its answers vary."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{family.architecture}Config")(**_IDS, **family.config)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -173,7 +173,7 @@ def build(family: Family) -> Any:
 
 
 def copied_tokenizer() -> Any:
-    """A byte-level BPE tokenizer of one's own."""
+    """Return a new copy of a byte-level BPE tokenizer."""
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer.from_str(_trained()),
         pad_token="<pad>",
@@ -200,7 +200,7 @@ def _trained() -> str:
 
 
 def as_sentencepiece_files(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """The tokenizer in SentencePiece's own file, without tokenizer.json, as Vicuna and the first LLaMA have it."""
+    """Write the tokenizer as a SentencePiece file, without tokenizer.json, as Vicuna and the first LLaMA have it."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(_TEXT.splitlines() * 3),
@@ -227,7 +227,7 @@ def as_sentencepiece_files(folder: Path) -> sentencepiece.SentencePieceProcessor
 
 
 def _with_code(folder: Path, architecture: str) -> None:
-    """Code that comes with the hub's checkpoints from before transformers had these families; here it must not run."""
+    """Add code as the hub's checkpoints have it from before transformers had these families; it must not run here."""
     file = folder / "config.json"
     classes = {"AutoConfig": f"configuration.{architecture}Config", "AutoModelForCausalLM": "modeling.ForCausalLM"}
     file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": classes}))
@@ -236,7 +236,7 @@ def _with_code(folder: Path, architecture: str) -> None:
 
 
 def _as_moss_names_it(folder: Path) -> None:
-    """Change what `fnlp/moss-moon-003-sft` has otherwise: the names, and each layer's causal mask with the weights."""
+    """Change the names as in `fnlp/moss-moon-003-sft`, and add each layer's causal mask to the weights."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "model_type": "moss", "architectures": ["MossForCausalLM"]}))
@@ -252,7 +252,7 @@ def _as_moss_names_it(folder: Path) -> None:
 
 
 def _as_gpt2_files(folder: Path) -> None:
-    """The tokenizer in the files of GPT-2's, without tokenizer.json, under the class name of MOSS."""
+    """Write the tokenizer as files like GPT-2's, without tokenizer.json, under the class name of MOSS."""
     whole = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").unlink()
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in whole["model"]["merges"]]

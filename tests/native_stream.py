@@ -1,4 +1,4 @@
-"""How a test reads a stream of `/generate_stream` over HTTP."""
+"""Reader of a stream of `/generate_stream` over HTTP, for tests."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import httpx
 async def read_stream(
     client: httpx.AsyncClient, body: dict[str, Any], began: asyncio.Event | None = None
 ) -> tuple[str, bool, Any]:
-    """(text, whether it ended properly, the error event if there was one). `began` is set with the first text."""
+    """Return (text, True if it ended properly, the error event if any). `began` is set with the first text."""
     text, finished, error, event = "", False, None, "message"
     async with client.stream("POST", "/generate_stream", json=body) as response:
         assert response.status_code == 200, await response.aread()

@@ -1,4 +1,4 @@
-"""A model that loads at once, for tests of what has nothing to do with what it says."""
+"""A model that loads at once, for tests in which the content of its answers does not matter."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 def write_tiny_model(folder: Path, context: int = 96) -> Path:
-    """The folder with a Llama of random weights, whose 64 tokens are the words w0 to w63, and w2 the end."""
+    """Write a Llama of random weights into the folder; its 64 tokens are the words w0 to w63, and w2 is the end."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,

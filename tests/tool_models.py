@@ -1,4 +1,4 @@
-"""Tokenizers with the markers and the chat templates of models that call functions, cut down to what concerns calls."""
+"""Tokenizers with the markers and chat templates of models that call functions, reduced to the parts for calls."""
 
 import random
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ MISTRAL_ARGS = """
 {%- elif message.role == 'tool' %}[TOOL_RESULTS]{{ message.content }}[/TOOL_RESULTS]{% endif %}
 {%- endfor %}"""
 
-# As Llama 3.1 to 3.3: one call at a time, and the key `tool_calls` makes it one.
+# As Llama 3.1 to 3.3: one call at a time; the key `tool_calls` marks a message as a call.
 LLAMA = """{{ bos_token }}
 {%- if tools is not none and tools is defined %}Environment: ipython
 Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.
@@ -113,7 +113,7 @@ ANYTHING = Function("get")
 
 
 def tool_tokenizer(name: str) -> Any:
-    """A tokenizer with the chat template and the markers of the format `name`: special ones but for Hermes's."""
+    """Return a tokenizer with the chat template and markers of the format `name`: special tokens except for Hermes."""
     tokenizer = copied_tokenizer()
     tokenizer.chat_template = TEMPLATES[name]
     special = name != "hermes"
@@ -123,7 +123,7 @@ def tool_tokenizer(name: str) -> Any:
 
 
 class Matcher:
-    """llguidance over a tokenizer, as the engine uses it."""
+    """Use of llguidance with a tokenizer, as in the engine."""
 
     def __init__(self, tokenizer: Any):
         self._size = len(tokenizer)
@@ -136,12 +136,12 @@ class Matcher:
         return matcher
 
     def accepts(self, grammar: str, ids: list[int]) -> bool:
-        """Whether these tokens are a whole answer."""
+        """Return True when these tokens are a whole answer."""
         matcher = self.start(grammar)
         return matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_accepting()
 
     def allowed(self, matcher: Any) -> list[int]:
-        """The tokens that may come next."""
+        """Return the tokens that may come next."""
         mask = llguidance.numpy.allocate_token_bitmask(1, self._size)
         llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
         return list(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")[: self._size]).tolist())
@@ -149,7 +149,7 @@ class Matcher:
     def sample(
         self, grammar: str, choose: random.Random, limit: int = 600, begin: Sequence[int] = (), end: float = 0.7
     ) -> list[int]:
-        """An answer of tokens chosen at random among those that are allowed; `end`: the chance to end where it may."""
+        """Return an answer of random allowed tokens; `end`: the probability of an end where one is allowed."""
         matcher = self.start(grammar)
         assert not begin or matcher.consume_tokens(list(begin))
         ids = list(begin)
@@ -165,12 +165,12 @@ class Matcher:
 
 
 def whole(row: ToolFormat, functions: list[Function], text: str, *, parallel: bool = True) -> list[Piece]:
-    """The pieces of an answer that comes at once."""
+    """Return the pieces of an answer that comes at once."""
     return in_chunks(row, functions, [text], parallel=parallel)
 
 
 def in_chunks(row: ToolFormat, functions: list[Function], chunks: list[str], *, parallel: bool = True) -> list[Piece]:
-    """The pieces of an answer that comes bit by bit."""
+    """Return the pieces of an answer that comes in chunks."""
     parser = row.parser(functions, parallel=parallel)
     pieces = [piece for chunk in chunks for piece in parser.push(chunk)]
     pieces += parser.finish()
@@ -183,7 +183,7 @@ def content(pieces: list[Piece]) -> str:
 
 
 def calls(pieces: list[Piece]) -> list[tuple[str, str]]:
-    """Each call's name and arguments."""
+    """Return the name and arguments of each call."""
     found = [(piece.index, piece.name) for piece in pieces if isinstance(piece, CallPiece)]
     assert [index for index, _ in found] == list(range(len(found)))
     texts = {piece.index: piece.text for piece in pieces if isinstance(piece, ArgumentsPiece)}

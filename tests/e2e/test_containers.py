@@ -1,7 +1,7 @@
-"""Gateway and executors as an engine of containers runs them: each a process of its own with the Flow in its
+"""Gateway and executors as a container engine runs them: each a process of its own with the Flow in its
 environment, executors with an address each behind one DNS name, which come, go and are replaced under load.
 
-Without this a rolling update of a deployment could lose requests. The name is resolved by the C library itself, from a
+Without these tests a rolling update of a deployment could lose requests. The C library itself resolves the name, from a
 file (libnss_wrapper), so that everything but the addresses' machines is real.
 """
 
@@ -45,13 +45,13 @@ class Containers:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def name(self, addresses: list[str]) -> None:
-        """Let the DNS name have these addresses from now on; at once, as others see it."""
+        """Give the DNS name these addresses from now on, in one atomic step."""
         new = self.hosts.with_suffix(".new")
         new.write_text("".join(f"{address} {NAME}\n" for address in addresses))
         new.replace(self.hosts)
 
     def start(self, role: str, address: str = "0.0.0.0") -> None:
-        """A container has an address of its own, of which an executor listens on all: here it is told which."""
+        """Start a process. In a container an executor listens on all addresses; here it listens on `address` only."""
         code = f"from run_gpt.flows import pod; pod.EVERY_INTERFACE = {address!r}; pod.main()"
         env = os.environ | {FLOW_VARIABLE: self.flow, "LD_PRELOAD": WRAPPER, "NSS_WRAPPER_HOSTS": str(self.hosts)}
         name = "gateway" if role == "gateway" else address
@@ -60,13 +60,13 @@ class Containers:
             self.processes[name] = subprocess.Popen(command, env=env, stdout=log, stderr=log)
 
     def end(self, name: str) -> None:
-        """As an engine ends a container: SIGTERM, and time to drain."""
+        """End a container as an engine does: SIGTERM, and time to drain."""
         process = self.processes.pop(name)
         process.terminate()
         assert process.wait(WAIT) == 0, (self.logs / f"{name}.log").read_text()[-2000:]
 
     def ready(self) -> set[str]:
-        """The addresses of the replicas that take requests, by the gateway's word."""
+        """Return the addresses of the replicas that take requests, as the gateway reports them."""
         try:
             each = httpx.get(f"http://127.0.0.1:{self.http}/ready", timeout=5).json()["replicas"]["each"]
         except httpx.TransportError:
@@ -74,7 +74,7 @@ class Containers:
         return {replica["address"].rpartition(":")[0] for replica in each if replica["state"] == "ready"}
 
     def known(self) -> set[str]:
-        """The addresses of all replicas that the gateway knows."""
+        """Return the addresses of all replicas that the gateway knows."""
         each = httpx.get(f"http://127.0.0.1:{self.http}/ready", timeout=5).json()["replicas"]["each"]
         return {replica["address"].rpartition(":")[0] for replica in each}
 
@@ -101,7 +101,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 async def ask(client: httpx.AsyncClient, stream: bool) -> str:
-    """One request; what became of it: `whole`, or what was wrong."""
+    """Send one request. Return its outcome: `whole`, or a description of the fault."""
     if not stream:
         answer = await client.post("/generate", json=PARAMETERS)
         return "whole" if answer.status_code == 200 else answer.text
@@ -114,7 +114,7 @@ async def ask(client: httpx.AsyncClient, stream: bool) -> str:
 
 
 async def load(containers: Containers, stopped: asyncio.Event, outcomes: Counter[str]) -> None:
-    """Four users who ask one request after the other until the event, 2,000 at most."""
+    """Run four users who send one request after the other until the event, 2,000 at most."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{containers.http}", timeout=WAIT) as client:
 
         async def user(stream: bool) -> None:
@@ -139,7 +139,7 @@ async def test_executors_come_and_go_behind_one_name_and_no_request_is_lost(cont
     running = asyncio.create_task(load(containers, stopped, outcomes))
     await asyncio.to_thread(wait_for, lambda: outcomes["whole"] >= 8, "requests are answered")
 
-    # A rolling update: a new one comes, an old one is told to end, and its address goes when it is gone.
+    # A rolling update: a new one comes, an old one gets SIGTERM, and its address is removed after its end.
     containers.start("executor", "127.0.0.4")
     containers.name(["127.0.0.2", "127.0.0.3", "127.0.0.4"])
     await asyncio.to_thread(wait_for, lambda: "127.0.0.4" in containers.ready(), "the new one is ready")
@@ -147,7 +147,7 @@ async def test_executors_come_and_go_behind_one_name_and_no_request_is_lost(cont
     containers.name(["127.0.0.3", "127.0.0.4"])
     await asyncio.to_thread(wait_for, lambda: containers.known() == {"127.0.0.3", "127.0.0.4"}, "the old one is gone")
 
-    # An outage of the DNS takes nothing away; a name taken away lets its requests end.
+    # A DNS outage removes no replica; a replica whose address is removed finishes its requests.
     containers.name([])
     so_far = outcomes["whole"]
     await asyncio.to_thread(wait_for, lambda: outcomes["whole"] >= so_far + 20, "requests go on without the DNS")

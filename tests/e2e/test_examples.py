@@ -1,4 +1,4 @@
-"""Every example runs as it is and says what it should: they are the first thing that a new user copies."""
+"""The examples: without these tests a new user could copy one that fails or prints the wrong text."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-# File: which argument it gets, further arguments, and what its output must hold.
+# File: kind of its first argument, further arguments, and texts that its output must contain.
 RUNS: dict[str, tuple[str, list[str], list[str]]] = {
     "python_generate.py": ("model", [], ["Paris", "total_tokens", "Once upon a time"]),
     "python_chat_stream.py": ("model", [], ["Paris"]),

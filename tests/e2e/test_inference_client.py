@@ -1,6 +1,6 @@
 """The published inference-client 0.0.8, in an environment of its own, against our server: its users change nothing.
 
-RUNGPT_SKIP_INFERENCE_CLIENT=1 leaves these tests out; so does a Python on which that client was never known to work.
+RUNGPT_SKIP_INFERENCE_CLIENT=1 skips these tests; so does a Python version on which that client is not known to work.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import pytest
 from run_gpt.client import Client
 
 REQUIREMENTS = ("inference-client==0.0.8", "setuptools<81")
-# As in pyproject.toml: without them pip walks through OpenTelemetry's releases for minutes.
+# As in pyproject.toml: without these limits pip tries OpenTelemetry's releases for minutes.
 CONSTRAINTS = (
     "opentelemetry-api>=1.44,<1.45",
     "opentelemetry-sdk>=1.44,<1.45",
@@ -47,7 +47,7 @@ pytestmark = [
 
 @pytest.fixture(scope="session")
 def inference_python(request: pytest.FixtureRequest) -> Path:
-    """The interpreter of the client's environment, which is built once and kept in pytest's cache."""
+    """Return the interpreter of the client's environment, which is built once and kept in pytest's cache."""
     key = hashlib.sha256(repr((REQUIREMENTS, CONSTRAINTS, sys.version, sys.prefix)).encode()).hexdigest()[:12]
     folder = Path(request.config.cache.mkdir("inference-client")) / key
     python, complete = folder / "bin" / "python", folder / "complete"
@@ -63,7 +63,7 @@ def inference_python(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def ask(inference_python, server):
-    """Runs the published client in its environment; gives the finished process."""
+    """Return a function that runs the published client in its environment and returns the finished process."""
 
     def run(prompts: str, parameters: str = "{}", *key: str, of: Any = server) -> subprocess.CompletedProcess[str]:
         command = [inference_python, "-W", "ignore", "-c", ASK, of.grpc_url, prompts, parameters, *key]
@@ -73,7 +73,7 @@ def ask(inference_python, server):
 
 
 def test_it_gets_its_answer(ask, server):
-    """The same one as a new client gets."""
+    """The answer is the one that a new client gets."""
     parameters = {"max_new_tokens": 8, "do_sample": False}
     done = ask('"The capital of France is"', json.dumps(parameters))
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
-"""200 requests of all kinds through both doors, a quarter of whose clients go away, leave nothing behind.
+"""200 requests of all kinds through both ports leave nothing behind, although a quarter of the clients disconnect.
 
-Without this a server that runs for weeks would slow down, refuse requests, or die of memory, and nobody could say why.
+Without these tests a server that runs for weeks could slow down, refuse requests, or run out of memory without a cause.
 """
 
 import asyncio
@@ -23,26 +23,26 @@ from run_gpt import Client
 from run_gpt.errors import RequestError
 
 UNITS = 50
-"""Of four requests each: both doors, streamed and whole."""
+"""Number of units of four requests each: both ports, streamed and whole."""
 GOING, FAILING = 12, 4
-"""Units whose clients go away before the answer is complete, and units that must end with an error."""
+"""Number of units whose clients disconnect before the end, and of units that must end with an error."""
 AT_ONCE = 24
 MAX_RUNNING = 16
 MAX_CONTEXT = 640
 SETTLE_SECONDS = 20.0
 IDLE_SECONDS = 5.0
-"""Until all have gone whose clients have: a step, and the gateway's look at the worker's status each half second."""
+"""Time until all requests without a client have ended: an engine step, and the gateway's probe each half second."""
 
 FEW = 8
-"""File descriptors, threads and tasks that may come and go in gRPC's and Python's pools; a leak is one a request."""
+"""Number of file descriptors, threads and tasks that pools of gRPC and Python may add; a leak adds one a request."""
 FEW_BYTES = 16 * 2**20
-"""Memory that may be in use more after the second round. A token's cache takes 23 kB: a round whose rows' caches were
-kept, or 80 kB of anything else a request, would leave more."""
+"""Bytes that may be in use in addition after the second round. A token's KV cache takes 23 kB: a round whose sequences'
+caches were kept, or 80 kB of anything else a request, would leave more."""
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""oneDNN keeps a kernel for each number of tokens that it has seen in a step, up to 1,024 of them and hundreds of MB.
-That is no leak, and would hide one: it is told to keep few."""
+"""Limits of oneDNN's kernel cache. It keeps a kernel for each number of tokens seen in a step, up to 1,024 of them and
+hundreds of MB. That is no leak, but would hide one: the tests set low limits."""
 
-# MAX_RUNNING of these that nobody cancels keep a server that makes 1,000 tokens a second busy for twice IDLE_SECONDS.
+# MAX_RUNNING of these, if not cancelled, keep a server that makes 1,000 tokens a second busy for twice IDLE_SECONDS.
 ENDLESS = {"min_new_tokens": 600, "max_new_tokens": 600}
 STAY_SECONDS = 0.4
 PARAMETERS: list[dict[str, Any]] = [
@@ -63,8 +63,8 @@ FAULTS: dict[str, dict[str, Any]] = {
     "DeadlineExceeded": {**ENDLESS, "timeout": STAY_SECONDS},
 }
 
-# Python runs a file of this name at its start. Asked by a signal, each process of the server gives memory that it does
-# not use back to the system, and counts its asyncio tasks.
+# Python runs a file of this name at its start. On a signal, each process of the server returns unused memory to the
+# system, and counts its asyncio tasks.
 SITECUSTOMIZE = """
 import asyncio, ctypes, gc, os, signal
 
@@ -83,7 +83,7 @@ signal.signal(signal.SIGUSR2, count)
 
 @dataclass(frozen=True)
 class Planned:
-    """One request, and how it must end: `answer`, `gone`, or an error's class."""
+    """One request, and its required outcome: `answer`, `gone`, or an error's class."""
 
     door: str
     stream: bool
@@ -92,7 +92,7 @@ class Planned:
 
 
 def planned() -> list[Planned]:
-    """The requests of a round, the same ones each time."""
+    """Return the requests of a round, the same ones each time."""
     ends = ["gone"] * GOING + list(islice(cycle(FAULTS), FAILING)) + ["answer"] * (UNITS - GOING - FAILING)
     times, parameters = cycle(TIMES), cycle(PARAMETERS)
     requests = []
@@ -106,7 +106,7 @@ def planned() -> list[Planned]:
 
 
 async def ending(model: Any, request: Planned) -> str:
-    """Makes a request; says how it ended. An answer is whole: each of its choices has ended, once."""
+    """Make a request. Return its outcome. An answer is whole: each of its choices has ended, once."""
     try:
         if request.stream:
             return await read(model, request)
@@ -121,7 +121,7 @@ async def ending(model: Any, request: Planned) -> str:
 
 
 async def read(model: Any, request: Planned) -> str:
-    """`ending` of a stream."""
+    """Return the outcome of a stream, as `ending` does."""
     ended: list[Any] = []
     async with aclosing(model.agenerate_stream(**request.call)) as events:
         async for event in events:
@@ -138,7 +138,7 @@ def check_choices(request: Planned, ended: list[Any]) -> None:
 
 
 async def run_round(server: Any) -> None:
-    """All requests, AT_ONCE at a time, from clients that close when they are done; each must end as planned."""
+    """Run all requests, AT_ONCE at a time, from clients that close at their end; each must end as planned."""
     places = asyncio.Semaphore(AT_ONCE)
     requests = planned()
     async with AsyncExitStack() as stack:
@@ -158,7 +158,7 @@ async def run_round(server: Any) -> None:
 async def until(
     look: Callable[[], Awaitable[Any]], is_right: Callable[[Any], bool], seconds: float = SETTLE_SECONDS
 ) -> None:
-    """Until what is seen is right. Fails when the time is up, with what was seen last."""
+    """Wait until the observed value is right. Fails after the time limit, with the last value."""
     deadline = time.monotonic() + seconds
     while not is_right(seen := await look()):
         assert time.monotonic() < deadline, f"after {seconds:.0f} s still {seen}"
@@ -166,7 +166,7 @@ async def until(
 
 
 async def busy(server: Any) -> tuple[int, int, int]:
-    """Requests in the gateway; sequences that the engine runs, and that wait."""
+    """Return the number of requests in the gateway, of running sequences in the engine, and of waiting ones."""
     async with httpx.AsyncClient(base_url=server.http_url, timeout=SETTLE_SECONDS) as client:
         status = (await client.get("/ready")).json()
     replica = status["replicas"]["each"][0]
@@ -178,7 +178,7 @@ async def until_idle(server: Any) -> None:
 
 
 async def holdings(server: Any, folder: Path) -> dict[str, dict[str, int]]:
-    """What gateway and worker hold: file descriptors, threads, asyncio tasks, bytes of memory."""
+    """Return the holdings of gateway and worker: file descriptors, threads, asyncio tasks, bytes of memory."""
     found = {}
     for process in server.processes():
         role = next((role for role in ("gateway", "executor") if role in process.cmdline()), None)
@@ -194,7 +194,7 @@ async def holdings(server: Any, folder: Path) -> dict[str, dict[str, int]]:
 
 
 async def tasks(process: psutil.Process, folder: Path) -> int:
-    """The asyncio tasks that live in a process; see SITECUSTOMIZE."""
+    """Return the number of live asyncio tasks in a process; see SITECUSTOMIZE."""
     answer = folder / str(process.pid)
     answer.unlink(missing_ok=True)
     process.send_signal(signal.SIGUSR2)
@@ -205,13 +205,13 @@ async def tasks(process: psutil.Process, folder: Path) -> int:
 
 
 def no_more_than(had: dict[str, dict[str, int]], has: dict[str, dict[str, int]]) -> bool:
-    """Whether no process has more of anything than it had, but for a few."""
+    """Return True when no process holds more than before, except for the allowed few."""
     few = {"files": FEW, "threads": FEW, "tasks": FEW, "bytes": FEW_BYTES}
     return all(has[role][kind] <= had[role][kind] + few[kind] for role in had for kind in few)
 
 
 async def all_slots_at_once(server: Any) -> None:
-    """Every slot can be had by one request, whose client then goes."""
+    """Check that one request can take every slot; its client then disconnects."""
     async with (
         Client().get_model(endpoint=server.http_url) as model,
         aclosing(model.agenerate_stream("Once", **ENDLESS, n=MAX_RUNNING, temperature=1.0)) as events,
@@ -228,7 +228,7 @@ async def test_two_rounds_of_200_requests_leave_nothing_behind(start_server, tmp
     for name in KERNEL_CACHES:
         monkeypatch.setenv(name, "8")
     with start_server("--max-running", str(MAX_RUNNING), "--max-context", str(MAX_CONTEXT)) as server:
-        # Memory of slots is taken when it is written first: write all of it.
+        # Slots take memory at the first write: write all of it.
         async with Client().get_model(endpoint=server.grpc_url) as model:
             await model.agenerate("word " * (MAX_CONTEXT - 10), n=MAX_RUNNING, max_new_tokens=4, temperature=1.0)
         await run_round(server)

@@ -1,4 +1,4 @@
-"""Every snippet of these documents is run as it stands there, on a real server: a user pastes them."""
+"""The snippets of these documents run unchanged on a real server: without these tests users could paste broken ones."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from families import write_checkpoint
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/openai.md", "docs/deploy.md")
 
-# The only lines that are not run, and why.
+# The only lines that are not run, with the reasons.
 EXEMPT = {
     "make serve": "sets up a second environment; `rungpt serve` is what it runs then",
     "make test": "is what runs this test",
@@ -25,7 +25,7 @@ EXEMPT = {
 }
 
 
-# Stands for a model of the reader's own; the tests have a tiny one in its place.
+# Path of the reader's own model in the documents; the tests put a tiny model there.
 MY_MODEL = "./my-model"
 
 
@@ -52,12 +52,12 @@ def snippets() -> list[Snippet]:
 
 
 def commands(text: str) -> list[str]:
-    """The commands of a bash snippet; a line that ends in a backslash goes on in the next."""
+    """Return the commands of a bash snippet; a line that ends in a backslash continues in the next."""
     return [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line.strip()]
 
 
 def run(arguments: list[str], folder: Path) -> str:
-    """What a program printed; it must end well."""
+    """Run a program. Return its output; it must succeed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         arguments,
@@ -75,12 +75,12 @@ def run(arguments: list[str], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def my_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny model called my-model."""
+    """Return the folder of a tiny model called my-model."""
     return write_checkpoint("llama", tmp_path_factory.mktemp("models") / Path(MY_MODEL).name)
 
 
 def run_command(command: str, start_server: Callable[..., Any], folder: Path) -> None:
-    """One command of a bash snippet. `rungpt serve` does not end: it is started, found ready, and stopped."""
+    """Run one command of a bash snippet. `rungpt serve` does not end: start it, wait until it is ready, and stop it."""
     if command in EXEMPT:
         return
     if command.startswith("rungpt serve") and "--dry-run" not in command:
@@ -91,7 +91,7 @@ def run_command(command: str, start_server: Callable[..., Any], folder: Path) ->
 
 
 def check_output(source: str, output: str) -> None:
-    """Something must be printed; a question for the capital of France must be answered with Paris."""
+    """Check that there is output; a question for the capital of France must be answered with Paris."""
     assert output.strip(), f"this printed nothing:\n{source}"
     if "capital of France" in source:
         assert "Paris" in output, f"{source}\nprinted:\n{output}"

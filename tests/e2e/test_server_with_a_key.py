@@ -1,4 +1,4 @@
-"""`rungpt serve` with a key, from outside: who has none gets nothing, and nobody else gets to see it."""
+"""`rungpt serve` with a key, from outside: clients without the key get nothing, and the key stays secret."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def test_the_command_line_takes_the_key_from_its_environment(keyed: Any) -> None
 
 
 def test_only_the_command_that_was_typed_shows_the_key(keyed: Any) -> None:
-    """Neither other users of the machine, by `ps`, nor readers of the log get it; nor does code of the model."""
+    """Other users of the machine do not see the key in `ps`, nor do readers of the log, nor code of the model."""
     children = [process for process in keyed.processes() if process.pid != keyed.process.pid]
     assert len(children) >= 2
     assert not [process for process in children if KEY in " ".join(process.cmdline())]
