@@ -123,7 +123,7 @@ def tool_tokenizer(name: str) -> Any:
 
 
 class Matcher:
-    """Use of llguidance with a tokenizer, as in the engine."""
+    """Matcher of llguidance over a tokenizer, as the engine uses it."""
 
     def __init__(self, tokenizer: Any):
         self._size = len(tokenizer)

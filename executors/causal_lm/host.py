@@ -72,7 +72,7 @@ class Host:
         model, self._model = self._model, None
         if model is not None:
             await asyncio.to_thread(model.shutdown)
-            del model  # before garbage is collected
+            del model  # drop the last reference before the garbage collection
             await asyncio.to_thread(_give_back)
 
     def close(self) -> None:

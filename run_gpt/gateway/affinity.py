@@ -98,7 +98,7 @@ def digests_of(text: str) -> list[int]:
     """Return a digest of each prefix of `text` that is compared. Each digest covers the whole prefix."""
     digest, digests = 0, []
     for start in range(0, min(len(text), MOST_CHARACTERS) - BLOCK + 1, BLOCK):
-        # Each process has its own hashes of texts, which nobody outside can guess.
+        # Each process has its own hashes of texts, which outsiders cannot guess.
         digest = hash((digest, text[start : start + BLOCK]))
         digests.append(digest)
     return digests

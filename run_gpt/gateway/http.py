@@ -206,7 +206,7 @@ async def _on_http_exception(request: Request, error: Any) -> Response:
 
 
 async def _on_client_gone(request: Request, error: Any) -> Response:
-    return Response(status_code=499)  # nobody reads it; nginx's number for it
+    return Response(status_code=499)  # without a reader; the number is nginx's for this case
 
 
 async def _on_exception(request: Request, error: Any) -> Response:

@@ -139,7 +139,7 @@ class KeyCheck:
             name = self.keys.check(sent_key(headers.get("authorization")))
         except AuthenticationError as error:
             by_browser = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
-            # A browser asks its user for a password then.
+            # A browser then asks its user for a password.
             sent = {"WWW-Authenticate": 'Basic realm="RunGPT", charset="UTF-8"' if by_browser else "Bearer"}
             await _refuse(error, sent, self.max_body_bytes, scope, receive, send)
             return

@@ -32,7 +32,7 @@ class Keys:
     """The keys that are accepted: `key`, named `default`, and those in `file`. Raises SetupError.
 
     Only the SHA-256 digest of a key is kept. When the file changes, its new keys hold within LOOK_SECONDS. A file that
-    is then missing or malformed changes nothing and is a warning; with a file without keys all requests are refused.
+    is then missing or malformed changes nothing and is a warning; a file without keys admits no client.
     """
 
     def __init__(self, key: str | None = None, file: Path | None = None):
@@ -75,7 +75,7 @@ class Keys:
         if self._file is not None and time.monotonic() >= self._look_at:
             self._look(self._file)
         given, found = _digest(key), None
-        for name, digest in (*self._own.items(), *self._named.items()):  # all of them, whichever it is
+        for name, digest in (*self._own.items(), *self._named.items()):  # all of them, for constant time
             if hmac.compare_digest(digest, given):
                 found = name
         if found is None:

@@ -56,7 +56,7 @@ class GatewayMetrics:
         )
         process = ProcessCollector("rungpt_gateway", registry=None).collect()  # nothing where there is no /proc
         self._process = [family for family in process if family.name == "rungpt_gateway_process_start_time_seconds"]
-        for code in (*ERROR_CODES, CUT_OFF):  # from the start: a later series would have no first rate
+        for code in (*ERROR_CODES, CUT_OFF):  # from the start, so that a rate shows their first increase
             self._errors.labels(code)
 
     def count(self, record: Record, status: str) -> None:
@@ -100,7 +100,7 @@ class GatewayMetrics:
         loads = CounterMetricFamily("rungpt_model_loads", "Loads on request that succeeded.", labels=["model"])
         failures = CounterMetricFamily("rungpt_model_load_failures", "Loads on request that failed.", labels=["model"])
         unloads = CounterMetricFamily("rungpt_model_unloads", "How often it was unloaded.", labels=["model"])
-        for hosted in (hosted for hosted in self._models.all if hosted.name):  # without names, two would be one
+        for hosted in (hosted for hosted in self._models.all if hosted.name):  # two without a name would be one series
             loaded.add_metric([hosted.name], float(hosted.state == "loaded"))
             loads.add_metric([hosted.name], hosted.loads)
             failures.add_metric([hosted.name], hosted.failed_loads)

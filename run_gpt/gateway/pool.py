@@ -152,7 +152,7 @@ class ReplicaPool:
         exchange.ended.add_done_callback(lambda _: self._over(exchange, replica))
         exchange.limit(deadline - time.monotonic())
         self._exchanges.add(exchange)
-        if self._stopped:  # it was stopped during the connecting
+        if self._stopped:  # stopped while this was connecting
             exchange.fail(Unavailable(self._stopped))
         try:
             while not (exchange.has_news or exchange.over):
@@ -206,7 +206,7 @@ class Tries:
         self.refusal: RequestError | None = None
         """Error of the last replica that refused the request."""
         self.failure: RequestError | None = None
-        """Error for which the latest try is followed by another."""
+        """Error of the latest try that failed or was refused."""
         self._failures = 0
 
     def after(self, failure: RequestError) -> bool:

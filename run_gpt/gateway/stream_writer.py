@@ -11,7 +11,7 @@ from run_gpt.api.sse import body_event
 
 
 class StreamWriter:
-    """Writes the stream of `request`, which stands for the requests `natives`."""
+    """Writer of the stream of `request`, which stands for the requests `natives`."""
 
     def __init__(self, request: Request | OpenAIRequest, natives: Sequence[Request]):
         self._natives = natives

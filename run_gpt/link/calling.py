@@ -189,7 +189,7 @@ class _Connection:
 
     async def _run(self, call: Any) -> None:
         sending = asyncio.create_task(self._outbox.send_all(call.write))
-        sending.add_done_callback(lambda task: call.cancel())  # without writing there is no reading, either
+        sending.add_done_callback(lambda task: call.cancel())  # a call that takes no writes gives no reads either
         error: RequestError = ConnectionFailed(NO_CONNECTION)
         try:
             while (frame := await call.read()) is not grpc.aio.EOF:

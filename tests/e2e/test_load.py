@@ -39,8 +39,8 @@ FEW_BYTES = 16 * 2**20
 """Bytes that may be in use in addition after the second round. A token's KV cache takes 23 kB: a round whose sequences'
 caches were kept, or 80 kB of anything else a request, would leave more."""
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""Limits of oneDNN's kernel cache. It keeps a kernel for each number of tokens seen in a step, up to 1,024 of them and
-hundreds of MB. That is no leak, but would hide one: the tests set low limits."""
+"""Variables that limit oneDNN's kernel cache, which keeps a kernel for each number of tokens seen in a step, up to
+1,024 of them and hundreds of MB. That is no leak, but would hide one: the tests set low limits."""
 
 # MAX_RUNNING of these, if not cancelled, keep a server that makes 1,000 tokens a second busy for twice IDLE_SECONDS.
 ENDLESS = {"min_new_tokens": 600, "max_new_tokens": 600}

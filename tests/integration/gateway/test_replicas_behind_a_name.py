@@ -190,7 +190,7 @@ async def test_a_draining_replica_loses_nothing_though_no_probe_has_told_of_it(
     cluster.start(2, 3)
     cluster.named = [2, 3]
     async with a_pool(cluster) as pool:
-        while len(pool.ready) < 2:  # the probe that would come once an hour
+        while len(pool.ready) < 2:  # instead of the probes, which come once an hour here
             await asyncio.gather(*(replica.probe() for replica in pool.replicas))
             await asyncio.sleep(0.05)
         async with Load(pool) as load:

@@ -62,7 +62,7 @@ async def test_a_request_that_went_to_another_replica_says_so_and_why(sent: Sent
     draining = Unavailable("the engine is draining")
     gone, refusing = a_replica("gone:1", [GONE]), a_replica("refusing:1", [draining], says="draining")
     pool = pool_of(gone, refusing, good := a_replica("good:1", [unary("hello")]))
-    refusing.in_flight, good.in_flight = 1, 2  # in this order, then
+    refusing.in_flight, good.in_flight = 1, 2  # so they are tried in this order
     client = client_of(Service([pool], GatewayConfig(), Tracing(sent.provider)))
     answer = await client.post("/generate", json={"prompt": REQUEST.prompt}, headers={"traceparent": TRACEPARENT})
     assert answer.status_code == 200
