@@ -1,4 +1,4 @@
-"""A served model on engines that exist: Jina Cloud, Kubernetes, Docker Compose, AWS."""
+"""Deployments of a model on Jina Cloud, Kubernetes, Docker Compose and AWS."""
 
 from run_gpt.deploy.aws import AWS
 from run_gpt.deploy.deployment import Autoscale, Deployment
@@ -8,6 +8,6 @@ from run_gpt.deploy.kubernetes import Kubernetes
 from run_gpt.deploy.target import Doors, Status, Target, Tell
 
 TARGETS: dict[str, type[Target]] = {"aws": AWS, "docker": DockerCompose, "jina": JinaCloud, "kubernetes": Kubernetes}
-"""The engines, by the name that `--cloud` knows them by."""
+"""Targets by their names for `--cloud`."""
 
 __all__ = ["TARGETS", "Autoscale", "Deployment", "Doors", "Status", "Target", "Tell"]

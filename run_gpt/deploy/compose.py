@@ -1,4 +1,4 @@
-"""Owns the compose.yml of a deployment: its gateway, its executors, and the volume that models are kept in."""
+"""Owns the compose.yml of a deployment: its gateway, its executors, and the volume for models."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from run_gpt.deploy.deployment import (
 )
 
 GATEWAY, EXECUTOR = "gateway", "executor"
-"""Services, and EXECUTOR the name in the network by which the gateway finds all executors."""
+"""Names of the services; EXECUTOR is also the network name by which the gateway finds all executors."""
 KEYS_FOLDER = "keys"
-"""Beside compose.yml: what the gateway has as the folder of its file of keys."""
+"""Folder beside compose.yml that is mounted in the gateway as the folder of its key file."""
 MARK = "# RunGPT for Docker Compose, made by `rungpt deploy`."
 
 _KEY_NOTE = f"""\
@@ -35,7 +35,7 @@ _KEYS_NOTE = f"""\
 
 @dataclass(frozen=True)
 class Published:
-    """Where on this machine the doors are."""
+    """Address and ports of the endpoints on this machine."""
 
     address: str
     http_port: int
@@ -43,7 +43,7 @@ class Published:
 
 
 def render_compose(deployment: Deployment, published: Published) -> str:
-    """The text of compose.yml, without a key. Docker's DNS gives the gateway one address for each executor."""
+    """Return the text of compose.yml, without a key. Docker's DNS gives the gateway one address for each executor."""
     file: dict[str, Any] = {
         "name": deployment.name,
         "services": {GATEWAY: _gateway(deployment, published)} | dict(_executors(deployment)),
@@ -69,7 +69,7 @@ def _gateway(deployment: Deployment, published: Published) -> dict[str, Any]:
         for target, port in ((HTTP_PORT, published.http_port), (GRPC_PORT, published.grpc_port))
     ]
     if deployment.server.api_key_file is not None:
-        # The folder and not the file: a file that is mounted by itself stays what it was when another takes its name.
+        # The folder and not the file: a mounted file keeps its old content when another file replaces it.
         mount = {"type": "bind", "source": f"./{KEYS_FOLDER}", "target": str(KEYS_PATH.parent), "read_only": True}
         service["volumes"] = [mount | {"bind": {"create_host_path": False}}]
     service["deploy"] = {"resources": {"limits": _limits(GATEWAY_CPUS, GATEWAY_MEMORY_GIB)}}
@@ -77,7 +77,10 @@ def _gateway(deployment: Deployment, published: Published) -> dict[str, Any]:
 
 
 def _executors(deployment: Deployment) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One service of several containers; with GPUs one for each replica, since those of one service get the same."""
+    """Yield one service of several containers; with GPUs one for each replica.
+
+    All containers of one service get the same GPUs.
+    """
     replicas, gpus = deployment.replicas, deployment.gpus
     for index in range(replicas if gpus else 1):
         service = _service(deployment, "executor", _escaped(deployment.executor_env(EXECUTOR)))
@@ -92,16 +95,16 @@ def _executors(deployment: Deployment) -> Iterator[tuple[str, dict[str, Any]]]:
         service["deploy"] = {"resources": resources | {"reservations": {"devices": [device]}}}
         service["networks"] = {"default": {"aliases": [EXECUTOR]}}
         if deployment.server.tensor_parallel > 1:
-            service["shm_size"] = "1gb"  # NCCL passes through it what the GPUs cannot hand each other
+            service["shm_size"] = "1gb"  # NCCL uses it for data that the GPUs cannot exchange directly
         yield f"{EXECUTOR}-{index}", service
 
 
 def _service(deployment: Deployment, role: str, environment: dict[str, str]) -> dict[str, Any]:
-    """What both have in common: how they start, how they end, and that nothing but /tmp and volumes is written."""
+    """Return the settings of both roles: start, stop, and a read-only file system except for /tmp and volumes."""
     return {
         "image": deployment.image,
         "entrypoint": pod_command(role),
-        "init": True,  # reaps what compilers and libraries leave behind
+        "init": True,  # reaps processes that compilers and libraries leave behind
         "environment": environment,
         "healthcheck": {
             "test": ["CMD", "python", "-P", "-m", "run_gpt.flows.healthcheck", role],
@@ -125,12 +128,12 @@ def _limits(cpus: float, memory_gib: float) -> dict[str, str]:
 
 
 def _escaped(environment: dict[str, str]) -> dict[str, str]:
-    """Compose would take a `$` for the beginning of a variable of the caller's."""
+    """Double each `$`: Compose would take it for the beginning of a variable of the caller."""
     return {name: value.replace("$", "$$") for name, value in environment.items()}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text of several lines as one, and every value where it is used."""
+    """Dumper that writes texts of several lines as block scalars, and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Owns a project of Docker Compose: which file it was made from, whether it is ours, and the commands on it."""
+"""Owns a project of Docker Compose: its file, the check that RunGPT made it, and the commands on it."""
 
 import os
 from collections.abc import Iterator
@@ -17,28 +17,28 @@ from run_gpt.errors import SetupError
 
 @dataclass(frozen=True)
 class Project:
-    """What Docker Compose calls a deployment, and the file that it was made from."""
+    """Docker Compose's project of a deployment: its name and the file that it was made from."""
 
     name: str
     file: Path
     key: str | None = None
-    """For the file's variable; only `up` of the gateway gives it to anybody."""
+    """API key for the file's variable; only `up` of the gateway passes it on."""
 
     def read(self, *arguments: str) -> str:
-        """What `docker compose ARGUMENTS` prints. Raises SetupError with its error."""
+        """Return the output of `docker compose ARGUMENTS`. Raises SetupError with its error."""
         return docker(*self._command(*arguments), env=self._env())
 
     def lines(self, *arguments: str) -> Iterator[str]:
-        """Its lines as they come, errors among them."""
+        """Yield the lines of `docker compose ARGUMENTS` as they come, errors among them."""
         return docker_lines(*self._command(*arguments), env=self._env())
 
     def run(self, *arguments: str, tell: Tell) -> None:
-        """It, to its end, with its progress for `tell`."""
+        """Run `docker compose ARGUMENTS` to its end and pass its progress to `tell`."""
         for line in self.lines(*arguments):
             tell(line.strip())
 
     def containers(self) -> list[dict[str, Any]]:
-        """Those that there are, ended ones too, as `docker compose ps` describes them, and `Restarts` of each."""
+        """Return all containers, ended ones too, as `docker compose ps` describes them, with `Restarts` of each."""
         rows = json_rows(self.read("ps", "--all", "--format", "json"))
         if rows:
             inspect = ("container", "inspect", "--format", "{{.RestartCount}}")
@@ -47,12 +47,12 @@ class Project:
         return rows
 
     def services(self) -> dict[str, Any]:
-        """The services of the file."""
+        """Return the services of the file."""
         services: dict[str, Any] = yaml.safe_load(self.file.read_text(encoding="utf-8"))["services"]
         return services
 
     def last_words(self) -> str:
-        """Why a container has ended, as far as it said: its own error, else its last line."""
+        """Return the reason why a container ended: the last error that it printed, else the last line."""
         lines = self.read("logs", "--no-color", "--no-log-prefix", "--tail", "50").splitlines()
         said = [line.removeprefix("rungpt: ") for line in lines if line.startswith("rungpt: ")]
         return (said or [line for line in lines if line.strip()] or ["it said nothing"])[-1]
@@ -67,7 +67,7 @@ class Project:
 
 
 def find_project(name: str) -> Project:
-    """The deployment that is called so. Raises SetupError if there is none, or if it is not of our making."""
+    """Return the deployment of this name. Raises SetupError if there is none, or if RunGPT did not make it."""
     check_docker()
     file = _file_of(name)
     if file is None:
@@ -82,7 +82,7 @@ def find_project(name: str) -> Project:
 
 
 def check_free(name: str) -> None:
-    """Raises SetupError if a project of somebody else's is called so, whose containers would be replaced."""
+    """Raise SetupError if another project has this name: its containers would be replaced."""
     file = _file_of(name)
     if file is not None and file.is_file():
         _check_ours(name, file)

@@ -1,4 +1,4 @@
-"""Owns what every target renders from: one model, how many of it, on what, and who may ask it."""
+"""Owns the deployment that every target renders from: one model, its replicas, their resources, and who may use it."""
 
 import math
 import re
@@ -18,24 +18,24 @@ GRPC_PORT = ServeConfig.grpc_port
 HTTP_PORT = ServeConfig.http_port
 GATEWAY_CPUS, GATEWAY_MEMORY_GIB = 1, 1
 CACHE_PATH = "/cache"
-"""Where models and compiled kernels lie in a container; a volume, so that a replica that starts again has them."""
+"""Path of models and compiled kernels in a container; a volume, so that a restarted replica still has them."""
 KEYS_PATH = Path("/etc/rungpt/keys/keys")
-"""Where the gateway's container has the file of keys."""
+"""Path of the key file in the gateway's container."""
 STOP_MARGIN = 15
-"""Seconds that a container gets on top of its drain time, before it is killed."""
+"""Seconds that a container gets after its drain time before it is killed."""
 
 ONE_MODEL = "there is one model to a deployment: deploy each by itself, under a --name of its own"
-"""Why a server of several models is refused."""
+"""Error message for a server of several models."""
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _IMAGE = re.compile(r"[a-z0-9][\w.\-/:]*(@sha256:[0-9a-f]{64})?")
 _PROCESS_GIB = 1.5
-"""Of an executor beside its weights: Python, torch and a step's tensors."""
+"""Memory of an executor besides its weights, in GiB: Python, torch and the tensors of an engine step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Autoscale:
-    """Replicas by load: as many as keep `in_flight` requests in flight in each, within the bounds."""
+    """Autoscaling by load: as many replicas, within the bounds, as keep `in_flight` requests in flight in each."""
 
     least: int
     most: int
@@ -43,7 +43,7 @@ class Autoscale:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`MIN:MAX` or `MIN:MAX:IN_FLIGHT`. Raises SetupError."""
+        """Parse `MIN:MAX` or `MIN:MAX:IN_FLIGHT`. Raises SetupError."""
         parts = text.split(":")
         if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts):
             raise SetupError(f"--autoscale {text}: write MIN:MAX or MIN:MAX:IN_FLIGHT, such as 1:8:16")
@@ -55,23 +55,23 @@ class Autoscale:
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """One gateway service in front of replicas of one model. Raises SetupError for what no target could run."""
+    """Gateway service in front of replicas of one model. Raises SetupError if no target could run it."""
 
     server: ServeConfig
-    """Model, precision, device map, adapters, engine, doors, keys and replicas; its host and ports are the target's."""
+    """Model, precision, device map, adapters, engine, endpoints, keys and replicas; the target sets host and ports."""
     name: str = ""
-    """What everything is called that is made for it; default: the model's name."""
+    """Name of everything that is made for it; default: the model's name."""
     image: str = f"rungpt:{version('rungpt')}"
     gateways: int = 1
     cpus: float = 2
-    """Of each replica."""
+    """Number of CPUs of each replica."""
     memory_gib: float = 0
-    """Of each replica, in GiB; default: what the model takes, if that is known."""
+    """Memory of each replica, in GiB; default: the need of the model, if that is known."""
     gpus: int = 0
-    """Of each replica."""
+    """Number of GPUs of each replica."""
     autoscale: Autoscale | None = None
     open: bool = False
-    """Whether whoever reaches it may use it, without a key."""
+    """True when all clients that reach it may use it without a key."""
 
     def __post_init__(self) -> None:
         if self.server.models:
@@ -101,17 +101,17 @@ class Deployment:
 
     @property
     def model(self) -> str:
-        """The name that requests know the model by."""
+        """Name of the model in requests."""
         return models.served_name(ModelConfig.of(self.server))
 
     @property
     def replicas(self) -> int:
-        """Executors, at first where the deployment scales by load."""
+        """Number of executors; with autoscaling the number at the start."""
         return self.server.replicas
 
     @property
     def drain_seconds(self) -> int:
-        """Whole seconds that running requests get."""
+        """Whole seconds that running requests get to finish."""
         return math.ceil(self.server.drain_seconds)
 
     @property
@@ -120,7 +120,7 @@ class Deployment:
         return self.drain_seconds + STOP_MARGIN
 
     def keys_file(self) -> str | None:
-        """The text of the file of keys, for the target's secret; None if there is none. Raises SetupError."""
+        """Return the text of the key file, for the target's secret; None if there is none. Raises SetupError."""
         file = self.server.api_key_file
         try:
             return None if file is None else file.read_text(encoding="utf-8")
@@ -128,16 +128,16 @@ class Deployment:
             raise SetupError(f"the file of keys {file} cannot be read: {error}") from error
 
     def check_closed(self, where: str) -> None:
-        """Raises SetupError if requests need no key and nobody said that this is meant; `where`: who could ask."""
+        """Raise SetupError if requests need no key and `open` is not set; `where` names the possible clients."""
         if not (self.server.asks_for_key or self.open):
             raise SetupError(
                 f"{where} could use this model: give --api-key-file or $RUNGPT_API_KEY, or say --open if that is meant"
             )
 
     def flow(self, executor_host: str, *, keys_path: Path = KEYS_PATH) -> str:
-        """The Flow's YAML for the containers, without a key; its gateway finds the executors at this name.
+        """Return the Flow's YAML for the containers, without a key; its gateway finds the executors by this host name.
 
-        `keys_path`: where the gateway's container has the file of keys, if there is one.
+        `keys_path`: path of the key file in the gateway's container, if there is one.
         """
         server = replace(
             self.server,
@@ -149,16 +149,16 @@ class Deployment:
         return render_flow(server, executor_address=(executor_host, EXECUTOR_PORT))
 
     def gateway_env(self, executor_host: str, *, keys_path: Path = KEYS_PATH) -> dict[str, str]:
-        """The environment of a gateway's container, but for the key."""
+        """Return the environment of a gateway's container, without the key."""
         flow = self.flow(executor_host, keys_path=keys_path)
         log_format = self.server.log_format
         form = {LOG_FORMAT_VARIABLE: log_format} if log_format != ServeConfig.log_format else {}
         return {FLOW_VARIABLE: flow, "JINA_OPTOUT_TELEMETRY": "1"} | form
 
     def executor_env(self, executor_host: str, *, keys_path: Path = KEYS_PATH) -> dict[str, str]:
-        """The environment of an executor's container.
+        """Return the environment of an executor's container.
 
-        A container sees all cores of its machine, whatever its share is: the threads must be told.
+        A container sees all cores of its machine, not only its share: the number of threads must be set.
         """
         return self.gateway_env(executor_host, keys_path=keys_path) | {
             "RUNGPT_CACHE": CACHE_PATH,
@@ -167,12 +167,15 @@ class Deployment:
 
 
 def pod_command(role: str) -> list[str]:
-    """What a container runs to be the `gateway` or an `executor` of the Flow in its environment."""
+    """Return the command that runs the `gateway` or an `executor` of the Flow in the container's environment."""
     return ["python", "-P", "-m", "run_gpt.flows.pod", role]
 
 
 def _check_paths(server: ServeConfig) -> None:
-    """A relative path is of this machine; an absolute one is the container's, where the image or a volume has it."""
+    """Raise SetupError for a path on this machine.
+
+    A relative path is on this machine; an absolute one is in the container, in the image or a volume.
+    """
     paths = {"MODEL": server.model_name, "--adapter": server.adapter_name_or_path}
     paths |= {f"--adapter {name}": path for name, path in (server.adapters or {}).items()}
     for option, path in paths.items():
@@ -197,7 +200,10 @@ def _default_name(server: ServeConfig) -> str:
 
 
 def _default_memory(server: ServeConfig) -> float:
-    """GiB for the weights, a context of cache and the process. Raises SetupError if the model's size is not known."""
+    """Return the GiB for the weights, a KV cache of one context and the process.
+
+    Raises SetupError if the model's size is not known.
+    """
     estimate = _estimate(server)
     if estimate is None:
         raise SetupError(f"how much memory {server.model_name} takes is not known here: give --memory, in GiB")

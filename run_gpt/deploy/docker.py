@@ -1,4 +1,4 @@
-"""Owns deployments on one machine, by Docker Compose: makes its file, and drives the `docker` program."""
+"""Owns deployments on one machine with Docker Compose: writes its file and runs the `docker` program."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class DockerCompose:
-    """Docker Compose on this machine, or on the one that docker's context or $DOCKER_HOST names."""
+    """Docker Compose on this machine, or on the machine of docker's context or $DOCKER_HOST."""
 
     publish: str = option("", "Address for both doors; default: 127.0.0.1, and 0.0.0.0, the network, with a key.")
     publish_http: int = option(HTTP_PORT, "Port of the HTTP door.")
@@ -30,7 +30,7 @@ class DockerCompose:
     compose_wait: float = option(1800.0, "Seconds that it gets until it serves.")
 
     def render(self, deployment: Deployment) -> dict[str, str]:
-        """compose.yml. Raises SetupError for what Docker Compose has not: scaling by load, several gateways."""
+        """Return compose.yml. Raises SetupError for autoscaling and several gateways, which Docker Compose lacks."""
         if deployment.autoscale is not None:
             raise SetupError(
                 "Docker Compose does not scale by load: leave --autoscale out and change the number with "
@@ -45,10 +45,10 @@ class DockerCompose:
         return {FILE: render_compose(deployment, Published(address, self.publish_http, self.publish_grpc))}
 
     def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
-        """Start or change the containers, and wait until each of them is healthy.
+        """Start or change the containers, and wait until all of them are healthy.
 
-        The file, and a copy of the file of keys, are kept in $XDG_STATE_HOME/rungpt/docker/NAME (XDG_STATE_HOME's
-        default: ~/.local/state), where the other calls find them.
+        The file and a copy of the key file are kept in $XDG_STATE_HOME/rungpt/docker/NAME (XDG_STATE_HOME's
+        default: ~/.local/state), where the other methods find them.
         """
         files = self.render(deployment)
         check_docker()
@@ -63,11 +63,11 @@ class DockerCompose:
         return self._wait(project, deployment.replicas, tell)
 
     def status(self, name: str) -> Status:
-        """What `docker compose ps` says."""
+        """Return the status from `docker compose ps`."""
         return _status(name, find_project(name).containers())
 
     def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
-        """Lines of `docker compose logs`, each with its container's name before it."""
+        """Yield the lines of `docker compose logs`, each prefixed with its container's name."""
         follows = ["--follow"] if follow else []
         yield from find_project(name).lines("logs", "--no-color", "--tail", str(lines), *follows)
 
@@ -78,7 +78,7 @@ class DockerCompose:
             raise SetupError(
                 f"{name} has its GPUs shared out among its executors: give `rungpt deploy` another --replicas instead"
             )
-        # The other services, and executors that run, are left as they are, whatever the environment says now.
+        # Leave the other services and running executors as they are, even if the environment has changed.
         scale = ("--no-deps", "--no-recreate", "--scale", f"{EXECUTOR}={replicas}", EXECUTOR)
         project.run("up", "--detach", *scale, tell=tell)
 
@@ -90,7 +90,7 @@ class DockerCompose:
             shutil.rmtree(project.file.parent)
 
     def _wait(self, project: Project, replicas: int, tell: Tell) -> Doors:
-        """Until all are healthy. Raises SetupError, with its own words, as soon as one has ended instead."""
+        """Wait until all are healthy. Raises SetupError, with the container's error, as soon as one has ended."""
         deadline = time.monotonic() + self.compose_wait
         told = -1
         while True:
@@ -130,7 +130,7 @@ def _status(name: str, containers: list[dict[str, Any]]) -> Status:
 
 
 def _fails(container: dict[str, Any]) -> bool:
-    """Whether it has ended, or did so before it ever served: Docker starts it again and again."""
+    """Return True if it has ended, or ended before it ever served: Docker restarts it again and again."""
     loads_again = container["Restarts"] > 0 and container["Health"] != "healthy"
     return container["State"] in ("exited", "restarting", "dead") or loads_again
 
@@ -153,7 +153,10 @@ def _state_folder(name: str) -> Path:
 
 
 def _write_files(folder: Path, compose: str, keys: str | None) -> None:
-    """Only this user may enter the folder. The container, as another one, gets the folder of keys by itself."""
+    """Write the files into a folder that only this user may enter.
+
+    The container runs as another user; the folder of keys is mounted into it directly.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     (folder / FILE).write_text(compose, encoding="utf-8")
@@ -163,11 +166,11 @@ def _write_files(folder: Path, compose: str, keys: str | None) -> None:
         fresh = folder / KEYS_FOLDER / ".fresh"
         fresh.write_text(keys, encoding="utf-8")
         fresh.chmod(0o644)
-        fresh.replace(folder / KEYS_FOLDER / KEYS_PATH.name)  # a gateway that runs never reads half of it
+        fresh.replace(folder / KEYS_FOLDER / KEYS_PATH.name)  # a running gateway never reads half of it
 
 
 def _explained(error: SetupError, image: str) -> SetupError:
-    """The error of `up`, or what is behind it most often."""
+    """Return the error of `up`, or a hint at its most frequent cause, a missing image."""
     try:
         docker("image", "inspect", "--format", "{{.Id}}", image)
     except SetupError:

@@ -1,4 +1,4 @@
-"""Owns the `docker` program: starts it, reads what it says, and makes its errors ours."""
+"""Owns the `docker` program: starts it, reads its output, and turns its errors into SetupError."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from run_gpt.errors import SetupError
 
 
 def check_docker() -> None:
-    """Raises SetupError if there is no docker, or none with Docker Compose 2; says nothing of its engine."""
+    """Raise SetupError without docker or without Docker Compose 2; the Docker engine is not checked."""
     if shutil.which("docker") is None:
         raise SetupError("the program docker is not here: install Docker with its Compose plugin, then again")
     try:
@@ -20,7 +20,7 @@ def check_docker() -> None:
 
 
 def docker(*arguments: str, env: Mapping[str, str] | None = None) -> str:
-    """What `docker ARGUMENTS` writes to stdout. Raises SetupError with the last line of its errors."""
+    """Return the stdout of `docker ARGUMENTS`. Raises SetupError with the last line of its errors."""
     command = ("docker", *arguments)
     done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode:
@@ -29,7 +29,7 @@ def docker(*arguments: str, env: Mapping[str, str] | None = None) -> str:
 
 
 def docker_lines(*arguments: str, env: Mapping[str, str] | None = None) -> Iterator[str]:
-    """The lines of `docker ARGUMENTS` as they come, errors among them. Raises SetupError at their end if it failed.
+    """Yield the lines of `docker ARGUMENTS` as they come, errors among them. Raises SetupError at the end if it failed.
 
     Closing the iterator ends the program.
     """
@@ -53,7 +53,7 @@ def docker_lines(*arguments: str, env: Mapping[str, str] | None = None) -> Itera
 
 
 def json_rows(text: str) -> list[dict[str, Any]]:
-    """Rows of `--format json`: one list, or, from `compose ps` since Compose 2.21, an object on each line."""
+    """Parse the rows of `--format json`: one list, or, from `compose ps` since Compose 2.21, an object on each line."""
     if text.lstrip().startswith("["):
         rows: list[dict[str, Any]] = json.loads(text)
         return rows

@@ -1,4 +1,4 @@
-"""Owns the target Jina Cloud: the Flow with its `jcloud` blocks, and which options it can honour."""
+"""Owns the target Jina Cloud: the Flow with its `jcloud` blocks, and the check of options that it cannot support."""
 
 import math
 import os
@@ -34,13 +34,16 @@ INSTANCES = {
     "G3": (math.inf, 24, 2),
     "G4": (math.inf, 56, 4),
 }
-"""Cores (of those with a GPU Jina Cloud does not say), memory in GB, GPUs. The GPU of G1 is shared with others."""
+"""Cores, memory in GB and GPUs by instance. Jina Cloud does not state the cores of those with a GPU.
+
+The GPU of G1 is shared with others.
+"""
 START_SECONDS = 1800
-"""Time that a deployment gets until it serves; a large model is downloaded in it."""
+"""Seconds that a deployment gets until it serves, including the download of a large model."""
 
 _FILE = "flow.yml"
 _KEY = f"${{{{ ENV.{API_KEY_VARIABLE} }}}}"
-"""What stands in the file in the place of the key; jcloud's own command reads it so too."""
+"""Placeholder for the key in the file; jcloud's own command replaces it too."""
 _HEADER = """\
 # RunGPT as a Jina Flow on Jina Cloud, as `rungpt deploy --cloud jina` pushes it.
 # Its images are those of jcloud/Dockerfile.
@@ -53,7 +56,7 @@ _PHASES: dict[str, Phase] = {"Serving": "serving", "Failed": "failed", "Paused":
 
 @dataclass(frozen=True, kw_only=True)
 class JinaCloud:
-    """Deployments on Jina Cloud, by the account that `jcloud login` or $JINA_AUTH_TOKEN names. Raises SetupError."""
+    """Deployments on Jina Cloud, in the account of `jcloud login` or $JINA_AUTH_TOKEN. Raises SetupError."""
 
     instance: str = option("", "Each replica's, such as C5 or G2; default: the least with --cpus, --memory and --gpus.")
     capacity: str = option("spot", "spot, which costs less and may be taken away at any time, or on-demand.")
@@ -65,12 +68,12 @@ class JinaCloud:
             raise SetupError(f"--capacity {self.capacity}: give one of {', '.join(CAPACITIES)}")
 
     def render(self, deployment: Deployment) -> dict[str, str]:
-        """The Flow's YAML, as flow.yml, without the key. Raises SetupError."""
+        """Return the Flow's YAML, as flow.yml, without the key. Raises SetupError."""
         header = _HEADER + (_KEY_HEADER if deployment.server.asks_for_key else "")
         return {_FILE: header + _yaml(self._flow(deployment))}
 
     def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
-        """Push the Flow, or the change of the one with this name, and wait until it serves. Raises SetupError."""
+        """Push the Flow, or update the one with this name, and wait until it serves. Raises SetupError."""
         flow, key = self._flow(deployment), deployment.server.api_key
         if "/" not in deployment.image:
             raise SetupError(
@@ -84,7 +87,7 @@ class JinaCloud:
         return _doors(_client().deploy(deployment.name, _yaml(flow), START_SECONDS, tell))
 
     def status(self, name: str) -> Status:
-        """What Jina Cloud says of it. It does not say how many replicas are ready."""
+        """Return Jina Cloud's status of it, which does not include the number of ready replicas."""
         client = _client()
         answer = client.look(name)
         executors = (answer.get("spec") or {}).get("executors") or [{}]
@@ -97,7 +100,7 @@ class JinaCloud:
         )
 
     def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
-        """The last lines of each container, each with the container's name before it."""
+        """Yield the last lines of each container, each prefixed with the container's name."""
         if follow:
             raise SetupError("Jina Cloud gives the logs as they are, and not those to come: leave out --follow")
         for pod, text in _client().logs(name, EXECUTOR_NAME).items():
@@ -140,7 +143,7 @@ class JinaCloud:
             "protocol": ["grpc", "http"],
             **_traces(deployment),
             "replicas": deployment.gateways,
-            # Its proxy ends what is silent for longer than this; ours ends a request that takes longer.
+            # Jina Cloud's proxy closes connections that are silent longer; our gateway ends requests that take longer.
             "jcloud": {"expose": True, "timeout": math.ceil(server.request_timeout), "resources": resources},
         }
 
@@ -191,7 +194,7 @@ def _check(deployment: Deployment) -> None:
 
 
 def _image(deployment: Deployment, role: str) -> str:
-    """`docker://NAME-ROLE:TAG` for the image NAME:TAG: commands in Jina Cloud's containers say no role."""
+    """Return `docker://NAME-ROLE:TAG` for the image NAME:TAG: commands in Jina Cloud's containers have no role."""
     if "@" in deployment.image:
         raise SetupError(
             f"--image {deployment.image}: on Jina Cloud it stands for two images, NAME-gateway:TAG and "
@@ -202,7 +205,7 @@ def _image(deployment: Deployment, role: str) -> str:
 
 
 def _traces(deployment: Deployment) -> dict[str, Any]:
-    """Jina's options, which each pod gets of its own."""
+    """Return Jina's trace options, which each pod gets separately."""
     endpoint = deployment.server.trace_endpoint
     return {} if endpoint is None else trace_options(endpoint)
 
@@ -212,7 +215,7 @@ def _uses_with(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_flow(env: dict[str, str]) -> dict[str, str]:
-    """Jina Cloud makes the commands' options from the Flow, so that no container needs the whole of it."""
+    """Remove the Flow: Jina Cloud makes the commands' options from it, so that no container needs all of it."""
     return {name: value for name, value in env.items() if name != FLOW_VARIABLE}
 
 
@@ -232,7 +235,7 @@ def _doors(endpoints: list[str]) -> Doors:
 
 
 def _client() -> ModuleType:
-    """`jina_client`. It imports jcloud, which reads the environment then, and warns of a library that it imports."""
+    """Import `jina_client`. It imports jcloud, which then reads the environment and warns about a library."""
     os.environ.update(JCLOUD_NO_PROGRESSBAR="1", JCLOUD_HIDE_SUCCESS_MSG="1", JCLOUD_LOGLEVEL="ERROR")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

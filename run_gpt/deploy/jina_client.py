@@ -1,7 +1,7 @@
-"""Owns jcloud's client of Jina Cloud as we use it: its calls, with our own waits and one line for what goes wrong.
+"""Owns jcloud's client of Jina Cloud as RunGPT uses it: its calls, with our own waits and errors of one line.
 
-Importing it imports jcloud, which reads $JCLOUD_API then. jcloud prints what goes wrong and ends the process, waits up
-to 30 minutes between looks of 5 seconds, and does not check certificates: these three are replaced here.
+Importing it imports jcloud, which reads $JCLOUD_API at that time. jcloud prints errors and ends the process, waits up
+to 30 minutes with a poll every 5 seconds, and does not check certificates: these three are replaced here.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from run_gpt.errors import SetupError
 
 POLL_SECONDS = 2.0
 SETTLE_SECONDS = 10.0
-"""Time that a change gets to begin: until then the phase may be that of before."""
+"""Seconds that a change gets to begin: until then the phase may be the old one."""
 REMOVE_SECONDS = 600
 MOST_MISSED = 5
-"""Looks in a row that may fail before we give up: a wait of minutes outlives a moment without a network."""
+"""Number of successive polls that may fail before we give up: a wait of minutes survives a short network failure."""
 MOST_TEXT = 500
-"""Characters of an answer that are repeated."""
+"""Greatest number of characters of an answer in a message."""
 
 _THERE = "Pending,Starting,Serving,Failed,Updating,Paused"
 _T = TypeVar("_T")
 
 
 class Refused(SetupError):
-    """Jina Cloud answered with an error; `status` is HTTP's."""
+    """Error with which Jina Cloud answered; `status` is the HTTP status."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -41,16 +41,16 @@ class Refused(SetupError):
 
 
 def deploy(name: str, spec: str, seconds: float, tell: Tell) -> list[str]:
-    """Push the Flow, or the change of the one with this name. The endpoints' URLs, once it serves."""
+    """Push the Flow, or update the one with this name. Return the endpoints' URLs once it serves."""
 
     async def run() -> list[str]:
         found = await _find(name)
         failed = [flow for flow in found if phase_of(flow) == "Failed"]
-        await _end(failed, tell)  # it cannot be told from a change that fails
+        await _end(failed, tell)  # a failed Flow looks like a change that fails
         kept = [flow for flow in found if flow not in failed]
         flow = Flow(tell, seconds, spec=spec, flow_id=_only(name, kept)["id"] if kept else None)
         if flow.flow_id is None:
-            await flow.__aenter__()  # jcloud's way to say deploy
+            await flow.__aenter__()  # deploys; jcloud has no other call for it
         else:
             tell(f"changing {flow.flow_id}")
             await flow.validate()
@@ -61,7 +61,7 @@ def deploy(name: str, spec: str, seconds: float, tell: Tell) -> list[str]:
 
 
 def look(name: str) -> dict[str, Any]:
-    """What Jina Cloud tells of the Flow."""
+    """Return Jina Cloud's status of the Flow."""
 
     async def run() -> dict[str, Any]:
         return dict(await Flow(flow_id=_only(name, await _find(name))["id"]).status)
@@ -70,7 +70,7 @@ def look(name: str) -> dict[str, Any]:
 
 
 def logs(name: str, executor: str) -> dict[str, str]:
-    """The output so far of each container, by its name."""
+    """Return the output so far of each container, by the container's name."""
 
     async def run() -> dict[str, str]:
         flow = Flow(flow_id=_only(name, await _find(name))["id"])
@@ -102,18 +102,18 @@ def remove(name: str, tell: Tell) -> None:
 
 
 def phase_of(answer: dict[str, Any]) -> str:
-    """Jina Cloud's name of the phase."""
+    """Return Jina Cloud's name of the phase."""
     return str((answer.get("status") or {}).get("phase") or "")
 
 
 def endpoints_of(answer: dict[str, Any]) -> list[str]:
-    """The URLs of the gateway."""
+    """Return the URLs of the gateway."""
     endpoints = (answer.get("status") or {}).get("endpoints") or {}
     return [url for url in endpoints.values() if isinstance(url, str)]
 
 
 def reasons_of(answer: dict[str, Any]) -> list[str]:
-    """What Jina Cloud says about why it is as it is."""
+    """Return Jina Cloud's reasons for the present phase."""
     status = answer.get("status") or {}
     conditions = [c.get("message") or c.get("reason") for c in status.get("conditions") or [] if isinstance(c, dict)]
     said = [answer.get("error"), status.get("error"), status.get("message"), *conditions]
@@ -121,7 +121,7 @@ def reasons_of(answer: dict[str, Any]) -> list[str]:
 
 
 class Flow(CloudFlow):  # type: ignore[misc]
-    """jcloud's client of one Flow, which raises SetupError. Raises it at once for somebody who is not logged in."""
+    """Client of one Flow, jcloud's with SetupError as its error. Raises it at once when the user is not logged in."""
 
     def __init__(
         self, tell: Tell = lambda line: None, seconds: float = 0, *, spec: str = "", flow_id: str | None = None
@@ -129,18 +129,18 @@ class Flow(CloudFlow):  # type: ignore[misc]
         if not Auth.get_auth_token():
             raise SetupError("you are not logged in at Jina Cloud: run `jcloud login`, or set JINA_AUTH_TOKEN")
         super().__init__(flow_id=flow_id)
-        self.path = "flow.yml"  # a title
+        self.path = "flow.yml"  # only a title
         self.tell, self.seconds, self.spec = tell, seconds, spec
         self.changes = flow_id is not None
 
     async def _get_post_params(self, from_validate: bool = False) -> dict[str, Any]:
-        """The Flow as it is: jcloud would load jina, and make numbers and variables of texts that look like some."""
+        """Send the Flow unchanged: jcloud would load jina, and convert texts that look like numbers or variables."""
         form = aiohttp.FormData()
         form.add_field("spec", io.BytesIO(self.spec.encode()), filename="spec")
         return {"data": form, "params": {}}
 
     async def validate(self) -> dict[str, Any]:
-        """Raises SetupError for what Jina Cloud finds wrong in it."""
+        """Raise SetupError with the errors that Jina Cloud finds in it."""
         answer = dict(await super().validate())
         if answer.get("errors"):
             raise SetupError(f"Jina Cloud refuses the Flow: {'; '.join(map(_line, answer['errors']))}")
@@ -152,7 +152,7 @@ class Flow(CloudFlow):  # type: ignore[misc]
         return answer
 
     async def _fetch_until(self, intermediate: Any, desired: Any = Phase.Serving) -> tuple[list[str], None]:
-        """Waits for the phase; jcloud calls it after everything that it asks for, and keeps the endpoints."""
+        """Wait for the phase; jcloud calls this after each request for a change, and stores the endpoints."""
         answer = await self._wait(str(desired.value), SETTLE_SECONDS if self.changes else 0)
         return endpoints_of(answer), None
 
@@ -194,7 +194,7 @@ class Flow(CloudFlow):  # type: ignore[misc]
 
 
 async def _find(name: str) -> list[dict[str, Any]]:
-    """The Flows of this name or id; an id is a name, a hyphen and what Jina Cloud adds."""
+    """Return the Flows of this name or id; an id is a name, a hyphen and a suffix of Jina Cloud."""
     answer = await Flow().list_all(phase=_THERE, labels="app=rungpt")
     flows = (answer or {}).get("flows") or []
     return [flow for flow in flows if name in (flow["id"], flow["id"].rpartition("-")[0])]
@@ -219,7 +219,7 @@ def _nothing(name: str) -> SetupError:
 
 
 def _run(calls: Coroutine[Any, Any, _T]) -> _T:
-    """Makes the calls; what jcloud prints is not for our output. Raises SetupError."""
+    """Run the calls, and keep jcloud's prints out of our output. Raises SetupError."""
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):
@@ -234,7 +234,7 @@ def _run(calls: Coroutine[Any, Any, _T]) -> _T:
 
 
 def _session() -> aiohttp.ClientSession:
-    """In the place of jcloud's own, which takes any certificate and leaves errors to its caller."""
+    """Replace jcloud's own session, which accepts any certificate and leaves errors to its caller."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(force_close=True),
         timeout=aiohttp.ClientTimeout(total=60, sock_connect=10),

@@ -1,4 +1,4 @@
-"""Owns what a target is: an engine that runs deployments, and what it says of them."""
+"""Owns the interface of a target, a platform that runs deployments and reports their status."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -7,13 +7,13 @@ from typing import Any, Literal, Protocol
 from run_gpt.deploy.deployment import Deployment
 
 Tell = Callable[[str], None]
-"""Gets a line of progress for people."""
+"""Function that takes a line of progress for users."""
 Phase = Literal["starting", "serving", "failed", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Doors:
-    """Where requests go: URLs such as `http://10.0.0.1:52000` and `grpc://10.0.0.1:51000`; None where not known."""
+    """URLs for requests, such as `http://10.0.0.1:52000` and `grpc://10.0.0.1:51000`; None if not known."""
 
     http: str | None = None
     grpc: str | None = None
@@ -21,44 +21,45 @@ class Doors:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What an engine knows of one deployment."""
+    """Status of one deployment, as its platform reports it."""
 
     name: str
     phase: Phase
     ready: int | None = None
-    """Replicas that serve; None where the engine does not tell."""
+    """Number of replicas that serve; None if the platform does not report it."""
     wanted: int | None = None
     doors: Doors = Doors()
     notes: tuple[str, ...] = ()
-    """Lines that say why it is not serving."""
+    """Reasons why it does not serve, one line each."""
 
 
 class Target(Protocol):
-    """One engine. A target is a frozen dataclass; its fields, made by `option`, are options of `rungpt deploy`.
+    """Platform for deployments: a frozen dataclass whose fields, made by `option`, are options of `rungpt deploy`.
 
-    Each call but `render` goes to the engine, and raises SetupError in one line when that refuses or cannot be
-    reached, or when there is no such deployment. What an engine cannot do is a SetupError that says what can be done.
+    Each method except `render` calls the platform, and raises SetupError in one line when the platform refuses or
+    cannot be reached, or when there is no such deployment. If a platform lacks a feature, the SetupError says what to
+    do instead.
     """
 
     def render(self, deployment: Deployment) -> dict[str, str]:
-        """The files that `deploy` hands to the engine, by name; no key is in them. Raises SetupError."""
+        """Return the files that `deploy` gives to the platform, by name; they contain no key. Raises SetupError."""
 
     def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
         """Make or change the deployment, and return when it serves."""
 
     def status(self, name: str) -> Status:
-        """What there is of the deployment now."""
+        """Return the present status of the deployment."""
 
     def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
-        """Its last lines of output, and, if `follow`, those to come."""
+        """Yield the last lines of its output, and, if `follow`, new lines as they come."""
 
     def scale(self, name: str, replicas: int, tell: Tell) -> None:
         """Change the number of executors."""
 
     def remove(self, name: str, tell: Tell) -> None:
-        """End it and delete all that was made for it."""
+        """Stop the deployment and delete everything that was made for it."""
 
 
 def option(default: Any, help: str) -> Any:
-    """A field of a target that the command line offers, as `--its-name`."""
+    """Return a field of a target that the command line offers as `--its-name`."""
     return field(default=default, metadata={"help": help})

@@ -1,4 +1,4 @@
-"""Deployments on AWS: a CloudFormation stack with an ECS cluster, and its life through boto3."""
+"""Deployments on AWS: a CloudFormation stack with an ECS cluster, managed through boto3."""
 
 from run_gpt.deploy.aws.target import AWS
 

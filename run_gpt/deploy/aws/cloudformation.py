@@ -1,4 +1,4 @@
-"""Owns how templates are written: resources, roles, CloudFormation's functions as values, and its YAML as text."""
+"""Owns the building blocks of templates: resources, roles, CloudFormation's functions as values, and the YAML text."""
 
 from typing import Any
 
@@ -9,32 +9,32 @@ Resources = dict[str, dict[str, Any]]
 
 
 def resource(kind: str, properties: dict[str, Any], **attributes: Any) -> dict[str, Any]:
-    """A resource of the kind `AWS::{kind}`; attributes such as `DependsOn` stand beside its properties."""
+    """Return a resource of the kind `AWS::{kind}`; attributes such as `DependsOn` go beside its properties."""
     return {"Type": f"AWS::{kind}", **attributes, "Properties": properties}
 
 
 def ref(name: str) -> dict[str, str]:
-    """What CloudFormation knows the resource or parameter by."""
+    """Return a reference to a resource or parameter."""
     return {"Ref": name}
 
 
 def att(name: str, attribute: str) -> dict[str, list[str]]:
-    """An attribute of a resource."""
+    """Return a reference to an attribute of a resource."""
     return {"Fn::GetAtt": [name, attribute]}
 
 
 def sub(text: str) -> dict[str, str]:
-    """A text in which `${Name}` and `${Name.Attribute}` are replaced."""
+    """Return a text in which CloudFormation replaces `${Name}` and `${Name.Attribute}`."""
     return {"Fn::Sub": text}
 
 
 def tags(name: str) -> list[dict[str, str]]:
-    """The tag by which people find it in the console."""
+    """Return the `Name` tag, which the AWS console shows."""
     return [{"Key": "Name", "Value": name}]
 
 
 def role(service: str, statements: list[dict[str, Any]]) -> dict[str, Any]:
-    """A role of an AWS service, with these statements and no others."""
+    """Return a role of an AWS service, with these statements and no others."""
     trust = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
     policy = {"Version": "2012-10-17", "Statement": statements}
     return resource(
@@ -47,12 +47,12 @@ def role(service: str, statements: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def allow(actions: list[str], on: Any) -> dict[str, Any]:
-    """A statement of a policy."""
+    """Return a policy statement that allows these actions."""
     return {"Effect": "Allow", "Action": actions, "Resource": on}
 
 
 def dump(template: dict[str, Any]) -> str:
-    """The template as YAML, texts of several lines as such."""
+    """Return the template as YAML, with texts of several lines as block scalars."""
     return yaml.dump(template, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 

@@ -1,4 +1,4 @@
-"""Owns the containers in the template: what runs in each role, as which service, with which rights and log."""
+"""Owns the containers in the template: the task, the service, the rights and the log of each role."""
 
 import re
 from pathlib import Path
@@ -19,34 +19,34 @@ from run_gpt.deploy.deployment import (
 )
 
 KEYS_PATH = Path("/dev/shm/rungpt/keys")
-"""Where a gateway has the file of keys: in memory, and on Fargate the one place that its user may write to."""
+"""Path of the key file in a gateway: in memory, and on Fargate the only place where its user may write."""
 LOG_DAYS = 30
 _KEYS_VARIABLE = "RUNGPT_KEYS"
 _ECR = re.compile(r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[\w-]+)\.amazonaws\.com(\.cn)?/(?P<name>[^:@]+)")
 _SECRETS = {API_KEY_VARIABLE: "api_key", _KEYS_VARIABLE: "keys"}
-"""The environment variables of a gateway that come from the secret, and their fields in it."""
+"""Environment variables of a gateway that come from the secret, and their fields in it."""
 
 
 def secret_fields(deployment: Deployment) -> dict[str, str]:
-    """What the secret holds, as text; empty for a deployment without keys. Raises SetupError."""
+    """Return the fields of the secret, as text; empty for a deployment without keys. Raises SetupError."""
     held = {"api_key": deployment.server.api_key, "keys": deployment.keys_file()}
     return {name: text for name, text in held.items() if text is not None}
 
 
 def log_group(name: str, role: str) -> str:
-    """The log group of a deployment's `gateway` or `executor` containers."""
+    """Return the log group of a deployment's `gateway` or `executor` containers."""
     return f"/rungpt/{name}/{role}"
 
 
 def containers(deployment: Deployment, options: Options) -> Resources:
-    """Gateways on Fargate; executors on the cluster's instances, started before them."""
+    """Return the gateways on Fargate and the executors on the cluster's instances; the executors start first."""
     return {
         **_role_of_containers("Gateway", deployment),
         **_role_of_containers("Executor", deployment),
         "GatewayTask": resource("ECS::TaskDefinition", _gateway_task(deployment)),
         "ExecutorTask": resource("ECS::TaskDefinition", _executor_task(deployment)),
         "ExecutorService": resource("ECS::Service", _executor_service(options), DependsOn="ClusterCapacity"),
-        # A stack is complete when its services are: with the model loaded, and then a gateway that finds it.
+        # A stack is complete when its services are: first the model is loaded, then a gateway finds it.
         "GatewayService": resource(
             "ECS::Service",
             _gateway_service(deployment, options),
@@ -56,14 +56,14 @@ def containers(deployment: Deployment, options: Options) -> Resources:
 
 
 def _role_of_containers(kind: str, deployment: Deployment) -> Resources:
-    """The log, and what ECS may do to start such a container. The container itself has no rights at all."""
+    """Return the log group, and the role with which ECS starts such a container. The container itself has no rights."""
     statements = [allow(["logs:CreateLogStream", "logs:PutLogEvents"], att(f"{kind}Logs", "Arn"))]
     if match := _ECR.match(deployment.image):
         repository = "arn:${AWS::Partition}:ecr:{region}:{account}:repository/{name}"
         for part, value in match.groupdict().items():
             repository = repository.replace(f"{{{part}}}", value)
         pull = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
-        statements += [allow(pull, sub(repository)), allow(["ecr:GetAuthorizationToken"], "*")]  # it knows no resources
+        statements += [allow(pull, sub(repository)), allow(["ecr:GetAuthorizationToken"], "*")]  # takes no resources
     if kind == "Gateway" and deployment.server.asks_for_key:
         statements.append(allow(["secretsmanager:GetSecretValue"], ref("KeySecret")))
     log = {"LogGroupName": log_group(deployment.name, kind.lower()), "RetentionInDays": LOG_DAYS}
@@ -74,12 +74,12 @@ def _role_of_containers(kind: str, deployment: Deployment) -> Resources:
 
 
 def _container(kind: str, deployment: Deployment, env: dict[str, str]) -> dict[str, Any]:
-    """What containers of both roles have."""
+    """Return the part of a container definition that both roles share."""
     log = {
         "awslogs-group": ref(f"{kind}Logs"),
         "awslogs-region": ref("AWS::Region"),
         "awslogs-stream-prefix": "rungpt",
-        "mode": "non-blocking",  # a server must not stand still because its log does
+        "mode": "non-blocking",  # a server must not block because its log does
         "max-buffer-size": "25m",
     }
     return {
@@ -97,14 +97,14 @@ def _container(kind: str, deployment: Deployment, env: dict[str, str]) -> dict[s
 
 def _gateway_task(deployment: Deployment) -> dict[str, Any]:
     env = deployment.gateway_env(executor_host(deployment), keys_path=KEYS_PATH)
-    # Fargate mounts no tmpfs, and what it mounts belongs to root.
+    # Fargate mounts no tmpfs, and its volumes belong to root.
     container = _container("Gateway", deployment, env | {"HOME": "/dev/shm", "TMPDIR": "/dev/shm"})
     container["PortMappings"] = [
         {"Name": "grpc", "ContainerPort": GRPC_PORT, "Protocol": "tcp", "AppProtocol": "grpc"},
         {"Name": "http", "ContainerPort": HTTP_PORT, "Protocol": "tcp", "AppProtocol": "http"},
     ]
     if fields := secret_fields(deployment):
-        # Of one version: a changed key is a changed task, and so new gateways.
+        # The version is fixed: a changed key makes a changed task, and so new gateways.
         container["Secrets"] = [
             {"Name": variable, "ValueFrom": sub(f"${{KeySecret}}:{field}::${{KeyVersion}}")}
             for variable, field in _SECRETS.items()
@@ -116,7 +116,10 @@ def _gateway_task(deployment: Deployment) -> dict[str, Any]:
 
 
 def _keys_then_gateway() -> str:
-    """ECS mounts no secret as a file: this makes it from the environment, and then is the gateway."""
+    """Return the command that writes the key file from the environment and then runs the gateway.
+
+    ECS cannot mount a secret as a file.
+    """
     write = f'mkdir -p {KEYS_PATH.parent} && printf %s "${_KEYS_VARIABLE}" > {KEYS_PATH} && unset {_KEYS_VARIABLE}'
     return f"umask 077 && {write} && exec {' '.join(pod_command('gateway'))}"
 
@@ -131,12 +134,12 @@ def _executor_task(deployment: Deployment) -> dict[str, Any]:
         {"ContainerPath": "/tmp", "Size": 1024, "MountOptions": ["exec", "nosuid", "nodev"]}
     ]
     if deployment.gpus > 1 or deployment.server.tensor_parallel > 1:
-        container["LinuxParameters"]["SharedMemorySize"] = 1024  # several processes or GPUs talk through it
+        container["LinuxParameters"]["SharedMemorySize"] = 1024  # several processes or GPUs communicate through it
     if deployment.gpus:
         container["ResourceRequirements"] = [{"Type": "GPU", "Value": str(deployment.gpus)}]
     container["MountPoints"] = [{"SourceVolume": "cache", "ContainerPath": CACHE_PATH, "ReadOnly": False}]
-    # It gets 15 minutes, the longest that one check a minute allows. One that is ended in mid-download goes on with
-    # what lies in the cache.
+    # The executor gets 15 minutes to start, the longest time that one check a minute allows. If it is ended during a
+    # download, the next one continues from the cache.
     container["HealthCheck"] = {
         "Command": ["CMD", "python", "-P", "-m", "run_gpt.flows.healthcheck", "executor"],
         "StartPeriod": 300,
@@ -145,7 +148,7 @@ def _executor_task(deployment: Deployment) -> dict[str, Any]:
         "Timeout": 10,
     }
     task = _task("Executor", container, "EC2", deployment.cpus, deployment.memory_gib)
-    # A volume of Docker's begins with the image's folder and its owner; a path of the machine would belong to root.
+    # A Docker volume starts as the image's folder with its owner; a path of the machine would belong to root.
     shared = {"Scope": "shared", "Autoprovision": True, "Driver": "local"}
     return task | {"Volumes": [{"Name": "cache", "DockerVolumeConfiguration": shared}]}
 
@@ -156,7 +159,7 @@ def _task(kind: str, container: dict[str, Any], where: str, cpus: float, memory_
         "RequiresCompatibilities": [where],
         "NetworkMode": "awsvpc",
         "RuntimePlatform": {"CpuArchitecture": "X86_64", "OperatingSystemFamily": "LINUX"},
-        "Cpu": str(max(128, round(1024 * cpus))),  # the least that ECS knows
+        "Cpu": str(max(128, round(1024 * cpus))),  # the least that ECS accepts
         "Memory": str(round(1024 * memory_gib)),
         "ExecutionRoleArn": att(f"{kind}Start", "Arn"),
         "ContainerDefinitions": [container],
@@ -188,7 +191,10 @@ def _gateway_service(deployment: Deployment, options: Options) -> dict[str, Any]
 
 
 def _service(kind: str, count: Any, options: Options) -> dict[str, Any]:
-    """A rollout starts new containers before it ends old ones, and goes back if the new ones do not live."""
+    """Return a service whose rollout starts new containers before it ends old ones.
+
+    The rollout goes back to the old containers if the new ones fail.
+    """
     return {
         "Cluster": ref("Cluster"),
         "TaskDefinition": ref(f"{kind}Task"),

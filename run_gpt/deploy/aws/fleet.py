@@ -1,4 +1,4 @@
-"""Owns what is asked and told of the instances of a stack besides CloudFormation: why none starts, and their end."""
+"""Owns the calls about a stack's instances that bypass CloudFormation: why none starts, and their release."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -8,11 +8,11 @@ from run_gpt.deploy.aws.session import Refused, Session
 
 LOGICAL_NAME = "Instances"
 RECENT = timedelta(minutes=15)
-"""What failed longer ago says nothing about now; AWS remembers it for weeks."""
+"""Age up to which failed starts are reported; AWS keeps older ones for weeks, and they say nothing about now."""
 
 
 class Fleet:
-    """The Auto Scaling group of one stack, once there is one."""
+    """Auto Scaling group of one stack, once it exists."""
 
     def __init__(self, session: Session, stack: str):
         self._session = session
@@ -21,7 +21,7 @@ class Fleet:
         self._group: str | None = None
 
     def problems(self) -> Iterator[str]:
-        """A line for each start of an instance that failed lately, and was not told before; such as a quota of 0."""
+        """Yield a line for each recent failed start of an instance, such as by a quota of 0, if not yet reported."""
         if self._name() is None:
             return
         activities = self._call("describe_scaling_activities", AutoScalingGroupName=self._group, MaxRecords=10)
@@ -33,7 +33,7 @@ class Fleet:
                 yield f"no instance could be started: {said}"
 
     def release(self) -> None:
-        """Let the instances be ended: CloudFormation waits for ever for a group whose instances are protected."""
+        """Remove the instances' protection: CloudFormation waits for ever for a group whose instances are protected."""
         if self._name() is None:
             return
         groups = self._call("describe_auto_scaling_groups", AutoScalingGroupNames=[self._group])
@@ -52,7 +52,7 @@ class Fleet:
             )
 
     def _name(self) -> str | None:
-        """The group's name, or None as long as there is no group."""
+        """Return the group's name, or None as long as there is no group."""
         if self._group is None:
             try:
                 found = self._session.call(
@@ -69,7 +69,7 @@ class Fleet:
         return self._group
 
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """The answer, or nothing from a group that is gone."""
+        """Return the answer, which is empty if the group is gone."""
         try:
             return self._session.call("autoscaling", operation, **arguments)
         except Refused as refused:

@@ -1,4 +1,4 @@
-"""Owns the secret of a deployment: its keys, which reach AWS in no other way."""
+"""Owns the secret of a deployment, the only way in which its keys reach AWS."""
 
 import json
 
@@ -6,7 +6,7 @@ from run_gpt.deploy.aws.session import Refused, Session
 
 
 def keep(session: Session, name: str, fields: dict[str, str]) -> dict[str, str]:
-    """Have a secret with these fields; the parameters of the template that name it and its version.
+    """Create or update the secret with these fields. Return the template parameters that name it and its version.
 
     An unchanged secret keeps its version, so that no container is replaced because of it.
     """
@@ -30,7 +30,7 @@ def keep(session: Session, name: str, fields: dict[str, str]) -> dict[str, str]:
 
 
 def forget(session: Session, name: str) -> bool:
-    """Delete the secret at once, if there is one. Returns whether there was."""
+    """Delete the secret at once, if there is one. Returns True if there was."""
     try:
         session.call("secretsmanager", "describe_secret", SecretId=_secret(name))
     except Refused as refused:

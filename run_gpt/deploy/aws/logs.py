@@ -10,21 +10,21 @@ from run_gpt.errors import SetupError
 
 ROLES = ("gateway", "executor")
 MOST_CONTAINERS = 20
-"""Of each role, the latest, of which lines are shown."""
+"""Number of containers per role whose lines are shown, the latest ones."""
 PAUSE = 2.0
-"""Seconds between two looks for new lines."""
+"""Seconds between two polls for new lines."""
 _OVERLAP = 30_000
-"""Milliseconds that are looked at again: CloudWatch does not take in lines in their order."""
+"""Milliseconds that each poll reads again: CloudWatch does not ingest lines in order."""
 
 
 def last_lines(session: Session, name: str, lines: int) -> list[str]:
-    """The last lines of each container, in the order of their time. Raises SetupError if there is no such log."""
+    """Return the last lines of each container, in order of time. Raises SetupError if there is no such log."""
     events = [event for role in ROLES for event in _latest(session, log_group(name, role), lines)]
     return [_line(event) for event in sorted(events, key=lambda event: event["timestamp"])]
 
 
 def following(session: Session, name: str) -> Iterator[str]:
-    """Lines that are written from now on, for ever. Raises SetupError when the log is gone."""
+    """Yield the lines that are written from now on, for ever. Raises SetupError when the log is gone."""
     start, seen = _now(), set[str]()
     while True:
         events = [event for role in ROLES for event in _since(session, log_group(name, role), start)]
@@ -66,7 +66,7 @@ def _call(session: Session, operation: str, group: str, **arguments: Any) -> dic
 
 
 def _line(event: dict[str, Any]) -> str:
-    """`[executor 1a2b3c4d] text`; the stream is called prefix/container/task."""
+    """Format an event as `[executor 1a2b3c4d] text`; the name of the stream is prefix/container/task."""
     _, role, task = event["logStreamName"].split("/")
     return f"[{role} {task[:8]}] {event['message'].rstrip()}"
 

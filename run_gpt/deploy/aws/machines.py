@@ -1,4 +1,4 @@
-"""Owns the instances that executors run on: their type, and what of the template makes them come and go."""
+"""Owns the instances that executors run on: their type, and the resources that start and end them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,12 @@ from run_gpt.deploy.deployment import Deployment
 from run_gpt.errors import SetupError
 
 _USABLE = 0.92
-"""Of an instance's memory: the rest is the system's and the agent's of ECS."""
+"""Share of an instance's memory for containers; the system and the ECS agent take the rest."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """An instance type, and what it has."""
+    """Instance type with its CPUs, memory and GPUs."""
 
     name: str
     cpus: int
@@ -24,7 +24,7 @@ class Machine:
     gpus: int = 0
 
     def holds(self, deployment: Deployment) -> bool:
-        """Whether one replica has room on it."""
+        """Return True if one replica fits on it."""
         return (
             self.cpus >= deployment.cpus
             and self.memory_gib * _USABLE >= deployment.memory_gib
@@ -32,7 +32,7 @@ class Machine:
         )
 
 
-# Smallest first. m7i has what the native runner is fastest with, AVX-512 with VNNI; a g6 has L4 GPUs of 22 GiB.
+# Smallest first. m7i has AVX-512 with VNNI, on which the native runner is fastest; a g6 has L4 GPUs of 22 GiB.
 _CPU = tuple(
     Machine(f"m7i.{size}", cpus, 4 * cpus)
     for size, cpus in {"large": 2, "xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32}.items()
@@ -51,7 +51,7 @@ DEFAULTS = (*_CPU, *_GPU)
 
 
 def instance_type(deployment: Deployment, options: Options) -> str:
-    """The type that was chosen, else the smallest default that holds a replica. Raises SetupError if none does."""
+    """Return the chosen type, else the smallest default that holds a replica. Raises SetupError if none does."""
     if options.instance_type is not None:
         return options.instance_type
     for machine in _GPU if deployment.gpus else _CPU:
@@ -63,13 +63,13 @@ def instance_type(deployment: Deployment, options: Options) -> str:
 
 
 def needs(deployment: Deployment) -> str:
-    """What a replica takes, in words."""
+    """Describe the resources of a replica, in words."""
     gpus = f" and {deployment.gpus} GPUs" if deployment.gpus else ""
     return f"{deployment.cpus:g} CPUs, {deployment.memory_gib:g} GiB{gpus} for a replica"
 
 
 def check_instance_type(session: Session, name: str, deployment: Deployment) -> None:
-    """Raises SetupError if there is no such type in the region, or a replica would wait for ever for room on it."""
+    """Raise SetupError if the region has no such type, or if a replica does not fit on it and would wait for ever."""
     try:
         found = session.call("ec2", "describe_instance_types", InstanceTypes=[name])["InstanceTypes"][0]
     except Refused as refused:
@@ -90,17 +90,17 @@ def check_instance_type(session: Session, name: str, deployment: Deployment) -> 
 
 
 def machines(deployment: Deployment, options: Options) -> Resources:
-    """The cluster, and instances as many as its tasks need: none without a task."""
+    """Return the cluster with as many instances as its tasks need: none without a task."""
     group = {
         "MinSize": "0",
-        # A rollout has each replica twice for a while.
+        # During a rollout each replica exists twice.
         "MaxSize": str(2 * MOST_REPLICAS),
         "VPCZoneIdentifier": subnets(options),
         "LaunchTemplate": {
             "LaunchTemplateId": ref("InstanceTemplate"),
             "Version": att("InstanceTemplate", "LatestVersionNumber"),
         },
-        # So that only instances without a task are ended. `rungpt deploy remove` takes it away.
+        # So that only instances without a task are ended. `rungpt deploy remove` removes the protection.
         "NewInstancesProtectedFromScaleIn": True,
         "Tags": [{**tag, "PropagateAtLaunch": True} for tag in tags(deployment.name)],
     }
@@ -127,12 +127,12 @@ def machines(deployment: Deployment, options: Options) -> Resources:
 
 
 def _after_routes(options: Options) -> dict[str, Any]:
-    """An instance that starts before it reaches the internet never joins the cluster."""
+    """Make instances wait for the routes: one that starts without internet access never joins the cluster."""
     return {} if options.vpc else {"DependsOn": ["PrivateRoute", "PrivateSubnet0Routes", "PrivateSubnet1Routes"]}
 
 
 def image_parameter(deployment: Deployment) -> dict[str, Any]:
-    """The template's parameter for the machine image: the newest that AWS recommends for ECS."""
+    """Return the template's parameter for the machine image: the newest that AWS recommends for ECS."""
     kind = "amazon-linux-2023/gpu" if deployment.gpus else "amazon-linux-2023"
     return {
         "Type": "AWS::SSM::Parameter::Value<AWS::EC2::Image::Id>",
@@ -157,7 +157,7 @@ def _launch(deployment: Deployment, options: Options) -> dict[str, Any]:
 
 
 def _instance_role() -> dict[str, Any]:
-    """What the agent of ECS on an instance does, for this cluster only; images and logs are the tasks' roles'."""
+    """Return the role of an instance's ECS agent, for this cluster only; the tasks' roles cover images and logs."""
     cluster = att("Cluster", "Arn")
     instances = sub("arn:${AWS::Partition}:ecs:${AWS::Region}:${AWS::AccountId}:container-instance/${Cluster}/*")
     return role(
@@ -169,6 +169,6 @@ def _instance_role() -> dict[str, Any]:
                 cluster,
             ),
             allow(["ecs:Poll", "ecs:StartTelemetrySession", "ecs:UpdateContainerInstancesState"], instances),
-            allow(["ecs:DiscoverPollEndpoint"], "*"),  # it knows no resources
+            allow(["ecs:DiscoverPollEndpoint"], "*"),  # takes no resources
         ],
     )

@@ -1,4 +1,4 @@
-"""Owns the network in the template: the VPC, who may speak to whom, the executors' name, and the load balancer."""
+"""Owns the network in the template: the VPC, the security groups, the executors' DNS name, and the load balancer."""
 
 import math
 from typing import Any
@@ -9,37 +9,37 @@ from run_gpt.deploy.aws.options import Options
 from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, Deployment
 
 DNS_SECONDS = 5
-"""How long an answer of the DNS is kept: so old may the gateway's list of executors be."""
+"""Time to live of DNS answers, in seconds: the greatest age of a gateway's list of executors."""
 _EXECUTORS = "executors"
 _LEAST_IDLE, _MOST_IDLE = 60, 6000
-"""What the load balancer takes as the seconds that a connection may be silent."""
+"""Bounds of the load balancer's idle timeout for connections, in seconds."""
 
 
 def executor_host(deployment: Deployment) -> str:
-    """The DNS name of the executors, an address for each."""
+    """Return the executors' DNS name, which has an address for each."""
     return f"{_EXECUTORS}.{deployment.name}.internal"
 
 
 def vpc(options: Options) -> Any:
-    """The VPC's id."""
+    """Return the VPC's id."""
     return options.vpc or ref("Vpc")
 
 
 def subnets(options: Options) -> list[Any]:
-    """The ids of the subnets that containers and instances are in."""
+    """Return the ids of the subnets for containers and instances."""
     return list(options.subnets.split(",")) if options.subnets else [ref("PrivateSubnet0"), ref("PrivateSubnet1")]
 
 
 def network(deployment: Deployment, options: Options) -> Resources:
-    """All of the network."""
+    """Return all resources of the network."""
     own = {} if options.vpc else own_vpc(deployment.name)
     return own | security_groups(options) | discovery(deployment, options) | load_balancer(deployment, options)
 
 
 def own_vpc(name: str) -> Resources:
-    """Two public subnets for the load balancer; two private ones, which reach the internet through a NAT gateway.
+    """Return two public subnets for the load balancer, and two private ones with internet access through a NAT gateway.
 
-    A task with an address of its own gets no public one on EC2: without the NAT it could fetch neither image nor model.
+    A task on EC2 with an address of its own gets no public one: without the NAT it could fetch neither image nor model.
     """
     made: Resources = {
         "Vpc": resource(
@@ -74,7 +74,7 @@ def own_vpc(name: str) -> Resources:
             "EC2::Route",
             {"RouteTableId": ref("PrivateRoutes"), "DestinationCidrBlock": "0.0.0.0/0", "NatGatewayId": ref("Nat")},
         ),
-        # Costs nothing, and layers of images come this way instead of through the NAT.
+        # Free of charge; image layers come this way instead of through the NAT.
         "S3Endpoint": resource(
             "EC2::VPCEndpoint",
             {
@@ -107,7 +107,11 @@ def _subnet(kind: str, zone: int, block: str, name: str) -> Resources:
 
 
 def security_groups(options: Options) -> Resources:
-    """Clients reach the load balancer, it the gateways, they the executors; nobody reaches the instances."""
+    """Return the security groups of the load balancer, the gateways, the executors and the instances.
+
+    Clients reach the load balancer, which reaches the gateways, which reach the executors. Nothing reaches the
+    instances.
+    """
     doors = (GRPC_PORT, HTTP_PORT)
     balancer = {"SourceSecurityGroupId": ref("LoadBalancerSecurity")}
     gateways = {"SourceSecurityGroupId": ref("GatewaySecurity")}
@@ -135,7 +139,10 @@ def _security_group(options: Options, who: str, rules: list[dict[str, Any]]) -> 
 
 
 def discovery(deployment: Deployment, options: Options) -> Resources:
-    """The executors' name in a private zone. Without health checks of its own: the gateways' pool asks each address."""
+    """Return the executors' name in a private DNS zone.
+
+    It has no health checks: the gateways' pool checks each address.
+    """
     namespace = {"Name": executor_host(deployment).removeprefix(f"{_EXECUTORS}."), "Vpc": vpc(options)}
     service = {
         "Name": _EXECUTORS,
@@ -149,7 +156,7 @@ def discovery(deployment: Deployment, options: Options) -> Resources:
 
 
 def load_balancer(deployment: Deployment, options: Options) -> Resources:
-    """A network load balancer: one that speaks HTTP would carry gRPC with a certificate only."""
+    """Return a network load balancer: an HTTP one would carry gRPC with a certificate only."""
     if options.internal:
         where = subnets(options)
     elif options.public_subnets:
@@ -163,7 +170,7 @@ def load_balancer(deployment: Deployment, options: Options) -> Resources:
             "Scheme": "internal" if options.internal else "internet-facing",
             "Subnets": where,
             "SecurityGroups": [ref("LoadBalancerSecurity")],
-            # A gateway in one zone serves the clients of each.
+            # A gateway in one zone serves clients of all zones.
             "LoadBalancerAttributes": [{"Key": "load_balancing.cross_zone.enabled", "Value": "true"}],
             "Tags": tags(deployment.name),
         },
@@ -178,9 +185,9 @@ def load_balancer(deployment: Deployment, options: Options) -> Resources:
 
 
 def _door(name: str, port: int, deployment: Deployment, options: Options) -> Resources:
-    """A listener and its targets. They are healthy while they live, `/health`.
+    """Return a listener and its targets. The targets' health check is `/health`.
 
-    By `/ready` ECS would end and replace gateways because a model is loading.
+    With `/ready`, ECS would end and replace gateways while a model is loading.
     """
     targets = {
         "VpcId": vpc(options),
@@ -208,7 +215,7 @@ def _door(name: str, port: int, deployment: Deployment, options: Options) -> Res
             "AlpnPolicy": ["HTTP2Only" if port == GRPC_PORT else "HTTP1Only"],
         }
     else:
-        # A whole answer is silent until it is there.
+        # A request without streaming sends nothing until its answer is complete.
         idle = min(_MOST_IDLE, max(_LEAST_IDLE, math.ceil(deployment.server.request_timeout) + 10))
         listener |= {
             "Protocol": "TCP",

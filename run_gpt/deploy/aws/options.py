@@ -1,4 +1,4 @@
-"""Owns what can be chosen of a deployment on AWS, and what AWS could not run."""
+"""Owns the options of a deployment on AWS, and the checks for deployments that AWS could not run."""
 
 import ipaddress
 import re
@@ -9,9 +9,9 @@ from run_gpt.deploy.target import option
 from run_gpt.errors import SetupError
 
 MOST_REPLICAS = 8
-"""Cloud Map's DNS answers with at most eight addresses, whatever there are."""
+"""Greatest number of replicas: Cloud Map's DNS answers with at most eight addresses."""
 MOST_STOP_SECONDS = 120
-"""The longest time that ECS gives a container on Fargate from its SIGTERM to its SIGKILL."""
+"""Longest time, in seconds, that ECS gives a container on Fargate from SIGTERM to SIGKILL."""
 EVERYWHERE = "0.0.0.0/0"
 
 _ID = "-([0-9a-f]{8}|[0-9a-f]{17})"
@@ -28,7 +28,7 @@ _FORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of `rungpt deploy --cloud aws`."""
+    """Options of `rungpt deploy --cloud aws`."""
 
     region: str | None = option(None, "Region; default: that of the AWS configuration.")
     instance_type: str | None = option(
@@ -44,7 +44,7 @@ class Options:
     domain: str | None = option(None, "The name that the certificate is for.")
 
     def check(self, deployment: Deployment) -> None:
-        """Raises SetupError for what AWS would refuse, or run in vain, minutes later."""
+        """Raise SetupError for options that AWS would refuse, or that would fail minutes later."""
         self._check_forms()
         self._check_together()
         where = "the VPC" if self.internal else "the load balancer"
@@ -76,11 +76,11 @@ class Options:
 
     @property
     def networks(self) -> list[str]:
-        """The networks of `allow_from`."""
+        """Networks of `allow_from`."""
         return self.allow_from.split(",")
 
     def disk(self, deployment: Deployment) -> int:
-        """GiB of each instance's disk: its system, the image, and models with what is converted of them."""
+        """Return the GiB of each instance's disk, for its system, the image, and the models with their conversions."""
         return self.disk_gib or 50 + 2 * round(deployment.memory_gib)
 
 
@@ -106,7 +106,7 @@ def _check_size(deployment: Deployment) -> None:
 
 
 def check_pullable(deployment: Deployment) -> None:
-    """Raises SetupError for an image that lies on this machine only; a template with it can be looked at."""
+    """Raise SetupError for an image that is on this machine only. `render` accepts such an image."""
     if "/" not in deployment.image:
         raise SetupError(
             f"--image {deployment.image}: AWS finds no such image; push it to a registry (docs/deploy/aws.md says how) "

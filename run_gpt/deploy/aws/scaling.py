@@ -1,4 +1,4 @@
-"""Owns the number of replicas by load in the template: from the gateways' log to the service's count."""
+"""Owns autoscaling by load in the template: from the gateways' log to the service's number of replicas."""
 
 from dataclasses import replace
 
@@ -6,22 +6,22 @@ from run_gpt.deploy.aws.cloudformation import Resources, ref, resource, sub
 from run_gpt.deploy.deployment import Deployment
 
 LOG_SECONDS = 10.0
-"""Between two lines of a gateway with its load; CloudWatch makes one value a minute of them."""
+"""Seconds between two log lines of a gateway with its load; CloudWatch makes one value a minute from them."""
 _METRIC = "InFlightPerReplica"
 
 
 def telling_load(deployment: Deployment) -> Deployment:
-    """The deployment, with gateways that log their load if it scales by it."""
+    """Return the deployment; its gateways log their load if it scales by load."""
     if deployment.autoscale is None or deployment.server.log_load is not None:
         return deployment
     return replace(deployment, server=replace(deployment.server, log_load=LOG_SECONDS))
 
 
 def scaling(deployment: Deployment) -> Resources:
-    """Nothing for a deployment of a fixed size.
+    """Return the resources for autoscaling; none for a deployment of a fixed size.
 
-    Each gateway logs its own requests in flight by replicas; the requests of all by replicas are the average over the
-    gateways, times their number. So the target of the average is a gateway's share.
+    Each gateway logs its own requests in flight per replica. The requests of all gateways per replica are the average
+    over the gateways, times their number. So the target of the average is one gateway's share.
     """
     if (autoscale := deployment.autoscale) is None:
         return {}

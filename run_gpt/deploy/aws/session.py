@@ -1,11 +1,11 @@
-"""Owns the calls to AWS: boto3's clients, and each way in which a call can fail, as one line."""
+"""Owns the calls to AWS: boto3's clients, and a one-line error for each way in which a call can fail."""
 
 from typing import Any
 
 from run_gpt.errors import SetupError
 
 ATTEMPTS = 5
-"""Of a call that AWS does not answer, or says it has too many of."""
+"""Greatest number of attempts of a call that AWS does not answer or throttles."""
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
 _UNKNOWN = ("InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "AuthFailure")
 _FORBIDDEN = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "UnauthorizedException")
@@ -13,7 +13,7 @@ _NO_CREDENTIALS = "no credentials for AWS: run `aws configure` or `aws sso login
 
 
 class Refused(SetupError):
-    """AWS answered a call with an error; `code` is AWS's own."""
+    """Error with which AWS answered a call; `code` is AWS's own."""
 
     def __init__(self, message: str, code: str, said: str):
         super().__init__(message)
@@ -22,7 +22,7 @@ class Refused(SetupError):
 
 
 class Session:
-    """One account and region. Raises SetupError without boto3, a region, or a profile of that name."""
+    """Session in one account and region. Raises SetupError without boto3, a region, or a profile of that name."""
 
     def __init__(self, region: str | None):
         try:
@@ -41,7 +41,7 @@ class Session:
         self._clients: dict[str, Any] = {}
 
     def call(self, service: str, operation: str, **arguments: Any) -> dict[str, Any]:
-        """The answer of a call, such as `call("ecs", "list_tasks", cluster=...)`. Raises SetupError, Refused."""
+        """Return the answer of a call, such as `call("ecs", "list_tasks", cluster=...)`. Raises SetupError, Refused."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:

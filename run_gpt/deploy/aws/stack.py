@@ -1,4 +1,4 @@
-"""Owns the life of a deployment's CloudFormation stack: made, changed, deleted, and waited for."""
+"""Owns a deployment's CloudFormation stack: creates, changes and deletes it, and waits for the end of each."""
 
 import time
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ from run_gpt.deploy.target import Tell
 from run_gpt.errors import SetupError
 
 TAG = "rungpt"
-"""Marks the stacks that are ours; its value is the deployment's name."""
+"""Tag that marks RunGPT's stacks; its value is the deployment's name."""
 PAUSE = 5.0
-"""Seconds between two looks at a stack."""
+"""Seconds between two polls of a stack."""
 MOST_BYTES = 51_200
-"""Of a template that is sent with the call."""
+"""Size limit of a template that is sent with the call, in bytes."""
 LAST_LINES = 10
 
 _REMOVED = "DELETE_COMPLETE"
 _GONE_WRONG = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED")
-"""States of which a stack does not come back: it can only be deleted."""
+"""States from which a stack does not recover: it can only be deleted."""
 
 
 class Stack:
-    """The stack of one deployment."""
+    """Stack of one deployment."""
 
     def __init__(self, session: Session, name: str, tell: Tell = lambda line: None):
         self.session = session
@@ -32,7 +32,7 @@ class Stack:
         self._tell = tell
 
     def find(self, which: str | None = None) -> dict[str, Any] | None:
-        """What CloudFormation says of it, or None if there is none. Raises SetupError if it is somebody else's."""
+        """Return CloudFormation's description of it; None if there is none. Raises SetupError if it is not RunGPT's."""
         try:
             found = self.session.call("cloudformation", "describe_stacks", StackName=which or self.name)["Stacks"][0]
         except Refused as refused:
@@ -44,13 +44,13 @@ class Stack:
         return dict(found)
 
     def get(self) -> dict[str, Any]:
-        """What CloudFormation says of it. Raises SetupError if there is none."""
+        """Return CloudFormation's description of it. Raises SetupError if there is none."""
         if (found := self.find()) is None:
             raise SetupError(f"there is no deployment {self.name} in {self.session.region}: see --region")
         return found
 
     def put(self, template: str, parameters: dict[str, str]) -> None:
-        """Create it, or make it what the template says; returns when it serves. Raises SetupError."""
+        """Create it, or update it to the template; returns when it serves. Raises SetupError."""
         if len(template.encode()) > MOST_BYTES:
             raise SetupError(f"the template has more than the {MOST_BYTES} bytes that AWS takes: name fewer adapters")
         found = self.find()
@@ -62,7 +62,7 @@ class Stack:
         self._start(found, TemplateBody=template, Parameters=given)
 
     def change(self, **parameters: str) -> None:
-        """Give it other parameters and leave all else as it is. Raises SetupError."""
+        """Update the given parameters and leave everything else as it is. Raises SetupError."""
         found = self.get()
         kept = [name["ParameterKey"] for name in found["Parameters"] if name["ParameterKey"] not in parameters]
         given: list[dict[str, Any]] = [{"ParameterKey": name, "UsePreviousValue": True} for name in kept]
@@ -70,7 +70,7 @@ class Stack:
         self._start(found, UsePreviousTemplate=True, Parameters=given)
 
     def delete(self) -> None:
-        """Delete it and all that it made, and wait for that. Raises SetupError."""
+        """Delete it with all its resources, and wait until that is done. Raises SetupError."""
         found = self.get()
         seen = self._seen(found["StackId"])
         self.session.call("cloudformation", "delete_stack", StackName=found["StackId"])
@@ -98,9 +98,9 @@ class Stack:
         self._wait(found["StackId"], seen, ending=("UPDATE_COMPLETE",))
 
     def _wait(self, stack: str, seen: set[str], ending: tuple[str, ...]) -> None:
-        """Tell each event from now on, until the stack is in its final state. Raises SetupError for another than this.
+        """Report each new event until the stack is in a final state. Raises SetupError if that is not in `ending`.
 
-        What keeps instances from starting is told too: CloudFormation only waits for them, for hours.
+        Failed starts of instances are reported too: CloudFormation itself only waits for them, for hours.
         """
         failure, fleet = "", Fleet(self.session, stack)
         while True:
@@ -120,7 +120,7 @@ class Stack:
             raise SetupError(f"{failure or f'the stack {self.name} ended as {status}'}; {_what_now(status, self.name)}")
 
     def _events(self, stack: str, seen: set[str]) -> Iterator[dict[str, Any]]:
-        """Events that were not seen before, oldest first; they are seen then."""
+        """Yield the events that are not in `seen`, oldest first, and add them to it."""
         new: list[dict[str, Any]] = []
         more: dict[str, str] = {}
         while True:
@@ -139,9 +139,9 @@ class Stack:
         return seen
 
     def _failure(self, event: dict[str, Any]) -> str:
-        """The line for an event that says what failed, or an empty text. A service's last words are told at once.
+        """Return the line for an event that says what failed, or an empty text.
 
-        The logs are deleted with the rest.
+        The last log lines of a failed service are reported at once: the logs are deleted with the stack.
         """
         reason = event.get("ResourceStatusReason", "")
         if not event["ResourceStatus"].endswith("_FAILED") or "cancelled" in reason:
@@ -161,7 +161,7 @@ class Stack:
 
     def _tell_event(self, event: dict[str, Any]) -> None:
         status, reason = event["ResourceStatus"], event.get("ResourceStatusReason", "")
-        # Loading a model takes minutes: people should see that this is what is waited for.
+        # Loading a model takes minutes: users should see that this is the reason for the wait.
         if status.endswith("_IN_PROGRESS") and (event["ResourceType"] != "AWS::ECS::Service" or reason):
             return
         what = status.replace("_", " ").lower()

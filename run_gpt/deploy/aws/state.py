@@ -1,4 +1,4 @@
-"""Owns what ECS says of a deployment's services, as a phase and numbers."""
+"""Owns the state of a deployment's services on ECS, as a phase and numbers."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from run_gpt.deploy.aws.session import Session
 from run_gpt.deploy.target import Phase, Status
 
 _EVENTS = 2
-"""Of each service, the latest, while it does not serve."""
+"""Number of latest events of each service that are shown while it does not serve."""
 
 
 def status_of(session: Session, stack_status: str, outputs: dict[str, str]) -> Status:
-    """What serves of a stack in this state with these outputs; it has none before it was complete once."""
+    """Return the status of a stack in this state with these outputs; it has no outputs until it was complete once."""
     if stack_status.startswith("DELETE") or "Cluster" not in outputs:
         return Status(name="", phase=_unserved(stack_status))
     services = _services(session, outputs)
@@ -24,7 +24,7 @@ def status_of(session: Session, stack_status: str, outputs: dict[str, str]) -> S
 
 
 def replicas_of(session: Session, outputs: dict[str, str]) -> int:
-    """Executors that ECS wants now."""
+    """Return the number of executors that ECS wants now."""
     return int(_services(session, outputs)[outputs["ExecutorService"]]["desiredCount"])
 
 
@@ -41,7 +41,7 @@ def _services(session: Session, outputs: dict[str, str]) -> dict[str, dict[str, 
 
 
 def _healthy(session: Session, outputs: dict[str, str]) -> int:
-    """Executors whose model is loaded: a task is RUNNING long before."""
+    """Return the number of executors whose model is loaded: a task is RUNNING long before that."""
     cluster = outputs["Cluster"]
     tasks = session.call("ecs", "list_tasks", cluster=cluster, serviceName=outputs["ExecutorService"])["taskArns"]
     if not tasks:

@@ -22,10 +22,10 @@ TEMPLATE = "cloudformation.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class AWS(Options):
-    """Deployments in one account and region, each a stack of its name."""
+    """Deployments in one account and region, each a stack of the same name."""
 
     def render(self, deployment: Deployment) -> dict[str, str]:
-        """The template. Raises SetupError for what AWS could not run."""
+        """Return the template. Raises SetupError for a deployment that AWS could not run."""
         self.check(deployment)
         return {TEMPLATE: template(deployment, self)}
 
@@ -56,7 +56,7 @@ class AWS(Options):
         return _doors(outputs)
 
     def status(self, name: str) -> Status:
-        """The stack's state, its services' tasks, and what keeps it from serving."""
+        """Return the stack's state, its services' tasks, and the reasons why it does not serve."""
         session = Session(self.region)
         found = Stack(session, name).get()
         outputs = _outputs(found)
@@ -69,14 +69,14 @@ class AWS(Options):
         )
 
     def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
-        """Lines of both log groups, each with its container before it."""
+        """Yield the lines of both log groups, each prefixed with its container."""
         session = Session(self.region)
         yield from logs.last_lines(session, name, lines)
         if follow:
             yield from logs.following(session, name)
 
     def scale(self, name: str, replicas: int, tell: Tell) -> None:
-        """Update the stack's parameter. Refused where load decides: `deploy` with another --autoscale changes that."""
+        """Update the stack's parameter. Raises SetupError with autoscaling, which another `deploy` changes."""
         stack = Stack(Session(self.region), name, tell)
         if bounds := _outputs(stack.get()).get("Autoscale"):
             raise SetupError(f"{name} scales by load ({bounds}): deploy it with another --autoscale, or without")
@@ -94,11 +94,11 @@ class AWS(Options):
         if keys.forget(session, name):
             tell("the secret with the keys is deleted")
         elif not there:
-            stack.get()  # says that there is no such deployment
+            stack.get()  # raises: there is no such deployment
 
 
 def _first_replicas(stack: Stack, deployment: Deployment) -> int:
-    """As many as were asked for; where load decides, as many as there are, so that an update does not undo it."""
+    """Return the requested number of replicas; with autoscaling the present one, so that an update keeps it."""
     found = stack.find()
     if deployment.autoscale is None or found is None or "ExecutorService" not in _outputs(found):
         return deployment.replicas

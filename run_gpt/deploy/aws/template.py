@@ -22,7 +22,7 @@ _FIELDS = {"api_key": '"api_key": "the key"', "keys": '"keys": "the text of the 
 
 
 def template(deployment: Deployment, options: Options) -> str:
-    """The CloudFormation template of a checked deployment, as YAML."""
+    """Return the CloudFormation template of a checked deployment, as YAML."""
     deployment = telling_load(deployment)
     header = _HEADER.format(name=deployment.name)
     if deployment.server.asks_for_key:
@@ -45,7 +45,7 @@ def template(deployment: Deployment, options: Options) -> str:
 
 
 def parameters(deployment: Deployment) -> dict[str, Any]:
-    """What may change without a new template."""
+    """Return the template's parameters, which may change without a new template."""
     made: dict[str, Any] = {
         "Replicas": {
             "Type": "Number",
@@ -63,7 +63,7 @@ def parameters(deployment: Deployment) -> dict[str, Any]:
 
 
 def outputs(deployment: Deployment, options: Options) -> dict[str, Any]:
-    """Where requests go, and what `rungpt deploy` needs to know again."""
+    """Return the template's outputs: the URLs for requests, and the names that `rungpt deploy` needs later."""
     told: dict[str, Any] = {
         "Http": _url("http", HTTP_PORT, options),
         "Grpc": _url("grpc", GRPC_PORT, options),
@@ -79,6 +79,6 @@ def outputs(deployment: Deployment, options: Options) -> dict[str, Any]:
 
 
 def _url(scheme: str, port: int, options: Options) -> Any:
-    if options.domain is not None:  # there is a certificate for it, then
+    if options.domain is not None:  # then there is a certificate for it
         return f"{scheme}s://{options.domain}:{port}"
     return sub(f"{scheme}://${{LoadBalancer.DNSName}}:{port}")

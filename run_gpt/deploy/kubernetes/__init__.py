@@ -1,4 +1,4 @@
-"""A deployment on Kubernetes: its manifests, and the cluster that they go to."""
+"""Deployments on Kubernetes: their manifests, and the calls to the cluster."""
 
 from run_gpt.deploy.kubernetes.target import Kubernetes
 

@@ -1,4 +1,4 @@
-"""Owns the calls to a cluster's API, through the official client, and what is said when one fails."""
+"""Owns the calls to a cluster's API through the official client, and the message when one fails."""
 
 import json
 import os
@@ -23,9 +23,9 @@ KINDS: dict[str, tuple[str, str]] = {
     "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
     "Pod": ("api/v1", "pods"),
 }
-"""Where each kind of object lies, in the order in which a deployment's are deleted."""
+"""API path and plural name of each kind of object, in the order in which a deployment's objects are deleted."""
 MADE = tuple(kind for kind in KINDS if kind not in ("PersistentVolumeClaim", "Pod"))
-"""Those that we make ourselves."""
+"""Kinds that RunGPT creates itself."""
 
 _MANAGER = "rungpt"
 _CONNECT_SECONDS, _READ_SECONDS = 5, 30
@@ -33,15 +33,15 @@ _NO_CLIENT = "the Kubernetes client is not installed: pip install 'rungpt[kubern
 
 
 class Unreachable(SetupError):
-    """The cluster does not answer, which may pass."""
+    """Error of a cluster that does not answer, possibly for a moment only."""
 
 
 class _NotThere(SetupError):
-    """What was asked for is not in the cluster, or its kind is not known there."""
+    """Error for an object that is not in the cluster, or whose kind the cluster does not know."""
 
 
 class Cluster:
-    """One namespace of a cluster. Each call raises SetupError in one line when that refuses or is not there."""
+    """One namespace of a cluster. Calls raise SetupError in one line when the cluster refuses or is unreachable."""
 
     def __init__(self, namespace: str, context: str = ""):
         self.namespace = namespace
@@ -49,21 +49,21 @@ class Cluster:
         self.host: str = self._client.configuration.host
 
     def has(self, group: str) -> bool:
-        """Whether the cluster knows a group of kinds, such as `keda.sh/v1alpha1`."""
+        """Return True if the cluster knows a group of kinds, such as `keda.sh/v1alpha1`."""
         return self._call("GET", f"/apis/{group}", missing_ok=True) is not None
 
     def get(self, kind: str, name: str) -> Object | None:
-        """One object; None if there is none."""
+        """Return one object; None if there is none."""
         return self._call("GET", self._path(kind, name), missing_ok=True)
 
     def find(self, kind: str, labels: dict[str, str]) -> list[Object]:
-        """The objects with these labels; none where the cluster does not know the kind."""
+        """Return the objects with these labels; none if the cluster does not know the kind."""
         query = {"labelSelector": ",".join(f"{name}={value}" for name, value in labels.items())}
         found = self._call("GET", self._path(kind), query, missing_ok=True)
         return [] if found is None else [item | {"kind": kind} for item in found["items"]]
 
     def apply(self, body: Object) -> Object:
-        """Make an object, or change it to be so, whoever set what it says now. It returns what is there then."""
+        """Create the object, or update it even if another manager set its fields. Returns it as the cluster has it."""
         path = self._path(body["kind"], body["metadata"]["name"])
         query = {"fieldManager": _MANAGER, "force": "true", "fieldValidation": "Strict"}
         found = self._call("PATCH", path, query, body, "application/apply-patch+yaml")
@@ -76,12 +76,12 @@ class Cluster:
         self._call("PATCH", path, {"fieldManager": _MANAGER}, body, "application/merge-patch+json")
 
     def delete(self, kind: str, name: str) -> None:
-        """Delete an object, and then in the background what belongs to it; it may be gone already."""
+        """Delete an object, and then in the background its dependents; it may be gone already."""
         body = {"propagationPolicy": "Background"}
         self._call("DELETE", self._path(kind, name), {}, body, missing_ok=True)
 
     def log(self, pod: str, *, lines: int, follow: bool) -> Iterator[str]:
-        """The last lines of a pod's output, and, if `follow`, those to come until it ends."""
+        """Yield the last lines of a pod's output, and, if `follow`, new lines until it ends."""
         query = {"tailLines": str(lines)} | ({"follow": "true"} if follow else {})
         timeout = (_CONNECT_SECONDS, None if follow else _READ_SECONDS)
         with (
@@ -155,7 +155,7 @@ def _client(context: str) -> Any:
         raise SetupError(
             f"the kubeconfig {file} cannot be used: {said}; `kubectl config get-contexts` shows it"
         ) from error
-    configuration.retries = False  # it would log each; whoever can wait asks again
+    configuration.retries = False  # it would log each retry; callers that can wait retry themselves
     return ApiClient(configuration)
 
 
@@ -169,7 +169,7 @@ def _translated(host: str) -> Iterator[None]:
     except ApiException as error:
         raise _refusal(host, error.status, _message(error)) from error
     except HTTPError as error:
-        # To urllib3 a connection that is refused is one that timed out.
+        # urllib3 reports a refused connection as a timeout too.
         late = isinstance(error, TimeoutError) and not isinstance(error, NewConnectionError)
         reason = "it does not answer" if late else str(error.args[-1]).rpartition(": ")[2]
         raise Unreachable(f"the cluster at {host} cannot be reached: {reason}") from error
@@ -194,7 +194,7 @@ def _refusal(host: str, status: int, message: str) -> SetupError:
 
 
 def _message(error: Any) -> str:
-    """What the API says in its Status object, else the HTTP status' reason, in one line."""
+    """Return the message in the API's Status object, else the reason of the HTTP status, in one line."""
     try:
         text = str(json.loads(error.body)["message"])
     except (ValueError, KeyError, TypeError):

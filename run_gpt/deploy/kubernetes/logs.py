@@ -11,24 +11,24 @@ from run_gpt.deploy.kubernetes.options import Object, selector
 from run_gpt.errors import SetupError
 
 LOOK_SECONDS = 2.0
-"""Between two looks for pods that are new."""
+"""Seconds between two polls for new pods."""
 
 Run = tuple[str, int]
-"""A pod's name, and how often its container was started again: one stream of output each."""
+"""Name of a pod and the number of restarts of its container; each such pair has one output stream."""
 
 
 def read(cluster: Cluster, name: str, lines: int) -> Iterator[str]:
-    """The last lines of each pod, pod after pod, each with its name before it. Raises SetupError if there is none."""
+    """Yield the last lines of each pod in turn, prefixed with the pod's name. Raises SetupError if there is no pod."""
     for pod in _pods(cluster, name):
         about = pod["metadata"]["name"]
         try:
             yield from (f"{about} {line}" for line in cluster.log(about, lines=lines, follow=False))
-        except SetupError as error:  # one that has not begun has said nothing; the others have
+        except SetupError as error:  # a pod that has not started has no output; the others have
             yield f"{about} has no output: {error.message}"
 
 
 def follow(cluster: Cluster, name: str, lines: int) -> Iterator[str]:
-    """The last lines of each pod and those to come, as they come, also of pods that come; until no pod is left."""
+    """Yield the last lines of each pod and new lines as they come, also from new pods, until no pod is left."""
     came: queue.Queue[str] = queue.Queue()
     readers: dict[Run, threading.Thread] = {}
     pods, looked = _pods(cluster, name), time.monotonic()
@@ -59,7 +59,7 @@ def _pods(cluster: Cluster, name: str) -> list[Object]:
 
 
 def _run(pod: Object) -> Run | None:
-    """None for one that has not begun: its output cannot be asked for."""
+    """Return the pod's name and restarts; None if it has not started, since its output cannot be read yet."""
     containers = pod.get("status", {}).get("containerStatuses", [])
     restarts = sum(one.get("restartCount", 0) for one in containers)
     begun = containers and all("waiting" not in one.get("state", {}) for one in containers)

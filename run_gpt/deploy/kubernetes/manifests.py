@@ -1,4 +1,4 @@
-"""Owns the list of what a deployment is on Kubernetes, the Secrets beside it, and the text of both."""
+"""Owns the list of a deployment's objects on Kubernetes, its Secrets, and the text of the manifests."""
 
 import base64
 from pathlib import PurePosixPath
@@ -23,7 +23,7 @@ _SECRETS_HEADER = """\
 
 
 def manifests(deployment: Deployment, options: Options) -> list[Object]:
-    """All objects but the Secrets, in the order in which they are applied. Raises SetupError."""
+    """Return all objects except the Secrets, in the order in which they are applied. Raises SetupError."""
     if (where := _outside(options)) is not None:
         deployment.check_closed(f"whoever reaches {where}")
     return [
@@ -38,7 +38,7 @@ def manifests(deployment: Deployment, options: Options) -> list[Object]:
 
 
 def secrets(deployment: Deployment, namespace: str) -> list[Object]:
-    """The Secrets with the keys, which go to the cluster only. Raises SetupError if the file of keys is unreadable."""
+    """Return the Secrets with the keys, for the cluster only. Raises SetupError if the key file is unreadable."""
     key, keys = deployment.server.api_key, deployment.keys_file()
     contents = ((key_secret(deployment.name), KEY_ITEM, key), (keys_secret(deployment.name), KEYS_ITEM, keys))
     return [
@@ -55,7 +55,7 @@ def secrets(deployment: Deployment, namespace: str) -> list[Object]:
 
 
 def text(deployment: Deployment, options: Options) -> str:
-    """The manifests as one file, with a comment that says how the Secrets are made by hand. Raises SetupError."""
+    """Return the manifests as one file, with the commands for making the Secrets in a comment. Raises SetupError."""
     header = _HEADER.format(model=deployment.model)
     if told := warning(deployment):
         header += f"# {told}\n"
@@ -69,7 +69,7 @@ def text(deployment: Deployment, options: Options) -> str:
 
 
 def _secret_commands(deployment: Deployment, namespace: str) -> list[str]:
-    """By a pipe, since others see a command line in `ps`."""
+    """Return the commands that make the Secrets. The key goes through a pipe: other users see command lines in `ps`."""
     create = f"kubectl --namespace {namespace} create secret generic"
     commands = []
     if deployment.server.api_key is not None:
@@ -82,7 +82,7 @@ def _secret_commands(deployment: Deployment, namespace: str) -> list[str]:
 
 
 def warning(deployment: Deployment) -> str | None:
-    """A line for a deployment that asks for no key, where nobody said that this is meant."""
+    """Return a warning for a deployment that needs no key although `open` is not set, else None."""
     if deployment.server.asks_for_key or deployment.open:
         return None
     return (
@@ -91,14 +91,14 @@ def warning(deployment: Deployment) -> str | None:
 
 
 def _outside(options: Options) -> str | None:
-    """The door for those who are not in the cluster, if there is one."""
+    """Return the endpoint for clients outside the cluster, if there is one."""
     if options.ingress_host:
         return options.ingress_host
     return "the load balancer" if options.service_type == "LoadBalancer" else None
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such, and no anchors."""
+    """Dumper that writes texts of several lines as block scalars, and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Owns the manifests of who reaches whom: Services, Ingress, NetworkPolicies; what may be down, and what scales."""
+"""Owns the manifests of the network (Services, Ingress, NetworkPolicies), disruption budgets and autoscaling."""
 
 import math
 
@@ -9,9 +9,9 @@ from run_gpt.flows.traces import trace_options
 
 
 def services(deployment: Deployment, options: Options) -> list[Object]:
-    """The Service of the gateways, and the headless one of the executors.
+    """Return the Service of the gateways and the headless Service of the executors.
 
-    The headless one names pods that are not ready too: the gateways ask each of them for its state themselves.
+    The headless one includes pods that are not ready: the gateways check the state of each themselves.
     """
     name = deployment.name
     doors = {
@@ -32,7 +32,7 @@ def services(deployment: Deployment, options: Options) -> list[Object]:
 
 
 def ingresses(deployment: Deployment, options: Options) -> list[Object]:
-    """An Ingress for HTTP, if a host was given. gRPC is not the Ingress API's: each controller has its own way."""
+    """Return an Ingress for HTTP, if a host was given. The Ingress API has no gRPC: each controller has its own way."""
     if not options.ingress_host:
         return []
     backend = {"service": {"name": deployment.name, "port": {"name": "http"}}}
@@ -43,7 +43,7 @@ def ingresses(deployment: Deployment, options: Options) -> list[Object]:
     spec["rules"] = [{"host": options.ingress_host, "http": {"paths": paths}}]
     about = metadata(deployment.name, deployment.name, options.namespace, "gateway")
     seconds = str(math.ceil(deployment.server.request_timeout))
-    # The gateway has limits of its own; ingress-nginx has lower ones of 60 seconds and 1 MB. Others do not read this.
+    # The gateway has its own limits; those of ingress-nginx are lower, 60 seconds and 1 MB. Others ignore this.
     about["annotations"] = {
         "nginx.ingress.kubernetes.io/proxy-read-timeout": seconds,
         "nginx.ingress.kubernetes.io/proxy-send-timeout": seconds,
@@ -53,12 +53,13 @@ def ingresses(deployment: Deployment, options: Options) -> list[Object]:
 
 
 def policies(deployment: Deployment, options: Options) -> list[Object]:
-    """Executors speak with gateways only, and with whoever has the model; gateways with all who ask.
+    """Return the NetworkPolicies of gateways and executors.
 
-    Both speak with the collector of traces, if there is one, wherever that is: its port is open.
+    Gateways accept all clients. Executors accept gateways only, and may connect to any host on port 443 for the model.
+    Both may connect to any host on the port of the trace collector, if there is one.
     """
     name, tcp = deployment.name, {"protocol": "TCP"}
-    # What counts is the port of a name server's pod, which is 5353 on OpenShift.
+    # A policy applies to the port of a name server's pod, which is 5353 on OpenShift.
     dns = {"ports": [{"protocol": kind, "port": port} for kind in ("UDP", "TCP") for port in (53, 5353)]}
     endpoint = deployment.server.trace_endpoint
     traces = [] if endpoint is None else [{"ports": [tcp | {"port": trace_options(endpoint)["traces_exporter_port"]}]}]
@@ -90,7 +91,10 @@ def policies(deployment: Deployment, options: Options) -> list[Object]:
 
 
 def budgets(deployment: Deployment, options: Options) -> list[Object]:
-    """While nodes are emptied one of each may be down, else the node of a single one never could be."""
+    """Return the PodDisruptionBudgets. While nodes are drained, one pod of each role may be down.
+
+    Otherwise the node of a single pod could never be drained.
+    """
     name = deployment.name
     return [
         _object(
@@ -108,10 +112,10 @@ def budgets(deployment: Deployment, options: Options) -> list[Object]:
 
 
 def scalers(deployment: Deployment, options: Options) -> list[Object]:
-    """KEDA's ScaledObject, if the deployment scales by load: so many replicas that each has so many requests.
+    """Return KEDA's ScaledObject, if the deployment scales by load: its target is a number of requests per replica.
 
-    It asks the gateways. While they do not answer, the number stays: that is why there is no `fallback`, which would
-    set another. With one gateway its Service will do for all versions of KEDA; to ask each of several takes KEDA 2.20.
+    KEDA polls the gateways. While they do not answer, the number of replicas stays: so there is no `fallback`, which
+    would change it. One gateway is polled by its Service, with any version of KEDA; several need KEDA 2.20.
     """
     scale, name = deployment.autoscale, executors_name(deployment.name)
     if scale is None:

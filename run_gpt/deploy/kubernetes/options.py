@@ -1,4 +1,4 @@
-"""Owns what can be chosen of a deployment on Kubernetes beside the deployment itself, and the names that follow."""
+"""Owns the options of the target Kubernetes, and the names and labels of a deployment's objects."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from run_gpt.deploy.target import option
 from run_gpt.errors import SetupError
 
 Object = dict[str, Any]
-"""One Kubernetes object, as it is written in YAML."""
+"""Kubernetes object, as it is written in YAML."""
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PAIR = re.compile(r"[\w./-]+=[\w.-]*")
@@ -16,7 +16,7 @@ _PAIR = re.compile(r"[\w./-]+=[\w.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Raises SetupError for those that do not go together."""
+    """Options of `rungpt deploy --cloud kubernetes`. Raises SetupError for those that cannot be combined."""
 
     namespace: str = option("default", "The namespace, which must exist.")
     context: str = option("", "The kubeconfig's context; default: its current one.")
@@ -51,42 +51,42 @@ class Options:
 
 
 def check_label(what: str, value: str) -> None:
-    """Raises SetupError for what Kubernetes takes neither as a name nor as a label."""
+    """Raise SetupError for a value that is not valid as a name and a label of Kubernetes."""
     if not _LABEL.fullmatch(value):
         raise SetupError(f"{what} {value}: up to 63 of a-z 0-9 -, and no hyphen at either end")
 
 
 def gateway_name(name: str) -> str:
-    """What a deployment's gateways are called."""
+    """Return the name of a deployment's gateways."""
     return f"{name}-gateway"
 
 
 def executors_name(name: str) -> str:
-    """What a deployment's executors are called, and their headless Service, whose DNS name the gateways follow."""
+    """Return the name of a deployment's executors and their headless Service, whose DNS name the gateways resolve."""
     return f"{name}-executors"
 
 
 def key_secret(name: str) -> str:
-    """The Secret with the key without a name, which a gateway reads when it starts."""
+    """Return the name of the Secret with the unnamed key, which a gateway reads when it starts."""
     return f"{name}-key"
 
 
 def keys_secret(name: str) -> str:
-    """The Secret with the file of keys, which a gateway reads again when it changes."""
+    """Return the name of the Secret with the key file, which a gateway reads again when it changes."""
     return f"{name}-keys"
 
 
 def selector(name: str, component: str | None = None) -> dict[str, str]:
-    """The labels that stay the same: a deployment's, or those of its `gateway` or its `executor` pods."""
+    """Return the labels that never change: a deployment's, or those of its `gateway` or `executor` pods."""
     labels = {"app.kubernetes.io/name": "rungpt", "app.kubernetes.io/instance": name}
     return labels if component is None else labels | {"app.kubernetes.io/component": component}
 
 
 def owned(name: str) -> dict[str, str]:
-    """The labels by which what was made for a deployment is found, whoever uses the others too."""
+    """Return the labels that find the objects made for a deployment, even if others have its `selector` labels."""
     return {**selector(name), "app.kubernetes.io/managed-by": "rungpt"}
 
 
 def metadata(name: str, deployment: str, namespace: str, component: str | None = None) -> Object:
-    """An object's metadata."""
+    """Return an object's metadata."""
     return {"name": name, "namespace": namespace, "labels": selector(deployment, component) | owned(deployment)}

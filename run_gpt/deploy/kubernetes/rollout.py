@@ -1,4 +1,4 @@
-"""Owns how far a deployment is on its cluster: what of it serves, why the rest waits, and the wait until all does."""
+"""Owns the rollout of a deployment on its cluster: its ready pods, the troubles of the others, and the wait for all."""
 
 import time
 from collections.abc import Iterator
@@ -11,23 +11,23 @@ from run_gpt.deploy.target import Tell
 from run_gpt.errors import SetupError
 
 STAMP = "rungpt/template"
-"""The annotation that tells the pods of a changed template from those before."""
+"""Annotation that tells the pods of a changed template from earlier ones."""
 POLL_SECONDS = 2.0
 UNSCHEDULED_SECONDS = 300
-"""How long a cluster may look for a node, which its autoscaler may still have to start."""
+"""Seconds that a cluster may take to find a node, which its autoscaler may have to start first."""
 
 _HOPELESS = {
     *("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"),
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
 }
-"""Why a container waits that does not wait for something that comes by itself."""
+"""Reasons for a waiting container that do not go away by themselves."""
 _FAILURES = 30
-"""Polls in a row that the cluster may leave unanswered."""
+"""Number of successive polls that the cluster may leave unanswered."""
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a pod does not serve."""
+    """Reason why a pod does not serve; `hopeless` when waiting does not help."""
 
     text: str
     hopeless: bool
@@ -35,18 +35,18 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Part:
-    """The gateways, or the executors."""
+    """State of the gateways or of the executors."""
 
     ready: int
     wanted: int
     done: bool
-    """Whether all pods are those of the last change, and ready."""
+    """True when all pods are of the last change, and ready."""
     troubles: tuple[Trouble, ...]
 
 
 @dataclass(frozen=True)
 class State:
-    """A deployment as it is now."""
+    """Present state of a deployment."""
 
     executors: Part
     gateways: Part
@@ -65,7 +65,7 @@ class State:
 
 
 def workload(cluster: Cluster, name: str, component: str) -> Object:
-    """What keeps up the `gateway` or the `executor` pods. Raises SetupError if there is no such deployment."""
+    """Return the object that keeps the `gateway` or `executor` pods running. Raises SetupError if there is none."""
     for kind in ("Deployment", "StatefulSet"):
         for found in cluster.find(kind, selector(name, component)):
             if "deletionTimestamp" not in found["metadata"]:
@@ -74,14 +74,14 @@ def workload(cluster: Cluster, name: str, component: str) -> Object:
 
 
 def look(cluster: Cluster, name: str) -> State:
-    """How far it is. Raises SetupError if there is no such deployment."""
+    """Return the state of its rollout. Raises SetupError if there is no such deployment."""
     keepers = [workload(cluster, name, component) for component in ("executor", "gateway")]
     pods = cluster.find("Pod", selector(name))
     return State(*(_part(keeper, pods) for keeper in keepers))
 
 
 def wait(cluster: Cluster, name: str, minutes: int, tell: Tell) -> None:
-    """Return when the last change has come to all pods and they are ready. Raises SetupError when that cannot be."""
+    """Return when all pods have the last change and are ready. Raises SetupError when that cannot happen."""
     deadline = time.monotonic() + minutes * 60
     said: list[str] = []
     troubled_since: float | None = None
@@ -104,7 +104,7 @@ def wait(cluster: Cluster, name: str, minutes: int, tell: Tell) -> None:
 
 
 def _look_patiently(cluster: Cluster, name: str) -> State:
-    """A rollout takes longer than some clusters go without a pause."""
+    """Return the state; retry while the cluster is unreachable, as some are for a moment during a rollout."""
     for _ in range(_FAILURES):
         try:
             return look(cluster, name)
@@ -142,7 +142,7 @@ def _is_ready(pod: Object) -> bool:
 
 
 def _refused(status: Object) -> Iterator[Trouble]:
-    """Pods that were not even made, by a quota or a policy."""
+    """Yield the trouble of pods that were not even created, because of a quota or a policy."""
     failure = _conditions(status).get("ReplicaFailure", {})
     if failure.get("status") == "True":
         yield Trouble(f"pods are refused: {_line(failure.get('message', ''))}", hopeless=False)
@@ -173,6 +173,6 @@ def _last_words(container: Object) -> str:
 
 
 def _line(text: str) -> str:
-    """The last line that says something."""
+    """Return the last line that is not empty."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""

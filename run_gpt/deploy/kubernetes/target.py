@@ -1,4 +1,4 @@
-"""Owns the target `kubernetes`: a deployment applied to a cluster, watched, scaled and removed there."""
+"""Owns the target `kubernetes`: applies deployments to a cluster, watches, scales and removes them."""
 
 import hashlib
 import json
@@ -14,21 +14,21 @@ from run_gpt.deploy.target import Doors, Phase, Status, Tell
 from run_gpt.errors import SetupError
 
 ADDRESS_SECONDS = 180
-"""How long a cluster may take to give a Service of the type LoadBalancer its address."""
+"""Seconds that a cluster may take to give a Service of the type LoadBalancer its address."""
 
 _KEDA = "keda.sh/v1alpha1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kubernetes(Options):
-    """A Target: one namespace of the cluster that the kubeconfig names."""
+    """Target for one namespace of the kubeconfig's cluster."""
 
     def render(self, deployment: Deployment) -> dict[str, str]:
-        """The manifests as one file. Raises SetupError."""
+        """Return the manifests as one file. Raises SetupError."""
         return {manifests.FILE: manifests.text(deployment, self)}
 
     def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
-        """Apply all, delete what the deployment no longer has, and return when the last change serves."""
+        """Apply all objects, delete those that the deployment no longer has, and return when the last change serves."""
         objects = manifests.manifests(deployment, self)
         secrets = manifests.secrets(deployment, self.namespace)
         if told := manifests.warning(deployment):
@@ -50,7 +50,7 @@ class Kubernetes(Options):
         return _doors_when_known(cluster, deployment.name, tell)
 
     def status(self, name: str) -> Status:
-        """What its pods say. Raises SetupError if there is no such deployment."""
+        """Return the status of its pods. Raises SetupError if there is no such deployment."""
         cluster = self._cluster(name)
         state = rollout.look(cluster, name)
         doors, hint = _doors(cluster, name)
@@ -65,11 +65,11 @@ class Kubernetes(Options):
         )
 
     def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
-        """The output of all its pods, each line with its pod's name before it."""
+        """Return the output of all its pods, each line prefixed with its pod's name."""
         return (logs.follow if follow else logs.read)(self._cluster(name), name, lines)
 
     def scale(self, name: str, replicas: int, tell: Tell) -> None:
-        """Change the number of executors. Raises SetupError where load decides it."""
+        """Change the number of executors. Raises SetupError if the deployment scales by load."""
         cluster = self._cluster(name)
         executors = rollout.workload(cluster, name, "executor")
         if cluster.find("ScaledObject", owned(name)):
@@ -80,7 +80,7 @@ class Kubernetes(Options):
         tell(f"{name} goes from {executors['spec'].get('replicas', 1)} replicas to {replicas}")
 
     def remove(self, name: str, tell: Tell) -> None:
-        """Delete all that has its labels, keys and volumes too. Its pods finish what they run."""
+        """Delete all objects with its labels, including keys and volumes. Its pods finish their running requests."""
         cluster = self._cluster(name)
         found = [(kind, item) for kind in KINDS if kind != "Pod" for item in cluster.find(kind, owned(name))]
         if not found:
@@ -104,7 +104,7 @@ def _require_keda(cluster: Cluster) -> None:
 
 
 def _keep_number(cluster: Cluster, objects: list[Object]) -> None:
-    """Where load decides the number of executors and they are there, a new deployment leaves it as it is."""
+    """Keep the present number of executors, if there are any: with autoscaling, load decides it."""
     for item in objects:
         scaled = item["metadata"]["labels"]["app.kubernetes.io/component"] == "executor"
         if scaled and item["kind"] in ("Deployment", "StatefulSet"):
@@ -114,9 +114,10 @@ def _keep_number(cluster: Cluster, objects: list[Object]) -> None:
 
 
 def _stamp(objects: list[Object], key_version: str | None) -> None:
-    """Mark the pods of each template, so that the new ones can be told, and a gateway's by its key, read at its start.
+    """Annotate each pod template with a hash, so that new pods can be recognised.
 
-    By the version of its Secret, not by a hash, from which a short key could be guessed.
+    A gateway reads its key at its start, so its hash includes the key: the version of its Secret, not a hash of the
+    key, from which a short key could be guessed.
     """
     for item in objects:
         template = item["spec"].get("template")
@@ -156,7 +157,7 @@ def _doors_when_known(cluster: Cluster, name: str, tell: Tell) -> Doors:
 
 
 def _doors(cluster: Cluster, name: str) -> tuple[Doors, str]:
-    """Where requests go, and a line that says what else to know of it."""
+    """Return the URLs for requests, and a hint about them, which may be empty."""
     service = cluster.get("Service", name)
     if service is None:
         return Doors(), f"the Service {name} is gone: deploy it again"

@@ -1,4 +1,4 @@
-"""Owns the manifests of what runs: the gateways' and the executors' pods, and who keeps up their number."""
+"""Owns the manifests of the workloads: the gateways' and executors' pods, and the objects that keep them running."""
 
 from pathlib import PurePosixPath
 
@@ -27,15 +27,15 @@ from run_gpt.deploy.kubernetes.options import (
 
 KEY_ITEM = "key"
 WITHDRAW_SECONDS = 5
-"""How long a gateway goes on as before when it is to end, until no load balancer sends it anything."""
+"""Seconds that a gateway keeps serving after it is asked to end, until no load balancer sends it requests."""
 
 _USER = 10001
-"""Of the image. It is said here too, since a cluster believes of a number only that it is not root's."""
+"""User id of the image. A cluster accepts only a number as proof that a user is not root, so it is set here too."""
 _START_PERIOD = 5
 
 
 def gateways(deployment: Deployment, options: Options) -> Object:
-    """The Deployment of the gateways. A new one is ready before an old one ends."""
+    """Return the Deployment of the gateways. A new one is ready before an old one ends."""
     name = deployment.name
     env, mounts, volumes = _keys(deployment)
     memory = f"{GATEWAY_MEMORY_GIB}Gi"
@@ -65,13 +65,13 @@ def gateways(deployment: Deployment, options: Options) -> Object:
 
 
 def executors(deployment: Deployment, options: Options) -> Object:
-    """A Deployment of the executors, or, where each has a volume of its own that lasts, a StatefulSet."""
+    """Return a Deployment of the executors, or a StatefulSet if each has a persistent volume of its own."""
     name = deployment.name
     volumes = [_cache(options)] if not options.cache_gib else []
     mounts = [{"name": "cache", "mountPath": CACHE_PATH}, {"name": "tmp", "mountPath": "/tmp"}]
     volumes.append({"name": "tmp", "emptyDir": {}})
     if deployment.gpus or deployment.server.tensor_parallel > 1:
-        # Processes that share a model talk through it, and a container's own has 64 MB.
+        # Processes that share a model communicate through it, and a container's default has 64 MB.
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     probe = {"grpc": {"port": EXECUTOR_PORT}, "timeoutSeconds": 5}
@@ -81,7 +81,7 @@ def executors(deployment: Deployment, options: Options) -> Object:
         "ports": [{"name": "grpc", "containerPort": EXECUTOR_PORT, "protocol": "TCP"}],
         "resources": _resources(deployment),
         "startupProbe": probe | {"periodSeconds": _START_PERIOD, "failureThreshold": starts},
-        # Long, since a step of a large model takes its time; one whose engine is dead ends by itself.
+        # Long, since an engine step of a large model takes time; an executor whose engine is dead ends by itself.
         "livenessProbe": probe | {"periodSeconds": 10, "failureThreshold": 6},
         "readinessProbe": probe | {"periodSeconds": 5},
         "volumeMounts": mounts,
@@ -98,13 +98,13 @@ def executors(deployment: Deployment, options: Options) -> Object:
 
 
 def _keys(deployment: Deployment) -> tuple[list[Object], list[Object], list[Object]]:
-    """A gateway's variable with the key; where it has the file of keys, and the volume that brings it."""
+    """Return a gateway's variable with the key, and the mount and the volume of its key file."""
     env, mounts, volumes = [], [], []
     if deployment.server.api_key is not None:
         source = {"name": key_secret(deployment.name), "key": KEY_ITEM, "optional": False}
         env.append({"name": API_KEY_VARIABLE, "valueFrom": {"secretKeyRef": source}})
     if deployment.server.api_key_file is not None:
-        # The folder, not the file: only so does the kubelet replace it when the Secret changes.
+        # The folder, not the file: the kubelet updates only folders when the Secret changes.
         mounts.append({"name": "keys", "mountPath": str(PurePosixPath(KEYS_PATH).parent), "readOnly": True})
         secret = {"secretName": keys_secret(deployment.name), "optional": False, "defaultMode": 0o440}
         volumes.append({"name": "keys", "secret": secret})
@@ -120,13 +120,13 @@ def _keeper(deployment: Deployment, options: Options, pod: Object) -> Object:
             "serviceName": name,
             "podManagementPolicy": "Parallel",
             "updateStrategy": {"type": "RollingUpdate"},
-            # A replica that comes back by load has its models still; a removed deployment leaves nothing.
+            # A replica that autoscaling starts again still has its models; a removed deployment leaves nothing.
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
             **_common_spec("executor", deployment, pod),
             "volumeClaimTemplates": [_claim(deployment, options)],
         }
     else:
-        # Idle GPUs beside those in use are seldom there: then the old one has to go before the new one comes.
+        # Spare GPUs are rare: with GPUs the old replica has to end before the new one starts.
         surge = (
             {"maxSurge": 0, "maxUnavailable": "25%"} if deployment.gpus else {"maxSurge": "25%", "maxUnavailable": 0}
         )
@@ -139,13 +139,13 @@ def _keeper(deployment: Deployment, options: Options, pod: Object) -> Object:
 
 
 def _replicas(deployment: Deployment) -> Object:
-    """Nothing where they scale by load from the least: who applies this again would undo what the load asked for."""
+    """Return the number of replicas; nothing with autoscaling from the least, which applying again would reset."""
     scaled = deployment.autoscale is not None and deployment.replicas == deployment.autoscale.least
     return {} if scaled else {"replicas": deployment.replicas}
 
 
 def _deployment_spec(role: str, deployment: Deployment, options: Options, pod: Object) -> Object:
-    """A gateway is ready when a replica is, so both get as long."""
+    """Return the spec of a Deployment. A gateway is ready when a replica is, so both get the same deadline."""
     return {"progressDeadlineSeconds": options.start_minutes * 60 + 600, **_common_spec(role, deployment, pod)}
 
 
@@ -167,7 +167,7 @@ def _pod(role: str, deployment: Deployment, options: Options, withdraw_seconds: 
     }
     pod: Object = {
         "automountServiceAccountToken": False,
-        # Else the cluster tells of its Services in variables, of which one called rungpt would begin like ours.
+        # Otherwise the cluster sets variables for its Services; those of a Service called rungpt would begin like ours.
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": deployment.stop_seconds + withdraw_seconds,
         "securityContext": {
@@ -189,7 +189,7 @@ def _container(role: str, deployment: Deployment) -> Object:
         "image": deployment.image,
         "command": pod_command(role),
         "securityContext": _CLOSED,
-        # What it said last stands in its status when it ends in an error.
+        # Puts its last output into its status when it ends with an error.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
 
@@ -198,7 +198,7 @@ _CLOSED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
 
 
 def _models_of_the_image(deployment: Deployment) -> Object:
-    """A volume hides what the image has at its place, models that were baked in: it gets them here."""
+    """Return the init container that copies models baked into the image to the volume, which would hide them."""
     small = {"cpu": "100m", "memory": "256Mi"}
     return {
         "name": "models-of-the-image",
@@ -212,7 +212,10 @@ def _models_of_the_image(deployment: Deployment) -> Object:
 
 
 def _resources(deployment: Deployment) -> Object:
-    """No limit of CPU: threads that wait for each other at every layer all wait for one that its quota has stopped."""
+    """Return the resources, without a CPU limit.
+
+    Threads wait for each other at every layer, so all of them would wait for one that the quota has stopped.
+    """
     memory = f"{deployment.memory_gib:g}Gi"
     limits = {"memory": memory} | ({"nvidia.com/gpu": str(deployment.gpus)} if deployment.gpus else {})
     return {"requests": {"cpu": f"{deployment.cpus:g}", "memory": memory}, "limits": limits}
@@ -236,6 +239,9 @@ def _claim(deployment: Deployment, options: Options) -> Object:
 
 
 def _env(variables: dict[str, str]) -> list[Object]:
-    """Kubernetes reads `$(NAME)` in a value, and `$$` as `$`. The image's root is read-only, and so is its home."""
+    """Return the variables, with each `$` doubled: Kubernetes reads `$(NAME)` in a value, and `$$` as `$`.
+
+    HOME is /tmp, since the root file system, with the image's home, is read-only.
+    """
     values = variables | {"HOME": "/tmp"}
     return [{"name": name, "value": value.replace("$", "$$")} for name, value in values.items()]
