@@ -1,4 +1,4 @@
-"""The Flow: its YAML, and the processes that it is run as."""
+"""Flow of a server: its YAML, and the processes that run it."""
 
 from run_gpt.flows.render import render_flow
 from run_gpt.flows.server import Server, check_doors, serve

@@ -1,8 +1,8 @@
-"""Owns how long a process that died waits until it is started again."""
+"""Owns the delay before a process that died is started again."""
 
 
 class Backoff:
-    """Delays from `initial` to `maximum` seconds that double, and begin anew after `healthy_after` seconds of life."""
+    """Delays that double from `initial` to `maximum` seconds, and start again after `healthy_after` seconds of life."""
 
     def __init__(self, initial: float = 0.5, maximum: float = 30.0, healthy_after: float = 60.0):
         self.initial = initial
@@ -11,7 +11,7 @@ class Backoff:
         self._next = initial
 
     def next_delay(self, served_seconds: float) -> float:
-        """Seconds to wait before the next start of a process that has now died after serving that long (0: never)."""
+        """Return the seconds before the restart of a process that died after serving that long (0: it never served)."""
         if served_seconds >= self.healthy_after:
             self._next = self.initial
         delay = self._next

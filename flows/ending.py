@@ -1,4 +1,4 @@
-"""Owns the ways in which a pod ends beside the orderly one: by a signal while it loads, or without its supervisor."""
+"""Owns the ways in which a pod ends without the orderly stop: by a signal while it loads, or without its supervisor."""
 
 import os
 import signal
@@ -8,18 +8,18 @@ from types import FrameType
 from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Those that end a pod."""
+"""Signals that end a pod."""
 _ORPHAN_SECONDS = 5.0
 
 
 def end_on_signals() -> None:
-    """From now on SIGNALS end the process at once; by default they do not where it is the first one of a container."""
+    """Let SIGNALS end the process at once from now on; by default they do not end the first process of a container."""
     for number in SIGNALS:
         signal.signal(number, end_now)
 
 
 def end_now(signum: int, frame: FrameType | None = None) -> NoReturn:
-    """Ends the process, and what it has started in its group, as this signal does by default."""
+    """End the process and its process group, as this signal does by default."""
     if os.getpgrp() == os.getpid():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(os.getpid(), signal.SIGTERM)
@@ -27,7 +27,7 @@ def end_now(signum: int, frame: FrameType | None = None) -> NoReturn:
 
 
 def end_with_parent() -> None:
-    """Waits for the end of stdin. Then a normal stop; whatever hangs in it, nothing outlives the grace time."""
+    """Wait for the end of stdin, then stop normally. If the stop hangs, kill the process group after a grace time."""
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
@@ -38,7 +38,7 @@ def end_with_parent() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process without waiting for threads that libraries have left behind."""
+    """End the process without waiting for threads that libraries have left behind."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

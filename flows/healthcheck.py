@@ -14,11 +14,11 @@ from run_gpt.flows.reading import flow_of_environment
 
 _SECONDS = 3.0
 _SERVING = b"\x08\x01"
-"""A HealthCheckResponse with the status SERVING."""
+"""HealthCheckResponse with the status SERVING."""
 
 
 def main() -> int:
-    """Returns 0 if requests are answered here now; else 1, with the reason on stdout, where `docker inspect` has it."""
+    """Return 0 if requests are answered here now; else 1, with the reason on stdout, which `docker inspect` shows."""
     parser = argparse.ArgumentParser(prog="python -m run_gpt.flows.healthcheck", description=__doc__)
     parser.add_argument("role", nargs="?", choices=("gateway", "executor"), help="default: whichever listens here")
     role = parser.parse_args().role
@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def problem_of(role: str | None, flow: dict[str, Any] | None) -> str | None:
-    """Why the gateway or executor of this container does not serve, or None; without a role, whichever listens."""
+    """Return why the gateway or executor of this container does not serve, or None; without a role, check either."""
     http_port, executor_ports = ports_of(flow)
     if role is None:
         role = "gateway" if is_listening(LOOPBACK, http_port) else "executor"
@@ -42,9 +42,9 @@ def problem_of(role: str | None, flow: dict[str, Any] | None) -> str | None:
 
 
 def ports_of(flow: dict[str, Any] | None) -> tuple[int, list[int]]:
-    """The gateway's HTTP port and those of all executors, of this container's Flow; the usual ones if it has none.
+    """Return the gateway's HTTP port and all executors' ports in this container's Flow; the defaults without a Flow.
 
-    A container runs one executor, of which the Flow does not say which it is.
+    A container runs one executor, and the Flow does not say which one.
     """
     if flow is None:
         return ServeConfig.http_port, [EXECUTOR_PORT]
@@ -54,16 +54,16 @@ def ports_of(flow: dict[str, Any] | None) -> tuple[int, list[int]]:
 
 
 def gateway_problem(port: int) -> str | None:
-    """Why a gateway on this machine does not serve, or None: its `/ready`, which needs no key."""
+    """Return why a gateway on this machine does not serve, or None. Asks its `/ready`, which needs no key."""
     if answers_ok(LOOPBACK, port, "/ready"):
         return None
     return f"not ready on port {port}" if is_listening(LOOPBACK, port) else f"nothing listens on port {port}"
 
 
 def executor_problem(port: int) -> str | None:
-    """Why an executor on this machine does not serve, or None: gRPC's standard health service.
+    """Return why an executor on this machine does not serve, or None. Asks gRPC's standard health service.
 
-    It opens its port when the model is loaded.
+    An executor opens its port when the model is loaded.
     """
     if not is_listening(LOOPBACK, port):
         return f"nothing listens on port {port}: the model is loading"

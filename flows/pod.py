@@ -27,14 +27,16 @@ from run_gpt.flows.traces import trace_arguments
 from run_gpt.process import logs
 
 _NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments", "WireError(")
-"""Jina's lines of which we say more ourselves: who is loading, why one cannot, which setting is unknown; and its
-traceback for each request that is answered with an error, which whoever asked is told."""
+"""Beginnings of Jina's log lines that are dropped.
+
+RunGPT logs more itself: which process is loading, why one cannot, which setting is unknown. Jina's traceback for each
+request that is answered with an error is dropped since the client gets the error."""
 _log = logging.getLogger(__name__)
 _LOG_CONFIG = str(Path(__file__).with_name("logging.yml"))
 
 
 def main() -> NoReturn:
-    """Runs one process of the Flow until SIGTERM, or until its supervisor is gone."""
+    """Run one process of the Flow until SIGTERM, or until its supervisor is gone."""
     parser = argparse.ArgumentParser(prog="python -m run_gpt.flows.pod", description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
     roles.add_parser("gateway")
@@ -59,7 +61,7 @@ def main() -> NoReturn:
 
 
 def _report(error: Exception, supervised: bool) -> int:
-    """Says why this process cannot start, to the supervisor or to a person; returns the exit code."""
+    """Report why this process cannot start, to the supervisor or to the user; return the exit code."""
     setup_error = _find_setup_error(error)
     if setup_error is None:
         sys.excepthook(type(error), error, error.__traceback__)
@@ -72,10 +74,10 @@ def _report(error: Exception, supervised: bool) -> int:
 
 
 def gateway_arguments(flow: dict[str, Any]) -> list[str]:
-    """What `jina gateway` would be given to be the gateway of this Flow."""
+    """Return the arguments with which `jina gateway` would be the gateway of this Flow."""
     gateway, executors = flow["gateway"], flow["executors"]
     addresses = {e["name"]: [f"grpc://{e['host']}:{port}" for port in e["port"]] for e in executors}
-    # The graph that Jina makes of executors that need nothing but the gateway. Ours chooses one for each request.
+    # The graph that Jina makes if executors need only the gateway. Our gateway chooses one executor for each request.
     names = list(addresses)
     graph: dict[str, list[str]] = {"start-gateway": names, **{name: [] for name in names}}
     graph[names[-1]] = ["end-gateway"]
@@ -89,10 +91,10 @@ def gateway_arguments(flow: dict[str, Any]) -> list[str]:
 
 
 def executor_arguments(flow: dict[str, Any], index: int, listen_host: str | None = None) -> list[str]:
-    """What `jina executor` would be given to be replica `index` of this Flow's, counted over all of its executors.
+    """Return the arguments with which `jina executor` would be replica `index`, counted over all of the Flow's executors.
 
-    `listen_host`: for a Flow whose executor's host is a name that others reach it by; gRPC takes 0.0.0.0 as every
-    address of both families. Raises SetupError for an index that the Flow has no port for.
+    `listen_host`: address to listen on if the executor's host in the Flow is a name for its clients; gRPC takes
+    0.0.0.0 as every address of both families. Raises SetupError for an index that the Flow has no port for.
     """
     replicas = [(executor, replica) for executor in flow["executors"] for replica in range(len(executor["port"]))]
     if not 0 <= index < len(replicas):
@@ -107,7 +109,7 @@ def executor_arguments(flow: dict[str, Any], index: int, listen_host: str | None
 
 
 def drain_seconds(flow: dict[str, Any]) -> float:
-    """Seconds that running requests get to finish: the gateway's setting, which its executors keep too."""
+    """Return the seconds that running requests get to finish: the gateway's setting, which its executors use too."""
     return float(flow["gateway"]["uses"].get("with", {}).get("drain_seconds", GatewayConfig.drain_seconds))
 
 
@@ -126,7 +128,7 @@ def _run_gateway(flow: dict[str, Any]) -> int:
 
 
 def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> int:
-    os.environ.update(thread_environment() | os.environ)  # before torch is imported; what is set stays
+    os.environ.update(thread_environment() | os.environ)  # before torch is imported; variables that are set stay
     _import_docarray_without_torch()
     import run_gpt.process._jina  # noqa: F401, I001  (mends jina; must come before it)
     from jina.parsers import set_pod_parser
@@ -141,7 +143,7 @@ def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> 
 
 
 def _import_docarray_without_torch() -> None:
-    """By itself it imports torch: seconds and 200 MB, for nothing in an executor that has no model yet."""
+    """Import docarray without torch: an executor without a model does not need it, and it takes seconds and 200 MB."""
     sys.modules["torch"] = None  # type: ignore[assignment]
     import docarray  # noqa: F401
 
@@ -149,7 +151,7 @@ def _import_docarray_without_torch() -> None:
 
 
 def _run(args: argparse.Namespace, start: Callable[[], Any]) -> Any:
-    """The runtime that `start` makes, once it has ended."""
+    """Run the runtime that `start` makes, and return it once it has ended."""
     from jina.excepts import PortAlreadyUsed
 
     for name in ("JINA", args.name):
@@ -164,7 +166,7 @@ def _run(args: argparse.Namespace, start: Callable[[], Any]) -> Any:
 
 
 def _find_setup_error(error: BaseException | None) -> RunGPTError | None:
-    """The error of ours, which Jina may have wrapped."""
+    """Return RunGPT's own error, which Jina may have wrapped."""
     while error is not None and not isinstance(error, RunGPTError):
         error = error.__cause__ or error.__context__
     return error

@@ -1,4 +1,4 @@
-"""Owns what flows needs to know of ports: is this one free, which are free, does somebody answer there."""
+"""Owns the checks of ports: whether a port is free, which ports are free, and whether a server answers on one."""
 
 import errno
 import http.client
@@ -12,12 +12,12 @@ _UNSPECIFIED = {"0.0.0.0": LOOPBACK, "": LOOPBACK, "::": "::1"}
 
 
 def local_host(host: str) -> str:
-    """The address at which this machine reaches a server that listens on `host`."""
+    """Return the address at which this machine reaches a server that listens on `host`."""
     return _UNSPECIFIED.get(host, host)
 
 
 def check_port(host: str, port: int, option: str) -> None:
-    """Raises PortInUse, or SetupError for a port or host that cannot be had; `option` is what the user may change.
+    """Raise PortInUse, or SetupError if the port or host is not available; `option` is the one that changes the port.
 
     Port 0 stands for any free port.
     """
@@ -46,7 +46,7 @@ def _explain(error: OSError, host: str, port: int, option: str) -> SetupError:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports on loopback on which nobody listens now."""
+    """Return different ports on loopback on which nothing listens now."""
     doors = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
     try:
         for door in doors:
@@ -58,7 +58,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_listening(host: str, port: int) -> bool:
-    """Whether a connection to the port is accepted."""
+    """Return True if the port accepts a connection."""
     try:
         socket.create_connection((local_host(host), port), timeout=1.0).close()
     except OSError:
@@ -67,7 +67,7 @@ def is_listening(host: str, port: int) -> bool:
 
 
 def answers_ok(host: str, port: int, path: str) -> bool:
-    """Whether an HTTP GET of the path is answered with 200."""
+    """Return True if an HTTP GET of the path is answered with 200."""
     connection = http.client.HTTPConnection(local_host(host), port, timeout=1.0)
     try:
         connection.request("GET", path)

@@ -1,4 +1,4 @@
-"""Owns one child process: its start, its output, its end and the end of whatever it has started itself."""
+"""Owns one child process: its start, its output, its end and the end of all processes that it has started."""
 
 import json
 import os
@@ -15,43 +15,43 @@ from run_gpt.errors import RunGPTError, SetupError
 from run_gpt.process import logs
 
 SETUP_ERROR_MARK = "rungpt-setup-error "
-"""Begins the line on which a pod that cannot start says why, as JSON `{"type", "message"}`."""
+"""Start of the line in which a pod reports why it cannot start, as JSON `{"type", "message"}`."""
 SETUP_ERROR_EXIT = 78
-"""What such a pod exits with (EX_CONFIG)."""
+"""Exit code of such a pod (EX_CONFIG)."""
 
 _LINES_KEPT = 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class PodSpec:
-    """How one process of the Flow is started, and how it is seen that it serves."""
+    """Specification of one process of the Flow: its command, and the check that it serves."""
 
     name: str
-    """What people read: `gateway`, `worker 0`, `worker 1 (tiny)`."""
+    """Name for users: `gateway`, `worker 0`, `worker 1 (tiny)`."""
     role: Literal["worker", "gateway"]
     command: tuple[str, ...]
     is_ready: Callable[[], bool]
-    """Asked often while the process starts; returns within a second."""
+    """Check that is called often while the process starts; returns within a second."""
     stdin: str = ""
-    """One line for the process to read. Its stdin then stays open for as long as this program lives."""
+    """Line for the process to read. Its stdin then stays open for as long as this program lives."""
     env: Mapping[str, str | None] = field(default_factory=dict, repr=False)
-    """Added to this program's environment; None takes a variable out of it."""
+    """Variables that are added to this program's environment; None removes a variable."""
     stop_seconds: float = 5.0
-    """From SIGTERM to SIGKILL."""
+    """Seconds from SIGTERM to SIGKILL."""
 
 
 class PodProcess:
-    """A running child, leader of its own session so that Ctrl-C in a terminal does not reach it.
+    """Running child process, leader of its own session so that Ctrl-C in a terminal does not reach it.
 
     `on_line(line)` gets its output, both streams; `on_exit(process)` is called once, when the process is reaped and
-    what it has left behind in its process group is killed. Both are called from threads of this object.
+    the rest of its process group is killed. Both are called from threads of this object.
     Raises SetupError if the command cannot be started at all.
     """
 
     def __init__(self, spec: PodSpec, on_line: Callable[[str], None], on_exit: Callable[["PodProcess"], None]):
         self.spec = spec
         self.error: RunGPTError | None = None
-        """Why the process could not start, in its own words."""
+        """Error with which the process could not start, as the process reported it."""
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._popen = _spawn(spec)
         self._output = threading.Thread(target=self._read_output, args=(on_line,), daemon=True)
@@ -64,20 +64,20 @@ class PodProcess:
 
     @property
     def exit_text(self) -> str:
-        """How the process has ended: `exit code 1`, `SIGKILL`."""
+        """End of the process, such as `exit code 1` or `SIGKILL`."""
         return _exit_text(self._popen.returncode)
 
     @property
     def last_line(self) -> str:
-        """What the last line says that it has written, or an empty string."""
+        """Text of the last line that it has written, or an empty string."""
         return logs.text_of(self._lines[-1]) if self._lines else ""
 
     def terminate(self) -> None:
-        """Asks the process to stop."""
+        """Ask the process to stop."""
         self._popen.terminate()
 
     def kill(self) -> None:
-        """Ends the process and everything in its group, now."""
+        """End the process and everything in its group, now."""
         if self._popen.poll() is None:
             _kill_group(self.pid)
             self._popen.kill()
@@ -96,14 +96,14 @@ class PodProcess:
     def _wait(self, on_exit: Callable[["PodProcess"], None]) -> None:
         self._popen.wait()
         _kill_group(self.pid)
-        self._output.join(timeout=2.0)  # the last words of the dead; a stranger may hold the pipe open for longer
+        self._output.join(timeout=2.0)  # for its last output; another process may hold the pipe open for longer
         if self._popen.stdin is not None:
             self._popen.stdin.close()
         on_exit(self)
 
 
 def write_setup_error(error: RunGPTError) -> str:
-    """The line by which a pod hands its supervisor the error that keeps it from starting."""
+    """Return the line by which a pod passes its supervisor the error that keeps it from starting."""
     return SETUP_ERROR_MARK + json.dumps({"type": type(error).__name__, "message": error.message})
 
 
@@ -147,7 +147,7 @@ def _environment(spec: PodSpec) -> dict[str, str | None]:
 def _kill_group(leader: int) -> None:
     try:
         os.killpg(leader, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # nobody is left (macOS: only a zombie is)
+    except (ProcessLookupError, PermissionError):  # no process is left (macOS: only a zombie)
         return
 
 

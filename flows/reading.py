@@ -1,4 +1,4 @@
-"""Owns how a pod gets its Flow: from the environment, or from the supervisor, and in the form that it needs."""
+"""Owns the reading of a pod's Flow: from the environment or from the supervisor, with a check of its form."""
 
 import json
 import os
@@ -18,13 +18,13 @@ _KINDS = {dict: "a mapping", str: "a text", list: "a list", int: "a number"}
 
 
 def flow_of_environment() -> dict[str, Any] | None:
-    """The Flow in $RUNGPT_FLOW, None without that variable. Raises SetupError, in one line, if it is no such Flow."""
+    """Return the Flow in $RUNGPT_FLOW, None without that variable. Raises SetupError, in one line, if it is no Flow."""
     text = os.environ.get(FLOW_VARIABLE)
     return None if text is None else read_flow(text)
 
 
 def flow_of_supervisor() -> dict[str, Any] | None:
-    """The Flow on stdin, one line of JSON that holds its YAML; None if something else is there, or a terminal."""
+    """Return the Flow on stdin, one line of JSON that holds its YAML; None for a terminal or any other input."""
     line = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.readline()
     try:
         return read_flow(json.loads(line))
@@ -33,7 +33,7 @@ def flow_of_supervisor() -> dict[str, Any] | None:
 
 
 def read_flow(text: str) -> dict[str, Any]:
-    """The Flow that a YAML text says. Raises SetupError, in one line, if it has not what the pods are started from."""
+    """Parse the Flow in a YAML text. Raises SetupError, in one line, if it lacks settings that the pods need."""
     try:
         flow: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""Owns the Flow's YAML: one text from which the worker and gateway processes, and `jina flow`, are started."""
+"""Owns the Flow's YAML: one text that starts the worker and gateway processes, and `jina flow`."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
@@ -23,7 +23,7 @@ from run_gpt.errors import SetupError
 from run_gpt.flows.traces import trace_options
 
 EXECUTOR_NAME = "causal_lm"
-"""The executor of a Flow with one model; those of several are called `causal_lm_0`, `causal_lm_1`, ..."""
+"""Name of the executor in a Flow with one model; with several models `causal_lm_0`, `causal_lm_1`, ..."""
 
 _HEADER = """\
 # RunGPT as a Jina Flow: a gateway (gRPC and HTTP) and {models}.
@@ -48,19 +48,19 @@ def render_flow(
     worker_ports: Sequence[int] | None = None,
     executor_address: tuple[str, int] | None = None,
 ) -> str:
-    """The Flow of a whole server, as YAML; only values that differ from their defaults are written.
+    """Return the Flow of a whole server, as YAML; only values that differ from their defaults are written.
 
-    It has an executor for each model. Without more the text is complete: `jina flow --uses FILE` starts gateway and
+    It has an executor for each model. By default the text is complete: `jina flow --uses FILE` starts gateway and
     replicas. With `worker_ports` (one loopback port for each replica, those of the first model first) the executors are
-    `external`: somebody else starts a worker on each of the ports. Workers listen on loopback in both forms: only the
-    gateway is a door.
+    `external`: the caller starts a worker on each of the ports. Workers listen on loopback in both forms: only the
+    gateway is an endpoint for clients.
 
-    With `executor_address`, a DNS name and a port, the executor is `external` too, and its `replicas` say nothing: as
-    many serve as the name has addresses; for one model only. There the gateway listens on every interface unless
-    `config.host` is given, since loopback would be its own container's. A key is never in the text, in no form.
+    With `executor_address`, a DNS name and a port, the executor is `external` too, and its `replicas` have no meaning:
+    the name has an address for each replica; for one model only. Then the gateway listens on every interface unless
+    `config.host` is given, since loopback would be its own container's. No form of the text contains a key.
 
-    Raises SetupError for what `check_models` refuses, for several models at one address, and for a
-    trace endpoint that is none.
+    Raises SetupError for models that `check_models` refuses, for several models at one address, and for an invalid
+    trace endpoint.
     """
     check_models(config)
     if worker_ports is not None and executor_address is not None:
@@ -89,7 +89,7 @@ def render_flow(
 
 
 def check_models(config: ServeConfig) -> None:
-    """Raises SetupError for models that no server can have: said in two places, or with numbers that cannot be."""
+    """Raise SetupError for models that no server can have: set in two places, or with impossible numbers."""
     if config.models and (own := changed_values(ServedModel.of(config))):
         raise SetupError(
             f"a server with `models` has no model beside them: leave out {', '.join(own)}, or say it of each of them"
@@ -119,13 +119,13 @@ def check_models(config: ServeConfig) -> None:
 
 
 def executor_settings(model: ServedModel) -> dict[str, Any]:
-    """What an executor's `with` says of its model."""
+    """Return the settings of an executor's model, for its `with`."""
     parts = (ModelConfig.of(model), EngineConfig.of(model), HostConfig.of(model))
     return {name: value for part in parts for name, value in changed_values(part).items()}
 
 
 def changed_values(config: Any) -> dict[str, Any]:
-    """The fields of a configuration dataclass that differ from their defaults, as plain YAML values."""
+    """Return the fields of a configuration dataclass that differ from their defaults, as plain YAML values."""
     changed = {}
     for field in fields(config):
         value = getattr(config, field.name)
@@ -156,7 +156,7 @@ def _executors(config: ServeConfig) -> list[dict[str, Any]]:
         for index, model in enumerate(models)
     ]
     for executor in executors[1:]:
-        executor["needs"] = "gateway"  # else Jina would send it what the executor before it answers
+        executor["needs"] = "gateway"  # otherwise Jina would send it the answer of the executor before it
     return executors
 
 

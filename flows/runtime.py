@@ -1,4 +1,4 @@
-"""Owns how Jina's runtime begins and ends in our pods: at once while it loads, and drained once it has served.
+"""Owns the start and end of Jina's runtime in our pods: it ends at once while it loads, and drains once it serves.
 
 It is in a module of its own since it imports jina, which the supervisor must not.
 """
@@ -14,19 +14,19 @@ from run_gpt.flows.ending import SIGNALS, end_now, end_on_signals
 from run_gpt.process import request_ids
 
 _SEND_SECONDS = 5.0
-"""Time that the ends of answers get to leave the process once they are made."""
+"""Seconds for sending the ends of finished answers before the server stops."""
 
 
 class PodRuntime(AsyncNewLoopRuntime):  # type: ignore[misc]
     """Jina's runtime of one pod, which stops on SIGTERM and SIGINT; a SIGINT after that ends it at once."""
 
     async def async_setup(self) -> None:
-        """Loads what the pod serves, and opens its port."""
-        self._loop.remove_signal_handler(signal.SIGSEGV)  # Jina's would run the instruction that failed again, for ever
-        end_on_signals()  # the loop hears of none while the model is loaded, and there is nothing to finish
+        """Load the gateway or executor, and open its port."""
+        self._loop.remove_signal_handler(signal.SIGSEGV)  # Jina's handler would repeat the failed instruction for ever
+        end_on_signals()  # the loop gets no signals while the model loads, and there is nothing to finish
         if any(
             ":" in host for host in self.args.host
-        ):  # Jina asks whether ports are free of IPv4 only; our doors ask, too
+        ):  # Jina checks for free ports on IPv4 only; our own servers check too
             self.server = self._get_server()
             await self.server.setup_server()
         else:
@@ -41,7 +41,7 @@ class PodRuntime(AsyncNewLoopRuntime):  # type: ignore[misc]
 
 
 class ExecutorRuntime(PodRuntime):
-    """An executor's: before its server is shut down, `executor.drain(seconds)` is awaited, if there is one."""
+    """Runtime of an executor: awaits `executor.drain(seconds)`, if it exists, before its server is shut down."""
 
     def __init__(self, args: argparse.Namespace, drain_seconds: float, **kwargs: Any):
         self._drain_seconds: float | None = drain_seconds
@@ -49,27 +49,27 @@ class ExecutorRuntime(PodRuntime):
 
     @property
     def executor(self) -> Any:
-        """The Executor that is served."""
+        """Executor that is served."""
         return self.server._request_handler._executor
 
     def _get_server(self) -> Any:
-        """Jina's server, whose interceptors are set until it is set up."""
+        """Return Jina's server; its interceptors can be set until it is set up."""
         server = super()._get_server()
         server.grpc_tracing_server_interceptors = [_RequestIds(), *(server.grpc_tracing_server_interceptors or ())]
         return server
 
     async def async_teardown(self) -> None:
-        """Drains, then shuts the server down. Jina calls this twice."""
+        """Drain, then shut the server down. Jina calls this twice."""
         if self._drain_seconds is not None and hasattr(self.executor, "drain"):
             seconds, self._drain_seconds = self._drain_seconds, None
             await self.server.health_servicer.enter_graceful_shutdown()
             await self.executor.drain(seconds)
-            await self.server.server.stop(_SEND_SECONDS)  # Jina's own stop cuts what is not sent yet
+            await self.server.server.stop(_SEND_SECONDS)  # Jina's own stop drops data that is not sent yet
         await super().async_teardown()
 
 
 class _RequestIds(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Lets each call know what its request is called: Jina's Executors do not see a call's metadata."""
+    """Interceptor that sets the request id of each call: Jina's Executors do not see a call's metadata."""
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """See grpc.aio.ServerInterceptor. Each call has a task, and so a context, of its own."""

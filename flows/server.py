@@ -1,4 +1,4 @@
-"""Owns a whole local server: the processes that a configuration asks for, in the foreground or the background."""
+"""Owns a whole local server: the processes of a configuration, in the foreground or the background."""
 
 import functools
 import json
@@ -21,15 +21,15 @@ from run_gpt.flows.supervisor import Event, OnEvent, Supervisor, printer
 from run_gpt.process import logs
 
 _STOP_MARGIN = 12.0
-"""Seconds that the gateway gets on top of its drain time, to close its two doors, before it is killed."""
+"""Seconds that the gateway gets after its drain time, to close its two ports, before it is killed."""
 
 
 def serve(config: ServeConfig, on_event: OnEvent | None = None) -> int:
-    """Runs a server until SIGTERM, SIGINT or SIGHUP; to be called in the main thread. Returns the exit code, 0.
+    """Run a server until SIGTERM, SIGINT or SIGHUP; call it in the main thread. Returns the exit code, 0.
 
     The first signal drains: no new requests, running ones get `drain_seconds`, then every process ends. A Ctrl-C
-    after that ends everything at once. Raises SetupError (PortInUse, ModelLoadError, ...), or what the workers raise
-    for a bad model name, when the server cannot start. `on_event`: default, write to stderr in the configured format.
+    after that ends everything at once. Raises SetupError (PortInUse, ModelLoadError, ...), or the workers' error for a
+    bad model name, when the server cannot start. `on_event`: default, write to stderr in the configured format.
     """
     supervisor = new_supervisor(resolve(config), on_event or printer(config.log_format))
     with _signals(supervisor):
@@ -38,10 +38,10 @@ def serve(config: ServeConfig, on_event: OnEvent | None = None) -> int:
 
 
 class Server:
-    """A server in the background, for tests and for Python: `with Server(config) as server: server.http_url`.
+    """Server in the background, for tests and for Python: `with Server(config) as server: server.http_url`.
 
-    Entering waits until it is ready and raises what `serve` raises; leaving drains and ends every process. A port of
-    0 in the configuration takes a free one. Signals are left alone.
+    Entering waits until it is ready and raises the errors of `serve`; leaving drains and ends every process. A port of
+    0 in the configuration takes a free one. Signal handlers are not changed.
     """
 
     def __init__(self, config: ServeConfig, on_event: OnEvent | None = None):
@@ -61,11 +61,11 @@ class Server:
         return f"grpc://{_url_host(self.config.listen_host)}:{self.config.grpc_port}"
 
     def pids(self) -> dict[str, int]:
-        """The process ids of what runs now: `gateway`, `worker 0`, ...; of several models `worker 0 (NAME)`, ..."""
+        """Return the running processes' ids: `gateway`, `worker 0`, ...; with several models `worker 0 (NAME)`, ..."""
         return self._supervisor.pids()
 
     def start(self) -> None:
-        """Returns when requests are answered; raises what keeps the server from starting."""
+        """Start the server, and return when requests are answered; raises the error that keeps it from starting."""
         self._thread.start()
         try:
             self._ready.wait()
@@ -77,12 +77,12 @@ class Server:
             raise self._error
 
     def stop(self) -> None:
-        """Drains, ends every process, and returns when they are gone."""
+        """Drain, end every process, and return when they are gone."""
         self._supervisor.request_stop()
         self._thread.join()
 
     def kill(self) -> None:
-        """Ends every process at once, and returns when they are gone."""
+        """End every process at once, and return when they are gone."""
         self._supervisor.kill()
         self._thread.join()
 
@@ -114,7 +114,7 @@ class Server:
 
 
 def check_doors(config: ServeConfig) -> None:
-    """Raises PortInUse or SetupError when the server could not listen where it is told to, or not with its models."""
+    """Raise PortInUse or SetupError if the server cannot listen on the configured ports, or cannot have its models."""
     logs.check_format(config.log_format, "--log-format")
     check_models(config)
     if config.grpc_port == config.http_port != 0:
@@ -124,14 +124,14 @@ def check_doors(config: ServeConfig) -> None:
 
 
 def resolve(config: ServeConfig) -> ServeConfig:
-    """The configuration with free ports where it says 0; raises what `check_doors` raises."""
+    """Return the configuration with free ports in place of port 0; raises the errors of `check_doors`."""
     check_doors(config)
     free = free_ports(2)
     return replace(config, grpc_port=config.grpc_port or free[0], http_port=config.http_port or free[1])
 
 
 def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
-    """A supervisor for the processes of a resolved configuration; says what speaks against that.
+    """Return a supervisor for the processes of a resolved configuration; its warnings go to `on_event`.
 
     There is a worker for each replica of each model, those of the first model first.
     """
@@ -148,7 +148,7 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
             command=_pod_command("executor", str(index)),
             is_ready=functools.partial(is_listening, LOOPBACK, port),
             stdin=flow,
-            env=_pod_env(config) | own | {API_KEY_VARIABLE: None},  # a worker is no door
+            env=_pod_env(config) | own | {API_KEY_VARIABLE: None},  # a worker does not serve clients
         )
         for index, (name, port, own) in enumerate(zip(names, ports, replica_environments(config), strict=True))
     ]
@@ -165,19 +165,19 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
 
 
 def worker_names(config: ServeConfig) -> list[str]:
-    """`worker 0`, ..., by the index that `executor INDEX` gets; of several models `worker 0 (NAME)`, ..."""
+    """Return `worker 0`, ..., by the index of `executor INDEX`; with several models `worker 0 (NAME)`, ..."""
     models = config.served
     kinds = [model.short_name for model in models for _ in range(model.replicas)]
     return [f"worker {index}" + (f" ({kind})" if len(models) > 1 else "") for index, kind in enumerate(kinds)]
 
 
 def _pod_command(*arguments: str) -> tuple[str, ...]:
-    # -P: what happens to lie in the user's folder must not be imported instead of an installed package
+    # -P: a file in the user's folder must not be imported instead of an installed package
     return (sys.executable, "-P", "-m", "run_gpt.flows.pod", *arguments)
 
 
 def _pod_env(config: ServeConfig) -> dict[str, str | None]:
-    # This server's own Flow is the one that it hands to its pods.
+    # A Flow in the environment is not this server's: its pods get theirs on stdin.
     ours = {FLOW_VARIABLE: None, LOG_FORMAT_VARIABLE: config.log_format}
     return {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONUNBUFFERED": "1", **ours}
 

@@ -1,6 +1,6 @@
-"""Owns how the replicas of all models on one machine share it: the cores, the memory and the GPUs of each.
+"""Owns the division of one machine among the replicas of all models: the cores, the memory and the GPUs of each.
 
-What each may have reaches it through its environment, before it starts; what the user has set there stays.
+A replica gets its share through its environment, before it starts; variables that the user has set stay.
 """
 
 import os
@@ -17,24 +17,23 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def thread_environment() -> dict[str, str]:
-    """How the threads of one worker use the cores that it has for itself.
+    """Return the variables for the threads of one worker that has all usable cores for itself.
 
-    By itself torch starts one for each core that it may run on, and a container may use but some of their time. And a
-    thread of the GNU runtime that waits for its neighbour spins for milliseconds, on the core that the neighbour needs:
-    beside one busy process (2 cores, fp32) decoding ran at 5.4 tokens/s so, and at 9.6 with a short spin; on a quiet
-    machine it makes no difference.
+    By default torch starts a thread for each core that it may run on, but a container may have only part of their time.
+    Also, a waiting thread of the GNU runtime spins for milliseconds on the core that another thread needs: beside one
+    busy process (2 cores, fp32) decoding ran at 5.4 tokens/s that way, and at 9.6 with a short spin; on a quiet machine
+    it makes no difference.
     """
     limited = {"OMP_NUM_THREADS": str(usable_cores())} if usable_cores() < schedulable_cores() else {}
     return {"GOMP_SPINCOUNT": "5000"} | limited
 
 
 def replica_environments(config: ServeConfig) -> list[dict[str, str]]:
-    """What each replica gets in its environment, those of the first model first; nothing where one has all for itself.
+    """Return the variables of each replica, those of the first model first; none for a replica that shares nothing.
 
-    Cores are shared among the replicas of one model only: another model has mostly nothing to do, and when several are
-    at work the system's scheduler shares the cores out. Memory is shared among all: each has what its model's `memory`
-    says, else an equal part of what those leave of the budget, which is what is free now or `memory_budget`. GPUs are
-    shared among all, too.
+    Cores are shared among the replicas of one model only: other models are mostly idle, and when several are busy the
+    system's scheduler shares the cores. Memory is shared among all: each replica has the `memory` of its model, else an
+    equal part of the rest of the budget, which is the free memory or `memory_budget`. GPUs are shared among all, too.
     """
     workers = [model for model in config.served for _ in range(model.replicas)]
     cores = [own for model in config.served for own in _core_shares(model)]
@@ -44,7 +43,7 @@ def replica_environments(config: ServeConfig) -> list[dict[str, str]]:
 
 
 def with_memory(config: ServeConfig) -> ServeConfig:
-    """The same, where there are several models with what each may take on the CPU, and with their budget."""
+    """Return the configuration; if it has `models`, add the memory of each that is on the CPU, and the budget."""
     if not config.models:
         return config
     budget = _budget(config)
@@ -57,13 +56,13 @@ def with_memory(config: ServeConfig) -> ServeConfig:
 
 
 def share_cores(cores: int, replicas: int) -> list[int]:
-    """Cores of each replica, at least 1; of 5 cores the first of two replicas has 3."""
+    """Return the number of cores of each replica, at least 1; of 5 cores the first of two replicas has 3."""
     most, extra = divmod(cores, replicas)
     return [max(1, most + (index < extra)) for index in range(replicas)]
 
 
 def crowding(config: ServeConfig) -> list[str]:
-    """A line for whoever asks for more replicas of a model than the machine has cores, where they compute on cores."""
+    """Return a warning for each model on the CPU that has more replicas than the machine has cores."""
     cores = usable_cores()
     here = "1 core" if cores == 1 else f"{cores} cores"
     return [
@@ -75,17 +74,17 @@ def crowding(config: ServeConfig) -> list[str]:
 
 
 def gpus_here(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> list[str]:
-    """The GPUs that CUDA would show a child, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """Return the GPUs that CUDA would show a child process, by their names for CUDA_VISIBLE_DEVICES."""
     if (listed := environment.get(_VISIBLE)) is not None:
         names = [name.strip() for name in listed.split(",")]
-        # CUDA takes the list up to the first name that is none.
+        # CUDA reads the list up to the first invalid name.
         end = next((i for i, name in enumerate(names) if not name or name.startswith("-")), len(names))
         return names[:end]
     return [str(index) for index, _ in enumerate(devices.glob("nvidia[0-9]*"))]
 
 
 def _without_the_users(env: dict[str, str], model: ServedModel) -> dict[str, str]:
-    """Without what the user has set already, unless the configuration says more: of this model, or of these GPUs."""
+    """Remove variables that the user has set, unless the configuration decides: this model's memory, and the GPUs."""
     stays = {_VISIBLE} if model.memory is None else {_VISIBLE, MEMORY_VARIABLE}
     return {name: value for name, value in env.items() if name in stays or name not in os.environ}
 
@@ -116,17 +115,17 @@ def _budget(config: ServeConfig) -> int:
 
 
 def _memory_share(budget: int, workers: list[ServedModel]) -> int:
-    """Bytes for each of those whose model says nothing of its memory: an equal part of what the others leave."""
+    """Return the bytes of each worker whose model has no `memory`: an equal part of the rest of the budget."""
     silent = sum(model.memory is None for model in workers)
     left = budget - sum(model.memory or 0 for model in workers)
     return max(1, left // max(1, silent))
 
 
 def _share_gpus(workers: list[ServedModel], gpus: list[str]) -> list[dict[str, str]]:
-    """For each worker the GPUs that the fewest others have, and how many share them, whatever their models are.
+    """Return for each worker the GPUs that the fewest others have, and the number of workers, of any model, on them.
 
-    They are given out `tensor_parallel` at a time. Where the user has chosen a device, or there is but one such group,
-    a worker sees all of them, and counts as one who shares each.
+    GPUs are assigned in groups of `tensor_parallel`. If the user has chosen a device, or there is only one such group,
+    a worker sees all GPUs, and counts as a sharer of each.
     """
     places: list[list[str]] = []
     for model in workers:
@@ -144,7 +143,7 @@ def _share_gpus(workers: list[ServedModel], gpus: list[str]) -> list[dict[str, s
 def _gpus_for(model: ServedModel, gpus: list[str], taken: Counter[str]) -> list[str]:
     if model.device is not None and model.device.partition(":")[0] == "cpu":
         return []
-    size = max(1, model.tensor_parallel)  # what is less is refused when it loads
+    size = max(1, model.tensor_parallel)  # less than 1 is refused when it loads
     groups = [gpus[start : start + size] for start in range(0, len(gpus) - size + 1, size)]
     if model.device is not None or model.device_map is not None or len(groups) < 2:
         return gpus

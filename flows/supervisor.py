@@ -1,6 +1,6 @@
-"""Owns the life of a Flow's processes: starts them, starts again what dies, and ends all of them in the right order.
+"""Owns a Flow's processes: starts them, restarts those that die, and ends all of them in the right order.
 
-It imports neither jina nor torch: it must start at once, cost nothing, and outlive whatever breaks in a process.
+It imports neither jina nor torch: it must start at once, cost nothing, and survive any failure in a process.
 """
 
 import sys
@@ -24,7 +24,7 @@ _UNREADY_STOP_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Event:
-    """Something to tell the user. `message` is one line; `pod` names the process it is about, if it is about one."""
+    """Event to report to the user. `message` is one line; `pod` names the process that it is about, if any."""
 
     kind: EventKind
     message: str
@@ -32,16 +32,16 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
-"""Called from several threads; must not raise."""
+"""Function that takes an event. It is called from several threads and must not raise."""
 
 
 def print_event(event: Event) -> None:
-    """Writes the event to stderr: what a process says with its name before it."""
+    """Write the event to stderr; the output of a process is prefixed with its name."""
     _print(f"[{event.pod}] {event.message}" if event.kind == "output" else event.message)
 
 
 def print_json(event: Event) -> None:
-    """Writes the event to stderr as a JSON object: one that a process has written as it is."""
+    """Write the event to stderr as a JSON object; an object that a process has written stays as it is."""
     if event.kind == "output":
         _print(logs.as_json(event.message, event.pod))
         return
@@ -50,7 +50,7 @@ def print_json(event: Event) -> None:
 
 
 def printer(log_format: str) -> OnEvent:
-    """What writes events in one of LOG_FORMATS."""
+    """Return the function that writes events in one of LOG_FORMATS."""
     return print_json if log_format == "json" else print_event
 
 
@@ -58,11 +58,11 @@ def _print(line: str) -> None:
     try:
         logs.write_line(line, sys.stderr)
     except OSError:
-        return  # nobody reads any more; the server serves on
+        return  # nothing reads stderr any more; the server continues
 
 
 class _Child:
-    """One process slot: the process that runs in it now, if any, and when the next one is to be started."""
+    """Slot for one process: the process that runs in it now, if any, and the time of its next start."""
 
     def __init__(self, spec: PodSpec, backoff: Backoff):
         self.spec = spec
@@ -78,12 +78,12 @@ class _Child:
 
     @property
     def stop_seconds(self) -> float:
-        """How long it may take to stop: one that does not serve yet has nothing to finish."""
+        """Seconds that it may take to stop: a process that does not serve yet has nothing to finish."""
         return min(_UNREADY_STOP_SECONDS, self.spec.stop_seconds) if self.is_loading else self.spec.stop_seconds
 
 
 class Supervisor:
-    """Runs one gateway and its workers until it is told to stop.
+    """Supervisor of one gateway and its workers, until a stop is requested.
 
     `run` blocks, in any thread; `request_stop` and `kill` may be called from any thread and from a signal handler.
     """
@@ -106,11 +106,11 @@ class Supervisor:
         self._serving = False
 
     def run(self) -> None:
-        """Starts all processes, keeps them alive, and returns after `request_stop` with every process gone.
+        """Start all processes, keep them alive, and return after `request_stop` with every process gone.
 
-        Raises the error of a process that says why it cannot start, or SetupError for one that ended three times
-        before it was ready, while the whole is not ready yet; here too, every process is gone. One that was ready is
-        started again, for as long as it takes: requests of other models may run by then.
+        Until all processes have been ready, raises the error of a process that reports why it cannot start, or
+        SetupError for one that ended three times before it was ready; then every process is gone too. A process that
+        was ready is restarted without a limit: requests of other models may be running by then.
         """
         try:
             for child in self._children:
@@ -126,17 +126,17 @@ class Supervisor:
                 self._kill_all()
 
     def request_stop(self) -> None:
-        """Begins the orderly stop: the gateway drains, then the workers end."""
+        """Begin the orderly stop: the gateway drains, then the workers end."""
         self._stop_requested = True
         self._inbox.put(None)
 
     def kill(self) -> None:
-        """Ends every process at once."""
+        """End every process at once."""
         self._kill_requested = True
         self.request_stop()
 
     def pids(self) -> dict[str, int]:
-        """The process ids of what runs now, by name."""
+        """Return the ids of the running processes, by name."""
         processes = [(child.spec.name, child.process) for child in self._children]
         return {name: process.pid for name, process in processes if process is not None}
 
@@ -154,7 +154,7 @@ class Supervisor:
         )
 
     def _note_ready(self) -> None:
-        """Asks those that are loading; a gateway has no answer to give before a worker is there."""
+        """Check the loading processes; a gateway is never ready before a worker is."""
         loading = [child for child in self._children if child.is_loading]
         for child in loading:
             if child is self._gateway and not any(worker.ready_at for worker in self._workers):
@@ -167,7 +167,7 @@ class Supervisor:
             self._tell("ready", "ready")
 
     def _wait(self) -> None:
-        """Until a process dies, a restart is due, a loading process should be asked again, or a stop is requested."""
+        """Wait until a process dies, a restart or a check of a loading process is due, or a stop is requested."""
         wake_at = [child.restart_at for child in self._children if child.restart_at is not None]
         if any(child.is_loading for child in self._children):
             wake_at.append(time.monotonic() + _POLL_SECONDS)
@@ -176,7 +176,7 @@ class Supervisor:
             self._plan_restart(*dead)
 
     def _next_dead(self, until: float | None) -> tuple[_Child, PodProcess] | None:
-        """The next process that has ended, out of its slot; None if there is none until then, or at another wake-up."""
+        """Remove the next process that has ended from its slot and return both; None at the time limit or a wake-up."""
         try:
             process = self._inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
         except Empty:
@@ -212,7 +212,7 @@ class Supervisor:
                 self._start(child)
 
     def _shut_down(self) -> None:
-        """The gateway first, which lets running requests finish; the workers serve until it is gone."""
+        """Stop the gateway first, which lets running requests finish; the workers serve until it is gone."""
         self._tell("stopping", "stopping")
         if self._gateway.ready_at:
             self._stop([self._gateway])
@@ -239,7 +239,7 @@ class Supervisor:
         child.process.kill()
 
     def _kill_all(self) -> None:
-        """Whatever went wrong before: nothing stays behind."""
+        """Kill all processes, so that none stays behind after an error."""
         for child in self._children:
             if child.process is not None:
                 child.process.kill()

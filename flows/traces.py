@@ -1,4 +1,4 @@
-"""Owns where a Flow's traces go: Jina's options of a Flow, and the same as arguments of its pods."""
+"""Owns the export of a Flow's traces: Jina's options for the Flow, and the same as arguments of its pods."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ _ENDPOINT = re.compile(r"(?:(https?)://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})/
 
 
 def trace_options(endpoint: str) -> dict[str, Any]:
-    """The options of a Flow whose spans go to `HOST:PORT`, without TLS unless `https://` is before it.
+    """Return the options of a Flow that exports spans to `HOST:PORT`, without TLS unless prefixed with `https://`.
 
     Raises SetupError.
     """
@@ -19,13 +19,13 @@ def trace_options(endpoint: str) -> dict[str, Any]:
             f"--trace-endpoint {endpoint}: write HOST:PORT of a collector that takes OTLP over gRPC, such as "
             "127.0.0.1:4317, or https://HOST:PORT for TLS"
         )
-    # Without a scheme OpenTelemetry's exporter, which Jina gives the host as it is, takes TLS.
+    # Jina passes the host unchanged to OpenTelemetry's exporter, which uses TLS if there is no scheme.
     host = f"{match[1] or 'http'}://{match[2]}"
     return {"tracing": True, "traces_exporter_host": host, "traces_exporter_port": int(match[3])}
 
 
 def trace_arguments(flow: dict[str, Any]) -> list[str]:
-    """What a pod of this Flow is given, as Jina gives it to its own; nothing without traces."""
+    """Return the trace arguments of a pod of this Flow, as Jina makes them for its own pods; none without traces."""
     options = flow.get("with") or {}
     if not options.get("tracing"):
         return []
