@@ -91,7 +91,7 @@ def gateway_arguments(flow: dict[str, Any]) -> list[str]:
 
 
 def executor_arguments(flow: dict[str, Any], index: int, listen_host: str | None = None) -> list[str]:
-    """Return the arguments with which `jina executor` would be replica `index`, counted over all of the Flow's executors.
+    """Return the arguments with which `jina executor` would be replica `index`, counted over all executors of the Flow.
 
     `listen_host`: address to listen on if the executor's host in the Flow is a name for its clients; gRPC takes
     0.0.0.0 as every address of both families. Raises SetupError for an index that the Flow has no port for.

@@ -1,6 +1,6 @@
-"""A `docker` for tests: it refuses any command line that we should not write, and answers as Docker Compose 2.40 does.
+"""Program `docker` for tests: refuses command lines that RunGPT should not use, and answers like Docker Compose 2.40.
 
-What it has done, and what it is to fail at, stands in the JSON file that $STAND_IN names.
+The JSON file in $STAND_IN has its past calls and the failures that the test sets.
 """
 
 import json
@@ -111,7 +111,7 @@ def check_mounts(file: Path, services: dict[str, Any]) -> None:
 
 
 def row(state: dict[str, Any], container: dict[str, Any]) -> dict[str, Any]:
-    """A line of `docker compose ps`, with the fields that we might read."""
+    """Return a line of `docker compose ps`, with the fields that RunGPT might read."""
     health = "healthy" if state["polls"] > state["loading_polls"] else "starting"
     found = {"ExitCode": 0, "Health": health, "State": "running"}
     if container["name"] == state["crashing"]:

@@ -1,4 +1,4 @@
-"""Reads Dockerfiles and .dockerignore, as far as ours go, for tests."""
+"""Reader of Dockerfiles and .dockerignore for tests, limited to the syntax that ours use."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Step:
-    """One instruction: `RUN`, its flags such as `--mount=...`, and what follows."""
+    """Instruction such as `RUN`, its flags such as `--mount=...`, and the rest of its text."""
 
     stage: str
     name: str
@@ -19,13 +19,13 @@ class Step:
 
     @property
     def words(self) -> list[str]:
-        """The arguments, of the exec form (a JSON list) too."""
+        """Arguments, also of the exec form (a JSON list)."""
         words: list[str] = json.loads(self.text) if self.text.startswith("[") else shlex.split(self.text)
         return words
 
 
 def steps_of(file: Path) -> list[Step]:
-    """The instructions in their order, comments and continuations taken away."""
+    """Return the instructions in order, without comments and continuations."""
     lines = [line for line in file.read_text().splitlines() if not line.lstrip().startswith("#")]
     steps: list[Step] = []
     stage = ""
@@ -45,7 +45,7 @@ def steps_of(file: Path) -> list[Step]:
 
 
 def context_of(folder: Path, ignore: Path) -> set[str]:
-    """The files that the build gets: those below `folder`, but for what .dockerignore leaves out by its last match."""
+    """Return the files below `folder` that the build gets: all but those that their last .dockerignore match drops."""
     patterns = [line for line in ignore.read_text().splitlines() if line and not line.startswith("#")]
     return {
         path
@@ -66,7 +66,7 @@ def _ignored(path: str, patterns: list[str]) -> bool:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """A pattern is of a whole path; `*` stays within a folder, `**/` stands for any."""
+    """Return True if the pattern matches the whole path; `*` stays within a folder, `**/` stands for any folders."""
     if pattern.startswith("**/"):
         return fnmatch(path.rpartition("/")[2], pattern.removeprefix("**/"))
     return path.count("/") == pattern.count("/") and fnmatch(path, pattern)

@@ -1,4 +1,4 @@
-"""A stand-in for Jina Cloud's API on 127.0.0.1: what jcloud 0.3 asks of it, and the faults that a test scripts."""
+"""Stand-in for Jina Cloud's API on 127.0.0.1: the calls that jcloud 0.3 makes, and the faults that a test scripts."""
 
 import email.parser
 import json
@@ -15,11 +15,11 @@ TOKEN = "token-of-the-test"
 
 @dataclass
 class StandInFlow:
-    """One Flow there."""
+    """Flow on the stand-in."""
 
     spec: dict[str, Any]
     phases: list[str]
-    """Each look at it sees the next one; the last stays."""
+    """Phases that successive polls see; the last one stays."""
 
     def look(self) -> str:
         return self.phases.pop(0) if len(self.phases) > 1 else self.phases[0]
@@ -27,27 +27,27 @@ class StandInFlow:
 
 @dataclass
 class Script:
-    """What the stand-in does, and what it was asked."""
+    """Behaviour of the stand-in, and the calls that it got."""
 
     errors: list[str] = field(default_factory=list)
-    """What `validate` finds wrong."""
+    """Errors that `validate` finds."""
     phases: list[str] = field(default_factory=lambda: ["Pending", "Starting", "Serving"])
-    """Of a Flow that is new or was changed."""
+    """Phases of a new or changed Flow."""
     reason: str = ""
-    """Why a Flow is as it is."""
+    """Reason for the state of a Flow."""
     status: int = 0
-    """Answered to every call, if it is one."""
+    """Status of the answer to every call, if not 0."""
     body: bytes = b'{"error": "no credit"}'
-    """Answered with `status`."""
+    """Body of the answer with `status`."""
     dropped: int = 0
-    """So many looks at a Flow find a connection that closes."""
+    """Number of polls of a Flow whose connection is closed."""
     flows: dict[str, StandInFlow] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
-    """`METHOD PATH?QUERY`, in order."""
+    """Calls as `METHOD PATH?QUERY`, in order."""
 
 
 class StandIn(ThreadingHTTPServer):
-    """The server; `script` is replaced by each test."""
+    """Server of the stand-in; each test replaces `script`."""
 
     daemon_threads = True
 
@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         return cast("StandIn", self.server).script
 
     def log_message(self, *arguments: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 404, {"error": f"no such route: {self.command} {rest}"}
 
     def _spec(self, body: bytes) -> dict[str, Any]:
-        """The Flow in the field `spec`, held to what the real one could run: images, names, whole numbers."""
+        """Return the Flow in the field `spec`; assert that Jina Cloud could run it: images, names, whole numbers."""
         head = f"content-type: {self.headers['content-type']}\r\n\r\n".encode()
         (part,) = email.parser.BytesParser().parsebytes(head + body).get_payload()
         assert part.get_param("name", header="content-disposition") == "spec"

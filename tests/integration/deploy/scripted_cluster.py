@@ -1,4 +1,4 @@
-"""A Kubernetes API server that keeps what is applied, and runs no pods: the test says how they fare."""
+"""Kubernetes API server that stores applied objects but runs no pods: the test sets their states."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ PLURALS = {
 
 
 class ScriptedCluster(ThreadingHTTPServer):
-    """Listens on a free port of 127.0.0.1 while it is used as a context."""
+    """Server on a free port of 127.0.0.1; it listens while it is used as a context."""
 
     daemon_threads = True
 
@@ -39,9 +39,9 @@ class ScriptedCluster(ThreadingHTTPServer):
         self.calls: list[tuple[str, str, dict[str, str], str]] = []
         """Method, path, query and content type of each request."""
         self.refusals: list[tuple[str, str, int, str]] = []
-        """Method, a part of the path, status and message of those to come; each counts once."""
+        """Method, part of the path, status and message of coming refusals; each applies once."""
         self.polls: list[Callable[[ScriptedCluster], None]] = []
-        """What happens before each look at the pods; the last goes on happening."""
+        """Functions for the polls of the pods: each poll first calls the next one, and the last one repeats."""
         self.logs: dict[str, Iterable[str]] = {}
         self.lock = threading.RLock()
         self._versions = 0
@@ -82,7 +82,7 @@ class ScriptedCluster(ThreadingHTTPServer):
         return found
 
     def run(self, component: str, ready: int, *, status: Object | None = None, stamp: str | None = None) -> None:
-        """The component's controller has made its pods: so many are ready, the others have this status."""
+        """Act as the component's controller: make its pods, `ready` of them ready, the others with this status."""
         keeper = self.workload(component)
         wanted, template = keeper["spec"].get("replicas", 1), keeper["spec"]["template"]
         annotations = {"rungpt/template": stamp} if stamp else template["metadata"].get("annotations", {})
@@ -108,7 +108,7 @@ class ScriptedCluster(ThreadingHTTPServer):
         }
 
     def change(self, kind: str, body: Object) -> Object:
-        """What applying does: the parts that the server has added stay."""
+        """Apply the object; the parts that the server has added stay."""
         key = kind, body["metadata"]["name"]
         old = self.objects.get(key, {"metadata": {}})
         respecified = old.get("spec") != body.get("spec")
@@ -125,7 +125,7 @@ class ScriptedCluster(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # an answer in one piece: in several each waits for the acknowledgement of the one before
+    wbufsize = -1  # an answer in one piece: of several, each would wait for the acknowledgement of the one before
     server: ScriptedCluster
 
     def log_message(self, *_: object) -> None:

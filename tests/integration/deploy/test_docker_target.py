@@ -1,6 +1,6 @@
-"""Without these `rungpt deploy --cloud docker` would leave people with Docker's words, or with half of a deployment.
+"""Without these tests, `rungpt deploy --cloud docker` could show Docker's own errors, or leave half of a deployment.
 
-The real program is driven by its command line; `docker_stand_in.py` answers for it.
+RunGPT uses the command line of docker; `docker_stand_in.py` answers in its place.
 """
 
 import json
@@ -26,7 +26,7 @@ KEY = "secret-key-of-the-test"
 
 
 class StandIn:
-    """What the stand-in has done and is to do."""
+    """State of the stand-in: its past calls, and the behaviour that the test sets."""
 
     def __init__(self, folder: Path):
         self.file = folder / "stand-in.json"
@@ -52,7 +52,7 @@ class StandIn:
         return json.loads(self.file.read_text())[name]
 
     def called(self, command: str) -> list[list[str]]:
-        """The arguments after the project's of each such call of `docker compose`."""
+        """Return the arguments, after those for the project, of each call of this `docker compose` command."""
         calls = [call["arguments"][5:] for call in self.get("calls")]
         return [call for call in calls if call[:1] == [command]]
 
@@ -75,7 +75,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
 
 @pytest.fixture
 def said() -> list[str]:
-    """What people were told."""
+    """Return a list for the lines of progress."""
     return []
 
 
@@ -89,7 +89,7 @@ def test_the_life_of_a_deployment(stand_in: StandIn, said: list[str]) -> None:
     doors = target.deploy(deployment(), said.append)
     assert doors == Doors(http="http://127.0.0.1:52900", grpc="grpc://127.0.0.1:51000")
     assert "Container chat-executor-2  Started" in said
-    assert said[-1] == "0 of 2 replicas ready"  # it waited, and said for what
+    assert said[-1] == "0 of 2 replicas ready"  # it waited, and said what for
     status = target.status("chat")
     assert (status.phase, status.ready, status.wanted, status.doors, status.notes) == ("serving", 2, 2, doors, ())
     assert list(target.logs("chat", follow=True, lines=7)) == ["executor-1  | a line"]
@@ -117,19 +117,19 @@ def test_the_same_command_again_changes_what_is_there(stand_in: StandIn, said: l
 
 def test_the_key_reaches_docker_by_its_environment_and_by_nothing_else(stand_in: StandIn, said: list[str]) -> None:
     doors = DockerCompose().deploy(deployment(server={"api_key": KEY}), said.append)
-    assert doors.http == "http://127.0.0.1:52000"  # how this machine reaches what listens on 0.0.0.0
+    assert doors.http == "http://127.0.0.1:52000"  # this machine's address of a server on 0.0.0.0
     assert KEY not in (stand_in.home / "chat" / "compose.yml").read_text() + "".join(said)
     calls = stand_in.get("calls")
     assert not any(KEY in argument for call in calls for argument in call["arguments"])
     assert [call["key"] for call in calls if "up" in call["arguments"]] == [KEY]
-    DockerCompose().scale("chat", 3, said.append)  # from a shell that has no key, which nothing needs
+    DockerCompose().scale("chat", 3, said.append)  # from a shell without the key, which scaling does not need
     DockerCompose().remove("chat", said.append)
 
 
 def test_keys_reach_the_gateway_as_a_folder_that_no_other_user_can_enter(
     stand_in: StandIn, said: list[str], tmp_path: Path
 ) -> None:
-    """The container reads them as another user; and a mounted file would stay the old one when it is replaced."""
+    """The container reads the keys as another user. A mounted file would keep its old content when it is replaced."""
     keys = tmp_path / "mine.txt"
     keys.write_text(f"alice: {KEY}\n")
     keys.chmod(0o600)
@@ -203,7 +203,7 @@ def test_without_docker_it_says_what_to_install(
 def test_a_project_of_somebody_elses_is_neither_replaced_nor_removed(
     stand_in: StandIn, said: list[str], tmp_path: Path
 ) -> None:
-    """Its volume may be a database."""
+    """The volume of such a project may hold a database."""
     file = tmp_path / "theirs.yml"
     file.write_text("name: chat\nservices: {db: {image: postgres}}\n")
     stand_in.set(projects={"chat": {"file": str(file), "containers": []}})

@@ -1,9 +1,9 @@
-"""Without these an image would fail to build, start as root, or lack a file that a user's clone has.
+"""Without these tests, an image could fail to build, start as root, or lack a file that a user's clone has.
 
-No engine of containers runs here. What is checked: the linter's word; that what is copied is there; that the steps that
-install RunGPT work, from the files that are copied and no others. What is not: the system packages are looked up, not
-installed; torch and the other dependencies are those of the tests' environment, which satisfy pip, so that nothing is
-downloaded; the user, the folder of the cache and the base image are not made.
+No container engine runs here. The tests run the linter, check that copied files exist, and run the steps that install
+RunGPT from the copied files only. They do not install the system packages, which are only looked up, and do not make
+the user, the cache folder or the base image. torch and the other dependencies come from the tests' environment, which
+satisfies pip, so that nothing is downloaded.
 """
 
 import os
@@ -35,7 +35,7 @@ def steps(name: str, stage: str | None = None) -> list[Step]:
 
 
 def environment() -> dict[str, str]:
-    """What ENV and the defaults of ARG set."""
+    """Return the variables that ENV and the defaults of ARG set."""
     pairs = [word.partition("=") for step in steps("ARG") + steps("ENV") for word in step.words]
     return {name: value for name, _, value in pairs}
 
@@ -50,7 +50,7 @@ def test_the_linter_has_nothing_to_say(file: str) -> None:
 
 
 def test_whatever_is_copied_is_in_the_context_and_whatever_is_in_the_context_is_copied() -> None:
-    """A clone holds environments, caches, maybe keys: they would be sent to the builder, and end up in a layer."""
+    """A clone may have environments, caches or keys, which would be sent to the builder and end up in a layer."""
     context = context_of(ROOT, ROOT / ".dockerignore")
     sources = [source for step in steps("COPY") if not step.flags for source in step.words[:-1]]
     assert len(sources) == 7
@@ -61,7 +61,7 @@ def test_whatever_is_copied_is_in_the_context_and_whatever_is_in_the_context_is_
 
 
 def test_what_the_code_says_of_the_image_is_so() -> None:
-    """An orchestrator relies on these: a number for runAsNonRoot, the folder that its volume covers, the ports."""
+    """An orchestrator relies on these: a numeric user for runAsNonRoot, the folder of its volume, the ports."""
     (user,) = steps("USER")
     number, group = user.text.split(":")
     assert int(number) > 0
@@ -77,7 +77,7 @@ def test_what_the_code_says_of_the_image_is_so() -> None:
 
 
 def test_the_page_has_the_arguments_that_the_dockerfile_has() -> None:
-    """Docker only warns of an argument that it does not know, and builds something else than was asked for."""
+    """Docker only warns about an unknown argument, and builds another image than the user wants."""
     page = (ROOT / "docs" / "deploy" / "docker.md").read_text()
     arguments = {word.partition("=")[0] for step in steps("ARG") for word in step.words}
     assert set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE)) == arguments
@@ -87,7 +87,7 @@ def test_the_page_has_the_arguments_that_the_dockerfile_has() -> None:
 
 
 def test_a_change_of_the_code_installs_no_dependency_again() -> None:
-    """It would cost minutes for each build, and gigabytes for each push."""
+    """A new installation would cost minutes for each build, and gigabytes for each push."""
     order = [(step.name, step.words[0] if step.name == "COPY" else step.text) for step in STEPS if not step.flags]
     code = next(index for index, (name, text) in enumerate(order) if name == "COPY" and text == "run_gpt")
     heavy = [step for step in steps("RUN", "dependencies") if "pip install" in step.text]
@@ -111,7 +111,7 @@ def test_the_system_packages_exist() -> None:
 
 @dataclass(frozen=True)
 class Image:
-    """What became of the steps: an environment with RunGPT in it."""
+    """Result of the steps: an environment with RunGPT in it."""
 
     root: Path
     ran: list[str]
@@ -121,7 +121,7 @@ class Image:
 
 
 def run(root: Path, line: str) -> "subprocess.CompletedProcess[str]":
-    """A line of shell as the image would run it: with its folders below `root`, and no index to download from."""
+    """Run a shell line as the image would: with its folders below `root`, and no index to download from."""
     env = environment() | {"PATH": f"{root / 'venv' / 'bin'}:{os.environ['PATH']}", "PIP_NO_INDEX": "1"}
     env |= {
         "HOME": str(root / "tmp"),
@@ -136,7 +136,7 @@ def run(root: Path, line: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """The Dockerfile's COPY and RUN steps, in their order, in a new environment that has the dependencies already."""
+    """Run the Dockerfile's COPY and RUN steps, in order, in a new environment that already has the dependencies."""
     root = tmp_path_factory.mktemp("image")
     for name in ("src", "dist", "tmp", "cache"):
         (root / name).mkdir()
@@ -156,7 +156,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
 
 
 def lend_dependencies(root: Path) -> None:
-    """Links to all that is installed for the tests, but for RunGPT itself."""
+    """Link all packages of the tests' environment, except RunGPT itself."""
     lent = root / "lent"
     lent.mkdir()
     for folder in [Path(path) for path in sys.path if path.endswith("site-packages")]:
@@ -167,12 +167,12 @@ def lend_dependencies(root: Path) -> None:
     (packages,) = (root / "venv" / "lib").glob("python*/site-packages")
     (packages / "lent.pth").write_text(f"{lent}\n")
     for old in ("setuptools*", "pkg_resources", "_distutils_hack", "distutils-precedence.pth"):
-        for entry in packages.glob(old):  # venv's own, where pip would fetch the constrained one
+        for entry in packages.glob(old):  # venv's own copy; pip would fetch the constrained version
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def copy(context: set[str], sources: list[str], target: Path) -> None:
-    """As COPY does it: files into a folder, of a folder what is in it."""
+    """Copy like COPY: files into a folder; for a folder, its contents."""
     for source in sources:
         for path in context:
             if path == source:
@@ -191,7 +191,7 @@ def test_the_steps_that_install_run(image: Image) -> None:
 
 
 def test_the_installed_package_has_every_file_of_the_context(image: Image) -> None:
-    """A kernel's source, the playground or a configuration would be missing only in containers."""
+    """A missing kernel source, playground or configuration would show only in containers."""
     where = image.run("python", "-P", "-c", "'import run_gpt, sys; print(run_gpt.__path__[0])'")
     package = Path(where.stdout.strip())
     assert package.is_relative_to(image.root / "venv")
@@ -207,7 +207,7 @@ def test_the_installed_package_has_every_file_of_the_context(image: Image) -> No
 def test_the_entry_point_is_the_command_line(image: Image) -> None:
     (entry,) = steps("ENTRYPOINT")
     (default,) = steps("CMD")
-    assert entry.words[:2] == ["tini", "--"]  # of Debian's package
+    assert entry.words[:2] == ["tini", "--"]  # from Debian's package
     assert "smollm2" in image.run(*entry.words[2:], "models", "list").stdout
     assert "51000" in image.run(*entry.words[2:], *default.words, "--dry-run").stdout
     assert "51001" in image.run(*entry.words[2:], "deploy", "smollm2", "--cloud", "docker", "--dry-run").stdout

@@ -1,4 +1,6 @@
-"""jcloud's real client against a stand-in for its API: a user gets addresses, or one line that says what to do."""
+"""Without these tests, a user of Jina Cloud could get neither addresses nor one line that says what to do.
+
+The real client of jcloud runs against a stand-in for its API."""
 
 import importlib
 import os
@@ -24,7 +26,7 @@ from run_gpt.deploy.jina import JinaCloud
 from run_gpt.errors import SetupError
 
 KEY = "12345678e9"
-"""Jina's own reading of YAML makes a number of it."""
+"""Key that Jina's own YAML reader would turn into a number."""
 SERVER = ServeConfig(model_name="org/model-7b", api_key=KEY, replicas=3)
 DEPLOYMENT = Deployment(server=SERVER, name="chat", image="me/rungpt:1", memory_gib=12)
 SERVING = Doors(http="https://http-chat-0000000000.example.com", grpc="grpcs://chat-0000000000.example.com")
@@ -32,7 +34,7 @@ SERVING = Doors(http="https://http-chat-0000000000.example.com", grpc="grpcs://c
 
 @pytest.fixture(scope="module")
 def stand_in() -> Iterator[StandIn]:
-    """One for all tests here: jcloud reads its address when it is imported."""
+    """Yield one stand-in for all tests here: jcloud reads its address when it is imported."""
     with StandIn() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -43,15 +45,15 @@ def stand_in() -> Iterator[StandIn]:
 
 @pytest.fixture
 def script(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
-    """What the stand-in does; jcloud talks to it, with a token, and looks often."""
-    monkeypatch.setenv("JINA_HUB_ROOT", str(tmp_path))  # nobody's login
+    """Return a new script of the stand-in; jcloud calls it with a token and polls often."""
+    monkeypatch.setenv("JINA_HUB_ROOT", str(tmp_path))  # without a login
     point_at(stand_in.url, monkeypatch)
     stand_in.script = Script()
     return stand_in.script
 
 
 def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Import jcloud, and what is ours of it, as a process with this JCLOUD_API would."""
+    """Import jcloud and our client of it, as a process with this JCLOUD_API would."""
     monkeypatch.setenv("JCLOUD_API", url)
     monkeypatch.setenv("JINA_AUTH_TOKEN", TOKEN)
     for name in ("jcloud.constants", "jcloud.flow", "run_gpt.deploy.jina_client"):
@@ -63,12 +65,12 @@ def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def told() -> list[str]:
-    """The lines of progress."""
+    """Return a list for the lines of progress."""
     return []
 
 
 def one_line(call: Callable[[], object]) -> str:
-    """The message of the SetupError that the call raises, which is one line."""
+    """Return the message of the SetupError that the call raises; assert that it is one line."""
     with pytest.raises(SetupError) as caught:
         call()
     assert "\n" not in caught.value.message
@@ -100,7 +102,7 @@ def test_a_deployment_is_pushed_and_its_addresses_come_back(
 def test_deploying_again_changes_the_deployment_of_this_name(script: Script, told: list[str]) -> None:
     JinaCloud().deploy(DEPLOYMENT, told.append)
     other = StandInFlow({"executors": []}, ["Serving"])
-    script.flows["chat-pro-1234567890"] = other  # another one, whose name begins like it
+    script.flows["chat-pro-1234567890"] = other  # another deployment, whose name begins the same way
     changed = replace(DEPLOYMENT, server=replace(SERVER, replicas=5))
     assert JinaCloud().deploy(changed, told.append) == SERVING
     assert script.flows["chat-0000000000"].spec["executors"][0]["replicas"] == 5
@@ -227,7 +229,7 @@ def test_what_is_not_there_and_what_cannot_be_done(script: Script, told: list[st
 
 
 def test_a_server_that_cannot_prove_who_it_is_gets_no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """jcloud would send it to whoever stands between."""
+    """jcloud itself would send the token to a man in the middle."""
     monkeypatch.setenv("JINA_HUB_ROOT", str(tmp_path))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(self_signed(tmp_path))
@@ -247,7 +249,7 @@ def test_a_server_that_cannot_prove_who_it_is_gets_no_token(monkeypatch: pytest.
 
 
 def self_signed(folder: Path) -> Path:
-    """A certificate for localhost that nobody vouches for, with its key."""
+    """Write a self-signed certificate for localhost, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
@@ -276,7 +278,7 @@ def test_without_a_network_the_command_says_so_in_one_line(free_ports: Callable[
 
 
 def deploy(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`rungpt deploy` as a user runs it."""
+    """Run `rungpt deploy` as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "run_gpt.cli", "deploy", *arguments, "--cloud", "jina"],
         env={**os.environ, "JCLOUD_API": url, "JINA_AUTH_TOKEN": TOKEN, "RUNGPT_API_KEY": KEY},

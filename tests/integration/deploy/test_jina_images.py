@@ -1,6 +1,6 @@
-"""The images for Jina Cloud: what their Dockerfile copies exists, and their commands serve as its Kubernetes runs them.
+"""Images for Jina Cloud: the files of their Dockerfile exist, and their commands serve when run as its Kubernetes does.
 
-Without these a deployment would be pushed, and its containers would end at once, where nobody sees them.
+Without these tests, a deployment could be pushed, and its containers would end at once, unseen.
 """
 
 import json
@@ -32,7 +32,7 @@ ROLES = ("gateway", "executor")
 
 @contextmanager
 def container(role: str, arguments: list[str], env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process as Jina's Kubernetes starts a container: `jina ROLE ARGUMENTS --uses config.yml`, there."""
+    """Run a process as Jina's Kubernetes runs a container: `jina ROLE ARGUMENTS --uses config.yml` in its folder."""
     command = [sys.executable, str(FOLDER / "jina"), role, "--uses", "config.yml", *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -51,7 +51,7 @@ def container(role: str, arguments: list[str], env: dict[str, str], log: Path) -
 
 
 def wait_ready(url: str, log: Path, processes: list[subprocess.Popen[bytes]]) -> None:
-    """Until /ready says 200; fails, with the log, when a process ends or the time is up."""
+    """Wait until /ready answers 200; fail, with the log, when a process ends or the time is up."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and all(process.poll() is None for process in processes):
         try:
@@ -59,16 +59,16 @@ def wait_ready(url: str, log: Path, processes: list[subprocess.Popen[bytes]]) ->
                 return
         except httpx.TransportError:
             pass
-        time.sleep(0.1)  # between two looks at the condition
+        time.sleep(0.1)  # between two polls
     pytest.fail(f"not ready:\n{log.read_text(errors='replace')}", pytrace=False)
 
 
 def test_the_commands_of_the_images_serve_over_both_doors(
     free_ports: Callable[[int], list[int]], tmp_path: Path
 ) -> None:
-    """With the settings of a rendered Flow, as options of the commands, and the key in the gateway's environment.
+    """The commands get the settings of a rendered Flow as options, and the gateway's environment has the key.
 
-    The form of the log is in the environment, too: then `jina` itself writes JSON.
+    The log format is in the environment, too: then `jina` itself writes JSON.
     """
     server = ServeConfig(api_key=KEY, max_running=4, request_timeout=60, log_format="json")
     deployment = Deployment(server=server, image="me/rungpt:1")
@@ -86,7 +86,7 @@ def test_the_commands_of_the_images_serve_over_both_doors(
     ]
     for arguments, pod in ((executor_arguments, executor), (gateway_arguments, gateway)):
         arguments += ["--uses-with", json.dumps(pod["uses_with"])]
-    # The cache of this machine, which has the model.
+    # Without it the executor uses the cache of this machine, which has the model.
     executor_env = {key: value for key, value in executor["env"].items() if key != "RUNGPT_CACHE"}
     url = f"http://127.0.0.1:{http_port}"
     with ExitStack() as stack:
@@ -119,7 +119,7 @@ def test_the_commands_of_the_images_serve_over_both_doors(
 
 
 def ping(role: str, port: int) -> subprocess.Popen[bytes]:
-    """The probe that Jina's Kubernetes uses."""
+    """Run the probe that Jina's Kubernetes uses."""
     command = [sys.executable, str(FOLDER / "jina"), "ping", role, f"grpc://127.0.0.1:{port}", "--attempts", "1"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

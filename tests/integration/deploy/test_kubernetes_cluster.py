@@ -1,5 +1,5 @@
-"""The real client against a scripted API server: without these a deployment would half happen, wait for ever for what
-cannot come, or end in a traceback."""
+"""Without these tests, a deployment could stop halfway, wait for ever, or end in a traceback. The real client runs
+against a scripted API server."""
 
 import base64
 import queue
@@ -39,7 +39,7 @@ def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def cluster(kubeconfig: Path) -> Iterator[ScriptedCluster]:
-    """A cluster on which all pods serve as soon as somebody looks, unless the test says otherwise."""
+    """Yield a cluster on which all pods serve at the first poll, unless the test changes it."""
     with ScriptedCluster() as cluster:
         cluster.write_kubeconfig(kubeconfig)
         cluster.polls = [serving]
@@ -52,7 +52,7 @@ def serving(cluster: ScriptedCluster) -> None:
 
 
 def waiting(reason: str, message: str, **more: Any) -> dict[str, Any]:
-    """A pod's status whose container does not come."""
+    """Return the status of a pod whose container does not start."""
     return {"containerStatuses": [{"state": {"waiting": {"reason": reason, "message": message}}, **more}]}
 
 
@@ -113,7 +113,7 @@ def test_what_a_changed_deployment_no_longer_has_is_deleted(cluster: ScriptedClu
 
 
 def test_new_keys_reach_the_gateways(cluster: ScriptedCluster, tmp_path: Path) -> None:
-    """A file of keys by itself; the key in the environment only by new gateways. Executors go on."""
+    """A changed key file needs no new gateways; a changed key in the environment does. Executors stay."""
     file = tmp_path / "keys"
 
     def stamps(key: str, keys: str) -> tuple[str, str]:
@@ -176,7 +176,7 @@ def test_what_cannot_come_ends_the_wait_with_its_reason(
 def test_a_pod_without_a_node_is_told_and_waited_for_some_time(
     cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cluster may be starting a node for it."""
+    """The cluster may be starting a node for the pod."""
     nowhere = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": nowhere}
     cluster.polls = [failing({"conditions": [condition]})] * 3 + [serving]
@@ -202,7 +202,7 @@ def test_pods_that_a_quota_forbids_are_told(cluster: ScriptedCluster, monkeypatc
 
 
 def test_pods_of_the_last_try_do_not_fail_this_one(cluster: ScriptedCluster) -> None:
-    """Whoever mends a broken deployment has the broken pods there still."""
+    """The broken pods still exist when a user repairs a broken deployment."""
 
     def old_ones(cluster: ScriptedCluster) -> None:
         status = waiting("CrashLoopBackOff", "", restartCount=9)

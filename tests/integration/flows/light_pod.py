@@ -1,6 +1,6 @@
-"""A stand-in for a pod that starts at once: `light_pod.py worker PORT` or `light_pod.py gateway PORT`, with behaviours.
+"""Stand-in for a pod that starts at once: `light_pod.py worker PORT` or `light_pod.py gateway PORT`, with behaviours.
 
-Behaviours: `deaf` ignores SIGTERM, `child` starts a process of its own and prints its pid, `fails` says that it cannot
+Behaviours: `deaf` ignores SIGTERM, `child` starts a child process and prints its pid, `fails` reports that it cannot
 start, `crashes` ends at start with a line, `loads` never becomes ready, `fails-again=FILE` fails once FILE exists (and
 creates it).
 """
@@ -36,7 +36,7 @@ class _Ready(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *arguments: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 def _serve(role: str, port: int) -> None:

@@ -1,4 +1,4 @@
-"""Without these a rolling update or a smaller number of replicas would cut answers short, or wait for ever."""
+"""Without these tests, a rolling update or a smaller number of replicas could cut answers short, or wait for ever."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @contextlib.contextmanager
 def executor(drain_seconds: float) -> "Iterator[tuple[subprocess.Popen[str], int]]":
-    """The default model in a pod of its own, ready, and its port."""
+    """Run the default model in its own pod until ready, and yield the process and its port."""
     (port,) = free_ports(1)
     config = ServeConfig(drain_seconds=drain_seconds, max_context=4096, speculate=False)
     flow = yaml.safe_load(render_flow(config, executor_address=("rungpt-executor", port)))
@@ -42,7 +42,7 @@ def executor(drain_seconds: float) -> "Iterator[tuple[subprocess.Popen[str], int
 
 
 def test_what_fails_is_logged_under_its_requests_name(caplog: pytest.LogCaptureFixture) -> None:
-    """Of a hundred requests that run together, whose traceback is it?"""
+    """A hundred requests may run together, so the log must say which one a traceback belongs to."""
     from run_gpt.executors.causal_lm.executor import _request_error
 
     def fail() -> None:
@@ -57,7 +57,7 @@ def test_what_fails_is_logged_under_its_requests_name(caplog: pytest.LogCaptureF
 
 @pytest.fixture
 async def replicas() -> AsyncIterator[Any]:
-    """`replicas(port)`: the gateway's connection to an executor."""
+    """Yield `replicas(port)`, which makes the gateway's connection to an executor."""
     made: list[Replica] = []
 
     def connect(port: int) -> Replica:
@@ -79,7 +79,7 @@ async def unary(replica: Replica, tokens: int) -> answers.Completion:
 
 
 async def stream(replica: Replica, tokens: int, began: asyncio.Event) -> list[Piece]:
-    """The pieces of a stream; `began` is set with the first."""
+    """Return the pieces of a stream; `began` is set with the first."""
     arrived, pieces = asyncio.Event(), list[Piece]()
     exchange = await replica.start("/generate_stream", body(tokens), request_id="s", arrived=arrived)
     exchange.limit(LIMIT)

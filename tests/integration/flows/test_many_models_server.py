@@ -1,4 +1,4 @@
-"""A whole server of several models, whose executors load nothing: without these one model's end would be another's."""
+"""Without these tests, the end of one model could end another. A whole server runs several models that load nothing."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ MODELS = (ServedModel(model_name="a/small"), ServedModel(model_name="b/large", r
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's own Flow, but for what its pods load."""
+    """Use the server's own Flow, but with pods that load nothing."""
 
     def render(config: ServeConfig, **form: Any) -> str:
         return yaml.safe_dump(with_toys(render_flow(config, **form)))
@@ -45,6 +45,6 @@ def test_each_replica_of_each_model_is_a_process_that_is_started_again_by_itself
 
 
 def restarted(running: Server, dead: int) -> dict[str, int] | None:
-    """The processes, once there is another in the place of the dead one."""
+    """Return the processes once another one has replaced the dead one, else None."""
     pids = running.pids()
     return pids if pids.get("worker 1 (large)", dead) != dead else None

@@ -1,4 +1,4 @@
-"""Without these Jina's own start and stop would show through: tracebacks for a bad setting, orphans, lost processes."""
+"""Without these tests, Jina's own start and stop could show: tracebacks for a bad setting, orphans, lost processes."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ def toy_flow(models: int = 1, **settings: Any) -> dict[str, Any]:
 
 
 def with_toys(text: str, **settings: Any) -> dict[str, Any]:
-    """The Flow with a gateway and executors that load nothing."""
+    """Return the Flow with a gateway and executors that load nothing."""
     flow: dict[str, Any] = yaml.safe_load(text)
     for executor in flow["executors"]:
         flow["gateway"]["uses"], executor["uses"] = toy_uses(**settings)
@@ -118,7 +118,7 @@ def test_a_jina_flow_starts_restarts_and_stops_under_the_supervisor() -> None:
 @pytest.fixture
 def jina_flow() -> Iterator[Any]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Jina warns of in itself is not ours to mend
+        warnings.simplefilter("ignore")  # Jina's warnings about itself are not ours to fix
         import run_gpt.process._jina  # noqa: F401, I001  (before jina)
         from jina import Flow
 

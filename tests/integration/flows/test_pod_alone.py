@@ -1,4 +1,4 @@
-"""Without these a container of ours would not start, not be reached by the others, or say nothing of what is wrong."""
+"""Without these tests, our containers could fail to start, be unreachable for the others, or not report errors."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def running_alone(flow: dict[str, Any], *arguments: str) -> "Iterator[subprocess
 
 
 def health(port: int) -> int:
-    """What gRPC's health service says, as Kubernetes asks it; -1: nobody answers."""
+    """Return the status of gRPC's health service, asked as Kubernetes does; -1 without an answer."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
             return int(health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status)
@@ -70,7 +70,7 @@ def test_an_executor_of_a_container_is_reached_on_every_interface_and_ends_on_si
 
 
 def test_ctrl_c_in_a_drain_ends_it_at_once() -> None:
-    """It drains for as long as the Flow's gateway would."""
+    """An executor drains for as long as the Flow's gateway."""
     flow = flow_of_containers(finishes=False)
     flow["gateway"]["uses"]["with"] = {"drain_seconds": 600}
     with running_alone(flow, "executor") as pod:
@@ -83,7 +83,7 @@ def test_ctrl_c_in_a_drain_ends_it_at_once() -> None:
 
 
 def test_a_stop_while_it_loads_is_not_waited_for() -> None:
-    """As the first process of a container it would ignore the signal, and be killed after the grace time."""
+    """By default the first process of a container ignores the signal, and is killed after the grace time."""
     with running_alone(flow_of_containers(loads=True), "executor") as pod:
         assert pod.stdout is not None
         assert pod.stdout.readline() == "loading\n"
@@ -95,7 +95,7 @@ def test_a_stop_while_it_loads_is_not_waited_for() -> None:
     ("settings", "number", "code"), [({"failed": True}, signal.SIGTERM, 1), ({}, signal.SIGSEGV, -signal.SIGSEGV)]
 )
 def test_what_has_failed_does_not_end_as_if_all_were_well(settings: Any, number: int, code: int) -> None:
-    """A container is started again for such a code; and one that has crashed must end at all."""
+    """Such a code makes the platform restart the container; a crashed process must also not hang."""
     flow = flow_of_containers(**settings)
     with running_alone(flow, "executor") as pod:
         wait_until(lambda: health(flow["executors"][0]["port"][0]) == health_pb2.HealthCheckResponse.SERVING, LIMIT)
@@ -104,7 +104,7 @@ def test_what_has_failed_does_not_end_as_if_all_were_well(settings: Any, number:
 
 
 def test_a_gateway_of_a_container_serves_without_a_supervisor() -> None:
-    """It is alive before there is an executor, which is when Kubernetes asks for the first time."""
+    """The gateway is alive before there is an executor: Kubernetes makes its first check then."""
     flow = flow_of_containers()
     flow["gateway"]["uses"] = {"jtype": "RunGPTGateway", "py_modules": ["run_gpt.gateway.gateway"]}
     grpc_port, http_port = flow["gateway"]["port"]
@@ -136,7 +136,7 @@ def test_a_missing_flow_is_one_line(flow: str | None, said: str) -> None:
 
 
 def test_the_supervisor_hands_its_own_flow_on_where_the_environment_has_another(monkeypatch: Any) -> None:
-    """`rungpt serve` in a container that has RUNGPT_FLOW must not serve what that says."""
+    """`rungpt serve` in a container that has RUNGPT_FLOW must not serve that Flow."""
     from run_gpt.flows.server import new_supervisor
 
     monkeypatch.setenv(FLOW_VARIABLE, json.dumps("another"))
@@ -145,7 +145,7 @@ def test_the_supervisor_hands_its_own_flow_on_where_the_environment_has_another(
 
 
 def test_as_json_what_a_container_says_is_json_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No supervisor stands between it and what collects its log: why it does not start must be in it all the same."""
+    """No supervisor reads the container's output for a log collector: the log must still say why it does not start."""
     monkeypatch.setenv("RUNGPT_LOG_FORMAT", "json")
     code, out, err = ended(start_alone(flow_of_containers(fail=True), "executor"))
     lines = [json.loads(line) for line in err.splitlines()]

@@ -1,4 +1,4 @@
-"""Without these Ctrl-C or `docker stop` would cut answers short, print a traceback, or leave processes behind."""
+"""Without these tests, Ctrl-C or `docker stop` could cut answers, print a traceback, or leave processes behind."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Without these a user would find dead replicas that never come back, or processes that outlive their server."""
+"""Without these tests, dead replicas could stay dead, or processes could outlive their server."""
 
 import functools
 import os
@@ -32,7 +32,7 @@ def light_pod(name: str, port: int, *behaviours: str, stop_seconds: float = 5.0)
 
 
 class Running:
-    """A supervisor in a thread, and what it has told."""
+    """Supervisor in a thread, and its events."""
 
     def __init__(self, *specs: PodSpec):
         self.events: list[Event] = []
@@ -86,7 +86,7 @@ def wait_until(condition: Callable[[], Any], limit: float = LIMIT) -> Any:
     deadline = time.monotonic() + limit
     while not (value := condition()):
         assert time.monotonic() < deadline
-        threading.Event().wait(0.01)  # between two looks
+        threading.Event().wait(0.01)  # between two polls
     return value
 
 
@@ -125,7 +125,7 @@ def test_a_killed_gateway_comes_back() -> None:
 
 def test_workers_serve_until_the_gateway_is_gone() -> None:
     ports = free_ports(2)
-    # A gateway that does not react to SIGTERM is one that drains: the worker must be there for all of that time.
+    # A gateway that does not react to SIGTERM acts like one that drains: the worker must be there all that time.
     gateway = light_pod("gateway", ports[1], "deaf", stop_seconds=0.5)
     with running(light_pod("worker 0", ports[0]), gateway) as run:
         run.wait_for("ready")
@@ -181,7 +181,7 @@ def test_a_worker_that_crashes_at_start_ends_the_start_with_its_last_line() -> N
 
 
 def test_what_was_ready_may_die_for_as_long_as_another_one_loads() -> None:
-    """One model's crashes must not end a server in which another model takes its time."""
+    """Crashes of one model must not end a server in which another model takes long to load."""
     ports = free_ports(3)
     specs = [light_pod("worker 0", ports[0], "loads"), light_pod("worker 1", ports[1]), light_pod("gateway", ports[2])]
     with running(*specs) as run:

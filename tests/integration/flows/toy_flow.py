@@ -1,4 +1,4 @@
-"""A real Executor and a real Gateway that load nothing: what Jina's own start, stop and errors look like."""
+"""Real Executor and real Gateway that load nothing, for tests of Jina's own start, stop and errors."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ class ToyExecutor(Executor):
 class _Http(FastAPIBaseServer):
     @property
     def app(self) -> FastAPI:
-        """`/ready` says which executors this gateway was told of."""
+        """App whose `/ready` returns the addresses of the executors that this gateway got."""
         app = FastAPI()
         app.get("/ready")(lambda: json.loads(self.runtime_args.deployments_addresses))
         return app

@@ -1,4 +1,4 @@
-"""Real headless Chromium for the tests of the playground, and the servers that it visits."""
+"""Headless Chromium for the tests of the playground, and the servers that it visits."""
 
 import importlib.util
 import shutil
@@ -25,13 +25,13 @@ ARGUMENTS = (
 
 
 def chromium() -> str | None:
-    """The path of a Chromium of this machine; None if it has none."""
+    """Return the path of a Chromium on this machine; None if there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return next((path for path in map(shutil.which, names) if path), None)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Says plainly, at the end, that the browser tests did not run."""
+    """Report at the end that the browser tests did not run."""
     left_out = [report for report in terminalreporter.stats.get("skipped", []) if NO_CHROMIUM in str(report.longrepr)]
     if left_out:
         terminalreporter.section("the playground was NOT tested in a browser", yellow=True)
@@ -40,7 +40,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One Chromium for a module: Playwright's event loop must be gone before other tests run loops of their own."""
+    """Yield one Chromium for a module: Playwright's event loop must be gone before other tests run their own loops."""
     path = chromium()
     if path is None:
         pytest.skip(NO_CHROMIUM)
@@ -52,7 +52,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
-    """`visit(url, viewport=PHONE)`: the playground of this server in a fresh profile."""
+    """Yield `visit(url, viewport=PHONE)`, which opens the playground of this server in a fresh profile."""
     contexts: list[BrowserContext] = []
 
     def open_page(url: str, *, ready: bool = True, **options: Any) -> Visit:
@@ -66,7 +66,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
 
 @pytest.fixture
 def door(free_ports: Callable[[int], list[int]]) -> Iterator[Door]:
-    """A scripted door."""
+    """Yield a scripted server."""
     with open_door(free_ports(1)[0]) as opened:
         yield opened
 
@@ -76,14 +76,14 @@ def _gateway_conftest() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look for it there
+    sys.modules[spec.name] = module  # dataclasses look the module up there
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="session")
 def a_stack() -> Any:
-    """The gateway tests' `a_stack`: a real gateway over scripted workers."""
+    """Return the gateway tests' `a_stack`: a real gateway over scripted workers."""
     return _gateway_conftest().a_stack
 
 
@@ -91,6 +91,6 @@ def a_stack() -> Any:
 def stack(
     a_stack: Any, tmp_path_factory: pytest.TempPathFactory, free_ports: Callable[[int], list[int]]
 ) -> Iterator[Any]:
-    """A real gateway over one scripted worker."""
+    """Yield a real gateway over one scripted worker."""
     with a_stack(tmp_path_factory.mktemp("stack"), free_ports(3), 1, {}, "ready") as running:
         yield running

@@ -1,4 +1,4 @@
-"""A door that does as it is told: the real playground over an OpenAI route whose every byte a test decides."""
+"""Scripted server: the real playground over an OpenAI endpoint, with a test in control of every byte."""
 
 import asyncio
 import json
@@ -19,24 +19,24 @@ Script = Callable[[dict[str, Any]], "AsyncIterator[bytes] | Response"]
 
 
 def event(data: Any, kind: str = "") -> bytes:
-    """A server-sent event."""
+    """Return a server-sent event."""
     return (f"event: {kind}\n" if kind else "").encode() + b"data: " + json.dumps(data).encode() + b"\n\n"
 
 
 def piece(text: str | None = None, finish: str | None = None) -> bytes:
-    """An event with a piece of the answer, as OpenAI's door sends it."""
+    """Return an event with a piece of the answer, as OpenAI's endpoint sends it."""
     delta = {} if text is None else {"content": text}
     return event({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], "usage": None})
 
 
 def usage(tokens: int) -> bytes:
-    """The event with the count of tokens."""
+    """Return the event with the number of tokens."""
     told = {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 9 + tokens}
     return event({"choices": [], "usage": told})
 
 
 def saying(*texts: str, finish: str = "stop") -> Script:
-    """A script that answers with these pieces."""
+    """Return a script that answers with these pieces."""
 
     async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
         for text in texts:
@@ -50,34 +50,34 @@ def saying(*texts: str, finish: str = "stop") -> Script:
 
 
 def refusing(status: int, message: str, param: str | None = None, **headers: str) -> Script:
-    """A script that answers with an error."""
+    """Return a script that answers with an error."""
     error = {"message": message, "type": "invalid_request_error", "param": param, "code": "invalid_value"}
     return lambda _: JSONResponse({"error": error}, status, headers)
 
 
 async def loaded(_: dict[str, Any]) -> AsyncIterator[bytes]:
-    """The load of a model that is in memory."""
+    """Yield the load events of a model that is already in memory."""
     yield event({"state": "loaded"})
 
 
 class Door:
-    """`script` answers the next requests; `requests` are those that came; `running` of them have not ended."""
+    """Server: `script` answers the next requests, `requests` has those that came, `running` counts the unfinished."""
 
     def __init__(self) -> None:
         self.models: list[str] | Response = ["scripted"]
         self.states: dict[str, str] = {}
-        """Of the models that are not in memory."""
+        """States of the models that are not in memory."""
         self.script: Script = saying("Hello", " there")
         self.load: Script = loaded
         self.loads: list[str] = []
-        """The models whose load was asked for."""
+        """Models whose load was requested."""
         self.requests: list[dict[str, Any]] = []
         self.running = 0
         self.go_on = threading.Event()
         self.url = ""
 
     async def wait(self) -> None:
-        """For a script: until the test says `go_on.set()`."""
+        """Wait, in a script, until the test calls `go_on.set()`."""
         while not self.go_on.is_set():
             await asyncio.sleep(0.01)
 
@@ -112,7 +112,7 @@ class Door:
             return StreamingResponse(self._counted(answer), media_type="text/event-stream")
 
         outer = FastAPI()
-        outer.mount("/prefix", app)  # as a proxy may have it
+        outer.mount("/prefix", app)  # as behind a proxy
         outer.mount("/", app)
         return outer
 
@@ -127,7 +127,7 @@ class Door:
 
 @contextmanager
 def open_door(port: int) -> Iterator[Door]:
-    """A door on this port of 127.0.0.1, in a thread."""
+    """Run a scripted server on this port of 127.0.0.1, in a thread."""
     door = Door()
     door.url = f"http://127.0.0.1:{port}"
     # Scripts cut connections by failing, on purpose.
@@ -147,7 +147,7 @@ def open_door(port: int) -> Iterator[Door]:
 
 
 def half_an_answer(door: Door, before: str = "") -> Script:
-    """A script that waits in mid-answer until the test says go on."""
+    """Return a script that waits in the middle of its answer until the test calls `go_on.set()`."""
 
     async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
         yield piece(f"{before}Half an ")

@@ -1,4 +1,4 @@
-"""The playground over the real gateway: what it asks for is what the server gives, and what it stops, ends there."""
+"""Without these tests, the playground could use what the real gateway lacks, or a stop could fail to reach it."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ KEY = "the-playgrounds-own-key-0123456789"
 
 @pytest.fixture
 def keyed_stack(a_stack: Any, tmp_path: Any, free_ports: Callable[[int], list[int]]) -> Iterator[Any]:
-    """A real gateway that wants KEY."""
+    """Yield a real gateway that requires KEY."""
     with a_stack(tmp_path, free_ports(3), 1, {}, "ready", {"RUNGPT_API_KEY": KEY}) as running:
         yield running
 
@@ -83,7 +83,7 @@ def test_a_field_that_the_server_refuses_is_named(stack: Any, visit: Any) -> Non
 
 
 def test_the_page_says_where_it_is(stack: Any, visit: Any) -> None:
-    """GET / links to it, for those who only have the address of the server."""
+    """GET / links to the playground, for users who only have the address of the server."""
     assert httpx.get(stack.http).json()["playground"] == "/playground"
 
 
@@ -105,4 +105,4 @@ def test_a_browser_that_was_given_the_key_can_chat(keyed_stack: Any, visit: Any,
     else:
         v = visit(keyed_stack.http.replace("//", f"//me:{KEY}@"))
     assert v.ask(script(words=["Hello"])) == "Hello"
-    v.check_quiet(expected=("401",))  # Chromium shows each answer that asks for a password
+    v.check_quiet(expected=("401",))  # Chromium logs each answer that asks for a password

@@ -1,4 +1,4 @@
-"""A chat in the playground as its user has it: it streams, stops, is made again, and says what went wrong."""
+"""Without these tests, a chat in the playground could fail to stream, to stop, to answer again, or to show errors."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -30,7 +30,7 @@ def test_an_answer_is_shown_while_it_comes(door: Any, visit: Any) -> None:
 
 @pytest.mark.parametrize("way", ["button", "Escape"])
 def test_stop_ends_the_request_on_the_server_and_keeps_what_came(door: Any, visit: Any, way: str) -> None:
-    """Else a user's abandoned answers would go on using the server."""
+    """Otherwise a user's abandoned answers would continue to use the server."""
     door.script = half_an_answer(door)
     v = visit(door.url)
     v.send("Hello?")
@@ -99,7 +99,7 @@ def test_a_new_chat_forgets_and_ends_the_old_one(door: Any, visit: Any) -> None:
     assert v.ask("Who?") == "New."
     assert len(door.requests[-1]["messages"]) == 1
     v.page.reload()
-    expect(v.page.locator(".question p")).to_have_text("Who?")  # a reload keeps what there is
+    expect(v.page.locator(".question p")).to_have_text("Who?")  # a reload keeps the chat
     v.check_quiet()
 
 
@@ -120,7 +120,7 @@ def test_an_error_before_the_answer_is_shown_and_can_be_tried_again(door: Any, v
 
 
 def test_a_question_that_failed_is_not_sent_again_with_the_next(door: Any, visit: Any) -> None:
-    """Two questions in a row are more than many chat templates take."""
+    """Many chat templates refuse two questions in a row."""
     door.script = refusing(503, "the model is loading")
     v = visit(door.url)
     v.ask("One")
@@ -226,6 +226,6 @@ def test_the_page_works_behind_a_proxys_prefix(door: Any, visit: Any) -> None:
 
 
 def test_a_name_and_password_in_the_address_do_not_break_the_page(door: Any, visit: Any) -> None:
-    """So a browser is given the key of a server that wants one."""
+    """This is how a browser gets the key of a server that requires one."""
     v = visit(door.url.replace("//", "//user:secret@"))
     assert v.ask("Hello?") == "Hello there"

@@ -1,4 +1,4 @@
-"""Several models in the playground: one chooses, sees which are in memory, and why an answer does not begin yet."""
+"""Without these tests, users might not be able to choose a model, see its state, or see why an answer is late."""
 
 import asyncio
 import json
@@ -25,13 +25,13 @@ NOTE_LOADS = """() => {
 
 @pytest.fixture
 def two(door: Any) -> Any:
-    """A door to two models, of which `tiny` is not in memory."""
+    """Return the scripted server with two models; `tiny` is not in memory."""
     door.models, door.states = ["smollm2", "tiny"], {"tiny": "unloaded"}
     return door
 
 
 def being_loaded(door: Any, *, ends: bool = True) -> Any:
-    """A load that stands at 43 % until the test says go on."""
+    """Return a load that stays at 43 % until the test calls `go_on.set()`."""
 
     async def load(_: dict[str, Any]) -> AsyncIterator[bytes]:
         yield event({"state": "loading", "step": "Waiting for memory", "done": None, "total": None})
@@ -44,11 +44,11 @@ def being_loaded(door: Any, *, ends: bool = True) -> Any:
 
 
 def after_the_load(door: Any) -> Any:
-    """An answer that waits for that load."""
+    """Return an answer that waits for that load."""
 
     async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
         await door.wait()
-        while door.running > 1:  # the load tells its end first
+        while door.running > 1:  # the load reports its end first
             await asyncio.sleep(0.01)
         door.states = {}
         yield piece("Hello")
@@ -102,7 +102,7 @@ def test_one_model_that_is_not_in_memory_any_more_is_waited_for(door: Any, visit
 
 
 def test_an_answer_that_waits_for_its_model_shows_how_far_that_is(two: Any, visit: Any) -> None:
-    """Else a user would look at a dead spinner, for a minute with a large model."""
+    """Otherwise a user would see only a spinner, for a minute with a large model."""
     two.script, two.load = after_the_load(two), being_loaded(two)
     v = visit(two.url)
     v.page.select_option("#model", "tiny")
@@ -111,7 +111,7 @@ def test_an_answer_that_waits_for_its_model_shows_how_far_that_is(two: Any, visi
     assert v.page.locator(".reply progress").evaluate("bar => bar.value") == pytest.approx(0.437)
     expect(v.page.locator("#model option").nth(1)).to_have_text("tiny (loading 43 %)")
     expect(v.page.locator("#status")).to_have_text("Loading tiny")
-    v.page.wait_for_timeout(300)  # of which the time to the first token must not tell
+    v.page.wait_for_timeout(300)  # the time to the first token must not include this
     two.go_on.set()
     expect(v.answer).to_have_text("Hello")
     v.wait_idle()
@@ -134,7 +134,7 @@ def test_an_answer_from_a_model_in_memory_shows_no_load(two: Any, visit: Any) ->
     two.script = script
     v = visit(two.url)
     v.send("Hello?")
-    wait_until(lambda: two.loads == ["smollm2"] and two.running == 1)  # a slow answer, but not for its model's sake
+    wait_until(lambda: two.loads == ["smollm2"] and two.running == 1)  # a slow answer, but not because of its model
     expect(v.page.locator(".reply .loading")).to_have_count(0)
     two.go_on.set()
     v.wait_idle()
@@ -201,7 +201,7 @@ def test_a_model_that_cannot_be_loaded_is_told_once(two: Any, visit: Any) -> Non
 def test_a_real_model_is_loaded_by_the_first_message_to_it(
     server: Any, start_server: Any, visit: Any, tmp_path: Path
 ) -> None:
-    """`server` has seen to it that the default model is on disk; the second one is the same under another name."""
+    """The fixture `server` has put the default model on disk; the second one is the same under another name."""
     second = {"name": "second", "model_path": str(models.show("smollm2").folder)}
     (tmp_path / "models.yml").write_text(json.dumps({"models": ["smollm2", second]}))
     with start_server("--config", str(tmp_path / "models.yml")) as running:

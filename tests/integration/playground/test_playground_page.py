@@ -1,4 +1,4 @@
-"""The playground's page: what a model writes cannot harm, and everyone can use it, on a phone and by keyboard too."""
+"""Without these tests, a model's text could attack the page, or the page could fail on a phone or by keyboard."""
 
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def test_markdown_and_code_are_shown_as_such(door: Any, visit: Any) -> None:
 
 
 def test_an_answer_in_pieces_looks_like_the_same_answer_at_once(door: Any, visit: Any) -> None:
-    """Only what changed is rendered while an answer comes: that must not show."""
+    """While an answer streams, only the changed part is rendered: the result must be the same."""
     text = MARKDOWN + "\n[a]\n\n- loose\n\n- list\n\nSetext\n======\n\n[a]: https://example.org/late\n"
     v = visit(door.url)
     whole = []
@@ -116,7 +116,7 @@ def test_an_answer_in_pieces_looks_like_the_same_answer_at_once(door: Any, visit
 
 
 def test_a_long_answer_is_not_made_anew_with_every_word(door: Any, visit: Any) -> None:
-    """Else long answers would stutter, and what a reader has selected would be lost."""
+    """Otherwise long answers would stutter, and the reader's selection would be lost."""
     door.script = half_an_answer(door, before="First.\n\n```python\nprint(1)\n```\n\n")
     v = visit(door.url)
     v.send("Tell me more")
@@ -279,7 +279,7 @@ def test_nothing_moves_where_motion_is_not_wanted(door: Any, visit: Any) -> None
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_axe_finds_no_barrier(door: Any, visit: Any, scheme: str, viewport: Any) -> None:
-    """Names, roles, contrast and the rest of what can be checked of WCAG 2.2 A and AA."""
+    """axe checks names, roles, contrast and the other checkable rules of WCAG 2.2 A and AA."""
     v = visit(door.url, viewport=viewport, color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
     door.script = saying(MARKDOWN, finish="length")
     v.ask("Show me")

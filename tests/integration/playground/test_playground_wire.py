@@ -1,4 +1,4 @@
-"""What the playground reads from the wire and writes to it: every byte that comes, and only what is set."""
+"""Without these tests, the playground could lose bytes of an answer, or send settings that the user did not set."""
 
 import base64
 from typing import Any
@@ -29,7 +29,7 @@ async ([bytes, sizes]) => {
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
 def test_events_are_read_wherever_the_network_cuts_them(door: Any, visit: Any, end: str) -> None:
-    """Else letters would be lost or broken now and then, on slow networks only."""
+    """Otherwise letters would be lost or broken now and then, on slow networks only."""
     lines = [
         ": a comment",
         "data: né",
@@ -73,7 +73,7 @@ def test_an_impossible_setting_is_told_before_it_is_sent(door: Any, visit: Any, 
     v.page.fill(f"#{name}", value)
     v.send("Hello?")
     expect(v.page.locator(f"#{name}")).to_be_focused()
-    expect(hint).not_to_have_text(limits)  # but the browser's own words
+    expect(hint).not_to_have_text(limits)  # but the browser's own message
     expect(v.page.locator("#prompt")).to_have_value("Hello?")
     assert door.requests == []
     v.page.fill(f"#{name}", "1")

@@ -1,4 +1,4 @@
-"""A visit to the playground, which notes what the page asked for and what went wrong in it."""
+"""Visit to the playground, which records the page's requests and errors."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,7 +10,7 @@ PHONE = {"width": 320, "height": 568}
 DESKTOP = {"width": 1280, "height": 800}
 expect.set_options(timeout=SECONDS * 1000)
 
-# What the page itself can see of an attack or of a broken policy.
+# Signs of an attack or of a policy violation that the page itself can see.
 WATCH = """
 window.__pwned = 0;
 window.__violations = [];
@@ -21,12 +21,12 @@ document.addEventListener("securitypolicyviolation", (event) => {
 
 
 def host(url: str) -> str:
-    """Host and port, without a name and password."""
+    """Return the host and port of a URL, without a name and password."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
 class Visit:
-    """A page that was opened on the playground, with what a user never sees: requests, the console, dialogs."""
+    """Page that is open on the playground, with the parts that users do not see: requests, the console, dialogs."""
 
     def __init__(self, context: BrowserContext, url: str, *, ready: bool = True):
         self.url = url
@@ -49,27 +49,27 @@ class Visit:
 
     @property
     def answer(self) -> Any:
-        """The last answer's text."""
+        """Text of the last answer."""
         return self.page.locator(".reply .answer").last
 
     def send(self, text: str) -> None:
-        """Writes a message and presses Enter."""
+        """Write a message and press Enter."""
         self.page.fill("#prompt", text)
         self.page.press("#prompt", "Enter")
 
     def wait_idle(self) -> None:
-        """Until no answer is coming any more."""
+        """Wait until no answer is coming any more."""
         self.page.wait_for_selector("#send:visible")
 
     def ask(self, text: str) -> str:
-        """Sends a message and waits for the whole answer."""
+        """Send a message and wait for the whole answer."""
         self.send(text)
         expect(self.page.locator(".question p").last).to_have_text(text)
         self.wait_idle()
         return str(self.answer.inner_text())
 
     def check_quiet(self, *, expected: tuple[str, ...] = ()) -> None:
-        """Nothing left this server, nothing ran that should not, and the console has only what is expected."""
+        """Assert that no request left this server, no attack ran, and the console has only the expected messages."""
         assert [url for url in self.requests if host(url) != host(self.url) and not url.startswith("data:")] == []
         assert self.page.evaluate("window.__pwned") == 0
         assert self.page.evaluate("window.__violations") == []

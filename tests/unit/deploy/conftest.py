@@ -1,4 +1,4 @@
-"""Deployments that every target renders, and the files in tests/golden/deploy that they must render to."""
+"""Deployments that every target renders, and the check against the golden files in tests/golden/deploy."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from run_gpt.deploy import Autoscale, Deployment
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "deploy"
 RENEW = "RUNGPT_RENEW_GOLDEN"
-"""With this set in the environment the golden files are written anew, to be read in the diff."""
+"""Environment variable with which the tests rewrite the golden files, to be reviewed in the diff."""
 IMAGE = "example/rungpt:1.2.3"
 KEY = "secret-key-of-the-test"
 
@@ -47,7 +47,7 @@ DEPLOYMENTS: dict[str, Callable[[Path], Deployment]] = {
 
 @pytest.fixture
 def keys_file(tmp_path: Path) -> Path:
-    """A file of keys on this machine."""
+    """Return the path of a key file on this machine."""
     file = tmp_path / "keys"
     file.write_text(f"alice: {KEY}-of-alice\n")
     return file
@@ -55,19 +55,19 @@ def keys_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def deployments(keys_file: Path) -> dict[str, Deployment]:
-    """All of the deployments, by their names."""
+    """Return all of the deployments, by their names."""
     return {name: make(keys_file) for name, make in DEPLOYMENTS.items()}
 
 
 @pytest.fixture(params=sorted(DEPLOYMENTS))
 def case(request: pytest.FixtureRequest, keys_file: Path) -> tuple[str, Deployment]:
-    """Each of the deployments, with its name."""
+    """Return each of the deployments in turn, with its name."""
     return request.param, DEPLOYMENTS[request.param](keys_file)
 
 
 @pytest.fixture
 def check_golden() -> Callable[[str, dict[str, str]], None]:
-    """`check_golden("docker/plain", files)`: these files, and no others, lie in that folder, to the last byte."""
+    """Return `check_golden("docker/plain", files)`: asserts that the folder has exactly these files, byte for byte."""
 
     def check(folder: str, files: dict[str, str]) -> None:
         there = GOLDEN / folder

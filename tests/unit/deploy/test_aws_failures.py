@@ -1,4 +1,4 @@
-"""Without these a deployment on AWS that fails would show a traceback, or nothing for hours."""
+"""Without these tests, a failing deployment on AWS could show a traceback, or nothing for hours."""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ MISSING = Refused("...", "ValidationError", f"Stack with id {NAME} does not exis
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Call it with what the AWS configuration has; all else of this machine's is out of sight."""
+    """Return a function that sets the AWS configuration to the given variables and hides that of this machine."""
 
     def have(**variables: str) -> None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
@@ -81,7 +81,7 @@ def test_a_call_that_aws_refuses_is_one_line_that_says_what_to_do(
 
 
 class Script:
-    """A session whose calls are answered by what was written before: a value each time, the last one for ever."""
+    """Session with scripted answers: each call takes the next one, and the last one repeats for ever."""
 
     region = "us-east-1"
 
@@ -133,7 +133,7 @@ EVENTS = [
 
 
 def pages(*lengths: int) -> list[dict[str, Any]]:
-    """As CloudFormation answers from look to look: what has happened by then, the newest first."""
+    """Return CloudFormation's answers from poll to poll: the events up to then, the newest first."""
     return [{"StackEvents": EVENTS[:length][::-1]} for length in lengths]
 
 
@@ -227,7 +227,7 @@ def test_a_stack_that_cannot_be_deleted_says_why() -> None:
 
 
 def test_a_quota_that_lets_no_instance_start_is_told_at_once_and_once() -> None:
-    """CloudFormation says nothing of it, and waits for hours."""
+    """CloudFormation does not report the quota, and waits for hours."""
     quota = "You have requested more vCPU capacity than your current vCPU limit of 0 allows"
     failed = {"StatusCode": "Failed", "StatusMessage": quota, "StartTime": datetime.now(UTC)}
     long_ago = {**failed, "StatusMessage": "no room", "StartTime": datetime.now(UTC) - timedelta(days=1)}

@@ -1,4 +1,4 @@
-"""Without these `rungpt deploy --cloud aws` would work on paper only: the real boto3, against moto's AWS."""
+"""Without these tests, `rungpt deploy --cloud aws` could work on paper only. The real boto3 runs against moto's AWS."""
 
 import re
 import time
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 class _Unmade:
-    """A resource of which moto's CloudFormation knows nothing: it gets a name here, and does nothing."""
+    """Resource that moto's CloudFormation does not know: it gets a name here, and does nothing."""
 
     kind = ""
 
@@ -73,7 +73,7 @@ class _Unmade:
 
 @pytest.fixture(scope="module")
 def boto() -> Iterator[boto3.Session]:
-    """One for all tests: each reads megabytes of JSON about the services."""
+    """Yield one session for all tests: each session reads megabytes of JSON about the services."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "none")
@@ -89,7 +89,7 @@ def boto() -> Iterator[boto3.Session]:
 
 @pytest.fixture
 def aws(boto: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[AWS]:
-    """AWS in this process, with what moto's CloudFormation lacks."""
+    """Yield AWS in this process, with the resources that moto's CloudFormation lacks."""
     monkeypatch.setattr("run_gpt.deploy.aws.stack.PAUSE", 0.0)
     lacking = (
         *("ServiceDiscovery::PrivateDnsNamespace", "ServiceDiscovery::Service", "ECS::CapacityProvider"),
@@ -99,10 +99,10 @@ def aws(boto: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> Iterator[AWS]:
     made = {f"AWS::{kind}": type(kind, (_Unmade,), {"kind": f"AWS::{kind}"}) for kind in lacking}
     known = dict(parsing.get_model_map())
     monkeypatch.setattr(parsing, "get_model_map", lambda: known | made)
-    # It makes an application load balancer of each.
+    # moto makes an application load balancer of each.
     network = partialmethod(ELBv2Backend.create_load_balancer, loadbalancer_type="network")
     monkeypatch.setattr(ELBv2Backend, "create_load_balancer", network)
-    # It does not know that a parameter with a default has a previous value.
+    # moto does not know that a parameter with a default has a previous value.
     given = CloudFormationBackend._resolve_update_parameters
     monkeypatch.setattr(
         CloudFormationBackend,
@@ -124,7 +124,7 @@ def deployment(**settings: Any) -> Deployment:
 
 
 def test_a_deployment_is_made_changed_scaled_and_removed_with_all_that_it_was(aws: AWS) -> None:
-    """In a VPC that was there before: moto's CloudFormation cannot delete the route tables of one of its own."""
+    """The VPC exists before: moto's CloudFormation cannot delete the route tables of a VPC of the stack."""
     subnets = client("ec2").describe_subnets()["Subnets"][:2]
     names = ",".join(subnet["SubnetId"] for subnet in subnets)
     aws = replace(aws, vpc=subnets[0]["VpcId"], subnets=names, public_subnets=names)
@@ -163,7 +163,7 @@ def test_a_deployment_is_made_changed_scaled_and_removed_with_all_that_it_was(aw
 
 
 def count(kind: str) -> int:
-    """Containers that ECS wants of this kind."""
+    """Return the number of containers of this kind that ECS wants."""
     ecs = client("ecs")
     (cluster,) = ecs.list_clusters()["clusterArns"]
     services = ecs.list_services(cluster=cluster)["serviceArns"]
@@ -175,12 +175,12 @@ def count(kind: str) -> int:
 def test_a_deployment_that_is_as_it_should_be_is_left_alone(
     aws: AWS, keys_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`rungpt deploy` in a pipeline, run again and again."""
+    """A pipeline runs the same `rungpt deploy` again and again."""
     made = deployment(server=ServeConfig(api_key_file=keys_file))
     doors = aws.deploy(made, print)
     version = client("secretsmanager").get_secret_value(SecretId=f"rungpt/{NAME}")["VersionId"]
     told: list[str] = []
-    # moto updates whatever it is given, AWS says that there is nothing to do.
+    # moto makes every update; AWS answers that there is nothing to do.
     real = Session.call
 
     def call(session: Session, service: str, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def test_a_new_key_makes_new_gateways_and_an_open_deployment_keeps_no_secret(aws
 
 
 def test_a_deployment_that_failed_leaves_no_secret_behind(aws: AWS, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the message says: what had been made is deleted again."""
+    """The error message promises that everything is deleted again."""
 
     def fail(*_: Any) -> None:
         raise SetupError("it failed; what had been made is deleted again")
@@ -218,7 +218,7 @@ def test_a_deployment_that_failed_leaves_no_secret_behind(aws: AWS, monkeypatch:
 
 
 def parameters() -> dict[str, str]:
-    """Those of the stack."""
+    """Return the parameters of the stack."""
     (stack,) = client("cloudformation").describe_stacks(StackName=NAME)["Stacks"]
     return {parameter["ParameterKey"]: parameter["ParameterValue"] for parameter in stack["Parameters"]}
 

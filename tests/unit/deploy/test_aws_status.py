@@ -1,4 +1,4 @@
-"""Without these `rungpt deploy status` would call serving what only loads, and not say why it does not serve."""
+"""Without these tests, `rungpt deploy status` could report a loading deployment as serving, or give no reasons."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -18,7 +18,7 @@ OUTPUTS = {
 
 
 class Answers:
-    """AWS with one stack."""
+    """Session of AWS with one stack."""
 
     region = "us-east-1"
 

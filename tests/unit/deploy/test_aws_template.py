@@ -1,4 +1,4 @@
-"""Without these a stack would fail half an hour after `rungpt deploy`, or run with rights that it need not have."""
+"""Without these tests, a stack could fail half an hour after `rungpt deploy`, or have rights that it does not need."""
 
 import os
 import stat
@@ -41,12 +41,12 @@ def deployment(**settings: Any) -> Deployment:
 
 
 def rendered(target: AWS, made: Deployment) -> dict[str, Any]:
-    """The template as CloudFormation reads it."""
+    """Return the template as CloudFormation reads it."""
     return dict(yaml.safe_load(target.render(made)["cloudformation.yaml"]))
 
 
 def resources(target: AWS, made: Deployment) -> dict[str, Any]:
-    """The properties of each resource."""
+    """Return the properties of each resource."""
     return {name: made["Properties"] for name, made in rendered(target, made)["Resources"].items()}
 
 
@@ -55,7 +55,7 @@ def container(target: AWS, made: Deployment, kind: str) -> dict[str, Any]:
 
 
 def check_lint(text: str) -> None:
-    """cfn-lint, with its own schemas of the region, has nothing to say."""
+    """Assert that cfn-lint, with its own schemas of the region, finds nothing."""
     from cfnlint.api import ManualArgs, lint
 
     found = lint(text, config=ManualArgs(regions=["us-east-1"]))
@@ -121,7 +121,7 @@ def test_an_existing_vpc_is_used_and_none_is_made() -> None:
 
 
 def statements(made: dict[str, Any]) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
-    """What each role may do, and on what."""
+    """Return the actions that each role may take, with their resources."""
     return {
         name: [(tuple(s["Action"]), s["Resource"]) for p in role["Policies"] for s in p["PolicyDocument"]["Statement"]]
         for name, role in made.items()

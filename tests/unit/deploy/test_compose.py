@@ -1,4 +1,4 @@
-"""Without these Docker Compose would refuse our file, run it otherwise than it was meant, or show a key in it."""
+"""Without these tests, Docker Compose could refuse our file, misread it, or show a key in it."""
 
 import os
 import re
@@ -23,7 +23,7 @@ CheckGolden = Callable[[str, dict[str, str]], None]
 
 
 def fitted(deployment: Deployment) -> Deployment:
-    """The deployment without what Docker Compose refuses."""
+    """Return the deployment without the settings that Docker Compose refuses."""
     return replace(deployment, gateways=1, autoscale=None)
 
 
@@ -50,7 +50,7 @@ def test_the_file_follows_the_specification(case: tuple[str, Deployment]) -> Non
 
 
 def test_the_real_docker_compose_takes_the_file(case: tuple[str, Deployment], tmp_path: Path) -> None:
-    """It needs the plugin, but no engine."""
+    """This needs the Compose plugin, but no Docker engine."""
     version = ["docker", "compose", "version"]
     if shutil.which("docker") is None or subprocess.run(version, capture_output=True, check=False).returncode:
         pytest.skip("docker with its Compose plugin is not here")
@@ -66,7 +66,7 @@ def test_the_real_docker_compose_takes_the_file(case: tuple[str, Deployment], tm
 
 
 def interpolated(text: str) -> str:
-    """As Docker Compose reads a value; a variable is an error here."""
+    """Return a value as Docker Compose reads it; a variable is an error here."""
     assert not re.search(r"(?<!\$)(\$\$)*\$(?!\$)", text), "a variable of the caller's"
     return text.replace("$$", "$")
 
@@ -74,7 +74,7 @@ def interpolated(text: str) -> str:
 def test_every_container_gets_the_whole_flow_in_which_executors_have_the_services_name(
     case: tuple[str, Deployment],
 ) -> None:
-    """A `$` in a path of an adapter would be replaced by Docker Compose."""
+    """Without escapes, Docker Compose would replace a `$` in an adapter's path."""
     deployment = fitted(case[1])
     for name, service in rendered(deployment)["services"].items():
         flow = read_flow(interpolated(service["environment"]["RUNGPT_FLOW"]))
@@ -109,7 +109,7 @@ def test_only_the_gateway_has_keys_and_doors(keys_file: Path) -> None:
 
 
 def test_each_replica_has_gpus_of_its_own() -> None:
-    """Docker gives all containers of a service the same ones."""
+    """Docker gives all containers of a service the same GPUs."""
     services = rendered(one(gpus=2, server={"replicas": 3}))["services"]
     devices = [
         service["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]

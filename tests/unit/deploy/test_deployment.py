@@ -1,4 +1,4 @@
-"""Without these a deployment that no engine could run would fail minutes later, in an engine's own words."""
+"""Without these tests, a deployment that no target can run could fail minutes later, with a platform's error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_the_flow_in_a_container_finds_its_executors_by_name_and_holds_no_key(ca
 
 
 def test_the_form_of_the_log_reaches_both_containers_through_their_environment() -> None:
-    """A log that is half JSON can be read by nothing."""
+    """No program can read a log that is half JSON."""
     for log_format, there in (("text", {}), ("json", {"RUNGPT_LOG_FORMAT": "json"})):
         deployment = Deployment(server=ServeConfig(log_format=cast("Any", log_format)))
         for env in (deployment.gateway_env("x"), deployment.executor_env("x")):

@@ -1,4 +1,4 @@
-"""The Flow that Jina Cloud gets: it must not change by accident, and jcloud and Jina must read it as it is meant."""
+"""Without these tests, the Flow for Jina Cloud could change by accident, or jcloud and Jina could misread it."""
 
 import os
 from collections.abc import Callable
@@ -19,18 +19,18 @@ KEY = "long-enough-key"
 
 
 def deployment(server: ServeConfig | None = None, **settings: Any) -> Deployment:
-    """One that may be asked by everybody."""
+    """Return a deployment that is open to all clients."""
     return Deployment(**{"server": server or ServeConfig(), "image": IMAGE, "memory_gib": 3, "open": True, **settings})
 
 
 def flow_of(cloud: JinaCloud, of: Deployment) -> dict[str, Any]:
-    """The Flow that the cloud gets."""
+    """Return the Flow that the cloud gets."""
     (text,) = cloud.render(of).values()
     return dict(yaml.safe_load(text))
 
 
 def executor_of(cloud: JinaCloud, of: Deployment) -> dict[str, Any]:
-    """Its executor."""
+    """Return the executor of the Flow that the cloud gets."""
     return dict(flow_of(cloud, of)["executors"][0])
 
 
@@ -38,7 +38,7 @@ def test_each_deployment_renders_to_its_golden_file(
     case: tuple[str, Deployment], check_golden: Callable[[str, dict[str, str]], None]
 ) -> None:
     name, of = case
-    if of.server.api_key_file is not None:  # of files of keys the refusal is tested below
+    if of.server.api_key_file is not None:  # the refusal of key files is tested below
         return
     check_golden(f"jina/{name}", JinaCloud().render(of))
 
@@ -59,7 +59,7 @@ def test_the_golden_file_of_an_instance(check_golden: Callable[[str, dict[str, s
 def test_jcloud_itself_reads_the_same_flow_and_takes_the_key_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """jcloud's own checks: it must see images that are ready, and a Flow; else it would build, push, or crash."""
+    """jcloud must recognise a Flow with finished images, or it would build, push, or crash."""
     from jcloud.helper import load_flow_data, normalized
 
     (text,) = JinaCloud().render(deployment(ServeConfig(api_key=KEY, precision="bit4", replicas=2))).values()
@@ -72,12 +72,12 @@ def test_jcloud_itself_reads_the_same_flow_and_takes_the_key_from_the_environmen
     assert read["gateway"]["env"]["RUNGPT_API_KEY"] == KEY
     for flow in (read, meant):
         for pod in (flow["gateway"], *flow["executors"]):
-            pod["env"] = sorted(pod["env"])  # jcloud makes numbers of their values; what we push stays text
+            pod["env"] = sorted(pod["env"])  # jcloud converts their values to numbers; the Flow that we push keeps text
     assert read == meant
 
 
 def test_jina_takes_every_field_that_is_not_of_its_cloud() -> None:
-    """A name that Jina does not know would be dropped on the way to the containers, with what it says."""
+    """A field that Jina does not know would be dropped, with its value, on the way to the containers."""
     from jina.parsers import set_deployment_parser, set_gateway_parser
 
     server = ServeConfig(api_key=KEY, precision="bit4", trace_endpoint="otel.example:4317")

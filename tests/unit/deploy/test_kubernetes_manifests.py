@@ -1,5 +1,5 @@
-"""Without these a cluster would refuse the manifests, or take them and leave pods that nobody reaches, or that lose
-running requests when they end."""
+"""Without these tests, a cluster could refuse the manifests, or run pods that no client reaches, or that lose running
+requests when they end."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -59,13 +59,13 @@ OTHERS: dict[str, tuple[Kubernetes, Deployment]] = {
 
 @pytest.fixture(params=sorted(OTHERS))
 def other(request: pytest.FixtureRequest) -> tuple[str, Kubernetes, Deployment]:
-    """Each of the deployments that only Kubernetes has."""
+    """Return each of the deployments that only Kubernetes has."""
     return request.param, *OTHERS[request.param]
 
 
 @pytest.fixture(params=["autoscale", "gpu", "key", "plain", *sorted(OTHERS)])
 def rendered(request: pytest.FixtureRequest, deployments: dict[str, Deployment]) -> tuple[Deployment, list[Object]]:
-    """All deployments, and their objects as the file has them."""
+    """Return each deployment in turn, with its objects as the file has them."""
     name = request.param
     target, deployment = OTHERS[name] if name in OTHERS else (Kubernetes(), deployments[name])
     return deployment, objects(target, deployment)
@@ -73,7 +73,7 @@ def rendered(request: pytest.FixtureRequest, deployments: dict[str, Deployment])
 
 @pytest.fixture(autouse=True, scope="module")
 def read_schemas_once() -> Iterator[None]:
-    """The validator reads megabytes of them for each object."""
+    """Cache the schemas: the validator would read megabytes of them for each object."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kubernetes_validate.utils, "schema_contents", cache(kubernetes_validate.utils.schema_contents))
         yield
@@ -90,7 +90,7 @@ def one(found: list[Object], kind: str, suffix: str = "") -> Object:
 
 
 def workloads(found: list[Object]) -> tuple[Object, Object]:
-    """The executors' and the gateways'."""
+    """Return the executors' and the gateways' workload."""
     made = {item["metadata"]["name"].rpartition("-")[2]: item for item in found if "template" in item["spec"]}
     return made["executors"], made["gateway"]
 
@@ -105,7 +105,7 @@ def container(item: Object) -> Object:
 
 
 def expanded(value: str, variables: dict[str, str]) -> str:
-    """What Kubernetes makes of a variable's value."""
+    """Expand a variable's value as Kubernetes does."""
 
     def replaced(match: re.Match[str]) -> str:
         return "$" if match[0] == "$$" else variables.get(match[1], match[0])
@@ -114,7 +114,7 @@ def expanded(value: str, variables: dict[str, str]) -> str:
 
 
 def unknown_fields(model: Any, written: Any) -> list[str]:
-    """What a model of cloudcoil's took without knowing it: it ignores such fields, a cluster drops them."""
+    """Return the fields that a cloudcoil model does not know: it ignores such fields, and a cluster drops them."""
     if isinstance(model, BaseModel):
         fields = {info.alias or name: name for name, info in type(model).model_fields.items()}
         unknown = [name for name in written if name not in fields]
@@ -152,7 +152,7 @@ def test_a_cluster_takes_every_object_to_the_last_field(
 
 
 def test_a_wrong_field_would_be_seen() -> None:
-    """The validators must be worth something, or the tests above and below are not."""
+    """The tests above and below are worthless if the validators accept everything."""
     found = objects(*OTHERS["storage"])
     service = one(found, "Service", "smollm2")
     service["spec"]["ports"][0]["appProtokol"] = "http"
@@ -232,7 +232,7 @@ def test_every_port_and_volume_that_is_named_is_there(rendered: tuple[Deployment
 
 
 def test_the_gateways_find_the_pods_by_the_headless_service(rendered: tuple[Deployment, list[Object]]) -> None:
-    """Even those that are not ready: the pool asks each itself, and a draining one finishes what it runs."""
+    """Pods that are not ready are included: the pool checks each itself, and a draining one finishes its requests."""
     deployment, found = rendered
     executors, gateways = workloads(found)
     headless = one(found, "Service", "-executors")["spec"]
@@ -292,7 +292,7 @@ def test_only_gateways_have_keys_and_only_from_a_secret(rendered: tuple[Deployme
     assert all(source["optional"] is False for source in sources)
     mounts = [mount for mount in container(gateways)["volumeMounts"] if mount["name"] == "keys"]
     assert bool(mounts) == (deployment.server.api_key_file is not None)
-    for mount in mounts:  # with subPath a change of the Secret would never come
+    for mount in mounts:  # with subPath the mount would never follow a change of the Secret
         assert mount == {"name": "keys", "mountPath": "/etc/rungpt/keys", "readOnly": True}
 
 
@@ -363,7 +363,7 @@ def test_without_a_key_every_pod_of_the_cluster_can_use_it_and_it_says_so() -> N
 
 
 def test_the_policies_let_spans_out_to_the_collector() -> None:
-    """They would be dropped on the way, without a word in any log but the sender's."""
+    """Without the rule the spans would be dropped, and only the sender's log would show it."""
     server = ServeConfig(trace_endpoint="otel.observability:4317")
     deployment = Deployment(server=server, image="example/rungpt:1", memory_gib=3, open=True)
     open_ports = [

@@ -1,4 +1,4 @@
-"""Without these a replica that crashes at once would be started in a tight loop, or one that died once stay slow."""
+"""Without these tests, a crashing replica could restart in a tight loop, and one that died once could stay slow."""
 
 from run_gpt.flows.backoff import Backoff
 

@@ -1,4 +1,4 @@
-"""Without these a user whose port is taken would wait for a model to load, and then read a traceback."""
+"""Without these tests, a user whose port is taken could wait for a model to load, and then read a traceback."""
 
 import socket
 

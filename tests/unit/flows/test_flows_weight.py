@@ -1,4 +1,4 @@
-"""Without this the command that only watches other processes would itself take seconds and hundreds of megabytes."""
+"""Without this test, the command that only watches other processes could take seconds and hundreds of megabytes."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Without these Docker would call a container healthy whose model cannot answer, or spend its cores on asking."""
+"""Without these tests, a container whose model cannot answer could be healthy, or checks could take its cores."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ States = health_pb2.HealthCheckResponse
 
 
 def check(http_port: int, executor_port: int, *arguments: str) -> tuple[int, str]:
-    """The exit code and the line of a check in a container with these ports, as Docker runs it."""
+    """Run a check as Docker does, in a container with these ports, and return its exit code and line."""
     config = ServeConfig(grpc_port=free_ports(1)[0], http_port=http_port)
     flow = render_flow(config, executor_address=("executor.invalid", executor_port))
     command = [sys.executable, "-P", "-m", "run_gpt.flows.healthcheck", *arguments]
@@ -34,7 +34,7 @@ def check(http_port: int, executor_port: int, *arguments: str) -> tuple[int, str
 
 @contextmanager
 def gateway(port: int, status: int) -> Iterator[None]:
-    """An HTTP door that answers /ready with this status, and nothing else."""
+    """Run an HTTP server that answers only /ready, with this status."""
 
     class Door(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -57,7 +57,7 @@ def gateway(port: int, status: int) -> Iterator[None]:
 
 @contextmanager
 def executor(port: int, status: int) -> Iterator[None]:
-    """A gRPC server whose standard health service says this."""
+    """Run a gRPC server whose standard health service has this status."""
     servicer = health.HealthServicer()
     servicer.set("", status)
     server = grpc.server(ThreadPoolExecutor(1))
@@ -112,7 +112,7 @@ def test_without_a_flow_it_asks_where_rungpt_serve_listens(monkeypatch: pytest.M
 
 
 def test_a_check_imports_nothing_heavy() -> None:
-    """It runs every few seconds in each container, beside the model."""
+    """The check runs every few seconds in each container, beside the model."""
     code = (
         "import sys, run_gpt.flows.healthcheck as check; check.executor_problem(1); "
         "print([name for name in ('torch', 'jina', 'docarray', 'transformers', 'pydantic') if name in sys.modules])"

@@ -1,4 +1,4 @@
-"""Without these a server with several models would start one of them twice, or none on the port where it is asked."""
+"""Without these tests, a server with several models could start one of them twice, or none on the port that is used."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from run_gpt.flows.server import check_doors, new_supervisor, worker_names
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "flows"
 RENEW = "RUNGPT_RENEW_GOLDEN"
-"""With this set in the environment the golden files are written anew, to be read in the diff."""
+"""Environment variable with which the tests rewrite the golden files, to be reviewed in the diff."""
 
 SMALL = ServedModel(model_name="smollm2", unload_after=600.0)
 TINY = ServedModel(model_path="/models/tiny", replicas=2, precision="fp32", preload=False, memory=10**9)
@@ -102,7 +102,7 @@ def test_a_container_is_healthy_whichever_of_the_executors_runs_in_it() -> None:
     ],
 )
 def test_models_that_cannot_be_served_are_one_line(config: ServeConfig, said: str) -> None:
-    """A setting beside `models` would be ignored, and a model that is larger than the budget never load."""
+    """A setting beside `models` would be ignored, and a model that is larger than the budget would never load."""
     for use in (render_flow, check_doors):
         with pytest.raises(SetupError) as raised:
             use(config)

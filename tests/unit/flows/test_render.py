@@ -1,4 +1,4 @@
-"""Without these `--dry-run` would print a Flow that serves with other settings than the user's."""
+"""Without these tests, `--dry-run` could print a Flow that serves with other settings than the user's."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_a_flow_for_containers_names_the_executors_once_and_opens_the_gateway_to
 
 
 def test_a_flow_for_containers_keeps_the_host_and_asks_for_the_key_that_it_does_not_hold() -> None:
-    """A gateway whose Secret is missing must not start open to everybody."""
+    """A gateway whose Secret is missing must not start without a key."""
     config = ServeConfig(host="127.0.0.1", api_key="sesame-sesame")
     text = render_flow(config, executor_address=("e", 51001))
     gateway = yaml.safe_load(text)["gateway"]

@@ -1,4 +1,4 @@
-"""Replicas that take each other's cores, memory and GPUs, if these failed."""
+"""Without these tests, replicas could take each other's cores, memory and GPUs."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ HERE = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "RUNGPT_MEMORY_BYTES", "RUNGP
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`machine(cores=5, gpus=["0"], free=1000)`: the machine that is shared; 4 cores, 1 GB and no GPU by itself."""
+    """Return `machine(cores=5, gpus=["0"], free=1000)`, which sets the machine; default: 4 cores, 1 GB and no GPU."""
     for name in HERE:
         monkeypatch.delenv(name, raising=False)
 
@@ -63,7 +63,7 @@ def models(*settings: Any) -> tuple[ServedModel, ...]:
 
 
 def test_another_model_takes_no_cores_away() -> None:
-    """It has mostly nothing to do: with a share of the cores each model would be slower for ever."""
+    """Other models are mostly idle: with only a share of the cores each model would be slower all the time."""
     assert each("OMP_NUM_THREADS", models=models({}, {"replicas": 2})) == [None, "2", "2"]
 
 
@@ -182,7 +182,7 @@ def test_a_worker_in_a_small_container_on_a_large_machine_starts_few_threads(mon
 
 
 def test_torch_starts_as_many_threads_as_the_environment_says_by_then() -> None:
-    """A pod sets its threads in its own environment, before it imports torch; that must be early enough."""
+    """A pod sets its number of threads in its own environment before it imports torch; that must be early enough."""
     code = "import os; os.environ['OMP_NUM_THREADS'] = '1'; import torch; print(torch.get_num_threads())"
     env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)

@@ -1,4 +1,4 @@
-"""Without these a server would send its traces nowhere, or elsewhere, or not start where it has none."""
+"""Without these tests, a server could lose its traces, send them elsewhere, or not start without an endpoint."""
 
 import pytest
 import yaml
