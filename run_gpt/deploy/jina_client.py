@@ -50,7 +50,7 @@ def deploy(name: str, spec: str, seconds: float, tell: Tell) -> list[str]:
         kept = [flow for flow in found if flow not in failed]
         flow = Flow(tell, seconds, spec=spec, flow_id=_only(name, kept)["id"] if kept else None)
         if flow.flow_id is None:
-            await flow.__aenter__()  # deploys; jcloud has no other call for it
+            await flow.__aenter__()  # jcloud's way to deploy
         else:
             tell(f"changing {flow.flow_id}")
             await flow.validate()

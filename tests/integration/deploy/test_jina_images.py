@@ -86,7 +86,7 @@ def test_the_commands_of_the_images_serve_over_both_doors(
     ]
     for arguments, pod in ((executor_arguments, executor), (gateway_arguments, gateway)):
         arguments += ["--uses-with", json.dumps(pod["uses_with"])]
-    # Without it the executor uses the cache of this machine, which has the model.
+    # Without $RUNGPT_CACHE the executor uses this machine's cache, which has the model.
     executor_env = {key: value for key, value in executor["env"].items() if key != "RUNGPT_CACHE"}
     url = f"http://127.0.0.1:{http_port}"
     with ExitStack() as stack:

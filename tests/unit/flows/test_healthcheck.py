@@ -1,4 +1,4 @@
-"""Without these tests, a container whose model cannot answer could be healthy, or checks could take its cores."""
+"""Without these tests, a container whose model cannot answer could look healthy, or checks could take its cores."""
 
 import os
 import subprocess
