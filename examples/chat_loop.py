@@ -15,7 +15,7 @@ endpoint = sys.argv[1] if len(sys.argv) > 1 else "grpc://127.0.0.1:51000"
 
 
 def typed() -> Iterator[str]:
-    """What the user types, line by line."""
+    """Yield the lines that the user types."""
     while True:
         try:
             yield input("> ")

@@ -1,9 +1,9 @@
-"""Ask a server over gRPC with RunGPT's client: the calls and the errors are those of a model in this process.
+"""Ask a server over gRPC with RunGPT's client: calls and errors are the same as for a model in this process.
 
     rungpt serve
     python examples/grpc_client.py [grpc://127.0.0.1:51000]
 
-With an http:// endpoint it does the same over HTTP.
+An http:// endpoint does the same over HTTP.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Ask a server over HTTP with nothing but `requests`, and see what an error looks like.
+"""Ask a server over HTTP with nothing but `requests`, and print an error.
 
 rungpt serve
 python examples/http_requests.py [http://127.0.0.1:52000]

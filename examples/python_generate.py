@@ -15,7 +15,7 @@ with run_gpt.create_model(model_name, precision="fp32") as model:
     print(answer.text)
     print(answer.usage)
 
-    # Sampled: two answers to each of two prompts, which run together. The seed makes them come again.
+    # Sampled: two answers to each of two prompts, which run together. The seed makes them repeatable.
     prompts = ["Once upon a time", "The best thing about the sea is"]
     for prompt, completion in zip(
         prompts,

@@ -28,7 +28,7 @@ schema = {
 }
 
 with Client().get_model(endpoint=endpoint) as model:
-    # The model is not told of the form, only held to it: the question says what is wanted.
+    # The form restricts the answer, but the model does not see it: so the question asks for it.
     answer = model.chat(
         "Describe France as JSON: its name, its continent, its official languages.",
         response_format={"type": "json_schema", "json_schema": {"schema": schema}},

@@ -1,4 +1,4 @@
-"""Let a model call a function of yours, and answer with what it gave.
+"""Let a model call a function of yours, and answer with its result.
 
 rungpt serve
 python examples/tool_calls.py [grpc://127.0.0.1:51000]
@@ -13,7 +13,7 @@ endpoint = sys.argv[1] if len(sys.argv) > 1 else "grpc://127.0.0.1:51000"
 
 
 def get_weather(city: str) -> dict[str, str | int]:
-    """What the model may call; a real one would look it up."""
+    """Return the weather: a function that the model may call. A real one would look it up."""
     return {"city": city, "sky": "rain", "degrees": 18}
 
 
@@ -36,8 +36,8 @@ TOOLS = [
 
 with Client().get_model(endpoint=endpoint) as model:
     messages = [{"role": "user", "content": "What is the weather in Paris?"}]
-    # The default model is small: it would not decide to call, nor answer with a result unless it is told to. A larger
-    # one needs neither tool_choice nor the last message.
+    # The default model is small: without these hints it would neither call nor answer with the result. A larger one
+    # needs neither tool_choice nor the last message.
     asked = model.chat(messages, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_new_tokens=100)
     messages.append(asked.choices[0].message)
     for call in asked.choices[0].message.tool_calls or []:

@@ -1,4 +1,4 @@
-"""Measures a model without a server: `rungpt bench model`, for a clone whose command line is not installed.
+"""Measure a model without a server: `rungpt bench model`, for a clone whose command line is not installed.
 
 python scripts/benchmark.py --help
 """

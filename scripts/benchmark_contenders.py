@@ -1,4 +1,4 @@
-"""What scripts/engine_benchmark.py measures, each in its process: RunGPT's engine and transformers' `generate`."""
+"""Contenders of scripts/engine_benchmark.py, each in its process: RunGPT's engine and transformers' `generate`."""
 
 import asyncio
 import os
@@ -32,35 +32,35 @@ class Contender:
     speculate: bool = False
 
     def load(self) -> "Prompts":
-        """The thing itself; in this process."""
+        """Load the contender in this process."""
         return TransformersGenerate(self) if self.runner is None else RunGPTEngine(self)
 
 
 class Prompts:
-    """Makes the prompts: by number, so that every contender gets the same ones and none of them twice."""
+    """Prompts by number, so that every contender gets the same ones, each once."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
 
     def short(self, number: int) -> Ids:
-        """10 tokens. The number has three digits, so that every prompt has as many tokens; there are 900 of them."""
+        """Return a prompt of 10 tokens. Its number has three digits, so all 900 prompts have the same length."""
         return self._ids(self.short_text(number))[:10]
 
     @staticmethod
     def short_text(number: int) -> str:
-        """The text of `short`."""
+        """Return the text of `short`."""
         return f"{100 + number % 900} years ago, in a far land"
 
     def long(self, number: int, tokens: int) -> Ids:
-        """So many tokens, different from every other long prompt in the first ones."""
+        """Return a prompt of `tokens` tokens; its first tokens differ from those of all other long prompts."""
         return self._ids(f"{1000 + number} " + "word " * tokens)[:tokens]
 
     def many(self, number: int, streams: int, same: bool) -> list[Ids]:
-        """The prompts of concurrent streams."""
+        """Return the prompts of concurrent streams."""
         return [self._ids(PEERS_PROMPT) if same else self.short(number + i) for i in range(streams)]
 
     def repetitive(self, number: int) -> Ids:
-        """A chat whose answer repeats a passage."""
+        """Return a chat whose answer repeats a passage."""
         from run_gpt.models import render_chat
 
         content = f"Text {number}: {PASSAGE}\n\nRepeat the text above word for word."
@@ -109,7 +109,7 @@ class TransformersGenerate(Prompts):
         return {"whole": count * new_tokens / end, "decode": count * (new_tokens - 1) / (end - first)}
 
     def _generate(self, prompts: list[Ids], new_tokens: int) -> tuple[float, float]:
-        """Seconds until every row has its first token, and until the end."""
+        """Return the seconds until every sequence has its first token, and until the end."""
         import torch
 
         if len({len(ids) for ids in prompts}) > 1:
@@ -136,22 +136,22 @@ class TransformersGenerate(Prompts):
 
 @dataclass
 class _Stream:
-    """When the tokens of one stream came: (seconds, tokens) for each event."""
+    """Arrival times of one stream's tokens: (seconds, tokens) for each event."""
 
     events: list[tuple[float, int]]
 
     @property
     def first(self) -> float:
-        """When the first token came."""
+        """Moment of the first token, in seconds."""
         return self.events[0][0]
 
     def after(self, moment: float) -> int:
-        """Tokens that came later than that."""
+        """Count the tokens that came later than `moment`."""
         return sum(tokens for seconds, tokens in self.events if seconds > moment)
 
 
 class RunGPTEngine(Prompts):
-    """The engine that `rungpt serve` would have, behind its seam: requests of token ids in, token events out."""
+    """The engine of `rungpt serve` behind its interface: requests of token ids in, token events out."""
 
     def __init__(self, contender: Contender):
         from run_gpt.config import EngineConfig, ModelConfig
@@ -201,7 +201,7 @@ class RunGPTEngine(Prompts):
         return asyncio.run(self._stream(ids, 1)).first - start
 
     def _rates(self, prompts: list[Ids], new_tokens: int) -> dict[str, float]:
-        """Decode steps alone: the tokens that come after every stream has its first one, over that time."""
+        """Return the rates. `decode` counts the tokens after every stream has its first one, over that time."""
 
         async def run() -> list[_Stream]:
             return await asyncio.gather(*(self._stream(ids, new_tokens) for ids in prompts))
@@ -216,7 +216,7 @@ class RunGPTEngine(Prompts):
     async def _stream(self, ids: Ids, new_tokens: int) -> _Stream:
         from run_gpt.engine.request import Request, SamplingParams
 
-        # As many tokens at least as at most: the end of sequence is held back.
+        # The least number of tokens equals the most: the end of sequence is held back.
         request = Request(
             id=uuid.uuid4().hex,
             prompt_ids=tuple(ids),
@@ -233,7 +233,7 @@ class RunGPTEngine(Prompts):
 
 
 def prepared(contender: Contender) -> int:
-    """The bytes in use with all modules and the tokenizer, without the model."""
+    """Return the bytes in use with all modules and the tokenizer, without the model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -251,7 +251,7 @@ def prepared(contender: Contender) -> int:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in use."""
+    """Return the resident memory of this process, in bytes."""
     import psutil
 
     return int(psutil.Process(os.getpid()).memory_info().rss)

@@ -1,6 +1,6 @@
 """A contender of scripts/engine_benchmark.py in a process of its own.
 
-So its memory is its own, and the benchmark can take the contenders in turn: a busy minute of the machine falls on all.
+So its memory is its own, and the contenders can take turns: a busy minute of the machine slows all of them.
 """
 
 import multiprocessing
@@ -15,15 +15,15 @@ from benchmark_contenders import Contender
 from run_gpt.bench.offline_subject import peak_bytes
 
 LIMIT_SECONDS = 900.0
-"""Longest that one measurement may take."""
+"""Longest time for one measurement."""
 SHORT_SECONDS = 1.0
-"""A shorter call says little of what others do: the system counts processor time in hundredths."""
+"""Shorter calls do not show the load of other programs: the system counts processor time in hundredths."""
 DISTURBING = 0.1
-"""Cores. OpenMP's threads wait for the slowest one of them, so that a busy neighbour can slow torch tenfold."""
+"""Cores. OpenMP's threads wait for the slowest one, so a busy neighbour can slow torch tenfold."""
 
 
 class Process:
-    """A contender in a process of its own, which does nothing unless it is asked."""
+    """A contender in a process of its own, which runs only the calls that it gets."""
 
     def __init__(self, contender: Contender):
         self.contender = contender
@@ -34,10 +34,10 @@ class Process:
         other.close()
         self.name = str(self._reply())
         self.disturbed = 0.0
-        """Cores that other programs used while this one was measured, at worst."""
+        """Most cores that other programs used while this one was measured."""
 
     def call(self, method: str, **arguments: Any) -> dict[str, float]:
-        """What the contender's method returns. Raises SystemExit if it fails or takes more than LIMIT_SECONDS."""
+        """Call the contender's method. Raises SystemExit if it fails or takes more than LIMIT_SECONDS."""
         start, busy, own = time.perf_counter(), busy_seconds(), self._seconds()
         self._connection.send((method, arguments))
         reply = cast("dict[str, float]", self._reply())
@@ -55,7 +55,7 @@ class Process:
         self._process.join()
 
     def _seconds(self) -> float:
-        """Processor time that the contender has used."""
+        """Return the processor time that the contender has used."""
         return float(sum(psutil.Process(self._process.pid).cpu_times()[:2]))
 
     def _reply(self) -> Any:
@@ -71,7 +71,7 @@ class Process:
 
 
 def _serve(connection: Connection, contender: Contender) -> None:
-    """The life of a contender's process: says its name, then answers calls."""
+    """Run a contender's process: send its name, then answer calls."""
     try:
         loaded: Any = contender.load()
         connection.send((loaded.name, None))
@@ -89,7 +89,7 @@ def _serve(connection: Connection, contender: Contender) -> None:
 
 
 def busy_seconds() -> float:
-    """Processor time that all programs of this machine have used, and what other machines took from a virtual one."""
+    """Return the processor time of all programs, plus the time that the host of a virtual machine took."""
     times = psutil.cpu_times()._asdict()
     return float(
         sum(seconds for name, seconds in times.items() if name not in ("idle", "iowait", "guest", "guest_nice"))

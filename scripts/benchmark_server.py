@@ -24,9 +24,9 @@ STOP_SECONDS = 60.0
 
 
 class Server:
-    """A running server of a contender's model, ready when this is made. Raises SystemExit, with its log, if it is not.
+    """A running server of a contender's model, ready after `__init__`. Raises SystemExit, with its log, if it is not.
 
-    The contender's thread count reaches it through OMP_NUM_THREADS; `more` are options of `rungpt serve`.
+    OMP_NUM_THREADS passes the contender's thread count; `more` are options of `rungpt serve`.
     """
 
     def __init__(self, contender: Contender, *more: str):
@@ -45,7 +45,7 @@ class Server:
             time.sleep(0.1)
 
     async def burst(self, prompts: Sequence[Prompt], streamed: bool, api: str = "generate", **extra: Any) -> Summary:
-        """What so many requests at once bring, seen by the client. Raises SystemExit if one fails.
+        """Send all prompts at once and return the client's figures. Raises SystemExit if one fails.
 
         `extra` are fields of each request; `min_new_tokens` among them makes answers of the API `generate` exact.
         """
@@ -67,7 +67,7 @@ class Server:
             raise SystemExit(f"rungpt serve ended with {code}:\n{self._log.read().decode(errors='replace')}")
 
     def _end(self) -> int:
-        """Its exit code; the log can be read from its beginning then."""
+        """End the server and return its exit code; the log is then at its beginning."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:

@@ -1,11 +1,11 @@
-"""How many replicas so many users need at a latency: measured steps, a simulation, a check of it, and the table.
+"""Compute the replicas that users need at a latency: measured steps, a simulation, its check, and the table.
 
-    python scripts/capacity.py measure      steps, doors and probes of the default model here, into docs/capacity.json
-    python scripts/capacity.py check        the simulation beside a real server under a bounded load
-    python scripts/capacity.py table        users at a latency for numbers of replicas, and what 10,000 would need
+    python scripts/capacity.py measure      steps, request costs, probes of the default model, into docs/capacity.json
+    python scripts/capacity.py check        compare the simulation with a real server under a bounded load
+    python scripts/capacity.py table        users at a latency for numbers of replicas, and the needs of 10,000
 
 Without `--write` tables go to stdout only; with it they go into docs/capacity.md. Progress goes to stderr. Measure and
-check on a quiet machine: what other programs used meanwhile stands beside the figures.
+check on a quiet machine: the figures include the cores that other programs used meanwhile.
 """
 
 import argparse
@@ -34,11 +34,11 @@ FIGURES = DOCUMENT.with_suffix(".json")
 COUNTS = (1, 2, 4, 8, 16, 64, 256, 1024, 10000)
 SIMULATE_UP_TO = 64
 TABLES = ("capacity", "assumed", "policies", "fit", "doors", "check", "growth", "cells")
-"""Those of the document; each has its mark there."""
+"""Names of the document's tables; each has its mark there."""
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Measure and fit; print the fit's errors and write all of it."""
+    """Measure and fit; print the errors of the fit and write all figures."""
     steps = measure_steps(options.model, options.threads, options.seconds)
     fitted = fit(steps)
     doors = measure_doors(options.model, options.seconds / 3)
@@ -54,7 +54,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def about() -> dict[str, Any]:
-    """The machine and the date."""
+    """Return the machine and the date."""
     from engine_benchmark import surroundings
 
     found = surroundings(None)
@@ -62,7 +62,7 @@ def about() -> dict[str, Any]:
 
 
 def measured_tables(record: dict[str, Any]) -> dict[str, Callable[[], str]]:
-    """The tables of what was measured, by name."""
+    """Return the tables of the measured figures, by name."""
 
     def fit_table() -> str:
         prices = " · ".join(f"{name} {1e6 * price:,.4g}" for name, price in record["fit"]["model"].items())
@@ -96,7 +96,7 @@ DOORS = {
 
 
 def footer(record: dict[str, Any]) -> str:
-    """What stands under a table."""
+    """Return the line under a table."""
     return (
         f"{record['date']}, {record['model']} on {record['cpu']}, {record['cores']} cores, {record['threads']} thread"
         f"{'s' if record['threads'] > 1 else ''} for a replica; no speculation."
@@ -104,14 +104,14 @@ def footer(record: dict[str, Any]) -> str:
 
 
 def cluster_of(record: dict[str, Any], policy: str) -> Cluster:
-    """What was measured, as one replica with its own core."""
+    """Return the measured figures as a cluster of one replica with its own core."""
     doors = {field.name: record["doors"][field.name] for field in fields(Costs)}
     steps = StepModel.of(record["fit"]["model"])
     return Cluster(steps, ReplicaConfig(threads=record["threads"]), policy=policy, costs=Costs(**doors))  # type: ignore[arg-type]
 
 
 def check(options: argparse.Namespace) -> None:
-    """Compare, print, and write where that is asked for."""
+    """Compare, print, and write with `--write`."""
     from capacity_check import check as compare
     from capacity_check import markdown as comparison
 
@@ -132,7 +132,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def table(options: argparse.Namespace) -> None:
-    """The tables by simulation and calculation."""
+    """Make the tables by simulation and calculation."""
     record = json.loads(options.measured.read_text())
     cluster, workload = cluster_of(record, options.policy), Workload()
     target = Target(options.ttft, options.rate)
@@ -154,7 +154,7 @@ def table(options: argparse.Namespace) -> None:
 
 
 def largest_simulated(points: list[Point]) -> Point:
-    """The last line that is not calculated. Raises SystemExit if there is none, or if it serves nobody."""
+    """Return the last simulated line. Raises SystemExit if there is none, or if it serves no user."""
     simulated = [point for point in points if point.simulated and point.users]
     if not simulated:
         raise SystemExit("no number of replicas keeps this target: allow a longer --ttft or a smaller --rate")
@@ -162,12 +162,12 @@ def largest_simulated(points: list[Point]) -> Point:
 
 
 def text_of(text: str) -> Callable[[], str]:
-    """What `with_tables` takes."""
+    """Wrap a text as `with_tables` needs it."""
     return lambda: text
 
 
 def assumed_cluster(cluster: Cluster, assumed: dict[str, Any]) -> Cluster:
-    """The same gateways in front of replicas of other prices. Raises SystemExit for a name that is not known."""
+    """Return the same gateways before replicas with other prices. Raises SystemExit for an unknown name."""
     known = {field.name for field in fields(ReplicaConfig)}
     if unknown := set(assumed) - known - {"name", "step"}:
         raise SystemExit(f"--assume has name, step, {', '.join(sorted(known))}; not {', '.join(sorted(unknown))}")
@@ -181,7 +181,7 @@ def write(made: dict[str, Callable[[], str]]) -> None:
 
 
 def main() -> None:
-    """Do what is asked."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     for name, function in (("measure", measure), ("check", check), ("table", table)):
@@ -193,7 +193,7 @@ def main() -> None:
 
 
 def add_options(command: str, add: Callable[..., Any]) -> None:
-    """The options of one command."""
+    """Add the options of one command."""
     if command == "measure":
         add("--json", type=Path, default=FIGURES, help="where the figures go; default: %(default)s")
         add("--threads", type=int, default=1, help="of the engine; default: %(default)s")

@@ -1,4 +1,4 @@
-"""A bounded load on a real server, beside the simulation of the same users: how far the two are apart."""
+"""Compare a bounded load on a real server with the simulation of the same users."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from capacity_users import Request, User, Workload, new_user
 WORKLOAD = Workload(
     think_seconds=2.0, turns=4.0, system_tokens=150, question_tokens=50.0, answer_tokens=60.0, max_context=1500
 )
-"""Busier users than real ones, so that a short run says something."""
+"""Busier users than real ones, so that a short run gives figures."""
 WARM_UP = 6.0
 ANSWER_SECONDS = 120.0
 WORDS = re.findall(
@@ -28,7 +28,7 @@ WORDS = re.findall(
     "river clock whale bread glass map bee tide stone cloud field road wind lamp boat tree bird salt rain door hand "
     "book fire wall song snow moon path hill leaf fish gold rope ship farm king",
 )
-"""Each is one token after a space."""
+"""Words that are one token each after a space."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Case:
     measured: Summary
     simulated: Summary
     prompt_tokens: float
-    """Measured over simulated: how well the texts have the lengths that were drawn."""
+    """Measured over simulated length: 1 when the texts have the lengths that were drawn."""
     gateway_busy: float
     """Cores that the real gateway used."""
     others_busy: float
-    """Cores that everything else on the machine used; the simulation has only the others."""
+    """Cores that all other programs on the machine used; the simulation has only the remaining cores."""
 
     def ratios(self) -> dict[str, float]:
-        """Simulated over measured."""
+        """Return simulated over measured."""
         names = ("tokens_per_second", "ttft_p50", "ttft_p90", "gap_p50", "gap_p90")
         return {name: getattr(self.simulated, name) / getattr(self.measured, name) for name in names}
 
 
 def check(cluster: Cluster, model: str, replicas: Sequence[int], users: Sequence[int], seconds: float) -> list[Case]:
-    """A server for each number of replicas, with a core each, and so many users in turn; `cluster` simulates it."""
+    """Run a server for each number of replicas, a core each, with each number of users; `cluster` simulates it."""
     from run_gpt.config import ServeConfig
     from run_gpt.flows import Server
 
@@ -71,7 +71,7 @@ def check(cluster: Cluster, model: str, replicas: Sequence[int], users: Sequence
 
 
 def _wait_for(server: Any, replicas: int) -> None:
-    """Until all replicas are ready. Raises SystemExit if they do not become it."""
+    """Wait until all replicas are ready. Raises SystemExit after ANSWER_SECONDS."""
     end = time.perf_counter() + ANSWER_SECONDS
     while time.perf_counter() < end:
         if httpx.get(f"{server.http_url}/ready").json()["replicas"]["ready"] == replicas:
@@ -81,7 +81,7 @@ def _wait_for(server: Any, replicas: int) -> None:
 
 
 def _case(server: Any, cluster: Cluster, users: int, seconds: float) -> Case:
-    seed = 1000 * cluster.replicas + users  # a case's prompts are no other's
+    seed = 1000 * cluster.replicas + users  # no two cases share a prompt
     usage, start = Usage(server.pids()), time.perf_counter()
     load = Load(server.http_url, WORKLOAD, users, seed)
     measured = asyncio.run(load.run(seconds))
@@ -102,7 +102,7 @@ def _case(server: Any, cluster: Cluster, users: int, seconds: float) -> Case:
 
 
 class Load:
-    """The users of a workload, against a server. They are those of a simulation with the same seed."""
+    """Users of a workload before a server: the same as in a simulation with the same seed."""
 
     def __init__(self, url: str, workload: Workload, users: int, seed: int):
         self._url, self._workload, self._seed = url, workload, seed
@@ -114,7 +114,7 @@ class Load:
         self._begin = self._end = math.inf
 
     async def run(self, seconds: float) -> Summary:
-        """Let them ask for so long after WARM_UP, then wait for the answers that are left."""
+        """Let the users ask for `seconds` after WARM_UP, then wait for the remaining answers."""
         self._begin = time.perf_counter() + WARM_UP
         self._end = self._begin + seconds
         limits = httpx.Limits(max_connections=None)
@@ -124,7 +124,7 @@ class Load:
         return summary(sent, self._gaps, self._tokens, seconds)
 
     def mean_prompt(self) -> float:
-        """Tokens of a prompt, as the server counted them."""
+        """Return the mean tokens of a prompt, as the server counted them."""
         return sum(self._prompts) / max(1, len(self._prompts))
 
     async def _live(self, client: httpx.AsyncClient, user: User) -> None:
@@ -144,7 +144,7 @@ class Load:
             await asyncio.sleep(user.think())
 
     def _system(self) -> str:
-        """One for all users of a case, and for no other case."""
+        """Return the system prompt of all users of this case; other cases have another."""
         count = self._workload.system_tokens - 8
         return " ".join(WORDS[(self._seed * 7 + i * i) % len(WORDS)] for i in range(count))
 
@@ -189,13 +189,13 @@ async def _events(lines: Any) -> Any:
 
 
 def _text(user: User, tokens: int) -> str:
-    # Of a generator of its own: what is drawn for lengths stays that of the simulation.
+    # Not from the user's generator: so it draws the same lengths as in the simulation.
     start = user.number * 31 + user.history * 17 + tokens
     return " ".join(WORDS[(start + i * (i + user.number)) % len(WORDS)] for i in range(tokens))
 
 
 def markdown(cases: Sequence[Case]) -> str:
-    """A line for each case: measured, simulated, and simulated over measured."""
+    """Return the lines of each case: measured, simulated, and simulated over measured."""
     lines = [
         "| replicas | users | | tokens/s | TTFT p50, ms | TTFT p90, ms | between events p50, ms | p90, ms | reused |",
         "|---" * 9 + "|",

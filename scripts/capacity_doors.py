@@ -1,4 +1,4 @@
-"""Measures what is no model: what requests, events, probes and connections cost gateway, executor and client."""
+"""Measure the costs outside the model: requests, events, probes, connections in gateway, executor and client."""
 
 import asyncio
 import os
@@ -16,37 +16,37 @@ from capacity_measure import progress
 
 @dataclass(frozen=True)
 class DoorCosts:
-    """Processor seconds of what is no model: of the gateway, of an executor beside its steps, of a client of ours."""
+    """Processor seconds outside the model: of the gateway, of an executor beside its steps, of our client."""
 
     gateway_request: float
-    """Of each streamed request."""
+    """Cost of a streamed request."""
     gateway_event: float
-    """Of each event of it."""
+    """Cost of each event of a streamed request."""
     executor_event: float
     client_event: float
     gateway_probe: float
-    """Of each look at a replica's state; in the one who asks."""
+    """Cost of one probe of a replica's state, in the gateway."""
     executor_probe: float
-    """In the one who is asked."""
+    """Cost of one probe, in the executor."""
     channel_bytes: int
-    """Memory of one more replica in a gateway."""
+    """Bytes of memory of one more replica in a gateway."""
     channel_files: float
-    """File descriptors of it."""
+    """File descriptors of one more replica in a gateway."""
     choice: float
-    """Of a look at one replica, when one is chosen for a request; a gateway looks at all of them."""
+    """Cost of comparing one replica when one is chosen for a request; a gateway compares all of them."""
     ready_seconds: float
-    """From a server's start until it is ready, its model in the cache."""
+    """Seconds from a server's start until it is ready, with its model in the cache."""
 
 
 class Usage:
-    """Processor seconds of a server's gateway and executors, and of this process, since it was made."""
+    """Processor seconds of a server's gateway and executors, and of this process, since this object was made."""
 
     def __init__(self, pids: dict[str, int]):
         self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
         self._start = self._now()
 
     def since(self) -> dict[str, float]:
-        """By `gateway`, `executors`, `client`, and `machine`: all of it and all else."""
+        """Return the seconds of `gateway`, `executors`, `client`, and `machine`, which includes all programs."""
         return {name: now - self._start[name] for name, now in self._now().items()}
 
     def _now(self) -> dict[str, float]:
@@ -63,7 +63,7 @@ class Usage:
 
 
 def measure_doors(model_name: str, seconds: float) -> DoorCosts:
-    """Run a server with one replica of one thread, for about `seconds`."""
+    """Measure a server with one replica of one thread, for about `seconds`."""
     from run_gpt.config import ServeConfig
     from run_gpt.flows import Server
 
@@ -90,7 +90,7 @@ def measure_doors(model_name: str, seconds: float) -> DoorCosts:
 
 
 def _choice(replicas: int) -> float:
-    """Processor seconds for each of so many replicas, of the least that a choice among them must do."""
+    """Return the processor seconds per replica of the smallest possible choice among `replicas`."""
 
     @dataclass
     class Candidate:
@@ -107,7 +107,7 @@ def _choice(replicas: int) -> float:
 
 
 async def _door(server: Any, seconds: float) -> dict[str, float]:
-    """Costs of requests and events: the streamed answers' over the whole ones' is that of their events."""
+    """Return the costs of requests and events. An event's cost is the extra cost of streamed over whole answers."""
     used: dict[bool, dict[str, float]] = {False: {}, True: {}}
     requests, events = {False: 0, True: 0}, 0
     async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
@@ -134,12 +134,12 @@ async def _door(server: Any, seconds: float) -> dict[str, float]:
 
 
 def chat(text: str) -> list[dict[str, str]]:
-    """A question."""
+    """Return the messages of a question."""
     return [{"role": "user", "content": text}]
 
 
 async def answer(client: httpx.AsyncClient, streamed: bool, messages: list[dict[str, str]], tokens: int) -> int:
-    """The number of events of one answer of so many tokens. Raises SystemExit if there is none."""
+    """Ask for one answer of `tokens` tokens and count its events. Raises httpx.HTTPStatusError if it fails."""
     body = {"messages": messages, "max_new_tokens": tokens, "min_new_tokens": tokens, "temperature": 0}
     if not streamed:
         (await client.post("/chat", json=body)).raise_for_status()
@@ -155,7 +155,7 @@ def _worker_address(server: Any) -> str:
 
 
 async def _probes(address: str, pids: dict[str, int], seconds: float) -> tuple[float, float]:
-    """Processor seconds of a probe: of the one who asks and of the one who is asked."""
+    """Return the processor seconds of a probe, in the gateway and in the executor."""
     from run_gpt.gateway.replica import Replica
 
     replica = Replica(address)
@@ -170,7 +170,7 @@ async def _probes(address: str, pids: dict[str, int], seconds: float) -> tuple[f
 
 
 async def _channels(address: str, count: int) -> tuple[int, float]:
-    """Bytes and file descriptors of one more channel to a replica, in the process that has it."""
+    """Return bytes and file descriptors of one more channel to a replica, in the process that has it."""
     from run_gpt.gateway.replica import Replica
 
     async def grown(replicas: list[Replica], number: int, size: Callable[[], int]) -> int:

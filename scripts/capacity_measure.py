@@ -1,4 +1,4 @@
-"""Measures the steps of the real engine that scripts/capacity.py fits its model to."""
+"""Measure the steps of the real engine to which scripts/capacity.py fits its model."""
 
 import asyncio
 import itertools
@@ -18,20 +18,20 @@ WARM_UP_TOKENS = 16
 
 
 def progress(text: str) -> None:
-    """One line for the person who waits."""
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Streams that the engine runs together: a prompt's tokens and new tokens for each."""
+    """Streams that the engine runs together: prompt tokens and new tokens for each."""
 
     name: str
     streams: tuple[tuple[int, int], ...]
 
 
 def batches(most_rows: int) -> Iterator[Batch]:
-    """Steps of every kind that a server sees: few and many rows, short and long contexts, prompts beside rows."""
+    """Yield steps of every kind: few and many sequences, short and long contexts, prompts beside sequences."""
     for rows in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64):
         if rows <= most_rows:
             yield Batch(f"{rows} short streams", ((16, 32 if rows < 16 else 12),) * rows)
@@ -42,9 +42,9 @@ def batches(most_rows: int) -> Iterator[Batch]:
 
 
 class Recorder:
-    """Notes each step of an engine: what its plan held, and the time until the next plan, or its commit if none.
+    """Records each step of an engine: its plan, and the time until the next plan, or until its commit if none follows.
 
-    `clock` is read in the engine's thread.
+    `clock` is called in the engine's thread.
     """
 
     def __init__(self, scheduler: Any, clock: Callable[[], float]):
@@ -56,7 +56,7 @@ class Recorder:
         scheduler.plan, scheduler.commit = self.plan, self.commit
 
     def plan(self) -> Any:
-        """In place of the scheduler's: the step before it, if it is not noted yet, ended now."""
+        """Replace the scheduler's `plan`; end the step before it now if it is still open."""
         start = self._clock()
         self._close(start)
         plan = self._plan()
@@ -64,7 +64,7 @@ class Recorder:
         return plan
 
     def commit(self, *arguments: Any) -> Any:
-        """In place of the scheduler's: when nothing is left to do, the next plan says nothing of this step."""
+        """Replace the scheduler's `commit`; without further work the step ends here, as the next plan may be late."""
         outcomes = self._commit(*arguments)
         if not self._scheduler.has_work:
             self._close(self._clock())
@@ -91,10 +91,10 @@ def _content(plan: Any) -> Step:
 
 
 def measure_steps(model_name: str, threads: int, seconds: float) -> list[Step]:
-    """Steps of the engine that `rungpt serve` would have, without speculation, for about `seconds`.
+    """Measure steps of the engine of `rungpt serve`, without speculation, for about `seconds`.
 
     With one thread their time is that thread's processor time, which other programs change little; with more it is
-    that of the wall.
+    wall time.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported
     import torch

@@ -1,4 +1,4 @@
-"""The arithmetic of many replicas: what grows how, where it breaks, and how large a cell may be."""
+"""Calculate the growth of many replicas: the cost of each part, its limits, and the size of a cell."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,29 +9,29 @@ from capacity_table import GATEWAY_FULL, Point, gateways_for, probe_share
 
 SIZES = (10, 100, 1000, 10000)
 NAME_BYTES = 55
-"""Of a name like rungpt-executor.namespace.svc.cluster.local on the wire, with room."""
+"""Length of a name like rungpt-executor.namespace.svc.cluster.local on the wire, with some room."""
 DNS_HEADER, DNS_QUESTION, DNS_RECORD, DNS_OPTIONS = 12, 4, 16, 11
 """Bytes (RFC 1035, 6891): header; type and class of the question; an A record with a compressed name; EDNS."""
 DNS_LIMITS = {"UDP": 512, "EDNS over UDP, usual": 1232, "EDNS over UDP, large": 4096, "TCP": 65535}
-"""Largest answer: RFC 1035, the DNS flag day of 2020, RFC 6891, and TCP's length of two bytes."""
+"""Largest answer in bytes: RFC 1035, the DNS flag day of 2020, RFC 6891, and TCP's length of two bytes."""
 SLICE = 100
 """Endpoints of an EndpointSlice by default; at most 1,000."""
 NODES = 5000
-"""Of a Kubernetes cluster, from its documentation."""
+"""Most nodes of a Kubernetes cluster, from its documentation."""
 MODEL_BYTES = 98_362_432
-"""The default model's file."""
+"""Size of the default model's file."""
 LINK = 10e9 / 8
-"""Bytes per second of one store that all pull from: an assumption."""
+"""Bytes per second of the one store from which all nodes pull: an assumption."""
 DRAIN_SECONDS = 30.0
 PROBES_OF_GATEWAY, PROBES_OF_REPLICA = 0.05, 0.01
-"""Of a core: what probes may take in a cell."""
+"""Share of a core that probes may take in a cell."""
 GATEWAYS_LEAST = 2
-"""In a cell, so that one may be exchanged."""
+"""Fewest gateways in a cell, so that one may be exchanged."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Gateways that each reach all of so many replicas."""
+    """Gateways that each reach all `replicas`."""
 
     replicas: int
     gateways: int | None
@@ -39,37 +39,37 @@ class Group:
 
     @property
     def connections(self) -> int:
-        """Between them."""
+        """Number of connections between gateways and replicas."""
         return self.replicas * (self.gateways or 0)
 
 
 def dns_bytes(records: int) -> int:
-    """Size of an answer with so many A records."""
+    """Return the size of an answer with `records` A records."""
     return DNS_HEADER + NAME_BYTES + DNS_QUESTION + DNS_OPTIONS + DNS_RECORD * records
 
 
 def dns_most(limit: int) -> int:
-    """A records that an answer of so many bytes holds."""
+    """Return the number of A records that an answer of `limit` bytes holds."""
     return (limit - dns_bytes(0)) // DNS_RECORD
 
 
 def dns_way(records: int) -> str:
-    """The smallest way by which so many records come; or that there is none."""
+    """Name the smallest transport that carries so many records, or say that none does."""
     return next((name for name, limit in DNS_LIMITS.items() if dns_bytes(records) <= limit), "none: cut off")
 
 
 def group(doors: Mapping[str, float], point: Point, replicas: int) -> Group:
-    """So many replicas, each with the work that `point` has, and the gateways that they need."""
+    """Return a group of replicas, each with the load of `point`, and the gateways that they need."""
     work = point.gateway_work / point.replicas * replicas
     return Group(replicas, gateways_for(work, replicas, doors["gateway_probe"]))
 
 
 GrowthRow = tuple[str, Callable[[Group], str], str]
-"""What it is, its cell for a group, and where the number is from."""
+"""Label, a function that makes the cell of a group, and the origin of the number."""
 
 
 def growth_table(doors: Mapping[str, float], point: Point, image_bytes: float) -> str:
-    """One group of replicas behind one name, for each of SIZES."""
+    """Return the table of one group of replicas behind one name, for each of SIZES."""
     groups = [group(doors, point, size) for size in SIZES]
     lines = ["| | " + " | ".join(f"n = {size:,}" for size in SIZES) + " | from |", "|---" * (len(SIZES) + 2) + "|"]
     for label, cell, origin in (*_load(point), *_probing(doors), *_connecting(doors), *_moving(doors, image_bytes)):
@@ -157,7 +157,7 @@ def _duration(seconds: float) -> str:
 
 
 def bounds(doors: Mapping[str, float], point: Point) -> dict[str, int]:
-    """The most replicas of a cell, by each of the things that bound it."""
+    """Return the most replicas of a cell, by each bound."""
     return {
         f"probes take at most {PROBES_OF_GATEWAY:.0%} of a gateway's core": int(
             PROBES_OF_GATEWAY / (PROBES_PER_SECOND * doors["gateway_probe"])
@@ -178,18 +178,18 @@ def _most(holds: Callable[[int], bool]) -> int:
 
 
 def cell_size(doors: Mapping[str, float], point: Point) -> int:
-    """The largest power of two that keeps all bounds: half of it and twice it are cells, too."""
+    """Return the largest power of two within all bounds, so that cells can be halved and doubled."""
     return 1 << int(math.log2(max(1, min(bounds(doors, point).values()))))
 
 
 def overload(users: float, cells: int) -> float:
-    """How many times the mean number of users the fullest cell has, where a hash deals them out (normal, 1 in 100)."""
+    """Return the fullest cell's users over the mean, where a hash spreads users (normal, 1 in 100)."""
     deviations = math.sqrt(2 * math.log(100 * cells / math.sqrt(2 * math.pi)))
     return 1 + deviations / math.sqrt(users)
 
 
 def cells_table(doors: Mapping[str, float], point: Point, replicas: int = SIZES[-1]) -> str:
-    """The cell's size by calculation, and what so many replicas are in cells."""
+    """Return the tables of the bounds of a cell, and of `replicas` divided into cells."""
     lines = ["| bound | replicas in a cell |", "|---|---|"]
     lines += [f"| {name} | {most:,} |" for name, most in bounds(doors, point).items()]
     size = cell_size(doors, point)

@@ -1,6 +1,6 @@
-"""A replica of the simulation: our scheduler's rules by counting tokens, without the tokens.
+"""A replica of the simulation: our scheduler's rules with counts of tokens instead of tokens.
 
-What its steps hold equals what run_gpt.engine.scheduler plans; a test compares the two.
+Its steps hold the same as the plans of run_gpt.engine.scheduler; a test compares the two.
 """
 
 from collections import OrderedDict, defaultdict, deque
@@ -11,7 +11,7 @@ from capacity_steps import pairs
 
 Conversation = tuple[int, int]
 StepContent = tuple[int, int, int, int]
-"""Rows, their context, tokens of prompts, pairs: see capacity_steps.Step."""
+"""Sequences, their context, prompt tokens, pairs: see capacity_steps.Step."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Row:
     prompt: int
     answer: int
     shared: int
-    """Tokens at its beginning that all prompts have."""
+    """Tokens at its beginning that all prompts share."""
     cached: int = 0
     done: int = 0
-    """Tokens of the prompt that have been run, or were there."""
+    """Tokens of the prompt that were run or reused."""
 
 
 class Replica:
-    """Rows that wait, run their prompt, and give tokens, one each step; and what ended ones left for reuse."""
+    """Sequences that wait, prefill, and decode one token each step; and the tokens that ended ones left for reuse."""
 
     def __init__(self, config: ReplicaConfig):
         self.config = config
@@ -50,11 +50,11 @@ class Replica:
         self.waiting: deque[Row] = deque()
         self.prefilling: list[Row] = []
         self.rows = 0
-        """Past their prompt."""
+        """Number of sequences past their prompt."""
         self.context = 0
-        """Their tokens in the cache."""
+        """Tokens of these sequences in the cache."""
         self.kept: OrderedDict[Conversation, int] = OrderedDict()
-        """Tokens that ended rows left, the one longest unused first."""
+        """Tokens that ended sequences left, the longest unused first."""
         self.steps = 0
         self._reserved = self._kept_tokens = 0
         self._warm = False
@@ -64,18 +64,18 @@ class Replica:
 
     @property
     def running(self) -> int:
-        """Rows that have a slot."""
+        """Number of sequences that have a slot."""
         return self.rows + len(self.prefilling)
 
     def add(self, row: Row) -> bool:
-        """Queue a row; False: it is refused, for too many wait."""
+        """Queue a sequence. False: it is refused, since too many wait."""
         if len(self.waiting) + 1 - (self.config.max_running - self.running) > self.config.max_waiting:
             return False
         self.waiting.append(row)
         return True
 
     def begin(self) -> StepContent | None:
-        """Plan a step and say what it holds; None: there is nothing to run."""
+        """Plan a step and return its content; None: there is nothing to run."""
         budget = max(1, self.config.max_step_tokens - self.rows)
         self._parts, prompt_pairs, before = [], 0, budget
         for row in self.prefilling:
@@ -90,7 +90,7 @@ class Replica:
         return self.rows, self.context, before - budget, prompt_pairs
 
     def end(self) -> tuple[dict[int, int], list[Row], list[Row]]:
-        """The step is over: events of rows by gateway, rows that have their first token, rows that have ended."""
+        """End the step: return events by gateway, sequences with their first token, ended sequences."""
         self.stepping = False
         self.steps += 1
         events = dict(self._by_gateway)
@@ -126,7 +126,7 @@ class Replica:
         return budget - tokens, prompt_pairs + pairs(row.done, tokens)
 
     def _place(self, row: Row) -> bool:
-        """Give a row a slot and what it can reuse, if there is memory for it."""
+        """Give a sequence a slot and its reusable tokens, if there is memory for it."""
         reserve, limit = row.prompt + row.answer, self.config.max_cache_tokens
         if limit is not None and self._reserved + reserve > limit:
             return False
@@ -142,7 +142,7 @@ class Replica:
         return True
 
     def _keep(self, row: Row) -> None:
-        """What an ended row leaves: all of it but the last token, which was not run."""
+        """Keep the tokens of an ended sequence, but for the last one, which was not run."""
         self._reserved -= row.prompt + row.answer
         self._kept_tokens -= self.kept.pop(row.conversation, 0)
         self.kept[row.conversation] = row.prompt + row.answer - 1

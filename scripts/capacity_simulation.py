@@ -1,7 +1,7 @@
-"""Simulates users, gateways and replicas, event by event: what a cluster would answer, and when. The same seed gives
+"""Simulate users, gateways and replicas, event by event: the answers of a cluster and their times. The same seed gives
 the same run.
 
-Users, gateways and replicas are what scripts/capacity_users.py, capacity_gateway.py and capacity_replica.py say.
+scripts/capacity_users.py, capacity_gateway.py and capacity_replica.py define users, gateways and replicas.
 """
 
 import heapq
@@ -18,14 +18,14 @@ from capacity_users import Request, User, Workload, new_user
 
 Policy = Literal["least-busy", "affinity"]
 PROBES_PER_SECOND = 2.0
-"""Of each gateway to each replica."""
+"""Probes per second of each gateway to each replica."""
 FULL = 0.98
-"""Of a core: the most that probes may take of it in a simulation; what more would do is stand still."""
+"""Largest share of a core that probes take in a simulation; with more the core would stand still."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Processor seconds of the doors; see capacity_doors.DoorCosts."""
+    """Processor seconds outside the model; see capacity_doors.DoorCosts."""
 
     gateway_request: float = 0.0
     gateway_event: float = 0.0
@@ -37,7 +37,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What serves."""
+    """Gateways and replicas that serve."""
 
     steps: StepModel
     replica: ReplicaConfig = field(default_factory=ReplicaConfig)
@@ -45,41 +45,41 @@ class Cluster:
     gateways: int = 1
     policy: Policy = "affinity"
     sticky: bool = True
-    """Whether a conversation always comes through the same gateway; else through any."""
+    """True when a conversation always comes through the same gateway; else through any."""
     costs: Costs = field(default_factory=Costs)
     affinity_characters: float = AFFINITY_CHARACTERS
     """Characters already sent to a replica that outweigh a request in flight."""
     shared_cores: float | None = None
-    """Cores of the one machine on which all of it runs, users included; None: each part has its own."""
+    """Cores of the one machine on which all parts run, users included; None: each part has its own."""
 
 
 @dataclass
 class Run:
-    """What came of a simulation."""
+    """Results of a simulation."""
 
     requests: list[Request]
-    """Those sent within the measured time."""
+    """Requests sent within the measured time."""
     gaps: list[tuple[float, int]]
-    """Seconds between two events of a stream, and of how many streams."""
+    """Seconds between two events of a stream, and the number of streams."""
     seconds: float
-    """Measured time."""
+    """Measured time in seconds."""
     tokens: int
-    """That users got in it."""
+    """Tokens that users got in the measured time."""
     in_system: float
-    """Mean requests from key to end."""
+    """Mean number of requests in the system, from sending to end."""
     gateway_busy: float
-    """Of the busiest gateway's core, its probes included."""
+    """Used share of the busiest gateway's core, its probes included."""
     gateway_work: float
     """Cores that all gateways used, without probes."""
     replica_busy: float
     """Mean share of time in steps."""
     sent: int
     ended: int
-    """Of all requests; with the run over they are the same."""
+    """Number of all requests that ended; equal to `sent` after the run."""
 
 
 class Simulation:
-    """One run: `users` of a closed loop, or conversations that begin at `rate` per second, or both."""
+    """One run: `users` in a closed loop, or conversations that begin at `rate` per second, or both."""
 
     def __init__(self, cluster: Cluster, workload: Workload, *, users: int = 0, rate: float = 0.0, seed: int = 0):
         self.cluster, self.workload, self.seed = cluster, workload, seed
@@ -105,8 +105,10 @@ class Simulation:
         self._tokens = 0
 
     def run(self, seconds: float, warm_up: float = 0.0) -> Run:
-        """Let users ask for so long after a warm-up, then answer what is left; measured is the time after the
-        warm-up."""
+        """Let users ask for `seconds` after a warm-up, then answer the remaining requests.
+
+        Only the time after the warm-up is measured.
+        """
         self._begin, self._end = warm_up, warm_up + seconds
         for user in self._users:
             self._at(user.rng.uniform(0, max(user.workload.think_seconds, 1e-3)), self._ask_of(user))
@@ -169,7 +171,7 @@ class Simulation:
         self._at(done, lambda: self._dispatch(request))
 
     def _over(self, request: Request) -> None:
-        """The user has the answer, or knows that there is none."""
+        """End a request: the user has the answer, or the refusal."""
         self._ended += 1
         self._in_system -= 1
         user = request.user
@@ -208,9 +210,9 @@ class Simulation:
         self._at(self._now + seconds, lambda: self._stepped(number))
 
     def _shared(self, seconds: float, events: int) -> float:
-        """The time of a step with what its events cost: no more work is done than the cores can do."""
+        """Return the time of a step with the cost of its events, limited by the shared cores."""
         costs, threads, cores = self.cluster.costs, self.cluster.replica.threads, self.cluster.shared_cores
-        # A replica's events are made by its own cores, under the lock of Python that its steps need, too.
+        # A replica's own cores make its events, under the Python lock that its steps need as well.
         alone = seconds + events * costs.executor_event / threads
         if cores is None:
             return alone
@@ -231,7 +233,7 @@ class Simulation:
         self._step(number)
 
     def _deliver(self, number: int, replica: int, events: int) -> None:
-        """Events of rows that go on: what comes while an earlier batch of theirs still waits goes with it."""
+        """Deliver events of running sequences; they join an earlier batch of the replica that still waits."""
         gateway = self.gateways[number]
         if self._begin <= self._now < self._end:
             self._tokens += events
@@ -244,7 +246,7 @@ class Simulation:
         gateway.delivered[replica] = done
 
     def _event(self, request: Request) -> float:
-        """When the user has one event that is sent now."""
+        """Send one event now, and return the time when the user has it."""
         if self._begin <= self._now < self._end:
             self._tokens += 1
         gateway = self.gateways[request.gateway]
@@ -258,5 +260,5 @@ class Simulation:
 
 
 def _probe_share(others: int, seconds: float) -> float:
-    """Of a core, for the probes to or from so many others."""
+    """Return the share of a core for the probes to or from `others` processes."""
     return min(FULL, others * PROBES_PER_SECOND * seconds)

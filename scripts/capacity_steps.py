@@ -1,4 +1,4 @@
-"""How long a step of the engine takes, as a sum of a few terms: the model, its fit, and its errors."""
+"""Model the time of an engine step as a sum of a few terms: the model, its fit, and its errors."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, fields
@@ -7,46 +7,46 @@ from typing import Any, Self
 import numpy as np
 
 FEW_ROWS, MANY_ROWS = 4, 16
-"""A row's price differs below, between and above: few rows share the time in which the weights are read, many fill the
-kernels' tiles."""
+"""Bounds where a sequence's price changes: few sequences share the time to read the weights, many fill the kernels'
+tiles."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step ran, and how long it took."""
+    """Content of one step, and its time."""
 
     rows: int
-    """Rows past their prompt; each gave a token."""
+    """Number of sequences past their prompt; each gave a token."""
     row_context: int
-    """Tokens that these rows had in the cache, together."""
+    """Tokens that these sequences had in the cache, together."""
     prompt_tokens: int
-    """Tokens of prompts."""
+    """Prompt tokens."""
     prompt_pairs: int
-    """For each of them the tokens before it, together."""
+    """Sum of the tokens before each prompt token."""
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class StepModel:
-    """Seconds of a step: a constant and a price for each thing in it, none of them negative."""
+    """Seconds of a step: a constant and a price for each part of it, none of them negative."""
 
     base: float
-    """Of a step, whatever is in it."""
+    """Price of every step."""
     few: float
-    """Of each of the first FEW_ROWS rows."""
+    """Price of each of the first FEW_ROWS sequences."""
     row: float
-    """Of each further row, up to MANY_ROWS."""
+    """Price of each further sequence, up to MANY_ROWS."""
     many: float
-    """Of each row beyond."""
+    """Price of each sequence beyond MANY_ROWS."""
     context: float
-    """Of each token in the cache of a row that gives a token."""
+    """Price of each cached token of a sequence that gives a token."""
     prompt: float
-    """Of each token of a prompt."""
+    """Price of each prompt token."""
     pair: float
-    """Of each pair of a prompt's token and one before it."""
+    """Price of each pair of a prompt token and a token before it."""
 
     def seconds(self, rows: int, row_context: int, prompt_tokens: int, prompt_pairs: int) -> float:
-        """How long a step takes; the parameters are those of Step."""
+        """Return the time of a step; the parameters are those of Step."""
         few = rows if rows < FEW_ROWS else FEW_ROWS
         many = rows - MANY_ROWS if rows > MANY_ROWS else 0
         return (
@@ -60,7 +60,7 @@ class StepModel:
         )
 
     def prefill(self, tokens: int, step_tokens: int, cached: int = 0) -> float:
-        """Seconds until the first token of a prompt that has a replica to itself, `cached` tokens being there."""
+        """Return the seconds until the first token of a prompt alone in a replica, with `cached` tokens reused."""
         seconds, start = 0.0, cached
         while start < tokens:
             part = min(step_tokens, tokens - start)
@@ -69,12 +69,12 @@ class StepModel:
         return seconds
 
     def slower(self, factor: float) -> "StepModel":
-        """The same, each price times `factor`."""
+        """Return the model with each price times `factor`."""
         return StepModel(*(factor * price for price in astuple(self)))
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> Self:
-        """From JSON. Raises SystemExit for a name that is missing or unknown."""
+        """Make a model from JSON. Raises SystemExit for a missing or unknown name."""
         names = {field.name for field in fields(cls)}
         if set(record) != names:
             raise SystemExit(f"a step model has {', '.join(sorted(names))}; this one has {', '.join(sorted(record))}")
@@ -82,39 +82,39 @@ class StepModel:
 
 
 def pairs(start: int, tokens: int) -> int:
-    """Pairs of each of so many tokens from position `start` on with those before it."""
+    """Count the pairs of each of `tokens` tokens from position `start` on with the tokens before it."""
     return tokens * start + tokens * (tokens - 1) // 2
 
 
 @dataclass(frozen=True)
 class FitError:
-    """How far the fitted model is off for steps of one kind."""
+    """Error of the fitted model for steps of one kind."""
 
     kind: str
     steps: int
     bias: float
-    """Modelled time of all of them over measured, less 1."""
+    """Modelled time of all these steps over measured, less 1."""
     median: float
-    """Of |modelled / measured - 1|."""
+    """Median of |modelled / measured - 1|."""
     p90: float
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A model and how well it fits what it was fitted to."""
+    """A model and its errors for the steps to which it was fitted."""
 
     model: StepModel
     errors: tuple[FitError, ...]
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fit for JSON."""
         return {"model": asdict(self.model), "errors": [asdict(error) for error in self.errors]}
 
 
 def fit(steps: Sequence[Step], rounds: int = 20) -> Fit:
-    """The prices that fit these steps best by relative error, without those that come out negative.
+    """Return the prices that fit these steps best by relative error; negative ones become 0.
 
-    Least squares, weighted anew `rounds` times so that a step which something disturbed counts little.
+    Least squares, weighted anew `rounds` times so that disturbed steps count little.
     """
     features = np.array([_features(step) for step in steps], dtype=float)
     seconds = np.array([step.seconds for step in steps])
@@ -135,7 +135,7 @@ def _features(step: Step) -> tuple[float, ...]:
 
 
 def _nonnegative(features: Any, targets: Any) -> Any:
-    """Least squares with no negative price: the most negative one is held at 0 and the rest solved again."""
+    """Solve least squares without negative prices: hold the most negative one at 0 and solve the rest again."""
     scale = np.abs(features).max(axis=0)
     used = [column for column in range(features.shape[1]) if scale[column] > 0]
     prices = np.zeros(features.shape[1])
@@ -149,7 +149,7 @@ def _nonnegative(features: Any, targets: Any) -> Any:
 
 
 def kind(step: Step) -> str:
-    """Steps are told apart by what they hold."""
+    """Name the kind of a step, by its content."""
     if step.prompt_tokens:
         return "prompts" if not step.rows else "prompts and rows"
     return f"{_bucket(step.rows)} rows" + (", long contexts" if step.row_context > 500 * step.rows else "")

@@ -1,4 +1,4 @@
-"""How many users a number of replicas serves within a latency: by simulation, and by calculation where that ends."""
+"""Compute the users that a number of replicas serves within a latency: by simulation, and beyond by calculation."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,27 +8,27 @@ from capacity_simulation import PROBES_PER_SECOND, Cluster, Run, Simulation
 from capacity_users import Request, Workload
 
 GATEWAY_FULL = 0.7
-"""Of a gateway's core: what it should be used at most, so that requests do not queue in it."""
+"""Highest wanted use of a gateway's core, so that requests do not queue in it."""
 SIMULATED_USERS_SECONDS = 16000.0
-"""A simulation is as long as its users together need for so many seconds of their time, within the bounds below."""
+"""User-seconds of one simulation: its length is this over the users, within the bounds below."""
 SHORTEST, LONGEST, WARM_UP = 40.0, 400.0, 60.0
 
 
 @dataclass(frozen=True)
 class Target:
-    """What users are promised."""
+    """Latency limits that users are promised."""
 
     ttft: float = 1.0
-    """Seconds to the first token that nine of ten requests keep."""
+    """Most seconds to the first token, for nine of ten requests."""
     rate: float = 20.0
-    """Tokens per second of one stream, from its first token on, that nine of ten keep."""
+    """Fewest tokens per second of a stream, from its first token on, for nine of ten streams."""
     refused: float = 0.001
     """Share of requests that may be refused."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What users saw. Times in seconds; nan where there was nothing to see."""
+    """Figures that users saw. Times in seconds; nan where there are no data."""
 
     requests: int
     refused: int
@@ -36,15 +36,15 @@ class Summary:
     ttft_p50: float
     ttft_p90: float
     gap_p50: float
-    """Between two events of a stream."""
+    """Median time between two events of a stream."""
     gap_p90: float
     stream_rate: float
-    """Tokens per second of a stream that nine of ten keep."""
+    """Tokens per second of a stream that nine of ten streams reach."""
     reused: float
     """Share of prompt tokens that a replica held already."""
 
     def meets(self, target: Target) -> bool:
-        """Whether users got what they are promised."""
+        """True when the figures keep the target."""
         return (
             self.ttft_p90 <= target.ttft
             and not self.stream_rate < target.rate
@@ -53,7 +53,7 @@ class Summary:
 
 
 def summary(requests: Sequence[Request], gaps: Iterable[tuple[float, int]], tokens: int, seconds: float) -> Summary:
-    """Of requests that were sent within so many seconds, in which users got so many tokens."""
+    """Summarise the requests sent within `seconds`, in which users got `tokens` tokens."""
     answered = [request for request in requests if not request.refused]
     waits = [(request.first - request.sent, 1) for request in answered]
     rates = [
@@ -77,7 +77,7 @@ def summary(requests: Sequence[Request], gaps: Iterable[tuple[float, int]], toke
 
 
 def quantile(weighted: Iterable[tuple[float, int]], share: float) -> float:
-    """The smallest value that so large a share of the weight does not pass; nan of nothing."""
+    """Return the smallest value that covers this share of the weight; nan without values."""
     values = sorted(weighted)
     left = share * sum(weight for _, weight in values)
     for value, weight in values:
@@ -88,7 +88,7 @@ def quantile(weighted: Iterable[tuple[float, int]], share: float) -> float:
 
 
 def summary_of(run: Run) -> Summary:
-    """Of a simulation."""
+    """Summarise a simulation."""
     return summary(run.requests, run.gaps, run.tokens, run.seconds)
 
 
@@ -99,11 +99,11 @@ class Point:
     replicas: int
     users: int
     gateways: int | None
-    """None: there is no number of gateways that could serve so many replicas in one group."""
+    """None: no number of gateways could serve so many replicas in one group."""
     probes: float
-    """Of a gateway's core, for its probes."""
+    """Share of a gateway's core for its probes."""
     probed: float
-    """Of a core of each replica, for the probes of all gateways."""
+    """Share of a core of each replica for the probes of all gateways."""
     simulated: bool
     summary: Summary | None = None
     gateway_work: float = math.nan
@@ -112,13 +112,13 @@ class Point:
 
 
 def simulate(cluster: Cluster, workload: Workload, users: int, seed: int = 0) -> Run:
-    """A run that is long enough to tell whether the users get what they are promised."""
+    """Run a simulation that is long enough to check the target."""
     seconds = min(LONGEST, max(SHORTEST, SIMULATED_USERS_SECONDS / max(1, users)))
     return Simulation(cluster, workload, users=users, seed=seed).run(seconds, warm_up=WARM_UP)
 
 
 def most_users(cluster: Cluster, workload: Workload, target: Target, guess: int, seed: int = 0) -> tuple[int, Run]:
-    """The largest number of users who get what they are promised, within 3 %, and their run. 0: not even one does."""
+    """Return the most users within the target, to 3 %, and their run. 0: not even one user is."""
     runs: dict[int, Run] = {}
 
     def fits(users: int) -> bool:
@@ -135,20 +135,20 @@ def most_users(cluster: Cluster, workload: Workload, target: Target, guess: int,
 
 
 def gateways_for(work: float, replicas: int, probe: float) -> int | None:
-    """Gateways that so many cores of work need when each probes all replicas; None: probes leave no room for it."""
+    """Return the gateways for `work` cores when each probes all replicas; None: probes leave no room for it."""
     room = GATEWAY_FULL - probe_share(replicas, probe)
     return None if room <= 0 else max(1, math.ceil(work / room))
 
 
 def probe_share(others: int, seconds: float) -> float:
-    """Of a core, for the probes of so many others."""
+    """Return the share of a core for the probes of `others` processes."""
     return others * PROBES_PER_SECOND * seconds
 
 
 def capacity_table(
     cluster: Cluster, workload: Workload, target: Target, counts: Sequence[int], *, simulate_up_to: int, seed: int = 0
 ) -> list[Point]:
-    """A line for each number of replicas: simulated, and above `simulate_up_to` by what one replica serves there."""
+    """Return a line for each number of replicas: simulated, above `simulate_up_to` scaled up from one replica."""
     points: list[Point] = []
     users, work = 8.0, 0.1
     for count in counts:
@@ -170,7 +170,7 @@ def capacity_table(
 
 
 def markdown(points: Sequence[Point]) -> str:
-    """The table."""
+    """Return the table."""
     lines = [
         "| replicas | users | users per replica | tokens/s | TTFT p50 / p90, s | stream tokens/s, p10 | reused | "
         "replicas busy | gateway cores | probes, of a gateway's core | probes, of a replica's core |",
@@ -202,7 +202,7 @@ COMPARED_GATEWAYS = 4
 
 
 def policy_table(cluster: Cluster, workload: Workload, points: Sequence[Point]) -> str:
-    """What the choice of a replica does, for the users that so many replicas serve with the default one."""
+    """Compare ways to choose a replica, for the users that the replicas serve with the default way."""
     few = [point for point in points if point.simulated and point.replicas <= COMPARED_REPLICAS]
     base = replace(cluster, replicas=few[-1].replicas, gateways=1, policy="affinity")
     several = f"{COMPARED_GATEWAYS} gateways"

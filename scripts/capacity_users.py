@@ -1,4 +1,4 @@
-"""Users of the simulation, and of the check that puts them in front of a real server: what they ask, and when."""
+"""Users of the simulation, and of its check with a real server: their questions and times."""
 
 import math
 import random
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Workload:
-    """What users ask. Lengths are in tokens, each drawn from a log-normal distribution with this mean."""
+    """Questions of users. Lengths are in tokens, each drawn from a log-normal distribution with this mean."""
 
     think_seconds: float = 15.0
     """Mean time between an answer's end and the next question; exponential."""
     turns: float = 5.0
     """Mean questions of a conversation; geometric."""
     system_tokens: int = 200
-    """The beginning that all conversations share."""
+    """Tokens at the beginning that all conversations share."""
     question_tokens: float = 60.0
     answer_tokens: float = 120.0
     spread: float = 0.6
     """Sigma of the logarithm of a length."""
     turn_overhead: int = 8
-    """What a chat template adds for each turn."""
+    """Tokens that a chat template adds for each turn."""
     max_context: int = 2048
-    """A conversation that would pass it begins anew."""
+    """Most tokens of a conversation; a longer one begins anew."""
 
 
 @dataclass(eq=False)
 class Request:
-    """One question, from the user's key to its end: answered or refused, once."""
+    """One question, from the moment it is sent to its end: answered or refused, once."""
 
     user: "User"
     prompt_tokens: int
@@ -37,14 +37,14 @@ class Request:
     replica: int = -1
     cached_tokens: int = 0
     first: float = math.nan
-    """When the user had the first token."""
+    """Time when the user had the first token."""
     end: float = math.nan
     refused: bool = False
 
 
 @dataclass(eq=False)
 class User:
-    """One person. What is drawn for the n-th user is the same whatever else is in the run."""
+    """One person. The n-th user draws the same values in every run."""
 
     number: int
     workload: Workload
@@ -54,10 +54,10 @@ class User:
     history: int = 0
     """Tokens of the conversation so far."""
     once: bool = False
-    """Leaves after one conversation."""
+    """True when the user leaves after one conversation."""
 
     def ask(self) -> tuple[int, int]:
-        """Tokens of the next question and of its answer; `conversation` says whether it begins a new one."""
+        """Return the tokens of the next question and of its answer; `conversation` grows when it begins a new one."""
         question = self._length(self.workload.question_tokens)
         answer = self._length(self.workload.answer_tokens)
         if self.turns_left == 0 or self.history + question + answer > self.workload.max_context:
@@ -70,7 +70,7 @@ class User:
         return question, answer
 
     def think(self) -> float:
-        """Seconds until the next question."""
+        """Return the seconds until the next question."""
         mean = self.workload.think_seconds
         return self.rng.expovariate(1 / mean) if mean else 0.0
 
@@ -86,5 +86,5 @@ class User:
 
 
 def new_user(number: int, workload: Workload, seed: int, *, once: bool = False) -> User:
-    """The n-th user of a seed."""
+    """Return the n-th user of a seed."""
     return User(number, workload, random.Random(f"{seed}/{number}"), once=once)

@@ -1,4 +1,4 @@
-"""What the scripts that make tables of documents share: a row's text from a JSON schema, tables between their marks.
+"""Helpers of the scripts that make tables of documents: values of a JSON schema as text, tables between marks.
 
 A table stands between the lines `<!-- NAME: made by scripts/SCRIPT.py -->` and `<!-- end -->`.
 """
@@ -9,22 +9,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-INT32_MAX = 2**31 - 1  # a limit of the wire, of which no user needs to know
+INT32_MAX = 2**31 - 1  # a limit of the wire that users need not know
 Tables = Mapping[str, Callable[[], str]]
 
 
 def row(*cells: str) -> str:
-    """A line of a table."""
+    """Return a line of a table."""
     return f"| {' | '.join(cells)} |"
 
 
 def table(head: tuple[str, ...], rows: list[str]) -> str:
-    """A table of lines that `row` made."""
+    """Return a table of lines that `row` made."""
     return "\n".join([row(*head), f"|{'---|' * len(head)}", *rows])
 
 
 def values(schema: dict[str, Any], definitions: Mapping[str, Any]) -> str:
-    """The types and the limits in a field's JSON schema, as a phrase. `definitions`: what its references name."""
+    """Return the types and limits in a field's JSON schema as a phrase. `definitions`: targets of its references."""
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices:
         phrases = [values(choice, definitions) for choice in choices if choice.get("type") != "null"]
@@ -59,7 +59,7 @@ def _limits(schema: dict[str, Any]) -> list[str]:
 
 
 def with_tables(document: Path, script: str, tables: Tables) -> str:
-    """The document's text with its tables made anew. Ends the program if it has no place for one."""
+    """Return the document's text with its tables made anew. Raises SystemExit if it has no place for one."""
     text = document.read_text()
     for name, make in tables.items():
         begin = f"<!-- {name}: made by scripts/{script}.py -->"

@@ -1,10 +1,10 @@
-"""Measures what OpenAI's door, structured output and scores cost, each against the plain native route in the same run.
+"""Measure the cost of OpenAI's endpoints, structured output and scores, each against the native route in one run.
 
     python scripts/door_benchmark.py --repeat 5
 
-Over HTTP against a server of its own, in its default precision, rounds in turn, 16 requests at once, streamed and
-whole; prints medians, ratios, and the processor time of a token in gateway and executor as Markdown. Tokens are those
-of `usage`.
+It starts its own server in the default precision and sends 16 requests at once over HTTP, streamed and whole, in
+rounds. It prints medians, ratios, and the processor time of a token in gateway and executor as Markdown. `usage` gives
+the tokens.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Measured = Callable[[Server], Awaitable[Summary]]
 
 
 def chats(streamed: bool, api: str, **fields: Any) -> Measured:
-    """So many chats at once; a question of its own for each, so that no prompt is reused whole."""
+    """Measure STREAMS chats at once, each with its own question, so that no prompt is reused whole."""
     asked = [
         [{"role": "user", "content": f"{which}: describe a book about {TOPICS[which % len(TOPICS)]} as JSON."}]
         for which in range(STREAMS)
@@ -47,12 +47,12 @@ def chats(streamed: bool, api: str, **fields: Any) -> Measured:
 
 
 def prompts(*, scored: bool) -> Measured:
-    """Two prompts of 1,000 random token ids that give no text, plain or scored."""
+    """Measure two prompts of 1,000 random token ids without an answer, plain or scored."""
 
     async def measure(server: Server) -> Summary:
         ids = [[(i * 7919 + k * 104729 + time.time_ns()) % 40000 + 100 for k in range(1000)] for i in range(2)]
         more = {"echo": True, "logprobs": 1} if scored else {}
-        # The ids stand where a text would.
+        # The ids are in the place of the text.
         asked = [Prompt(0, cast("Any", one)) for one in ids]
         return await server.burst(asked, False, "openai-completions", **more)
 
@@ -61,7 +61,7 @@ def prompts(*, scored: bool) -> Measured:
 
 PLAIN, OPENAI = "/chat, {}", "/v1/chat/completions, {}"
 SAMPLED = {"temperature": 1, "seed": 1}
-# Each row against the one that it names.
+# Each row, and the name of the row with which it is compared.
 ROWS: dict[str, tuple[Measured, str | None]] = {}
 for streamed, way in ((False, "whole"), (True, "streamed")):
     plain, openai = PLAIN.format(way), OPENAI.format(way)
@@ -78,12 +78,12 @@ ROWS["prompts of 1,000 tokens, scored"] = prompts(scored=True), "prompts of 1,00
 
 
 def rate(summary: Summary) -> float:
-    """Tokens per second: of answers, or of prompts where there are no answers."""
+    """Return tokens per second: of answers, or of prompts where there are no answers."""
     return summary.output_tokens_per_second or summary.total_tokens_per_second or 0.0
 
 
 async def measure(server: Server, repeat: int) -> dict[str, list[Summary]]:
-    """So many rounds of all rows in turn, after one that does not count."""
+    """Run `repeat` rounds of all rows in turn, after one that does not count."""
     found: dict[str, list[Summary]] = {name: [] for name in ROWS}
     for turn in range(repeat + 1):
         print(f"round {turn} of {repeat}", file=sys.stderr, flush=True)
@@ -95,7 +95,7 @@ async def measure(server: Server, repeat: int) -> dict[str, list[Summary]]:
 
 
 def table(found: dict[str, list[Summary]]) -> str:
-    """The medians as Markdown."""
+    """Return the medians as Markdown."""
     medians = {name: statistics.median(map(rate, summaries)) for name, summaries in found.items()}
     header = ("", "tokens/s", "over", "ratio", "events/answer", *(f"{name}, CPU ms/token" for name in PROCESSES))
     rows = []

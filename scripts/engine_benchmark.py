@@ -1,15 +1,15 @@
-"""Measures RunGPT's engine on one model, without server, beside transformers' `generate` in the same run.
+"""Measure RunGPT's engine on one model, without a server, beside transformers' `generate` in the same run.
 
 The work: prompts of 10 tokens, 64 new tokens each, greedy, end of sequence held back, all streams at once. "Whole
-requests" is all new tokens over all the time; "decode steps alone" is what comes after every stream has its first
-token, over that time. Prompts differ (a number stands in front), so that reused prefixes do not flatter; with
---same-prompt all streams have the one that peers are measured with. Speculation is off but in the row that names it.
+requests" is all new tokens over all the time; "decode steps alone" is the tokens after every stream has its first
+token, over that time. Prompts begin with different numbers, so that prefix reuse does not help; with --same-prompt all
+streams have the prompt with which peers are measured. Speculation is off except in the row that names it.
 
 Each contender has a process of its own, and they take turns in each round, after one that is not counted: a figure is
 the median of the rounds, and (n x) the median of each round's ratio to `generate` in bf16: n times as fast. Quote
-ratios, and those only of a quiet machine: a busy neighbour can slow `generate` tenfold and more, since its threads wait
-for each other at each layer, and then the ratio flatters. How many cores other programs used at worst is said while it
-runs, and under the table.
+ratios, and only those of a quiet machine: a busy neighbour can slow `generate` tenfold and more, since its threads wait
+for each other at each layer, and then the ratio is too high. The script reports the most cores that other programs used
+while it runs, and under the table.
 
     python scripts/engine_benchmark.py                                    the default model, as `rungpt serve` runs it
     python scripts/engine_benchmark.py --precision bf16 bit8 --stack      two precisions, and over HTTP as well
@@ -52,12 +52,12 @@ PREFIX, TAIL = 1000, 16
 HTTP_STREAMS = 16
 BASELINE_PRECISION = "bf16"
 TELLING = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "sve", "bf16")
-"""Capabilities of a CPU that decide how fast it multiplies; JSON has all of them."""
+"""CPU capabilities that decide its speed of multiplication; the JSON lists all capabilities."""
 
 
 @dataclass
 class Row:
-    """One line of the table: the figure of each contender, round by round."""
+    """One line of the table: the figures of each contender, round by round."""
 
     label: str
     unit: str
@@ -65,14 +65,14 @@ class Row:
     rounds: dict[str, list[float]] = field(default_factory=dict)
 
     def times(self, name: str, baseline: str) -> float | None:
-        """How many times as fast as the baseline; None where that has no meaning."""
+        """Return the speed over the baseline's; None where that has no meaning."""
         if self.unit not in ("tokens/s", "ms") or name == baseline or baseline not in self.rounds:
             return None
         pairs = zip(self.rounds[name], self.rounds[baseline], strict=True)
         return statistics.median(a / b if self.unit == "tokens/s" else b / a for a, b in pairs)
 
     def cell(self, name: str, baseline: str) -> str:
-        """What stands in a contender's column."""
+        """Return the cell of a contender's column."""
         if name not in self.rounds:
             return ""
         median = statistics.median(self.rounds[name])
@@ -82,7 +82,7 @@ class Row:
         return f"{median:,.{0 if median >= 100 else 1}f}" + ("" if times is None else f" ({times:.2f} x)")
 
     def record(self, baseline: str) -> dict[str, Any]:
-        """The row for JSON."""
+        """Return the row for JSON."""
         results = {
             name: {
                 "median": statistics.median(values),
@@ -98,7 +98,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Work:
-    """One thing to measure: a contender's method, its arguments, and the rows that its figures make."""
+    """One measurement: a contender's method, its arguments, and the rows for its figures."""
 
     method: str
     rows: dict[str, Row]
@@ -106,7 +106,7 @@ class Work:
 
 
 def works(streams: list[int], same_prompt: bool) -> Iterator[Work]:
-    """What the engine is measured at."""
+    """Yield the measurements of an engine."""
     for n in streams:
         rows = {
             "whole": Row(f"{_streams(n)}, whole requests", "tokens/s"),
@@ -130,12 +130,12 @@ def _streams(n: int) -> str:
 
 
 def progress(text: str) -> None:
-    """One line for the person who waits."""
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run_rounds(repeat: int, measure: Callable[[bool], None]) -> None:
-    """`measure(counts)`, once to warm up, then `repeat` times that count."""
+    """Call `measure(counts)` once to warm up, then `repeat` times that count."""
     measure(False)
     for _ in range(repeat):
         measure(True)
@@ -160,7 +160,7 @@ def measure_work(work: Work, processes: list[Process], numbers: Iterator[int], r
 
 
 def measure_speculation(process: Process, numbers: Iterator[int], repeat: int) -> list[Row]:
-    """One stream that repeats a text, in the engine without and in one with speculation, in turn."""
+    """Measure one stream that repeats a text, in turn in an engine without and in one with speculation."""
     off = Row("1 stream that repeats a text, decode steps alone, speculation off", "tokens/s")
     on = Row("1 stream that repeats a text, decode steps alone, speculation on", "tokens/s")
     gain = Row("speculation on over off", "")
@@ -182,7 +182,7 @@ def measure_speculation(process: Process, numbers: Iterator[int], repeat: int) -
 
 
 def measure_stack(process: Process, numbers: Iterator[int], repeat: int) -> list[Row]:
-    """The same requests in the engine and over HTTP, streamed and whole, in turn; and what each process takes."""
+    """Measure the same requests in turn in the engine and over HTTP, streamed and whole, and each process's CPU."""
     rows: dict[str, Row] = {}
     progress(f"{process.name}: {_streams(HTTP_STREAMS)} over HTTP through the whole stack")
 
@@ -210,7 +210,7 @@ def measure_stack(process: Process, numbers: Iterator[int], repeat: int) -> list
 
 
 def _note_stack(note: Callable[[str, str, float], None], way: str, served: Summary, engine: float) -> None:
-    """The rows of answers over HTTP that were asked for in one way."""
+    """Note the rows of answers over HTTP, streamed or whole."""
     rate = served.output_tokens_per_second
     note(f"{_streams(HTTP_STREAMS)} over HTTP, {way}", "tokens/s", rate)
     note(f"over HTTP, {way}, over the engine alone", "", rate / engine)
@@ -222,7 +222,7 @@ def _note_stack(note: Callable[[str, str, float], None], way: str, served: Summa
 
 
 def merged(rows: list[Row]) -> list[Row]:
-    """Rows of one label as one."""
+    """Merge the rows of one label."""
     by_label: dict[str, Row] = {}
     for row in rows:
         by_label.setdefault(row.label, Row(row.label, row.unit)).rounds.update(row.rounds)
@@ -230,11 +230,11 @@ def merged(rows: list[Row]) -> list[Row]:
 
 
 def measure(options: argparse.Namespace) -> tuple[list[str], list[Row], float]:
-    """The contenders' names, the baseline first; all rows; the cores that other programs used meanwhile, at worst."""
+    """Return the contenders' names, the baseline first; all rows; the most cores that other programs used."""
     running = max(*options.streams, HTTP_STREAMS, EngineConfig.max_running)
     wanted: list[tuple[str, str | None]] = [(BASELINE_PRECISION, None)]
     wanted += [(precision, runner) for precision in options.precision for runner in options.runner]
-    # Blocks of numbers: no two prompts of a run have the same one.
+    # Blocks of numbers: no two prompts of a run share a number.
     numbers = count(step=max(*options.streams, HTTP_STREAMS))
     rows: list[Row] = []
     with ExitStack() as stack:
@@ -261,7 +261,7 @@ def measure(options: argparse.Namespace) -> tuple[list[str], list[Row], float]:
 
 
 def table(names: list[str], rows: list[Row]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as Markdown."""
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for row in rows:
         label = f"{row.label}, {row.unit}" if row.unit else row.label
@@ -270,7 +270,7 @@ def table(names: list[str], rows: list[Row]) -> str:
 
 
 def surroundings(threads: int | None) -> dict[str, Any]:
-    """The machine, the date and the versions: without them a figure says little."""
+    """Return the machine, the date and the versions, without which a figure says little."""
     import torch
 
     info = Path("/proc/cpuinfo")
@@ -290,7 +290,7 @@ def surroundings(threads: int | None) -> dict[str, Any]:
 
 
 def footer(about: dict[str, Any], options: argparse.Namespace) -> str:
-    """What stands under the table."""
+    """Return the text under the table."""
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     telling = ", ".join(name for name in TELLING if name in about["capabilities"])
     machine = about["gpu"] or f"{about['cpu']}, {about['cores']} cores ({telling})"

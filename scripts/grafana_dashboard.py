@@ -1,6 +1,6 @@
-"""Prints the Grafana dashboard, made from the panels below, and writes it to monitoring/grafana with `--write`.
+"""Print the Grafana dashboard, made from the panels below; `--write` writes it to monitoring/grafana.
 
-A test compares, and another evaluates every query in a real Prometheus.
+A test compares the file, and another one evaluates every query in a real Prometheus.
 """
 
 import json
@@ -23,65 +23,65 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel. `queries`: legend and PromQL of each; `unit`: as Grafana calls it."""
+    """One panel. `queries`: legend and PromQL of each; `unit`: its name in Grafana."""
 
     title: str
     queries: dict[str, str]
     unit: str = "short"
     about: str = ""
     stat: bool = False
-    """Only the last value, large."""
+    """True: show only the last value, in large type."""
     columns: int = 8
     most: float | None = None
-    """The end of its axis; None: by the values."""
+    """End of its axis; None: by the values."""
 
 
 def once(name: str, *by: str, rate: bool = False) -> str:
-    """A metric of the replicas, each once: every gateway of a server tells the same of them."""
+    """Return a metric of the replicas, each counted once: every gateway of a server reports all replicas."""
     series = f"{name}{{{OF_REPLICAS}}}"
     series = f"rate({series}[$__rate_interval])" if rate else series
     return f"max by ({', '.join(('job', 'model', 'replica', *by))}) ({series})"
 
 
 def total(name: str, *by: str, rate: bool = False) -> str:
-    """The sum over replicas of a metric of theirs."""
+    """Return the sum of a metric over replicas."""
     grouped = f"sum by ({', '.join(by)})" if by else "sum"
     return f"{grouped} ({once(name, *(label for label in by if label != 'replica'), rate=rate)})"
 
 
 def quantile(q: float, name: str, *by: str) -> str:
-    """A quantile over the observations of all replicas, or by replica."""
+    """Return a quantile over the observations of all replicas, or by replica."""
     return f"histogram_quantile({q}, {total(f'{name}_bucket', 'le', *by, rate=True)})"
 
 
 def quantiles(name: str) -> dict[str, str]:
-    """The usual three."""
+    """Return the usual three quantiles."""
     return {legend: quantile(q, name) for legend, q in QUANTILES.items()}
 
 
 def mean(name: str, *by: str) -> str:
-    """The mean of what was observed."""
+    """Return the mean of the observations."""
     return share(f"{name}_sum", f"{name}_count", *by)
 
 
 def share(part: str, whole: str, *by: str) -> str:
-    """One rate of the replicas over another."""
+    """Return one rate of the replicas over another."""
     return f"{total(part, *by, rate=True)} / {total(whole, *by, rate=True)}"
 
 
 def doors(name: str, *by: str, where: str = "", window: str = "rate") -> str:
-    """The sum over gateways of a counter of theirs, each of which counts its own."""
+    """Return the sum of a counter over gateways; each gateway counts its own requests."""
     grouped = f"sum by ({', '.join(by)})" if by else "sum"
     return f"{grouped} ({window}({name}{{{OF_GATEWAYS}{where}}}[$__rate_interval]))"
 
 
 def seen(name: str, by: str, where: str = "") -> str:
-    """What every gateway sees alike."""
+    """Return a metric that is the same in every gateway."""
     return f"sum by ({by}) (max by (job, {by}) ({name}{{{OF_GATEWAYS}{where}}}))"
 
 
 def changes(name: str) -> str:
-    """How often something was done with a model, by whichever gateway: each counts what it asked for."""
+    """Return the increase of a model's counter over all gateways; each counts its own calls."""
     return f"sum by (model) (increase({name}{{{OF_MODELS}}}[$__range]))"
 
 
@@ -268,7 +268,7 @@ ROWS: dict[str, list[Panel]] = {
 
 
 def dashboard() -> dict[str, Any]:
-    """The dashboard, in the classic model of Grafana 11 and 12."""
+    """Return the dashboard, in the classic model of Grafana 11 and 12."""
     return {
         "uid": "rungpt",
         "title": "RunGPT",
@@ -288,7 +288,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def variables() -> Iterator[dict[str, Any]]:
-    """The data source, then job, model and replica, each among those of the one before."""
+    """Return the variables: data source, then job, model and replica, each limited by the one before."""
     yield {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "refresh": 1}
     for name, query in (
         ("job", "label_values(rungpt_build_info, job)"),
@@ -312,7 +312,7 @@ def variables() -> Iterator[dict[str, Any]]:
 
 
 def panels() -> Iterator[dict[str, Any]]:
-    """Rows and panels, placed from left to right and downwards."""
+    """Place rows and panels from left to right and downwards."""
     identity = top = 0
     for title, row in ROWS.items():
         identity += 1
@@ -361,7 +361,7 @@ def _drawn(panel: Panel) -> dict[str, Any]:
 
 
 def made() -> str:
-    """The text of the file."""
+    """Return the text of the file."""
     return json.dumps(dashboard(), indent=2) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Prints the requirements of the gateway and the client: the project's own and its tests', without the model libraries.
+"""Print the requirements of the gateway and the client: the project's and its tests', without model libraries.
 
 `make test-lean` installs them to show that neither needs torch.
 """
@@ -30,7 +30,7 @@ DEPLOYMENT_TOOLS = {
 
 
 def lean_requirements() -> list[str]:
-    """The requirement lines of pyproject.toml that are neither model libraries nor what deployments are tested with."""
+    """Return the requirement lines of pyproject.toml without model libraries and tools that test deployments."""
     project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     return [line for line in lines if re.split(r"[^\w.-]", line)[0].lower() not in MODEL_LIBRARIES | DEPLOYMENT_TOOLS]

@@ -1,6 +1,6 @@
-"""Prints the tables of metrics of docs/monitoring.md, made from the code, and writes them there with `--write`.
+"""Print the tables of metrics of docs/monitoring.md, made from the code; `--write` writes them there.
 
-A test compares.
+A test compares them.
 """
 
 import threading
@@ -19,7 +19,7 @@ from run_gpt.gateway.pool import ReplicaPool
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "monitoring.md"
 
-# Those of vLLM's that mean the same; the others of the engine have no counterpart there.
+# vLLM's metrics with the same meaning; the engine's other metrics have no counterpart there.
 VLLM = {
     name: f"vllm:{name.removeprefix('rungpt_')}"
     for name in (
@@ -47,17 +47,17 @@ VLLM["rungpt_step_batch_size"] = "near `vllm:iteration_tokens_total`, which coun
 
 
 def engine_families() -> list[Metric]:
-    """All metrics of an engine that has done nothing."""
+    """Return all metrics of a new engine."""
     scheduler = Scheduler(max_running=1, max_waiting=1, max_step_tokens=1, end_ids=[], new_text=cast("Any", None))
     return EngineMetrics(scheduler, [], threading.Lock()).collect()
 
 
 def gateway_families() -> list[Metric]:
-    """All metrics of a gateway that has done nothing."""
+    """Return all metrics of a new gateway."""
     return GatewayMetrics(Models([ReplicaPool([])]), lambda: 0).families()
 
 
-# Of families whose samples appear with the first request, and of what the gateway adds.
+# Labels of families whose samples appear with the first request, and of those that the gateway adds.
 _LABELS = {
     "rungpt_request_success_total": "`finished_reason`",
     "rungpt_gateway_requests_total": "`endpoint`, `status`, `key`",
@@ -74,12 +74,12 @@ _LABELS = {
 
 
 def name_of(family: Metric) -> str:
-    """The name in the text: a counter's has an ending."""
+    """Return the name in the text: counters end with `_total`."""
     return f"{family.name}_total" if family.type == "counter" else family.name
 
 
 def engine_table() -> str:
-    """Each metric of an engine."""
+    """Return the table of an engine's metrics."""
     rows = []
     for family in engine_families():
         name = name_of(family)
@@ -91,7 +91,7 @@ def engine_table() -> str:
 
 
 def gateway_table() -> str:
-    """Each metric of a gateway."""
+    """Return the table of a gateway's metrics."""
     rows = [
         row(f"`{name_of(family)}`", family.type, " ".join([family.documentation, _by(name_of(family))]).strip())
         for family in gateway_families()
@@ -100,7 +100,7 @@ def gateway_table() -> str:
 
 
 def buckets_table() -> str:
-    """The upper bounds of each histogram's buckets."""
+    """Return the table of the upper bounds of each histogram's buckets."""
     rows = []
     for family in engine_families():
         bounds = [s.labels["le"].removesuffix(".0") for s in family.samples if s.name.endswith("_bucket")]
@@ -114,7 +114,7 @@ def _by(name: str) -> str:
 
 
 def names(families: Iterable[Metric]) -> set[str]:
-    """The names in the text."""
+    """Return the names in the text."""
     return {name_of(family) for family in families}
 
 
@@ -122,7 +122,7 @@ TABLES = {"engine": engine_table, "gateway": gateway_table, "buckets": buckets_t
 
 
 def made() -> str:
-    """The document's text with its tables made anew."""
+    """Return the document's text with its tables made anew."""
     return with_tables(DOCUMENT, "metrics_table", TABLES)
 
 

@@ -1,4 +1,4 @@
-"""Prints MODEL_ZOO.md, made from the catalogue, and writes it with `--write`; a test compares."""
+"""Print MODEL_ZOO.md, made from the catalogue; `--write` writes it. A test compares it."""
 
 import sys
 from pathlib import Path
@@ -33,7 +33,7 @@ This file is made by `python scripts/model_zoo.py --write`.
 
 
 def runner(model_type: str) -> str:
-    """What serves a family on a CPU."""
+    """Return the runner of a family on a CPU."""
     if model_type == "mistral":
         return "`native`; with a sliding window `generic`"
     if model_type in llama.FAMILIES:
@@ -44,7 +44,7 @@ def runner(model_type: str) -> str:
 
 
 def row(entry: CatalogueEntry) -> str:
-    """One model's line of its family's table."""
+    """Return a model's line in its family's table."""
     source = entry.source
     where, options = "the package index", ""
     if isinstance(source, HubSource):
@@ -60,7 +60,7 @@ def row(entry: CatalogueEntry) -> str:
 
 
 def model_zoo() -> str:
-    """The whole file."""
+    """Return the text of the whole file."""
     parts = [BEGIN]
     for family, model_type in FAMILIES.items():
         parts.append(f"\n## {family}\n\nRunner: {runner(model_type)}. `model_type`: `{model_type}`.\n\n")

@@ -1,7 +1,7 @@
-"""Prints the tables of docs/openai.md, made from our schemas and the published `openai` package, or writes them there.
+"""Print the tables of docs/openai.md, made from our schemas and the published `openai` package.
 
-`--write` writes. A test compares, so that what a newer client knows beyond ours is noticed: it is neither in the
-schema nor in REFUSED.
+`--write` writes them there. A test compares them, so that a new field of a newer client is noticed: it is neither in
+the schema nor in REFUSED.
 """
 
 import json
@@ -27,7 +27,7 @@ from run_gpt.api.openai.base import OpenAIRequest, StreamOptions
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "openai.md"
 FEW = 7
-"""So many kinds are listed; of more their number is given."""
+"""Most kinds that are listed; longer lists show their number only."""
 
 REQUESTS: dict[str, tuple[type[OpenAIRequest], Any]] = {
     "completions": (completions.CompletionRequest, theirs.CompletionCreateParams),
@@ -38,7 +38,7 @@ REQUESTS: dict[str, tuple[type[OpenAIRequest], Any]] = {
 
 
 def request_table(name: str) -> str:
-    """Every field of a request: OpenAI's, which are supported, differ or are refused, and ours beyond them."""
+    """Return every field of a request: OpenAI's, which are supported, differ or are refused, and our own."""
     request, params = REQUESTS[name]
     known = {field for kind in get_args(params) or (params,) for field in get_type_hints(kind)}
     if lost := known - request.model_fields.keys() - request.REFUSED.keys():
@@ -59,7 +59,7 @@ def request_table(name: str) -> str:
 
 
 def _granted(values: Iterable[object]) -> str:
-    """The values that a refused field may have all the same."""
+    """Return the values that a refused field may have nevertheless."""
     texts = [f"`{json.dumps(value)}`" for value in values]
     return f"only {' or '.join(texts)}" if texts else ""
 
@@ -69,7 +69,7 @@ def _sentence(text: str) -> str:
 
 
 def kinds_table() -> str:
-    """Of what comes in kinds: which are taken, which are refused."""
+    """Return the table of kinds (roles, parts, tools): those that are taken, and those that are refused."""
     parts, items = their_chat.ChatCompletionContentPartParam, their_responses.ResponseInputItemParam
     formats, our_formats = completion_create_params.ResponseFormat, ours.ResponseFormat
     texts = their_responses.ResponseFormatTextConfigParam
@@ -89,7 +89,7 @@ def kinds_table() -> str:
 
 
 def objects_table() -> str:
-    """Of the objects in requests: which of OpenAI's fields are taken, which are refused."""
+    """Return the table of objects in requests: OpenAI's fields that are taken, and those that are refused."""
     functions = their_chat.ChatCompletionFunctionMessageParam
     messages = [kind for kind in get_args(their_chat.ChatCompletionMessageParam) if kind is not functions]
     json_schema = shared_params.response_format_json_schema.JSONSchema
@@ -109,7 +109,7 @@ def objects_table() -> str:
 
 
 def answers_table() -> str:
-    """Of the answers: which of OpenAI's fields are left out, and which are ours beyond them."""
+    """Return the table of answers: OpenAI's fields that are left out, and our own fields."""
     rows: list[tuple[str, type[BaseModel], type[BaseModel]]] = [
         ("completion", theirs.Completion, completions.TextCompletion),
         ("its `logprobs`", theirs.completion_choice.Logprobs, completions.CompletionLogprobs),
@@ -131,13 +131,13 @@ def answers_table() -> str:
 
 
 def _compared(what: str, rows: Iterable[tuple[str, Iterable[str], Iterable[str]]]) -> str:
-    """A table of rows that have a title, the names that OpenAI's API knows, and those that we take."""
+    """Return a table of rows with a title, the names in OpenAI's API, and the names that we take."""
     lines = [row(title, _list(we), _list(_lacking(them, we))) for title, them, we in rows]
     return table((what, "taken", "refused"), lines)
 
 
 def _kinds(union: Any, key: str = "type") -> list[str]:
-    """What stands under `key` in each of OpenAI's typed dictionaries."""
+    """Return the values of `key` in each of OpenAI's typed dictionaries."""
     found: list[str] = []
     for kind in get_args(union) or (union,):
         found += _strings(kind if get_origin(kind) else get_type_hints(kind)[key])
@@ -145,7 +145,7 @@ def _kinds(union: Any, key: str = "type") -> list[str]:
 
 
 def _literals(*kinds: Any) -> list[str]:
-    """What our schemas say for `type`; `tool_choice` is a mode, or has a type."""
+    """Return the values of `type` in our schemas; `tool_choice` is a mode, or has a type."""
     found: list[str] = []
     for kind in kinds:
         is_schema = isinstance(kind, type) and issubclass(kind, BaseModel)
@@ -154,7 +154,7 @@ def _literals(*kinds: Any) -> list[str]:
 
 
 def _strings(annotation: Any) -> list[str]:
-    """The texts of all `Literal` in an annotation, in its order."""
+    """Return the texts of all `Literal` in an annotation, in its order."""
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -163,7 +163,7 @@ def _strings(annotation: Any) -> list[str]:
 
 
 def _fields(kind: Any) -> list[str]:
-    """The names of one of our schemas, as the wire has them, or of one of OpenAI's typed dictionaries."""
+    """Return the names of a schema of ours, as on the wire, or of one of OpenAI's typed dictionaries."""
     if not issubclass(kind, BaseModel):
         return list(get_type_hints(kind))
     return [info.alias or name for name, info in kind.model_fields.items()]
@@ -188,7 +188,7 @@ TABLES = {
 
 
 def made() -> str:
-    """The document's text with its tables made anew."""
+    """Return the document's text with its tables made anew."""
     return with_tables(DOCUMENT, "openai_table", TABLES)
 
 

@@ -1,21 +1,21 @@
-"""Measures the perplexity of a text by a runner in steps of few tokens, and by transformers' own forward pass.
+"""Measure the perplexity of a text by a runner in steps of few tokens, and by transformers' own forward pass.
 
-`rungpt bench model` measures what is served for whole prompts; this one is for who changes the kernels of a runner.
+`rungpt bench model` measures whole prompts as they are served; this script is for changes to a runner's kernels.
 
 Perplexity is exp of the mean negative log-likelihood of a token (natural logarithm, in fp32). The text is cut into
-windows of 1,024 tokens that do not overlap; a window's first token is context only, so 1,023 of each count, and what
-is left at the end does not. A text of fewer than 50,000 tokens is refused: the differences that matter are small.
+windows of 1,024 tokens that do not overlap; a window's first token is context only, so 1,023 of each count. Tokens
+after the last whole window do not count. The differences are small, so the script refuses fewer than 50,000 tokens.
 
-A runner is fed as the engine feeds it: in steps of --step tokens of --rows windows at a time. Runners take other
-kernels for few tokens than for many, so measure both:
+The script calls a runner as the engine does: in steps of --step tokens of --rows windows at a time. Runners use
+different kernels for few and for many tokens, so measure both:
 
     python scripts/perplexity.py --text FILE --precision bf16 bit8                    prompts: 512 tokens a step
     python scripts/perplexity.py --text FILE --precision bf16 bit8 --step 1           one stream: a token a step
     python scripts/perplexity.py --text FILE --precision bf16 bit8 --step 1 --rows 16 16 streams
 
-Every text that the runs to be compared share will do. The figures in docs/engine.md are of "The Rust Programming
-Language" (Klabnik, Nichols, Krycho and others; MIT or Apache-2.0), which comes with `rustup component add rust-docs`
-as share/doc/rust/html/book/print.html. Of an HTML file the paragraphs are taken, without code blocks.
+Use any text, and the same one for all runs that are compared. The figures in docs/engine.md are of "The Rust
+Programming Language" (Klabnik, Nichols, Krycho and others; MIT or Apache-2.0), which comes with `rustup component add
+rust-docs` as share/doc/rust/html/book/print.html. From HTML the script takes the paragraphs, without code blocks.
 
 The table goes to stdout, progress to stderr.
 """
@@ -47,14 +47,14 @@ from run_gpt.models import load
 WINDOW = 1024
 LEAST_TOKENS = 50_000
 BASELINES = ("bf16", "fp32")
-"""Precisions of transformers' own forward pass; the first one is what the others are compared with."""
+"""Precisions of transformers' own forward pass; the others are compared with the first one."""
 
 Windows = list[list[int]]
 Losses = Iterator[torch.Tensor]
 
 
 def windows(tokenizer: Any, text: str, limit: int) -> Windows:
-    """The text's tokens in windows, up to `limit` tokens. Raises SystemExit if there are too few."""
+    """Return the text's tokens in windows, up to `limit` tokens. Raises SystemExit if there are too few."""
     ids = tokenizer(text)["input_ids"][:limit]
     if len(ids) < LEAST_TOKENS:
         raise SystemExit(f"the text has {len(ids)} tokens, {LEAST_TOKENS} are needed: give a longer one")
@@ -62,21 +62,21 @@ def windows(tokenizer: Any, text: str, limit: int) -> Windows:
 
 
 def losses(logits: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
-    """Negative log-likelihood of each target. `logits`: [targets or more, vocabulary]; those after them are left."""
+    """Return each target's negative log-likelihood. `logits`: [targets or more, vocabulary]; extra rows are ignored."""
     wanted = torch.tensor(targets, device=logits.device, dtype=torch.long)
     return torch.nn.functional.cross_entropy(logits[: len(wanted)].float(), wanted, reduction="none").cpu()
 
 
 @torch.inference_mode()
 def losses_of_model(model: Any, all_windows: Windows) -> Losses:
-    """By the model's own forward pass, a window at a time."""
+    """Yield the losses of the model's own forward pass, a window at a time."""
     for ids in all_windows:
         logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
         yield losses(logits, ids[1:])
 
 
 def losses_of_runner(runner: Any, all_windows: Windows, step: int, rows: int) -> Losses:
-    """By the runner, as the engine calls it: `rows` windows side by side, `step` tokens of each at a time."""
+    """Yield the runner's losses, called as the engine does: `rows` windows together, `step` tokens of each."""
     for first in range(0, len(all_windows), rows):
         group = [(row_of(ids, slot), ids) for slot, ids in enumerate(all_windows[first : first + rows])]
         for start in range(0, WINDOW, step):
@@ -92,7 +92,7 @@ def losses_of_runner(runner: Any, all_windows: Windows, step: int, rows: int) ->
 
 
 def row_of(ids: list[int], slot: int) -> Row:
-    """The scheduler's row for a window that runs in this slot."""
+    """Return the scheduler's row for a window that runs in this slot."""
     request = Request(id=str(slot), prompt_ids=tuple(ids), max_new_tokens=1)
     return Row(request, 0, TextStream(lambda _: "", (), ()), random.Random(0), place=Slot(slot))
 
@@ -107,13 +107,13 @@ class Result:
     seconds: float
 
     def line(self, reference: "Result") -> str:
-        """It and how far it is from the reference, as Markdown."""
+        """Return the result and its distance from the reference, as Markdown."""
         change = 100 * (self.perplexity / reference.perplexity - 1)
         return f"| {self.name} | {self.perplexity:.4f} | {change:+.2f} % |"
 
 
 def measured(name: str, parts: Losses) -> Result:
-    """Adds up the losses."""
+    """Add up the losses."""
     start = time.perf_counter()
     total, count = 0.0, 0
     for part in parts:
@@ -124,18 +124,18 @@ def measured(name: str, parts: Losses) -> Result:
 
 
 def of_transformers(options: argparse.Namespace, text: str, precision: str) -> Result:
-    """The perplexity by transformers' own forward pass."""
+    """Measure the perplexity by transformers' own forward pass."""
     loaded = load(ModelConfig(model_name=options.model, precision=precision))
     cut = windows(loaded.tokenizer, text, options.max_tokens)
     return measured(f"transformers, {loaded.precision}", losses_of_model(loaded.model, cut))
 
 
 def of_runner(options: argparse.Namespace, text: str, precision: str, runner: Any) -> Result:
-    """The perplexity by a runner, as `rungpt serve` would load and choose it."""
+    """Measure the perplexity by a runner that is loaded and chosen as by `rungpt serve`."""
     config = EngineConfig(runner=runner, max_running=options.rows)
     with load_model(ModelConfig(model_name=options.model, precision=precision), config) as model:
         cut = windows(model.tokenizer, text, options.max_tokens)
-        # The engine is idle: nobody else calls its runner.
+        # The engine is idle, so nothing else calls its runner.
         parts = losses_of_runner(cast("Any", model._engine)._runner, cut, options.step, options.rows)
         return measured(f"RunGPT, {model.precision}, runner {runner}", parts)
 

@@ -1,4 +1,4 @@
-"""Makes the screenshots of docs/playground.md, from the running server whose URL is given."""
+"""Make the screenshots of docs/playground.md from a running server, by its URL."""
 
 import shutil
 import sys
@@ -24,7 +24,7 @@ SHOTS: dict[str, dict[str, Any]] = {
 
 
 def ask(page: Page, question: str) -> None:
-    """Sends a question and waits until its answer is whole."""
+    """Send a question and wait until its answer is complete."""
     answers = page.locator(".figures").count()
     page.fill("#prompt", question)
     page.press("#prompt", "Enter")
@@ -32,7 +32,7 @@ def ask(page: Page, question: str) -> None:
 
 
 def shoot(browser: Browser, url: str, name: str) -> None:
-    """One screenshot, after a short conversation."""
+    """Make one screenshot, after a short conversation."""
     context = browser.new_context(**SHOTS[name], reduced_motion="reduce")
     page = context.new_page()
     page.goto(f"{url}/playground")
@@ -46,7 +46,7 @@ def shoot(browser: Browser, url: str, name: str) -> None:
 
 
 def main() -> None:
-    """All of them."""
+    """Make all screenshots."""
     url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:52000"
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:

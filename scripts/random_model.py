@@ -1,6 +1,6 @@
-"""Writes random weights in bf16 of a known model's shape into a folder, in files as the hub has them.
+"""Write random weights in bf16, with a known model's shape, into a folder, in the hub's file format.
 
-For measuring the speed and memory of a size that cannot be fetched; the tokenizer is the default model's.
+They measure speed and memory of a size that cannot be fetched. The tokenizer is the default model's.
 
     python scripts/random_model.py llama-3.2-1b FOLDER
     python scripts/benchmark.py FOLDER --precision bf16,bit8,bit4 --generate bf16 --data none

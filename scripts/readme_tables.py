@@ -1,6 +1,6 @@
-"""Prints the README's tables of parameters and errors, made from the code, and writes them there with `--write`.
+"""Print the README's tables of parameters and errors, made from the code; `--write` writes them there.
 
-A test compares.
+A test compares them.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def parameters_table() -> str:
-    """Every parameter of a request: its name, the values that it takes, and what it does."""
+    """Return the table of every parameter of a request: its name, its values, and its meaning."""
     rows = []
     for model, note in ((GenerateRequest, "`generate`: "), (ChatRequest, "`chat`: "), (Parameters, "")):
         common = Parameters.model_fields if model is not Parameters else {}
@@ -28,7 +28,7 @@ def parameters_table() -> str:
 
 
 def errors_table() -> str:
-    """Every error that answers a request: its Python class, its code, and its status on both doors."""
+    """Return the table of every error of a request: its Python class, its code, and its status on both ports."""
     rows = []
     for cls in sorted(_subclasses(errors.RequestError), key=lambda cls: cls.http_status):
         when = (cls.__doc__ or "").replace("; `param` names it.", ".")
@@ -37,7 +37,7 @@ def errors_table() -> str:
 
 
 def _subclasses(cls: type[errors.RequestError]) -> Iterator[type[errors.RequestError]]:
-    """The subclasses in `run_gpt.errors`; a room may have finer ones of its own, which look the same from outside."""
+    """Yield the subclasses in `run_gpt.errors`; other modules may have finer ones, which clients see as these."""
     for child in cls.__subclasses__():
         if child.__module__ == errors.__name__:
             yield child
@@ -48,7 +48,7 @@ TABLES = {"parameters": parameters_table, "errors": errors_table}
 
 
 def made() -> str:
-    """The README's text with its tables made anew."""
+    """Return the README's text with its tables made anew."""
     return with_tables(README, "readme_tables", TABLES)
 
 

@@ -1,14 +1,14 @@
-"""Measures what local replicas give: tokens per second and the time to the first token, beside one engine.
+"""Measure the gain of local replicas over one engine: tokens per second and the time to the first token.
 
-Over HTTP against real servers, one with each number of replicas, in the default precision and without speculation;
-rounds in turn. Each load is closed: so many clients, each of which asks again as soon as it has its answer.
+It runs over HTTP against real servers, one with each number of replicas, in the default precision and without
+speculation, in rounds. Each load is closed: each client asks again as soon as it has its answer.
 
     python scripts/replicas_benchmark.py --repeat 3 --json figures.json --write docs/replicas.md
 
-`texts` are prompts of their own with 64 new tokens. `chats` are conversations of 4 turns, each of which sends all that
-was before it, so that a replica that has the turns before need not run them. Tokens per second are the median of the
-rounds, the times to the first token are of all requests of all rounds. The table goes to stdout, or into the document
-between its marks; progress to stderr. Quote it of a quiet machine only.
+`texts` are prompts of their own with 64 new tokens. `chats` are conversations of 4 turns. Each turn sends all
+earlier turns, so that a replica that holds them need not run them again. Tokens per second are the median of rounds,
+the times to the first token are of all requests of all rounds. The table goes to stdout, or into the document between
+its marks; progress to stderr. Quote figures of a quiet machine only.
 """
 
 import argparse
@@ -39,12 +39,12 @@ STREAMS = (1, 4, 16)
 TEXT_TOKENS, TURN_TOKENS, TURNS = 64, 48, 4
 QUESTIONS = ("Where is the harbour?", "When does the ferry leave?", "Who is on it?", "What do the people say of it?")
 numbers = count(1000)
-"""One for each prompt, so that none begins as one before it did."""
+"""Numbers of the prompts, so that each begins differently."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One streamed answer: seconds to its first text, its tokens, those of its prompt, and how many were not run."""
+    """One streamed answer: seconds to its first text, its tokens, its prompt's tokens, and the reused ones of them."""
 
     first: float
     tokens: int
@@ -62,13 +62,13 @@ class Measured:
 
 
 Visit = Callable[[Connections], Awaitable[list[Sample]]]
-"""What one client does before the next one takes its place."""
+"""Requests of one client, before the next one takes its place."""
 
 
 async def ask(server: Connections, path: str, tokens: int, **body: Any) -> tuple[Sample, str]:
-    """One streamed answer of so many tokens, and its text. Raises SystemExit for any other answer.
+    """Return one streamed answer of `tokens` tokens, and its text. Raises SystemExit for any other answer.
 
-    On bare sockets, read at its end: the client has no cores of its own.
+    It uses bare sockets and parses the answer at its end, since the client has no cores of its own.
     """
     sent = json.dumps(body | {"max_new_tokens": tokens, "min_new_tokens": tokens}).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
@@ -90,13 +90,13 @@ async def ask(server: Connections, path: str, tokens: int, **body: Any) -> tuple
 
 
 async def text(server: Connections) -> list[Sample]:
-    """A prompt of its own."""
+    """Ask with a prompt of its own."""
     sample, _ = await ask(server, "/generate_stream", TEXT_TOKENS, prompt=f"{next(numbers)} years ago, in a far land")
     return [sample]
 
 
 async def chat(server: Connections) -> list[Sample]:
-    """A conversation about a passage."""
+    """Hold a conversation about a passage."""
     messages = [{"role": "system", "content": f"Text {next(numbers)}: {PASSAGE}"}]
     samples = []
     for turn in range(TURNS):
@@ -108,11 +108,11 @@ async def chat(server: Connections) -> list[Sample]:
 
 
 LOADS: dict[str, tuple[Visit, int]] = {"texts": (text, 8), "chats": (chat, 2)}
-"""Each with the fewest visits of one measurement; at least two for each stream."""
+"""Loads, each with the fewest visits of one measurement; each stream makes at least two."""
 
 
 async def measure(url: str, visit: Visit, streams: int, visits: int) -> Measured:
-    """So many visits, by so many clients at once."""
+    """Measure `visits` visits by `streams` clients at once."""
     left = iter(range(max(visits, 2 * streams)))
     samples: list[Sample] = []
 
@@ -130,11 +130,11 @@ async def measure(url: str, visit: Visit, streams: int, visits: int) -> Measured
 
 
 Figures = dict[str, dict[int, dict[int, list[Measured]]]]
-"""By load, streams and replicas: one for each round."""
+"""Figures by load, streams and replicas: one for each round."""
 
 
 async def rounds(urls: dict[int, str], options: argparse.Namespace) -> Figures:
-    """So many rounds of all loads, after a short one that does not count."""
+    """Run the rounds of all loads, after a short one that does not count."""
     figures: Figures = {
         load: {streams: {replicas: [] for replicas in urls} for streams in options.streams} for load in options.loads
     }
@@ -152,7 +152,7 @@ async def rounds(urls: dict[int, str], options: argparse.Namespace) -> Figures:
 
 
 def as_table(figures: Figures) -> str:
-    """A row for each load, number of streams and number of replicas."""
+    """Return a table with a row for each load, number of streams and number of replicas."""
     head = ("load", "streams", "replicas", "tokens/s", "ratio", "first token, ms", "90% of them, ms", "prompt reused")
     rows = []
     for load, by_streams in figures.items():
@@ -177,14 +177,14 @@ def _rate(measured: Sequence[Measured]) -> float:
 
 
 def footer(about: dict[str, Any], options: argparse.Namespace) -> str:
-    """What stands under the table."""
+    """Return the text under the table."""
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     machine = about["gpu"] or f"{about['cpu']}, {about['cores']} cores"
     return f"{options.model}, {machine}, {versions}, {about['date']}; {options.repeat} rounds in turn."
 
 
 def start(replicas: int, model: str) -> Server:
-    """A server of so many replicas, once each of them is ready."""
+    """Start a server of `replicas` replicas, and return it when all are ready."""
     server = Server(Contender(model, precision="auto", runner="auto"), "--replicas", str(replicas))
     try:
         deadline = time.monotonic() + ANSWER_SECONDS
@@ -199,7 +199,7 @@ def start(replicas: int, model: str) -> Server:
 
 
 def main() -> None:
-    """See above."""
+    """Measure, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--repeat", type=int, default=3, help="rounds")

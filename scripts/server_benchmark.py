@@ -1,10 +1,10 @@
-"""Compares servers under the same load, and the way over HTTP with the engine in this process.
+"""Compare servers under the same load, and a server over HTTP with the engine in this process.
 
     python scripts/server_benchmark.py --server "RunGPT=http://127.0.0.1:52000" --server "vLLM=http://127.0.0.1:8001/v1"
     python scripts/server_benchmark.py --server "RunGPT=http://127.0.0.1:52000" --engine "the engine=smollm2:bf16"
 
 An endpoint that ends in /v1 speaks OpenAI's API and must know `ignore_eos`, or be named with --endless; any other is
-RunGPT's own, http:// or grpc://. Each round puts the same bursts on all of them in turn, streamed and whole. Where
+RunGPT's own, http:// or grpc://. Each round puts the same bursts on all of them in turn, streamed and whole. If
 servers cannot run beside each other, measure one after the other within the same quarter of an hour, and join the
 files:
 
@@ -40,7 +40,7 @@ from run_gpt.errors import RunGPTError, SetupError
 
 
 def named(text: str) -> tuple[str, str]:
-    """The parts of NAME=VALUE."""
+    """Return the parts of NAME=VALUE."""
     name, sign, value = text.partition("=")
     if not (name and sign and value):
         raise argparse.ArgumentTypeError(f"{text}: write NAME=VALUE")
@@ -48,12 +48,12 @@ def named(text: str) -> tuple[str, str]:
 
 
 def progress(text: str) -> None:
-    """One line for the person who waits."""
+    """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 async def measure(options: argparse.Namespace) -> list[Measured]:
-    """All servers and engines of the command line. Raises SetupError."""
+    """Measure all servers and engines of the command line. Raises SetupError."""
     pids = {name: int(pid) for name, pid in options.pid}
     targets: dict[str, Target] = {}
     async with AsyncExitStack() as stack:
@@ -69,7 +69,7 @@ async def measure(options: argparse.Namespace) -> list[Measured]:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--server", action="append", type=named, default=[], metavar="NAME=ENDPOINT", help="a running server")

@@ -1,6 +1,6 @@
-"""Prints how long `rungpt serve` takes to be ready from a warm cache, and `rungpt --help` to answer: medians of three.
+"""Print the time of `rungpt serve` to be ready from a warm cache, and of `rungpt --help`: medians of three.
 
-Run it with `make bench-startup`, on a machine that does nothing else. Options are handed to `rungpt serve`.
+Run it with `make bench-startup`, on a quiet machine. It passes options on to `rungpt serve`.
 """
 
 import signal
@@ -19,21 +19,21 @@ RUNGPT = [sys.executable, "-m", "run_gpt.cli"]
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens."""
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 def help_seconds() -> float:
-    """How long `rungpt --help` takes."""
+    """Return the seconds that `rungpt --help` takes."""
     start = time.perf_counter()
     subprocess.run([*RUNGPT, "--help"], stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
 def is_ready(url: str) -> bool:
-    """Whether /ready says 200."""
+    """Return True when `/ready` answers 200."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)
@@ -42,7 +42,7 @@ def is_ready(url: str) -> bool:
 
 
 def serve_seconds(arguments: list[str]) -> float:
-    """How long `rungpt serve` takes until /ready says 200. Raises SystemExit, with its log, if it does not."""
+    """Return the seconds of `rungpt serve` until `/ready` answers 200. Raises SystemExit, with its log, if it fails."""
     http_port = free_port()
     command = [*RUNGPT, "serve", *arguments, "--http-port", str(http_port), "--grpc-port", str(free_port())]
     with tempfile.TemporaryFile() as log:

@@ -1,4 +1,4 @@
-"""scripts/capacity.py: a plan for a cluster is only as good as the simulation that it comes from."""
+"""Tests of scripts/capacity.py: with a wrong simulation users would plan a cluster of the wrong size."""
 
 import importlib
 import math
@@ -44,7 +44,7 @@ def run(users: int, seconds: float = 60.0, seed: int = 0, workload: Any = WORKLO
 
 
 def test_a_run_can_be_had_again() -> None:
-    """Two readers of the table would else get two tables."""
+    """Without this two runs of the script would make different tables."""
     one, same, other = (tables.summary_of(run(12, seed=seed, replicas=2)) for seed in (3, 3, 4))
     assert one == same != other
 
@@ -52,7 +52,7 @@ def test_a_run_can_be_had_again() -> None:
 @pytest.mark.parametrize("users", [1, 40, 300])
 @pytest.mark.parametrize("gateways", [1, 3])
 def test_each_request_ends_once(users: int, gateways: int) -> None:
-    """With a lost request the table would promise latencies that nobody waited for."""
+    """If requests were lost, the table would promise latencies that no user gets."""
     config = replicas.ReplicaConfig(max_running=8, max_waiting=4)
     done = run(users, replica=config, replicas=2, gateways=gateways, sticky=False)
     assert done.sent == done.ended > 0
@@ -70,18 +70,18 @@ def test_conversations_that_come_at_a_rate_all_leave() -> None:
 
 @pytest.mark.parametrize(("users", "count"), [(5, 1), (40, 1), (60, 2)])
 def test_littles_law_holds(users: int, count: int) -> None:
-    """Requests in the system are those that come in a second times how long they stay: else time is miscounted."""
+    """Little's law: requests in the system are arrivals per second times their stay; else time is miscounted."""
     done = run(users, seconds=200.0, replicas=count)
     stay = sum(request.end - request.sent for request in done.requests)
     assert done.in_system == pytest.approx(stay / done.seconds, rel=0.08)
 
 
 def test_alone_the_first_token_takes_what_the_prompt_takes() -> None:
-    """The one case whose answer is known without a simulation."""
+    """The one case with a known answer; if it is off, all other figures are."""
     alone = replace(WORKLOAD, turns=1.0, system_tokens=700)
     done = run(1, seconds=300.0, workload=alone, costs=simulation.Costs())
     assert len(done.requests) > 5
-    for request in done.requests[1:]:  # the first one finds no system prompt
+    for request in done.requests[1:]:  # the first one has no system prompt to reuse
         wanted = MODEL.prefill(request.prompt_tokens, 512, request.cached_tokens)
         assert request.first - request.sent == pytest.approx(wanted)
         assert request.cached_tokens == 700
@@ -89,7 +89,7 @@ def test_alone_the_first_token_takes_what_the_prompt_takes() -> None:
 
 @pytest.mark.parametrize("policy", ["least-busy", "affinity"])
 def test_more_replicas_serve_a_crowd_better(policy: str) -> None:
-    """More text, and faster. The first token may be later: a conversation can lose its prefix to a second replica."""
+    """More replicas give more and faster text. The first token may be later, where a conversation changes replicas."""
     slow = MODEL.slower(4.0)
     one, two, four = (tables.summary_of(run(60, replicas=n, policy=policy, steps=slow)) for n in (1, 2, 4))
     assert one.tokens_per_second < two.tokens_per_second < four.tokens_per_second
@@ -97,7 +97,7 @@ def test_more_replicas_serve_a_crowd_better(policy: str) -> None:
 
 
 def test_more_replicas_never_serve_fewer_users() -> None:
-    """Somebody who pays for another replica must not read that it takes users away."""
+    """Otherwise the table would say that another replica serves fewer users."""
     target, slow = tables.Target(ttft=5.0, rate=4.0), MODEL.slower(5.0)
     brief = replace(WORKLOAD, think_seconds=4.0, turns=3.0)
     most = [tables.most_users(cluster(steps=slow, replicas=count), brief, target, 7 * count)[0] for count in (1, 2)]
@@ -105,7 +105,7 @@ def test_more_replicas_never_serve_fewer_users() -> None:
 
 
 def test_a_conversation_that_stays_waits_less() -> None:
-    """Long prefixes, many turns: what the gateway's affinity is for."""
+    """Affinity helps conversations with long prefixes and many turns; users would pay for it with later tokens."""
     long = replace(WORKLOAD, turns=8.0, system_tokens=20, question_tokens=150.0)
     means = {}
     for policy in ("least-busy", "affinity"):
@@ -121,7 +121,7 @@ def test_probes_take_their_share_of_gateways_and_replicas() -> None:
 
 
 def test_a_gateway_that_is_too_slow_merges_events() -> None:
-    """As the real one does: else a slow gateway would seem to lag ever further behind."""
+    """The real gateway merges events; without that a slow gateway would seem to lag further and further behind."""
     dear = replace(COSTS, gateway_event=0.02)
     done = run(30, costs=dear)
     seen = tables.summary_of(done)
@@ -182,7 +182,7 @@ def test_a_replica_keeps_what_its_memory_holds_and_forgets_the_oldest() -> None:
 
 
 def test_a_fit_finds_the_prices_and_passes_over_disturbed_steps() -> None:
-    """Steps that a neighbour slowed must not make the model slow."""
+    """Steps that another program slowed must not make the model slow."""
     rng, made = random.Random(1), []
     for _ in range(400):
         rows, tokens = rng.choice((0, 1, 2, 4, 9, 16, 40, 64)), rng.choice((0, 0, 60, 300, 512))
@@ -207,7 +207,7 @@ def point(users: int = 30, work: float = 0.099) -> Any:
 
 
 def test_probes_end_the_growth_of_one_group() -> None:
-    """Somebody who plans one group of 1,000 replicas must read that no number of gateways would do."""
+    """Users who plan one group of 1,000 replicas must see that no number of gateways suffices."""
     assert paper.group(DOORS, point(), 100).gateways == 20
     assert paper.group(DOORS, point(), 1000).gateways is None
     assert "none suffices" in paper.growth_table(DOORS, point(), 2e9)
@@ -228,7 +228,7 @@ def test_a_cell_keeps_every_bound() -> None:
 
 
 def test_what_is_assumed_is_named_in_full() -> None:
-    """A misspelt assumption would be taken for the default."""
+    """Without this a misspelt assumption would be replaced by the default."""
     step = {"base": 0.01, "few": 0.0, "row": 1e-4, "many": 1e-4, "context": 0.0, "prompt": 3e-5, "pair": 0.0}
     assumed = capacity.assumed_cluster(cluster(), {"name": "a GPU", "step": step, "max_running": 256})
     assert (assumed.steps.base, assumed.replica.max_running) == (0.01, 256)

@@ -1,4 +1,4 @@
-"""The files of monitoring/ fit together, and to the names of metrics: else a panel or an alert is silently empty."""
+"""Tests of monitoring/: if its files and the metrics' names differ, a panel or an alert is silently empty."""
 
 import importlib
 import itertools
@@ -32,16 +32,16 @@ METRICS = set(
         r"^\| `(rungpt_\w+)` \| (?:gauge|counter|histogram) \|", (ROOT / "docs" / "monitoring.md").read_text(), re.M
     )
 )
-"""Every metric, as the table says that another test compares with the code."""
+"""Every metric of the document's tables; another test compares these with the code."""
 
 
 def base(name):
-    """A metric's name without what is added for the parts of a histogram."""
+    """Return a metric's name without the suffix of a histogram's part."""
     return re.sub(r"_(bucket|sum|count)$", "", name)
 
 
 def queries():
-    """Every PromQL text of the dashboard and of the rules."""
+    """Yield every PromQL text of the dashboard and of the rules."""
     yield from (target["expr"] for panel in PANELS for target in panel["targets"])
     yield from (variable["definition"] for variable in DASHBOARD["templating"]["list"] if "definition" in variable)
     yield from (rule["expr"] for rule in RULES)
@@ -56,7 +56,7 @@ def test_the_dashboard_is_what_its_script_makes():
 
 
 def test_every_metric_is_shown_or_asked_for_and_there_is_no_other():
-    """A name that no server has is an empty panel; one that nobody sees may as well not be measured."""
+    """An unknown name gives an empty panel; a metric that no panel or rule uses is of no use to users."""
     recorded = {rule["record"] for rule in RULES if "record" in rule}
     asked = {base(name) for query in queries() for name in re.findall(r"\brungpt_\w+", re.sub(r'"[^"]*"', "", query))}
     assert len(METRICS) > 30
@@ -66,7 +66,7 @@ def test_every_metric_is_shown_or_asked_for_and_there_is_no_other():
 
 
 def test_the_hand_written_metrics_of_the_tests_have_the_real_names():
-    """What is tested with them would be tested with a server that there is not."""
+    """With other names the tests would describe a server that does not exist."""
     names = {family.name + "_total" * (family.type == "counter") for family in Exposition().registry.collect()}
     assert names <= METRICS
 
@@ -80,7 +80,7 @@ def test_the_error_codes_that_are_asked_for_are_those_of_the_server():
 
 
 def test_no_replica_is_counted_once_for_each_gateway():
-    """Every gateway of a server tells of every replica: two gateways would double all numbers."""
+    """Every gateway of a server reports every replica: two gateways would double all numbers."""
     of_gateways = re.compile("gateway|rungpt_build_info|rungpt_model_(loads|load_failures|unloads)_total")
     of_replicas = [name for name in METRICS if not of_gateways.search(name)]
     for query in queries():
@@ -208,7 +208,7 @@ def test_every_alert_has_its_case():
 @needs_promtool
 @pytest.mark.parametrize("name", BAD)
 def test_an_alert_comes_when_it_should_and_only_then(tmp_path, name):
-    """Prometheus' own evaluation, one sample a minute: nobody is called by a silent alert, or at night for nothing."""
+    """Prometheus evaluates the alerts, one sample a minute: wrong ones stay silent, or call people at night."""
     rule = next(rule for rule in RULES if rule.get("alert") == name)
     query = f'count(ALERTS{{alertname="{name}",alertstate="firing"}})'
     tests = [

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BASE = {"config", "errors", "process"}
 
-# Room -> the rooms that it may import, from the lowest room up. The first three import nothing of ours but each other.
+# Room -> the rooms that it may import, from the lowest room up. The first three import only each other.
 RULES: dict[str, set[str]] = {
     "config": set(),
     "errors": set(),
@@ -67,7 +67,7 @@ LIGHT_MODULES = (
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Each module's dotted name and file."""
+    """Yield each module's dotted name and file."""
     for folder, package in (("run_gpt", "run_gpt"), ("executors", "run_gpt.executors"), ("flows", "run_gpt.flows")):
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
@@ -79,13 +79,13 @@ PUBLIC = {"Client": "client", "Model": "local", "create_model": "local"}
 
 
 def room_of(module: str) -> str:
-    """`run_gpt.engine.scheduler` belongs to `engine`, `run_gpt` itself to `__init__`."""
+    """Return the room of a module: `run_gpt.engine.scheduler` is in `engine`, `run_gpt` in `__init__`."""
     parts = module.split(".")
     return PUBLIC.get(parts[1], parts[1]) if len(parts) > 1 else "__init__"
 
 
 def imported(path: Path, module: str) -> Iterator[str]:
-    """The dotted names of ours that a module imports, anywhere in it, relative imports resolved."""
+    """Yield our dotted names that a module imports anywhere, with relative imports resolved."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):

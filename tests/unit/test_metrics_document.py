@@ -1,4 +1,4 @@
-"""docs/monitoring.md lists the metrics that there are: an operator would build a dashboard on others."""
+"""Tests of docs/monitoring.md: a wrong list would make operators build dashboards on metrics that do not exist."""
 
 import re
 

@@ -1,6 +1,6 @@
-"""The project's own promises: one version, documents that match the code, and constraints that cover the dependencies.
+"""Tests of the project: one version, documents that match the code, constraints that cover the dependencies.
 
-Without this the README would drift from what the server does, and `make install` from what was tested.
+Without them the README would drift from what the server does, and `make install` from what was tested.
 """
 
 import ast
@@ -22,14 +22,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def script(name: str) -> ModuleType:
-    """A file of scripts/ as a module."""
+    """Import a file of scripts/ as a module."""
     if (folder := str(ROOT / "scripts")) not in sys.path:  # they import each other
         sys.path.append(folder)
     return importlib.import_module(name)
 
 
 def requirement_names(lines: list[str]) -> set[str]:
-    """The normalised names of requirement lines."""
+    """Return the normalised names of requirement lines."""
     return {re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", line)[0]).lower() for line in lines}
 
 
@@ -44,13 +44,13 @@ def test_the_readme_has_the_parameters_and_errors_that_the_code_has() -> None:
 
 
 def test_the_openai_document_has_the_fields_of_the_schemas_and_of_the_client() -> None:
-    """A field of a newer client must be had or refused by name: it would be a 400 that says `not known here`."""
+    """A newer client's field must be supported or refused by name; else users get a 400 that says `not known here`."""
     text = (ROOT / "docs" / "openai.md").read_text()
     assert script("openai_table").made() == text, "run: python scripts/openai_table.py --write"
 
 
 def test_a_field_of_openais_that_the_server_does_not_know_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a new client's fields would be missing from the tables, and nobody would decide about them."""
+    """Without this a new client's fields would be missing from the tables, without a decision about them."""
     table = script("openai_table")
     monkeypatch.setattr(table.completions.CompletionRequest, "REFUSED", {})
     with pytest.raises(SystemExit, match=r"neither has nor refuses .*\['suffix'\]"):
@@ -71,7 +71,7 @@ def test_the_model_zoo_is_that_of_the_catalogue() -> None:
 
 
 def test_the_support_matrix_has_the_families_that_are_tested() -> None:
-    """A row that no checkpoint stands behind would be a promise that nothing keeps."""
+    """A row without a checkpoint would promise users an untested family."""
     from families import FAMILIES
 
     text = (ROOT / "docs" / "support-matrix.md").read_text()
@@ -93,7 +93,7 @@ def test_there_is_one_version() -> None:
 
 
 def test_every_package_is_declared() -> None:
-    """A folder that pyproject.toml does not name would be missing from the wheel, and from a user's machine."""
+    """A folder missing in pyproject.toml would be missing from the wheel, and from a user's machine."""
     packages = {
         str(path.parent.relative_to(ROOT)).replace("/", ".")
         for folder in ("run_gpt", "executors", "flows")
@@ -112,7 +112,7 @@ def test_every_dependency_is_constrained_to_one_version() -> None:
 
 
 def third_party_imports() -> set[str]:
-    """The top-level names of what the package imports, anywhere in it, but for the standard library."""
+    """Return the top-level names that the package imports anywhere, without the standard library."""
     names = set()
     for folder in ("run_gpt", "executors", "flows"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -125,7 +125,7 @@ def third_party_imports() -> set[str]:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    """What is imported but comes along by chance is gone the day another package drops it."""
+    """An undeclared import breaks for users when another package drops that dependency."""
     project = PROJECT["project"]
     extras = [line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines]
     declared = requirement_names([*project["dependencies"], *extras])
@@ -154,7 +154,7 @@ def test_the_licence_is_the_whole_apache_licence() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="make is not usual there")
 def test_make_says_which_python_it_needs(tmp_path: Path) -> None:
-    """A user with too old a Python reads one line, not a page of pip's."""
+    """A user with too old a Python gets one line, not a page of pip's output."""
     arguments = [f"VENV={tmp_path / 'venv'}", "PYTHON=no-such-python"]
     done = subprocess.run(["make", "-C", str(ROOT), "install", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode != 0
