@@ -1,6 +1,6 @@
 """Check that docstrings open with a verb or a noun, and use plain words.
 
-    python scripts/check_docstrings.py            # prints what to mend; the status is 1 if that is 1 % or more
+    python scripts/check_docstrings.py            # prints the faults; the exit status is 1 from 1 % on
     python scripts/check_docstrings.py run_gpt/engine tests/unit/engine
 
 CONTRIBUTING.md states the rule. Docstrings of attributes count as well.
@@ -26,7 +26,7 @@ LIMIT = 0.01
 
 
 def docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and text of each docstring of a file."""
+    """Yield line and text of each docstring of a file."""
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         body = getattr(node, "body", None)
         for statement in body if isinstance(body, list) else []:
@@ -36,7 +36,7 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def fault(text: str) -> str | None:
-    """Say what is wrong with a docstring, if anything is."""
+    """Return the fault of a docstring; None: it has none."""
     first = re.match(r"\W*(\w+)", text)
     if first is not None and first[1].lower() in OPENERS:
         return f"opens with {first[1]!r}: begin with a verb or a noun"
@@ -45,7 +45,7 @@ def fault(text: str) -> str | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check the files below the folders that are named, or all; returns the exit status."""
+    """Check the files below the named folders, or all of them, and return the exit status."""
     total, faults = 0, []
     for folder in arguments or FOLDERS:
         start = ROOT / folder
