@@ -26,7 +26,7 @@ define check_python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint typecheck test-lean bench-startup clean
+.PHONY: help install serve check test lint typecheck test-lean bench-startup clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -44,6 +44,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 serve: install ## serve MODEL (default: smollm2) on gRPC 51000 and HTTP 52000; ARGS are options of `rungpt serve`
 	@exec $(BIN)/rungpt serve $(MODEL) $(ARGS)
 
+check: lint typecheck ## check style and types, then run the unit tests
+	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
 test: lint typecheck ## check style and types, then run all tests; PYTEST_ARGS chooses some
 	@echo "==> running the tests (the default model, 94 MB, is downloaded the first time)"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -52,6 +55,7 @@ lint: install ## check style
 	@echo "==> checking style"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/python scripts/check_docstrings.py
 
 # mypy cannot follow the mapping of executors/ and flows/ into run_gpt, so it reads a folder in which they lie there.
 typecheck: install ## check types
