@@ -1,1 +1,1 @@
-"""Continuous batching: requests in, token events out. Knows neither the wire nor where models come from."""
+"""Continuous batching: requests in, token events out. It knows neither the wire format nor the sources of models."""

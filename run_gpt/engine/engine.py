@@ -1,4 +1,4 @@
-"""The engine: a thread that plans, runs and commits step after step, and the queues between it and its users."""
+"""Engine: a thread that plans, runs and commits one step after the other, and the queues between it and its callers."""
 
 import asyncio
 import threading
@@ -37,10 +37,10 @@ from run_gpt.errors import (
 
 
 class BatchEngine(Engine):
-    """An engine over a ModelRunner.
+    """Engine over a ModelRunner.
 
-    Failures: an exception in the forward pass fails the rows of that step and resets the runner; if the next step fails
-    as well the engine is dead, `on_dead` is called, and everything is refused with Unavailable.
+    Failures: an exception in the forward pass fails the sequences of that step and resets the runner. If the next step
+    fails as well, the engine is dead: `on_dead` is called, and everything is refused with Unavailable.
     """
 
     def __init__(
@@ -108,13 +108,13 @@ class BatchEngine(Engine):
         return self._inboxes[loop]
 
     def _leave(self, inbox: Inbox) -> None:
-        """Abort the requests of an event loop that is closed, for nobody is left to hear of them."""
+        """Abort the requests of a closed event loop, because their outlets cannot be called any more."""
         del self._inboxes[inbox.loop]
         for delivery in [one for one in self._deliveries.values() if one.inbox is inbox]:
             self._abandon(delivery)
 
     def _abandon(self, delivery: Delivery) -> None:
-        """Free what a request has, if it has not ended, and tell its outlet nothing."""
+        """Free the resources of a request, if it has not ended, without a call of its outlet."""
         with self._changed:
             delivery.inbox.drop(delivery)
             if self._deliveries.get(delivery.request_id) is delivery:
@@ -159,10 +159,10 @@ class BatchEngine(Engine):
         self._on_shutdown()
 
     def replace_runner(self, runner: ModelRunner) -> bool:
-        """Go on with another runner of the same model, between two steps; blocks. False: the engine ended before.
+        """Replace the runner by another one of the same model, between two steps; blocks.
 
-        Rows that run are run anew, from their tokens so far. Both runners reuse prefixes, or neither does. Raises
-        ValueError if an adapter does not fit the other runner.
+        Returns False if the engine ended before. Running sequences are recomputed from their tokens so far. Both
+        runners must reuse prefixes, or neither. Raises ValueError if an adapter does not fit the other runner.
         """
 
         def replace() -> None:
@@ -219,9 +219,9 @@ class BatchEngine(Engine):
         return self._loras[name]
 
     def _between_steps(self, errand: Callable[[], None]) -> None:
-        """Let the engine's thread do something with the runner while it does not run; blocks.
+        """Call `errand` in the engine's thread between two steps, while the runner is idle; blocks.
 
-        Raises what that raises, and Unavailable if the engine ends before.
+        Raises the errand's error, and Unavailable if the engine ends before.
         """
         with self._changed:
             done = self._errands.add(errand)
@@ -238,7 +238,7 @@ class BatchEngine(Engine):
         return self._stopping or self._state == "dead"
 
     def fail(self, reason: str) -> None:
-        """End the engine from outside, for what its runner needs is gone; from any thread."""
+        """End the engine because its runner lost something that it needs; callable from any thread."""
         if self._state != "dead":
             self._die(reason)
 
@@ -260,7 +260,7 @@ class BatchEngine(Engine):
         self._changed.notify_all()
 
     def _live(self) -> None:
-        """The thread: whatever ends it but `shutdown`, nobody is left waiting and the engine says that it is dead."""
+        """Run the engine's thread. If anything but `shutdown` ends it, the engine is dead and all requests end."""
         try:
             self._loop()
         except Exception as error:
@@ -293,11 +293,11 @@ class BatchEngine(Engine):
             self._failures = 0
             with self._changed:
                 outcomes = self.scheduler.commit(plan, *results)
-                self._metrics.step(plan, outcomes, started, time.perf_counter())  # it notes the rows' times
+                self._metrics.step(plan, outcomes, started, time.perf_counter())  # it sets the sequences' times
                 self._deliver(outcomes)
 
     def _run(self, plan: StepPlan) -> tuple[list[Result], list[Sums], list[Scores]]:
-        """The step itself: what `commit` takes of those of the plan's runs that choose, are pooled, are scored."""
+        """Run a step. Returns the arguments of `commit`: sampled tokens, sums of pooled runs, scores of prompts."""
         self._runner.release(plan.released)
         self._runner.copy(plan.copies)
         answering, pooled = [[run for run in plan.runs if run.pooled is which] for which in (False, True)]
@@ -316,7 +316,7 @@ class BatchEngine(Engine):
         self._flush()
 
     def _outcome(self, request_id: str, outcome: Outcome) -> None:
-        """Hand on an event or an error, and end the request when that was the last of it; `_flush` comes after."""
+        """Queue an event or an error, and end the request if it is the last one. The caller calls `_flush` later."""
         delivery = self._deliveries.get(request_id)
         if delivery is None:  # it was aborted
             return
@@ -333,7 +333,7 @@ class BatchEngine(Engine):
                 delivery.inbox.end(delivery, None)
 
     def _flush(self) -> None:
-        """Let each event loop tell what is new."""
+        """Wake each event loop that has something to deliver."""
         for inbox in list(self._inboxes.values()):
             if not inbox.flush():
                 self._leave(inbox)
@@ -369,7 +369,7 @@ class BatchEngine(Engine):
         return f"the model failed: {type(error).__name__}: {text}"
 
     def _start_beams(self, request: Request, lora: Lora | None) -> None:
-        """Beam search runs beside the batch, one request at a time, in a thread of its own."""
+        """Queue a beam search. They run beside the batch, one request at a time, in a separate thread."""
         if request.prompt_logprobs is not None or not request.max_new_tokens:
             raise InvalidRequest(
                 f"num_beams = {request.num_beams}: beam search gives at least one token, and no scores of the prompt: "

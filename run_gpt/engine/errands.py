@@ -1,11 +1,11 @@
-"""What other threads want done between two steps, by the thread that steps."""
+"""Calls from other threads that the engine's thread makes between two steps."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
 
 
 class Errands:
-    """A queue of calls. Each ends once: done, or refused. Its owner guards it with a lock, but for the waiting."""
+    """Queue of calls. Each ends once: done or refused. Its owner holds a lock for each use, but not while it waits."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Callable[[], None], Future[None]]] = []
@@ -14,13 +14,13 @@ class Errands:
         return bool(self._waiting)
 
     def add(self, errand: Callable[[], None]) -> "Future[None]":
-        """The future has what the errand raises, or what it was refused with."""
+        """Queue a call. The returned future gets the error that the call raises, or that it was refused with."""
         done: Future[None] = Future()
         self._waiting.append((errand, done))
         return done
 
     def do(self) -> None:
-        """Do all of them."""
+        """Make all queued calls."""
         for errand, done in self._taken():
             try:
                 errand()
@@ -30,7 +30,7 @@ class Errands:
                 done.set_result(None)
 
     def refuse(self, error: Exception) -> None:
-        """Let all of them end with this error."""
+        """End all queued calls with this error."""
         for _, done in self._taken():
             done.set_exception(error)
 

@@ -1,4 +1,4 @@
-"""Events on their way: those that wait are merged, and `EventStream` is what reads them one after the other."""
+"""Events between engine and reader: waiting ones are merged, and `EventStream` yields them one after the other."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from run_gpt.errors import RequestError
 
 
 class News:
-    """What is new of one request and not yet told: the events of each sequence as one, and the end."""
+    """Undelivered news of one request: the events of each sequence merged into one, and the end."""
 
     def __init__(self) -> None:
         self.ended = False
@@ -16,7 +16,7 @@ class News:
         self._events: dict[int, TokenEvent | _Merged] = {}
 
     def add(self, event: TokenEvent) -> None:
-        """Add an event, behind the earlier ones of its sequence."""
+        """Add an event after the earlier ones of its sequence."""
         earlier = self._events.get(event.index)
         if earlier is None:
             self._events[event.index] = event
@@ -27,16 +27,16 @@ class News:
             earlier.add(event)
 
     def end(self, error: RequestError | None) -> None:
-        """Note that nothing comes after this."""
+        """Record the end: nothing comes after it."""
         self.ended, self.error = True, error
 
     def events(self) -> list[TokenEvent]:
-        """One event for each sequence of which there is something new."""
+        """Return one event for each sequence that has news."""
         return [event if isinstance(event, TokenEvent) else event.joined() for event in self._events.values()]
 
 
 class _Merged:
-    """Events of one sequence as one; each more costs the same, however long the answer is by then."""
+    """Merged events of one sequence. Each addition costs the same for any length of the answer so far."""
 
     def __init__(self, first: TokenEvent):
         self._last = first
@@ -68,11 +68,11 @@ class _Merged:
 
 
 class EventStream:
-    """An Outlet whose events one task reads; what comes while that is busy is merged into one for each sequence."""
+    """Outlet whose events one task reads. Events that arrive while it is busy are merged into one per sequence."""
 
     def __init__(self) -> None:
         self.over = False
-        """The request has ended; the reader may still have to hear of it."""
+        """True when the request has ended; the reader may not have got the end yet."""
         self._news = News()
         self._arrived = asyncio.Event()
 
@@ -88,7 +88,7 @@ class EventStream:
         self._arrived.set()
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        """Yield what comes, until the end. Raises the error that the request ended with."""
+        """Yield events until the end. Raises the error that the request ended with."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()

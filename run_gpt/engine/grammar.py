@@ -1,4 +1,4 @@
-"""The seam between the engine and a library of grammars: which token may come next in one row. No torch here."""
+"""Interface between the engine and a grammar library: the tokens that may come next in a sequence. No torch here."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -11,47 +11,47 @@ if TYPE_CHECKING:
 
 
 class Matcher(Protocol):
-    """Where one row is in its grammar.
+    """Position of one sequence in its grammar.
 
-    Its methods raise a RequestError that says why, and that ends this row alone, if the grammar cannot go on: a token
-    that it does not allow, or more work for one token than the library's limits let it do.
+    Its methods raise a RequestError with the reason if the grammar cannot go on: the token is not allowed, or needs
+    more work than the library's limits permit. The error ends this sequence alone.
     """
 
     def allows(self, token_id: int) -> bool:
-        """Whether this token may come next; much cheaper than `mask`."""
+        """Return True when this token may come next; much cheaper than `mask`."""
         ...
 
     def mask(self) -> "torch.Tensor":
-        """Which tokens may come next, on the CPU: bool, [vocabulary of the tokenizer]; one at least is True.
+        """Return a mask of the tokens that may come next, on the CPU: bool, [vocabulary of the tokenizer].
 
-        The ids that end a sequence are among them when the text so far is complete, and only then; where it can only
-        end, there are no others. A token of the model that lies beyond the mask is not allowed.
+        At least one is True. The ids that end a sequence are allowed only when the text so far is complete; if the
+        text can only end, no others are. A token id of the model beyond the end of the mask is not allowed.
         """
         ...
 
     def advance(self, token_id: int) -> None:
-        """This token, which ends no sequence, came next."""
+        """Go on by this token, which must not be an id that ends a sequence."""
         ...
 
     def forced(self) -> Sequence[int]:
-        """The tokens of the text that must come next, as it is most often cut into tokens; empty where there is a
-        choice. They are a guess: the model may cut the text otherwise.
+        """Return the tokens of the text that must come next, in its most frequent tokenisation; empty if there is a
+        choice. They are a guess: the model may tokenise the text differently.
         """
         ...
 
 
 class Grammar(Protocol):
-    """What an answer must be. Compiled once, for any number of rows."""
+    """Compiled grammar of an answer, for any number of sequences."""
 
     def matcher(self) -> Matcher:
-        """A matcher at the beginning of an answer; from any thread, in far less than a step."""
+        """Return a matcher at the beginning of an answer. Callable from any thread; takes far less than a step."""
         ...
 
 
 class GrammarState:
-    """The matcher of one row, which follows what the row has: derived from its answer, it is never ahead of it.
+    """Matcher of one sequence. It is advanced only by tokens of the answer, so it is never ahead of it.
 
-    So nothing is to be undone when a step fails, when a draft was wrong, or when another runner goes on.
+    So there is nothing to undo after a failed step, a rejected draft or a change of the runner.
     """
 
     def __init__(self, grammar: Grammar):
@@ -60,8 +60,8 @@ class GrammarState:
         self._followed = 0
 
     def after(self, answer: Sequence[int]) -> Matcher:
-        """The matcher after these tokens, which begin with those of the last call. Raises what Matcher raises."""
-        if self._matcher is None:  # not before: a row that waits needs none
+        """Return the matcher after these tokens, which begin with those of the last call. Raises Matcher's errors."""
+        if self._matcher is None:  # created late: a waiting sequence needs none
             self._matcher = self._grammar.matcher()
         for token_id in answer[self._followed :]:
             self._matcher.advance(token_id)
@@ -69,18 +69,18 @@ class GrammarState:
         return self._matcher
 
     def forced(self, answer: Sequence[int]) -> Sequence[int]:
-        """What must come after these tokens."""
+        """Return the tokens that must come after these."""
         try:
             return self.after(answer).forced()
-        except RequestError:  # the sampler meets it as well, and ends the row
+        except RequestError:  # the sampler gets the same error, and ends the sequence
             return ()
 
 
 class GrammarDrafts(PromptLookup):
-    """The drafts of a row with a grammar: what it must say next (the names of properties, most often), else as others'.
+    """Drafts of a sequence with a grammar: the forced text (mostly names of properties), else prompt lookup.
 
-    A draft is checked like any other, so it need not be the right one. A long forced text is cut into tokens once, and
-    again only some tokens after the model has cut it otherwise: that may take longer than a step.
+    Drafts are checked like all others, so they may be wrong. Tokenising a long forced text may take longer than a step.
+    So it is done once, and again only PAUSE tokens after the model has tokenised the text differently.
     """
 
     def __init__(self, state: GrammarState, prompt_tokens: int):
@@ -89,7 +89,7 @@ class GrammarDrafts(PromptLookup):
         self._prompt_tokens = prompt_tokens
         self._forced: Sequence[int] = ()
         self._from = 0
-        """The length of the history that was followed by `_forced`."""
+        """Length of the history before the tokens in `_forced`."""
         self._unsure_until = 0
 
     def draft(self, history: Sequence[int], most: int) -> tuple[int, ...]:
@@ -104,7 +104,7 @@ class GrammarDrafts(PromptLookup):
         return forced or super().draft(history, most)
 
     def learn(self, history: Sequence[int], drafted: int, accepted: int) -> None:
-        """See PromptLookup. What had to come tells nothing of how a text repeats itself."""
+        """See PromptLookup. Forced text says nothing about repetition in a text."""
         if not self._forced:
             super().learn(history, drafted, accepted)
         elif accepted < drafted:

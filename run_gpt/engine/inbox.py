@@ -1,4 +1,4 @@
-"""The way of events from the engine's thread to event loops: an inbox for each loop, which is woken once a step."""
+"""Delivery of events from the engine's thread to event loops: each loop has an inbox and is woken once a step."""
 
 import asyncio
 import logging
@@ -24,18 +24,18 @@ class Delivery:
         self.unfinished = request.sequences
         """Sequences that have not ended."""
         self.news = News()
-        """What the outlet has not heard; the inbox's lock guards it."""
+        """News not yet delivered to the outlet; guarded by the inbox's lock."""
         self.cut = False
-        """Nothing more is told: the outlet has heard the end, or the request was aborted."""
+        """True when nothing more is delivered: the outlet has got the end, or the request was aborted."""
         self.timer: asyncio.TimerHandle | None = None
-        """Ends the request at its deadline."""
+        """Timer that ends the request at its deadline."""
 
 
 class Inbox:
-    """What is new of all requests of one event loop, from the engine's thread to their outlets.
+    """Queue of news of all requests of one event loop, from the engine's thread to their outlets.
 
-    To wake a loop is to write to its socket, which for the rows of a large batch takes longer than the rest of a step's
-    end: so `flush` does it once for all of them. What comes while the loop is busy is merged.
+    Waking a loop means a write to its socket. One write for each sequence of a large batch would take longer than the
+    rest of a step's end, so `flush` wakes the loop once for all of them. News that arrive while it is busy are merged.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, abandon: Callable[[Delivery], None]):
@@ -48,20 +48,20 @@ class Inbox:
         self._woken = False
 
     def put(self, delivery: Delivery, event: TokenEvent) -> None:
-        """Take an event; its outlet hears of it after the next `flush`, or with the end if it wants the whole."""
+        """Queue an event. Its outlet gets it after the next `flush`, or with the end if the request is `whole`."""
         with self._lock:
             delivery.news.add(event)
             if not delivery.whole:
                 self._waiting[delivery] = None
 
     def end(self, delivery: Delivery, error: RequestError | None) -> None:
-        """Take the end of a request."""
+        """Queue the end of a request."""
         with self._lock:
             delivery.news.end(error)
             self._waiting[delivery] = None
 
     def flush(self) -> bool:
-        """Let the loop tell what has come, if there is anything. False: the loop is closed, and nobody will hear."""
+        """Wake the loop to deliver what is queued, if anything is. Returns False if the loop is closed."""
         with self._lock:
             if self._woken or not self._waiting:
                 return True
@@ -69,7 +69,7 @@ class Inbox:
         return self._call(self._tell)
 
     def cut(self, request_id: str) -> None:
-        """Tell nothing more of a request that has ended, but whose outlet may not have heard of that."""
+        """Deliver nothing more of a request that has ended, but whose outlet may not have got the end yet."""
         with self._lock:
             told = [delivery for delivery, _ in self._telling]
             for delivery in (*told, *self._waiting):
@@ -77,7 +77,7 @@ class Inbox:
                     self.drop(delivery)
 
     def drop(self, delivery: Delivery) -> None:
-        """Tell nothing more of a request, and forget its deadline."""
+        """Deliver nothing more of a request, and cancel its deadline."""
         delivery.cut = True
         if delivery.timer is not None:
             self._call(delivery.timer.cancel)
@@ -90,7 +90,7 @@ class Inbox:
         return True
 
     def _tell(self) -> None:
-        """Hand all that waits to its outlets; on the loop."""
+        """Deliver everything that waits to its outlets; runs on the loop."""
         with self._lock:
             self._woken = False
             self._telling = [(delivery, delivery.news) for delivery in self._waiting]
@@ -122,5 +122,5 @@ class Inbox:
             delivery.timer.cancel()
         try:
             delivery.outlet.ended(error)
-        except Exception:  # the request is over, and the others want to hear their news
+        except Exception:  # the request is over, and the other requests must still get their news
             log.exception("what takes the answer of request %s failed at its end", delivery.request_id)

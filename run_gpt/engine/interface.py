@@ -1,4 +1,4 @@
-"""What an engine is to those who use it: requests in, token events out, adapters that come and go."""
+"""Interface of an engine: requests in, token events out, adapters loaded and unloaded."""
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
@@ -17,13 +17,13 @@ State = Literal["ready", "draining", "dead"]
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What an engine is doing, and what it has done since its start (see scheduler.Counters)."""
+    """Current state of an engine, and its counts since the start (see scheduler.Counters)."""
 
     state: State
     running: int
     """Sequences that are being decoded."""
     waiting: int
-    """Sequences that wait for a place."""
+    """Sequences that wait for a slot."""
     kept: int = 0
     """Slots that hold an ended sequence for reuse."""
     prompt_tokens: int = 0
@@ -35,13 +35,13 @@ class EngineStats:
 
 
 class Outlet(Protocol):
-    """Takes what is new of one request, on the event loop that started it."""
+    """Receiver of the events of one request, called on the event loop that started it."""
 
     def receive(self, event: TokenEvent) -> None:
-        """Take the news of one sequence; that of several steps comes as one event if the loop was busy."""
+        """Receive an event of one sequence. Those of several steps are merged into one event if the loop was busy."""
 
     def ended(self, error: RequestError | None) -> None:
-        """Hear the end, exactly once, after the last `receive`: None when each sequence had its finish reason."""
+        """Receive the end, exactly once, after the last `receive`: None when each sequence had its finish reason."""
 
 
 class Engine(ABC):
@@ -49,24 +49,26 @@ class Engine(ABC):
 
     @abstractmethod
     def start(self, request: Request, outlet: Outlet) -> None:
-        """Queue a request; what is new of it comes to `outlet` on the running event loop of the caller.
+        """Queue a request. Its events go to `outlet` on the running event loop of the caller.
 
-        The news of all requests of a step comes by one wake-up of that loop. The outlet hears the end, also that of
-        the deadline, unless the request is aborted. If it raises, its request is aborted and ends with InternalError.
+        The events of all requests of a step come with one wake-up of that loop. The outlet gets the end, also the end
+        by the deadline, unless the request is aborted. If the outlet raises an error, its request is aborted and ends
+        with InternalError.
 
-        Raises QueueFull, Unavailable, InvalidRequest, ContextLengthExceeded or ModelNotFound; then it hears nothing.
+        Raises QueueFull, Unavailable, InvalidRequest, ContextLengthExceeded or ModelNotFound; then the outlet is not
+        called.
         """
 
     @abstractmethod
     def abort(self, request_id: str) -> None:
-        """End a request without a word to its outlet, not even of what was on its way; an unknown id is no error."""
+        """End a request. Its outlet is not called again, not even for queued events. An unknown id is no error."""
 
     async def submit(self, request: Request) -> AsyncIterator[TokenEvent]:
-        """Yield the events of a request, which begins to run when the iterator is first asked.
+        """Yield the events of a request. The request starts at the first step of the iterator.
 
-        The iterator ends when each of the request's sequences had an event with a finish reason. It raises what `start`
-        raises, and what the request ended with: Unavailable, DeadlineExceeded, InternalError. Closing it frees the
-        request's slots.
+        The iterator ends when each of the request's sequences had an event with a finish reason. It raises the errors
+        of `start`, and the error that the request ended with: Unavailable, DeadlineExceeded, InternalError. Closing it
+        frees the request's slots.
         """
         events = EventStream()
         self.start(request, events)
@@ -79,31 +81,31 @@ class Engine(ABC):
 
     @abstractmethod
     def load_adapter(self, name: str, weights: "Mapping[str, tuple[torch.Tensor, torch.Tensor]]") -> None:
-        """Let requests name this LoRA adapter (see lora.Lora for `weights`); blocks until they can.
+        """Load a LoRA adapter (see lora.Lora for `weights`); blocks until requests can name it.
 
         Raises InvalidRequest if the name is taken or the adapter does not fit, Unavailable if the engine ends.
         """
 
     @abstractmethod
     def unload_adapter(self, name: str) -> None:
-        """Refuse this adapter from now on, and free it when the requests that have it have ended; blocks until then.
+        """Refuse this adapter from now on, and free it when its last request has ended; blocks until then.
 
-        Raises ModelNotFound if there is none of this name, Unavailable if the engine ends before.
+        Raises ModelNotFound if no adapter has this name, Unavailable if the engine ends before.
         """
 
     @property
     @abstractmethod
     def adapters(self) -> tuple[str, ...]:
-        """The names of the adapters that requests may name."""
+        """Names of the loaded adapters."""
 
     @abstractmethod
     def stats(self) -> EngineStats:
-        """What the engine is doing now."""
+        """Return the engine's current state and counts."""
 
     @abstractmethod
     def metrics(self) -> str:
-        """What it has counted and measured since its start, in Prometheus' text form."""
+        """Return the engine's metrics since its start, in Prometheus' text format."""
 
     @abstractmethod
     def shutdown(self, drain_seconds: float = 0.0) -> None:
-        """Take no more requests, let those that run finish for so long, end the rest with Unavailable. Blocks."""
+        """Refuse new requests, give running ones `drain_seconds` to finish, end the rest with Unavailable. Blocks."""

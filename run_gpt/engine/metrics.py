@@ -1,4 +1,4 @@
-"""What an engine counts and measures, as Prometheus metrics: a step feeds histograms, all else is read when asked."""
+"""Prometheus metrics of an engine. Each step updates histograms; everything else is read at collection time."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence, Sized
@@ -15,7 +15,7 @@ from run_gpt.engine.plan import Outcome, Row, StepPlan
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.scheduler import Scheduler
 
-# Seconds. What a reader of the text waits for is resolved to 5 ms, up to 100 ms.
+# Seconds. Latencies that a reader of the text notices are resolved to 5 ms, up to 100 ms.
 _WAITS = (0.001, 0.0025, *(step / 200 for step in range(1, 21)), 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 60)
 _LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _STEPS = (0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -40,13 +40,14 @@ HISTOGRAMS: dict[str, tuple[Sequence[float], str]] = {
     "rungpt_request_prompt_tokens": (_TOKENS, "Tokens of the prompt of a sequence that ended well."),
     "rungpt_request_generation_tokens": (_TOKENS, "Tokens of the answer of a sequence that ended well, if it has any."),
 }
-"""Each histogram's buckets, and what it is of."""
+"""Buckets and help text of each histogram."""
 
 
 class Tally:
-    """The counts of a histogram.
+    """Counts of a histogram.
 
-    prometheus_client's own takes about 1.2 us for each value, for it looks at every bucket and has a lock; this 0.2.
+    prometheus_client's own histogram takes about 1.2 us for each value, because it looks at every bucket and takes a
+    lock. This one takes 0.2 us.
     """
 
     def __init__(self, buckets: Sequence[float]):
@@ -55,25 +56,25 @@ class Tally:
         self._sum = 0.0
 
     def add(self, value: float, times: int = 1) -> None:
-        """Count a value that came so many times."""
+        """Count a value `times` times."""
         self._counts[bisect_left(self._buckets, value)] += times
         self._sum += value * times
 
     def family(self, name: str, about: str) -> Metric:
-        """The histogram as it is now."""
+        """Return the histogram as it is now."""
         bounds = [*map(floatToGoString, self._buckets), "+Inf"]
         cumulated = [(bound, float(count)) for bound, count in zip(bounds, accumulate(self._counts), strict=True)]
         return HistogramMetricFamily(name, about, buckets=cumulated, sum_value=self._sum)
 
 
 class EngineMetrics(Collector):
-    """The metrics of one engine: those that its scheduler knows, and those that its steps are told to `step`.
+    """Metrics of one engine: those that its scheduler holds, and those that `step` records.
 
-    Sequences that end by an error are in none of the histograms of whole sequences.
+    Sequences that end with an error are not counted in the histograms of whole sequences.
     """
 
     def __init__(self, scheduler: Scheduler, beams: Sized, lock: AbstractContextManager[Any]):
-        """`beams`: the beam searches that wait or run. `lock`: what whoever changes any of these holds."""
+        """`beams`: beam searches that wait or run. `lock`: held during every change of the scheduler or `beams`."""
         self._scheduler, self._searches, self._lock = scheduler, beams, lock
         self._tallies = {name: Tally(buckets) for name, (buckets, _) in HISTOGRAMS.items()}
         self._first, self._next, self._whole, self._queue, self._prefill, self._decode, *rest = self._tallies.values()
@@ -81,12 +82,12 @@ class EngineMetrics(Collector):
         self._finished = {"stop": 0, "length": 0}
         self._prompt_tokens = 0
         self._beam_tokens = 0
-        # Empty where there is no /proc. Of the collector's other gauges containers have their own.
+        # Empty where there is no /proc. Containers have gauges of their own for the collector's other values.
         process = ProcessCollector("rungpt", registry=None).collect()
         self._process = [family for family in process if family.name == "rungpt_process_start_time_seconds"]
 
     def step(self, plan: StepPlan, outcomes: Sequence[tuple[Row, Outcome]], started: float, ended: float) -> None:
-        """Take in a step that was committed; under the lock. Times are of time.perf_counter."""
+        """Record a committed step; the caller holds the lock. Times are on time.perf_counter's clock."""
         if plan.runs:
             self._step_time.add(ended - started)
             self._step_rows.add(len(plan.runs))
@@ -125,7 +126,7 @@ class EngineMetrics(Collector):
             self._generated.add(row.answered)
 
     def beams(self, request: Request, events: Sequence[TokenEvent], seconds: float) -> None:
-        """Take in a beam search that gave these events, so many seconds after its request came; under the lock."""
+        """Record a beam search that gave these events `seconds` after its request came; the caller holds the lock."""
         self._prompt_tokens += len(request.prompt_ids)
         for event in events:
             self._beam_tokens += event.tokens
@@ -134,7 +135,7 @@ class EngineMetrics(Collector):
             self._prompt.add(len(request.prompt_ids))
 
     def collect(self) -> list[Metric]:
-        """See Collector: all metrics as they are now."""
+        """Return all metrics as they are now; see Collector."""
         with self._lock:
             tallies = [tally.family(name, HISTOGRAMS[name][1]) for name, tally in self._tallies.items()]
             return [*self._gauges(), *self._process, *self._counters(), *tallies]

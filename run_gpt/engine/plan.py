@@ -1,6 +1,7 @@
-"""Types that scheduler, runner and sampler share: rows, their tokens in a step, and the outcomes of a step.
+"""Data types shared by scheduler, runner and sampler: rows (sequences), the runs of a step, and their outcomes.
 
-Objects that each row needs in each step are msgspec structs, which take a tenth of the time of frozen dataclasses.
+Types that are created for each sequence in each step are msgspec structs: they take a tenth of the time of a frozen
+dataclass.
 """
 
 import random
@@ -29,26 +30,26 @@ class Row:
     text: TextStream
     random: random.Random
     adapter: Any = None
-    """Its LoRA adapter (see lora.Lora), if it has one."""
+    """LoRA adapter (see lora.Lora), if it has one."""
     first: "Row | None" = None
-    """The first sequence of its request, whose prompt it shares; None for the first itself."""
+    """First sequence of its request, whose prompt it shares; None for the first itself."""
     history: "array[int]" = field(init=False)
-    """Prompt and answer so far."""
+    """Token ids of the prompt and the answer so far."""
     grammar: GrammarState | None = field(init=False)
-    """Where it is in its grammar, if it has one."""
+    """State of its grammar, if it has one."""
     drafts: PromptLookup = field(default_factory=PromptLookup)
     place: Slot | None = None
-    """Its slot; None while it waits. An ended row keeps it, for a step may still be running there."""
+    """Its slot; None while it waits. An ended sequence keeps it, because a step may still be running there."""
     sums: tuple[float, ...] = ()
-    """Of an embedding: the hidden states so far."""
+    """Sums of the hidden states so far, for an embedding."""
     scores: list[TokenLogprob] = field(default_factory=list)
-    """Of its prompt's tokens from the second on, as many as have been scored; see `scores_prompt`."""
+    """Scores so far of the prompt's tokens, from the second token on; see `scores_prompt`."""
     cached: int = 0
-    """Tokens of its prompt that it did not run, for a slot held them."""
+    """Number of prompt tokens that were not run because a slot held them."""
     drafted: int = 0
-    """Tokens that were drafted for it."""
+    """Number of tokens that were drafted for it."""
     accepted: int = 0
-    """Of these, found right."""
+    """Number of drafted tokens that were accepted."""
     times: Times = field(default_factory=Times)
     ended: bool = False
 
@@ -61,73 +62,73 @@ class Row:
 
     @property
     def timing(self) -> Timing:
-        """What its last event says of its times, once they are noted."""
+        """Timing for its last event, once all times are set."""
         times = self.times
         started = times.last if times.started is None else times.started
         return Timing(times.arrived, started, times.first, times.last, self.drafted, self.accepted)
 
     @property
     def answered(self) -> int:
-        """Tokens of the answer so far."""
+        """Number of tokens of the answer so far."""
         return len(self.history) - len(self.request.prompt_ids)
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether its prompt's tokens get scores when they are run: the first sequence makes them, once for all."""
+        """True when its prompt's tokens are scored as they run. Only a request's first sequence does so, for all."""
         return self.request.prompt_logprobs is not None and self.first is None and not self.answered
 
     @property
     def prefilled(self) -> bool:
-        """Whether all of its tokens but the last have been run."""
+        """True when all of its tokens but the last have been run."""
         return self.place is not None and self.place.length >= len(self.history) - 1
 
 
 class Run(Struct, frozen=True):
-    """Tokens of one row that one step runs: a part of its prompt, or its last token and what was drafted after it."""
+    """Tokens of one sequence that one step runs: a part of its prompt, or its last token and the drafts after it."""
 
     row: Row
     start: int
-    """Position of the first of them."""
+    """Position of the first token."""
     token_ids: tuple[int, ...]
     wanted: int
-    """Of how many of the last tokens the logits are wanted: 0 for a part that is not the prompt's last."""
+    """Number of trailing tokens whose logits are needed; 0 for a part of a prompt that is not the last one."""
     scored: int = 0
-    """How many of these, the first ones, score the token of the prompt that follows; the others choose new tokens."""
+    """Number of the wanted logits, the first ones, that score the next prompt token; the others sample new tokens."""
 
     @property
     def slot(self) -> int:
-        """The number of the row's slot."""
-        assert self.row.place is not None  # only rows with a slot run
+        """Number of the sequence's slot."""
+        assert self.row.place is not None  # only sequences with a slot run
         return self.row.place.number
 
     @property
     def adapter(self) -> Any:
-        """The LoRA adapter of the row (see lora.Lora), if it has one."""
+        """LoRA adapter of the sequence (see lora.Lora), if it has one."""
         return self.row.adapter
 
     @property
     def pooled(self) -> bool:
-        """Whether its row is an embedding: hidden states are wanted, and no logits."""
+        """True when its sequence is an embedding: it needs hidden states and no logits."""
         return self.row.request.pooling is not None
 
     @property
     def end(self) -> int:
-        """The position after the last of them."""
+        """Position after the last token."""
         return self.start + len(self.token_ids)
 
     @property
     def choosing(self) -> int:
-        """Of how many of the last tokens the logits choose new tokens: none, or one more than are drafted."""
+        """Number of trailing tokens whose logits sample new tokens: 0, or one more than there are drafted tokens."""
         return self.wanted - self.scored
 
     @property
     def drafted(self) -> tuple[int, ...]:
-        """What was drafted after the row's last token; the logits of each token but the last one judge the next."""
+        """Drafted tokens after the sequence's last token. The logits of each token check the draft that follows it."""
         return self.token_ids[len(self.token_ids) - self.choosing + 1 :] if self.choosing else ()
 
 
 class StepPlan(Struct, frozen=True):
-    """One step: slots to free, then copies between slots, then tokens to run."""
+    """Plan of one step: slots to free, then copies between slots, then tokens to run."""
 
     released: tuple[int, ...]
     copies: tuple[Copy, ...]
@@ -135,7 +136,7 @@ class StepPlan(Struct, frozen=True):
 
 
 class Sampled(Struct, frozen=True):
-    """What the sampler chose for a row."""
+    """Token that the sampler chose for a sequence."""
 
     token_id: int
     logprob: TokenLogprob | None = None
@@ -143,22 +144,22 @@ class Sampled(Struct, frozen=True):
 
 @dataclass
 class Counters:
-    """What was done since the start."""
+    """Counters since the start."""
 
     prompt_tokens: int = 0
-    """Of the prompts of all sequences that got a slot, those that were reused included."""
+    """Number of prompt tokens of all sequences that got a slot, including reused ones."""
     cached_tokens: int = 0
-    """Of these, reused and not run."""
+    """Number of prompt tokens that were reused and not run."""
     generated_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    """Of these, found right."""
+    """Number of drafted tokens that were accepted."""
     steps: int = 0
 
 
 Outcome = TokenEvent | RequestError
 Result = Sequence[Sampled] | RequestError
 Scores = Sequence[TokenLogprob] | RequestError
-"""Of the prompt's tokens that a run scores."""
+"""Scores of the prompt tokens that a run scores, or an error."""
 Sums = Sequence[float]
-"""Of the hidden states of a run's tokens."""
+"""Sums of the hidden states over a run's tokens."""

@@ -1,4 +1,4 @@
-"""From logits to tokens: one pass over all rows, each with parameters of its own; nothing leaks between rows."""
+"""Sampling of tokens from logits, in one pass over all sequences. Each has its own parameters; none affects another."""
 
 from array import array
 from collections import Counter
@@ -16,44 +16,44 @@ from run_gpt.engine.slots import token_array
 from run_gpt.errors import InternalError, RequestError
 
 CANDIDATES = 256
-"""Likeliest tokens that are looked at before a whole vocabulary is sorted."""
+"""Number of likeliest tokens that are tried before a whole vocabulary is sorted."""
 BLOCK = 256
-"""Weights that are summed up before they are cumulated."""
+"""Number of weights that are summed before the sums are cumulated."""
 
 
 class Position(Struct, frozen=True):
-    """Where a token is to be chosen: after a row's history and the drafted tokens that were found right."""
+    """Position at which a token is sampled: after a sequence's history and its accepted drafts."""
 
     row: Row
     accepted: tuple[int, ...] = ()
 
     @property
     def params(self) -> SamplingParams:
-        """How it is to be chosen."""
+        """Sampling parameters of the request."""
         return self.row.request.sampling
 
     @property
     def history(self) -> "array[int]":
-        """Prompt and answer up to here."""
+        """Token ids of the prompt and the answer before this position."""
         return self.row.history + token_array(self.accepted)
 
     @property
     def answer(self) -> "array[int]":
-        """The answer up to here."""
+        """Token ids of the answer before this position."""
         return self.history[len(self.row.request.prompt_ids) :]
 
     @property
     def matcher(self) -> Matcher | None:
-        """Which tokens the row's grammar allows here, if it has one."""
+        """Matcher of the sequence's grammar at this position; None without a grammar."""
         return None if self.row.grammar is None else self.row.grammar.after(self.answer)
 
 
 class Sampler:
-    """Chooses the next token of each row.
+    """Sampler of the next token of each sequence.
 
     The order is that of transformers' generate: penalties and bans, grammar, temperature, top-k, top-p, min-p, draw. A
-    draw takes one uniform number from the row's own generator (inverse transform sampling), so that a seed gives the
-    same tokens whatever else is in the batch.
+    draw takes one uniform number from the sequence's own generator (inverse transform sampling), so that a seed gives
+    the same tokens in any batch.
     """
 
     def __init__(self, end_ids: Sequence[int], likeliest: Callable[[torch.Tensor], list[int]] = likeliest):
@@ -62,11 +62,11 @@ class Sampler:
         self._likeliest = likeliest
 
     def __call__(self, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:
-        """One result for each position. `logits`: [positions, vocabulary], any float type; they are left as they are.
+        """Sample one result for each position. `logits`: [positions, vocabulary], any float type; they are not changed.
 
-        Most rows are greedy and nothing more: they cost the one argmax. Only rows with more wishes are copied, and so
-        is one whose grammar does not allow its likeliest token. Raises the RequestError of a row whose grammar cannot
-        go on, before a number is drawn: each row can be asked again by itself.
+        Most sequences are purely greedy and cost only the one argmax. Logits are copied only for sequences with other
+        parameters, or with a grammar that does not allow the likeliest token. Raises the RequestError of a sequence
+        whose grammar cannot go on. No random number is drawn before that, so each sequence can be sampled again alone.
         """
         tokens = self._likeliest(logits)
         matchers = [at.matcher for at in positions]
@@ -85,7 +85,7 @@ class Sampler:
     def _choose(
         self, logits: torch.Tensor, positions: Sequence[Position], matchers: Sequence[Matcher | None]
     ) -> list[int]:
-        """Token ids. `logits`: [positions, vocabulary] in fp32; they are changed."""
+        """Return a token id for each position. `logits`: [positions, vocabulary] in fp32; they are changed."""
         self._penalise(logits, positions)
         tokens = _argmax(logits)
         drawn = [i for i, at in enumerate(positions) if at.params.do_sample]
@@ -97,7 +97,7 @@ class Sampler:
         return tokens.tolist()
 
     def _penalise(self, logits: torch.Tensor, positions: Sequence[Position]) -> None:
-        """Penalties, biases and bans, in place. `logits`: [positions, vocabulary]."""
+        """Apply penalties, biases and bans in place. `logits`: [positions, vocabulary]."""
         seen, factors = _Cells(), []
         added, terms = _Cells(), []
         banned = _Cells()
@@ -125,9 +125,9 @@ class Sampler:
             logits[banned.index(logits)] = -torch.inf
 
     def _draw(self, logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """A token id for each row: [rows]. `logits`: [rows, vocabulary]; all -inf but one is fine.
+        """Draw a token id for each row: [rows]. `logits`: [rows, vocabulary]; all but one of a row may be -inf.
 
-        What one row draws does not depend on the others: each goes its way by its own parameters and logits.
+        The draw of a row depends only on its own parameters and logits, not on the other rows.
         """
         params = [row.request.sampling for row in rows]
         logits = logits / _column([p.temperature for p in params], logits)
@@ -152,12 +152,12 @@ class Sampler:
     def _draw_of_likeliest(
         logits: torch.Tensor, params: Sequence[SamplingParams], uniform: torch.Tensor
     ) -> torch.Tensor:
-        """A token id for each row, where top-k, top-p and min-p leave none but its CANDIDATES likeliest; else -1."""
+        """Draw a token id for each row whose top-k, top-p and min-p keep only its CANDIDATES likeliest; else -1."""
         count = min(CANDIDATES, logits.shape[-1])
         values, indices = logits.topk(count)
         top_k = [p.top_k if 0 < p.top_k < count else count for p in params]
         by_k = torch.tensor([k < count for k in top_k], device=logits.device)
-        # Among the k likeliest, probabilities are of those; else of all.
+        # With top-k, probabilities are relative to the k likeliest tokens, else to all tokens.
         first_k = values.masked_fill(torch.arange(count, device=logits.device) >= _column(top_k, values), -torch.inf)
         total = torch.where(by_k, first_k.logsumexp(-1), logits.logsumexp(-1)).unsqueeze(-1)
         probability = (first_k - total).exp()
@@ -166,14 +166,14 @@ class Sampler:
         kept = (before < top_p) & (probability >= floor * probability[:, :1])
         kept[:, 0] = True
         covered = by_k | ~kept[:, -1] | (count == logits.shape[-1])
-        # In the vocabulary's order, as all draws are.
+        # Draws are always in the vocabulary's order.
         indices, order = indices.sort(-1)
         weights = ((first_k - first_k[:, :1]).exp() * kept).gather(-1, order)
         chosen = indices.gather(-1, _pick(weights, uniform).unsqueeze(-1)).squeeze(-1)
         return torch.where(covered, chosen, -1)
 
     def _takes(self, at: Position, matcher: Matcher | None, likeliest: int) -> bool:
-        """True when the likeliest token is the answer, as the logits stand."""
+        """Return True when the likeliest token of the unchanged logits is the result."""
         params = at.params
         if not params.greedy or (matcher is not None and not matcher.allows(likeliest)):
             return False
@@ -188,21 +188,21 @@ class _Cells:
         self.tokens: list[int] = []
 
     def add(self, row: int, tokens: Iterable[int]) -> int:
-        """Add cells of one row; returns how many."""
+        """Add cells of one row; returns their number."""
         before = len(self.tokens)
         self.tokens += tokens
         self.rows += [row] * (len(self.tokens) - before)
         return len(self.tokens) - before
 
     def index(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The cells as an index of `like`."""
+        """Return the cells as an index of `like`."""
         return torch.tensor(self.rows, device=like.device), torch.tensor(self.tokens, device=like.device)
 
 
 def _forbid(logits: torch.Tensor, allowed: torch.Tensor) -> int:
-    """Leave of a row what its grammar allows, in place; returns the likeliest token then. `logits`: [vocabulary].
+    """Ban in place the tokens that a grammar forbids; returns the likeliest one left. `logits`: [vocabulary].
 
-    `allowed`: bool, of the tokenizer's vocabulary, which may be smaller or larger.
+    `allowed`: bool, [vocabulary of the tokenizer], which may be smaller or larger.
     """
     known = logits[: len(allowed)]
     known.masked_fill_(~allowed[: len(known)].to(logits.device), -torch.inf)
@@ -214,7 +214,7 @@ def _forbid(logits: torch.Tensor, allowed: torch.Tensor) -> int:
 
 
 def _truncate(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """Top-k, then top-p, then min-p; the likeliest token always stays. `logits`: [rows, vocabulary], descending."""
+    """Apply top-k, then top-p, then min-p. The likeliest token stays. `logits`: [rows, vocabulary], descending."""
     vocabulary = logits.shape[-1]
     rank = torch.arange(vocabulary, device=logits.device)
     top_k = _column([p.top_k or vocabulary for p in params], logits)
@@ -227,27 +227,28 @@ def _truncate(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.T
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    """[rows, 1], of the type and on the device of `like`."""
+    """Return values as [rows, 1], with the type and on the device of `like`."""
     return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
 
 
 def _repeats(history: Sequence[int], size: int) -> list[int]:
-    """Tokens that would complete an n-gram of `size` tokens which stands in `history` already."""
+    """Return the tokens that would complete an n-gram of `size` tokens that `history` already contains."""
     end = history[len(history) - size + 1 :]
     return [history[i + size - 1] for i in range(len(history) - size + 1) if history[i : i + size - 1] == end]
 
 
 def _argmax(logits: torch.Tensor) -> torch.Tensor:
-    """Along the last dimension: [rows], or a number. On a CPU by numpy, which takes a sixth of torch's time."""
+    """Return the argmax of the last dimension: [rows], or a number. numpy takes a sixth of torch's time on a CPU."""
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
         return torch.as_tensor(logits.numpy().argmax(-1))
     return logits.argmax(-1)
 
 
 def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first index of each row whose cumulated weight passes `uniform` of the sum: [rows]. `weights`: [rows, n].
+    """Return the first index of each row whose cumulated weight passes `uniform` times the row's sum: [rows].
 
-    First among blocks of weights, then within one, so that few sums are cumulated.
+    `weights`: [rows, n]. The search goes first over blocks of weights, then within one block, so that few sums are
+    cumulated.
     """
     rows = torch.arange(len(weights), device=weights.device)
     blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)).view(len(weights), -1, BLOCK)
@@ -257,13 +258,13 @@ def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     inside = blocks[rows, block].double()
     within = wanted - (mass[rows, block] - inside.sum(-1))
     index = torch.searchsorted(inside.cumsum(-1), within.unsqueeze(-1), right=True).squeeze(-1)
-    # The last that weighs anything: sums of another order may round to a little less.
+    # Last index with a weight above 0: sums in another order may round to a little less than `within`.
     last = BLOCK - 1 - (inside.flip(-1) > 0).int().argmax(-1)
     return block * BLOCK + index.minimum(last)
 
 
 def _result(at: Position, token: int, logits: torch.Tensor, i: int) -> Sampled | RequestError:
-    """Return the token chosen at a position, whose logits are `logits[i]`, or the error that ends its row."""
+    """Return the token chosen at a position, whose logits are `logits[i]`, or the error that ends its sequence."""
     if token == BROKEN:
         return InternalError("the model gave NaN for its logits: try another precision (bf16 or fp32)")
     count = at.params.logprobs
@@ -271,7 +272,7 @@ def _result(at: Position, token: int, logits: torch.Tensor, i: int) -> Sampled |
 
 
 def _logprob(logits: torch.Tensor, token_id: int, count: int) -> TokenLogprob:
-    """Log-probabilities under the model itself, of the token and of the `count` likeliest. `logits`: [vocabulary]."""
+    """Return the model's own log-probabilities of the token and the `count` likeliest. `logits`: [vocabulary]."""
     logprobs = logits.float().log_softmax(-1)
     top = logprobs.topk(count)
     likeliest = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Which rows run in the next step, and what became of them. Policy only: no torch, no threads, no clock of its own."""
+"""Scheduler: choice of the sequences of each step, and their outcomes. Policy only: no torch, threads or clock."""
 
 import math
 import operator
@@ -16,32 +16,32 @@ from run_gpt.errors import ContextLengthExceeded, InternalError, QueueFull, Requ
 __all__ = ["Copy", "Counters", "Outcome", "Result", "Row", "Run", "Sampled", "Scheduler", "Scores", "StepPlan", "Sums"]
 
 MAX_SCORED = 128
-"""Tokens of prompts that one step scores, in all rows together: the logits of each are as many numbers in fp32 as the
-vocabulary has tokens, and longer parts would not be faster."""
+"""Largest number of prompt tokens that one step scores, in all sequences together. Each token has [vocabulary] logits
+in fp32, and longer parts would not be faster."""
 
 SHORT_STEP = 64
-"""Tokens of prompts that a step has at least, if they wait: from here on each more takes nearly the same time."""
+"""Smallest number of prompt tokens in a step, if that many wait. Beyond it each token takes nearly the same time."""
 
 
 class Scheduler:
-    """First come, first served, into a fixed number of slots.
+    """First-come, first-served scheduler over a fixed number of slots.
 
-    A step runs every row that is past its prompt, and of the others' prompts no more than `max_step_tokens` tokens: a
-    long prompt takes several steps, between which the others go on. With more than half of what waits, and SHORT_STEP
-    tokens, it begins no further prompt: of those that come together, half have their first token after half of the
-    time, and not all at its end. Of prompts that are scored, together, it runs no more than MAX_SCORED. While a step
-    has fewer tokens than `cheap_tokens`, continued rows are given drafts to check.
+    A step runs every sequence that is past its prompt, and at most `max_step_tokens` tokens of the other prompts. A
+    long prompt takes several steps, and the other sequences go on meanwhile. A step begins no further prompt once it
+    has SHORT_STEP tokens and more than half of the waiting ones. So if several prompts arrive together, half of them
+    get their first token after half of the time, instead of all at the end. A step runs at most MAX_SCORED tokens of
+    scored prompts, in all. While a step has fewer tokens than `cheap_tokens`, decoding sequences get drafts to check.
 
-    A row reserves memory for its prompt and longest answer when it gets its slot; one for which there is none waits,
-    and all behind it. The one exception to the order: with `reuse_prefixes`, or if the prompt is scored, the further
-    sequences of a request wait until the prompt of the first has been run, and take over what it gave. Until then
-    others may go first, and keep what they get; after that these are served by their place in the queue.
+    A sequence reserves memory for its prompt and longest answer when it gets its slot. If there is not enough, it
+    waits, with all behind it. There is one exception to the order: with `reuse_prefixes`, or if the prompt is scored,
+    the further sequences of a request wait until the prompt of the first has been run, and take over its result. Until
+    then later requests may go first, and keep their slots. After that these sequences are served in queue order.
 
-    Contract: `plan` says what runs; the caller runs it and calls `commit` with a result for each of the plan's runs
-    that choose tokens, or `fail`, before the next `plan`. Between the two, `add` and `abort` may be called: rows that
-    went are skipped by `commit`, and their slots are given out by the next `plan`. Every row ends exactly once: by an
-    event with a finish reason or by an error, from `commit` or `fail`; or without a word by `abort`, whose caller asked
-    for that. The caller aborts the request of a row that ended by an error.
+    Contract: `plan` returns the next step. The caller runs it and calls `commit` with a result for each of the plan's
+    runs that sample tokens, or `fail`, before the next `plan`. Between the two, `add` and `abort` may be called:
+    `commit` skips aborted sequences, and the next `plan` assigns their slots. Every sequence ends exactly once: with a
+    finish reason or an error, from `commit` or `fail`; or with no outcome, by `abort`. The caller aborts the request of
+    a sequence that ended with an error.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Scheduler:
         reuse_prefixes: bool = False,
         cheap_tokens: int = 1,
     ):
-        """`max_cache_tokens`: what all slots may hold together; None is no limit. `cheap_tokens` 1: no drafts."""
+        """`max_cache_tokens`: limit for all slots together; None is no limit. `cheap_tokens` 1: no drafts."""
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.max_step_tokens = max_step_tokens
@@ -72,8 +72,8 @@ class Scheduler:
     def add(self, request: Request, adapter: object = None) -> list[Row]:
         """Queue a request's sequences, all with this LoRA adapter; returns their rows.
 
-        Raises QueueFull when they would make more than `max_waiting` wait, ContextLengthExceeded for one that could
-        never have memory.
+        Raises QueueFull if more than `max_waiting` sequences would wait, ContextLengthExceeded if a sequence needs
+        more memory than the whole cache has.
         """
         limit = self.slots.max_tokens
         if limit is not None and _reserve(request) > limit:
@@ -96,16 +96,16 @@ class Scheduler:
         return rows
 
     def abort(self, request_id: str) -> None:
-        """Forget a request; an unknown one is no error, for it may have ended by now."""
+        """Remove a request. An unknown id is no error, because the request may have ended by now."""
         self._drop([row for row in (*self.waiting, *self.running) if row.request.id == request_id])
 
     @property
     def has_work(self) -> bool:
-        """Whether the next plan would hold anything: rows to run, or slots to free."""
+        """True when the next plan would not be empty: there are sequences to run, or slots to free."""
         return bool(self.waiting or self.running or self.slots.released)
 
     def plan(self) -> StepPlan:
-        """Say what the next step runs; free slots go to the rows that waited longest."""
+        """Plan the next step. Free slots go to the sequences that have waited longest."""
         continued: list[Row] = []
         begun: list[Row] = []
         for row in self.running:
@@ -124,7 +124,7 @@ class Scheduler:
             if not self._place(row):
                 break
             budget -= self._run_prompt(row, budget, prompts)
-        # What the others leave of the cheap tokens is for drafts, the same number for each row.
+        # The cheap tokens that prompts leave are for drafts, the same number for each sequence.
         room = self._cheap_tokens - sum(len(run.token_ids) for run in prompts)
         runs = [_continue(row, room // len(continued) - 1) for row in continued]
         plan = StepPlan(tuple(self.slots.released), tuple(self.slots.copies), (*runs, *prompts))
@@ -133,7 +133,7 @@ class Scheduler:
         return plan
 
     def _enough(self, begun: Sequence[Row]) -> int:
-        """Tokens of prompts with which a step begins no further one; `begun` are the rows that are within theirs."""
+        """Return the number of prompt tokens at which a step begins no further prompt. `begun`: rows within theirs."""
         free = self.max_running - len(self.running)
         left = sum(len(row.history) - row.place.length for row in begun if row.place)
         left += sum(len(row.history) for row in islice(self.waiting, free))
@@ -145,8 +145,8 @@ class Scheduler:
         return shares and first is not None and not first.ended and not first.prefilled
 
     def _place(self, row: Row) -> bool:
-        """Give a row a slot, if there is memory for it."""
-        # A mean is of all tokens, and scores are: all must be run.
+        """Assign a slot to a sequence; returns False if there is no memory for it."""
+        # A mean covers all tokens of the prompt, and so do scores: all must be run.
         reuse = row.request.pooling != "mean" and not row.scores_prompt
         row.place = self.slots.take(row.history, _reserve(row.request), row.adapter, reuse=reuse)
         if row.place is None:
@@ -160,10 +160,9 @@ class Scheduler:
 
     @staticmethod
     def _run_prompt(row: Row, budget: int, runs: list[Run]) -> int:
-        """Plan the next part of a row's prompt; returns its tokens, none when a budget is used up.
+        """Plan the next part of a sequence's prompt; returns its number of tokens, 0 when a budget is used up.
 
-        After `restart` the answer so far is run with it. Of what is pooled by its last token that token is a run of
-        its own.
+        After `restart` the answer so far is run as well. With "last" pooling, the last token is a separate run.
         """
         assert row.place is not None
         start, end = row.place.length, len(row.history)
@@ -181,11 +180,11 @@ class Scheduler:
     def commit(
         self, plan: StepPlan, results: Sequence[Result], sums: Sequence[Sums] = (), scores: Sequence[Scores] = ()
     ) -> list[tuple[Row, Outcome]]:
-        """Append each row's tokens and say what is new; a row that ended frees its slot.
+        """Append each sequence's tokens and return the outcomes. Sequences that ended free their slots.
 
-        `results`: for each of the plan's runs with `choosing` > 0 the tokens that were sampled, one more than drafts
-        were right, or the error that ends the row. `sums`: for each of the pooled runs. `scores`: for each of the runs
-        with `scored` > 0, so many, or the error that ends the row.
+        `results`: for each of the plan's runs with `choosing` > 0 the sampled tokens, one more than there are accepted
+        drafts, or the error that ends the sequence. `sums`: one for each pooled run. `scores`: for each run with
+        `scored` > 0 that many scores, or the error that ends the sequence.
         """
         self.counters.steps += bool(plan.runs)
         remaining, pooled, scoring = iter(results), iter(sums), iter(scores)
@@ -209,7 +208,7 @@ class Scheduler:
         return _pool(run, states)
 
     def _take(self, run: Run, result: Result, scores: Scores) -> Outcome | None:
-        """What a run gave that is no embedding: an error, an event, or nothing to tell before the prompt's end."""
+        """Return the outcome of a run that is not pooled: an error, an event, or None before the prompt's end."""
         if isinstance(scores, RequestError):
             return scores
         if isinstance(result, RequestError):
@@ -220,7 +219,7 @@ class Scheduler:
         return outcome
 
     def _computed(self, run: Run, sampled: int) -> None:
-        """Note what the slot holds now: what was run, but for drafts that were wrong or came after the row's end."""
+        """Record the tokens that the slot holds now: those run, without drafts that were rejected or after the end."""
         row, drafted = run.row, max(0, run.choosing - 1)
         assert row.place is not None
         accepted = max(0, sampled - 1)
@@ -233,14 +232,14 @@ class Scheduler:
             self.counters.accepted_tokens += accepted
 
     def fail(self, error: RequestError) -> list[tuple[Row, Outcome]]:
-        """A step failed and the runner was reset: end all rows that run, for their caches are gone with the others."""
+        """End all running sequences after a failed step. The reset of the runner has emptied all slots."""
         failed = list(self.running)
         self._drop(failed)
         self.slots.forget()
         return [(row, error) for row in failed]
 
     def restart(self, cheap_tokens: int) -> None:
-        """Another runner goes on from here, which holds nothing: what rows have is run anew, and they go on."""
+        """Go on with another runner, whose slots are empty. The tokens of running sequences are run again."""
         self._cheap_tokens = cheap_tokens
         self.slots.forget()
         for row in self.running:
@@ -249,10 +248,7 @@ class Scheduler:
                 row.scores.clear()
 
     def check(self) -> None:
-        """The invariants: rows are where their state says, slots hold what they say, memory suffices.
-
-        Raises AssertionError.
-        """
+        """Check the invariants of sequences, slots and memory. Raises AssertionError."""
         _must(all(row.place is None and not row.ended for row in self.waiting), "a waiting row has a slot or has ended")
         _must(all(row.place is not None and not row.ended for row in self.running), "a running row has no slot")
         used = [row.place for row in self.running if row.place is not None]
@@ -265,9 +261,9 @@ class Scheduler:
         self.slots.check()
 
     def _append(self, run: Run, result: Sequence[Sampled]) -> Outcome:
-        """Append tokens until one ends the row. Order: append, end-of-sequence ids, stop texts, length.
+        """Append tokens until one ends the sequence. Order: append, end-of-sequence ids, stop sequences, length.
 
-        Where none is asked for, what was chosen after the prompt is not taken.
+        If `max_new_tokens` is 0, the token that was sampled after the prompt is dropped.
         """
         row = run.row
         scores = () if row.answered else tuple((row.first or row).scores)
@@ -279,7 +275,7 @@ class Scheduler:
                 row.history.append(result[taken].token_id)
                 new, finish = self._advance_text(row, result[taken].token_id)
                 text, taken = text + new, taken + 1
-        except Exception as error:  # a tokenizer's fault ends this row, not its neighbours
+        except Exception as error:  # an error of the tokenizer ends only this sequence
             return InternalError(f"the answer's text failed: {error}")
         self.counters.generated_tokens += taken
         logprobs = tuple(sampled.logprob for sampled in result[:taken] if sampled.logprob)
@@ -307,14 +303,14 @@ class Scheduler:
 
 
 def _reserve(request: Request) -> int:
-    """Tokens that a sequence of this request may come to hold."""
+    """Return the largest number of tokens that a sequence of this request may have."""
     return len(request.prompt_ids) + request.max_new_tokens
 
 
 def _pool(run: Run, states: Sums) -> Outcome | None:
-    """Add a run's hidden states to those of its row; the event with the embedding, if that was the last of them.
+    """Add a run's hidden states to those of its sequence. Returns the event with the embedding after the last run.
 
-    Of length 1 a sum and a mean are the same.
+    The embedding is normalised to length 1, where a sum and a mean are the same.
     """
     row = run.row
     added = row.sums and row.request.pooling == "mean"
@@ -329,7 +325,7 @@ def _pool(run: Run, states: Sums) -> Outcome | None:
 
 
 def _continue(row: Row, most: int) -> Run:
-    """The run of a row's last token and of at most `most` drafted ones, never past the longest answer."""
+    """Plan a run of a sequence's last token and up to `most` drafted ones, never beyond the longest answer."""
     left = row.request.max_new_tokens - row.answered
     drafted = row.drafts.draft(row.history, min(most, left - 1))
     return Run(row, len(row.history) - 1, (row.history[-1], *drafted), wanted=1 + len(drafted))

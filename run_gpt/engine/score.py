@@ -1,4 +1,4 @@
-"""From a step's logits to the log-probabilities of its prompts' tokens."""
+"""Log-probabilities of prompt tokens, computed from a step's logits."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,10 @@ from run_gpt.errors import InternalError
 
 
 def score_prompts(logits: torch.Tensor, runs: Sequence[Run]) -> list[Scores]:
-    """For each run with `scored` > 0 so many scores, of the tokens after its own, or the error that ends its row.
+    """Return for each run with `scored` > 0 that many scores, or the error that ends its sequence.
 
-    `logits`: [sum of the runs' `wanted`, vocabulary], any float type; they are left as they are.
+    Each score is that of the prompt token after one of the run's first `scored` tokens. `logits`: [sum of the runs'
+    `wanted`, vocabulary], any float type; they are not changed.
     """
     ends = accumulate(run.wanted for run in runs)
     places = [range(end - run.wanted, end - run.choosing) for end, run in zip(ends, runs, strict=True) if run.scored]
@@ -22,7 +23,7 @@ def score_prompts(logits: torch.Tensor, runs: Sequence[Run]) -> list[Scores]:
 
 
 def _score(logits: torch.Tensor, places: Sequence[range], runs: Sequence[Run]) -> list[Scores]:
-    """One pass for all runs; `places` are those of their logits. A run that breaks it fails alone."""
+    """Score all runs in one pass. `places`: positions of their logits. A run that raises an error fails alone."""
     try:
         return _scores(logits, places, runs) if runs else []
     except Exception as error:

@@ -1,22 +1,22 @@
-"""The slots: which tokens each one holds in the model's cache, running or kept, and who gets which. No torch here."""
+"""Slots of the KV cache: the tokens that each one holds, running or kept, and their assignment. No torch here."""
 
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MIN_PREFIX = 8
-"""Fewer tokens are not reused: nearly all prompts share a few (the beginning of a text, of a chat's first turn), and to
-run so few costs about as much as to copy them."""
+"""Shortest prefix that is reused. Nearly all prompts share a few tokens (the beginning of a text, of a chat's first
+turn), and running so few costs about as much as copying them."""
 
 
 def token_array(token_ids: Sequence[int]) -> "array[int]":
-    """Token ids so that slices of them are compared in C."""
+    """Return token ids as an array, so that slices of them are compared in C."""
     return array("i", token_ids)
 
 
 @dataclass(frozen=True)
 class Copy:
-    """The first `length` tokens that the slot `source` holds, for the slot `target` to hold as well."""
+    """Copy of the first `length` tokens of the slot `source` into the slot `target`."""
 
     source: int
     target: int
@@ -25,19 +25,19 @@ class Copy:
 
 @dataclass(eq=False)
 class Slot:
-    """A place for one row's cache. What its last row left is kept until the place or its memory is needed."""
+    """Place for the KV cache of one sequence. An ended sequence's cache is kept until the place or memory is needed."""
 
     number: int
     token_ids: "array[int]" = field(default_factory=lambda: token_array(()))
-    """The history of its row, or of its last one."""
+    """History of the sequence that runs in it, or of the last one that did."""
     length: int = 0
-    """How many of them the cache holds."""
+    """Number of these tokens that the cache holds."""
     adapter: object = None
-    """The LoRA adapter by which it was computed: for rows of another, or of none, it is of no use."""
+    """LoRA adapter that computed the cache. Sequences of another adapter, or of none, cannot use it."""
     reserved: int = 0
-    """Tokens that its row may come to hold; 0: no row runs in it."""
+    """Tokens that its sequence may grow to; 0 when no sequence runs in it."""
     used: int = 0
-    """When it was last given out, given back or copied from, as a count of such events; 0: it is empty."""
+    """Time of its last assignment, release or copy, as a count of such events; 0 when it is empty."""
 
     @property
     def tokens(self) -> int:
@@ -46,13 +46,13 @@ class Slot:
 
 
 class Slots:
-    """Gives slots to rows, with what they can reuse of another's tokens, within `max_tokens` for all together.
+    """Assigner of slots to sequences. It reuses common prefixes and keeps all slots together within `max_tokens`.
 
-    `released` and `copies` are what the runner must do before the step that is being planned, in this order.
+    The runner must do what `released` and `copies` list, in this order, before the step that is being planned.
     """
 
     def __init__(self, count: int, max_tokens: int | None, keep: bool):
-        """`max_tokens`: None is no limit. `keep`: whether slots without a row keep what they hold for reuse."""
+        """`max_tokens`: None is no limit. `keep`: slots without a sequence keep what they hold, for reuse."""
         self.max_tokens = max_tokens
         self.all = [Slot(number) for number in range(count)]
         self.released: list[int] = []
@@ -62,12 +62,12 @@ class Slots:
 
     @property
     def has_free(self) -> bool:
-        """Whether a row could have a slot, were there memory for it."""
+        """True when a slot is free; there may still be no memory for its sequence."""
         return any(not slot.reserved for slot in self.all)
 
     @property
     def kept(self) -> list[Slot]:
-        """Those without a row that hold something."""
+        """Slots that hold tokens but run no sequence."""
         return [slot for slot in self.all if slot.length and not slot.reserved]
 
     @property
@@ -76,11 +76,11 @@ class Slots:
         return sum(slot.tokens for slot in self.all)
 
     def take(self, history: "array[int]", reserve: int, adapter: object = None, *, reuse: bool = True) -> Slot | None:
-        """A slot for a row that has run nothing yet; its `length` says how much of `history` it holds already.
+        """Assign a slot to a sequence that has run nothing yet. Its `length` is the part of `history` that it holds.
 
-        The longest common beginning with what any slot holds is reused, but never all of the history: the last token
-        must be run for its logits. `reuse` False: nothing is. None: all slots are taken, or there is no memory before a
-        row has ended.
+        The longest prefix that any slot holds is reused, but never all of the history: the last token must be run for
+        its logits. With `reuse` False nothing is reused. Returns None if all slots are taken, or if there is no memory
+        until a sequence ends.
         """
         source, length = self._longest_prefix(history, adapter) if reuse else (None, 0)
         slot = self._choose(source, length, reserve)
@@ -96,20 +96,20 @@ class Slots:
         return slot
 
     def free(self, slot: Slot) -> None:
-        """A row has ended: its slot may be given out, and keeps what it holds until then."""
+        """Free the slot of an ended sequence. It keeps its tokens until it is assigned again."""
         slot.reserved = 0
         self._touch(slot)
-        if not self._keep or not slot.length:  # a step that ran when its row was aborted may have left something
+        if not self._keep or not slot.length:  # a step that ran when it was aborted may have written here
             self._release(slot)
 
     def drop(self, adapter: object) -> None:
-        """Keep nothing that this adapter has computed; no row has it any more."""
+        """Release the kept slots that this adapter computed. No sequence uses the adapter any more."""
         for slot in self.kept:
             if slot.adapter is adapter:
                 self._release(slot)
 
     def forget(self) -> None:
-        """The runner was reset, or is another one: no slot holds anything."""
+        """Mark all slots as empty, because the runner was reset or replaced."""
         for slot in self.all:
             slot.length = 0
             if not slot.reserved:
@@ -117,7 +117,7 @@ class Slots:
         self.released.clear()
 
     def check(self) -> None:
-        """The invariants of what slots hold. Raises AssertionError."""
+        """Check the invariants of the slots. Raises AssertionError."""
         for slot in self.all:
             if slot.length > min(len(slot.token_ids), slot.reserved or slot.length):
                 raise AssertionError(f"{slot} holds more than its row has, or than is reserved")
@@ -129,12 +129,12 @@ class Slots:
             raise AssertionError(f"{self.tokens} tokens, of {self.max_tokens}")
 
     def _choose(self, source: Slot | None, length: int, reserve: int) -> Slot | None:
-        """The slot for a row that reuses `length` tokens of `source`; makes room in memory for it.
+        """Return the slot for a sequence that reuses `length` tokens of `source`, and make room in memory for it.
 
-        A kept source is taken in place if all of it is reused, or if it cannot stay beside its copy. Otherwise the slot
-        that was used longest ago is taken, an empty one first.
+        A kept source is taken in place if all of it is reused, or if it does not fit beside its copy. Otherwise the
+        least recently used slot is taken, an empty one first.
         """
-        copied_from = {self.all[copy.source] for copy in self.copies}  # they must live until the copies are made
+        copied_from = {self.all[copy.source] for copy in self.copies}  # they must stay until the copies are made
         own = source if source is not None and not source.reserved else None
         others = [slot for slot in self.all if not slot.reserved and slot is not own and slot not in copied_from]
         target = min(others, key=lambda slot: slot.used, default=None)
@@ -151,16 +151,16 @@ class Slots:
         return target
 
     def _fits(self, reserve: int, staying: set[Slot]) -> bool:
-        """Whether there is room for so many tokens beside the running rows and these slots."""
+        """Return True when there is room for `reserve` tokens beside the running sequences and the `staying` slots."""
         beside = {slot for slot in self.all if slot.reserved} | staying
         return self.max_tokens is None or reserve + sum(slot.tokens for slot in beside) <= self.max_tokens
 
     def _longest_prefix(self, history: "array[int]", adapter: object) -> tuple[Slot | None, int]:
-        """The slot of this adapter that shares the longest beginning with `history`, and how many tokens that is."""
+        """Return the slot of this adapter that shares the longest prefix with `history`, and the prefix's length."""
         best, longest = None, MIN_PREFIX - 1
         for slot in self.all if self._keep else ():
             most = min(slot.length, len(history) - 1)
-            # Nothing to find in most slots: only one that shares more than the best so far is searched.
+            # Most slots share nothing: only a slot that shares more than the best so far is searched.
             if most > longest and slot.adapter is adapter and slot.token_ids[: longest + 1] == history[: longest + 1]:
                 best, longest = slot, _common(slot.token_ids, history, longest + 1, most)
         return best, longest if best else 0
@@ -179,7 +179,7 @@ class Slots:
 
 
 def _common(one: "array[int]", other: "array[int]", known: int, most: int) -> int:
-    """Length of the common beginning, at least `known` and at most `most`; by bisection, so that C compares."""
+    """Return the length of the common prefix, `known` to `most`; by bisection, so that slices are compared in C."""
     while known < most:
         middle = (known + most + 1) // 2
         if one[known:middle] == other[known:middle]:

@@ -1,4 +1,4 @@
-"""When what happened to a sequence: how long it waited, ran its prompt and gave its answer. No clock here."""
+"""Times of a sequence: waiting, prefill and decode. This module reads no clock."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,57 +7,57 @@ from typing import Self
 
 @dataclass(slots=True)
 class Times:
-    """When what happened to a row, on time.perf_counter's clock; the engine's thread notes it (see EngineMetrics)."""
+    """Times of a running sequence on time.perf_counter's clock; set by the engine's thread (see EngineMetrics)."""
 
     arrived: float = 0.0
     started: float | None = None
-    """The first step that ran a part of it began."""
+    """Start of the first step that ran a part of it."""
     first: float | None = None
-    """Its first token was there."""
+    """Time of its first token."""
     last: float = 0.0
-    """Its last event was there."""
+    """Time of its last event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The moments of a sequence that ended well, or of all of a request's: seconds on time.perf_counter's clock."""
+    """Times of a sequence that ended without error, or of all sequences of a request; on time.perf_counter's clock."""
 
     submitted: float
     started: float
-    """The first step that ran a part of it began. Of beam search: the search began."""
+    """Start of the first step that ran a part of it; for beam search, start of the search."""
     first: float | None
-    """Its first token was there; None for one without any, such as an embedding. Of beam search: as `started`."""
+    """Time of its first token; None if it has none, such as an embedding. For beam search the same as `started`."""
     ended: float
     drafted: int = 0
-    """Tokens that were drafted for it."""
+    """Number of tokens that were drafted for it."""
     accepted: int = 0
-    """Of these, found right."""
+    """Number of drafted tokens that were accepted."""
 
     @property
     def queue_seconds(self) -> float:
-        """It waited for a slot and for a step."""
+        """Time spent waiting for a slot and for a step."""
         return self.started - self.submitted
 
     @property
     def prefill_seconds(self) -> float:
-        """Its prompt ran, up to its first token, or to its end if it has none."""
+        """Time of prefill: up to its first token, or to its end if it has none."""
         return (self.ended if self.first is None else self.first) - self.started
 
     @property
     def decode_seconds(self) -> float:
-        """From its first token to its end."""
+        """Time from its first token to its end."""
         return 0.0 if self.first is None else self.ended - self.first
 
     @property
     def total_seconds(self) -> float:
-        """The sum of the three."""
+        """Sum of the three."""
         return self.ended - self.submitted
 
     @classmethod
     def of_all(cls, each: Sequence[Self]) -> Self:
-        """Those of one request's sequences as one: each moment is that of the first of them that came so far.
+        """Combine the timings of one request's sequences, at least one.
 
-        It ends with the last of them. At least one must be given.
+        Each time is that of the first sequence to reach it, except the end, which is that of the last sequence.
         """
         return cls(
             min(one.submitted for one in each),

@@ -1,8 +1,8 @@
-"""From a step's logits to each row's tokens: drafts are judged by the same sampling that would have run without them.
+"""Choice of each sequence's tokens from a step's logits. Drafts are checked by the same sampling as without drafts.
 
-The first token of a row is chosen as always. While it is the one that was drafted, the logits after the draft are those
-of the text so far, and the next token is chosen from them. So a greedy answer does not change, and a sampled one
-is drawn from the same distribution, with the same number of draws for each of its tokens.
+The first token of a sequence is sampled as usual. If it equals the drafted token, the logits after the draft are valid
+for the text so far, and the next token is sampled from them, and so on. So a greedy answer does not change, and a
+sampled one is drawn from the same distribution, with the same number of draws for each of its tokens.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ from run_gpt.errors import InternalError, RequestError
 
 
 def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -> list[Result]:
-    """For each run with `choosing` > 0 its tokens, one more than drafts were right, or the error that ends its row.
+    """Return for each run with `choosing` > 0 its tokens, or the error that ends its sequence.
 
-    `logits`: [sum of the runs' `wanted`, vocabulary]. One pass for each place in the drafts, over all rows together.
+    There is one token more than there are accepted drafts. `logits`: [sum of the runs' `wanted`, vocabulary]. There is
+    one pass for each position in the drafts, over all sequences together.
     """
     ends = accumulate(run.wanted for run in runs)
     offsets = [end - run.choosing for end, run in zip(ends, runs, strict=True) if run.choosing]
@@ -39,7 +40,7 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -
                 errors[i] = token
                 continue
             results[i].append(token)
-            # After the end of a row nothing is chosen, even if more was drafted: a grammar has nothing for it.
+            # Nothing is sampled after the end of a sequence, even if more was drafted: a grammar allows nothing there.
             if drafted[i][place : place + 1] == (token.token_id,) and token.token_id not in sampler.end_ids:
                 right.append(i)
         going, place = right, place + 1
@@ -47,12 +48,12 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -
 
 
 def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """These rows, without a copy when they are all."""
+    """Return these rows of `logits`; all of them are returned without a copy."""
     return logits if len(rows) == len(logits) else logits[rows]
 
 
 def _sample(sampler: Sampler, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:
-    """A token for each position; a row whose parameters or grammar break the sampler fails alone."""
+    """Sample a token for each position. A sequence whose parameters or grammar break the sampler fails alone."""
     try:
         return sampler(logits, positions)
     except Exception as error:

@@ -1,1 +1,1 @@
-"""The local model: what is between the requests of the wire and an engine, in one process."""
+"""Local model: the layer between API requests and an engine, in one process."""

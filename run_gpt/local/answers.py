@@ -1,4 +1,4 @@
-"""Turns the engine's events into pieces: reads calls of tools, names tokens, and says what an answer took."""
+"""Conversion of engine events to pieces of answers: tool calls, texts of tokens, and timings."""
 
 import asyncio
 import secrets
@@ -24,37 +24,37 @@ OnTiming = Callable[[Timing], None]
 
 
 class Sink(Protocol):
-    """Takes the answer to one request, on the event loop that asked for it."""
+    """Receiver of the answer to one request, on the event loop of the request."""
 
     def put(self, news: Head | Piece) -> None:
-        """Take the head, or a piece."""
+        """Receive the head, or a piece."""
 
     def end(self, error: RequestError | None) -> None:
-        """Take the end, once, after everything else."""
+        """Receive the end, once, after everything else."""
 
 
 @dataclass
 class Summary:
-    """Facts of an answer, as far as it has come."""
+    """Facts about an answer so far."""
 
     id: str
     model: str
     prompt_tokens: int
     completion_tokens: int = 0
     cached_tokens: int = 0
-    """Tokens of the prompt that the first sequence reused."""
+    """Number of prompt tokens that the first sequence reused."""
     timing: Timing | None = None
-    """Set once all sequences have ended."""
+    """Times of the request; set once all sequences have ended."""
 
 
 class PieceWriter:
-    """Makes the pieces of the answer to one request, whether its events are steps or whole sequences."""
+    """Writer of the pieces of one request's answer. Its events may be single steps or whole sequences."""
 
     def __init__(self, name: str, prompts: Prompts, request: Request, prepared: engine_request.Request):
-        """`name`: the served model's."""
+        """`name`: name of the served model."""
         self.summary = Summary(prepared.id, name, len(prepared.prompt_ids))
         self.finish_reasons: dict[int, FinishReason] = {}
-        """Reasons of the sequences that have ended."""
+        """Finish reasons of the sequences that have ended, by index."""
         self._prompts, self._request, self._prepared = prompts, request, prepared
         self._created = int(time.time())
         self._ended: list[Timing] = []
@@ -65,14 +65,14 @@ class PieceWriter:
 
     @property
     def head(self) -> Head:
-        """The head of the answer."""
+        """Head of the answer."""
         about, request = self.summary, self._request
         given = request.prompt if isinstance(request, GenerateRequest) else ""
         prompt = None if isinstance(given, str) else self._prompts.text(given)
         return Head(about.id, self._created, about.model, about.prompt_tokens, prompt)
 
     def piece(self, event: TokenEvent) -> Piece:
-        """Make the piece of an event; with `echo`, the prompt begins the first of each sequence."""
+        """Make the piece of an event; with `echo`, the first piece of each sequence begins with the prompt."""
         first = event.index not in self._begun
         self._begun.add(event.index)
         self._count(event)
@@ -102,7 +102,7 @@ class PieceWriter:
                 summary.timing = Timing.of_all(self._ended)
 
     def _read(self, event: TokenEvent) -> tuple[str, list[CallPiece]]:
-        """Split what is new of a chat into text and pieces of calls."""
+        """Split an event's text into text and pieces of tool calls."""
         if not self._functions:
             return event.text, []
         parser = self._parser(event.index)
@@ -129,7 +129,7 @@ class PieceWriter:
         if timing is None:
             return None
         prefilled = summary.prompt_tokens - summary.cached_tokens
-        # The first token of each came with the prefill, which beam search has not.
+        # The first token of each sequence came with the prefill, which beam search does not have.
         decoded = summary.completion_tokens - (0 if self._request.beam_search else len(self._ended))
         return Timings(
             queue_seconds=timing.queue_seconds,
@@ -157,7 +157,7 @@ class PieceWriter:
 
 
 class PieceOutlet:
-    """Makes pieces of a running request's events for a sink (see engine.interface.Outlet)."""
+    """Outlet that turns a running request's events into pieces for a sink (see engine.interface.Outlet)."""
 
     def __init__(self, writer: PieceWriter, sink: Sink, on_timing: OnTiming):
         self._writer, self._sink, self._on_timing = writer, sink, on_timing
@@ -165,10 +165,10 @@ class PieceOutlet:
         self.over = False
         """True once the request has ended."""
         self._held: dict[int, Piece] = {}
-        """Pieces that show nothing yet, by their sequences."""
+        """Pieces that show nothing yet, by sequence."""
 
     def receive(self, event: TokenEvent) -> None:
-        """Give the sink the piece of an event once it shows anything, and the head before the first one."""
+        """Pass an event's piece to the sink once it shows anything, and the head before the first piece."""
         piece = self._writer.piece(event)
         if event.timing is not None and (timing := self._writer.summary.timing) is not None:
             self._on_timing(timing)
@@ -190,7 +190,7 @@ class PieceOutlet:
 
 
 class WholeOutlet:
-    """Collects the sequences of a request that is answered as a whole (see engine.interface.Outlet)."""
+    """Outlet that collects the sequences of a request that is answered as a whole (see engine.interface.Outlet)."""
 
     def __init__(self, sequences: int):
         self._sequences = [TokenEvent(index, "", 0) for index in range(sequences)]
@@ -199,7 +199,7 @@ class WholeOutlet:
         """True once the request has ended."""
 
     def receive(self, event: TokenEvent) -> None:
-        """Keep what is new of a sequence."""
+        """Add an event to its sequence."""
         self._sequences[event.index] += event
 
     def ended(self, error: RequestError | None) -> None:
@@ -214,7 +214,7 @@ class WholeOutlet:
 
 
 class PassingSink:
-    """A sink that passes everything on to `put`, but for the end: that is in `ended`."""
+    """Sink that passes everything on to `put`, except the end, which is in `ended`."""
 
     def __init__(self, put: Callable[[Head | Piece], None]):
         self.put = put
@@ -226,7 +226,7 @@ class PassingSink:
 
 
 class WaitingSink:
-    """A sink with one reader, which takes what is new when it has the time."""
+    """Sink with one reader, which takes the news when it is ready."""
 
     def __init__(self) -> None:
         self._pending = Pending()
@@ -245,7 +245,7 @@ class WaitingSink:
         self._arrived.set()
 
     async def take(self) -> list[News]:
-        """Return what is new since the last call, once there is anything; nothing at the end.
+        """Wait for news and return all since the last call; nothing at the end.
 
         Raises the error that the request ended with, after everything else.
         """
@@ -258,7 +258,7 @@ class WaitingSink:
 
 
 async def native_events(request: Request, sink: WaitingSink) -> AsyncIterator[Completion | ChatCompletionChunk]:
-    """Make the events of what comes into `sink`. Raises what its `take` raises."""
+    """Yield the API events of everything that comes into `sink`. Raises the errors of its `take`."""
     stream: NativeStream | None = None
     while news := await sink.take():
         for one in news:
@@ -284,7 +284,7 @@ def _call(piece: tools.CallPiece | ArgumentsPiece) -> CallPiece:
 
 
 def likeliest(sequences: Sequence[TokenEvent]) -> list[int]:
-    """Return the numbers of some sequences, the one with the greatest mean log-probability first."""
+    """Return the indices of the sequences, sorted by mean log-probability, the greatest first."""
 
     def mean(index: int) -> float:
         logprobs = sequences[index].logprobs

@@ -1,4 +1,4 @@
-"""Starts an engine for a loaded model: with the fastest runner at once, or as soon as its kernels are compiled."""
+"""Start of an engine for a loaded model: with the fastest runner at once, or as soon as its kernels are compiled."""
 
 import logging
 from collections.abc import Mapping
@@ -35,11 +35,11 @@ _log = logging.getLogger("run_gpt")
 def start_kernels(
     config: EngineConfig, device: str | None, folder: Path, *, quantised: bool = False, parallel: bool = False
 ) -> "Future[Kernels] | None":
-    """Begin to compile the native kernels, unless another runner or a GPU is wanted, or this machine cannot.
+    """Start to compile the native kernels, unless another runner or a GPU is wanted, or this machine cannot run them.
 
-    `quantised`: bit8 or bit4 is wanted, which the generic runner does with these kernels, too.
+    `quantised`: bit8 or bit4 is wanted, for which the generic runner needs these kernels, too.
 
-    Raises SetupError if the native runner is wanted and this machine cannot.
+    Raises SetupError if the native runner is wanted and this machine cannot run it.
     """
     on_gpu = device.partition(":")[0] != "cpu" if device else torch.cuda.is_available()
     wanted = [flag for flag, on in (("--compile", config.compile), ("--tensor-parallel", parallel)) if on]
@@ -59,10 +59,11 @@ def start_kernels(
 
 
 def packer_for(kernels: "Future[Kernels] | None", config: EngineConfig) -> PackerFor:
-    """What holds a model's weights while it is loaded: see `load`.
+    """Return the function that chooses the weight packer of a model while it is loaded: see `load`.
 
-    Our own kernels, for a model that the native runner will run, if they are compiled; and for any model in bit8 or
-    bit4, for which they are waited for: what could serve meanwhile would take the memory of whole weights.
+    Our own kernels pack the weights of a model for the native runner, if the kernels are compiled. They also pack any
+    model in bit8 or bit4. Such a model waits for the kernels: a runner that served meanwhile would need the memory of
+    unpacked weights.
     """
 
     def choose(model_config: Any, precision: str, own: Mapping[str, str]) -> PackedWeights | None:
@@ -85,11 +86,11 @@ def start_engine(
     followers: Followers | None = None,
     **options: Any,
 ) -> BatchEngine:
-    """An engine for `loaded`; `options` go to its constructor.
+    """Start an engine for `loaded`; `options` go to its constructor.
 
-    While kernels are being compiled the generic runner serves, which leaves the model as it is, and then the native one
-    goes on from there. Raises SetupError if `config.runner` cannot run the model, or if kernels that are asked for
-    cannot be compiled.
+    While the kernels are being compiled, the generic runner serves, which does not change the model. Then the native
+    runner takes over. Raises SetupError if `config.runner` cannot run the model, or if required kernels cannot be
+    compiled.
     """
     packed = cast("PackedWeights | None", loaded.packer)
     native_soon = packed is None and kernels is not None and fits(loaded.model)
@@ -131,7 +132,7 @@ def start_engine(
 
 
 def _parallel(runner: Any, followers: Followers, device: str) -> ParallelRunner:
-    """The runner of the first process once all have their share; on a CPU the shares lie in the same memory."""
+    """Return the runner of the first process, once all have loaded. On a CPU all shares are in the same memory."""
     followers.wait_loaded()
     shares = 1 if device == "cpu" else followers.size
     cache_bytes = runner.cache_bytes_per_token // shares
@@ -139,7 +140,7 @@ def _parallel(runner: Any, followers: Followers, device: str) -> ParallelRunner:
 
 
 def _go_on(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel, config: EngineConfig) -> None:
-    """In the thread that compiled: pack the weights beside the runner that serves, then replace it."""
+    """Pack the weights while the present runner serves, then replace it; called in the thread that compiled."""
     if (built := _result(kernels, must=False)) is None:
         return
     runner = NativeRunner(loaded.model, PackedWeights.of(loaded.model, built, loaded.precision), config)

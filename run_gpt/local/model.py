@@ -1,7 +1,7 @@
-"""`create_model`: a model in this process, with the same calls as one behind a server.
+"""Model in this process, made by `create_model`, with the same calls as a model behind a server.
 
-Turns requests of the wire's schema into the engine's, and the engine's events into answers; the executor serves the
-same object, so that a request gets the same answer in a notebook and from a cluster.
+It converts API requests to engine requests, and engine events to answers. The executor serves the same object, so that
+a request gets the same answer in a notebook and from a cluster.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ from run_gpt.models.grammar import GrammarCompiler
 from run_gpt.process import request_ids
 
 TEXTS_AT_ONCE = 64
-"""Of one request for embeddings: more would take the queue from others."""
+"""Number of texts of one embeddings request that are queued at once; more would block the queue for other requests."""
 
 
 def create_model(
@@ -81,8 +81,8 @@ def create_model(
 ) -> "Model":
     """Load a model into this process.
 
-    The parameters and their defaults are those of ModelConfig and EngineConfig. `on_progress` hears of downloads and
-    other long steps. Raises SetupError or ModelNotFound, each with a line that says what to do.
+    The parameters and their defaults are those of ModelConfig and EngineConfig. `on_progress` is called for downloads
+    and other long steps. Raises SetupError or ModelNotFound, each with a line that says what to do.
     """
     model_config = ModelConfig(
         model_name=model_name,
@@ -119,7 +119,7 @@ def load_model(
     on_progress: OnProgress = no_progress,
     **engine_options: Any,
 ) -> "Model":
-    """`create_model` from configurations; `engine_options` go to the engine's constructor."""
+    """Load a model as `create_model` does, from configurations; `engine_options` go to the engine's constructor."""
     parallel = model_config.tensor_parallel != 1
     quantised = model_config.precision in ("bit8", "bit4")
     cache = cache_root(model_config.cache_dir)
@@ -158,7 +158,7 @@ def _loaded(
 
 
 class Model(LanguageModel):
-    """A loaded model and its engine. Close it, or use it as a context manager, to free its memory."""
+    """Loaded model and its engine. Close it, or use it as a context manager, to free its memory."""
 
     def __init__(
         self,
@@ -172,11 +172,11 @@ class Model(LanguageModel):
         self.precision = loaded.precision
         self.device = loaded.device
         self.notes = loaded.notes
-        """What was chosen where a wish could not be taken literally; one line each."""
+        """Choices that differ from the requested settings; one line each."""
         self.context_length = min(loaded.context_length, max_context or loaded.context_length)
-        """Most tokens of prompt and answer together."""
+        """Largest number of tokens of prompt and answer together."""
         self.tokenizer = loaded.tokenizer
-        """A transformers tokenizer."""
+        """Tokenizer of transformers."""
         self._prompts = Prompts(loaded)
         self._preparation = Preparation(self._prompts, grammars, self.context_length)
         self._grammars = grammars
@@ -185,7 +185,7 @@ class Model(LanguageModel):
         self._default_adapter = default_adapter(config)
 
     def status(self) -> Status:
-        """What the engine is doing."""
+        """Return the state of the engine."""
         stats = self._engine.stats()
         return Status(
             state=stats.state,
@@ -196,16 +196,16 @@ class Model(LanguageModel):
         )
 
     def metrics(self) -> str:
-        """What the engine has counted and measured since its start, in Prometheus' text form."""
+        """Return the engine's metrics since its start, in Prometheus' text format."""
         return self._engine.metrics()
 
     def shutdown(self, drain_seconds: float = 0.0) -> None:
-        """Let running requests finish for so long, then end the engine. Blocks."""
+        """Give running requests `drain_seconds` to finish, then end the engine. Blocks."""
         self._engine.shutdown(drain_seconds)
         self._grammars.close()
 
     async def aclose(self) -> None:
-        """End the engine; requests that run end with Unavailable."""
+        """End the engine; running requests end with Unavailable."""
         await asyncio.to_thread(self.shutdown)
 
     async def _answer(
@@ -215,7 +215,7 @@ class Model(LanguageModel):
         request_id: str | None = None,
         on_timing: OnTiming = lambda timing: None,
     ) -> Answer:
-        """See LanguageModel. `on_timing` is told when the engine did what, once that is over."""
+        """See LanguageModel. `on_timing` gets the engine's times for the request once it has ended."""
         with request_ids.in_errors(lambda: request_id):
             return await self._any_answer(request, timeout, on_timing)
 
@@ -240,14 +240,14 @@ class Model(LanguageModel):
         return NativeStream(request, writer.head).whole(pieces, best)
 
     async def _whole(self, prepared: engine_request.Request) -> list[TokenEvent]:
-        """Run a request; return its sequences, an event each."""
+        """Run a request and return its sequences, one event each."""
         outlet = WholeOutlet(prepared.sequences)
         with self._running(replace(prepared, whole=True), outlet):
             return await outlet.complete()
 
     @contextmanager
     def _running(self, prepared: engine_request.Request, outlet: PieceOutlet | WholeOutlet) -> Iterator[None]:
-        """Let a request run; leaving the block ends it. Raises what `Engine.start` raises."""
+        """Start a request; leaving the block ends it. Raises the errors of `Engine.start`."""
         self._engine.start(prepared, outlet)
         try:
             yield
@@ -273,9 +273,9 @@ class Model(LanguageModel):
         timeout: float | None = None,
         on_timing: OnTiming = lambda timing: None,
     ) -> AsyncIterator[PieceWriter]:
-        """Prepare a request and let it run, its pieces going to `sink`; leaving the block ends it.
+        """Prepare and start a request, whose pieces go to `sink`; leaving the block ends it.
 
-        Raises a RequestError if it cannot begin. `on_timing` is told when the engine did what, once that is over.
+        Raises a RequestError if it cannot start. `on_timing` gets the engine's times for the request once it has ended.
         """
         self._check_model(request)
         request.check_stream()
@@ -289,7 +289,7 @@ class Model(LanguageModel):
             raise ModelNotFound(f"model = {request.model!r} is not served here: {self.name!r} is", param="model")
 
     def _adapter(self, name: str | None) -> str | None:
-        """The engine's name of the adapter that a request names, or does not."""
+        """Return the engine's name of the adapter for a request: the named one, or the default."""
         return self._default_adapter if name is None else None if name == BASE else name
 
     async def _embeddings(self, request: EmbedRequest, timeout: float | None, on_timing: OnTiming) -> Embeddings:

@@ -1,7 +1,7 @@
-"""The processes of a tensor-parallel model: starts those that follow, loads a share into each, and ends them.
+"""Processes of a tensor-parallel model: start of the followers, loading of a share into each, and their end.
 
-The others are `python -m run_gpt.local.parallel`. They live as long as their stdin, which this process holds: however
-it dies, they end.
+The followers run `python -m run_gpt.local.parallel`. They live as long as their stdin, which this process holds. So
+they end with this process, even if it crashes.
 """
 
 import os
@@ -21,12 +21,12 @@ from run_gpt.models import fetch
 from run_gpt.process import logs
 
 TIMEOUT = timedelta(minutes=30)
-"""For a share that takes long to load; a process that ends is noticed at once."""
+"""Time limit, for a share that takes long to load. A process that ends is noticed at once."""
 
 
 @dataclass(frozen=True)
 class _Join:
-    """What a follower is told first."""
+    """First message to a follower."""
 
     config: ModelConfig
     rank: int
@@ -35,7 +35,7 @@ class _Join:
 
 
 class Followers:
-    """The other processes of a model. Raises SetupError if one does not start."""
+    """Other processes of a model. Raises SetupError if one does not start."""
 
     def __init__(self, config: ModelConfig):
         import torch
@@ -70,26 +70,26 @@ class Followers:
             raise
 
     def tell(self, data: bytes) -> None:
-        """Send a call to each of them. Raises BrokenPipeError if one is gone."""
+        """Send a call to each follower. Raises BrokenPipeError if one has ended."""
         for rank in range(1, self.size):
             self._send(rank, data)
 
     def wait_loaded(self) -> None:
-        """Block until each has its share. Raises SetupError if one cannot."""
+        """Block until each follower has loaded its share. Raises SetupError if one cannot."""
         self._heard(b"loaded")
 
     def watch(self, on_end: Callable[[str], None]) -> None:
-        """From now on call `on_end` with a line if one of them ends by itself."""
+        """Call `on_end` with a message whenever a follower ends by itself from now on."""
         for rank, process in enumerate(self._processes, start=1):
             threading.Thread(target=self._watch, args=(rank, process, on_end), daemon=True).start()
 
     def kill(self) -> None:
-        """End all of them at once; `watch` tells of it."""
+        """Kill all followers at once; `watch` then calls its `on_end`."""
         for process in self._processes:
             process.kill()
 
     def close(self) -> None:
-        """End all of them. Blocks, for some seconds at most."""
+        """End all followers. Blocks for a few seconds at most."""
         import torch
         import torch.distributed as dist
 
@@ -128,9 +128,9 @@ class Followers:
 
 
 def start_followers(config: ModelConfig) -> Followers | None:
-    """The other processes of the model that `config` describes, fetched if need be; None if it wants none.
+    """Start the other processes of the model that `config` describes, and fetch it if necessary; None if it has none.
 
-    Raises SetupError for a model that transformers cannot split, or not into so many parts.
+    Raises SetupError for a model that transformers cannot split, or not into that many parts.
     """
     if config.tensor_parallel == 1:
         return None
@@ -176,7 +176,7 @@ def _check(config: ModelConfig) -> None:
 
 
 def _join(store: Any, rank: int, size: int) -> Any:
-    """Enter the group of processes; returns a group for what goes between the CPUs. Sockets are on loopback."""
+    """Join the group of processes; returns a group for communication between CPUs. Sockets are on loopback."""
     import torch
     import torch.distributed as dist
 
@@ -193,16 +193,16 @@ def _join(store: Any, rank: int, size: int) -> Any:
 
 
 def main() -> None:
-    """A follower: join, load, follow. What is read from stdin comes from the process that started this one."""
+    """Run a follower: join, load, follow. Its stdin is a pipe from the process that started it."""
     import signal
 
-    # Ctrl-C, and the SIGTERM that a service manager sends to every process, are for the first one: it lets running
-    # requests finish, and then ends this one.
+    # Ctrl-C, and the SIGTERM that a service manager sends to every process, are handled by the first process: it lets
+    # running requests finish, and then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.begin("follower")
     words = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # libraries that print must not be read as an answer
+    os.dup2(2, 1)  # output that libraries print must not be read as an answer
     calls = _calls_until_closed()
     join: _Join = pickle.load(calls)
     import torch
@@ -229,7 +229,7 @@ def main() -> None:
 
 
 def _calls_until_closed() -> Any:
-    """stdin, through a thread that ends this process when it closes, also in the middle of a call."""
+    """Return stdin, read through a thread that ends this process when it closes, even in the middle of a call."""
     read, write = os.pipe()
 
     def pump() -> None:

@@ -1,4 +1,4 @@
-"""From the wire's requests to the engine's: prompts, limits, sampling, and the grammars that answers are held to."""
+"""Conversion of API requests to engine requests: prompts, limits, sampling, and the grammars of answers."""
 
 import asyncio
 import time
@@ -31,16 +31,16 @@ _SAMPLING = (
 
 
 class Preparation:
-    """Prepares the requests of one model. `adapter` is the engine's name of one, None the model itself."""
+    """Converter of one model's requests. `adapter` is the engine's name of an adapter; None is the model itself."""
 
     def __init__(self, prompts: Prompts, grammars: GrammarCompiler, context_length: int):
-        """`context_length`: most tokens of prompt and answer together."""
+        """`context_length`: largest number of tokens of prompt and answer together."""
         self._prompts = prompts
         self._grammars = grammars
         self._context_length = context_length
 
     async def text(self, request: Request, adapter: str | None, timeout: float | None) -> engine_request.Request:
-        """A request for a text. Raises InvalidRequest, ContextLengthExceeded, QueueFull."""
+        """Prepare a request for a text. Raises InvalidRequest, ContextLengthExceeded, QueueFull."""
         deadline = _deadline(timeout)
         prepared = await asyncio.to_thread(self._text, request, adapter, deadline)
         return replace(prepared, grammar=await self._grammar(request))
@@ -48,7 +48,7 @@ class Preparation:
     async def embeddings(
         self, request: EmbedRequest, adapter: str | None, timeout: float | None
     ) -> list[engine_request.Request]:
-        """A request for each text to embed. Raises InvalidRequest, ContextLengthExceeded."""
+        """Prepare a request for each text to embed. Raises InvalidRequest, ContextLengthExceeded."""
         return await asyncio.to_thread(self._embeddings, request, adapter, _deadline(timeout))
 
     def _text(self, request: Request, adapter: str | None, deadline: float | None) -> engine_request.Request:
@@ -90,7 +90,7 @@ class Preparation:
         ]
 
     async def _grammar(self, request: Request) -> Grammar | None:
-        """What the answer is held to. Raises InvalidRequest, which names the field that asks for it, QueueFull."""
+        """Compile the answer's grammar, if it has one. Raises InvalidRequest with the field's name, QueueFull."""
         ways = [[await self._compiled(*source) for source in way] for way in self._prompts.grammars(request)]
         return None if not ways else ways[0][0] if len(ways) == 1 else Alternatives(ways)
 
@@ -120,7 +120,7 @@ class Preparation:
 
     def _sampling(self, request: Parameters) -> SamplingParams:
         given = {name: getattr(request, name) for name in _SAMPLING if getattr(request, name) is not None}
-        if request.best_of is not None:  # what is best is told by the log-probabilities
+        if request.best_of is not None:  # the log-probabilities decide which answer is best
             given.setdefault("logprobs", 0)
         bias = self._prompts.checked_bias(request.logit_bias)
         return SamplingParams(do_sample=request.samples, logit_bias=bias, **given)

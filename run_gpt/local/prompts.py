@@ -1,4 +1,4 @@
-"""A model's prompts: texts and chats to token ids, and token ids to what answers show of them."""
+"""Conversion between a model's texts and token ids: prompts and chats to ids, and ids to the text in answers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -12,28 +12,28 @@ from run_gpt.models.token_bytes import TokenBytes
 from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
 
 Source = tuple[Kind, str]
-"""A grammar before it is compiled: see GrammarCompiler."""
+"""Grammar before it is compiled: see GrammarCompiler."""
 
 
 class Prompts:
-    """Of one loaded model. Its calls may come from any thread."""
+    """Prompt converter of one loaded model. Its methods may be called from any thread."""
 
     def __init__(self, loaded: LoadedModel):
         self._tokenizer = loaded.tokenizer
         self._template = loaded.chat_template
         self.vocabulary = len(loaded.tokenizer)
-        """Token ids are below it."""
+        """Number of token ids; all ids are below it."""
         self.tool_format = find_tool_format(tool_template(loaded.tokenizer), loaded.tokenizer)
         self.token_bytes = TokenBytes(loaded.tokenizer)
 
     def of(self, request: Request) -> list[int]:
-        """The token ids of a request's prompt. Raises InvalidRequest."""
+        """Return the token ids of a request's prompt. Raises InvalidRequest."""
         if isinstance(request, GenerateRequest):
             return self.text_ids(request.prompt, "prompt")
         return self.chat_ids(request.messages, functions(request), parallel=request.parallel_tool_calls is not False)
 
     def text_ids(self, prompt: str | Sequence[int], param: str, *, special: bool = True) -> list[int]:
-        """The ids of a text, or checked ids as they are. `special`: begin as every text does. Raises InvalidRequest."""
+        """Return the ids of a text, or checked ids unchanged. `special`: add special tokens. Raises InvalidRequest."""
         if not isinstance(prompt, str):
             return self._checked(prompt, param)
         options: dict[str, Any] = {} if special else {"add_special_tokens": False}
@@ -45,7 +45,7 @@ class Prompts:
     def chat_ids(
         self, messages: Sequence[Message], tools: Sequence[Function] = (), *, parallel: bool = True
     ) -> list[int]:
-        """The ids of a chat up to where the answer begins. Raises InvalidRequest."""
+        """Return the ids of a chat up to the beginning of the answer. Raises InvalidRequest."""
         turns = [message.model_dump(exclude_none=True) for message in messages]
         for turn in turns:
             turn["role"] = "system" if turn["role"] == "developer" else turn["role"]
@@ -54,8 +54,9 @@ class Prompts:
         )
 
     def grammars(self, request: Request) -> list[list[Source]]:
-        """What holds the answer to its form and its calls: the ways it may go, each with all grammars that it then has
-        to keep to; empty: it may be anything. Raises InvalidRequest.
+        """Return the alternatives for the answer's format and calls; each is a list of grammars that must all match.
+
+        An empty list allows any answer. Raises InvalidRequest.
         """
         form = request.response_format
         asked: list[Source] = [(form.type, form.source or "")] if form is not None and form.type != "text" else []
@@ -74,28 +75,28 @@ class Prompts:
         return []
 
     def stops(self, request: Request) -> tuple[str, ...]:
-        """The request's stop texts; in a chat also those that end a turn."""
+        """Return the request's stop sequences; in a chat also those that end a turn."""
         in_chat = isinstance(request, ChatRequest) and self._template is not None
         return (*request.stops, *(self._template.stop if in_chat else ()))  # type: ignore[union-attr]
 
     def text(self, prompt: str | Sequence[int]) -> str:
-        """A prompt as text."""
+        """Return a prompt as text."""
         return prompt if isinstance(prompt, str) else self.decode(prompt)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, those included that only mark something."""
+        """Return the text of token ids, including special tokens."""
         return cast("str", self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of token ids from outside. Raises InvalidRequest."""
+        """Return the text of token ids from a client, after a check. Raises InvalidRequest."""
         return self.decode(self._checked(ids, "tokens"))
 
     def token_text(self, token_id: int) -> str:
-        """What a single token shows; of a part of a character, a replacement character."""
+        """Return the text of a single token; for a part of a character, a replacement character."""
         return self.decode([token_id])
 
     def checked_bias(self, bias: dict[str, float] | None) -> dict[int, float]:
-        """`logit_bias` by token id. Raises InvalidRequest."""
+        """Return `logit_bias` by token id. Raises InvalidRequest."""
         by_id = {int(token_id): value for token_id, value in (bias or {}).items()}
         self._checked(list(by_id), "logit_bias")
         return by_id
@@ -110,12 +111,12 @@ class Prompts:
 
 
 def functions(request: ChatRequest) -> list[Function]:
-    """Those that the model may call."""
+    """Return the functions that the model may call."""
     return [] if request.tool_choice == "none" else as_functions(request.tools)
 
 
 def as_functions(tools: Sequence[Tool] | None) -> list[Function]:
-    """The functions of some tools."""
+    """Return the functions of some tools."""
     return [
         Function(
             name=tool.function.name,
@@ -128,6 +129,6 @@ def as_functions(tools: Sequence[Tool] | None) -> list[Function]:
 
 
 def answer_decoder(loaded: LoadedModel) -> Callable[[Sequence[int]], str]:
-    """From the token ids of an answer to its text, in which the markers of calls can be seen."""
+    """Return the decoder of an answer's token ids. Its text keeps the markers of tool calls."""
     tool_format = find_tool_format(tool_template(loaded.tokenizer), loaded.tokenizer)
     return visible_decode(loaded.tokenizer, tool_format.visible)

@@ -1,1 +1,1 @@
-"""The runners: each runs a step of a model in a way of its own (see engine.runner)."""
+"""Runners: each has its own way to run a step of a model (see engine.runner)."""

@@ -1,4 +1,4 @@
-"""The runner for models without a plain key-value cache (state-space and recurrent ones): one row after the other."""
+"""Runner for models without a plain KV cache (state-space and recurrent ones): one sequence after the other."""
 
 import copy
 import inspect
@@ -16,15 +16,15 @@ from run_gpt.engine.scheduler import Copy, Run
 from run_gpt.process.devices import input_device
 
 AHEAD = 1024
-"""Tokens of a prompt whose logits are kept for its next parts, which would otherwise run all of it again each time."""
-# What transformers' models call that which they carry from one step to the next.
+"""Number of prompt tokens whose logits are kept for its next parts, which would otherwise each run all of it again."""
+# Names in transformers' models of the state that goes from one step to the next.
 _STATES = ("past_key_values", "cache_params", "state")
 
 
 class AloneRunner(ModelRunner):
-    """A ModelRunner that keeps a state for each row and never runs two rows together.
+    """ModelRunner that keeps a state for each sequence and never runs two sequences together.
 
-    A state is that after its last token: it can neither be cut nor be taken over at an earlier one.
+    A state is the one after the last token: it cannot be cut back or reused at an earlier token.
     """
 
     reuses_prefixes = False
@@ -45,7 +45,7 @@ class AloneRunner(ModelRunner):
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
         """See ModelRunner. These models take a prompt whole or token by token, so its last part runs all of it.
 
-        Of one that is scored the first part runs it, and keeps the logits for those that follow.
+        If a prompt is scored, its first part runs it and keeps the logits for the next parts.
         """
         logits = []
         prompts: dict[Any, tuple[int, torch.Tensor]] = {}
@@ -57,7 +57,7 @@ class AloneRunner(ModelRunner):
                 logits.append(self._run(run, run.token_ids, 1))
             elif run.wanted > 1 or run.end < len(prompt_ids) or run.slot in self._ahead:
                 logits.append(self._scored(run))
-            elif (prompt_ids, run.adapter) in prompts:  # another sequence of the same request, most often
+            elif (prompt_ids, run.adapter) in prompts:  # usually another sequence of the same request
                 source, after = prompts[prompt_ids, run.adapter]
                 self._states[run.slot] = copy.deepcopy(self._states[source])
                 logits.append(after)
@@ -83,7 +83,7 @@ class AloneRunner(ModelRunner):
         return torch.stack(sums)
 
     def copy(self, copies: Sequence[Copy]) -> None:
-        """See ModelRunner: there are none, for no prefix is reused."""
+        """See ModelRunner. There are no copies, because no prefix is reused."""
         if copies:
             raise NotImplementedError("the state of this model cannot be reused")
 
@@ -107,11 +107,11 @@ class AloneRunner(ModelRunner):
         self._adapters.remove(lora)
 
     def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
-        """See ModelRunner. A plain list of states, such as RWKV's, cannot follow its beam."""
+        """See ModelRunner. A plain list of states, such as RWKV's, cannot be reordered for beams."""
         return beam_search(self._model, request, stopped, self._adapters, lora, use_cache=self._name != "state")
 
     def _scored(self, run: Run) -> torch.Tensor:
-        """[wanted, vocabulary]: of a part of a prompt that is scored, or of its last token alone."""
+        """Return the logits of a part of a scored prompt, or of its last token alone: [wanted, vocabulary]."""
         prompt_ids, first = run.row.request.prompt_ids, run.end - run.wanted
         start, logits = self._ahead.get(run.slot, (0, torch.empty(0, 0)))
         if not run.start or run.end > start + len(logits):
@@ -125,7 +125,7 @@ class AloneRunner(ModelRunner):
         return logits[first - start : run.end - start]
 
     def _run(self, run: Run, token_ids: Sequence[int], wanted: int) -> torch.Tensor:
-        """[wanted, vocabulary]: the logits after the last of these tokens."""
+        """Return the logits after the last `wanted` of these tokens: [wanted, vocabulary]."""
         options = {"logits_to_keep": wanted} if self._takes_wanted else {}
         ids = torch.tensor([list(token_ids)], device=input_device(self._model))
         with self._adapters.rows([run.adapter]):

@@ -1,4 +1,4 @@
-"""Beam search and other things that every runner of a transformers model takes from transformers itself."""
+"""Beam search and end-of-sequence ids, which every runner of a transformers model takes from transformers itself."""
 
 import threading
 from typing import Any
@@ -11,7 +11,7 @@ from run_gpt.process.devices import input_device
 
 
 def end_ids_of(model: Any) -> tuple[int, ...]:
-    """The token ids that end a sequence, by the model's generation settings, else by its configuration."""
+    """Return the token ids that end a sequence, from the model's generation settings, else from its configuration."""
     ends = model.generation_config.eos_token_id
     ends = model.config.eos_token_id if ends is None else ends
     return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
@@ -26,10 +26,10 @@ def beam_search(
     *,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """The answers' token ids, best first, each up to its end of sequence. Ends early once `stopped` is set.
+    """Return the answers' token ids, best first, each up to its end of sequence. Ends early once `stopped` is set.
 
-    `adapters`: those of the model, of which all beams have `lora`. Without `use_cache` each step runs the whole text
-    again: for models whose states transformers cannot reorder.
+    `adapters`: the model's adapters; all beams use `lora`. Without `use_cache` each step runs the whole text again,
+    for models whose states transformers cannot reorder.
     """
     from transformers import StoppingCriteriaList
 
@@ -59,6 +59,6 @@ def beam_search(
 
 
 def _until_end(answer: list[int], end_ids: tuple[int, ...]) -> list[int]:
-    """The answer up to and with its end of sequence; what follows is padding."""
+    """Return the answer up to and including its end-of-sequence id; the rest is padding."""
     ends = [i for i, token in enumerate(answer) if token in end_ids]
     return answer[: ends[0] + 1] if ends else answer

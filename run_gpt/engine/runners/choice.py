@@ -1,4 +1,4 @@
-"""Which runner runs a model."""
+"""Choice of a model's runner."""
 
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def choose_runner(model: Any, config: EngineConfig, *, packed: "PackedWeights | None" = None) -> ModelRunner:
-    """The fastest runner that is right for a transformers model, or the one that `config.runner` names.
+    """Return the fastest runner that supports a transformers model, or the one that `config.runner` names.
 
-    `packed`: what holds the model's weights; joined they are for the native runner, which nothing else can be.
-    Raises SetupError for a runner that is not right for the model.
+    `packed`: the model's weights, if they are packed; joined weights are only for the native runner. Raises SetupError
+    for a runner that does not support the model.
     """
     from run_gpt.engine.runners import llama
     from run_gpt.engine.runners.alone import AloneRunner
@@ -43,7 +43,7 @@ def choose_runner(model: Any, config: EngineConfig, *, packed: "PackedWeights | 
     if wanted == "generic" and stateful:
         raise SetupError(f"--runner generic: {model.config.model_type} has no key-value cache; leave the option out")
     if wanted == "native":
-        assert packed is not None  # else it does not fit
+        assert packed is not None  # checked by fits_native
         runner = native.NativeRunner(model, packed, config)
         runner.take_over()
         return runner
@@ -53,6 +53,6 @@ def choose_runner(model: Any, config: EngineConfig, *, packed: "PackedWeights | 
 
 
 def _described(model: Any) -> str:
-    """What a runner says that it cannot run."""
+    """Describe a model for the error message of a runner that does not support it."""
     where = "split, not on one device" if is_split(model) else f"on {model.device}"
     return f"{model.config.model_type} {where}"

@@ -1,4 +1,4 @@
-"""torch.compile of a transformers model's own forward pass, which the generic runner calls."""
+"""Compilation by torch.compile of a transformers model's own forward pass, which the generic runner calls."""
 
 import os
 from pathlib import Path
@@ -11,9 +11,9 @@ from run_gpt.errors import SetupError
 
 
 def prepare_compiler(folder: Path) -> None:
-    """Keep what is compiled in `folder`, so that the next start finds it; a folder of the user's choice stays.
+    """Keep compiled code in `folder` for the next start, unless the user has set another folder.
 
-    Raises SetupError if there is no compiler for a CPU without a GPU beside it.
+    Raises SetupError on a machine without a GPU if there is no compiler for its CPU.
     """
     if not torch.cuda.is_available() and "compiler" in (reason := unsupported() or ""):
         raise SetupError(f"--compile: {reason}")
@@ -21,10 +21,10 @@ def prepare_compiler(folder: Path) -> None:
 
 
 def compile_forward(model: Any) -> None:
-    """Compile the layers between two uses of the cache, for steps of any shape.
+    """Compile the layers between two uses of the KV cache, for steps of any shape.
 
-    The cache itself stays outside: it grows in place, and its views of one buffer are nothing that inductor compiles.
-    What a step's shape is (one token or several, one row or several) is a compilation of its own, when it first comes.
+    The cache itself is not compiled: it grows in place, and inductor cannot compile its views of one buffer. Each kind
+    of shape (one token or several, one sequence or several) is compiled when it first occurs.
     """
     from run_gpt.engine.runners import generic
 

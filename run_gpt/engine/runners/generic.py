@@ -1,10 +1,10 @@
-"""The generic runner: every causal language model of transformers, in one batch over a dense key-value cache.
+"""Generic runner for all causal language models of transformers, in one batch over a dense KV cache.
 
-Rows are aligned at their ends: the batch has one last column, which all rows share, and rows that are shorter have
-padding in front, which a mask hides and true positions do not count. That is what transformers' own batched
-generation does, so every model that can do that runs here, whatever its positions are made of (rotary, learned, ALiBi).
-A step of rows that continue by one token writes one column. Rows that join or leave move the cache once: a row that
-leaves, for it has ended and is kept for reuse, or checks a draft, gets a cache of its own, without padding.
+Rows of the batch are aligned at their ends: all rows share the last column, and shorter rows have padding in front. A
+mask hides the padding, and positions do not count it. transformers' own batched generation does the same, so every
+model that supports it runs here, with any kind of positions (rotary, learned, ALiBi). A step of rows that continue by
+one token writes one column. When rows join or leave, the cache is moved once. A row that leaves gets its own cache,
+without padding: it has ended and is kept for reuse, or it checks a draft.
 """
 
 import inspect
@@ -25,11 +25,11 @@ from run_gpt.engine.scheduler import Copy, Run
 from run_gpt.process.devices import input_device
 
 GROWTH = 64
-"""Columns that are added when the cache is full."""
+"""Number of columns that are added when the cache is full."""
 PADDING_LIMIT = 1.5
-"""Prompts run together while the longest has at most so many times the tokens of the shortest."""
+"""Largest ratio of the longest to the shortest prompt, in tokens, for prompts that run together."""
 CHEAP_TOKENS = 5
-"""One row with four drafts, or two with one each: each row with drafts is a call of the model of its own."""
+"""One sequence with four drafts, or two with one each. Each sequence with drafts is a separate model call."""
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
@@ -69,14 +69,14 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (buffer[..., :columns, :] for buffer in buffers)
 
     def cut_out(self, row: int, start: int, end: int) -> "_Layer":
-        """A layer of one row's columns, on a copy."""
+        """Return a new layer with a copy of one row's columns."""
         part = _Layer()
         part.update(self.keys[row : row + 1, :, start:end], self.values[row : row + 1, :, start:end])
         return part
 
     @classmethod
     def joined(cls, parts: "Sequence[tuple[_Layer, torch.Tensor]]", columns: int) -> "_Layer":
-        """A layer of the chosen rows of several layers, of which the last `columns` columns are kept, on a copy."""
+        """Return a new layer with a copy of the chosen rows of several layers, only their last `columns` columns."""
         buffers = []
         for which in (0, 1):
             like = parts[0][0].keys if which == 0 else parts[0][0].values
@@ -96,19 +96,19 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class _Batch:
-    """Rows that run together, or one that is kept."""
+    """Batch of rows that run together, or of one row that is kept."""
 
     slots: list[int]
     mask: torch.Tensor
-    """[rows, columns]: 1 where there is a token, 0 for padding, which is in front."""
+    """Mask [rows, columns]: 1 for a token, 0 for padding, which is in front."""
     cache: Cache
 
     def length(self, slot: int) -> int:
-        """The tokens that a slot holds."""
+        """Return the number of tokens that a slot holds."""
         return int(self.mask[self.slots.index(slot)].sum())
 
     def cut_out(self, slot: int, length: int, new_slot: int) -> "_Batch":
-        """A batch of `new_slot` alone, without padding, that holds a copy of the first `length` tokens of `slot`."""
+        """Return a batch of `new_slot` alone, without padding, with a copy of the first `length` tokens of `slot`."""
         row, padding = self.slots.index(slot), self.mask.shape[1] - self.length(slot)
         layers = [layer.cut_out(row, padding, padding + length) for layer in self.cache.layers]
         return _Batch([new_slot], self.mask.new_ones(1, length), Cache(layers=layers))
@@ -121,7 +121,7 @@ class _Batch:
 
 
 class GenericRunner(ModelRunner):
-    """A ModelRunner over dense batches: one for the rows that continue by one token, others for what is kept."""
+    """ModelRunner over dense batches: one of the rows that continue by one token, others of kept rows."""
 
     reuses_prefixes = True
     cheap_tokens = CHEAP_TOKENS
@@ -139,9 +139,8 @@ class GenericRunner(ModelRunner):
 
     @torch.inference_mode()
     def forward(self, runs: Sequence[Run]) -> torch.Tensor:
-        """See ModelRunner. Rows that continue by a token run together, whole prompts of like length, others alone.
-
-        So do the first parts of prompts that are scored.
+        """See ModelRunner. Rows that continue by one token run together, as do whole prompts of similar length, and
+        the first parts of scored prompts. All others run alone.
         """
         self._begin(runs)
         logits: dict[int, torch.Tensor] = {}  # by slot
@@ -149,7 +148,7 @@ class GenericRunner(ModelRunner):
         if continued:
             logits.update(self._continue(continued))
         begun = [run for run in runs if run.start == 0 and run.wanted]
-        # Apart, so that no more logits are computed than are wanted, but for padding.
+        # Separate groups, so that no unneeded logits are computed, except for padding.
         groups = [*_alike([r for r in begun if r.wanted == 1]), *_alike([r for r in begun if r.wanted > 1])]
         for group in groups:
             batch, ids = self._grown(group)
@@ -162,7 +161,7 @@ class GenericRunner(ModelRunner):
 
     @torch.inference_mode()
     def embed(self, runs: Sequence[Run]) -> torch.Tensor:
-        """See ModelRunner. Whole prompts of like length run together, others alone."""
+        """See ModelRunner. Whole prompts of similar length run together, others alone."""
         self._begin(runs)
         sums: dict[int, torch.Tensor] = {}  # by slot
         groups = [*_alike([run for run in runs if run.start == 0]), *([run] for run in runs if run.start)]
@@ -174,7 +173,7 @@ class GenericRunner(ModelRunner):
         return torch.stack([sums[run.slot] for run in runs])
 
     def _begin(self, runs: Sequence[Run]) -> None:
-        """Let slots hold what stands before these runs, and no more."""
+        """Cut each slot to the tokens before its run."""
         self.release([run.slot for run in runs if run.start == 0])
         for run in runs:
             self._loras[run.slot] = run.adapter
@@ -182,7 +181,7 @@ class GenericRunner(ModelRunner):
                 self._alone(run.slot).crop(run.start)
 
     def _continue(self, runs: Sequence[Run]) -> dict[int, torch.Tensor]:
-        """Each slot's logits, [1, vocabulary]."""
+        """Run rows that continue by one token. Returns the logits by slot, [1, vocabulary] each."""
         batch = self._composed([run.slot for run in runs])
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.slots), 1)], dim=1)
         token_ids = {run.slot: run.token_ids for run in runs}
@@ -190,12 +189,12 @@ class GenericRunner(ModelRunner):
         return dict(zip(batch.slots, logits, strict=True))
 
     def _run_alone(self, run: Run) -> torch.Tensor:
-        """[wanted, or 1, vocabulary]: a part of a prompt, or a row's last token and its drafts."""
+        """Run a part of a prompt, or a row's last token and its drafts. Returns [wanted, or 1, vocabulary]."""
         batch, ids = self._grown([run])
         return self._run(batch, ids, max(1, run.wanted))[0]
 
     def _grown(self, runs: Sequence[Run]) -> tuple[_Batch, torch.Tensor]:
-        """A batch that has room for runs that begin their rows, or for one that goes on, and its token ids."""
+        """Return a batch with room for runs that begin their rows, or for one that goes on, and its token ids."""
         if runs[0].start == 0:
             batch, ids = _padded(runs)
             self._batches.append(batch)
@@ -212,7 +211,7 @@ class GenericRunner(ModelRunner):
             self._batches.append(self._batch_of(copy.source).cut_out(copy.source, copy.length, copy.target))
 
     def release(self, slots: Sequence[int]) -> None:
-        """See ModelRunner. The memory of a row in a batch goes when the batch is next composed."""
+        """See ModelRunner. The memory of a row in a batch is freed when the batch is next composed."""
         for batch in self._batches:
             batch.slots = [-1 if slot in slots else slot for slot in batch.slots]
         self._batches = [batch for batch in self._batches if any(slot >= 0 for slot in batch.slots)]
@@ -237,7 +236,7 @@ class GenericRunner(ModelRunner):
         return next(batch for batch in self._batches if slot in batch.slots)
 
     def _alone(self, slot: int) -> _Batch:
-        """The batch of this slot alone, cut out of the one that it was in."""
+        """Return the batch of this slot alone, cut out of its previous batch."""
         batch = self._batch_of(slot)
         if len(batch.slots) == 1:
             return batch
@@ -247,7 +246,7 @@ class GenericRunner(ModelRunner):
         return alone
 
     def _composed(self, slots: list[int]) -> _Batch:
-        """The one batch of exactly these slots: what it was, or with rows that joined and without those that left."""
+        """Return one batch of exactly these slots: an existing one, or a new one if rows have joined or left."""
         wanted = set(slots)
         for slot in {slot for batch in self._batches if wanted & set(batch.slots) for slot in batch.slots} - wanted:
             if slot >= 0:
@@ -271,12 +270,12 @@ class GenericRunner(ModelRunner):
         return composed
 
     def _run(self, batch: _Batch, ids: torch.Tensor, wanted: int) -> torch.Tensor:
-        """[rows, wanted, vocabulary]: the logits after the last columns."""
+        """Return the logits after the last columns: [rows, wanted, vocabulary]."""
         options = {"logits_to_keep": wanted} if self._takes_wanted else {}
         return self._call(self._model, batch, ids, **options).logits[:, -wanted:]  # type: ignore[no-any-return]
 
     def _call(self, model: Any, batch: _Batch, ids: torch.Tensor, **options: Any) -> Any:
-        """What the model, or its part below the output layer, gives. `batch.mask` covers `ids` already."""
+        """Call the model, or its part below the output layer. `batch.mask` covers `ids` already."""
         device = input_device(self._model)
         inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": batch.mask.to(device)}
         if self._takes_positions:
@@ -287,7 +286,7 @@ class GenericRunner(ModelRunner):
 
 
 def _alike(runs: Sequence[Run]) -> list[list[Run]]:
-    """Whole prompts in groups that run together: sorted by length, so that padding costs little."""
+    """Group whole prompts that run together, sorted by length so that padding costs little."""
     groups: list[list[Run]] = []
     for run in sorted(runs, key=lambda run: run.end):
         if groups and run.end <= PADDING_LIMIT * groups[-1][0].end:
@@ -298,7 +297,7 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _padded(runs: Sequence[Run]) -> tuple[_Batch, torch.Tensor]:
-    """A new batch for runs that begin their rows, and their token ids: [rows, columns], padded in front."""
+    """Return a new batch for runs that begin their rows, and their token ids: [rows, columns], padded in front."""
     columns = max(run.end for run in runs)
     ids = torch.zeros(len(runs), columns, dtype=torch.long)
     mask = torch.zeros_like(ids)

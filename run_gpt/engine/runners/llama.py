@@ -1,8 +1,8 @@
-"""The fast runner for Llama and its like (Llama, Mistral, Qwen 2 and 3, SmolLM): the forward pass written out.
+"""Fast runner for Llama and similar models (Llama, Mistral, Qwen 2 and 3, SmolLM): the forward pass written out.
 
-What it saves against transformers' own: the projections of one input are one product; the prompts of a step run as one
-matrix without padding, with the rows that continue; keys and values are never moved when rows join or leave; and
-little runs between the products, which for a small model is where the time goes.
+It is faster than transformers' own pass for these reasons. The projections of one input are one product. The prompts of
+a step run as one matrix without padding, together with decoding sequences. Keys and values are never moved when
+sequences join or leave. And little runs between the products, where a small model spends most of the time.
 """
 
 import threading
@@ -28,21 +28,21 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies do not change with the length of the text."""
 BLOCK_ON_GPU = 64
-"""Tokens of a block of the cache."""
+"""Number of tokens in a block of the cache."""
 BLOCK_ON_CPU = 2048
-"""A row lies in one piece then, mostly; memory that is not written costs nothing there."""
+"""Large, so that a sequence is mostly in one piece; memory that is not written costs nothing on a CPU."""
 CHEAP_ON_GPU = 64
-"""A step reads all weights whatever it computes: a GPU has computed some dozens of tokens by the time they are read."""
+"""Number of tokens that a GPU computes while it reads all weights, which every step must do: some dozens."""
 CHEAP_ON_CPU = 8
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""From queries [tokens, heads, size] and a layer's whole cache of keys and values to what they attend to."""
+"""Attention from queries [tokens, heads, size] over a layer's whole cache of keys and values."""
 AttendLayer = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""The same for the number of a layer and the tokens' queries, keys and values, which it puts into the cache."""
+"""Attention from a layer's number and the tokens' queries, keys and values; it writes the latter into the cache."""
 
 
 def fits(model: Any) -> bool:
-    """Whether this runner gives what the model itself would: a known family in plain weights on one device."""
+    """Return True when this runner computes the same as the model: a known family, plain weights, one device."""
     if not fits_config(model.config):
         return False
     plain = all(type(m) is nn.Linear for name, m in model.named_modules() if name.endswith(("_proj", "lm_head")))
@@ -51,8 +51,8 @@ def fits(model: Any) -> bool:
 
 
 def fits_config(config: Any) -> bool:
-    """What of `fits` a model's configuration tells, before it is loaded."""
-    own_code = getattr(config, "auto_map", None)  # what comes with the model may be another one under the same name
+    """Return the part of `fits` that the configuration decides, before the model is loaded."""
+    own_code = getattr(config, "auto_map", None)  # code that comes with a model may be another one of the same name
     if config.model_type not in FAMILIES or config.hidden_act != "silu" or own_code:
         return False
     return config.rope_parameters.get("rope_type") in ROTARY_KINDS and not _slides(config)
@@ -66,7 +66,7 @@ def _slides(config: Any) -> bool:
 
 @dataclass
 class _Layer:
-    """The weights of one layer, those with the same input as one."""
+    """Weights of one layer. Projections of the same input are joined."""
 
     norm: torch.Tensor
     qkv: nn.Module
@@ -77,14 +77,14 @@ class _Layer:
     gate_up: nn.Module
     down: nn.Module
     paths: list[tuple[str, int]]
-    """Where those that are joined stand in the model, and their outputs: q, k, v, gate and up."""
+    """Paths in the model, and numbers of outputs, of the joined projections: q, k, v, gate and up."""
 
 
 class LlamaRunner(ModelRunner):
-    """A ModelRunner over a cache in blocks.
+    """ModelRunner over a KV cache in blocks.
 
-    The linear layers run over all tokens of a step. Attention runs row by row; on a GPU, where each call costs more
-    than what it computes, the rows that continue by one token run together.
+    The linear layers run over all tokens of a step. Attention runs for one sequence after the other. On a GPU, where
+    each call costs more than its computation, the sequences that continue by one token run together.
     """
 
     reuses_prefixes = True
@@ -123,11 +123,11 @@ class LlamaRunner(ModelRunner):
         return torch.stack([states[ends[run.slot] - len(run.token_ids) : ends[run.slot]].sum(0) for run in runs])
 
     def _hidden(self, runs: Sequence[Run]) -> tuple[torch.Tensor, dict[int, int]]:
-        """What the layers make of all tokens, [tokens, hidden], and where each slot's tokens end."""
+        """Run the layers over all tokens. Returns [tokens, hidden], and the end of each slot's tokens in it."""
         for run in runs:
             self._cache.hold(run.slot, run.end)
         device = self._like.device
-        # The rows that run together come first, so that they and every other run are a piece of the step's tokens.
+        # Runs that attend together come first, so that they, and each other run, are one slice of the step's tokens.
         together = [run for run in runs if self._together and len(run.token_ids) == 1]
         alone = [run for run in runs if not (self._together and len(run.token_ids) == 1)]
         ordered = [*together, *alone]
@@ -153,7 +153,7 @@ class LlamaRunner(ModelRunner):
             return self._run(ids, angles, attend), ends
 
     def _alone(self, run: Run) -> Attend:
-        """Attention of one row's tokens: causal by position, so that a later part sees all of the earlier ones."""
+        """Return the attention of one run. It is causal by position, so a later part of a prompt sees earlier parts."""
         places = self._cache.places(run.slot, run.end)
         mask = None if run.start == 0 or len(run.token_ids) == 1 else _causal(run.start, run.end, self._like.device)
 
@@ -171,11 +171,11 @@ class LlamaRunner(ModelRunner):
         return attend
 
     def _rows_together(self, runs: Sequence[Run]) -> Attend:
-        """Attention of rows that continue by one token each."""
+        """Return the attention of sequences that continue by one token each."""
         table, mask = self._cache.table({run.slot: run.end for run in runs})
 
         def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-            # The heads that share keys are the queries of one head.
+            # Query heads that share keys become several queries of one head.
             out = F.scaled_dot_product_attention(
                 q.reshape(len(runs), self._kv_heads, -1, self._size),
                 keys[table].transpose(1, 2),
@@ -214,7 +214,7 @@ class LlamaRunner(ModelRunner):
         return beam_search(self._model, request, stopped, self._adapters, lora)
 
     def _angles(self, positions: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of these positions, [tokens, 1, size], from a table that grows with the longest row."""
+        """Return cosines and sines of positions, [tokens, 1, size]. Their table grows with the longest sequence."""
         if longest > len(self._rotary[0]):
             known = torch.arange(max(longest, 2 * len(self._rotary[0])), device=self._like.device)[None]
             cos, sin = self._model.model.rotary_emb(self._like, known)
@@ -222,7 +222,7 @@ class LlamaRunner(ModelRunner):
         return self._rotary[0][positions], self._rotary[1][positions]
 
     def _run(self, ids: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], attend: AttendLayer) -> torch.Tensor:
-        """[tokens, hidden]: what the layers make of these tokens. `attend` gets q, k, v as [tokens, heads, size]."""
+        """Run the layers: returns [tokens, hidden]. `attend` gets q, k and v as [tokens, heads, size]."""
         hidden: torch.Tensor = self._model.model.embed_tokens(ids)
         cos, sin = angles
         split = [self._heads, self._kv_heads, self._kv_heads]
@@ -240,9 +240,9 @@ class LlamaRunner(ModelRunner):
         return hidden
 
     def _adapted(self, x: torch.Tensor, out: torch.Tensor, parts: Sequence[tuple[str, int]]) -> torch.Tensor:
-        """The output of joined layers, given by path and outputs, with what the rows' adapters add to each.
+        """Add the adapters' parts to the output of joined layers; `parts` are their paths and numbers of outputs.
 
-        A layer that is not joined with others is the model's own, whose hook does it.
+        A layer that is not joined is the model's own, and its hook adds them.
         """
         if not self._adapters.active:
             return out
@@ -250,28 +250,28 @@ class LlamaRunner(ModelRunner):
         return torch.cat([self._adapters(path, x, one) for (path, _), one in zip(parts, split, strict=True)], dim=-1)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[rows, vocabulary]."""
+        """Return the logits of hidden states: [rows, vocabulary]."""
         logits: torch.Tensor = self._head(self._norm(hidden, self._model.model.norm.weight))
         return logits
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """RMSNorm, in fp32 whatever the weights are: in bf16 its sum of squares would lose what tells words apart."""
+        """Apply RMSNorm, always in fp32: in bf16 the sum of squares would lose differences that distinguish words."""
         return F.rms_norm(x.float(), (x.shape[-1],), eps=self._epsilon).to(x.dtype) * weight
 
 
 def _indices(places: Places, device: Any) -> torch.Tensor:
-    """[tokens]."""
+    """Return places as indices: [tokens]."""
     return torch.arange(places.start, places.stop, device=device) if isinstance(places, slice) else places
 
 
 def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding (Su et al. 2021), with halves as in GPT-NeoX. `x`: [tokens, heads, size]."""
+    """Apply rotary position embedding (Su et al. 2021), with halves as in GPT-NeoX. `x`: [tokens, heads, size]."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def _causal(start: int, end: int, device: Any) -> torch.Tensor:
-    """[end - start, end]: whether the token at a row's position sees that of a column."""
+    """Return the causal mask [end - start, end]: True where the token of a row sees the token of a column."""
     columns = torch.arange(end, device=device)
     return columns <= columns[start:, None]
 
@@ -294,7 +294,7 @@ def _fused(layer: Any, path: str) -> _Layer:
 
 
 def _taken_over(owner: nn.Module, *names: str) -> nn.Module:
-    """These layers of `owner` as one. The model's own forward pass, which beam search uses, runs on it from now on."""
+    """Join these layers of `owner` into one. From now on the model's own forward pass, for beam search, uses it too."""
     joined, places = joined_linear([owner.get_submodule(name) for name in names])  # type: ignore[misc]
     for name, place in zip(names, places, strict=True):
         setattr(owner, name, place)

@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al. 2021) beside a model's weights: low-rank additions to its linear layers, row by row."""
+"""LoRA adapters (Hu et al. 2021) beside a model's weights: low-rank additions to linear layers, chosen per row."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,30 +17,30 @@ Rows = Sequence["Lora | None"]
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """One adapter. It is known by identity: another one under the same name is another one."""
+    """LoRA adapter. Adapters are compared by identity: two with the same name are different."""
 
     name: str
     weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-    """By the path of a linear layer in the transformers model: A [rank, inputs] and B [outputs, rank], in fp32, with
-    the scale in B. The layer gives x W^T + (x A^T) B^T."""
+    """Matrices A [rank, inputs] and B [outputs, rank] by the path of a linear layer in the transformers model; in fp32,
+    with the scale in B. The layer computes x W^T + (x A^T) B^T."""
 
 
 class Adapters:
-    """The adapters of one transformers model, added by hooks on the layers that they target.
+    """Adapters of one transformers model, added by hooks on their target layers.
 
-    A row without an adapter is computed as it always was. What rows a call of the model has is told by `rows`, for the
-    thread that makes the call.
+    A row without an adapter is computed without any change. `rows` sets the rows of a model call, for the calling
+    thread.
     """
 
     def __init__(self, model: Any):
         self._model = model
         self._weights: dict[Lora, Mapping[str, tuple[torch.Tensor, torch.Tensor]]] = {}
         self._hooks: dict[str, tuple[nn.Module, Any]] = {}
-        """By path, the layer that is hooked, and the hook."""
+        """Hooked layers and their hooks, by path."""
         self._current = threading.local()
 
     def add(self, lora: Lora) -> None:
-        """Let rows have this adapter. Raises ValueError if a layer is not there, or has another shape."""
+        """Add an adapter that rows may use. Raises ValueError if a layer does not exist, or has another shape."""
         self._check(lora)
         device = input_device(self._model)
         self._weights[lora] = {path: (a.to(device), b.to(device)) for path, (a, b) in lora.weights.items()}
@@ -57,14 +57,14 @@ class Adapters:
                 )
 
     def remove(self, lora: Lora) -> None:
-        """Forget this adapter, which no row has any more."""
+        """Remove this adapter. No sequence uses it any more."""
         del self._weights[lora]
         self.refresh()
 
     def refresh(self) -> None:
-        """Hook the layers that stand in the model now: one may have been replaced.
+        """Hook the model's current layers; some may have been replaced.
 
-        A hook that is still right stays as it is: beam search may be in the middle of a pass, in a thread of its own.
+        A hook that is still valid stays in place, because beam search may be within a pass, in a separate thread.
         """
         layers = {path: self._model.get_submodule(path) for lora in self._weights for path in lora.weights}
         for path, (layer, hook) in list(self._hooks.items()):
@@ -76,7 +76,7 @@ class Adapters:
 
     @contextmanager
     def rows(self, loras: Rows) -> Iterator[None]:
-        """Within: inputs of layers are these rows, one after the other, each with as many tokens as the others."""
+        """Set the adapters of the rows of model calls within the block. All rows have the same number of tokens."""
         self._current.loras = loras if any(loras) else None
         try:
             yield
@@ -85,11 +85,11 @@ class Adapters:
 
     @property
     def active(self) -> bool:
-        """Whether a row of the current call has an adapter."""
+        """True when a row of the current call has an adapter."""
         return getattr(self._current, "loras", None) is not None
 
     def __call__(self, path: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """`out` [..., outputs], what the layer at `path` gives for `x` [..., inputs], with what rows' adapters add."""
+        """Return `out` [..., outputs] of the layer at `path` for `x` [..., inputs], plus the adapters' additions."""
         loras: Rows | None = getattr(self._current, "loras", None)
         if loras is None:
             return out
@@ -112,7 +112,7 @@ class Adapters:
         return add
 
     def _shape(self, path: str) -> tuple[int, int]:
-        """Outputs and inputs of a linear layer."""
+        """Return the numbers of outputs and inputs of a linear layer."""
         try:
             module: Any = self._model.get_submodule(path)
         except AttributeError as error:

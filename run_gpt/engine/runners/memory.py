@@ -1,4 +1,4 @@
-"""How large a token of cache is, and how many the free memory holds."""
+"""Size of a token in the KV cache, and number of tokens that fit the free memory."""
 
 import logging
 from typing import Any
@@ -8,11 +8,11 @@ from run_gpt.process.devices import left_bytes
 _log = logging.getLogger("run_gpt")
 
 SHARE = 0.5
-"""Of the free memory; the rest is for a step's own tensors, and for what else runs."""
+"""Share of the free memory for the cache; the rest is for a step's own tensors, and for other processes."""
 
 
 def cache_bytes_per_token(model: Any) -> int:
-    """Bytes of the keys and values of one token, as the model's configuration tells; 0 when it does not."""
+    """Return the bytes of one token's keys and values by the model's configuration; 0 when it does not give them."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
@@ -24,10 +24,10 @@ def cache_bytes_per_token(model: Any) -> int:
 
 
 def fitting_tokens(bytes_per_token: int, device: str, context_length: int, processes: int = 1) -> int | None:
-    """Tokens that fit the share of the device's free memory, at least one context; None when a token's size is not
-    known.
+    """Return the number of tokens that fit SHARE of the device's free memory, at least one context.
 
-    Of replicas that share the device, each takes its share of what is its own. `processes`: see `left_bytes`.
+    Returns None if a token's size is not known. Replicas on the same device each take SHARE of their own part of the
+    memory. `processes`: see `left_bytes`.
     """
     if not bytes_per_token:
         return None

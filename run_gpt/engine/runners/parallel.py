@@ -1,7 +1,7 @@
-"""One model over several processes: the runner that leads, and the loop that follows it.
+"""One model over several processes: the leading runner, and the loop of the followers.
 
-Each process holds a share of every layer (transformers' tensor parallelism) and must make the same calls of it in the
-same order. The first one tells the others each call before it makes it itself.
+Each process holds a share of every layer (transformers' tensor parallelism), and all must make the same calls in the
+same order. The first process sends each call to the others before it makes the call itself.
 """
 
 import pickle
@@ -22,7 +22,7 @@ from run_gpt.engine.scheduler import Copy, Run
 
 @dataclass(frozen=True)
 class _Run:
-    """What a runner reads of a Run, without the row and its consumer."""
+    """Fields of a Run that a runner reads, without the row and its consumer."""
 
     slot: int
     start: int
@@ -32,29 +32,29 @@ class _Run:
 
     @property
     def end(self) -> int:
-        """The position after the last token."""
+        """Position after the last token."""
         return self.start + len(self.token_ids)
 
 
 class _SharedStop(threading.Event):
-    """The first process's event, as all processes see it: at the same point of their common work."""
+    """Event of the first process, with the same value in all processes at the same point of their work."""
 
     def __init__(self, event: threading.Event | None, group: Any):
         super().__init__()
         self._event, self._group = event, group
 
     def is_set(self) -> bool:
-        """What the first process's event is; asked in all of them."""
+        """Return the state of the first process's event. All processes must make this call."""
         flag = torch.tensor([self._event is not None and self._event.is_set()])
         dist.broadcast(flag, 0, group=self._group)
         return bool(flag)
 
 
 class ParallelRunner(ModelRunner):
-    """A ModelRunner of the first process, over its GenericRunner; `tell` sends bytes to every other one.
+    """ModelRunner of the first process, over its GenericRunner; `tell` sends bytes to every other process.
 
-    One call at a time: a beam search holds the batch up until it ends. A call that fails is the last one: nobody knows
-    how far the others came in it, and what they go on with would mix with the next one's numbers.
+    There is one call at a time: a beam search blocks the batch until it ends. After a failed call there are no more:
+    it is not known how far the other processes got, and their data would mix with that of the next call.
     """
 
     reuses_prefixes = True
@@ -88,11 +88,11 @@ class ParallelRunner(ModelRunner):
         return sums
 
     def add_adapter(self, lora: Lora) -> None:
-        """See ModelRunner: there are none."""
+        """See ModelRunner. Adapters are not supported."""
         raise ValueError("a model in shares has no adapters: leave --tensor-parallel out")
 
     def remove_adapter(self, lora: Lora) -> None:
-        """See ModelRunner: there are none."""
+        """See ModelRunner. Adapters are not supported."""
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """See ModelRunner."""
@@ -115,7 +115,7 @@ class ParallelRunner(ModelRunner):
         return answers
 
     def _call(self, name: str, *arguments: Any, own: tuple[Any, ...] = ()) -> Any:
-        """`own`: more arguments, for the runner of this process alone."""
+        """Make a call in all processes. `own`: further arguments, for the runner of this process alone."""
         with self._lock:
             if self._failed:
                 raise RuntimeError("a call of this model failed before, and its processes have ended")
@@ -129,7 +129,7 @@ class ParallelRunner(ModelRunner):
 
 
 def follow(runner: GenericRunner, calls: IO[bytes], group: Any) -> None:
-    """Make each call that the first process tells of, until it closes `calls`."""
+    """Make each call that the first process sends, until it closes `calls`."""
     while True:
         try:
             name, arguments = pickle.load(calls)

@@ -1,4 +1,4 @@
-"""The native runner: Llama and its like on a CPU, by kernels of our own that are compiled for the machine."""
+"""Native runner: Llama and similar models on a CPU, by our own kernels, which are compiled for the machine."""
 
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def building(folder: Path) -> "Future[Kernels]":
-    """The kernels, at once if they lie in `folder`; else compiled into it by a thread, which takes about 10 s.
+    """Return the kernels, at once if they are in `folder`; else a thread compiles them into it, in about 10 s.
 
-    The future's error is a SetupError that says why not. Raises SetupError if this machine cannot run them.
+    The future's error is a SetupError with the reason. Raises SetupError if this machine cannot run the kernels.
     """
     future: Future[Kernels] = Future()
     if library(folder).is_file():
@@ -32,5 +32,5 @@ def _build(folder: Path, future: "Future[Kernels]") -> None:
         future.set_result(Kernels(built(folder)))
     except SetupError as error:
         future.set_exception(error)
-    except Exception as error:  # a full disk, a library that does not load: whoever waits must hear of it
+    except Exception as error:  # a full disk, a library that does not load: the future must not stay open
         future.set_exception(SetupError(f"the native kernels cannot be compiled: {error}"))

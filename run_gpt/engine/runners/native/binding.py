@@ -1,4 +1,4 @@
-"""The compiled kernels as Python calls: what `kernels.cpp` declares, with tensors that are checked."""
+"""Python calls of the compiled kernels that `kernels.cpp` declares, with checked tensors."""
 
 import ctypes
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ import torch
 
 FORMATS = {"fp32": 0, "bf16": 1, "bit8": 2, "bit4": 3, "fp16": 4}
 LANES = 16
-"""Outputs of a panel."""
+"""Number of outputs of a panel."""
 GROUP = 32
-"""Inputs that share a scale in bit8 and bit4."""
+"""Number of inputs that share a scale in bit8 and bit4."""
 ROWS_AT_ONCE = 256
-"""Outputs of a weight that are packed together, by one thread; whole panels."""
+"""Number of outputs of a weight that one thread packs together; whole panels."""
 
 
 class MatrixStruct(Structure):
@@ -99,7 +99,7 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
 
 
 class Kernels:
-    """The functions of the compiled library, each under its name without `rungpt_`."""
+    """Functions of the compiled library, each under its name without `rungpt_`."""
 
     def __init__(self, library: Path):
         loaded = ctypes.CDLL(str(library))
@@ -122,7 +122,7 @@ class Memory:
             raise MemoryError(f"no address space for {size} bytes")
 
     def take(self, size: int) -> int:
-        """The address of so many bytes of it, at a multiple of 64."""
+        """Return the address of the next `size` bytes, at a multiple of 64."""
         start, self._taken = self._taken, (self._taken + size + 63) // 64 * 64
         if self._taken > self._size:
             raise MemoryError(f"{self._taken} bytes of {self._size}")
@@ -134,8 +134,8 @@ class Memory:
 
 
 class Matrix:
-    """A linear layer's weights in panels: zeros, until they are filled in. `error`: the largest of a weight, as a part
-    of what its group can hold."""
+    """Weights of a linear layer in panels; zeros until they are filled in. `error`: the largest error of a weight, as a
+    part of the range of its group."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Matrix:
         bias: bool = False,
         memory: Memory | None = None,
     ):
-        """Take room in `memory`, by default in some of its own."""
+        """Take space in `memory`, by default in new memory of its own."""
         self.kernels = kernels
         self.precision, self.outputs, self.inputs = precision, outputs, inputs
         self.error = 0.0
@@ -155,7 +155,7 @@ class Matrix:
         size = kernels.matrix_bytes(number, outputs, inputs)
         self._memory = memory or Memory(kernels, size + 63, dense=True)
         self._bias: torch.Tensor | None = None
-        if bias:  # on the CPU and in fp32, also while transformers loads a model, with other defaults for both
+        if bias:  # on the CPU and in fp32, even while transformers loads a model with other defaults for both
             room = (outputs + LANES - 1) // LANES * LANES
             self._bias = torch.zeros(room, dtype=torch.float32, device="cpu")
         self.struct = MatrixStruct(
@@ -163,9 +163,9 @@ class Matrix:
         )
 
     def fill(self, weight: torch.Tensor, *, panel: int = 0, step: int = 1) -> None:
-        """Pack a weight [outputs, inputs] into every `step`th panel from `panel` on; only the last may have room left.
+        """Pack a weight [outputs, inputs] into every `step`th panel from `panel` on; only the last may be incomplete.
 
-        Some rows at a time, so that none but those are ever held as fp32.
+        Rows are packed in parts, so that only a few of them are ever held in fp32.
         """
 
         def pack(start: int) -> float:
@@ -186,7 +186,7 @@ class Matrix:
         self._bias[start : start + len(bias)] = bias.detach().float()
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight: [..., inputs] in fp32."""
+        """Return rows of the weight: [..., inputs] in fp32."""
         flat = indices.reshape(-1).to(torch.int64).contiguous()
         if len(flat) and not 0 <= int(flat.min()) <= int(flat.max()) < self.outputs:
             raise IndexError(f"row {flat.tolist()} of {self.outputs}")
@@ -196,7 +196,7 @@ class Matrix:
 
 
 class Context:
-    """Threads and scratch memory; one thread at a time uses them, another waits."""
+    """Threads and scratch memory of the kernels. One caller at a time uses them; others wait."""
 
     def __init__(self, kernels: Kernels, threads: int):
         self.kernels = kernels
@@ -207,7 +207,7 @@ class Context:
         self.kernels.free(self.handle)
 
     def linear(self, matrix: Matrix, x: torch.Tensor) -> torch.Tensor:
-        """[..., inputs] -> [..., outputs], in the type of `x`."""
+        """Apply a linear layer: [..., inputs] -> [..., outputs], in the type of `x`."""
         rows = x.detach().reshape(-1, matrix.inputs).float().contiguous()
         out = torch.empty(len(rows), matrix.outputs)
         with self._lock:

@@ -1,4 +1,4 @@
-"""Compiles the kernels for this machine, once, and keeps what came of it in the cache."""
+"""Compilation of the kernels for this machine, once. The library is kept in the cache."""
 
 import ctypes
 import hashlib
@@ -16,9 +16,9 @@ from filelock import FileLock
 from run_gpt.errors import SetupError
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-"""It includes the headers beside it."""
+"""Source file, which includes the headers beside it."""
 NEEDS = {"avx2", "fma", "f16c"}
-"""Features that a CPU must have; AVX-512 with VNNI and bf16, and AMX, are used where they are there."""
+"""Features that a CPU must have. AVX-512 with VNNI and bf16, and AMX, are used if available."""
 _OPTIONS = (
     *("-std=c++20", "-O3", "-shared", "-fPIC", "-pthread", "-Wno-psabi"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
@@ -27,7 +27,7 @@ _SECONDS = 300
 
 
 def unsupported() -> str | None:
-    """Why this machine cannot build or run the kernels; None if it can."""
+    """Return the reason why this machine cannot build or run the kernels; None if it can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"they are written for Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
     if missing := NEEDS - set(_cpu_flags()):
@@ -38,7 +38,10 @@ def unsupported() -> str | None:
 
 
 def library(folder: Path, target: str = "native") -> Path:
-    """Where in `folder` the compiled library lies, or will. `target`: see `built`. Raises SetupError if none can."""
+    """Return the path in `folder` of the library, compiled or not yet. `target`: see `built`.
+
+    Raises SetupError if this machine cannot run the kernels.
+    """
     if reason := unsupported():
         raise SetupError(f"the native kernels cannot run here: {reason}")
     return folder / f"kernels-{_identity(_options(target))}.so"
@@ -46,11 +49,11 @@ def library(folder: Path, target: str = "native") -> Path:
 
 @cache
 def built(folder: Path, target: str = "native") -> Path:
-    """The compiled library in `folder`, which is made if need be; takes about 10 s the first time.
+    """Return the compiled library in `folder`; compile it if necessary, in about 10 s.
 
-    Of processes that start together, such as replicas, one compiles it and the others wait. `target`: for which CPUs,
-    by the compiler's name for them; default: this one. Raises SetupError with the reason, and with what the compiler
-    said.
+    If several processes start together, such as replicas, one compiles it and the others wait. `target`: the compiler's
+    name of the CPUs to compile for; the default is this CPU. Raises SetupError with the reason and the compiler's
+    message.
     """
     wanted = library(folder, target)
     if wanted.is_file():
@@ -63,7 +66,7 @@ def built(folder: Path, target: str = "native") -> Path:
 
 
 def _compile(wanted: Path, target: str) -> None:
-    compiler = str(_compiler())  # there is one: `library` has looked
+    compiler = str(_compiler())  # `library` has checked that there is one
     with tempfile.TemporaryDirectory(dir=wanted.parent) as scratch:
         made = Path(scratch, wanted.name)
         command = [compiler, *_options(target), str(SOURCE), "-o", str(made)]
@@ -74,7 +77,7 @@ def _compile(wanted: Path, target: str) -> None:
         if done.returncode:
             said = "\n".join(line for line in done.stderr.splitlines() if "error" in line) or done.stderr[-500:]
             raise SetupError(f"the native kernels cannot be compiled with {compiler}: {said}")
-        ctypes.CDLL(str(made))  # what does not load must not stay
+        ctypes.CDLL(str(made))  # a library that does not load must not stay in the cache
         made.replace(wanted)
 
 
@@ -99,7 +102,7 @@ def _options(target: str) -> list[str]:
 
 
 def _identity(options: Sequence[str]) -> str:
-    """Changes with the source, the options, the compiler and the CPU: a cache may be shared between machines."""
+    """Return a hash of the source, the options, the compiler and the CPU, because machines may share a cache."""
     version = subprocess.run([str(_compiler()), "--version"], capture_output=True, text=True, check=False).stdout
     sources = [file.read_text() for file in sorted((*SOURCE.parent.glob("*.h"), SOURCE))]
     parts = (*sources, *options, version, *_cpu_flags())

@@ -1,4 +1,4 @@
-"""LoRA adapters as the kernels want them: by layer and projection, in fp32."""
+"""LoRA adapters in the form that the kernels need: by layer and projection, in fp32."""
 
 import ctypes
 import re
@@ -15,15 +15,15 @@ _PATH = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<name>
 
 
 class NativeLoras:
-    """The adapters of a model with so many layers."""
+    """Adapters of a model with `layers` layers."""
 
     def __init__(self, layers: int):
         self._layers = layers
         self._structs: dict[Lora, tuple[Any, list[torch.Tensor]]] = {}
-        """With the tensors that they point to."""
+        """Structures of each adapter, with the tensors that they point to."""
 
     def add(self, lora: Lora) -> None:
-        """Raises ValueError for a layer that is none of the seven projections."""
+        """Add an adapter. Raises ValueError for a layer that is not one of the seven projections."""
         structs, kept = (LoraLayerStruct * self._layers)(), []
         for path, (a, b) in lora.weights.items():
             match = _PATH.fullmatch(path)
@@ -39,11 +39,11 @@ class NativeLoras:
         self._structs[lora] = structs, kept
 
     def remove(self, lora: Lora) -> None:
-        """Free its memory."""
+        """Free the memory of an adapter."""
         del self._structs[lora]
 
     def of_tokens(self, runs: Sequence[Run]) -> Any:
-        """For each token of the runs the address of its adapter, or null; None if no token has one."""
+        """Return the address of the adapter of each token of the runs, or null; None if no token has one."""
         if not any(run.adapter for run in runs):
             return None
         addresses = [self._address(run.adapter) for run in runs for _ in run.token_ids]

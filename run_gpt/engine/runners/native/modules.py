@@ -1,4 +1,4 @@
-"""What takes the place of a transformers model's layers whose weights are packed: no weight is held twice."""
+"""Replacements of a transformers model's layers with packed weights, so that no weight is held twice."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,20 +10,20 @@ from run_gpt.engine.runners.native.binding import LANES, Context, Matrix
 
 
 class Packed(nn.Module):
-    """A module whose parameters go into matrices. It has them by name and shape, for a loader, but without memory."""
+    """Module whose parameters are packed into matrices. For a loader it has their names and shapes, but no memory."""
 
     def stand_in(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
-        """A parameter that is there only in name."""
+        """Register a parameter without memory."""
         self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False))
 
     def settle(self) -> None:
-        """Once all is filled in: parameters that take no memory and have the type and the device of the others."""
+        """Replace the parameters, once all are packed, by empty ones of the same type, on the device of the others."""
         for name, parameter in list(self.named_parameters(recurse=False)):
             self.register_parameter(name, nn.Parameter(torch.empty(0, dtype=parameter.dtype), requires_grad=False))
 
 
 class PackedLinear(Packed):
-    """`nn.Linear` over outputs of a packed matrix: the ones from `start`, or every second panel from panel `start`."""
+    """Layer like `nn.Linear` over outputs of a packed matrix: those from `start`, or every second panel from there."""
 
     def __init__(self, context: Context, matrix: Matrix, start: int, outputs: int, *, interleaved: bool = False):
         super().__init__()
@@ -40,7 +40,7 @@ class PackedLinear(Packed):
 
 
 class PackedEmbedding(Packed):
-    """`nn.Embedding` over a packed matrix, its rows multiplied by `scale`, as Gemma has it."""
+    """Layer like `nn.Embedding` over a packed matrix. Its rows are multiplied by `scale`, as in Gemma."""
 
     def __init__(self, matrix: Matrix, scale: float):
         super().__init__()
@@ -53,7 +53,7 @@ class PackedEmbedding(Packed):
 
 
 class PackedExperts(Packed):
-    """The experts of a layer of Mixtral and its like: see transformers' MixtralExperts."""
+    """Experts of a layer of Mixtral and similar models: see transformers' MixtralExperts."""
 
     def __init__(self, context: Context, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Any):
         super().__init__()
@@ -63,7 +63,7 @@ class PackedExperts(Packed):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """[tokens, hidden], [tokens, k] and [tokens, k] -> [tokens, hidden]."""
+        """Apply the chosen experts: [tokens, hidden], [tokens, k] and [tokens, k] -> [tokens, hidden]."""
         out = torch.zeros_like(hidden_states)
         for expert in range(self.num_experts):
             token, choice = torch.where(top_k_index == expert)

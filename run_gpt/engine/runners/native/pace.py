@@ -1,7 +1,7 @@
-"""`Pace`: whether a small step runs on one thread or on all, as the times of the steps before it tell.
+"""Choice between one thread and all threads for small steps, by the measured times of earlier steps.
 
-In a pass the threads wait for each other's last items some eight times in each layer. Where there is little to do
-between two waits, one thread alone may be faster; whether it is cannot be told before.
+In a pass the threads wait for each other's last items some eight times in each layer. If there is little work between
+two waits, a single thread may be faster. Only a measurement can tell.
 """
 
 import time
@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from statistics import median
 
 MOST_TOKENS = 32
-"""Larger steps have enough to do for all threads, and one alone would hold everybody up."""
+"""Largest step that may run on one thread. Larger steps have enough work for all threads, and would take too long."""
 TRIAL = 3
-"""Steps that try the other way, one after the other."""
+"""Number of consecutive steps that try the other choice."""
 FIRST_PAUSE, LONGEST_PAUSE = 8, 512
-"""Steps between two trials: twice as many after each that told nothing new."""
+"""Number of steps between two trials; it doubles after each trial that changed nothing."""
 BETTER = 0.95
-"""The part of the time that the other way may take at most to be chosen."""
+"""Largest ratio of the other choice's time to the current one's at which it is adopted."""
 
 
 class Pace:
-    """Of one runner with so many threads. One step at a time."""
+    """Chooser between one thread and all for the steps of one runner, one step at a time."""
 
     def __init__(self, threads: int):
         self._threads = threads
@@ -29,7 +29,7 @@ class Pace:
 
     @contextmanager
     def step(self, tokens: int) -> Iterator[bool]:
-        """Run a step of so many tokens inside: on one thread if this gives True, else on all."""
+        """Run a step of `tokens` tokens within the block: on one thread if this yields True, else on all."""
         if self._threads == 1 or tokens > MOST_TOKENS:
             yield self._threads == 1
             return
@@ -40,7 +40,7 @@ class Pace:
 
 
 class _Size:
-    """What is known of steps of one size."""
+    """Measurements of steps of one size."""
 
     def __init__(self) -> None:
         self._chosen_alone = False
@@ -50,11 +50,11 @@ class _Size:
 
     @property
     def alone(self) -> bool:
-        """Whether the next one runs on one thread."""
+        """True when the next step runs on one thread."""
         return self._chosen_alone != (self._left == 0)
 
     def note(self, seconds: float) -> None:
-        """It took so long."""
+        """Record the time of a step."""
         if self._left > 0:
             self._recent.append(seconds)
             self._left -= 1

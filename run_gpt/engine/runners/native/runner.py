@@ -1,4 +1,4 @@
-"""The native runner: one call of a compiled forward pass for each step, whatever mix of prompts and answers it runs."""
+"""Native runner: one call of a compiled forward pass for each step, for any mix of prompts and answers."""
 
 import threading
 from array import array
@@ -23,20 +23,20 @@ from run_gpt.engine.slots import Copy
 from run_gpt.errors import ModelLoadError
 
 MAX_SIZE = 512
-"""Of an attention head."""
+"""Largest size of an attention head."""
 BLOCK = 64
-"""Positions that attention takes together: a slot holds whole blocks."""
+"""Number of positions that attention takes together; a slot holds whole blocks."""
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-"""Of the weights that are not packed into fewer bits."""
+"""Precisions of weights that are not packed into fewer bits."""
 
 
 def fits(model: Any) -> bool:
-    """Whether this runner gives what the model itself would: see `llama.fits`; on a CPU, in sizes that it can pack."""
+    """Return True when this runner computes the same as the model: see `llama.fits`; on a CPU, in sizes that fit."""
     return model.dtype in PRECISIONS and model.device.type == "cpu" and llama.fits(model) and fits_config(model.config)
 
 
 def fits_config(config: Any) -> bool:
-    """What of `fits` a model's configuration tells, before it is loaded."""
+    """Return the part of `fits` that the configuration decides, before the model is loaded."""
     if not llama.fits_config(config):
         return False
     size = _head_size(config)
@@ -51,7 +51,7 @@ def fits_config(config: Any) -> bool:
 
 
 def _address(numbers: "array[int]") -> int:
-    """The address of their first, for as long as they live; a tensor takes longer to make than all else here."""
+    """Return the address of the first number, valid while the array lives. Creating a tensor would take longer."""
     address, _ = numbers.buffer_info()
     return address
 
@@ -61,20 +61,20 @@ def _head_size(config: Any) -> int:
 
 
 class NativeRunner(ModelRunner):
-    """A ModelRunner over compiled kernels.
+    """ModelRunner over compiled kernels.
 
-    A row's logits do not depend on what runs beside it, to the last bit: the order of its sums does not.
+    A sequence's logits do not depend on the rest of the batch, to the last bit, because the order of its sums does not.
     """
 
     reuses_prefixes = True
     cheap_tokens = 8
-    """A step of one token waits for the weights to come from memory: with 4 it takes 1.4 times as long, with 8 2.3.
-    Drafts that are right pay for that; rows whose drafts are wrong get none."""
+    """Number of cheap tokens. A step of one token waits for the weights from memory; 4 tokens take 1.4 times as long, 8
+    tokens 2.3 times. Accepted drafts pay for that; sequences whose drafts are rejected get none."""
 
     def __init__(self, model: Any, weights: PackedWeights, config: EngineConfig):
-        """`weights`: the model's, joined. The cache is fp32 for weights in fp32 or fp16, else bf16.
+        """`weights`: the model's joined weights. The cache is fp32 for weights in fp32 or fp16, else bf16.
 
-        The model itself stays as it is until `take_over`, so that another runner may use it meanwhile. Raises
+        The model itself is not changed until `take_over`, so that another runner may use it meanwhile. Raises
         ModelLoadError if there is no address space for the cache.
         """
         kernels = weights.kernels
@@ -122,7 +122,7 @@ class NativeRunner(ModelRunner):
                 "--max-context"
             ) from error
         self._struct.keys, self._struct.values = (memory.address for memory in self._cache)
-        # Kept from step to step: new memory for 64 rows takes a millisecond to be zeroed by the system.
+        # Kept from step to step: the system takes a millisecond to zero new memory for 64 rows.
         self._logits = torch.empty(0, self._struct.vocabulary)
 
     def take_over(self) -> None:
@@ -142,7 +142,7 @@ class NativeRunner(ModelRunner):
         return logits
 
     def likeliest(self, logits: torch.Tensor) -> list[int]:
-        """See ModelRunner; with all threads, for the logits of many rows are more than the caches hold."""
+        """See ModelRunner. All threads are used, because the logits of many rows exceed the CPU's caches."""
         tokens = array("i", bytes(4 * len(logits)))
         vocabulary = logits.shape[-1]
         self._kernels.likeliest(self._context.handle, logits.data_ptr(), len(logits), vocabulary, _address(tokens))
@@ -156,7 +156,7 @@ class NativeRunner(ModelRunner):
         return states
 
     def _run(self, runs: Sequence[Run], logits: tuple[Any, ...], states: tuple[Any, ...]) -> None:
-        """The pass. `logits` and `states`: see rungpt_forward."""
+        """Run the forward pass. `logits` and `states`: see rungpt_forward."""
         tokens = [token for run in runs for token in run.token_ids]
         if not tokens or not 0 <= min(tokens) <= max(tokens) < self._struct.vocabulary:
             raise IndexError(f"token ids {min(tokens, default=None)} to {max(tokens, default=None)}")

@@ -1,4 +1,4 @@
-"""A transformers model's weights, packed for the kernels one by one, as they are read or from a whole model."""
+"""Weights of a transformers model, packed for the kernels one by one, while they are read or from a whole model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from run_gpt.engine.runners.native.modules import Packed, PackedEmbedding, Packe
 
 _BY_QUALITY = ("bit4", "bit8", "bf16", "fp16", "fp32")
 _ROUTERS = ("gate", "router")
-"""Small layers that choose experts: in few bits they would choose others."""
+"""Small layers that choose experts. They are not packed: with fewer bits they would choose other experts."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a parameter goes."""
+    """Place of a parameter in a matrix."""
 
     matrix: Matrix
     shape: tuple[int, ...]
-    """Of the parameter."""
+    """Shape of the parameter."""
     panel: int = 0
     step: int = 1
     start: int = 0
-    """First output, of a bias."""
+    """First output of a bias."""
     transposed: bool = False
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers that are packed as one matrix: names of modules, and their outputs and inputs."""
+    """Layers that are packed as one matrix: names, modules, and their outputs and inputs."""
 
     names: tuple[str, ...]
     modules: tuple[Any, ...]
@@ -49,28 +49,29 @@ class _Group:
 
 
 class PackedWeights:
-    """The matrices of a model. First `prepare`, then `pack` for each parameter that it `takes`, then `settle`.
+    """Matrices of a model. Call `prepare`, then `pack` for each parameter that it `takes`, then `settle`.
 
-    Without `joined` any model's linear layers, embeddings and experts are packed, each for itself, where their sizes
-    allow it; with it those of Llama and its like, what has the same input as one, which the native runner wants.
+    Without `joined`, the linear layers, embeddings and experts of any model are packed separately, if their sizes allow
+    it. With `joined`, the layers of Llama and similar models are packed, and those with the same input become one
+    matrix; the native runner needs this.
     """
 
     def __init__(self, kernels: Kernels, precision: str, *, own: Mapping[str, str] | None = None, joined: bool = True):
         """`precision`: one of FORMATS. In bit4 the embedding and the output layer are bit8: they lose much in 4 bits,
-        and are a small part of a model. `own`: by parameter name, the precision of weights that have one of their own.
+        and are a small part of a model. `own`: precisions by parameter name, of weights that differ from `precision`.
         """
         self.kernels, self.precision, self.joined = kernels, precision, joined
         self.matrices: dict[str, Matrix] = {}
-        """By the name of a module; layers that are packed as one have the same."""
+        """Matrices by the name of a module; layers that are packed as one share a matrix."""
         self._own = own or {}
         self._places: dict[str, _Place] = {}
         self._modules: dict[str, Packed] = {}
         self._kept: list[torch.Tensor] = []
-        # Modules run one at a time: by the generic runner, or for beam search, beside the engine.
+        # Modules run one at a time: in the generic runner, or in a beam search beside the engine.
         self._context = Context(kernels, torch.get_num_threads())
 
     def prepare(self, model: Any) -> None:
-        """Take room for a model's weights, which may be on the meta device. The model stays as it is."""
+        """Reserve memory for a model's weights, which may be on the meta device. The model is not changed."""
         outer = _outer_names(model)
         groups = [*self._joined(model)] if self.joined else [*self._single(model, outer)]
         groups += self._outer(model, outer)
@@ -79,7 +80,8 @@ class PackedWeights:
         for _, module in experts:
             for count, outputs, inputs in _expert_shapes(module):
                 sizes += [(self.precision, outputs, inputs)] * count
-        # One piece of memory for all: a huge page, which spares one row a tenth of its time, is larger than a layer.
+        # One piece of memory for all weights, because a huge page, which saves a tenth of a single-row step's time, is
+        # larger than a layer.
         total = sum(self.kernels.matrix_bytes(FORMATS[p], outputs, inputs) + 64 for p, outputs, inputs in sizes)
         memory = Memory(self.kernels, max(total, 1), dense=True)
         for group in groups:
@@ -91,11 +93,11 @@ class PackedWeights:
                 self._tie(model, target, source)
 
     def takes(self, name: str) -> bool:
-        """Whether this parameter is packed."""
+        """Return True when this parameter is packed."""
         return name in self._places
 
     def pack(self, name: str, weight: torch.Tensor) -> None:
-        """Fill in a parameter. Raises ValueError if its shape is not the model's."""
+        """Pack a parameter. Raises ValueError if its shape is not the model's."""
         place = self._places[name]
         if tuple(weight.shape) != place.shape:
             raise ValueError(
@@ -110,23 +112,23 @@ class PackedWeights:
             place.matrix.fill(weight.T if place.transposed else weight, panel=place.panel, step=place.step)
 
     def replace(self, model: Any) -> None:
-        """Let the model's own forward pass use the packed weights; its own, if it has any, are freed."""
+        """Make the model's own forward pass use the packed weights; the original ones, if loaded, are freed."""
         for name, module in self._modules.items():
             model.set_submodule(name, module)
-        for parameter in model.parameters():  # norms and the like: views of a file that would stay mapped
+        for parameter in model.parameters():  # norms and others: views of a file that would stay mapped
             parameter.data = parameter.detach().clone()
         if model.config.model_type == "rwkv":
-            model.config.rescale_every = 0  # it would divide weights, for fp16's sake
+            model.config.rescale_every = 0  # it would divide weights, which only fp16 needs
         self.kernels.trim()
 
     def settle(self) -> None:
-        """All is filled in: nothing of the parameters' own is left."""
+        """Drop the parameters' own data, once all are packed."""
         for module in self._modules.values():
             module.settle()
 
     @classmethod
     def of(cls, model: Any, kernels: Kernels, precision: str) -> "PackedWeights":
-        """Those of a model that has its weights, joined; they stay with it until `replace`."""
+        """Pack the weights of a loaded model, joined. The model keeps its own weights until `replace`."""
         packed = cls(kernels, precision)
         packed.prepare(model)
         for name in packed._places:
@@ -135,7 +137,7 @@ class PackedWeights:
         return packed
 
     def link(self, model: Any) -> None:
-        """Make the kernels' structures of a joined model, which live as long as this does."""
+        """Create the kernels' structures of a joined model, which live as long as this object."""
         decoder = model.model
         layers = [self._layer(f"model.layers.{i}", layer) for i, layer in enumerate(decoder.layers)]
         self.layers = (LayerStruct * len(layers))(*layers)
@@ -143,7 +145,7 @@ class PackedWeights:
         self.norm = self.floats(decoder.norm.weight)
 
     def floats(self, tensor: torch.Tensor) -> int:
-        """The address of a copy in fp32, which is kept."""
+        """Return the address of a copy in fp32, which this object keeps."""
         kept = tensor.detach().float().contiguous().clone()
         self._kept.append(kept)
         return int(kept.data_ptr())
@@ -186,7 +188,7 @@ class PackedWeights:
         ]
 
     def _outer(self, model: Any, outer: set[str]) -> "Sequence[_Group]":
-        """The embedding and the output layer, one of them where they are tied."""
+        """Return the groups of the embedding and the output layer; only one of them if they are tied."""
         inner = "bit8" if self.precision == "bit4" else self.precision
         tied = {target.removesuffix(".weight") for target in getattr(model, "all_tied_weights_keys", {})}
         modules = {name: model.get_submodule(name) for name in sorted(outer - tied)}
@@ -240,7 +242,7 @@ class PackedWeights:
         self._modules[name] = packed
 
     def _tie(self, model: Any, target: str, source: str) -> None:
-        """The parameter `target` is `source`, whose matrix both modules use."""
+        """Let the tied parameter `target` share the matrix of `source`."""
         name, place = target.removesuffix(".weight"), self._places[source]
         module = model.get_submodule(name)
         group = _Group((name,), (module,), place.matrix.precision)
@@ -249,13 +251,13 @@ class PackedWeights:
 
 
 def _outer_names(model: Any) -> set[str]:
-    """The names of the embedding and of the output layer."""
+    """Return the names of the embedding and of the output layer."""
     outer = (model.get_input_embeddings(), model.get_output_embeddings())
     return {name for name, module in model.named_modules() if any(module is one for one in outer)}
 
 
 def _scale_of(module: Any) -> float | None:
-    """What an embedding multiplies its rows with, None if it does something that we do not know."""
+    """Return the factor that an embedding applies to its rows; None for an embedding of an unknown kind."""
     if type(module) is nn.Embedding:
         return 1.0
     scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
@@ -265,7 +267,7 @@ def _scale_of(module: Any) -> float | None:
 
 
 def _are_experts(module: Any) -> bool:
-    """Whether these are experts as Mixtral's, in sizes that can be packed."""
+    """Return True for experts like Mixtral's, in sizes that can be packed."""
     shapes = _expert_shapes(module)
     if len(shapes) != 2 or not hasattr(module, "act_fn") or len(list(module.parameters(recurse=False))) != 2:
         return False
@@ -280,6 +282,6 @@ def _expert_shapes(module: Any) -> list[tuple[int, int, int]]:
 
 
 def _shape(module: Any) -> tuple[int, int]:
-    """Outputs and inputs; of an embedding, words and size."""
+    """Return the numbers of outputs and inputs; for an embedding, of words and their size."""
     rows, columns = module.weight.shape
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
