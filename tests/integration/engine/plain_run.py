@@ -1,11 +1,11 @@
-"""A run without a scheduler behind it."""
+"""Run without a scheduler."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Run:
-    """What runners read of `run_gpt.engine.scheduler.Run`."""
+    """Fields of `run_gpt.engine.scheduler.Run` that runners read."""
 
     slot: int
     start: int
@@ -15,5 +15,5 @@ class Run:
 
     @property
     def end(self) -> int:
-        """The position after the last token."""
+        """Position after the last token."""
         return self.start + len(self.token_ids)

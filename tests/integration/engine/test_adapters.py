@@ -1,4 +1,4 @@
-"""Rows that get another row's adapter, or embeddings that depend on what else runs, on any runner, if these failed."""
+"""Without these tests a sequence could get another's adapter, or embeddings depend on the batch, on any runner."""
 
 import asyncio
 import copy
@@ -30,7 +30,7 @@ PLAIN = {
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
 }
-# Family: its sizes, and the layers that a LoRA of it changes.
+# Sizes of each family, and the layers that its LoRA adapters change.
 FAMILIES = {
     "Llama": (PLAIN | {"num_key_value_heads": 2}, ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"]),
     "GPTNeoX": (PLAIN, ["query_key_value", "dense_4h_to_h"]),
@@ -57,7 +57,7 @@ def build(family):
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
-    """`adapters(family)`: two folders, as PEFT writes them."""
+    """Return `adapters(family)`, which gives two folders that PEFT has written."""
 
     @cache
     def write(family):
@@ -130,7 +130,7 @@ async def embed(engine, name, ids, pooling="mean", **more):
 
 
 def theirs(family, folder, ids, **options):
-    """The tokens of PEFT's own model."""
+    """Return the tokens of PEFT's own model."""
     model = copy.deepcopy(build(family))
     model = model if folder is None else PeftModel.from_pretrained(model, folder).eval()
     ids = torch.tensor([ids])
@@ -141,7 +141,7 @@ def theirs(family, folder, ids, **options):
 
 
 def states(family, folder, ids):
-    """[tokens, hidden]: transformers' own, after the last norm."""
+    """Return transformers' own hidden states after the last norm: [tokens, hidden]."""
     model = copy.deepcopy(build(family))
     model = model if folder is None else PeftModel.from_pretrained(model, folder).merge_and_unload()
     with torch.inference_mode():
@@ -159,7 +159,7 @@ async def test_rows_of_two_adapters_and_of_none_in_one_batch_give_what_peft_give
     for name, folder in zip("ab", folders, strict=True):
         engine.load_adapter(name, read_adapter(folder))
     assert engine.adapters == ("a", "b")
-    # One prompt for all: what one has left in the cache is of no use to the others.
+    # The same prompts for all: adapters must not reuse each other's cache.
     ids = [prompt(20), prompt(9, 1)]
     wanted = [("a", 0), (None, 0), ("b", 0), ("a", 1), (None, 1), ("b", 1), ("a", 0), (None, 0)]
     answers = await asyncio.gather(
@@ -200,14 +200,14 @@ async def test_an_embedding_is_that_of_the_models_last_hidden_states(case, start
     assert [bool(near(ours, it)) for ours, it in zip(got, expected, strict=True)] == [True] * 6
     assert all(abs(float(vector.norm()) - 1) < 1e-5 for vector in got)
     assert await beside == theirs(family, None, prompt(12, 2), max_new_tokens=40)
-    # What an embedding left in the cache serves answers, and the other way round.
+    # Answers reuse the cache of embeddings, and embeddings that of answers.
     assert await answer(engine, "after", long) == theirs(family, None, long)
     assert near(await embed(engine, "7", long), plain.sum(0))
     assert near(await embed(engine, "8", long, "last"), plain[-1])
 
 
 async def test_a_prompt_is_scored_with_the_adapter_of_its_request(case, start, adapters):
-    """In each of its parts, though another request has left the same prompt in the cache."""
+    """Check each part of the prompt, while another request has left the same prompt in the cache."""
     family, runner = case
     engine, [folder, _] = start(family, runner), adapters(family)
     engine.load_adapter("a", read_adapter(folder))
@@ -239,7 +239,7 @@ async def test_beams_have_the_adapter_of_their_request(case, start, adapters):
     got = await asyncio.gather(
         answer(engine, "1", ids, num_beams=3, adapter="a"), answer(engine, "2", ids, num_beams=3)
     )
-    # RWKV's state is not one that transformers can hand from beam to beam.
+    # transformers cannot pass RWKV's state from beam to beam.
     options = {"num_beams": 3, "early_stopping": True, "use_cache": family != "Rwkv"}
     assert got == [theirs(family, folder, ids, **options), theirs(family, None, ids, **options)]
 
@@ -256,10 +256,10 @@ async def test_an_adapter_comes_and_goes_while_others_answer(case, start, adapte
     text = (await anext(events)).text
     unloading = asyncio.create_task(asyncio.to_thread(engine.unload_adapter, "a"))
     while engine.adapters:
-        await asyncio.sleep(0.001)  # between two looks at the condition
+        await asyncio.sleep(0.001)  # between two checks of the condition
     with pytest.raises(ModelNotFound, match="adapter = 'a' is not loaded: none is loaded"):
         await answer(engine, "late", ids, adapter="a")
-    text += "".join([event.text async for event in events])  # what runs ends as it began
+    text += "".join([event.text async for event in events])  # a running request keeps its adapter
     await unloading
     assert text.split() == theirs(family, folders[0], ids, max_new_tokens=60)
     assert await before == theirs(family, None, ids, max_new_tokens=60)

@@ -1,4 +1,4 @@
-"""A compiled model that answers otherwise, or compiles anew at each start, if these failed."""
+"""Without these tests a compiled model could give other answers, or be compiled again at each start."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Steps that compute what nobody asked for, if these failed."""
+"""Without these tests steps could compute more than was requested."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from run_gpt.engine.slots import Copy
 
 
 class Counted:
-    """A runner over a tiny model, and the shapes of the token ids that each step's calls of the model took."""
+    """Runner over a tiny model that records the shapes of the token ids in each step's model calls."""
 
     def __init__(self):
         config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=128, vocab_size=50)
@@ -24,7 +24,7 @@ class Counted:
         self._calls.append(tuple(inputs["input_ids"].shape))
 
     def step(self, *runs):
-        """Runs are (slot, start, tokens)."""
+        """Run a step and return the shapes. Runs are (slot, start, tokens)."""
         self._calls.clear()
         rows = {slot: SimpleNamespace(place=SimpleNamespace(number=slot), adapter=None) for slot, _, _ in runs}
         logits = self.runner.forward([Run(rows[slot], at, tuple(range(count)), count) for slot, at, count in runs])

@@ -1,4 +1,7 @@
-"""In few bits a norm or a sum that is rounded too early gives other words, though each kernel looks right."""
+"""Without these tests a norm or sum that is rounded too early could change answers in low precision.
+
+Tests of the single kernels do not show this.
+"""
 
 import pytest
 import torch
@@ -26,15 +29,15 @@ def test_the_fast_runner_rounds_where_the_models_own_forward_pass_does(precision
     ids = render_chat(loaded.tokenizer, CHAT)
     with torch.inference_mode():
         theirs = loaded.model(torch.tensor([ids])).logits[:, -1].float()
-    # Measured: 0.0 here, 0.2 to 0.3 with the norm in bf16; between the two likeliest tokens lie 0.08.
+    # Measured: 0.0 here, 0.2 to 0.3 with the norm in bf16; the two likeliest tokens differ by 0.08.
     assert (first_logits(LlamaRunner(loaded.model, 1), ids) - theirs).abs().mean() < 0.05
 
 
 @pytest.mark.skipif(unsupported() is not None, reason=str(unsupported()))
 def test_the_weights_of_a_4_bit_file_lose_no_more_than_bf16_does():
-    """bit4 holds the file's weights as they are; what it rounds is what goes into a product, as bf16 does.
+    """Check bit4, which holds the file's weights without loss and rounds only the inputs of products, as bf16 does.
 
-    Measured, on average over the vocabulary: 0.09 for both; 0.9 with inputs in 8 bits throughout.
+    Measured, on average over the vocabulary: 0.09 for both; 0.9 with all inputs in 8 bits.
     """
     loaded = load(ModelConfig(precision="fp32"))
     ids = render_chat(loaded.tokenizer, CHAT)

@@ -1,4 +1,4 @@
-"""Wrong tokens or wrong memory by the compiled kernels, if these failed; for this CPU and for one with AVX2 only."""
+"""Without these tests the compiled kernels could give wrong tokens or use wrong memory, here or with AVX2 only."""
 
 import copy
 import itertools
@@ -76,7 +76,7 @@ def matrix_of(kernels, precision, weight, bias=None):
 
 
 def forward(runner, runs):
-    """The logits, which the next call does not overwrite."""
+    """Return a copy of the logits, which the next call does not overwrite."""
     return runner.forward(runs).clone()
 
 
@@ -106,13 +106,13 @@ def test_a_product_is_that_of_the_weights_it_holds(kernels, precision, rows):
     matrix = matrix_of(kernels, precision, weight, bias)
     held = matrix.rows(torch.arange(72))
     assert close(held, weight, {"fp32": 0, "fp16": 0.0003, "bf16": 0.003, "bit8": 0.01, "bit4": 0.1}[precision])
-    # What is quantised has inputs of 8 bits, too.
+    # Quantised weights have inputs of 8 bits, too.
     tolerance = {"fp32": 1e-6, "fp16": 1e-6, "bf16": 0.004}.get(precision, 0.01)
     assert close(Context(kernels, 2).linear(matrix, x), torch.nn.functional.linear(x, held, bias), tolerance)
 
 
 def grid(kind):
-    """Weights as a GGUF file of this kind holds them: [64, 64]."""
+    """Return weights as in a GGUF file of this kind: [64, 64]."""
     generator = torch.Generator().manual_seed(5)
     codes = torch.randint(0, 16, (64, 2, 32), generator=generator).float()
     scale = (torch.rand(64, 2, 1, generator=generator) * 0.02 + 0.001).half().float()
@@ -157,7 +157,7 @@ def test_a_pass_is_that_of_the_model(kernels, shape):
 
 
 def test_a_row_is_the_same_to_the_last_bit_whatever_runs_beside_it(kernels, shape):
-    """In parts or whole, alone or in a batch, from a copied prefix, after a draft that was wrong, in each precision."""
+    """Check parts and wholes, alone and in a batch, after a copied prefix and a wrong draft, in each precision."""
     ids, other = tokens(150), tokens(150, seed=2)
     for precision in FORMATS:
         runner = native(build(shape), kernels, precision, max_running=4)
@@ -174,7 +174,7 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_runs_beside_it(kernels, shap
 
 
 def test_one_thread_alone_makes_the_same_to_the_last_bit(kernels, shape, monkeypatch):
-    """Which of the two a step runs on is chosen by the clock: an answer must not depend on it."""
+    """Check that an answer does not depend on the number of threads, which measured times decide."""
     ids, other = tokens(100), tokens(20, seed=2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     for precision in FORMATS:
@@ -206,7 +206,7 @@ def test_a_broken_row_leaves_nothing_for_the_next_one_in_its_slot(kernels):
 
 @pytest.mark.parametrize("vocabulary", [200, 205, 7])
 def test_the_likeliest_token_is_the_first_of_the_largest_logit(kernels, vocabulary):
-    """Else a greedy answer would be another than that of the model itself."""
+    """Check that a greedy answer is the same as that of the model itself."""
     runner = native(build("a head of each kind"), kernels)
     logits = torch.randint(0, 40, (50, vocabulary), generator=torch.Generator().manual_seed(1)).float()
     logits[3] = -torch.inf

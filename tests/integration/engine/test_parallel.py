@@ -1,4 +1,4 @@
-"""Shares of a model that answer otherwise than the whole, or processes that stay behind, if these failed."""
+"""Without these tests a model in shares could answer differently than the whole model, or leave processes behind."""
 
 import asyncio
 import subprocess
@@ -105,7 +105,7 @@ async def test_a_share_that_is_killed_ends_the_engine(folder):
 
 
 async def test_a_call_that_fails_here_alone_ends_the_engine(folder, monkeypatch):
-    """The other process waits in the middle of it: its numbers must not become those of the next call."""
+    """Check a call that leaves the other process waiting within it: its data must not go into the next call."""
     model = await asyncio.to_thread(split, folder)
     try:
         assert await answer(model, "first", PROMPTS[0])
@@ -124,7 +124,7 @@ async def test_a_call_that_fails_here_alone_ends_the_engine(folder, monkeypatch)
 
 
 async def test_a_signal_to_all_lets_running_requests_finish(folder):
-    """As a service manager ends a server: the other processes wait for the first one."""
+    """Check SIGTERM to every process, as service managers send it: the other processes wait for the first one."""
     model = await asyncio.to_thread(split, folder)
     try:
         [child] = children()

@@ -1,4 +1,4 @@
-"""Parity is the law: in fp32 and greedy, a request in a busy batch gives the tokens of `model.generate` alone."""
+"""Parity: in fp32 and greedy, a request in a busy batch must give the tokens of `model.generate` alone."""
 
 import asyncio
 import copy
@@ -23,7 +23,7 @@ from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.errors import SetupError
 from run_gpt.models.cache import cache_root
 
-# One for each kind of attention, of positions and of runner; test_families.py has them all, from their files.
+# One for each kind of attention, positions and runner; test_families.py tests all families, from their files.
 KINDS = (
     *("llama", "mistral", "qwen3", "pythia", "gpt-j", "opt", "bloom", "mpt-7b-chat"),
     *("mistral-v0.1", "gemma-2", "rwkv-raven", "mamba"),
@@ -65,7 +65,7 @@ def start(model, **options):
     own = copy.deepcopy(model)
     runner = choose_runner(own, config, packed=packed(own) if options["runner"] == "native" else None)
     if type(runner) is LlamaRunner and options["runner"] == "fast":
-        # As on a GPU: rows attend together, over blocks of which each row has several.
+        # As on a GPU: sequences attend together, and each has several blocks.
         runner._together, runner._cache._block = True, 4
     return BatchEngine(runner, lambda ids: "".join(f"{i} " for i in ids), config)
 
@@ -90,7 +90,7 @@ def skip_what_does_not_fit(model, runner):
 
 @pytest.fixture(params=["auto", "native", "fast", "generic", "alone", "plain"])
 def engine(model, request):
-    """Each runner, with reuse and speculation; `plain` is without."""
+    """Start an engine with each runner, with reuse and speculation; `plain` is without both."""
     runner = "auto" if request.param == "plain" else request.param
     skip_what_does_not_fit(model, runner)
     on = request.param != "plain"
@@ -104,13 +104,13 @@ async def test_a_busy_batch_gives_the_tokens_of_generate_alone(model, engine):
     texts = prompts()
     alone = [generate(model, prompt)[0] for prompt in texts]
     assert len({tuple(tokens) for tokens in alone}) > 1
-    # More requests than slots, so that rows join while others are in the middle and leave at different times.
+    # More requests than slots, so that sequences join while others run, and leave at different times.
     busy = await asyncio.gather(*(run(engine, str(i), prompt) for i, prompt in enumerate(texts)))
     assert [_until_end(tokens) for tokens in busy] == [_until_end(tokens) for tokens in alone]
 
 
 async def test_every_sequence_of_a_request_gives_the_tokens_of_generate_alone(model, engine):
-    """The sequences share one run of the prompt, which here takes several steps, beside another request."""
+    """Check sequences that share one run of the prompt, in several steps, beside another request."""
     prompt = prompts()[-1]
     request = Request(id="n", prompt_ids=tuple(prompt), max_new_tokens=NEW_TOKENS, sequences=2)
     other = asyncio.create_task(run(engine, "other", prompts()[0]))
@@ -123,7 +123,7 @@ async def test_every_sequence_of_a_request_gives_the_tokens_of_generate_alone(mo
 
 
 async def test_what_was_kept_of_earlier_rows_gives_the_tokens_of_generate_alone(model, engine):
-    """A prompt again, one that goes on after its answer and one that leaves it in the middle, all at once and alone."""
+    """Check a repeated prompt, one that continues its answer and one that differs near its end, together and alone."""
     for i, prompt in enumerate(prompts()[4:]):
         answer = generate(model, prompt)[0]
         turns = [prompt, prompt + answer + [5, 6, 7], [*prompt[:-2], 9]]
@@ -137,7 +137,7 @@ async def test_what_was_kept_of_earlier_rows_gives_the_tokens_of_generate_alone(
 
 
 async def test_drafts_give_the_tokens_of_generate_alone(model, engine):
-    """Answers that repeat themselves, as those of such models do; one row, two, and more than are drafted for."""
+    """Check repetitive answers, as such models give: one sequence, two, and more than get drafts."""
     texts = [prompt[:6] * 2 for prompt in prompts()[3:]]
     alone = [_until_end(generate(model, prompt, tokens=40)[0]) for prompt in texts]
     for together in (1, 2, 4):
@@ -147,7 +147,7 @@ async def test_drafts_give_the_tokens_of_generate_alone(model, engine):
 
 
 async def test_right_and_wrong_drafts_give_the_tokens_of_generate_alone(model, engine, monkeypatch):
-    """Drafts of which every other one is right but for its last token."""
+    """Check drafts when every second one has a wrong last token."""
     texts = prompts()[:3]
     alone = [generate(model, prompt)[0] for prompt in texts]
 
@@ -178,7 +178,7 @@ def _until_end(tokens):
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if FAMILIES[name].runner != "alone"])
 def test_the_size_of_a_tokens_cache_is_what_the_configuration_tells(family):
-    """If it were larger, more requests would be taken than memory holds."""
+    """Check the size: if it were larger in fact, the engine would run more requests than fit the memory."""
     model = build(FAMILIES[family])
     with torch.inference_mode():
         cache = model(torch.tensor([[5, 6, 7]]), use_cache=True).past_key_values
@@ -186,7 +186,7 @@ def test_the_size_of_a_tokens_cache_is_what_the_configuration_tells(family):
     assert cache_bytes_per_token(model) == sum(tensor.numel() * tensor.element_size() for tensor in tensors) // 3
 
 
-# Loading marks LFM2 as one with a state, which its class does not say.
+# Loading marks LFM2 as a model with a state; its class does not.
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "lfm2"])
 def test_the_fast_runner_is_chosen_where_it_is_right(family):
     model, fast = build(FAMILIES[family]), FAMILIES[family].runner == "native"

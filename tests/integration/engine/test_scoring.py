@@ -1,5 +1,5 @@
-"""Evaluations that rank answers by wrong numbers, if these failed: scores of a prompt are those of one plain forward
-pass in fp32, with every runner, whatever else is in the batch."""
+"""Without these tests evaluations could rank answers by wrong numbers. Scores of a prompt must be those of one plain
+forward pass in fp32, with every runner and in any batch."""
 
 import asyncio
 import copy
@@ -25,13 +25,13 @@ from run_gpt.models.cache import cache_root
 
 RUNNERS = {"native": ("native", "fast", "generic"), "generic": ("generic",), "alone": ("alone",)}
 CASES = [(family, runner) for family in FAMILIES for runner in RUNNERS[FAMILIES[family].runner]]
-# One for each runner, for what does not depend on the family.
+# One family for each runner, for tests that do not depend on the family.
 SOME = [("llama", "native"), ("llama", "fast"), ("pythia", "generic"), ("rwkv-raven", "alone")]
 TEXT = " ".join(f"Item {i} of the list costs {i * 37 % 101} euros." for i in range(30))
 ROWS = 4
 NUMBERS = itertools.count()
 LENGTHS = (300, 1, 129, 5, 40, 2)
-"""Several parts, nothing to score, a last token alone, and some that share a part."""
+"""Lengths of prompts: several parts, nothing to score, a last token alone, and some that share a part."""
 
 
 @cache
@@ -47,13 +47,13 @@ def prompts():
 
 @cache
 def expected(family, prompt):
-    """Of each token but the first, the log-probabilities of the whole vocabulary in its place."""
+    """Return the log-probabilities of the whole vocabulary at the position of each token but the first."""
     with torch.inference_mode():
         return model_of(family)(torch.tensor([prompt]), use_cache=False).logits[0, :-1].float().log_softmax(-1)
 
 
 class Watched:
-    """Lets a test know how many rows of logits each step had, and do something between steps."""
+    """Runner wrapper that records the rows of logits of each step, and calls a test's function between steps."""
 
     def __init__(self, runner):
         self.rows, self.between, self._forward = [], None, runner.forward
@@ -83,7 +83,7 @@ def runner_of(family, name):
 
 @pytest.fixture
 def start():
-    """`start(family, runner)`: an engine and what is watched of its runner."""
+    """Return `start(family, runner)`, which gives an engine and its runner's `Watched`."""
     engines = []
 
     def start(family, name, **options):
@@ -100,7 +100,7 @@ def start():
 
 
 async def run(engine, prompt, k=None, tokens=6, **more):
-    """Each sequence's events as one, and its first event's scores."""
+    """Run a request; returns the joined events of each sequence."""
     request = Request(
         id=str(next(NUMBERS)),
         prompt_ids=prompt,
@@ -143,7 +143,7 @@ async def test_scores_are_those_of_one_plain_forward_pass(family, name, start):
         assert event.finish_reason == "length" or tokens
         if k is not None:
             check(event, expected(family, prompt), prompt, k)
-    # Logits for all of a long prompt would be more than memory holds, with a large vocabulary.
+    # With a large vocabulary, logits for all of a long prompt would not fit the memory.
     assert max(watched.rows) <= MAX_SCORED + max(ROWS, engine.scheduler._cheap_tokens)
     [alone] = await run(engine, prompts()[0], 5, 0)
     check(alone, expected(family, prompts()[0]), prompts()[0], 5)
@@ -217,7 +217,7 @@ async def test_a_model_that_gives_no_number_ends_the_request_alone(family, name,
 
 
 async def test_a_state_space_model_keeps_no_more_logits_than_it_says(start, monkeypatch):
-    """Its prompts are run whole: what the parts to come need is kept, but not for any length of prompt."""
+    """Check the kept logits. Prompts run whole, and logits are kept for later parts, but only up to a limit."""
     monkeypatch.setattr("run_gpt.engine.runners.alone.AHEAD", 140)
     engine, watched = start("mamba", "alone")
     kept = []
@@ -230,7 +230,7 @@ async def test_a_state_space_model_keeps_no_more_logits_than_it_says(start, monk
 
 
 async def test_the_default_model_scores_a_text_as_its_plain_forward_pass_does():
-    """By the native runner, where there is one, over a vocabulary of 49,152; the answer goes on as without scores."""
+    """Check the native runner, if available, with a vocabulary of 49,152. The answer is the same as without scores."""
     loaded = load(ModelConfig(precision="fp32", device="cpu"))
     prompt = tuple(loaded.tokenizer(TEXT)["input_ids"])
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Answers that do not parse, or neighbours that change, if these failed: real grammars, real and random weights."""
+"""Without these tests answers could fail to parse, or change others. Grammars are real, weights real or random."""
 
 import asyncio
 import itertools
@@ -41,14 +41,14 @@ number = itertools.count()
 
 
 class Served:
-    """An engine with the grammars and the texts of its model."""
+    """Engine with the grammar compiler, tokenizer and prompt of its model."""
 
     def __init__(self, engine, tokenizer, prompt_ids, end_ids):
         self.engine, self.tokenizer, self.prompt_ids = engine, tokenizer, tuple(prompt_ids)
         self.compiler = GrammarCompiler(tokenizer, len(tokenizer), end_ids)
 
     async def ask(self, grammar=None, tokens=300, sequences=1, prompt_ids=None, stop=(), **sampling):
-        """[(text, finish reason)] of the sequences, of streamed events joined."""
+        """Run a request; returns [(text, finish reason)] of its sequences, joined from streamed events."""
         request = Request(
             id=f"structured {next(number)}",
             prompt_ids=prompt_ids or self.prompt_ids,
@@ -80,7 +80,7 @@ def default_model():
 
 @pytest.fixture(scope="module")
 def random_model():
-    """Weights that know nothing of JSON; the vocabulary has single bytes, so an answer is full of surprises."""
+    """Serve random weights, which know no JSON. The vocabulary has single bytes, so answers contain any characters."""
     tokenizer, runner = copied_tokenizer(), choose_runner(build(FAMILIES["llama"]), EngineConfig(runner="generic"))
 
     def decode(ids):
@@ -110,7 +110,7 @@ async def test_an_answer_validates_greedy_and_drawn(model, sampling):
 
 
 async def test_an_object_parses_or_is_cut_and_says_so(model):
-    """Nothing in a JSON object makes a model end it."""
+    """Check both ends: the grammar of a JSON object does not force a model to end it."""
     answers = [
         *await model.ask(model.compile("json_object"), sequences=4, do_sample=True, temperature=1.5, seed=1),
         *await model.ask(model.compile("json_object")),
@@ -151,7 +151,7 @@ async def test_a_cut_answer_says_length_and_is_the_beginning_of_the_whole(model)
 
 
 async def test_neighbours_without_a_grammar_do_not_change(model):
-    """Greedy and seeded rows, alone and beside rows of several grammars that come and go."""
+    """Check greedy and seeded sequences, alone and beside sequences of several grammars that start and end."""
     plain = [{}, {"do_sample": True, "temperature": 1.2, "seed": 5}, {"repetition_penalty": 1.2}]
     alone = [await model.ask(tokens=40, **sampling) for sampling in plain]
     grammars = [model.compile("json_schema", PERSON), model.compile("choice", ["yes", "no"])]
@@ -185,13 +185,13 @@ async def test_names_of_properties_save_steps(default_model):
 
 
 def _some(kind, **keywords):
-    """Schemas of this type with these keywords; those that have a largest value always have it."""
+    """Return schemas of this type with these keywords; upper bounds are always present."""
     upper = {name: values for name, values in keywords.items() if name.startswith("max")}
     others = {name: values for name, values in keywords.items() if name not in upper}
     return st.fixed_dictionaries({"type": st.just(kind), **upper}, optional=others)
 
 
-# What keeps a model of random weights from writing for ever: every text, number and list has an upper bound.
+# Every text, number and list has an upper bound; else a model with random weights would never end.
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-99, 99) | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
@@ -215,7 +215,7 @@ UNSUPPORTED = st.sampled_from([{"uniqueItems": True}, {"not": {"const": 3}}, {"m
 
 
 def _larger(inner):
-    """Lists, objects, choices and references of smaller schemas; some with a keyword that is refused."""
+    """Return lists, objects and choices of smaller schemas; some have a keyword that is refused."""
     objects = st.builds(
         lambda properties, skipped, extra: {
             "type": "object",
@@ -245,7 +245,7 @@ SCHEMAS = st.recursive(LEAVES, _larger, max_leaves=6)
 
 
 def test_answers_to_random_schemas_validate(random_model):
-    """The widest promise: whatever the schema, what comes parses and validates, or the request is refused."""
+    """Check the broadest promise: for any schema, the answer parses and validates, or the request is refused."""
     counts = {"stop": 0, "length": 0, "refused": 0}
     reasons = set()
 

@@ -1,4 +1,4 @@
-"""Drafts that cost time and are never right, if these failed; a wrong draft never changes an answer."""
+"""Without these tests drafts could cost time and never be right. A wrong draft never changes an answer."""
 
 import random
 import time
@@ -30,7 +30,7 @@ def test_text_that_does_not_repeat_has_no_draft():
 
 
 def test_the_index_grows_with_the_answer():
-    """Whatever was asked before, a draft is that of a fresh index."""
+    """Check that a draft equals that of a new index after any earlier drafts."""
     numbers = random.Random(0)
     history, grown = [numbers.randrange(3) for _ in range(20)], PromptLookup()
     found = 0

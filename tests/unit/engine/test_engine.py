@@ -1,4 +1,4 @@
-"""Hanging, doubled or silently cut answers, if these failed. A scripted runner stands in for the model."""
+"""Without these tests answers could hang, come twice or be cut silently. A scripted runner replaces the model."""
 
 import asyncio
 import threading
@@ -18,9 +18,9 @@ VOCABULARY = 100
 
 
 class ScriptedRunner(ModelRunner):
-    """Counts up from the last token of the prompt; each step waits for the gate, and may be told to fail.
+    """Runner that counts up from the last token of the prompt. Each step waits for the gate, and may be set to fail.
 
-    Keeps what each slot holds, as a model's cache would.
+    It keeps the tokens of each slot, as a model's KV cache does.
     """
 
     end_ids = (END,)
@@ -29,7 +29,7 @@ class ScriptedRunner(ModelRunner):
     cheap_tokens = 8
     cache_bytes_per_token = 0
     period = VOCABULARY - 1
-    """After so many numbers it begins at 1 again."""
+    """Largest number before it starts at 1 again."""
 
     def __init__(self):
         self.gate = threading.Event()
@@ -84,7 +84,7 @@ def runner():
 
 @pytest.fixture
 def start(runner):
-    """Makes engines; whatever a test does with one, its scheduler's invariants hold at the end."""
+    """Start engines; after each test, check the invariants of their schedulers."""
     engines = []
 
     def start(on_dead=lambda: None, **config):
@@ -116,7 +116,7 @@ async def collect(engine, request):
 
 
 async def until(condition):
-    """Wait for a condition that the engine's thread brings about."""
+    """Wait until the engine's thread has made a condition true."""
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
@@ -129,7 +129,7 @@ async def test_requests_share_steps_and_do_not_mix(engine, runner):
     runner.gate.set()
     answers = await asyncio.gather(*tasks)
     assert [a.text for a in answers] == [decode(range(10 * i + 1, 10 * i + 5)) for i in range(1, 4)]
-    assert runner.steps <= 8  # a step for each token, and one more prefill when the first came a step earlier
+    assert runner.steps <= 8  # a step for each token, and one more prefill if the first request came a step earlier
 
 
 async def test_all_sequences_of_a_request_answer(engine, runner):
@@ -247,7 +247,7 @@ async def test_a_slow_consumer_gets_fewer_events_and_no_less_text(engine, runner
     first = await anext(events)
     await until(lambda: not engine._deliveries)
     rest = [event async for event in events]
-    assert len(rest) <= 1  # none, if all of it was there when the consumer first got to look
+    assert len(rest) <= 1  # none, if all of it was there at the consumer's first read
     assert "".join(event.text for event in (first, *rest)) == decode(range(11, 61))
     assert sum(event.tokens for event in (first, *rest)) == 50
 
@@ -292,7 +292,7 @@ async def test_speculation_can_be_switched_off(start, runner):
 
 
 async def test_a_consumer_that_goes_during_a_step_leaves_a_prefix_that_is_right(engine, runner):
-    """The step that runs on its slot is not undone: what is kept must be what was there before."""
+    """Check that only earlier tokens are kept, because the step that runs on the slot is not undone."""
     events = engine.submit(long_request("a", tokens=10**6))
     await anext(events)
     runner.gate.clear()

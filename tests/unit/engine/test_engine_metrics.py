@@ -1,4 +1,4 @@
-"""What an operator reads of an engine would be wrong, or would slow it down, if these failed."""
+"""Without these tests an engine's metrics could be wrong, or slow the engine down."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ WITH_TOKENS = ("time_to_first_token_seconds", "request_decode_time_seconds", "re
 
 
 def samples(text):
-    """Each sample of a text by its name without `rungpt_`, with the values of its labels."""
+    """Return the samples of a text, by name without `rungpt_` and values of labels."""
     found = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -37,7 +37,7 @@ def a_request(name, prompt=(1, 10), tokens=3, **more):
 
 
 class Driven:
-    """A scheduler and its metrics, whose steps and times a test says."""
+    """Scheduler and its metrics, with steps and times set by a test."""
 
     def __init__(self, **options):
         options = {"max_running": 4, "max_waiting": 4, "max_step_tokens": 100, "end_ids": [0]} | options
@@ -83,7 +83,7 @@ def test_times_run_from_arrival_over_the_queue_to_the_first_token_and_the_last()
 
 
 def test_tokens_of_one_step_share_its_time():
-    """Drafts that are right would look like pauses and floods otherwise, and tokens would not add up."""
+    """Check tokens of accepted drafts: they must not look like pauses and bursts, and their number must be right."""
     driven = Driven(cheap_tokens=8)
     driven.add(a_request("a", prompt=[1, 2, 3, 4, 5, 6] * 3, tokens=20), 0.0)
     driven.step(0.0, 1.0, [Sampled(1)])
@@ -109,7 +109,7 @@ def test_a_sequence_that_ends_by_an_error_is_no_success():
 
 
 def test_what_gives_no_token_has_no_first_token():
-    """An embedding, or a prompt that is only scored, would pull the median time to first token down."""
+    """Check a request without tokens: an embedding or a scored prompt would lower the median time to first token."""
     driven = Driven()
     driven.add(a_request("a", tokens=0), 0.0)
     driven.step(0.5, 1.0, [Sampled(5)])
@@ -164,7 +164,7 @@ async def test_an_engine_counts_what_it_was_asked_and_gave(engine):
 
 
 async def test_the_prompt_of_several_sequences_counts_once(engine):
-    """The sum of prompt tokens would not be that of the answers' usage."""
+    """Check that the sum of prompt tokens equals that of the answers' usage."""
     async for _ in engine.submit(a_request("a", sequences=3)):
         pass
     found = samples(engine.metrics())
@@ -198,7 +198,7 @@ def test_a_value_on_a_bound_is_within_it():
 
 
 def test_a_step_of_64_rows_costs_less_than_a_millisecond():
-    """The bound is generous, for a machine that does other things; alone it takes about a tenth of that."""
+    """Check the time of a step. On an idle machine it takes about a tenth of the bound, which allows for other load."""
     driven = Driven(max_running=64, max_waiting=64, max_step_tokens=1000)
     for i in range(64):
         driven.add(a_request(str(i), (10,), tokens=1000), 0.0)

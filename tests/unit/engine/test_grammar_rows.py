@@ -1,4 +1,4 @@
-"""Answers would leave their grammar, or follow another row's, if these failed. A scripted grammar stands in."""
+"""Without these tests answers could violate their grammar, or follow another sequence's. The grammar is scripted."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ VOCABULARY = 12
 
 
 class Cycle:
-    """A grammar of sets of tokens: one set for each place, round and round, `length` times in all, then the end."""
+    """Grammar of sets of allowed tokens, one for each place in a cycle, for `length` tokens; then only the end."""
 
     def __init__(self, *sets, length=10**9, vocabulary=VOCABULARY, fails_after=10**9):
         self.sets, self.length, self.vocabulary, self.fails_after = sets, length, vocabulary, fails_after
@@ -109,7 +109,7 @@ def test_a_row_takes_the_likeliest_token_that_its_grammar_allows_and_others_are_
 
 
 def test_no_mask_is_made_while_the_likeliest_token_is_allowed(logits):
-    """The price of a grammar for a model that follows it anyway."""
+    """Check that a grammar costs little for a model that follows it anyway."""
     grammar = Cycle(set(range(VOCABULARY)))
     constrained = row(grammar)
     assert choose(logits[:1], constrained) == [logits[0].argmax().item()]
@@ -119,7 +119,7 @@ def test_no_mask_is_made_while_the_likeliest_token_is_allowed(logits):
 
 @pytest.mark.parametrize("params", [{"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.5}, {"temperature": 2.0}, {}])
 def test_drawn_tokens_are_of_the_grammar_with_every_parameter(logits, params):
-    """What is cut off is counted among the tokens that the grammar leaves: else nothing might be left."""
+    """Check that top-k, top-p and min-p apply to the allowed tokens only; else they might leave no token."""
     logits[:, 5:8] -= 30.0
     rows = [row(Cycle({5, 6}), do_sample=True, logit_bias={7: 60.0}, **params) for _ in range(4)]
     assert set(choose(logits, *rows)) <= {5, 6}
@@ -133,7 +133,7 @@ def test_other_rows_draw_the_same_numbers_beside_a_constrained_one(logits):
 
 @pytest.mark.parametrize("vocabulary", [VOCABULARY - 3, VOCABULARY + 5])
 def test_a_vocabulary_of_another_size_than_the_models(logits, vocabulary):
-    """Models have more logits than tokens, and some tokenizers more tokens than logits."""
+    """Check both cases: models with more logits than tokens, and tokenizers with more tokens than logits."""
     logits[:, -1] = 50.0
     for params in ({}, {"do_sample": True}):
         assert choose(logits[:1], row(Cycle({1, 2}, vocabulary=vocabulary), **params))[0] in (1, 2)
@@ -162,7 +162,7 @@ def _scheduler(rows, cheap_tokens=1):
 
 
 def _table():
-    """A model that likes to count, and so to leave the grammars here."""
+    """Return the logits of a model that tends to count, and so to violate the grammars here."""
     logits = torch.randn(VOCABULARY, VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(5))
     for token in range(VOCABULARY):
         logits[:, token, token % (VOCABULARY - 1) + 1] += 3.0
@@ -170,7 +170,7 @@ def _table():
 
 
 def _answers(requests, cheap_tokens, restart_at=None):
-    """Each row's tokens, and the scheduler's counters."""
+    """Return each sequence's tokens, and the scheduler's counters."""
     model, s, sampler = _table(), _scheduler(len(requests), cheap_tokens), Sampler([END])
     for one in requests:
         s.add(one)
@@ -205,7 +205,7 @@ def test_drafts_change_nothing_and_never_leave_the_grammar(params):
 
 
 def test_what_must_come_next_is_drafted_and_saves_steps():
-    """A schema's property names are most of many an answer."""
+    """Check drafts of forced tokens. Property names of a schema are the largest part of many answers."""
     grammar = Cycle({1, 2, 3}, {4}, {9}, {6}, length=40)
     requests = [request("0", grammar=grammar, do_sample=True)]
     plain, without = _answers(requests, cheap_tokens=1)
@@ -228,7 +228,7 @@ def test_what_had_to_come_does_not_make_other_drafts_longer():
 
 
 def test_a_long_certain_text_is_cut_into_tokens_once_and_seldom_if_the_model_does_not_follow():
-    """Cutting tens of thousands of characters anew in each step would take longer than the steps."""
+    """Check that a long text is not tokenised in each step, which would take longer than the step."""
 
     class Asked:
         times = 0
@@ -254,7 +254,7 @@ def test_a_long_certain_text_is_cut_into_tokens_once_and_seldom_if_the_model_doe
 
 
 def test_a_draft_that_goes_on_after_the_end_is_no_fault_of_the_row():
-    """A chat's prompt holds ends of turns, so drafts do: a whole answer would become an error."""
+    """Check a draft with an end of turn, copied from a chat's prompt: the answer must not become an error."""
     s = _scheduler(1, cheap_tokens=8)
     s.add(request(prompt=(3, 4, 5, END, 6, 3, 4), grammar=Cycle({5}, length=1)))
     plan = s.plan()
@@ -271,11 +271,11 @@ def test_another_runner_goes_on_where_the_grammar_was():
 
 
 def test_a_matcher_has_what_its_row_has_and_no_more():
-    """A step whose tokens were never committed, as when its row was aborted, has left nothing that another row sees."""
+    """Check that a step without a commit, because its sequence was aborted, has no effect on other sequences."""
     grammar = Cycle(*EVEN_ODD)
     s = _scheduler(1)
     s.add(request(grammar=grammar))
-    assert not grammar.matchers  # a row that waits holds no memory
+    assert not grammar.matchers  # a waiting sequence holds no memory
     plan = s.plan()
     choose_tokens(Sampler([END]), torch.zeros(1, VOCABULARY), plan.runs)
     s.abort("0")
@@ -286,7 +286,7 @@ def test_a_matcher_has_what_its_row_has_and_no_more():
 
 
 class CountingRunner(ModelRunner):
-    """Counts up from the last token; told to, it fails once."""
+    """Runner that counts up from the last token. With `fails` set it fails once."""
 
     end_ids = (END,)
     reuses_prefixes = False

@@ -1,4 +1,4 @@
-"""Answers would come late, twice or never, or one consumer would break the others, if these failed."""
+"""Without these tests answers could come late, twice or never, or one consumer could break the others."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull
 
 
 def hold_until(condition):
-    """Let the event loop do nothing until the engine's thread has come so far."""
+    """Block the event loop until the engine's thread has made the condition true."""
     begun = time.monotonic()
     while not condition():
         assert time.monotonic() - begun < 10
@@ -23,7 +23,7 @@ def hold_until(condition):
 
 
 class Recorder:
-    """An outlet that keeps what it hears."""
+    """Outlet that records its calls."""
 
     def __init__(self):
         self.events = []
@@ -68,7 +68,7 @@ async def test_an_outlet_hears_its_events_and_one_end_on_its_own_loop(engine):
 
 
 async def test_the_rows_of_a_step_wake_the_loop_once(engine, runner, monkeypatch):
-    """A call for each row would cost more than the rest of a step's end."""
+    """Check that there is no call for each sequence, which would cost more than the rest of a step's end."""
     loop, calls, heard = asyncio.get_running_loop(), [], [Recorder() for _ in range(3)]
     wake = loop.call_soon_threadsafe
     monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *call, **more: calls.append(call) or wake(*call, **more))
@@ -118,7 +118,7 @@ async def test_an_aborted_request_says_nothing_more_not_even_what_was_on_its_way
     engine.start(request("over", tokens=2), over)
     hold_until(lambda: len(engine._deliveries) == 1)
     engine.abort("going")
-    engine.abort("over")  # it has ended, and nobody has heard of that
+    engine.abort("over")  # it has ended, but its outlet has not got the end yet
     engine.start(request("other"), other)
     await until(lambda: other.ends)
     assert (going.events, going.ends, over.events, over.ends) == ([], [], [], [])
@@ -182,7 +182,7 @@ async def test_a_deadline_ends_a_request_by_one_timer(engine, runner):
 
 
 async def test_a_deadline_that_was_not_needed_is_forgotten(engine):
-    """Else each request would stay in memory until its time is up."""
+    """Check that the timer is cancelled; else each request would stay in memory until its deadline."""
     loop, heard = asyncio.get_running_loop(), Recorder()
     engine.start(request("a", deadline=time.monotonic() + 60), heard)
     engine.start(request("b", tokens=10**6, deadline=time.monotonic() + 60), Recorder())
@@ -209,7 +209,7 @@ def test_a_loop_that_is_closed_frees_what_it_asked_for(engine, runner):
 
 
 def test_to_merge_many_events_is_to_join_them_once():
-    """To add one to all that came before would take a time that grows with the square of the answer."""
+    """Check the time of many additions: a copy at each one would take time with the square of the answer's length."""
     news, logprob = News(), TokenLogprob(5, -0.5, ((5, -0.5),))
     begun = time.perf_counter()
     for i in range(20_000):

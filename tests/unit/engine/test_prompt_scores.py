@@ -1,4 +1,4 @@
-"""Scores of a prompt that are lost, doubled, of the wrong token or of another's prompt, if these failed."""
+"""Without these tests prompt scores could be lost, doubled, or belong to a wrong token or another prompt."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def request(name, tokens=3, prompt=PROMPT, k=0, **more):
 
 
 def scores(run):
-    """A score that says which token it is of, and where: -1 is the second of the prompt, and so on."""
+    """Return scores that hold their token and its position: -1 is the second token of the prompt, and so on."""
     places = range(run.start + 1, run.start + run.scored + 1)
     return [TokenLogprob(run.row.history[place], -float(place)) for place in places]
 
@@ -63,7 +63,7 @@ def shape(plan):
 
 
 def finish(s):
-    """Run to the end; the first event of each sequence, and how it ended."""
+    """Run to the end; returns the joined events of each sequence."""
     events = {}
     while s.has_work:
         for row, event in step(s)[1]:
@@ -208,7 +208,7 @@ def test_drafts_begin_after_a_scored_prompt():
 
 
 def runs(*parts):
-    """Runs of rows of their own, each (k, prompt, start, end, choosing)."""
+    """Return runs of separate sequences, each given as (k, prompt, start, end, choosing)."""
     made = []
     for k, prompt, start, end, choosing in parts:
         s = scheduler()

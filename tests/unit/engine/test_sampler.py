@@ -1,4 +1,4 @@
-"""Answers would ignore their parameters, or change with what else is in the batch, if these failed."""
+"""Without these tests answers could ignore their parameters, or depend on the rest of the batch."""
 
 import random
 
@@ -23,7 +23,7 @@ def row(token_ids=(), prompt=(3, 4), seed="0", **params):
 
 
 def choose(logits, *rows):
-    """What the sampler chooses, which leaves the logits as they were."""
+    """Return the sampler's choices, and check that it leaves the logits unchanged."""
     before = logits.clone()
     chosen = Sampler([END])(logits, [Position(row) for row in rows])
     torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
@@ -158,7 +158,7 @@ def test_a_row_with_nan_fails_alone(logits):
 )
 @pytest.mark.parametrize("flatness", [0.02, 1.0, 8.0])
 def test_a_draw_of_a_large_vocabulary_is_that_of_its_cumulated_probabilities(params, flatness):
-    """Whether a few candidates are enough or all must be sorted: the first token that passes the number."""
+    """Check both ways, with a few candidates and with a full sort: the first token that passes the number is drawn."""
     logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(8)) * flatness
     sampling = SamplingParams(do_sample=True, **params)
     ordered, order = (logits / sampling.temperature).sort(-1, descending=True)

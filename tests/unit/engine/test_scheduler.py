@@ -1,5 +1,5 @@
-"""Lost, doubled or unfairly delayed requests, answers on another's cache, and slots that never come back, if these
-failed."""
+"""Without these tests requests could be lost, answered twice or delayed unfairly, answers could use another request's
+cache, and slots could stay taken for ever."""
 
 from unittest.mock import patch
 
@@ -36,7 +36,7 @@ def request(name, tokens=3, prompt=(7, 8), **more):
 
 
 def step(s, *tokens):
-    """Plan, and commit these tokens, one for each row that gets one; 5 for all where none are given."""
+    """Plan a step and commit these tokens, one for each sequence that samples one; without any, 5 for all."""
     plan = s.plan()
     results = [[Sampled(token)] for token in tokens or [5] * sum(run.wanted > 0 for run in plan.runs)]
     outcomes = s.commit(plan, results)
@@ -143,7 +143,7 @@ LONG = tuple(range(10, 30))
 
 
 def test_of_prompts_that_come_together_half_run_first():
-    """All would get their first token at the end of one long step."""
+    """Check that not all prompts wait for the end of one long step to get their first token."""
     s = scheduler(max_running=16, max_waiting=16, max_step_tokens=500)
     for i in range(16):
         s.add(request(str(i), prompt=range(20)))
@@ -151,7 +151,7 @@ def test_of_prompts_that_come_together_half_run_first():
 
 
 def test_prompts_of_many_steps_fill_each():
-    """Throughput would be lost on every step."""
+    """Check that each step is full; else every step would lose throughput."""
     s = scheduler(max_running=8, max_waiting=8, max_step_tokens=100)
     for i in range(8):
         s.add(request(str(i), prompt=range(150), tokens=1))
@@ -165,7 +165,7 @@ def reusing(**more):
 
 
 def answer(s, request, tokens=(5,)):
-    """Run a request alone, which ends with the last of the tokens; returns its prompt's plan."""
+    """Run a request alone, which ends with the last of these tokens; returns the plan of its prompt."""
     s.add(request)
     first, [(row, event)] = step(s, tokens[0])
     for token in tokens[1:]:
@@ -280,7 +280,7 @@ def test_the_sequences_of_a_request_run_its_prompt_once():
     second, outcomes = step(s)
     assert [(run.start, run.end) for run in second.runs] == [(10, 20)]
     assert [row.index for row, _ in outcomes] == [0]
-    third, _ = step(s)  # b, which had to wait for their prompt, waits no longer
+    third, _ = step(s)  # b, which waited for their prompt, runs now
     assert [(run.row.request.id, run.row.index, run.start) for run in third.runs] == [
         ("a", 0, 20),
         ("a", 1, 19),
@@ -436,7 +436,7 @@ KINDS = st.fixed_dictionaries(
 
 
 class SlotModel:
-    """What a runner would hold, by what the plans say; a row that ran on anything but its own history is an error."""
+    """Model of a runner's slots, by the plans. It is an error if a sequence runs on anything but its own history."""
 
     def __init__(self):
         self.held = {}
@@ -458,18 +458,18 @@ class SlotModel:
 
 
 def shared_prompt(argument):
-    """Prompts of four kinds that begin alike, for different lengths."""
+    """Return a prompt of one of four kinds with a common prefix, of different lengths."""
     return (*range(argument % 9 + 8), *([50 + argument % 4] * (argument % 13)), *range(argument % 5 + 1))
 
 
 def sampled(run, argument):
-    """As many right drafts as the argument says, then a token that repeats now and then."""
+    """Return as many right drafts as the argument sets, then a token that repeats at times."""
     right = run.drafted[: argument % (run.choosing + 1)]
     return [Sampled(token) for token in (*right, (argument + run.start) % 7)]
 
 
 def scores(run):
-    """Of the prompt's tokens that this run scores: their places."""
+    """Return a score for each prompt token that this run scores: its position."""
     return [TokenLogprob(run.row.history[at], float(at)) for at in range(run.start + 1, run.start + run.scored + 1)]
 
 

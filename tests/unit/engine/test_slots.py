@@ -1,4 +1,4 @@
-"""Steps that wait for the search of a prefix, if this failed. What slots do is tested through the scheduler."""
+"""Without this test a slow prefix search could delay steps. The tests of the scheduler cover all else about slots."""
 
 import time
 
@@ -8,7 +8,7 @@ from run_gpt.engine.slots import Slots, token_array
 def test_64_slots_of_8000_tokens_are_compared_in_no_time():
     slots = Slots(64, None, keep=True)
     for i in range(64):
-        # Each shares all but its end with the others: the most work that there can be.
+        # Each slot shares all but its end with the others: the worst case.
         slot = slots.take(token_array([*range(7900 + i), *[9] * (100 - i)]), 8001)
         slot.length = 8000
     for slot in slots.all[:63]:

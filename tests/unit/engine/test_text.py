@@ -1,4 +1,4 @@
-"""Users would see half characters, or text past (or lost before) a stop text, if these failed."""
+"""Without these tests users could see half characters, or text after a stop sequence, or lose text before one."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,12 +7,12 @@ from run_gpt.engine.text import StopTexts, TextStream
 
 
 def decode_bytes(ids):
-    """A tokenizer whose tokens are single bytes, so that most characters take several tokens."""
+    """Decode tokens that are single bytes, so that many characters take several tokens."""
     return bytes(ids).decode("utf-8", errors="replace")
 
 
 def stream(text, stops=(), prompt=()):
-    """(all text shown, whether it was stopped, each piece)."""
+    """Return all text shown, True when it was stopped, and the pieces."""
     out = TextStream(decode_bytes, prompt, stops)
     pieces = []
     for token in text.encode():
@@ -34,7 +34,7 @@ def test_pieces_join_to_the_text(text, prompt):
 
 @given(st.text(), st.text(max_size=8))
 def test_a_whole_text_is_that_of_the_pieces(text, prompt):
-    """Else an answer would depend on whether it is streamed."""
+    """Check that an answer is the same with and without streaming."""
     out = TextStream(decode_bytes, prompt.encode(), whole=True)
     assert [out.push(token) for token in text.encode()] == [("", False)] * len(text.encode())
     assert out.finish() == (text, False)
@@ -49,7 +49,7 @@ def test_a_whole_text_ends_at_the_same_stop_text(text, stops):
 
 
 def test_a_token_is_decoded_about_once():
-    """Decoding is most of what a step costs beside the model."""
+    """Check the number of decodings, which are the largest cost of a step beside the model."""
     decoded = []
     out = TextStream(lambda ids: decoded.append(ids) or decode_bytes(ids), b"prompt")
     assert "".join(out.push(ord("a") + i % 26)[0] for i in range(1000)) == ("abcdefghijklmnopqrstuvwxyz" * 39)[:1000]
@@ -72,7 +72,7 @@ def test_the_first_stop_text_ends_the_text(text, stops):
     if not found:
         assert shown == text
     else:
-        # A stop is seen when it is complete: what is shown ends where a stop text begins.
+        # A stop sequence is found once it is complete: the shown text ends where it begins.
         assert text.startswith(shown)
         assert any(text.startswith(stop, len(shown)) for stop in stops)
         assert not any(stop in shown for stop in stops)
@@ -87,7 +87,7 @@ def test_what_may_be_a_stop_text_is_held_back():
 
 
 def test_an_answer_that_continues_a_word_keeps_its_space():
-    """SentencePiece drops the space of a text's first token: an answer is not the beginning of a text."""
+    """Check the space of an answer's first token: SentencePiece drops it only at the beginning of a text."""
     words = {1: "▁Hello", 2: "▁world"}
 
     def decode(ids):

@@ -1,4 +1,4 @@
-"""An answer would say that its time went somewhere else than it did, or its spans would not add up, if these failed."""
+"""Without these tests an answer's timings could be wrong, or could not add up."""
 
 import pytest
 from test_engine import ScriptedRunner, decode
@@ -49,7 +49,7 @@ def test_drafts_count_for_the_sequence_that_they_were_for():
 
 
 def test_several_sequences_wait_until_the_first_of_them_runs_and_end_with_the_last():
-    """Added up, or as a mean, the parts would be longer than the request."""
+    """Check the combined timing of a request. Sums or means of its parts would be longer than the request."""
     one, other = Timing(1.0, 2.0, 4.0, 9.0, 3, 1), Timing(1.0, 5.0, 6.0, 11.0, 4, 2)
     both = Timing.of_all([one, other])
     assert both == Timing(1.0, 2.0, 4.0, 11.0, 7, 3)

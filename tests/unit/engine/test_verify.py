@@ -1,4 +1,4 @@
-"""Answers that speculation changes, if these failed: it may only make them come sooner."""
+"""Without these tests speculation could change answers; it may only make them faster."""
 
 import random
 
@@ -17,7 +17,7 @@ VOCABULARY = 12
 
 
 def table():
-    """A model whose logits depend on the last two tokens; it likes to count, so that its text repeats for a while."""
+    """Return logits that depend on the last two tokens. This model tends to count, so its text repeats for a while."""
     logits = torch.randn(VOCABULARY, VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(5))
     for token in range(VOCABULARY):
         logits[:, token, token % (VOCABULARY - 1) + 1] += 3.0
@@ -26,7 +26,7 @@ def table():
 
 
 def answers(model, requests, cheap_tokens):
-    """The requests' token ids, and the scheduler that counted; the model stands in for runner and engine."""
+    """Return the requests' token ids, and the scheduler's counters. The model replaces runner and engine."""
     s = Scheduler(
         max_running=len(requests),
         max_waiting=0,
@@ -75,12 +75,12 @@ def test_the_same_seed_gives_the_same_tokens_with_speculation_and_without(params
     assert fast == plain
     assert without.drafted_tokens == 0
     assert counters.accepted_tokens > 5
-    assert counters.accepted_tokens < counters.drafted_tokens  # wrong drafts were met as well
+    assert counters.accepted_tokens < counters.drafted_tokens  # there were wrong drafts as well
     assert counters.steps <= without.steps
 
 
 def test_every_token_is_drawn_from_the_distribution_of_its_own_place():
-    """Chi-square over the tokens after each context, drawn with speculation: 0.001 of right samplers would fail."""
+    """Test the tokens after each context, drawn with speculation, by chi-square. 0.001 of right samplers would fail."""
     model = table()
     model[..., END] = -torch.inf
     requests = [request(str(i), tokens=400, do_sample=True) for i in range(8)]
@@ -98,7 +98,7 @@ def test_every_token_is_drawn_from_the_distribution_of_its_own_place():
 
 
 def planned(**params):
-    """A plan of two rows in the middle of a loop, with drafts."""
+    """Return a scheduler, and its plan of two repeating sequences with drafts."""
     s = Scheduler(
         max_running=2,
         max_waiting=0,

@@ -1,4 +1,4 @@
-"""The mapping between the wire's requests and the engine's: answers would have the wrong text, counts or limits."""
+"""Mapping between API and engine requests: without these tests answers could have wrong texts, counts or limits."""
 
 import asyncio
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from run_gpt.models.templates import PLAIN
 
 
 class ScriptedTokenizer:
-    """One token for each character."""
+    """Tokenizer with one token for each character."""
 
     chat_template = None
 
@@ -43,7 +43,7 @@ class ScriptedTokenizer:
 
 
 class ScriptedEngine(Engine):
-    """Answers each sequence with the given events; keeps what it was asked."""
+    """Engine that answers each request with the given events, and records the requests."""
 
     def __init__(self, *events):
         self.events = events
@@ -157,7 +157,7 @@ def test_what_cannot_fit_names_both_numbers(hello):
 
 
 def test_an_error_has_the_name_that_the_request_was_given(hello):
-    """The same code may ask a server, and reports what failed by it."""
+    """Check the request id of errors: the same code may call a server, and reports failures by this id."""
     model, _ = hello
     for call in (model.generate, model.chat, model.generate_stream, model.chat_stream):
         with pytest.raises(ModelNotFound) as raised:
@@ -173,7 +173,7 @@ def test_max_context_lowers_the_models_own():
 
 
 def test_a_chat_ends_where_its_template_ends_a_turn():
-    """Else a model without a token for it would go on with the user's next question."""
+    """Check the stop sequences: a model without an end-of-turn token would go on with the user's next question."""
     model, engine = model_of(*HELLO, chat_template=PLAIN)
     with model:
         model.chat("hi", stop=["."])
@@ -215,7 +215,7 @@ def test_best_of_gives_the_likeliest_and_counts_all():
 
 @pytest.mark.parametrize("parameters", [{"n": 2}, {"best_of": 2, "n": 1}], ids=str)
 def test_what_was_cached_is_what_the_first_sequence_reused(parameters):
-    """The others reuse the prompt of the first one: to count that would say that nearly nothing had to be run."""
+    """Check that reuse by the other sequences does not count: it would look as if nearly nothing had to be run."""
     logprob = (TokenLogprob(65, -0.5),)
     events = [TokenEvent(i, "A", 1, "stop", logprob, cached) for i, cached in enumerate((3, 9))]
     model, _ = model_of(*events)
@@ -227,7 +227,7 @@ def test_what_was_cached_is_what_the_first_sequence_reused(parameters):
 
 
 def test_a_prompt_as_long_as_the_context_can_be_scored_but_not_continued():
-    """Evaluations fill the context to its last token."""
+    """Check a full context, because evaluations fill it to its last token."""
     model, engine = model_of(TokenEvent(0, "", 0, "length"))
     with model:
         assert model.generate("x" * 100, max_new_tokens=0, echo=True).text == "x" * 100

@@ -1,4 +1,4 @@
-"""However an answer comes in pieces, its stream must make the whole answer: else who streams gets another one."""
+"""Without these tests a streamed answer could differ from the whole one. Both must be equal for any pieces."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ seeds = st.integers(0, 2**32)
 
 @st.composite
 def texts(draw: Any, row: Any) -> str:
-    """Words, calls, halves of calls."""
+    """Draw texts of words, tool calls and parts of tool calls."""
     parts = [draw(words)]
     for call in draw(made)[:2]:
         parts += [row.form.write([call]), draw(bits)]
@@ -59,7 +59,7 @@ PLAIN_PROMPTS = prompts_of(TOKENIZER)
 
 
 def events_of(sequences: list[str], seed: int) -> list[TokenEvent]:
-    """Events of all sequences in turns: each text is cut anywhere, its tokens come anywhere."""
+    """Return events of all sequences in mixed order. Each text is cut anywhere, and its tokens come in any event."""
     choose = random.Random(seed)
     queues = []
     for index, text in enumerate(sequences):
@@ -82,7 +82,7 @@ def events_of(sequences: list[str], seed: int) -> list[TokenEvent]:
 
 
 def both(request: Any, prompts: Prompts, sequences: list[str], seed: int) -> tuple[Any, list[Any]]:
-    """The JSON of the whole answer to a request, and of the events of its stream."""
+    """Return the JSON of the whole answer to a request, and of the events of its stream."""
     (native,) = request.natives()
     prepared = engine_request.Request(id="cmpl-1", prompt_ids=(65, 66), max_new_tokens=99)
     events = events_of(sequences, seed)
@@ -96,7 +96,7 @@ def both(request: Any, prompts: Prompts, sequences: list[str], seed: int) -> tup
 
 
 def pieces_of(writer: PieceWriter, events: list[TokenEvent]) -> list[Head | Piece]:
-    """What an executor sends."""
+    """Return the pieces that an executor sends."""
     sent: list[Any] = []
     outlet = PieceOutlet(writer, SimpleNamespace(put=sent.append), lambda timing: None)  # type: ignore[arg-type]
     for event in events:
@@ -105,7 +105,7 @@ def pieces_of(writer: PieceWriter, events: list[TokenEvent]) -> list[Head | Piec
 
 
 def stream_of(request: Any, native: Any, news: list[Any], seed: int) -> list[Any]:
-    """The JSON of a stream's events: the same bytes whichever way they are written, however pieces are merged."""
+    """Return the JSON of a stream's events. Both ways to write them must give the same bytes, for any merged pieces."""
     choose, pending = random.Random(seed), Pending()
     long, short = StreamWriter(request, [native]), StreamWriter(request, [native])
     bodies: list[Any] = []
@@ -128,7 +128,7 @@ def stream_of(request: Any, native: Any, news: list[Any], seed: int) -> list[Any
 
 
 def alike(events: bytes) -> bytes:
-    """Events without the ids that are made by chance."""
+    """Return events without the random ids."""
     return re.sub(rb'"(resp|msg|fc)_[0-9a-f]{48}"', rb'"\1"', events)
 
 
@@ -177,7 +177,7 @@ def test_a_chat(data: Any, name: str, seed: int, logprobs: bool, parallel: bool)
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), name=st.sampled_from(NAMES), seed=seeds, logprobs=st.booleans())
 def test_a_response(data: Any, name: str, seed: int, logprobs: bool) -> None:
-    """Text after a call is a message of its own in a stream: there the first one is closed."""
+    """Check a response. In a stream, text after a call is a separate message, because the first one is closed."""
     text = data.draw(texts(ROWS[name]))
     fields = {"input": "x", "tools": FLAT, "stream": True, **({"top_logprobs": 1} if logprobs else {})}
     whole, bodies = both(ResponseRequest.parse(fields), PROMPTS[name], [text], seed)
@@ -222,7 +222,7 @@ def test_a_completion(sequences: list[str], seed: int, echo: bool, logprobs: boo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_calls_are_given_as_calls(name: str) -> None:
-    """In each format, at least where nothing is odd."""
+    """Check each format with a plain call."""
     text = ROWS[name].form.write([("get", '{"a": 1}')])
     whole, _ = both(ChatCompletionRequest.parse({"messages": MESSAGES, "tools": TOOLS}), PROMPTS[name], [text], 1)
     (choice,) = whole["choices"]

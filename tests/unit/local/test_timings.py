@@ -1,4 +1,4 @@
-"""What an answer says of its time when it is asked: wrong seconds, wrong rates, or unasked for, if these failed."""
+"""Without these tests an answer's timings could have wrong seconds or rates, or come without a request for them."""
 
 import json
 from typing import Any
@@ -60,7 +60,7 @@ def test_of_several_answers_the_stream_says_it_once_when_all_have_ended():
 
 
 def test_an_answer_of_one_token_has_no_rate_of_tokens():
-    """An infinite one is no JSON."""
+    """Check the missing rate: an infinite one is not valid JSON."""
     model, _ = model_of(TokenEvent(0, "a", 1, "stop", timing=Timing(1.0, 2.0, 3.0, 3.0)))
     with model:
         timings = json.loads(model.generate("abcd", timings=True).to_json())["timings"]
@@ -82,7 +82,7 @@ def completion(which: int, total: float) -> dict[str, Any]:
 
 
 def test_of_several_prompts_in_openais_api_the_slowest_answer_is_told():
-    """Sums would be longer than the request took: the answers are made together."""
+    """Check the joined timings: the answers run at the same time, so sums would be longer than the request."""
     request = CompletionRequest.parse({"prompt": ["a", "b"], "timings": True})
     assert all(native.timings for native in request.natives())
     natives = [Completion(**completion(0, 9.0)), Completion(**completion(1, 3.0))]

@@ -1,6 +1,6 @@
 // Products of tiles of 16 rows and 16 outputs, by the AMX unit of some CPUs.
 //
-// A panel of weights lies in memory as the unit wants its second factor: rows of 64 bytes, with 2 inputs in bf16 or 4
+// A panel of weights lies in memory as the unit needs its second factor: rows of 64 bytes, with 2 inputs in bf16 or 4
 // in 8 bits for each of 16 outputs. A row's sums do not depend on the rows beside it: each has a chain of its own, in
 // the order of its inputs.
 #pragma once
@@ -21,13 +21,13 @@ namespace rungpt {
 
 constexpr int TILE_ROWS = 16;
 constexpr int TILED_ROWS = 4 * TILE_ROWS;  // the most rows that share one pass over a panel
-constexpr int TILE_INPUTS = 32;            // of a row in one tile
-constexpr int TILE_BYTES = 1024;           // of a tile of weights or inputs in bf16, or of 16 x 16 sums
+constexpr int TILE_INPUTS = 32;            // inputs of a row in one tile
+constexpr int TILE_BYTES = 1024;           // bytes of a tile of weights or inputs in bf16, or of 16 x 16 sums
 
 #ifdef RUNGPT_AMX
 
-// True when this process may use tiles. Linux wants to be asked, since threads that use them have more to save; it says
-// no where the stack of some thread's signal handlers is too small for that.
+// True when this process may use tiles. Linux must be asked, since threads that use them have more state to save. It
+// refuses if the stack of some thread's signal handlers is too small for that.
 static bool has_tiles() {
   constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
   static const bool allowed = syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
@@ -37,7 +37,7 @@ static bool has_tiles() {
 static thread_local int tiles_shaped_for = 0;
 
 // Tiles 0 to 3 hold the sums, 4 weights, 5 the inputs of 16 rows and 6 those of the last rows, which may be fewer.
-// `bytes`: of the inputs of a row.
+// `bytes`: size of the inputs of a row.
 static void shape_tiles(int rows, int bytes) {
   struct alignas(64) {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -117,7 +117,7 @@ struct Tiles {
   }
 };
 
-// Calls f with the Tiles for so many rows.
+// Calls f with the Tiles for `rows` rows.
 template <bool BYTES, class F>
 static void with_tiles(int rows, F f) {
   shape_tiles(rows, BYTES ? TILE_INPUTS : 2 * TILE_INPUTS);

@@ -11,7 +11,7 @@ namespace rungpt {
 
 constexpr int QUERIES = 16;    // query vectors that attention takes together, unless more heads share a key
 constexpr int BLOCK = 64;      // positions that attention takes together
-constexpr int MAX_SIZE = 512;  // of a head
+constexpr int MAX_SIZE = 512;  // largest size of a head
 constexpr float LOWEST = -1e30f;
 
 struct Segment {
@@ -48,7 +48,7 @@ static void write_cache(const Model& m, int layer, int slot, int head, int at, c
     uint16_t* v = (uint16_t*)values + (size_t)(at / 2) * 2 * padded + at % 2;
     scaled_bf16(value, 1.0f, size, row);
     for (int d = 0; d < size; d++) v[2 * d] = row[d];
-    if (last && at % 2 == 0)  // the pair is read as a whole, and what an earlier row left may be NaN
+    if (last && at % 2 == 0)  // the pair is read as a whole, and an earlier row's number may be NaN
       for (int d = 0; d < size; d++) v[2 * d + 1] = 0;
   } else {
     float* k = (float*)keys + (size_t)(at / LANES) * LANES * size + at % LANES;
@@ -154,7 +154,7 @@ static void attend(const Model& m, int layer, int slot, int head, int position, 
       for (int d = 0; d < size; d++) ((float*)to)[d] = from[d] * factor;
     tops[i] = LOWEST, totals[i] = 0;
   }
-  const int end = position + count;  // of the positions that the last query sees
+  const int end = position + count;  // end of the positions that the last query sees
   for (int start = 0; start < end; start += BLOCK) {
     const int here = std::min(BLOCK, end - start), blocks = (here + LANES - 1) / LANES;
     score<HALF>(keys + (size_t)start * size * element_bytes(m), size, blocks, queries.data(), n, scores);

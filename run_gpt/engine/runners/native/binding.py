@@ -135,7 +135,7 @@ class Memory:
 
 class Matrix:
     """Weights of a linear layer in panels; zeros until they are filled in. `error`: the largest error of a weight, as a
-    part of the range of its group."""
+    part of the largest number that its group can hold."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-// The forward pass of Llama and its like on an x86-64 CPU: one call runs any mix of prompts and continued rows.
+// Forward pass of Llama and similar models on an x86-64 CPU: one call runs any mix of prompts and decoding sequences.
 //
 // Weights lie in panels of 16 outputs, so that a vector register holds one number for each of them and a product needs
 // no horizontal sums. 4- and 8-bit weights have a scale (and a minimum) for each 32 inputs, as GGUF's Q4_1 and Q8_0;
@@ -61,12 +61,12 @@ float rungpt_pack(int format, const float* weights, int outputs, int inputs, uin
   return pack(format, weights, outputs, inputs, data, panel, step);
 }
 
-// Of keys and of values, each.
+// Bytes of the keys; the values take as many.
 int64_t rungpt_cache_bytes(const Model* m) {
   return (int64_t)m->slots * m->layers * m->kv_heads * m->positions * padded_size(*m) * element_bytes(*m);
 }
 
-// One linear layer for itself: x [rows, inputs] -> out [rows, outputs].
+// Runs one linear layer alone: x [rows, inputs] -> out [rows, outputs].
 void rungpt_linear(Context* c, const Matrix* matrix, const float* x, int rows, float* out) {
   c->inputs.resize(rows, matrix->inputs);
   c->team.run([&] {
@@ -89,9 +89,9 @@ void rungpt_unpack(const Matrix* matrix, const int64_t* rows, int count, float* 
   for (int i = 0; i < count; i++) unpack_row(*matrix, (int)rows[i], out + (size_t)i * matrix->inputs);
 }
 
-// Address space of so many bytes: zeros, which take memory where they are written. Null if there is none. `dense`: all
-// of it will be written and read in order, so that huge pages pay; a cache is sparse, a short row would take one for
-// each head.
+// Reserves address space of `bytes` bytes: zeros, which take memory only where they are written. Null if there is none.
+// `dense`: all of it will be written and read in order, so that huge pages pay off. A cache is sparse: a short sequence
+// would take a huge page for each head.
 void* rungpt_reserve(int64_t bytes, int dense) {
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) return nullptr;
@@ -99,7 +99,7 @@ void* rungpt_reserve(int64_t bytes, int dense) {
   return p;
 }
 
-// Gives memory back that was freed, which the C library would keep for later.
+// Returns freed memory to the system, which the C library would keep for later.
 void rungpt_trim() {
 #ifdef __GLIBC__
   malloc_trim(0);
@@ -108,7 +108,7 @@ void rungpt_trim() {
 
 void rungpt_unreserve(void* p, int64_t bytes) { munmap(p, bytes); }
 
-// Gives the memory of one slot back.
+// Returns the memory of one slot to the system.
 void rungpt_release(const Model* model, int slot) {
   const size_t page = 4096, bytes = rungpt_cache_bytes(model) / model->slots;
   for (uint8_t* cache : {model->keys, model->values}) {
@@ -118,7 +118,7 @@ void rungpt_release(const Model* model, int slot) {
   }
 }
 
-// The first `length` positions of one slot into another.
+// Copies the first `length` positions of one slot into another.
 void rungpt_copy(const Model* model, int source, int target, int length) {
   const Model& m = *model;
   const size_t blocks = (length + LANES - 1) / LANES, element = element_bytes(m);
@@ -133,9 +133,9 @@ void rungpt_copy(const Model* model, int source, int target, int length) {
 
 // Runs `count` tokens, each at its position of its slot; tokens of one slot follow each other. Their keys and values
 // are written to the cache. loras: null, or for each token the layers of its adapter, or null.
-// logits: [wanted, vocabulary], for the tokens of these numbers.
-// states: [runs, hidden], sums of the hidden states after the last norm, of the tokens up to those of `ends`.
-// alone: on the caller's thread; the sums are the same.
+// logits: [wanted, vocabulary], for the tokens with the numbers in `which`.
+// states: [runs, hidden], sums over each run's tokens of the hidden states after the last norm; `ends`: end of each.
+// alone: on the caller's thread only; the sums are the same.
 void rungpt_forward(Context* c, int alone, const Model* model, int count, const int32_t* tokens, const int32_t* slots,
                     const int32_t* positions, const LoraLayer* const* loras, int wanted, const int32_t* which,
                     float* logits, int runs, const int32_t* ends, float* states) {
@@ -174,7 +174,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
       });
     };
     auto same = [](int i) { return i; };
-    // What adapters add: a part of its own, so that without one it costs nothing.
+    // Additions of adapters: a separate part, so that it costs nothing without an adapter.
     auto adapt = [&](auto add) {
       if (!loras) return;
       team.loop(count, grain, [&](int i) {
@@ -219,7 +219,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
       });
       const int segments = (int)c->segments.size();
       team.loop(segments * m.kv_heads, 1, [&](int item) {
-        // The latest first: they see the most, and the last to be taken should be short.
+        // The last segments first: they see the most positions, and the items that are taken last should be short.
         const Segment& s = c->segments[segments - 1 - item / m.kv_heads];
         const int h = item % m.kv_heads, slot = slots[s.first], at = positions[s.first];
         const float* q = qkv + (size_t)s.first * wide + h * shared * size;

@@ -34,21 +34,21 @@ INLINE size_t panel_bytes(int format, int inputs) {
   }
 }
 
-// True where every product with such weights is made of tiles, of few rows as of many: tiles add up a row's products in
-// another order than vectors, and a row must not depend on how many others there are.
+// True when all products with such weights use tiles, for few rows and for many: tiles add up a row's products in
+// another order than vectors, and a row must not depend on the number of rows.
 INLINE bool in_tiles(int format, int inputs) { return format == BF16 && inputs % TILE_INPUTS == 0 && has_tiles(); }
 
-// The rows that go into a product, in the form that the weights' format wants.
+// Input rows of a product, in the form that the weights' format needs.
 //
 // For tiles, 16 rows are a block, of which 32 inputs of each row lie together.
-// For 4- and 8-bit weights: 8 bits with a scale for each group of 32, as llama.cpp has it; but where a group's largest
-// number is more than PEAK times the row's root mean square, 16 bits, in two halves. Such groups, a few outlying inputs
-// that every model has and their neighbours, cause nearly all of the error: with them in 16 bits it is near bf16's.
+// For 4- and 8-bit weights: 8 bits with a scale for each group of 32, as in llama.cpp; but 16 bits, in two halves, if
+// the group's largest number is more than PEAK times the row's root mean square. Such groups (a few outlying inputs of
+// every model, and their neighbours) cause nearly all of the error: with 16 bits for them it is near bf16's.
 struct Inputs {
   Lines<uint8_t> codes;  // [rows, inputs] of fp32 (for fp16 too), bf16 or int8; [blocks, inputs / 32, 16, 32] of bf16
                          // in tiles
   Lines<int8_t> low;     // [rows, inputs]: the low halves of the groups in 16 bits
-  Lines<uint8_t> fine;   // [rows, groups]: whether a group is in 16 bits
+  Lines<uint8_t> fine;   // [rows, groups]: true if a group is in 16 bits
   Lines<float> scales;   // [rows, groups]
   Lines<float> sums;     // [rows, groups]: of the codes, times the scale
 
@@ -160,7 +160,7 @@ struct GroupCodes {
 #endif
 };
 
-// Fetches weights that are `AHEAD` bytes further on: the CPU's own guess is late where each of them is used for little.
+// Prefetches the weights `AHEAD` bytes further on: the CPU's own prefetch is late where each weight is used for little.
 constexpr int AHEAD = 8192;
 INLINE void prefetch(const uint8_t* w, int bytes) {
   for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char*)w + AHEAD + i, _MM_HINT_T0);
@@ -189,8 +189,8 @@ INLINE void quantised_panel(const uint8_t* w, int inputs, const Inputs& x, int r
 
 template <int ROWS>
 INLINE void bf16_panel(const uint8_t* w, int inputs, const Inputs& x, int row, f16v* sums) {
-  constexpr int CHAINS = 2;  // with few rows a sum would wait for the one before; with many, the same: a row's result
-                             // must not depend on how many others there are
+  constexpr int CHAINS = 2;  // with few rows a sum would wait for the one before; the same with many, because a row's
+                             // result must not depend on the number of rows
   const uint32_t* pairs = (const uint32_t*)x.codes.data() + (size_t)row * inputs / 2;
   f16v partial[CHAINS][ROWS] = {};
   const int count = inputs / 2;
@@ -267,7 +267,7 @@ static void bf16_tiled(const Matrix& m, int panel, const Inputs& x, int row, int
     for (int r = 0; r < rows; r++) sums[r] += load(m.bias + panel * LANES);
 }
 
-// As quantised_panel, to the last bit: sums of products of integers have no order.
+// Same result as quantised_panel, to the last bit: sums of integers do not depend on the order.
 template <int FORMAT>
 static void quantised_tiled(const Matrix& m, int panel, const Inputs& x, int row, int rows, f16v* sums) {
   const uint8_t* w = m.data + panel_bytes(FORMAT, m.inputs) * panel;
@@ -315,13 +315,13 @@ static void quantised_tiled(const Matrix& m, int panel, const Inputs& x, int row
 
 constexpr int WORTH_TILES = 16;  // rows from which on the tiles of quantised weights are faster than vectors
 
-// The most rows that one pass over a panel takes.
+// Largest number of rows in one pass over a panel.
 INLINE int rows_at_once(const Matrix& m, int rows) {
   const bool worth = (m.format == Q8 || m.format == Q4) && rows >= WORTH_TILES && has_tiles();
   return worth || in_tiles(m.format, m.inputs) ? TILED_ROWS : TILE;
 }
 
-// sums[0 .. rows) of one panel, rows <= most, which is what rows_at_once says
+// sums[0 .. rows) of one panel; rows <= most, the result of rows_at_once
 static void multiply(const Matrix& m, int panel, const Inputs& x, int row, int rows, int most, f16v* sums) {
 #ifdef RUNGPT_AMX
   if (most == TILED_ROWS) {
@@ -372,8 +372,8 @@ static void product(Team& team, const Matrix& m, const Inputs& x, int rows, floa
   });
 }
 
-// out: [rows, intermediate]: silu(gate) * up. `extra`: null, or what is added to the gate and to up of the rows for
-// which `extra_of` is true, [rows, 2 * intermediate].
+// out: [rows, intermediate]: silu(gate) * up. `extra`: null, or an addition to gate and up for the rows where
+// `extra_of` is true, [rows, 2 * intermediate].
 static void gated_product(Team& team, const Matrix& m, const Inputs& x, int rows, float* out, int stride,
                           const float* extra, const uint8_t* extra_of) {
   const int count = panels(m.outputs) / 2, most = rows_at_once(m, rows);
@@ -419,7 +419,7 @@ static int likeliest(const float* x, int n) {
   return any ? -1 : chosen;
 }
 
-// out [outputs] += what an adapter makes of x [inputs]; `middle` is room for its rank.
+// out [outputs] += an adapter's addition for x [inputs]; `middle` is scratch memory, as large as its rank.
 static void add_lora(const Lora& lora, const float* x, Lines<float>& middle, float* out) {
   if (!lora.a) return;
   if ((int)middle.size() < lora.rank) middle.resize(lora.rank);
@@ -485,7 +485,7 @@ struct Grid {
 };
 
 // In 4 bits the better of the grids of GGUF's Q4_1 (from the lowest weight to the highest) and Q4_0 (whole steps of an
-// eighth of the largest): weights that come from such a file are met without a loss. In 8 bits that of Q8_0.
+// eighth of the largest), so that weights from such a file are kept without loss. In 8 bits the grid of Q8_0.
 static Grid best_grid(int format, const float* x) {
   const float low = *std::min_element(x, x + GROUP), high = *std::max_element(x, x + GROUP);
   const float largest = std::max(-low, high);

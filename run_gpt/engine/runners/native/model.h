@@ -1,4 +1,4 @@
-// What Python describes: see binding.py, which has the same structures.
+// Structures that Python fills in: see binding.py, which declares the same.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct Layer {
   const float *norm, *mlp_norm, *q_norm, *k_norm;  // the last two: [head size], or null
 };
 
-// What a LoRA adapter adds to one linear layer: out += b^T (a x). Null where it adds nothing.
+// Addition of a LoRA adapter to one linear layer: out += b^T (a x). Null where it adds nothing.
 struct Lora {
   int32_t rank, outputs, inputs;
   const float *a, *b;  // [rank, inputs], [rank, outputs]

@@ -25,8 +25,8 @@ typedef uint32_t u16u __attribute__((vector_size(64), aligned(4)));
 
 constexpr i16v NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-// Begins with a line of the caches: a vector that lay across two would cost two stores, and threads that write next to
-// each other would take the line from each other.
+// Allocator of memory that begins at a cache line: a vector across two lines would cost two stores, and threads that
+// write next to each other would compete for the line.
 template <class T>
 struct LineAllocator {
   using value_type = T;

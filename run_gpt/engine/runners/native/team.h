@@ -12,7 +12,7 @@
 
 namespace rungpt {
 
-constexpr int SPINS = 1000;  // about 20 microseconds; who waits longer may be keeping the others from this very core
+constexpr int SPINS = 1000;  // about 20 microseconds; a longer wait may keep the other threads from this core
 
 template <class T>
 inline T wait_for_change(const std::atomic<T>& value, T old) {
@@ -25,11 +25,11 @@ inline T wait_for_change(const std::atomic<T>& value, T old) {
   return value.load(std::memory_order_acquire);
 }
 
-// Threads that run one function together, or leave it to the caller's. The function is a sequence of loops, the same on
-// each thread. A loop's items are split into one part for each thread, so that what a thread wrote in one loop is in
-// its core's caches in the next; who is done with its own part helps with the others'. A loop is over when its items are
-// done, whoever did them: a thread that comes late, because another program has its core, skips the loops that are over
-// and holds nobody up. Between calls the helpers sleep.
+// Threads that run one function together, or leave it to the caller's thread. The function is a sequence of loops, the
+// same on each thread. A loop's items are split into one part for each thread, so that data that a thread wrote in one
+// loop is in its core's caches in the next. A thread that has finished its own part helps with the others. A loop is
+// over when all its items are done, by any threads. So a thread that comes late, because another program uses its core,
+// skips the loops that are over and delays no other thread. Between calls the helpers sleep.
 class Team {
  public:
   explicit Team(int threads) : threads_(threads), size_(threads), parts_(threads) {
@@ -56,13 +56,13 @@ class Team {
     loops_done = 0;
     work();
     if (alone || threads_ == 1) return;
-    // Helpers that are still inside are on their way out: there is no item left for them.
+    // Helpers that are still inside leave soon: there is no item left for them.
     for (int inside = inside_.fetch_and(~OPEN, std::memory_order_acq_rel) & ~OPEN; inside;)
       inside = wait_for_change(inside_, inside);
   }
 
-  // Calls f(i) for 0 <= i < n, each once, on whichever thread is free; returns on all threads when all are done. Who has
-  // an item takes `grain` of them at once.
+  // Calls f(i) for 0 <= i < n, each once, on any free thread; returns on all threads when all are done. A thread takes
+  // `grain` items at once.
   template <class F>
   void loop(int n, int grain, F f) {
     if (n <= 0) return;
@@ -75,12 +75,12 @@ class Team {
       phase_.notify_all();
       return;
     }
-    // Where it is over already, `phase_` is another than `loop`.
+    // If the loop is over already, `phase_` is greater than `loop`.
     for (unsigned phase = phase_.load(std::memory_order_acquire); phase <= loop;)
       phase = wait_for_change(phase_, phase);
   }
 
-  // How many may run the function.
+  // Number of threads that may run the function.
   int size() const { return size_; }
 
  private:
@@ -89,11 +89,11 @@ class Team {
   inline static thread_local int own_part = 0;
 
   struct alignas(64) Part {
-    std::atomic<uint64_t> next{0};  // the number of a loop, and how many items of this part of it are taken
+    std::atomic<uint64_t> next{0};  // number of a loop, and number of items of its part that are taken
   };
 
-  // Does what is left of a part; returns how many items that were. A number of an earlier loop says that nobody has
-  // begun with this one: it could not be under way if something of the earlier one were left.
+  // Does the rest of a part; returns its number of items. The number of an earlier loop in `next` means that no thread
+  // has begun this part: the earlier loop is over, else this one could not run.
   template <class F>
   int do_part(uint64_t loop, int part, int n, int grain, F& f) {
     const int start = (int)((int64_t)n * part / size_), end = (int)((int64_t)n * (part + 1) / size_);
@@ -119,7 +119,7 @@ class Team {
       int inside = inside_.load(std::memory_order_acquire);
       while (inside & OPEN && !inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
       }
-      if (!(inside & OPEN)) continue;  // too late: it is over
+      if (!(inside & OPEN)) continue;  // too late: the function is over
       loops_done = 0;
       (*work_)();
       inside_.fetch_sub(1, std::memory_order_acq_rel);
@@ -135,8 +135,8 @@ class Team {
   std::vector<std::thread> helpers_;
   alignas(64) std::atomic<unsigned> epoch_{0};
   alignas(64) std::atomic<int> inside_{0};      // helpers that run the function, and OPEN while more may come
-  alignas(64) std::atomic<int> done_{0};        // items of it that are done
-  alignas(64) std::atomic<unsigned> phase_{0};  // the number of the loop that runs, for those who wait for the next one
+  alignas(64) std::atomic<int> done_{0};        // items of the running loop that are done
+  alignas(64) std::atomic<unsigned> phase_{0};  // number of the running loop, for threads that wait for the next one
 };
 
 }  // namespace rungpt

@@ -1,4 +1,4 @@
-"""Rows that read another's keys and values, or what nobody wrote, if this failed."""
+"""Without this test a sequence could read keys and values of another, or memory that was never written."""
 
 import torch
 from hypothesis import given
@@ -22,7 +22,7 @@ def test_each_slot_reads_what_was_written_for_it(actions):
             start = min(length, len(held[slot])) // 2
             cache.hold(slot, length)
             held[slot] = held[slot][:length]
-            if length > start:  # overwrite the second half, or what is new
+            if length > start:  # overwrite the second half, or write the new tokens
                 new = [written + i for i in range(length - start)]
                 written += len(new)
                 for layer, pair in enumerate(cache.layers):

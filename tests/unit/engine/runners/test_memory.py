@@ -1,4 +1,4 @@
-"""Servers that are killed for their memory, or hold one request where there is room for many, if these failed."""
+"""Without these tests servers could be killed for their memory, or run one request where many would fit."""
 
 import logging
 
@@ -11,13 +11,13 @@ from run_gpt.process import devices
 def test_half_of_the_free_memory_is_for_the_cache(monkeypatch):
     monkeypatch.setattr(devices, "free_bytes", lambda device: 1000)
     assert memory.fitting_tokens(10, "cpu", context_length=20) == 50
-    assert memory.fitting_tokens(10, "cpu", context_length=80) == 80  # one context there must be
+    assert memory.fitting_tokens(10, "cpu", context_length=80) == 80  # at least one context
     assert memory.fitting_tokens(0, "cpu", context_length=80) is None
 
 
 @pytest.mark.parametrize("loaded_before", [0, 1, 3])
 def test_replicas_do_not_promise_the_same_memory_twice(monkeypatch, loaded_before):
-    """The supervisor saw 4000 bytes free; each of 4 replicas holds 200: 800 are left to each, whoever loads first."""
+    """Check 4 replicas: the supervisor saw 4000 bytes free, and each holds 200. 800 are left to each, in any order."""
     monkeypatch.setenv(devices.MEMORY_VARIABLE, str(4000 // 4))
     monkeypatch.setattr(devices, "free_bytes", lambda device: 4000 - 200 * (loaded_before + 1))
     monkeypatch.setattr(devices, "_own_bytes", lambda: 200)
@@ -40,7 +40,7 @@ def test_a_replica_whose_model_leaves_no_room_says_so(monkeypatch, caplog):
 
 
 def test_replicas_on_one_gpu_share_it(monkeypatch):
-    """A GPU of 1000 bytes; the first of two replicas finds 900 free, and takes no more than its own half."""
+    """Check a GPU of 1000 bytes: the first of two replicas finds 900 free, and takes no more than its own half."""
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (900, 1000))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 100)
     assert memory.fitting_tokens(1, "cuda:0", context_length=20) == 450

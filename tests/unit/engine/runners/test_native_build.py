@@ -1,4 +1,4 @@
-"""The first start of several replicas would take as many times as long, if this failed."""
+"""Without this test each of several replicas could compile the kernels, and so prolong their first start many times."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from run_gpt.engine.runners.native.build import built, unsupported
 from run_gpt.models.cache import cache_root
 
 PROCESSES = 3
-# Says its version as a compiler does; else waits for all processes to have come, and copies what was compiled before.
+# Prints its version like a compiler; otherwise waits until all processes have started, and copies a compiled library.
 COMPILER = """#!/bin/sh
 [ "$1" = --version ] && exec echo 1
 echo compiled >> {folder}/log

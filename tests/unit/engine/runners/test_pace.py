@@ -1,4 +1,4 @@
-"""Decoding that waits for a thread which another program keeps from its core, if these failed."""
+"""Without these tests decoding could wait for a thread whose core another program uses."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ from run_gpt.engine.runners.native.pace import LONGEST_PAUSE, MOST_TOKENS, TRIAL
 
 
 class Clock:
-    """Steps take what the test says, by whether they run alone."""
+    """Clock of steps whose times a test sets, for steps on one thread and on all."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[bool], float]):
         self.now, self.seconds = 0.0, seconds
         monkeypatch.setattr(module.time, "perf_counter", lambda: self.now)
 
     def run(self, pace: Pace, steps: int, tokens: int = 1) -> list[bool]:
-        """How each of so many steps ran."""
+        """Run steps; returns for each True when it ran on one thread."""
         ways = []
         for _ in range(steps):
             with pace.step(tokens) as alone:

@@ -1,4 +1,4 @@
-"""A packed layer must give what the layer gave, in every place that uses it."""
+"""Without these tests a packed layer could give other results than the layer that it replaces."""
 
 import pytest
 import torch

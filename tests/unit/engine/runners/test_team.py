@@ -1,4 +1,4 @@
-"""A step that is lost, done twice, or done before the one that it needs would be wrong text, if this failed."""
+"""Without this test work could be lost, done twice, or done before the work that it needs: the text would be wrong."""
 
 import subprocess
 from pathlib import Path
