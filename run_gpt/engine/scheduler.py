@@ -133,7 +133,7 @@ class Scheduler:
         return plan
 
     def _enough(self, begun: Sequence[Row]) -> int:
-        """Return the number of prompt tokens at which a step begins no further prompt. `begun`: rows within theirs."""
+        """Return the number of prompt tokens at which a step begins no further prompt. `begun`: unfinished prompts."""
         free = self.max_running - len(self.running)
         left = sum(len(row.history) - row.place.length for row in begun if row.place)
         left += sum(len(row.history) for row in islice(self.waiting, free))
