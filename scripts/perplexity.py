@@ -27,7 +27,8 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import abc
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -38,7 +39,7 @@ import torch
 from run_gpt.bench.offline_texts import read_text
 from run_gpt.config import DEFAULT_MODEL, PRECISIONS, EngineConfig, ModelConfig, Runner
 from run_gpt.engine.request import Request
-from run_gpt.engine.scheduler import Row, Run
+from run_gpt.engine.scheduler import ScheduledTokens, Sequence
 from run_gpt.engine.slots import Slot
 from run_gpt.engine.text import TextStream
 from run_gpt.local.model import load_model
@@ -61,7 +62,7 @@ def windows(tokenizer: Any, text: str, limit: int) -> Windows:
     return [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW + 1, WINDOW)]
 
 
-def losses(logits: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+def losses(logits: torch.Tensor, targets: abc.Sequence[int]) -> torch.Tensor:
     """Return each target's negative log-likelihood. `logits`: [targets or more, vocabulary]; extra rows are ignored."""
     wanted = torch.tensor(targets, device=logits.device, dtype=torch.long)
     return torch.nn.functional.cross_entropy(logits[: len(wanted)].float(), wanted, reduction="none").cpu()
@@ -83,18 +84,18 @@ def losses_of_runner(runner: Any, all_windows: Windows, step: int, rows: int) ->
             runs = []
             for row, ids in group:
                 part = tuple(ids[start : start + step])
-                runs.append(Run(row, start, part, wanted=len(part)))
+                runs.append(ScheduledTokens(row, start, part, num_logits=len(part)))
             logits = runner.forward(runs)
-            parts = logits.split([run.wanted for run in runs])
+            parts = logits.split([run.num_logits for run in runs])
             for (_, ids), run, part in zip(group, runs, parts, strict=True):
                 yield losses(part, ids[start + 1 : run.end + 1])
         runner.release(range(len(group)))
 
 
-def row_of(ids: list[int], slot: int) -> Row:
+def row_of(ids: list[int], slot: int) -> Sequence:
     """Return the scheduler's row for a window that runs in this slot."""
     request = Request(id=str(slot), prompt_ids=tuple(ids), max_new_tokens=1)
-    return Row(request, 0, TextStream(lambda _: "", (), ()), random.Random(0), place=Slot(slot))
+    return Sequence(request, 0, TextStream(lambda _: "", (), ()), random.Random(0), place=Slot(slot))
 
 
 @dataclass(frozen=True)

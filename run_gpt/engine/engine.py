@@ -3,7 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import abc
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
@@ -20,7 +21,7 @@ from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.sampler import Sampler
-from run_gpt.engine.scheduler import Outcome, Result, Row, Scheduler, Scores, StepPlan, Sums
+from run_gpt.engine.scheduler import Outcome, Result, Scheduler, Scores, Sequence, StepPlan, Sums
 from run_gpt.engine.score import score_prompts
 from run_gpt.engine.text import Decode, TextStream
 from run_gpt.engine.timing import Timing
@@ -252,8 +253,8 @@ class BatchEngine(Engine):
             self._start_beams(request, lora)
         else:
             now = time.perf_counter()
-            for row in self.scheduler.add(request, lora):
-                row.times.arrived = now
+            for sequence in self.scheduler.add(request, lora):
+                sequence.times.arrived = now
         if lora is not None:
             self._lora_of[request.id] = lora
         self._deliveries[request.id] = delivery
@@ -308,11 +309,11 @@ class BatchEngine(Engine):
             results, scores = choose_tokens(self._sampler, logits, answering), score_prompts(logits, answering)
         return results, self._runner.embed(pooled).tolist() if pooled else [], scores
 
-    def _deliver(self, outcomes: Sequence[tuple[Row, Outcome]]) -> None:
-        for row, outcome in outcomes:
+    def _deliver(self, outcomes: abc.Sequence[tuple[Sequence, Outcome]]) -> None:
+        for sequence, outcome in outcomes:
             if isinstance(outcome, TokenEvent) and outcome.finish_reason is not None:
-                outcome = replace(outcome, timing=row.timing)
-            self._outcome(row.request.id, outcome)
+                outcome = replace(outcome, timing=sequence.timing)
+            self._outcome(sequence.request.id, outcome)
         self._flush()
 
     def _outcome(self, request_id: str, outcome: Outcome) -> None:
@@ -386,7 +387,7 @@ class BatchEngine(Engine):
             return
         started = time.perf_counter()
         events: list[TokenEvent] = []
-        outcomes: Sequence[Outcome] = events
+        outcomes: abc.Sequence[Outcome] = events
         try:
             answers = self._runner.beam_search(request, stopped, lora)
             timing = Timing(arrived, started, started, time.perf_counter())
@@ -402,7 +403,7 @@ class BatchEngine(Engine):
                 self._outcome(request.id, outcome)
             self._flush()
 
-    def _beam_event(self, request: Request, index: int, token_ids: Sequence[int]) -> TokenEvent:
+    def _beam_event(self, request: Request, index: int, token_ids: abc.Sequence[int]) -> TokenEvent:
         text, shown = self._new_text(request), ""
         for count, token_id in enumerate(token_ids, start=1):
             if token_id in self._runner.end_ids:

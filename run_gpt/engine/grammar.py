@@ -89,23 +89,23 @@ class GrammarDrafts(PromptLookup):
         self._prompt_tokens = prompt_tokens
         self._forced: Sequence[int] = ()
         self._from = 0
-        """Length of the history before the tokens in `_forced`."""
+        """Length of the token_ids before the tokens in `_forced`."""
         self._unsure_until = 0
 
-    def draft(self, history: Sequence[int], most: int) -> tuple[int, ...]:
+    def draft(self, token_ids: Sequence[int], most: int) -> tuple[int, ...]:
         """See PromptLookup."""
         if most < 1:
             return ()
-        if len(history) >= self._from + len(self._forced) and len(history) >= self._unsure_until:
-            self._forced = self._state.forced(history[self._prompt_tokens :])
-            self._from = len(history)
-        begin = len(history) - self._from
+        if len(token_ids) >= self._from + len(self._forced) and len(token_ids) >= self._unsure_until:
+            self._forced = self._state.forced(token_ids[self._prompt_tokens :])
+            self._from = len(token_ids)
+        begin = len(token_ids) - self._from
         forced = tuple(self._forced[begin : begin + most])
-        return forced or super().draft(history, most)
+        return forced or super().draft(token_ids, most)
 
-    def learn(self, history: Sequence[int], drafted: int, accepted: int) -> None:
+    def learn(self, token_ids: Sequence[int], drafted: int, accepted: int) -> None:
         """See PromptLookup. Forced text says nothing about repetition in a text."""
         if not self._forced:
-            super().learn(history, drafted, accepted)
+            super().learn(token_ids, drafted, accepted)
         elif accepted < drafted:
-            self._forced, self._unsure_until = (), len(history) + PAUSE
+            self._forced, self._unsure_until = (), len(token_ids) + PAUSE

@@ -1,7 +1,8 @@
 """Prometheus metrics of an engine. Each step updates histograms; everything else is read at collection time."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence, Sized
+from collections import abc
+from collections.abc import Iterator, Sized
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Any
@@ -11,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from run_gpt.engine.plan import Outcome, Row, StepPlan
+from run_gpt.engine.plan import Outcome, Sequence, StepPlan
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.scheduler import Scheduler
 
@@ -22,7 +23,7 @@ _STEPS = (0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
 
-HISTOGRAMS: dict[str, tuple[Sequence[float], str]] = {
+HISTOGRAMS: dict[str, tuple[abc.Sequence[float], str]] = {
     "rungpt_time_to_first_token_seconds": (_WAITS, "From a sequence's arrival to its first token."),
     "rungpt_inter_token_latency_seconds": (
         _WAITS,
@@ -50,7 +51,7 @@ class Tally:
     lock. This one takes 0.2 us.
     """
 
-    def __init__(self, buckets: Sequence[float]):
+    def __init__(self, buckets: abc.Sequence[float]):
         self._buckets = buckets
         self._counts = [0] * (len(buckets) + 1)
         self._sum = 0.0
@@ -86,18 +87,20 @@ class EngineMetrics(Collector):
         process = ProcessCollector("rungpt", registry=None).collect()
         self._process = [family for family in process if family.name == "rungpt_process_start_time_seconds"]
 
-    def step(self, plan: StepPlan, outcomes: Sequence[tuple[Row, Outcome]], started: float, ended: float) -> None:
+    def step(
+        self, plan: StepPlan, outcomes: abc.Sequence[tuple[Sequence, Outcome]], started: float, ended: float
+    ) -> None:
         """Record a committed step; the caller holds the lock. Times are on time.perf_counter's clock."""
         if plan.runs:
             self._step_time.add(ended - started)
             self._step_rows.add(len(plan.runs))
         for run in plan.runs:
-            if run.row.times.started is None:
-                self._begin(run.row, started)
-        for row, outcome in outcomes:
+            if run.sequence.times.started is None:
+                self._begin(run.sequence, started)
+        for sequence, outcome in outcomes:
             if not isinstance(outcome, TokenEvent):
                 continue
-            times, tokens = row.times, outcome.tokens
+            times, tokens = sequence.times, outcome.tokens
             if tokens and times.first is not None:
                 self._next.add((ended - times.last) / tokens, tokens)
             elif tokens:
@@ -106,26 +109,26 @@ class EngineMetrics(Collector):
                 self._prefill.add(ended - (times.started or started))
             times.last = ended
             if outcome.finish_reason is not None:
-                self._end(row, outcome.finish_reason)
+                self._end(sequence, outcome.finish_reason)
 
-    def _begin(self, row: Row, now: float) -> None:
-        row.times.started = now
-        self._queue.add(now - row.times.arrived)
-        if not row.index:  # the others share its prompt
-            self._prompt_tokens += len(row.request.prompt_ids)
+    def _begin(self, sequence: Sequence, now: float) -> None:
+        sequence.times.started = now
+        self._queue.add(now - sequence.times.arrived)
+        if not sequence.index:  # the others share its prompt
+            self._prompt_tokens += len(sequence.request.prompt_ids)
 
-    def _end(self, row: Row, reason: str) -> None:
-        times = row.times
+    def _end(self, sequence: Sequence, reason: str) -> None:
+        times = sequence.times
         self._finished[reason] += 1
         self._whole.add(times.last - times.arrived)
-        self._prompt.add(len(row.request.prompt_ids))
+        self._prompt.add(len(sequence.request.prompt_ids))
         if times.first is None:
             self._prefill.add(times.last - (times.started or times.last))
         else:
             self._decode.add(times.last - times.first)
-            self._generated.add(row.answered)
+            self._generated.add(sequence.answered)
 
-    def beams(self, request: Request, events: Sequence[TokenEvent], seconds: float) -> None:
+    def beams(self, request: Request, events: abc.Sequence[TokenEvent], seconds: float) -> None:
         """Record a beam search that gave these events `seconds` after its request came; the caller holds the lock."""
         self._prompt_tokens += len(request.prompt_ids)
         for event in events:

@@ -1,4 +1,4 @@
-"""Data types shared by scheduler, runner and sampler: rows (sequences), the runs of a step, and their outcomes.
+"""Data types shared by scheduler, runner and sampler: sequences (sequences), the runs of a step, and their outcomes.
 
 Types that are created for each sequence in each step are msgspec structs: they take a tenth of the time of a frozen
 dataclass.
@@ -6,7 +6,7 @@ dataclass.
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from run_gpt.errors import RequestError
 
 
 @dataclass(eq=False)
-class Row:
+class Sequence:
     """One sequence of a request, from the queue to its end."""
 
     request: Request
@@ -31,9 +31,9 @@ class Row:
     random: random.Random
     adapter: Any = None
     """LoRA adapter (see lora.Lora), if it has one."""
-    first: "Row | None" = None
+    first: "Sequence | None" = None
     """First sequence of its request, whose prompt it shares; None for the first itself."""
-    history: "array[int]" = field(init=False)
+    token_ids: "array[int]" = field(init=False)
     """Token ids of the prompt and the answer so far."""
     grammar: GrammarState | None = field(init=False)
     """State of its grammar, if it has one."""
@@ -54,7 +54,7 @@ class Row:
     ended: bool = False
 
     def __post_init__(self) -> None:
-        self.history = token_array(self.request.prompt_ids)
+        self.token_ids = token_array(self.request.prompt_ids)
         self.grammar = None
         if self.request.grammar is not None:
             self.grammar = GrammarState(self.request.grammar)
@@ -70,7 +70,7 @@ class Row:
     @property
     def answered(self) -> int:
         """Number of tokens of the answer so far."""
-        return len(self.history) - len(self.request.prompt_ids)
+        return len(self.token_ids) - len(self.request.prompt_ids)
 
     @property
     def scores_prompt(self) -> bool:
@@ -80,36 +80,36 @@ class Row:
     @property
     def prefilled(self) -> bool:
         """True when all of its tokens but the last have been run."""
-        return self.place is not None and self.place.length >= len(self.history) - 1
+        return self.place is not None and self.place.length >= len(self.token_ids) - 1
 
 
-class Run(Struct, frozen=True):
+class ScheduledTokens(Struct, frozen=True):
     """Tokens of one sequence that one step runs: a part of its prompt, or its last token and the drafts after it."""
 
-    row: Row
+    sequence: Sequence
     start: int
     """Position of the first token."""
     token_ids: tuple[int, ...]
-    wanted: int
+    num_logits: int
     """Number of trailing tokens whose logits are needed; 0 for a part of a prompt that is not the last one."""
-    scored: int = 0
+    num_scored: int = 0
     """Number of the wanted logits, the first ones, that score the next prompt token; the others sample new tokens."""
 
     @property
     def slot(self) -> int:
         """Number of the sequence's slot."""
-        assert self.row.place is not None  # only sequences with a slot run
-        return self.row.place.number
+        assert self.sequence.place is not None  # only sequences with a slot run
+        return self.sequence.place.number
 
     @property
     def adapter(self) -> Any:
         """LoRA adapter of the sequence (see lora.Lora), if it has one."""
-        return self.row.adapter
+        return self.sequence.adapter
 
     @property
     def pooled(self) -> bool:
         """True when its sequence is an embedding: it needs hidden states and no logits."""
-        return self.row.request.pooling is not None
+        return self.sequence.request.pooling is not None
 
     @property
     def end(self) -> int:
@@ -117,14 +117,14 @@ class Run(Struct, frozen=True):
         return self.start + len(self.token_ids)
 
     @property
-    def choosing(self) -> int:
+    def num_sampled(self) -> int:
         """Number of trailing tokens whose logits sample new tokens: 0, or one more than there are drafted tokens."""
-        return self.wanted - self.scored
+        return self.num_logits - self.num_scored
 
     @property
     def drafted(self) -> tuple[int, ...]:
         """Drafted tokens after the sequence's last token. The logits of each token check the draft that follows it."""
-        return self.token_ids[len(self.token_ids) - self.choosing + 1 :] if self.choosing else ()
+        return self.token_ids[len(self.token_ids) - self.num_sampled + 1 :] if self.num_sampled else ()
 
 
 class StepPlan(Struct, frozen=True):
@@ -132,7 +132,7 @@ class StepPlan(Struct, frozen=True):
 
     released: tuple[int, ...]
     copies: tuple[Copy, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[ScheduledTokens, ...]
 
 
 class Sampled(Struct, frozen=True):
@@ -158,8 +158,8 @@ class Counters:
 
 
 Outcome = TokenEvent | RequestError
-Result = Sequence[Sampled] | RequestError
-Scores = Sequence[TokenLogprob] | RequestError
+Result = abc.Sequence[Sampled] | RequestError
+Scores = abc.Sequence[TokenLogprob] | RequestError
 """Scores of the prompt tokens that a run scores, or an error."""
-Sums = Sequence[float]
+Sums = abc.Sequence[float]
 """Sums of the hidden states over a run's tokens."""

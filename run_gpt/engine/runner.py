@@ -9,7 +9,7 @@ import torch
 
 from run_gpt.engine.request import Request
 from run_gpt.engine.runners.lora import Lora
-from run_gpt.engine.scheduler import Copy, Run
+from run_gpt.engine.scheduler import Copy, ScheduledTokens
 
 BROKEN = -1
 """Value instead of a token id when one of the row's logits is NaN."""
@@ -30,13 +30,13 @@ class ModelRunner(Protocol):
     cache_bytes_per_token: int
     """Bytes of one token in one slot; 0 when they are not known, or when there is no such cache."""
 
-    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+    def forward(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """Run these tokens, parts of prompts and decoding sequences together; at most one run for each slot.
 
         A run that starts before the end of its slot's tokens replaces them from `start` on (a rejected draft, a reused
         slot). A run that starts at 0 empties its slot first.
 
-        Returns [sum of the runs' `wanted`, vocabulary], in the runs' order: the logits after each wanted token. The
+        Returns [sum of the runs' `num_logits`, vocabulary], in the runs' order: the logits after each wanted token. The
         next call may overwrite them.
         """
         ...
@@ -48,7 +48,7 @@ class ModelRunner(Protocol):
         """
         return likeliest(logits)
 
-    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+    def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """Run these tokens as `forward` does, for their hidden states.
 
         Returns [runs, hidden size] in fp32: for each run, the sum over its tokens of the state after the last norm.

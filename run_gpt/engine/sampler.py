@@ -1,8 +1,8 @@
 """Sampling of tokens from logits, in one pass over all sequences. Each has its own parameters; none affects another."""
 
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, abc
+from collections.abc import Callable, Iterable
 
 import torch
 from msgspec import Struct
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from run_gpt.engine.grammar import Matcher
 from run_gpt.engine.request import SamplingParams, TokenLogprob
 from run_gpt.engine.runner import BROKEN, likeliest
-from run_gpt.engine.scheduler import Row, Sampled
+from run_gpt.engine.scheduler import Sampled, Sequence
 from run_gpt.engine.slots import token_array
 from run_gpt.errors import InternalError, RequestError
 
@@ -22,30 +22,30 @@ BLOCK = 256
 
 
 class Position(Struct, frozen=True):
-    """Position at which a token is sampled: after a sequence's history and its accepted drafts."""
+    """Position at which a token is sampled: after a sequence's token_ids and its accepted drafts."""
 
-    row: Row
+    sequence: Sequence
     accepted: tuple[int, ...] = ()
 
     @property
     def params(self) -> SamplingParams:
         """Sampling parameters of the request."""
-        return self.row.request.sampling
+        return self.sequence.request.sampling
 
     @property
-    def history(self) -> "array[int]":
+    def token_ids(self) -> "array[int]":
         """Token ids of the prompt and the answer before this position."""
-        return self.row.history + token_array(self.accepted)
+        return self.sequence.token_ids + token_array(self.accepted)
 
     @property
     def answer(self) -> "array[int]":
         """Token ids of the answer before this position."""
-        return self.history[len(self.row.request.prompt_ids) :]
+        return self.token_ids[len(self.sequence.request.prompt_ids) :]
 
     @property
     def matcher(self) -> Matcher | None:
         """Matcher of the sequence's grammar at this position; None without a grammar."""
-        return None if self.row.grammar is None else self.row.grammar.after(self.answer)
+        return None if self.sequence.grammar is None else self.sequence.grammar.after(self.answer)
 
 
 class Sampler:
@@ -56,12 +56,12 @@ class Sampler:
     the same tokens in any batch.
     """
 
-    def __init__(self, end_ids: Sequence[int], likeliest: Callable[[torch.Tensor], list[int]] = likeliest):
+    def __init__(self, end_ids: abc.Sequence[int], likeliest: Callable[[torch.Tensor], list[int]] = likeliest):
         """`likeliest`: see ModelRunner."""
         self.end_ids = tuple(end_ids)
         self._likeliest = likeliest
 
-    def __call__(self, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:
+    def __call__(self, logits: torch.Tensor, positions: abc.Sequence[Position]) -> list[Sampled | RequestError]:
         """Sample one result for each position. `logits`: [positions, vocabulary], any float type; they are not changed.
 
         Most sequences are purely greedy and cost only the one argmax. Logits are copied only for sequences with other
@@ -83,7 +83,7 @@ class Sampler:
         return [_result(at, token, logits, i) for i, (at, token) in enumerate(zip(positions, tokens, strict=True))]
 
     def _choose(
-        self, logits: torch.Tensor, positions: Sequence[Position], matchers: Sequence[Matcher | None]
+        self, logits: torch.Tensor, positions: abc.Sequence[Position], matchers: abc.Sequence[Matcher | None]
     ) -> list[int]:
         """Return a token id for each position. `logits`: [positions, vocabulary] in fp32; they are changed."""
         self._penalise(logits, positions)
@@ -93,10 +93,10 @@ class Sampler:
             if matcher is not None and (i in drawn or not matcher.allows(int(tokens[i]))):
                 tokens[i] = _forbid(logits[i], matcher.mask())
         if drawn:
-            tokens[drawn] = self._draw(logits[drawn], [positions[i].row for i in drawn])
+            tokens[drawn] = self._draw(logits[drawn], [positions[i].sequence for i in drawn])
         return tokens.tolist()
 
-    def _penalise(self, logits: torch.Tensor, positions: Sequence[Position]) -> None:
+    def _penalise(self, logits: torch.Tensor, positions: abc.Sequence[Position]) -> None:
         """Apply penalties, biases and bans in place. `logits`: [positions, vocabulary]."""
         seen, factors = _Cells(), []
         added, terms = _Cells(), []
@@ -104,7 +104,7 @@ class Sampler:
         for i, at in enumerate(positions):
             params = at.params
             if params.repetition_penalty != 1.0:
-                factors += [params.repetition_penalty] * seen.add(i, set(at.history))
+                factors += [params.repetition_penalty] * seen.add(i, set(at.token_ids))
             if params.presence_penalty or params.frequency_penalty:
                 counts = Counter(at.answer)
                 added.add(i, counts)
@@ -112,8 +112,8 @@ class Sampler:
             added.add(i, params.logit_bias)
             terms += params.logit_bias.values()
             if params.no_repeat_ngram_size:
-                banned.add(i, _repeats(at.history, params.no_repeat_ngram_size))
-            if at.row.answered + len(at.accepted) < params.min_new_tokens:
+                banned.add(i, _repeats(at.token_ids, params.no_repeat_ngram_size))
+            if at.sequence.answered + len(at.accepted) < params.min_new_tokens:
                 banned.add(i, self.end_ids)
         if seen.tokens:
             where, factor = seen.index(logits), torch.tensor(factors, device=logits.device)
@@ -124,7 +124,7 @@ class Sampler:
         if banned.tokens:
             logits[banned.index(logits)] = -torch.inf
 
-    def _draw(self, logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    def _draw(self, logits: torch.Tensor, rows: abc.Sequence[Sequence]) -> torch.Tensor:
         """Draw a token id for each row: [rows]. `logits`: [rows, vocabulary]; all but one of a row may be -inf.
 
         The draw of a row depends only on its own parameters and logits, not on the other rows.
@@ -150,7 +150,7 @@ class Sampler:
 
     @staticmethod
     def _draw_of_likeliest(
-        logits: torch.Tensor, params: Sequence[SamplingParams], uniform: torch.Tensor
+        logits: torch.Tensor, params: abc.Sequence[SamplingParams], uniform: torch.Tensor
     ) -> torch.Tensor:
         """Draw a token id for each row whose top-k, top-p and min-p keep only its CANDIDATES likeliest; else -1."""
         count = min(CANDIDATES, logits.shape[-1])
@@ -177,7 +177,7 @@ class Sampler:
         params = at.params
         if not params.greedy or (matcher is not None and not matcher.allows(likeliest)):
             return False
-        return likeliest not in self.end_ids or at.row.answered + len(at.accepted) >= params.min_new_tokens
+        return likeliest not in self.end_ids or at.sequence.answered + len(at.accepted) >= params.min_new_tokens
 
 
 class _Cells:
@@ -213,7 +213,7 @@ def _forbid(logits: torch.Tensor, allowed: torch.Tensor) -> int:
     return likeliest
 
 
-def _truncate(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+def _truncate(logits: torch.Tensor, params: abc.Sequence[SamplingParams]) -> torch.Tensor:
     """Apply top-k, then top-p, then min-p. The likeliest token stays. `logits`: [rows, vocabulary], descending."""
     vocabulary = logits.shape[-1]
     rank = torch.arange(vocabulary, device=logits.device)
@@ -226,15 +226,15 @@ def _truncate(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.T
     return logits.masked_fill(probability < floor, -torch.inf)
 
 
-def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+def _column(values: abc.Sequence[float], like: torch.Tensor) -> torch.Tensor:
     """Return values as [rows, 1], with the type and on the device of `like`."""
     return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
 
 
-def _repeats(history: Sequence[int], size: int) -> list[int]:
-    """Return the tokens that would complete an n-gram of `size` tokens that `history` already contains."""
-    end = history[len(history) - size + 1 :]
-    return [history[i + size - 1] for i in range(len(history) - size + 1) if history[i : i + size - 1] == end]
+def _repeats(token_ids: abc.Sequence[int], size: int) -> list[int]:
+    """Return the tokens that would complete an n-gram of `size` tokens that `token_ids` already contains."""
+    end = token_ids[len(token_ids) - size + 1 :]
+    return [token_ids[i + size - 1] for i in range(len(token_ids) - size + 1) if token_ids[i : i + size - 1] == end]
 
 
 def _argmax(logits: torch.Tensor) -> torch.Tensor:

@@ -3,17 +3,29 @@
 import math
 import operator
 import random
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import abc, deque
+from collections.abc import Callable
 from itertools import islice
 
-from run_gpt.engine.plan import Counters, Outcome, Result, Row, Run, Sampled, Scores, StepPlan, Sums
+from run_gpt.engine.plan import Counters, Outcome, Result, Sampled, ScheduledTokens, Scores, Sequence, StepPlan, Sums
 from run_gpt.engine.request import FinishReason, Request, TokenEvent
 from run_gpt.engine.slots import Copy, Slots
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import ContextLengthExceeded, InternalError, QueueFull, RequestError
 
-__all__ = ["Copy", "Counters", "Outcome", "Result", "Row", "Run", "Sampled", "Scheduler", "Scores", "StepPlan", "Sums"]
+__all__ = [
+    "Copy",
+    "Counters",
+    "Outcome",
+    "Result",
+    "Sampled",
+    "ScheduledTokens",
+    "Scheduler",
+    "Scores",
+    "Sequence",
+    "StepPlan",
+    "Sums",
+]
 
 MAX_SCORED = 128
 """Largest number of prompt tokens that one step scores, in all sequences together. Each token has [vocabulary] logits
@@ -50,7 +62,7 @@ class Scheduler:
         max_running: int,
         max_waiting: int,
         max_step_tokens: int,
-        end_ids: Sequence[int],
+        end_ids: abc.Sequence[int],
         new_text: Callable[[Request], TextStream],
         max_cache_tokens: int | None = None,
         reuse_prefixes: bool = False,
@@ -60,8 +72,8 @@ class Scheduler:
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.max_step_tokens = max_step_tokens
-        self.waiting: deque[Row] = deque()
-        self.running: list[Row] = []
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
         self.slots = Slots(max_running, max_cache_tokens, keep=reuse_prefixes)
         self.counters = Counters()
         self._reuse_prefixes = reuse_prefixes
@@ -69,8 +81,8 @@ class Scheduler:
         self._end_ids = frozenset(end_ids)
         self._new_text = new_text
 
-    def add(self, request: Request, adapter: object = None) -> list[Row]:
-        """Queue a request's sequences, all with this LoRA adapter; returns their rows.
+    def add(self, request: Request, adapter: object = None) -> list[Sequence]:
+        """Queue a request's sequences, all with this LoRA adapter, and return them.
 
         Raises QueueFull if more than `max_waiting` sequences would wait, ContextLengthExceeded if a sequence needs
         more memory than the whole cache has.
@@ -87,17 +99,17 @@ class Scheduler:
                 f"{len(self.waiting)} sequences wait, {request.sequences} more would pass the limit of "
                 f"{self.max_waiting}: try again in {QueueFull.retry_after} s, or raise --max-waiting"
             )
-        rows: list[Row] = []
+        sequences: list[Sequence] = []
         for index in range(request.sequences):
             seed = None if request.sampling.seed is None else f"{request.sampling.seed}/{index}"
-            first = rows[0] if rows else None
-            rows.append(Row(request, index, self._new_text(request), random.Random(seed), adapter, first))
-        self.waiting += rows
-        return rows
+            first = sequences[0] if sequences else None
+            sequences.append(Sequence(request, index, self._new_text(request), random.Random(seed), adapter, first))
+        self.waiting += sequences
+        return sequences
 
     def abort(self, request_id: str) -> None:
         """Remove a request. An unknown id is no error, because the request may have ended by now."""
-        self._drop([row for row in (*self.waiting, *self.running) if row.request.id == request_id])
+        self._drop([sequence for sequence in (*self.waiting, *self.running) if sequence.request.id == request_id])
 
     @property
     def has_work(self) -> bool:
@@ -106,200 +118,220 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Plan the next step. Free slots go to the sequences that have waited longest."""
-        continued: list[Row] = []
-        begun: list[Row] = []
-        for row in self.running:
-            (continued if row.prefilled and row.request.pooling is None else begun).append(row)
+        continued: list[Sequence] = []
+        begun: list[Sequence] = []
+        for sequence in self.running:
+            (continued if sequence.prefilled and sequence.request.pooling is None else begun).append(sequence)
         most = budget = max(1, self.max_step_tokens - len(continued))
         enough = self._enough(begun)
-        prompts: list[Run] = []
-        for row in begun:
+        prompts: list[ScheduledTokens] = []
+        for sequence in begun:
             if most - budget < enough:
-                budget -= self._run_prompt(row, budget, prompts)
-        for row in list(self.waiting):
+                budget -= self._run_prompt(sequence, budget, prompts)
+        for sequence in list(self.waiting):
             if not budget or most - budget >= enough or not self.slots.has_free:
                 break
-            if self._waits_for_first(row):
+            if self._waits_for_first(sequence):
                 continue
-            if not self._place(row):
+            if not self._place(sequence):
                 break
-            budget -= self._run_prompt(row, budget, prompts)
+            budget -= self._run_prompt(sequence, budget, prompts)
         # The cheap tokens that prompts leave are for drafts, the same number for each sequence.
         room = self._cheap_tokens - sum(len(run.token_ids) for run in prompts)
-        runs = [_continue(row, room // len(continued) - 1) for row in continued]
+        runs = [_continue(sequence, room // len(continued) - 1) for sequence in continued]
         plan = StepPlan(tuple(self.slots.released), tuple(self.slots.copies), (*runs, *prompts))
         self.slots.released.clear()
         self.slots.copies.clear()
         return plan
 
-    def _enough(self, begun: Sequence[Row]) -> int:
+    def _enough(self, begun: abc.Sequence[Sequence]) -> int:
         """Return the number of prompt tokens at which a step begins no further prompt. `begun`: unfinished prompts."""
         free = self.max_running - len(self.running)
-        left = sum(len(row.history) - row.place.length for row in begun if row.place)
-        left += sum(len(row.history) for row in islice(self.waiting, free))
+        left = sum(len(sequence.token_ids) - sequence.place.length for sequence in begun if sequence.place)
+        left += sum(len(sequence.token_ids) for sequence in islice(self.waiting, free))
         return max(SHORT_STEP, left // 2 + 1)
 
-    def _waits_for_first(self, row: Row) -> bool:
-        first = row.first
-        shares = self._reuse_prefixes or row.request.prompt_logprobs is not None
+    def _waits_for_first(self, sequence: Sequence) -> bool:
+        first = sequence.first
+        shares = self._reuse_prefixes or sequence.request.prompt_logprobs is not None
         return shares and first is not None and not first.ended and not first.prefilled
 
-    def _place(self, row: Row) -> bool:
+    def _place(self, sequence: Sequence) -> bool:
         """Assign a slot to a sequence; returns False if there is no memory for it."""
         # A mean covers all tokens of the prompt, and so do scores: all must be run.
-        reuse = row.request.pooling != "mean" and not row.scores_prompt
-        row.place = self.slots.take(row.history, _reserve(row.request), row.adapter, reuse=reuse)
-        if row.place is None:
+        reuse = sequence.request.pooling != "mean" and not sequence.scores_prompt
+        sequence.place = self.slots.take(sequence.token_ids, _reserve(sequence.request), sequence.adapter, reuse=reuse)
+        if sequence.place is None:
             return False
-        self.waiting.remove(row)
-        self.running.append(row)
-        row.cached = row.place.length
-        self.counters.prompt_tokens += len(row.request.prompt_ids)
-        self.counters.cached_tokens += row.cached
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.cached = sequence.place.length
+        self.counters.prompt_tokens += len(sequence.request.prompt_ids)
+        self.counters.cached_tokens += sequence.cached
         return True
 
     @staticmethod
-    def _run_prompt(row: Row, budget: int, runs: list[Run]) -> int:
+    def _run_prompt(sequence: Sequence, budget: int, runs: list[ScheduledTokens]) -> int:
         """Plan the next part of a sequence's prompt; returns its number of tokens, 0 when a budget is used up.
 
         After `restart` the answer so far is run as well. With "last" pooling, the last token is a separate run.
         """
-        assert row.place is not None
-        start, end = row.place.length, len(row.history)
-        if row.request.pooling == "last" and start < end - 1:
+        assert sequence.place is not None
+        start, end = sequence.place.length, len(sequence.token_ids)
+        if sequence.request.pooling == "last" and start < end - 1:
             end -= 1
-        if row.scores_prompt:
-            budget = min(budget, MAX_SCORED - sum(run.scored for run in runs))
-        part = tuple(row.history[start : min(end, start + budget)])
+        if sequence.scores_prompt:
+            budget = min(budget, MAX_SCORED - sum(run.num_scored for run in runs))
+        part = tuple(sequence.token_ids[start : min(end, start + budget)])
         if part:
-            last = row.request.pooling is None and start + len(part) == end
-            scored = len(part) - last if row.scores_prompt else 0
-            runs.append(Run(row, start, part, scored + last, scored))
+            last = sequence.request.pooling is None and start + len(part) == end
+            scored = len(part) - last if sequence.scores_prompt else 0
+            runs.append(ScheduledTokens(sequence, start, part, scored + last, scored))
         return len(part)
 
     def commit(
-        self, plan: StepPlan, results: Sequence[Result], sums: Sequence[Sums] = (), scores: Sequence[Scores] = ()
-    ) -> list[tuple[Row, Outcome]]:
+        self,
+        plan: StepPlan,
+        results: abc.Sequence[Result],
+        sums: abc.Sequence[Sums] = (),
+        scores: abc.Sequence[Scores] = (),
+    ) -> list[tuple[Sequence, Outcome]]:
         """Append each sequence's tokens and return the outcomes. Sequences that ended free their slots.
 
-        `results`: for each of the plan's runs with `choosing` > 0 the sampled tokens, one more than there are accepted
+        `results`: for each of the plan's runs with `num_sampled` > 0 the sampled tokens, one more than the accepted
         drafts, or the error that ends the sequence. `sums`: one for each pooled run. `scores`: for each run with
-        `scored` > 0 that many scores, or the error that ends the sequence.
+        `num_scored` > 0 that many scores, or the error that ends the sequence.
         """
         self.counters.steps += bool(plan.runs)
         remaining, pooled, scoring = iter(results), iter(sums), iter(scores)
-        outcomes: list[tuple[Row, Outcome]] = []
+        outcomes: list[tuple[Sequence, Outcome]] = []
         for run in plan.runs:
-            result = next(remaining) if run.choosing else ()
+            result = next(remaining) if run.num_sampled else ()
             states = next(pooled) if run.pooled else ()
-            scored = next(scoring) if run.scored else ()
-            if run.row.ended:  # aborted while the step ran
+            scored = next(scoring) if run.num_scored else ()
+            if run.sequence.ended:  # aborted while the step ran
                 continue
             outcome = self._pool(run, states) if run.pooled else self._take(run, result, scored)
             if outcome is not None:
-                outcomes.append((run.row, outcome))
+                outcomes.append((run.sequence, outcome))
         if any(next(left, None) is not None for left in (remaining, pooled, scoring)):
-            raise ValueError("more results than runs of which they are wanted")
-        self._drop([row for row, outcome in outcomes if not isinstance(outcome, TokenEvent) or outcome.finish_reason])
+            raise ValueError("more results than runs that need them")
+        self._drop(
+            [sequence for sequence, outcome in outcomes if not isinstance(outcome, TokenEvent) or outcome.finish_reason]
+        )
         return outcomes
 
-    def _pool(self, run: Run, states: Sums) -> Outcome | None:
+    def _pool(self, run: ScheduledTokens, states: Sums) -> Outcome | None:
         self._computed(run, 0)
         return _pool(run, states)
 
-    def _take(self, run: Run, result: Result, scores: Scores) -> Outcome | None:
+    def _take(self, run: ScheduledTokens, result: Result, scores: Scores) -> Outcome | None:
         """Return the outcome of a run that is not pooled: an error, an event, or None before the prompt's end."""
         if isinstance(scores, RequestError):
             return scores
         if isinstance(result, RequestError):
             return result
-        run.row.scores += scores
+        run.sequence.scores += scores
         outcome = self._append(run, result) if result else None
         self._computed(run, len(result))
         return outcome
 
-    def _computed(self, run: Run, sampled: int) -> None:
+    def _computed(self, run: ScheduledTokens, sampled: int) -> None:
         """Record the tokens that the slot holds now: those run, without drafts that were rejected or after the end."""
-        row, drafted = run.row, max(0, run.choosing - 1)
-        assert row.place is not None
+        sequence, drafted = run.sequence, max(0, run.num_sampled - 1)
+        assert sequence.place is not None
         accepted = max(0, sampled - 1)
-        row.place.length = min(run.end - drafted + accepted, len(row.history))
+        sequence.place.length = min(run.end - drafted + accepted, len(sequence.token_ids))
         if drafted:
-            row.drafts.learn(row.history, drafted, accepted)
-            row.drafted += drafted
-            row.accepted += accepted
+            sequence.drafts.learn(sequence.token_ids, drafted, accepted)
+            sequence.drafted += drafted
+            sequence.accepted += accepted
             self.counters.drafted_tokens += drafted
             self.counters.accepted_tokens += accepted
 
-    def fail(self, error: RequestError) -> list[tuple[Row, Outcome]]:
+    def fail(self, error: RequestError) -> list[tuple[Sequence, Outcome]]:
         """End all running sequences after a failed step. The reset of the runner has emptied all slots."""
         failed = list(self.running)
         self._drop(failed)
         self.slots.forget()
-        return [(row, error) for row in failed]
+        return [(sequence, error) for sequence in failed]
 
     def restart(self, cheap_tokens: int) -> None:
         """Go on with another runner, whose slots are empty. The tokens of running sequences are run again."""
         self._cheap_tokens = cheap_tokens
         self.slots.forget()
-        for row in self.running:
-            row.sums = ()
-            if row.scores_prompt:
-                row.scores.clear()
+        for sequence in self.running:
+            sequence.sums = ()
+            if sequence.scores_prompt:
+                sequence.scores.clear()
 
     def check(self) -> None:
         """Check the invariants of sequences, slots and memory. Raises AssertionError."""
-        _must(all(row.place is None and not row.ended for row in self.waiting), "a waiting row has a slot or has ended")
-        _must(all(row.place is not None and not row.ended for row in self.running), "a running row has no slot")
-        used = [row.place for row in self.running if row.place is not None]
+        _must(
+            all(sequence.place is None and not sequence.ended for sequence in self.waiting),
+            "a waiting sequence has a slot or has ended",
+        )
+        _must(
+            all(sequence.place is not None and not sequence.ended for sequence in self.running),
+            "a running sequence has no slot",
+        )
+        used = [sequence.place for sequence in self.running if sequence.place is not None]
         reserved = [slot for slot in self.slots.all if slot.reserved]
-        _must(sorted(s.number for s in used) == [s.number for s in reserved], "slots in use are not those of the rows")
-        _must(all(row.place and row.place.token_ids is row.history for row in self.running), "a slot is another row's")
-        scored = [(row, row.place.length) for row in self.running if row.scores_prompt and row.place]
-        wrong = [row for row, run in scored if len(row.scores) != min(run, len(row.history) - 1)]
+        _must(
+            sorted(s.number for s in used) == [s.number for s in reserved],
+            "slots in use are not those of the sequences",
+        )
+        _must(
+            all(sequence.place and sequence.place.token_ids is sequence.token_ids for sequence in self.running),
+            "a slot is another sequence's",
+        )
+        scored = [
+            (sequence, sequence.place.length) for sequence in self.running if sequence.scores_prompt and sequence.place
+        ]
+        wrong = [sequence for sequence, run in scored if len(sequence.scores) != min(run, len(sequence.token_ids) - 1)]
         _must(not wrong, "a prompt has not the scores of what was run of it")
         self.slots.check()
 
-    def _append(self, run: Run, result: Sequence[Sampled]) -> Outcome:
+    def _append(self, run: ScheduledTokens, result: abc.Sequence[Sampled]) -> Outcome:
         """Append tokens until one ends the sequence. Order: append, end-of-sequence ids, stop sequences, length.
 
         If `max_new_tokens` is 0, the token that was sampled after the prompt is dropped.
         """
-        row = run.row
-        scores = () if row.answered else tuple((row.first or row).scores)
-        if not row.request.max_new_tokens:
-            return TokenEvent(row.index, "", 0, "length", cached_tokens=row.cached, prompt_logprobs=scores)
+        sequence = run.sequence
+        scores = () if sequence.answered else tuple((sequence.first or sequence).scores)
+        if not sequence.request.max_new_tokens:
+            return TokenEvent(sequence.index, "", 0, "length", cached_tokens=sequence.cached, prompt_logprobs=scores)
         text, finish, taken = "", None, 0
         try:
             while finish is None and taken < len(result):
-                row.history.append(result[taken].token_id)
-                new, finish = self._advance_text(row, result[taken].token_id)
+                sequence.token_ids.append(result[taken].token_id)
+                new, finish = self._advance_text(sequence, result[taken].token_id)
                 text, taken = text + new, taken + 1
         except Exception as error:  # an error of the tokenizer ends only this sequence
             return InternalError(f"the answer's text failed: {error}")
         self.counters.generated_tokens += taken
         logprobs = tuple(sampled.logprob for sampled in result[:taken] if sampled.logprob)
-        return TokenEvent(row.index, text, taken, finish, logprobs, row.cached, prompt_logprobs=scores)
+        return TokenEvent(sequence.index, text, taken, finish, logprobs, sequence.cached, prompt_logprobs=scores)
 
-    def _advance_text(self, row: Row, token_id: int) -> tuple[str, FinishReason | None]:
+    def _advance_text(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
         if token_id in self._end_ids:
-            return row.text.finish()[0], "stop"
-        text, stopped = row.text.push(token_id)
+            return sequence.text.finish()[0], "stop"
+        text, stopped = sequence.text.push(token_id)
         if stopped:
             return text, "stop"
-        if row.answered < row.request.max_new_tokens:
+        if sequence.answered < sequence.request.max_new_tokens:
             return text, None
-        rest, stopped = row.text.finish()
+        rest, stopped = sequence.text.finish()
         return text + rest, "stop" if stopped else "length"
 
-    def _drop(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            row.ended = True
-            if row.place is None:
-                self.waiting.remove(row)
+    def _drop(self, sequences: abc.Sequence[Sequence]) -> None:
+        for sequence in sequences:
+            sequence.ended = True
+            if sequence.place is None:
+                self.waiting.remove(sequence)
             else:
-                self.running.remove(row)
-                self.slots.free(row.place)
+                self.running.remove(sequence)
+                self.slots.free(sequence.place)
 
 
 def _reserve(request: Request) -> int:
@@ -307,28 +339,30 @@ def _reserve(request: Request) -> int:
     return len(request.prompt_ids) + request.max_new_tokens
 
 
-def _pool(run: Run, states: Sums) -> Outcome | None:
+def _pool(run: ScheduledTokens, states: Sums) -> Outcome | None:
     """Add a run's hidden states to those of its sequence. Returns the event with the embedding after the last run.
 
     The embedding is normalised to length 1, where a sum and a mean are the same.
     """
-    row = run.row
-    added = row.sums and row.request.pooling == "mean"
-    row.sums = tuple(map(operator.add, row.sums, states)) if added else tuple(states)
-    if run.end < len(row.history):
+    sequence = run.sequence
+    added = sequence.sums and sequence.request.pooling == "mean"
+    sequence.sums = tuple(map(operator.add, sequence.sums, states)) if added else tuple(states)
+    if run.end < len(sequence.token_ids):
         return None
-    length = math.hypot(*row.sums)
+    length = math.hypot(*sequence.sums)
     if not math.isfinite(length) or not length:
         return InternalError("the model gave no number for its hidden state: try another precision (bf16 or fp32)")
-    embedding = tuple(value / length for value in row.sums)
-    return TokenEvent(row.index, "", 0, "stop", cached_tokens=row.cached, embedding=embedding)
+    embedding = tuple(value / length for value in sequence.sums)
+    return TokenEvent(sequence.index, "", 0, "stop", cached_tokens=sequence.cached, embedding=embedding)
 
 
-def _continue(row: Row, most: int) -> Run:
+def _continue(sequence: Sequence, most: int) -> ScheduledTokens:
     """Plan a run of a sequence's last token and up to `most` drafted ones, never beyond the longest answer."""
-    left = row.request.max_new_tokens - row.answered
-    drafted = row.drafts.draft(row.history, min(most, left - 1))
-    return Run(row, len(row.history) - 1, (row.history[-1], *drafted), wanted=1 + len(drafted))
+    left = sequence.request.max_new_tokens - sequence.answered
+    drafted = sequence.drafts.draft(sequence.token_ids, min(most, left - 1))
+    return ScheduledTokens(
+        sequence, len(sequence.token_ids) - 1, (sequence.token_ids[-1], *drafted), num_logits=1 + len(drafted)
+    )
 
 
 def _must(holds: bool, message: str) -> None:

@@ -75,14 +75,14 @@ class Slots:
         """Tokens for which memory is set aside in all slots together."""
         return sum(slot.tokens for slot in self.all)
 
-    def take(self, history: "array[int]", reserve: int, adapter: object = None, *, reuse: bool = True) -> Slot | None:
-        """Assign a slot to a sequence that has run nothing yet. Its `length` is the part of `history` that it holds.
+    def take(self, token_ids: "array[int]", reserve: int, adapter: object = None, *, reuse: bool = True) -> Slot | None:
+        """Assign a slot to a sequence that has run nothing yet. Its `length` is the part of `token_ids` that it holds.
 
-        The longest prefix that any slot holds is reused, but never all of the history: the last token must be run for
+        The longest prefix that any slot holds is reused, but never all of the token_ids: the last token must be run for
         its logits. With `reuse` False nothing is reused. Returns None if all slots are taken, or if there is no memory
         until a sequence ends.
         """
-        source, length = self._longest_prefix(history, adapter) if reuse else (None, 0)
+        source, length = self._longest_prefix(token_ids, adapter) if reuse else (None, 0)
         slot = self._choose(source, length, reserve)
         if slot is None:
             return None
@@ -91,7 +91,7 @@ class Slots:
             if source is not None:
                 self.copies.append(Copy(source.number, slot.number, length))
                 self._touch(source)
-        slot.token_ids, slot.length, slot.reserved, slot.adapter = history, length, reserve, adapter
+        slot.token_ids, slot.length, slot.reserved, slot.adapter = token_ids, length, reserve, adapter
         self._touch(slot)
         return slot
 
@@ -155,14 +155,14 @@ class Slots:
         beside = {slot for slot in self.all if slot.reserved} | staying
         return self.max_tokens is None or reserve + sum(slot.tokens for slot in beside) <= self.max_tokens
 
-    def _longest_prefix(self, history: "array[int]", adapter: object) -> tuple[Slot | None, int]:
-        """Return the slot of this adapter that shares the longest prefix with `history`, and the prefix's length."""
+    def _longest_prefix(self, token_ids: "array[int]", adapter: object) -> tuple[Slot | None, int]:
+        """Return the slot of this adapter that shares the longest prefix with `token_ids`, and the prefix's length."""
         best, longest = None, MIN_PREFIX - 1
         for slot in self.all if self._keep else ():
-            most = min(slot.length, len(history) - 1)
+            most = min(slot.length, len(token_ids) - 1)
             # Most slots share nothing: only a slot that shares more than the best so far is searched.
-            if most > longest and slot.adapter is adapter and slot.token_ids[: longest + 1] == history[: longest + 1]:
-                best, longest = slot, _common(slot.token_ids, history, longest + 1, most)
+            if most > longest and slot.adapter is adapter and slot.token_ids[: longest + 1] == token_ids[: longest + 1]:
+                best, longest = slot, _common(slot.token_ids, token_ids, longest + 1, most)
         return best, longest if best else 0
 
     def _empty(self, slot: Slot) -> None:

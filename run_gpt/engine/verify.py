@@ -11,19 +11,19 @@ from itertools import accumulate
 import torch
 
 from run_gpt.engine.sampler import Position, Sampler
-from run_gpt.engine.scheduler import Result, Run, Sampled
+from run_gpt.engine.scheduler import Result, Sampled, ScheduledTokens
 from run_gpt.errors import InternalError, RequestError
 
 
-def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -> list[Result]:
-    """Return for each run with `choosing` > 0 its tokens, or the error that ends its sequence.
+def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[ScheduledTokens]) -> list[Result]:
+    """Return for each run with `num_sampled` > 0 its tokens, or the error that ends its sequence.
 
-    There is one token more than there are accepted drafts. `logits`: [sum of the runs' `wanted`, vocabulary]. There is
-    one pass for each position in the drafts, over all sequences together.
+    There is one token more than accepted drafts. `logits`: [sum of the runs' `num_logits`, vocabulary]. There is one
+    pass for each position in the drafts, over all sequences together.
     """
-    ends = accumulate(run.wanted for run in runs)
-    offsets = [end - run.choosing for end, run in zip(ends, runs, strict=True) if run.choosing]
-    runs = [run for run in runs if run.choosing]
+    ends = accumulate(run.num_logits for run in runs)
+    offsets = [end - run.num_sampled for end, run in zip(ends, runs, strict=True) if run.num_sampled]
+    runs = [run for run in runs if run.num_sampled]
     drafted = [run.drafted for run in runs]
     results: list[list[Sampled]] = [[] for _ in runs]
     errors: dict[int, RequestError] = {}
@@ -32,7 +32,7 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -
         chosen = _sample(
             sampler,
             _rows(logits, [offsets[i] + place for i in going]),
-            [Position(runs[i].row, drafted[i][:place]) for i in going],
+            [Position(runs[i].sequence, drafted[i][:place]) for i in going],
         )
         right = []
         for i, token in zip(going, chosen, strict=True):
@@ -47,9 +47,9 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Run]) -
     return [errors.get(i, result) for i, result in enumerate(results)]
 
 
-def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """Return these rows of `logits`; all of them are returned without a copy."""
-    return logits if len(rows) == len(logits) else logits[rows]
+def _rows(logits: torch.Tensor, sequences: list[int]) -> torch.Tensor:
+    """Return these sequences of `logits`; all of them are returned without a copy."""
+    return logits if len(sequences) == len(logits) else logits[sequences]
 
 
 def _sample(sampler: Sampler, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:

@@ -12,7 +12,7 @@ from run_gpt.engine.request import Request
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.beams import beam_search, end_ids_of
 from run_gpt.engine.runners.lora import Adapters, Lora
-from run_gpt.engine.scheduler import Copy, Run
+from run_gpt.engine.scheduler import Copy, ScheduledTokens
 from run_gpt.process.devices import input_device
 
 AHEAD = 1024
@@ -42,7 +42,7 @@ class AloneRunner(ModelRunner):
         self.end_ids = end_ids_of(model)
 
     @torch.inference_mode()
-    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+    def forward(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner. These models take a prompt whole or token by token, so its last part runs all of it.
 
         If a prompt is scored, its first part runs it and keeps the logits for the next parts.
@@ -50,12 +50,12 @@ class AloneRunner(ModelRunner):
         logits = []
         prompts: dict[Any, tuple[int, torch.Tensor]] = {}
         for run in runs:
-            prompt_ids = run.row.request.prompt_ids
-            if not run.wanted:
+            prompt_ids = run.sequence.request.prompt_ids
+            if not run.num_logits:
                 continue
             if run.end > len(prompt_ids):
                 logits.append(self._run(run, run.token_ids, 1))
-            elif run.wanted > 1 or run.end < len(prompt_ids) or run.slot in self._ahead:
+            elif run.num_logits > 1 or run.end < len(prompt_ids) or run.slot in self._ahead:
                 logits.append(self._scored(run))
             elif (prompt_ids, run.adapter) in prompts:  # usually another sequence of the same request
                 source, after = prompts[prompt_ids, run.adapter]
@@ -68,18 +68,18 @@ class AloneRunner(ModelRunner):
         return torch.cat(logits) if logits else torch.empty(0, 0)
 
     @torch.inference_mode()
-    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+    def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner. The last part of a prompt runs all of it."""
         sums = []
         for run in runs:
-            prompt_ids = run.row.request.prompt_ids
+            prompt_ids = run.sequence.request.prompt_ids
             if run.end < len(prompt_ids):
                 sums.append(torch.zeros(self._model.config.hidden_size, device=input_device(self._model)))
                 continue
             ids = torch.tensor([prompt_ids], device=input_device(self._model))
             with self._adapters.rows([run.adapter]):
                 states = self._model.base_model(ids).last_hidden_state[0].float()
-            sums.append(states[-1] if run.row.request.pooling == "last" else states.sum(0))
+            sums.append(states[-1] if run.sequence.request.pooling == "last" else states.sum(0))
         return torch.stack(sums)
 
     def copy(self, copies: Sequence[Copy]) -> None:
@@ -110,9 +110,9 @@ class AloneRunner(ModelRunner):
         """See ModelRunner. A plain list of states, such as RWKV's, cannot be reordered for beams."""
         return beam_search(self._model, request, stopped, self._adapters, lora, use_cache=self._name != "state")
 
-    def _scored(self, run: Run) -> torch.Tensor:
+    def _scored(self, run: ScheduledTokens) -> torch.Tensor:
         """Return the logits of a part of a scored prompt, or of its last token alone: [wanted, vocabulary]."""
-        prompt_ids, first = run.row.request.prompt_ids, run.end - run.wanted
+        prompt_ids, first = run.sequence.request.prompt_ids, run.end - run.num_logits
         start, logits = self._ahead.get(run.slot, (0, torch.empty(0, 0)))
         if not run.start or run.end > start + len(logits):
             self.release([run.slot])
@@ -124,8 +124,8 @@ class AloneRunner(ModelRunner):
             self._ahead.pop(run.slot, None)
         return logits[first - start : run.end - start]
 
-    def _run(self, run: Run, token_ids: Sequence[int], wanted: int) -> torch.Tensor:
-        """Return the logits after the last `wanted` of these tokens: [wanted, vocabulary]."""
+    def _run(self, run: ScheduledTokens, token_ids: Sequence[int], wanted: int) -> torch.Tensor:
+        """Return the logits after the last `num_logits` of these tokens: [wanted, vocabulary]."""
         options = {"logits_to_keep": wanted} if self._takes_wanted else {}
         ids = torch.tensor([list(token_ids)], device=input_device(self._model))
         with self._adapters.rows([run.adapter]):

@@ -21,7 +21,7 @@ from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.beams import beam_search, end_ids_of
 from run_gpt.engine.runners.lora import Adapters, Lora
 from run_gpt.engine.runners.memory import cache_bytes_per_token
-from run_gpt.engine.scheduler import Copy, Run
+from run_gpt.engine.scheduler import Copy, ScheduledTokens
 from run_gpt.process.devices import input_device
 
 GROWTH = 64
@@ -138,7 +138,7 @@ class GenericRunner(ModelRunner):
         self.end_ids = end_ids_of(model)
 
     @torch.inference_mode()
-    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+    def forward(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner. Rows that continue by one token run together, as do whole prompts of similar length, and
         the first parts of scored prompts. All others run alone.
         """
@@ -147,20 +147,20 @@ class GenericRunner(ModelRunner):
         continued = [run for run in runs if run.start and len(run.token_ids) == 1]
         if continued:
             logits.update(self._continue(continued))
-        begun = [run for run in runs if run.start == 0 and run.wanted]
+        begun = [run for run in runs if run.start == 0 and run.num_logits]
         # Separate groups, so that no unneeded logits are computed, except for padding.
-        groups = [*_alike([r for r in begun if r.wanted == 1]), *_alike([r for r in begun if r.wanted > 1])]
+        groups = [*_alike([r for r in begun if r.num_logits == 1]), *_alike([r for r in begun if r.num_logits > 1])]
         for group in groups:
             batch, ids = self._grown(group)
-            wanted = max(run.wanted for run in group)
+            wanted = max(run.num_logits for run in group)
             logits.update(zip(batch.slots, self._run(batch, ids, wanted), strict=True))
         for run in runs:
             if run.slot not in logits:
                 logits[run.slot] = self._run_alone(run)
-        return torch.cat([logits[run.slot][-run.wanted :] for run in runs if run.wanted] or [torch.empty(0, 0)])
+        return torch.cat([logits[run.slot][-run.num_logits :] for run in runs if run.num_logits] or [torch.empty(0, 0)])
 
     @torch.inference_mode()
-    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+    def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner. Whole prompts of similar length run together, others alone."""
         self._begin(runs)
         sums: dict[int, torch.Tensor] = {}  # by slot
@@ -172,7 +172,7 @@ class GenericRunner(ModelRunner):
             sums.update(zip(batch.slots, (states * mask[..., None]).sum(1), strict=True))
         return torch.stack([sums[run.slot] for run in runs])
 
-    def _begin(self, runs: Sequence[Run]) -> None:
+    def _begin(self, runs: Sequence[ScheduledTokens]) -> None:
         """Cut each slot to the tokens before its run."""
         self.release([run.slot for run in runs if run.start == 0])
         for run in runs:
@@ -180,7 +180,7 @@ class GenericRunner(ModelRunner):
             if run.start and self._batch_of(run.slot).length(run.slot) > run.start:
                 self._alone(run.slot).crop(run.start)
 
-    def _continue(self, runs: Sequence[Run]) -> dict[int, torch.Tensor]:
+    def _continue(self, runs: Sequence[ScheduledTokens]) -> dict[int, torch.Tensor]:
         """Run rows that continue by one token. Returns the logits by slot, [1, vocabulary] each."""
         batch = self._composed([run.slot for run in runs])
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.slots), 1)], dim=1)
@@ -188,12 +188,12 @@ class GenericRunner(ModelRunner):
         logits = self._run(batch, torch.tensor([token_ids[slot] for slot in batch.slots]), 1)
         return dict(zip(batch.slots, logits, strict=True))
 
-    def _run_alone(self, run: Run) -> torch.Tensor:
+    def _run_alone(self, run: ScheduledTokens) -> torch.Tensor:
         """Run a part of a prompt, or a row's last token and its drafts. Returns [wanted, or 1, vocabulary]."""
         batch, ids = self._grown([run])
-        return self._run(batch, ids, max(1, run.wanted))[0]
+        return self._run(batch, ids, max(1, run.num_logits))[0]
 
-    def _grown(self, runs: Sequence[Run]) -> tuple[_Batch, torch.Tensor]:
+    def _grown(self, runs: Sequence[ScheduledTokens]) -> tuple[_Batch, torch.Tensor]:
         """Return a batch with room for runs that begin their rows, or for one that goes on, and its token ids."""
         if runs[0].start == 0:
             batch, ids = _padded(runs)
@@ -285,9 +285,9 @@ class GenericRunner(ModelRunner):
             return model(**inputs, past_key_values=batch.cache, use_cache=True, **options)
 
 
-def _alike(runs: Sequence[Run]) -> list[list[Run]]:
+def _alike(runs: Sequence[ScheduledTokens]) -> list[list[ScheduledTokens]]:
     """Group whole prompts that run together, sorted by length so that padding costs little."""
-    groups: list[list[Run]] = []
+    groups: list[list[ScheduledTokens]] = []
     for run in sorted(runs, key=lambda run: run.end):
         if groups and run.end <= PADDING_LIMIT * groups[-1][0].end:
             groups[-1].append(run)
@@ -296,7 +296,7 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
     return groups
 
 
-def _padded(runs: Sequence[Run]) -> tuple[_Batch, torch.Tensor]:
+def _padded(runs: Sequence[ScheduledTokens]) -> tuple[_Batch, torch.Tensor]:
     """Return a new batch for runs that begin their rows, and their token ids: [rows, columns], padded in front."""
     columns = max(run.end for run in runs)
     ids = torch.zeros(len(runs), columns, dtype=torch.long)

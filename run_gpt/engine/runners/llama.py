@@ -22,7 +22,7 @@ from run_gpt.engine.runners.blocks import BlockCache, Places
 from run_gpt.engine.runners.lora import Adapters, Lora
 from run_gpt.engine.runners.memory import cache_bytes_per_token
 from run_gpt.engine.runners.packed import joined_linear
-from run_gpt.engine.scheduler import Copy, Run
+from run_gpt.engine.scheduler import Copy, ScheduledTokens
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
@@ -109,20 +109,20 @@ class LlamaRunner(ModelRunner):
         self._rotary = self._like, self._like
 
     @torch.inference_mode()
-    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+    def forward(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner."""
         hidden, ends = self._hidden(runs)
-        wanted = [place for run in runs for place in range(ends[run.slot] - run.wanted, ends[run.slot])]
+        wanted = [place for run in runs for place in range(ends[run.slot] - run.num_logits, ends[run.slot])]
         return self._logits(hidden if wanted == list(range(len(hidden))) else hidden[wanted])
 
     @torch.inference_mode()
-    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+    def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner."""
         hidden, ends = self._hidden(runs)
         states = self._norm(hidden, self._model.model.norm.weight).float()
         return torch.stack([states[ends[run.slot] - len(run.token_ids) : ends[run.slot]].sum(0) for run in runs])
 
-    def _hidden(self, runs: Sequence[Run]) -> tuple[torch.Tensor, dict[int, int]]:
+    def _hidden(self, runs: Sequence[ScheduledTokens]) -> tuple[torch.Tensor, dict[int, int]]:
         """Run the layers over all tokens. Returns [tokens, hidden], and the end of each slot's tokens in it."""
         for run in runs:
             self._cache.hold(run.slot, run.end)
@@ -152,7 +152,7 @@ class LlamaRunner(ModelRunner):
         with self._adapters.rows([run.adapter for run in ordered for _ in run.token_ids]):
             return self._run(ids, angles, attend), ends
 
-    def _alone(self, run: Run) -> Attend:
+    def _alone(self, run: ScheduledTokens) -> Attend:
         """Return the attention of one run. It is causal by position, so a later part of a prompt sees earlier parts."""
         places = self._cache.places(run.slot, run.end)
         mask = None if run.start == 0 or len(run.token_ids) == 1 else _causal(run.start, run.end, self._like.device)
@@ -170,7 +170,7 @@ class LlamaRunner(ModelRunner):
 
         return attend
 
-    def _rows_together(self, runs: Sequence[Run]) -> Attend:
+    def _rows_together(self, runs: Sequence[ScheduledTokens]) -> Attend:
         """Return the attention of sequences that continue by one token each."""
         table, mask = self._cache.table({run.slot: run.end for run in runs})
 

@@ -17,17 +17,17 @@ from run_gpt.engine.request import Request
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.generic import GenericRunner
 from run_gpt.engine.runners.lora import Lora
-from run_gpt.engine.scheduler import Copy, Run
+from run_gpt.engine.scheduler import Copy, ScheduledTokens
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Fields of a Run that a runner reads, without the row and its consumer."""
+class _Tokens:
+    """Fields of a ScheduledTokens that a runner reads, without the row and its consumer."""
 
     slot: int
     start: int
     token_ids: tuple[int, ...]
-    wanted: int
+    num_logits: int
     adapter: None = None
 
     @property
@@ -75,15 +75,15 @@ class ParallelRunner(ModelRunner):
         self.end_ids = runner.end_ids
         self.cache_bytes_per_token = cache_bytes_per_token
 
-    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+    def forward(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner."""
-        light = [_Run(run.slot, run.start, run.token_ids, run.wanted) for run in runs]
+        light = [_Tokens(run.slot, run.start, run.token_ids, run.num_logits) for run in runs]
         logits: torch.Tensor = self._call("forward", light)
         return logits
 
-    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+    def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner."""
-        light = [_Run(run.slot, run.start, run.token_ids, run.wanted) for run in runs]
+        light = [_Tokens(run.slot, run.start, run.token_ids, run.num_logits) for run in runs]
         sums: torch.Tensor = self._call("embed", light)
         return sums
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Run:
-    """Fields of `run_gpt.engine.scheduler.Run` that runners read."""
+class ScheduledTokens:
+    """Fields of `run_gpt.engine.scheduler.ScheduledTokens` that runners read."""
 
     slot: int
     start: int
     token_ids: tuple[int, ...]
-    wanted: int
+    num_logits: int
     adapter: object = None
 
     @property

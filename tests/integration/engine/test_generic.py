@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from run_gpt.engine.runners.generic import GenericRunner
-from run_gpt.engine.scheduler import Run
+from run_gpt.engine.scheduler import ScheduledTokens
 from run_gpt.engine.slots import Copy
 
 
@@ -27,7 +27,9 @@ class Counted:
         """Run a step and return the shapes. Runs are (slot, start, tokens)."""
         self._calls.clear()
         rows = {slot: SimpleNamespace(place=SimpleNamespace(number=slot), adapter=None) for slot, _, _ in runs}
-        logits = self.runner.forward([Run(rows[slot], at, tuple(range(count)), count) for slot, at, count in runs])
+        logits = self.runner.forward(
+            [ScheduledTokens(rows[slot], at, tuple(range(count)), count) for slot, at, count in runs]
+        )
         assert logits.shape == (sum(count for _, _, count in runs), 50)
         return sorted(self._calls)
 

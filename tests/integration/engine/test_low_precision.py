@@ -5,7 +5,7 @@ Tests of the single kernels do not show this.
 
 import pytest
 import torch
-from plain_run import Run
+from plain_run import ScheduledTokens
 
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.engine.runners.llama import LlamaRunner
@@ -20,7 +20,7 @@ CHAT = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 def first_logits(runner, ids):
-    return runner.forward([Run(0, 0, tuple(ids), 1)]).float()
+    return runner.forward([ScheduledTokens(0, 0, tuple(ids), 1)]).float()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from plain_run import Run
+from plain_run import ScheduledTokens
 
 from run_gpt.config import EngineConfig
 from run_gpt.engine.runner import BROKEN
@@ -151,7 +151,7 @@ def test_a_pass_is_that_of_the_model(kernels, shape):
     assert fits(model)
     expected = reference(model, ids)
     runner = native(model, kernels, max_running=3)
-    assert close(forward(runner, [Run(1, 0, ids, 150)]), expected, 1e-5)
+    assert close(forward(runner, [ScheduledTokens(1, 0, ids, 150)]), expected, 1e-5)
     runner.take_over()  # and the model's own pass on the packed weights is what it was
     assert close(reference(model, ids), expected, 1e-5)
 
@@ -161,16 +161,23 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_runs_beside_it(kernels, shap
     ids, other = tokens(150), tokens(150, seed=2)
     for precision in FORMATS:
         runner = native(build(shape), kernels, precision, max_running=4)
-        whole = forward(runner, [Run(0, 0, ids, 150)])
-        first = forward(runner, [Run(2, 0, other[:70], 0), Run(1, 0, ids[:67], 1)])
-        forward(runner, [Run(1, 67, other[:9], 9)])
-        second = forward(runner, [Run(2, 70, other[70:71], 1), Run(1, 67, ids[67:68], 1), Run(3, 0, other[:3], 1)])
-        third = forward(runner, [Run(1, 68, ids[68:], 82)])
+        whole = forward(runner, [ScheduledTokens(0, 0, ids, 150)])
+        first = forward(runner, [ScheduledTokens(2, 0, other[:70], 0), ScheduledTokens(1, 0, ids[:67], 1)])
+        forward(runner, [ScheduledTokens(1, 67, other[:9], 9)])
+        second = forward(
+            runner,
+            [
+                ScheduledTokens(2, 70, other[70:71], 1),
+                ScheduledTokens(1, 67, ids[67:68], 1),
+                ScheduledTokens(3, 0, other[:3], 1),
+            ],
+        )
+        third = forward(runner, [ScheduledTokens(1, 68, ids[68:], 82)])
         assert torch.equal(torch.cat([first, second[1:2], third]), whole[66:])
         runner.copy([Copy(1, 3, 77)])
-        assert torch.equal(forward(runner, [Run(3, 77, ids[77:], 73)]), whole[77:])
+        assert torch.equal(forward(runner, [ScheduledTokens(3, 77, ids[77:], 73)]), whole[77:])
         runner.release([1])
-        assert torch.equal(forward(runner, [Run(1, 0, ids[:20], 20)]), whole[:20])
+        assert torch.equal(forward(runner, [ScheduledTokens(1, 0, ids[:20], 20)]), whole[:20])
 
 
 def test_one_thread_alone_makes_the_same_to_the_last_bit(kernels, shape, monkeypatch):
@@ -183,9 +190,13 @@ def test_one_thread_alone_makes_the_same_to_the_last_bit(kernels, shape, monkeyp
             runner = native(build(shape), kernels, precision, max_running=2)
             turns = itertools.cycle({"all": [False], "alone": [True], "both": [False, True]}[pattern])
             runner._pace = SimpleNamespace(step=lambda tokens, turns=turns: nullcontext(next(turns)))
-            logits = [forward(runner, [Run(0, 0, ids[:60], 60)])]
+            logits = [forward(runner, [ScheduledTokens(0, 0, ids[:60], 60)])]
             for i in range(60, 100):
-                logits.append(forward(runner, [Run(0, i, ids[i : i + 1], 1), Run(1, i - 60, other[:1], 1)]))
+                logits.append(
+                    forward(
+                        runner, [ScheduledTokens(0, i, ids[i : i + 1], 1), ScheduledTokens(1, i - 60, other[:1], 1)]
+                    )
+                )
             ways.append(torch.cat(logits))
         assert torch.equal(ways[0], ways[1])
         assert torch.equal(ways[0], ways[2])
@@ -199,9 +210,9 @@ def test_a_broken_row_leaves_nothing_for_the_next_one_in_its_slot(kernels):
     for precision in ("fp32", "bf16"):
         runner = native(model, kernels, precision, max_running=1)
         clean = tuple(min(token, 198) for token in ids)
-        expected = forward(runner, [Run(0, 0, clean, 40)])
-        assert forward(runner, [Run(0, 0, (199,) * 60, 1)]).isnan().all()
-        assert torch.equal(forward(runner, [Run(0, 0, clean, 40)]), expected)
+        expected = forward(runner, [ScheduledTokens(0, 0, clean, 40)])
+        assert forward(runner, [ScheduledTokens(0, 0, (199,) * 60, 1)]).isnan().all()
+        assert torch.equal(forward(runner, [ScheduledTokens(0, 0, clean, 40)]), expected)
 
 
 @pytest.mark.parametrize("vocabulary", [200, 205, 7])
@@ -218,9 +229,9 @@ def test_the_likeliest_token_is_the_first_of_the_largest_logit(kernels, vocabula
 def test_what_does_not_fit_is_refused(kernels):
     runner = native(build("biases"), kernels, max_running=1, max_context=64)
     with pytest.raises(IndexError, match="200"):
-        forward(runner, [Run(0, 0, (5, 200), 1)])
+        forward(runner, [ScheduledTokens(0, 0, (5, 200), 1)])
     with pytest.raises(IndexError, match="65 tokens, of 64"):
-        forward(runner, [Run(0, 64, (5,), 1)])
+        forward(runner, [ScheduledTokens(0, 64, (5,), 1)])
     for change in ({"intermediate_size": 100}, {"mlp_bias": True}, {"hidden_act": "gelu"}):
         config = transformers.LlamaConfig(**{**SIZE, "hidden_size": 64, "num_attention_heads": 4, **change})
         assert not fits(transformers.AutoModelForCausalLM.from_config(config))
@@ -262,22 +273,31 @@ def test_rows_with_adapters_are_those_of_merged_weights_whatever_runs_beside_the
     expected = [reference(merged(model, lora), ids) for lora in (one, two)]
     for precision in FORMATS:
         runner = native(model, kernels, precision, max_running=4)
-        plain = forward(runner, [Run(0, 0, ids, 60)])
+        plain = forward(runner, [ScheduledTokens(0, 0, ids, 60)])
         runner.add_adapter(one)
         runner.add_adapter(two)
-        alone = [forward(runner, [Run(1, 0, ids, 60, lora)]) for lora in (one, two)]
+        alone = [forward(runner, [ScheduledTokens(1, 0, ids, 60, lora)]) for lora in (one, two)]
         for ours, theirs in zip(alone, expected, strict=True):
             assert close(ours, theirs, {"fp32": 1e-5, "fp16": 2e-3, "bf16": 0.03, "bit8": 0.1, "bit4": 0.8}[precision])
-        begin = [Run(0, 0, ids[:30], 30), Run(1, 0, ids[:30], 30, one), Run(2, 0, other[:9], 0, two)]
+        begin = [
+            ScheduledTokens(0, 0, ids[:30], 30),
+            ScheduledTokens(1, 0, ids[:30], 30, one),
+            ScheduledTokens(2, 0, other[:9], 0, two),
+        ]
         first = forward(runner, begin)
-        end = [Run(1, 30, ids[30:], 30, one), Run(2, 0, ids, 60, two), Run(3, 0, other, 1), Run(0, 30, ids[30:], 30)]
+        end = [
+            ScheduledTokens(1, 30, ids[30:], 30, one),
+            ScheduledTokens(2, 0, ids, 60, two),
+            ScheduledTokens(3, 0, other, 1),
+            ScheduledTokens(0, 30, ids[30:], 30),
+        ]
         second = forward(runner, end)
         assert torch.equal(torch.cat([first[:30], second[91:]]), plain)
         assert torch.equal(torch.cat([first[30:], second[:30]]), alone[0])
         assert torch.equal(second[30:90], alone[1])
         runner.remove_adapter(one)
-        assert torch.equal(forward(runner, [Run(1, 0, ids, 60, two)]), alone[1])
-        assert torch.equal(forward(runner, [Run(1, 0, ids, 60)]), plain)
+        assert torch.equal(forward(runner, [ScheduledTokens(1, 0, ids, 60, two)]), alone[1])
+        assert torch.equal(forward(runner, [ScheduledTokens(1, 0, ids, 60)]), plain)
 
 
 def test_hidden_states_are_summed_for_each_run(kernels, shape):
@@ -290,8 +310,8 @@ def test_hidden_states_are_summed_for_each_run(kernels, shape):
         ]
     runner = native(model, kernels, max_running=3)
     runner.add_adapter(lora)
-    first = runner.embed([Run(0, 0, ids[:50], 0), Run(1, 0, other, 0, lora)])
-    second = runner.embed([Run(0, 50, ids[50:], 0)])
+    first = runner.embed([ScheduledTokens(0, 0, ids[:50], 0), ScheduledTokens(1, 0, other, 0, lora)])
+    second = runner.embed([ScheduledTokens(0, 50, ids[50:], 0)])
     assert close(first[0] + second[0], states[0].sum(0), 1e-5)
     assert close(first[1], states[1].sum(0), 1e-5)
 

@@ -151,10 +151,12 @@ async def test_right_and_wrong_drafts_give_the_tokens_of_generate_alone(model, e
     texts = prompts()[:3]
     alone = [generate(model, prompt)[0] for prompt in texts]
 
-    def draft(drafts, history, most):
-        known = next(p + a for p, a in zip(texts, alone, strict=True) if p + a[: len(history) - len(p)] == [*history])
-        right = known[len(history) : len(history) + max(0, min(most, 3))]
-        return (*right[:-1], right[-1] ^ len(history) % 2) if right else ()
+    def draft(drafts, token_ids, most):
+        known = next(
+            p + a for p, a in zip(texts, alone, strict=True) if p + a[: len(token_ids) - len(p)] == [*token_ids]
+        )
+        right = known[len(token_ids) : len(token_ids) + max(0, min(most, 3))]
+        return (*right[:-1], right[-1] ^ len(token_ids) % 2) if right else ()
 
     monkeypatch.setattr("run_gpt.engine.draft.PromptLookup.draft", draft)
     for together in (1, 2, 3):

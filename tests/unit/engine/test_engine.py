@@ -43,9 +43,9 @@ class ScriptedRunner(ModelRunner):
         last = []
         for run in runs:
             before = self.held.get(run.slot, [])[: run.start]
-            assert before == list(run.row.history[: run.start])
+            assert before == list(run.sequence.token_ids[: run.start])
             self.held[run.slot] = [*before, *run.token_ids]
-            last += run.token_ids[len(run.token_ids) - run.wanted :]
+            last += run.token_ids[len(run.token_ids) - run.num_logits :]
         self.inside = True
         assert self.gate.wait(10)
         self.inside = False

@@ -14,7 +14,7 @@ from run_gpt.engine.grammar import GrammarDrafts, GrammarState
 from run_gpt.engine.request import Request, SamplingParams, TokenEvent
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.sampler import Position, Sampler
-from run_gpt.engine.scheduler import Row, Scheduler
+from run_gpt.engine.scheduler import Scheduler, Sequence
 from run_gpt.engine.text import TextStream
 from run_gpt.engine.verify import choose_tokens
 from run_gpt.errors import InternalError, InvalidRequest
@@ -83,8 +83,8 @@ def request(name="0", tokens=60, prompt=(3, 4, 5, 3, 4), grammar=None, sequences
 
 
 def row(grammar=None, answer=(), **params):
-    row = Row(request(grammar=grammar, **params), 0, TextStream(str, ()), random.Random(0))
-    row.history.extend(answer)
+    row = Sequence(request(grammar=grammar, **params), 0, TextStream(str, ()), random.Random(0))
+    row.token_ids.extend(answer)
     return row
 
 
@@ -180,12 +180,12 @@ def _answers(requests, cheap_tokens, restart_at=None):
             s.restart(cheap_tokens)
         plan, logits = s.plan(), []
         for run in plan.runs:
-            text = [*run.row.history[: run.start], *run.token_ids]
-            logits += [model[text[i - 2], text[i - 1]] for i in range(run.end - run.wanted + 1, run.end + 1)]
+            text = [*run.sequence.token_ids[: run.start], *run.token_ids]
+            logits += [model[text[i - 2], text[i - 1]] for i in range(run.end - run.num_logits + 1, run.end + 1)]
         s.commit(plan, choose_tokens(sampler, torch.stack(logits), plan.runs))
         s.check()
         steps += 1
-    return [list(row.history[len(row.request.prompt_ids) :]) for row in rows], s.counters
+    return [list(row.token_ids[len(row.request.prompt_ids) :]) for row in rows], s.counters
 
 
 @pytest.mark.parametrize("params", [{}, {"do_sample": True}, {"repetition_penalty": 1.2}], ids=str)
@@ -218,13 +218,13 @@ def test_what_must_come_next_is_drafted_and_saves_steps():
 def test_what_had_to_come_does_not_make_other_drafts_longer():
     state = GrammarState(Cycle({1}, {2, 3}))
     drafts, plain = GrammarDrafts(state, 5), PromptLookup()
-    history = array("i", [3, 4, 5, 3, 4])
-    assert drafts.draft(history, 8) == (1,)
-    drafts.learn(history, 1, 1)
-    history += array("i", [1])
-    assert drafts.draft(history, 8) == plain.draft(history, 8)
-    history += array("i", [3, 1, 2, 1, 3, 1])
-    assert drafts.draft(history, 8) == plain.draft(history, 8) == (2, 1, 3, 1)
+    token_ids = array("i", [3, 4, 5, 3, 4])
+    assert drafts.draft(token_ids, 8) == (1,)
+    drafts.learn(token_ids, 1, 1)
+    token_ids += array("i", [1])
+    assert drafts.draft(token_ids, 8) == plain.draft(token_ids, 8)
+    token_ids += array("i", [3, 1, 2, 1, 3, 1])
+    assert drafts.draft(token_ids, 8) == plain.draft(token_ids, 8) == (2, 1, 3, 1)
 
 
 def test_a_long_certain_text_is_cut_into_tokens_once_and_seldom_if_the_model_does_not_follow():
@@ -238,18 +238,18 @@ def test_a_long_certain_text_is_cut_into_tokens_once_and_seldom_if_the_model_doe
             return range(100, 160)
 
     asked = Asked()
-    drafts, history = GrammarDrafts(asked, 0), array("i")
-    while len(history) < 60:
-        draft = drafts.draft(history, 8)
-        assert draft == tuple(range(100 + len(history), min(160, 108 + len(history))))
-        history += array("i", draft)
-        drafts.learn(history, len(draft), len(draft))
+    drafts, token_ids = GrammarDrafts(asked, 0), array("i")
+    while len(token_ids) < 60:
+        draft = drafts.draft(token_ids, 8)
+        assert draft == tuple(range(100 + len(token_ids), min(160, 108 + len(token_ids))))
+        token_ids += array("i", draft)
+        drafts.learn(token_ids, len(draft), len(draft))
     assert asked.times == 1
     for token in range(64):
-        draft = drafts.draft(history, 8)
-        history += array("i", [token])
+        draft = drafts.draft(token_ids, 8)
+        token_ids += array("i", [token])
         if draft:
-            drafts.learn(history, len(draft), 0)
+            drafts.learn(token_ids, len(draft), 0)
     assert asked.times <= 1 + 64 // 16
 
 
@@ -261,7 +261,7 @@ def test_a_draft_that_goes_on_after_the_end_is_no_fault_of_the_row():
     s.commit(plan, choose_tokens(Sampler([END]), torch.zeros(1, VOCABULARY), plan.runs))
     plan = s.plan()
     assert plan.runs[0].drafted[:2] == (END, 6)
-    [result] = choose_tokens(Sampler([END]), torch.zeros(plan.runs[0].wanted, VOCABULARY), plan.runs)
+    [result] = choose_tokens(Sampler([END]), torch.zeros(plan.runs[0].num_logits, VOCABULARY), plan.runs)
     assert [sampled.token_id for sampled in result] == [END]
 
 
@@ -297,7 +297,7 @@ class CountingRunner(ModelRunner):
         if self.fails:
             self.fails = False
             raise RuntimeError("scripted")
-        last = [token for run in runs for token in run.token_ids[len(run.token_ids) - run.wanted :]]
+        last = [token for run in runs for token in run.token_ids[len(run.token_ids) - run.num_logits :]]
         return torch.nn.functional.one_hot(torch.tensor(last) % (VOCABULARY - 1) + 1, VOCABULARY).float()
 
     def release(self, slots):

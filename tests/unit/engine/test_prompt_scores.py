@@ -5,7 +5,7 @@ import torch
 
 from run_gpt.engine import scheduler as module
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
-from run_gpt.engine.scheduler import Run, Sampled, Scheduler
+from run_gpt.engine.scheduler import Sampled, ScheduledTokens, Scheduler
 from run_gpt.engine.score import score_prompts
 from run_gpt.engine.slots import Copy
 from run_gpt.engine.text import TextStream
@@ -37,8 +37,8 @@ def request(name, tokens=3, prompt=PROMPT, k=0, **more):
 
 def scores(run):
     """Return scores that hold their token and its position: -1 is the second token of the prompt, and so on."""
-    places = range(run.start + 1, run.start + run.scored + 1)
-    return [TokenLogprob(run.row.history[place], -float(place)) for place in places]
+    places = range(run.start + 1, run.start + run.num_scored + 1)
+    return [TokenLogprob(run.sequence.token_ids[place], -float(place)) for place in places]
 
 
 def all_scores(prompt=PROMPT):
@@ -46,8 +46,8 @@ def all_scores(prompt=PROMPT):
 
 
 def commit(s, plan, error=None):
-    results = [[Sampled(5)] for run in plan.runs if run.choosing]
-    given = [error or scores(run) for run in plan.runs if run.scored]
+    results = [[Sampled(5)] for run in plan.runs if run.num_sampled]
+    given = [error or scores(run) for run in plan.runs if run.num_scored]
     outcomes = s.commit(plan, results, scores=given)
     s.check()
     return outcomes
@@ -59,7 +59,10 @@ def step(s):
 
 
 def shape(plan):
-    return [(run.row.request.id, run.row.index, run.start, run.end, run.wanted, run.scored) for run in plan.runs]
+    return [
+        (run.sequence.request.id, run.sequence.index, run.start, run.end, run.num_logits, run.num_scored)
+        for run in plan.runs
+    ]
 
 
 def finish(s):
@@ -201,7 +204,7 @@ def test_drafts_begin_after_a_scored_prompt():
     s.add(request("a", 9, (1, 2, 5, 1, 2)))
     step(s)
     [run] = s.plan().runs
-    assert (run.start, run.scored, run.choosing, run.drafted) == (4, 0, 5, (5, 1, 2, 5))
+    assert (run.start, run.num_scored, run.num_sampled, run.drafted) == (4, 0, 5, (5, 1, 2, 5))
 
 
 # From logits to scores.
@@ -214,7 +217,7 @@ def runs(*parts):
         s = scheduler()
         s.add(request("a", prompt=prompt, k=k))
         wanted = end - start if k is not None else choosing
-        made.append(Run(s.waiting[0], start, tuple(prompt[start:end]), wanted, wanted - choosing))
+        made.append(ScheduledTokens(s.waiting[0], start, tuple(prompt[start:end]), wanted, wanted - choosing))
     return made
 
 

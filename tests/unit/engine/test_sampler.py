@@ -7,7 +7,7 @@ import torch
 
 from run_gpt.engine.request import Request, SamplingParams
 from run_gpt.engine.sampler import Position, Sampler, _truncate
-from run_gpt.engine.scheduler import Row
+from run_gpt.engine.scheduler import Sequence
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import InternalError
 
@@ -17,8 +17,8 @@ VOCABULARY = 40
 
 def row(token_ids=(), prompt=(3, 4), seed="0", **params):
     request = Request(id="r", prompt_ids=tuple(prompt), max_new_tokens=9, sampling=SamplingParams(**params))
-    row = Row(request, 0, TextStream(str, ()), random.Random(seed))
-    row.history.extend(token_ids)
+    row = Sequence(request, 0, TextStream(str, ()), random.Random(seed))
+    row.token_ids.extend(token_ids)
     return row
 
 
@@ -84,10 +84,10 @@ def test_a_seed_gives_the_same_token_whatever_else_is_in_the_batch(logits):
 def test_penalties_are_those_of_transformers(logits):
     from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-    history = torch.tensor([[3, 4, 5, 6, 5]])
+    token_ids = torch.tensor([[3, 4, 5, 6, 5]])
     got = penalised(logits[:1], Position(row([5, 6, 5], repetition_penalty=1.7, no_repeat_ngram_size=2)))[0]
-    want = RepetitionPenaltyLogitsProcessor(1.7)(history, logits[:1].clone())
-    want = NoRepeatNGramLogitsProcessor(2)(history, want)[0]
+    want = RepetitionPenaltyLogitsProcessor(1.7)(token_ids, logits[:1].clone())
+    want = NoRepeatNGramLogitsProcessor(2)(token_ids, want)[0]
     torch.testing.assert_close(got, want)
 
 

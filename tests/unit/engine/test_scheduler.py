@@ -38,18 +38,18 @@ def request(name, tokens=3, prompt=(7, 8), **more):
 def step(s, *tokens):
     """Plan a step and commit these tokens, one for each sequence that samples one; without any, 5 for all."""
     plan = s.plan()
-    results = [[Sampled(token)] for token in tokens or [5] * sum(run.wanted > 0 for run in plan.runs)]
+    results = [[Sampled(token)] for token in tokens or [5] * sum(run.num_logits > 0 for run in plan.runs)]
     outcomes = s.commit(plan, results)
     s.check()
     return plan, outcomes
 
 
 def names(runs):
-    return [run.row.request.id for run in runs]
+    return [run.sequence.request.id for run in runs]
 
 
 def prompts(plan):
-    return [run for run in plan.runs if run.start < len(run.row.request.prompt_ids)]
+    return [run for run in plan.runs if run.start < len(run.sequence.request.prompt_ids)]
 
 
 def continued(plan):
@@ -129,11 +129,11 @@ def test_a_long_prompt_is_taken_in_parts_between_which_the_others_go_on():
     step(s)
     s.add(request("long", tokens=1, prompt=range(10)))
     parts = []
-    while s.running and not any(run.wanted for run in parts):
+    while s.running and not any(run.num_logits for run in parts):
         plan, _ = step(s)
         parts += prompts(plan)
         assert names(continued(plan)) == ["short"]
-    assert [(run.start, run.end, run.wanted) for run in parts] == [(0, 3, 0), (3, 6, 0), (6, 9, 0), (9, 10, 1)]
+    assert [(run.start, run.end, run.num_logits) for run in parts] == [(0, 3, 0), (3, 6, 0), (6, 9, 0), (9, 10, 1)]
     assert parts[-1].token_ids == (9,)
 
 
@@ -281,7 +281,7 @@ def test_the_sequences_of_a_request_run_its_prompt_once():
     assert [(run.start, run.end) for run in second.runs] == [(10, 20)]
     assert [row.index for row, _ in outcomes] == [0]
     third, _ = step(s)  # b, which waited for their prompt, runs now
-    assert [(run.row.request.id, run.row.index, run.start) for run in third.runs] == [
+    assert [(run.sequence.request.id, run.sequence.index, run.start) for run in third.runs] == [
         ("a", 0, 20),
         ("a", 1, 19),
         ("a", 2, 19),
@@ -297,14 +297,14 @@ def test_who_waits_for_the_first_sequence_does_not_stop_those_behind():
     s.add(request("b", 1, (70, 71)))
     assert names(step(s)[0].runs) == ["a", "b"]
     plan, _ = step(s)
-    assert [(run.row.request.id, run.row.index) for run in plan.runs] == [("a", 0), ("a", 1)]
+    assert [(run.sequence.request.id, run.sequence.index) for run in plan.runs] == [("a", 0), ("a", 1)]
 
 
 def test_without_reuse_the_sequences_of_a_request_run_its_prompt_together():
     s = scheduler(max_running=4)
     s.add(request("a", tokens=2, sequences=3))
     plan, _ = step(s)
-    assert [(run.row.index, run.start) for run in plan.runs] == [(0, 0), (1, 0), (2, 0)]
+    assert [(run.sequence.index, run.start) for run in plan.runs] == [(0, 0), (1, 0), (2, 0)]
 
 
 # Memory.
@@ -375,10 +375,10 @@ def commit(s, plan, *tokens):
 def test_right_drafts_are_all_appended_with_the_token_after_them():
     s = drafted()
     plan = s.plan()
-    assert (plan.runs[0].start, plan.runs[0].token_ids, plan.runs[0].wanted) == (9, (4, 5, 6, 1, 2), 5)
+    assert (plan.runs[0].start, plan.runs[0].token_ids, plan.runs[0].num_logits) == (9, (4, 5, 6, 1, 2), 5)
     row, event = commit(s, plan, 5, 6, 1, 2, 9)
     assert (event.text, event.tokens) == (decode([5, 6, 1, 2, 9]), 5)
-    assert s.plan().runs[0].start == len(row.history) - 1 == 14
+    assert s.plan().runs[0].start == len(row.token_ids) - 1 == 14
     assert (s.counters.drafted_tokens, s.counters.accepted_tokens, s.counters.generated_tokens) == (4, 4, 6)
 
 
@@ -396,7 +396,7 @@ def test_the_end_within_a_draft_ends_the_row_there():
     row, event = commit(s, s.plan(), 5, END, 1, 2)
     assert (event.text, event.tokens, event.finish_reason) == (decode([5]), 2, "stop")
     assert row.ended
-    assert list(row.history[: row.place.length]) == [*LOOP, 4, 5, END]
+    assert list(row.token_ids[: row.place.length]) == [*LOOP, 4, 5, END]
 
 
 def test_drafts_stay_within_the_longest_answer():
@@ -436,7 +436,7 @@ KINDS = st.fixed_dictionaries(
 
 
 class SlotModel:
-    """Model of a runner's slots, by the plans. It is an error if a sequence runs on anything but its own history."""
+    """Model of a runner's slots, by the plans. It is an error if a sequence runs on anything but its own token_ids."""
 
     def __init__(self):
         self.held = {}
@@ -451,7 +451,7 @@ class SlotModel:
         for run in plan.runs:
             before = self.held.get(run.slot, ())[: run.start]
             self.held[run.slot] = (*before, *run.token_ids)
-            known = tuple(run.row.history)
+            known = tuple(run.sequence.token_ids)
             assert self.held[run.slot][: len(known)] == known[: run.end]
             assert len(self.held[run.slot]) == run.end
             assert run.drafted == run.token_ids[len(known) - run.start :] if run.drafted else run.end <= len(known)
@@ -464,13 +464,16 @@ def shared_prompt(argument):
 
 def sampled(run, argument):
     """Return as many right drafts as the argument sets, then a token that repeats at times."""
-    right = run.drafted[: argument % (run.choosing + 1)]
+    right = run.drafted[: argument % (run.num_sampled + 1)]
     return [Sampled(token) for token in (*right, (argument + run.start) % 7)]
 
 
 def scores(run):
     """Return a score for each prompt token that this run scores: its position."""
-    return [TokenLogprob(run.row.history[at], float(at)) for at in range(run.start + 1, run.start + run.scored + 1)]
+    return [
+        TokenLogprob(run.sequence.token_ids[at], float(at))
+        for at in range(run.start + 1, run.start + run.num_scored + 1)
+    ]
 
 
 @patch("run_gpt.engine.scheduler.MAX_SCORED", 5)
@@ -498,9 +501,9 @@ def test_every_row_ends_once_and_runs_on_its_own_history(actions, kind):
         if abort:
             s.abort(abort)
             aborted.add(abort)
-        assert sum(run.scored for run in plan.runs) <= 5
-        results = [sampled(run, argument) for run in plan.runs if run.choosing]
-        note(s.commit(plan, results, scores=[scores(run) for run in plan.runs if run.scored]))
+        assert sum(run.num_scored for run in plan.runs) <= 5
+        results = [sampled(run, argument) for run in plan.runs if run.num_sampled]
+        note(s.commit(plan, results, scores=[scores(run) for run in plan.runs if run.num_scored]))
 
     for number, (action, argument) in enumerate(actions):
         some = list(asked)[argument % len(asked)] if asked else None

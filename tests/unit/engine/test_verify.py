@@ -42,11 +42,11 @@ def answers(model, requests, cheap_tokens):
         plan = s.plan()
         logits = []
         for run in plan.runs:
-            text = [*run.row.history[: run.start], *run.token_ids]
-            logits += [model[text[i - 2], text[i - 1]] for i in range(run.end - run.wanted + 1, run.end + 1)]
+            text = [*run.sequence.token_ids[: run.start], *run.token_ids]
+            logits += [model[text[i - 2], text[i - 1]] for i in range(run.end - run.num_logits + 1, run.end + 1)]
         s.commit(plan, choose_tokens(sampler, torch.stack(logits), plan.runs))
         s.check()
-    return [list(row.history[len(row.request.prompt_ids) :]) for row in rows], s.counters
+    return [list(row.token_ids[len(row.request.prompt_ids) :]) for row in rows], s.counters
 
 
 def request(name, tokens=250, prompt=(3, 4, 5, 3, 4), **params):
@@ -126,7 +126,7 @@ def test_a_row_that_fails_at_its_second_place_ends_alone():
 def test_a_row_whose_parameters_break_the_sampler_ends_alone():
     _, plan = planned()
     broken = request("2", logit_bias={VOCABULARY + 1: 1.0})
-    plan.runs[0].row.request = broken
+    plan.runs[0].sequence.request = broken
     logits = torch.nn.functional.one_hot(torch.tensor([6, 3, 9, 1, 1] * 2), VOCABULARY).float()
     first, second = choose_tokens(Sampler([END]), logits, plan.runs)
     assert isinstance(first, InternalError)
@@ -139,6 +139,6 @@ def test_one_number_is_drawn_for_each_token_and_none_for_what_follows_a_wrong_dr
     results = choose_tokens(Sampler([END]), logits, plan.runs)
     assert [len(result) for result in results] == [2, 2]
     for run in plan.runs:
-        fresh = random.Random(f"{run.row.request.sampling.seed}/0")
+        fresh = random.Random(f"{run.sequence.request.sampling.seed}/0")
         fresh.random(), fresh.random()
-        assert run.row.random.random() == fresh.random()
+        assert run.sequence.random.random() == fresh.random()

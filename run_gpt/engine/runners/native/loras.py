@@ -9,7 +9,7 @@ import torch
 
 from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.runners.native.binding import LANES, LoraLayerStruct, LoraStruct
-from run_gpt.engine.scheduler import Run
+from run_gpt.engine.scheduler import ScheduledTokens
 
 _PATH = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<name>[qkvo]|gate|up|down)_proj")
 
@@ -42,7 +42,7 @@ class NativeLoras:
         """Free the memory of an adapter."""
         del self._structs[lora]
 
-    def of_tokens(self, runs: Sequence[Run]) -> Any:
+    def of_tokens(self, runs: Sequence[ScheduledTokens]) -> Any:
         """Return the address of the adapter of each token of the runs, or null; None if no token has one."""
         if not any(run.adapter for run in runs):
             return None

@@ -18,7 +18,7 @@ from run_gpt.engine.runners.native.binding import GROUP, LANES, Context, Memory,
 from run_gpt.engine.runners.native.loras import NativeLoras
 from run_gpt.engine.runners.native.pace import Pace
 from run_gpt.engine.runners.native.weights import PackedWeights
-from run_gpt.engine.scheduler import Run
+from run_gpt.engine.scheduler import ScheduledTokens
 from run_gpt.engine.slots import Copy
 from run_gpt.errors import ModelLoadError
 
@@ -130,10 +130,10 @@ class NativeRunner(ModelRunner):
         self._weights.replace(self._model)
         self._adapters.refresh()
 
-    def forward(self, runs: Sequence[Run]) -> torch.Tensor:
+    def forward(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner."""
         ends = accumulate(len(run.token_ids) for run in runs)
-        which = [i for run, end in zip(runs, ends, strict=True) for i in range(end - run.wanted, end)]
+        which = [i for run, end in zip(runs, ends, strict=True) for i in range(end - run.num_logits, end)]
         wanted = array("i", which)
         if len(which) > len(self._logits):
             self._logits = torch.empty(len(which), self._struct.vocabulary)
@@ -148,14 +148,14 @@ class NativeRunner(ModelRunner):
         self._kernels.likeliest(self._context.handle, logits.data_ptr(), len(logits), vocabulary, _address(tokens))
         return tokens.tolist()
 
-    def embed(self, runs: Sequence[Run]) -> torch.Tensor:
+    def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner."""
         ends = array("i", accumulate(len(run.token_ids) for run in runs))
         states = torch.empty(len(runs), self._struct.hidden)
         self._run(runs, (0, None, None), (len(runs), _address(ends), states.data_ptr()))
         return states
 
-    def _run(self, runs: Sequence[Run], logits: tuple[Any, ...], states: tuple[Any, ...]) -> None:
+    def _run(self, runs: Sequence[ScheduledTokens], logits: tuple[Any, ...], states: tuple[Any, ...]) -> None:
         """Run the forward pass. `logits` and `states`: see rungpt_forward."""
         tokens = [token for run in runs for token in run.token_ids]
         if not tokens or not 0 <= min(tokens) <= max(tokens) < self._struct.vocabulary:
