@@ -5,16 +5,18 @@ import threading
 import time
 from collections import abc
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from msgspec.structs import replace
 from prometheus_client import generate_latest
 
 from run_gpt.config import EngineConfig
+from run_gpt.engine.beam_search import BeamSearches
+from run_gpt.engine.deliveries import Deliveries
 from run_gpt.engine.errands import Errands
-from run_gpt.engine.inbox import Delivery, Inbox
+from run_gpt.engine.inbox import Delivery
 from run_gpt.engine.interface import Engine, EngineStats, Outlet, State
 from run_gpt.engine.metrics import EngineMetrics
 from run_gpt.engine.request import Request, TokenEvent
@@ -24,14 +26,12 @@ from run_gpt.engine.sampler import Sampler
 from run_gpt.engine.scheduler import Outcome, Result, Scheduler, Scores, Sequence, StepPlan, Sums
 from run_gpt.engine.score import score_prompts
 from run_gpt.engine.text import Decode, TextStream
-from run_gpt.engine.timing import Timing
 from run_gpt.engine.verify import choose_tokens
 from run_gpt.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
     ModelNotFound,
-    QueueFull,
     RequestError,
     Unavailable,
 )
@@ -70,16 +70,13 @@ class BatchEngine(Engine):
         )
         self._errands = Errands()
         self._loras: dict[str, Lora] = {}
-        self._lora_of: dict[str, Lora] = {}
         self._changed = threading.Condition()
         self._state: State = "ready"
         self._stopping = False
         self._failures = 0
-        self._deliveries: dict[str, Delivery] = {}
-        self._inboxes: dict[asyncio.AbstractEventLoop, Inbox] = {}
-        self._beams: dict[str, threading.Event] = {}
+        self._deliveries = Deliveries(self._abandon)
+        self._beams = BeamSearches(config.max_waiting, self._new_text, runner.end_ids)
         self._metrics = EngineMetrics(self.scheduler, self._beams, self._changed)
-        self._beam_thread = ThreadPoolExecutor(1, thread_name_prefix="rungpt-beam")
         self._thread = threading.Thread(target=self._live, name="rungpt-engine", daemon=True)
         self._thread.start()
 
@@ -87,7 +84,9 @@ class BatchEngine(Engine):
         """See Engine."""
         loop = asyncio.get_running_loop()
         with self._changed:
-            delivery = Delivery(request, outlet, self._inbox(loop))
+            if self._state != "ready":
+                raise Unavailable(f"the engine is {self._state}: ask another replica, or try again later")
+            delivery = self._deliveries.new(request, outlet, loop)
             self._admit(request, delivery)
             if request.deadline is not None:
                 delivery.timer = loop.call_later(request.deadline - time.monotonic(), self._expire, delivery)
@@ -97,37 +96,22 @@ class BatchEngine(Engine):
         with self._changed:
             if (delivery := self._deliveries.get(request_id)) is not None:
                 self._abandon(delivery)
-                return
-            for inbox in self._inboxes.values():
-                inbox.cut(request_id)
-
-    def _inbox(self, loop: asyncio.AbstractEventLoop) -> Inbox:
-        if loop not in self._inboxes:
-            for inbox in [inbox for other, inbox in self._inboxes.items() if other.is_closed()]:
-                self._leave(inbox)
-            self._inboxes[loop] = Inbox(loop, self._abandon)
-        return self._inboxes[loop]
-
-    def _leave(self, inbox: Inbox) -> None:
-        """Abort the requests of a closed event loop, because their outlets cannot be called any more."""
-        del self._inboxes[inbox.loop]
-        for delivery in [one for one in self._deliveries.values() if one.inbox is inbox]:
-            self._abandon(delivery)
+            else:
+                self._deliveries.cut(request_id)
 
     def _abandon(self, delivery: Delivery) -> None:
         """Free the resources of a request, if it has not ended, without a call of its outlet."""
         with self._changed:
             delivery.inbox.drop(delivery)
-            if self._deliveries.get(delivery.request_id) is delivery:
-                self._forget(delivery.request_id)
+            if self._deliveries.has(delivery):
+                self._close(delivery)
                 self.scheduler.abort(delivery.request_id)
 
     def _expire(self, delivery: Delivery) -> None:
         with self._changed:
-            if self._deliveries.get(delivery.request_id) is delivery:
-                error = DeadlineExceeded("the request's time was up before its answer was complete")
-                self._outcome(delivery.request_id, error)
-                self._flush()
+            if self._deliveries.has(delivery):
+                self._put(delivery, DeadlineExceeded("the request's time was up before its answer was complete"))
+                self._deliveries.flush()
 
     def stats(self) -> EngineStats:
         """See Engine."""
@@ -156,7 +140,7 @@ class BatchEngine(Engine):
             self._end_all(Unavailable("the server was stopped before the answer was complete"))
             self._changed.notify_all()
         self._thread.join()
-        self._beam_thread.shutdown()
+        self._beams.shutdown()
         self._on_shutdown()
 
     def replace_runner(self, runner: ModelRunner) -> bool:
@@ -167,7 +151,8 @@ class BatchEngine(Engine):
         """
 
         def replace() -> None:
-            for lora in {*self._loras.values(), *self._lora_of.values()}:
+            used = [delivery.adapter for delivery in self._deliveries if delivery.adapter is not None]
+            for lora in {*self._loras.values(), *used}:
                 runner.add_adapter(lora)
             self._runner, self._sampler = runner, Sampler(runner.end_ids, runner.likeliest)
             self.scheduler.restart(self._cheap_tokens())
@@ -200,7 +185,7 @@ class BatchEngine(Engine):
         with self._changed:
             lora = self._lora(name)
             del self._loras[name]
-            self._changed.wait_for(lambda: lora not in self._lora_of.values() or self._over)
+            self._changed.wait_for(lambda: self._over or all(one.adapter is not lora for one in self._deliveries))
 
         def unload() -> None:
             self._runner.remove_adapter(lora)
@@ -244,20 +229,18 @@ class BatchEngine(Engine):
             self._die(reason)
 
     def _admit(self, request: Request, delivery: Delivery) -> None:
-        if self._state != "ready":
-            raise Unavailable(f"the engine is {self._state}: ask another replica, or try again later")
-        if request.id in self._deliveries:
-            raise InvalidRequest(f"id = {request.id!r}: a request with this id is running", param="id")
-        lora = None if request.adapter is None else self._lora(request.adapter)
+        delivery.adapter = None if request.adapter is None else self._lora(request.adapter)
         if request.num_beams > 1:
-            self._start_beams(request, lora)
+            self._beams.start(
+                request,
+                lambda stop: self._runner.beam_search(request, stop, delivery.adapter),
+                partial(self._beams_ended, request, delivery),
+            )
         else:
             now = time.perf_counter()
-            for sequence in self.scheduler.add(request, lora):
+            for sequence in self.scheduler.add(request, delivery.adapter):
                 sequence.times.arrived = now
-        if lora is not None:
-            self._lora_of[request.id] = lora
-        self._deliveries[request.id] = delivery
+        self._deliveries.open(delivery)
         self._changed.notify_all()
 
     def _live(self) -> None:
@@ -313,43 +296,34 @@ class BatchEngine(Engine):
         for sequence, outcome in outcomes:
             if isinstance(outcome, TokenEvent) and outcome.finish_reason is not None:
                 outcome = replace(outcome, timing=sequence.timing)
-            self._outcome(sequence.request.id, outcome)
-        self._flush()
+            if (delivery := self._deliveries.get(sequence.request.id)) is not None:  # else it was aborted
+                self._put(delivery, outcome)
+        self._deliveries.flush()
 
-    def _outcome(self, request_id: str, outcome: Outcome) -> None:
-        """Queue an event or an error, and end the request if it is the last one. The caller calls `_flush` later."""
-        delivery = self._deliveries.get(request_id)
-        if delivery is None:  # it was aborted
-            return
+    def _put(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Queue an event or an error, and end the request if it is the last one. The caller flushes later."""
         if isinstance(outcome, RequestError):
-            self._forget(request_id)
-            self.scheduler.abort(request_id)
+            self._close(delivery)
+            self.scheduler.abort(delivery.request_id)
             delivery.inbox.end(delivery, outcome)
             return
         delivery.inbox.put(delivery, outcome)
         if outcome.finish_reason is not None:
             delivery.unfinished -= 1
             if delivery.unfinished == 0:
-                self._forget(request_id)
+                self._close(delivery)
                 delivery.inbox.end(delivery, None)
 
-    def _flush(self) -> None:
-        """Wake each event loop that has something to deliver."""
-        for inbox in list(self._inboxes.values()):
-            if not inbox.flush():
-                self._leave(inbox)
-
-    def _forget(self, request_id: str) -> None:
-        self._deliveries.pop(request_id, None)
-        self._lora_of.pop(request_id, None)
-        if (stopped := self._beams.pop(request_id, None)) is not None:
-            stopped.set()
+    def _close(self, delivery: Delivery) -> None:
+        """Note that a request has ended."""
+        self._deliveries.close(delivery)
+        self._beams.stop(delivery.request_id)
         self._changed.notify_all()
 
     def _end_all(self, error: RequestError) -> None:
-        for request_id in list(self._deliveries):
-            self._outcome(request_id, error)
-        self._flush()
+        for delivery in self._deliveries:
+            self._put(delivery, error)
+        self._deliveries.flush()
 
     def _step_failed(self, error: Exception) -> None:
         self._failures += 1
@@ -369,51 +343,23 @@ class BatchEngine(Engine):
             )
         return f"the model failed: {type(error).__name__}: {text}"
 
-    def _start_beams(self, request: Request, lora: Lora | None) -> None:
-        """Queue a beam search. They run beside the batch, one request at a time, in a separate thread."""
-        if request.prompt_logprobs is not None or not request.max_new_tokens:
-            raise InvalidRequest(
-                f"num_beams = {request.num_beams}: beam search gives at least one token, and no scores of the prompt: "
-                "leave it out",
-                param="num_beams",
-            )
-        if len(self._beams) >= self._config.max_waiting:
-            raise QueueFull(f"{len(self._beams)} beam searches wait, the limit is {self._config.max_waiting}")
-        self._beams[request.id] = stopped = threading.Event()
-        self._beam_thread.submit(self._search_beams, request, stopped, lora, time.perf_counter())
-
-    def _search_beams(self, request: Request, stopped: threading.Event, lora: Lora | None, arrived: float) -> None:
-        if stopped.is_set():
-            return
-        started = time.perf_counter()
-        events: list[TokenEvent] = []
-        outcomes: abc.Sequence[Outcome] = events
-        try:
-            answers = self._runner.beam_search(request, stopped, lora)
-            timing = Timing(arrived, started, started, time.perf_counter())
-            events += [
-                replace(self._beam_event(request, index, ids), timing=timing) for index, ids in enumerate(answers)
-            ]
-        except Exception as error:
-            outcomes = [InternalError(self._explain(error))]
+    def _beams_ended(
+        self, request: Request, delivery: Delivery, result: abc.Sequence[TokenEvent] | Exception, seconds: float
+    ) -> None:
+        """Take the result of a beam search (see beam_search.Ended)."""
+        events: abc.Sequence[TokenEvent] = []
+        outcomes: abc.Sequence[Outcome]
+        if isinstance(result, Exception):
+            outcomes = [InternalError(self._explain(result))]
+        else:
+            outcomes = events = result
         with self._changed:
-            if not stopped.is_set():
-                self._metrics.beams(request, events, time.perf_counter() - arrived)
+            if not self._deliveries.has(delivery):  # it was stopped
+                return
+            self._metrics.beams(request, events, seconds)
             for outcome in outcomes:
-                self._outcome(request.id, outcome)
-            self._flush()
-
-    def _beam_event(self, request: Request, index: int, token_ids: abc.Sequence[int]) -> TokenEvent:
-        text, shown = self._new_text(request), ""
-        for count, token_id in enumerate(token_ids, start=1):
-            if token_id in self._runner.end_ids:
-                return TokenEvent(index, shown + text.finish()[0], count, "stop")
-            new, stopped = text.push(token_id)
-            shown += new
-            if stopped:
-                return TokenEvent(index, shown, count, "stop")
-        rest, stopped = text.finish()
-        return TokenEvent(index, shown + rest, len(token_ids), "stop" if stopped else "length")
+                self._put(delivery, outcome)
+            self._deliveries.flush()
 
     def _cheap_tokens(self) -> int:
         return self._runner.cheap_tokens if self._config.speculate else 1

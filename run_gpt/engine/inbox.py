@@ -8,6 +8,7 @@ from collections.abc import Callable
 from run_gpt.engine.events import News
 from run_gpt.engine.interface import Outlet
 from run_gpt.engine.request import Request, TokenEvent
+from run_gpt.engine.runners.lora import Lora
 from run_gpt.errors import InternalError, RequestError
 
 log = logging.getLogger(__name__)
@@ -18,6 +19,8 @@ class Delivery:
 
     def __init__(self, request: Request, outlet: Outlet, inbox: "Inbox"):
         self.request_id = request.id
+        self.adapter: Lora | None = None
+        """LoRA adapter that the request uses."""
         self.whole = request.whole
         self.outlet = outlet
         self.inbox = inbox
