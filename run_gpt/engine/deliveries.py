@@ -21,8 +21,8 @@ class Deliveries:
     def __iter__(self) -> Iterator[Delivery]:
         return iter(list(self._open.values()))
 
-    def __bool__(self) -> bool:
-        return bool(self._open)
+    def __len__(self) -> int:
+        return len(self._open)
 
     def new(self, request: Request, outlet: Outlet, loop: asyncio.AbstractEventLoop) -> Delivery:
         """Make the delivery of a request that is not open yet. Raises InvalidRequest for an id that is in use."""

@@ -4,11 +4,11 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from run_gpt.engine.events import News
 from run_gpt.engine.interface import Outlet
 from run_gpt.engine.request import Request, TokenEvent
-from run_gpt.engine.runners.lora import Lora
 from run_gpt.errors import InternalError, RequestError
 
 log = logging.getLogger(__name__)
@@ -19,8 +19,8 @@ class Delivery:
 
     def __init__(self, request: Request, outlet: Outlet, inbox: "Inbox"):
         self.request_id = request.id
-        self.adapter: Lora | None = None
-        """LoRA adapter that the request uses."""
+        self.adapter: Any = None
+        """LoRA adapter that the request uses (see lora.Lora), if it has one."""
         self.whole = request.whole
         self.outlet = outlet
         self.inbox = inbox

@@ -155,7 +155,7 @@ def _text(request: EngineRequest) -> TextStream:
 def _real_step(scheduler: Scheduler) -> tuple[int, ...]:
     plan = scheduler.plan()
     content = script("capacity_measure")._content(plan)
-    scheduler.commit(plan, [[Sampled(7)] for run in plan.runs if run.choosing])
+    scheduler.commit(plan, [[Sampled(7)] for run in plan.runs if run.num_sampled])
     return content.rows, content.row_context, content.prompt_tokens, content.prompt_pairs
 
 
