@@ -82,7 +82,7 @@ class Recorder:
 def _content(plan: Any) -> Step:
     rows = context = tokens = prompt_pairs = 0
     for run in plan.runs:
-        if run.row.answered:
+        if run.sequence.answered:
             rows, context = rows + 1, context + run.start
         else:
             tokens += len(run.token_ids)
