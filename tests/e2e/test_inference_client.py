@@ -55,8 +55,8 @@ def inference_python(request: pytest.FixtureRequest) -> Path:
         venv.create(folder, clear=True, with_pip=True)
         constraints = folder / "constraints.txt"
         constraints.write_text("\n".join(CONSTRAINTS))
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--constraint", constraints]
-        subprocess.run([*pip, *REQUIREMENTS], check=True, timeout=900)
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
+        subprocess.run([*pip, "--constraint", constraints, *REQUIREMENTS], check=True, timeout=900)
         complete.touch()
     return python
 

@@ -1,4 +1,7 @@
-"""Reader of Dockerfiles and .dockerignore for tests, limited to the syntax that ours use."""
+"""Reader of Dockerfiles and .dockerignore for tests, limited to the syntax that ours use.
+
+Ours takes nothing out of a folder at the top that it ignores, so such folders, as large as .venv, are not walked.
+"""
 
 import json
 import re
@@ -47,9 +50,11 @@ def steps_of(file: Path) -> list[Step]:
 def context_of(folder: Path, ignore: Path) -> set[str]:
     """Return the files below `folder` that the build gets: all but those that their last .dockerignore match drops."""
     patterns = [line for line in ignore.read_text().splitlines() if line and not line.startswith("#")]
+    kept = (entry for entry in folder.iterdir() if entry.is_file() or not _ignored(entry.name, patterns))
+    files = (file for entry in kept for file in (entry.rglob("*") if entry.is_dir() else (entry,)))
     return {
         path
-        for file in folder.rglob("*")
+        for file in files
         if file.is_file() and not _ignored(path := file.relative_to(folder).as_posix(), patterns)
     }
 

@@ -60,6 +60,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Return an empty model cache, but for the compiled kernels."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "kernels").symlink_to(cache_root() / "kernels")
+    return folder
+
+
 def logits(model: Any) -> torch.Tensor:
     """Return the logits of the packed model's own forward pass."""
     with torch.inference_mode():
@@ -237,10 +246,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gguf_file_is_loaded_at_its_own_precision(tmp_path: Path, kind: str) -> None:
+def test_a_gguf_file_is_loaded_at_its_own_precision(tmp_path: Path, cache: Path, kind: str) -> None:
     precision, tolerance = KINDS[kind]
     reference = write_gguf(tmp_path / "tiny.gguf", kind)
-    cache = tmp_path / "cache"
     with create_model(str(tmp_path / "tiny.gguf"), cache_dir=cache) as model, torch.inference_mode():
         assert (model.name, model.precision) == ("tiny", precision)
         assert isinstance(model._engine._runner, NativeRunner)  # type: ignore[attr-defined]
@@ -254,15 +262,15 @@ def test_a_gguf_file_is_loaded_at_its_own_precision(tmp_path: Path, kind: str) -
         assert near(logits(model), reference(IDS).logits) < 1e-5
 
 
-def test_a_gguf_file_that_has_gone_or_was_cut_is_named(tmp_path: Path) -> None:
+def test_a_gguf_file_that_has_gone_or_was_cut_is_named(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_gguf(path, "Q4_0")
-    create_model(str(path), cache_dir=tmp_path / "cache").close()
-    folder = next((tmp_path / "cache" / "converted").iterdir())
+    create_model(str(path), cache_dir=cache).close()
+    folder = next((cache / "converted").iterdir())
     data = path.read_bytes()
     path.unlink()
     with pytest.raises(ModelLoadError, match=r"tiny\.gguf has gone"):
-        create_model(str(folder), cache_dir=tmp_path / "cache")
+        create_model(str(folder), cache_dir=cache)
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelLoadError, match=r"tiny\.gguf is cut short"):
-        create_model(str(folder), cache_dir=tmp_path / "cache")
+        create_model(str(folder), cache_dir=cache)

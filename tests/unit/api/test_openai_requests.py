@@ -200,7 +200,7 @@ def test_a_stream_is_what_says_so() -> None:
         (response, {"tools": [TOOL]}, "tools.0.name"),
         (response, {"tool_choice": "auto"}, "tool_choice"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_is_not_possible_is_named(native: Any, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
