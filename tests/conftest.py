@@ -10,14 +10,16 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from turns import turn
 
 from run_gpt.engine.runners.native.build import built, unsupported
 from run_gpt.models.cache import cache_root
@@ -40,13 +42,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run a test that is marked `alone`, with its fixtures, while no other worker runs a test."""
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = cycle(range(12_000 + 2_000 * (WORKER % 10), 14_000 + 2_000 * (WORKER % 10)))
+"""Ports for this worker alone, below those that the system gives to clients."""
+
+
 def free_ports(count: int) -> list[int]:
     """Return different ports of 127.0.0.1 on which nothing listens."""
-    with ExitStack() as sockets:
-        bound = [sockets.enter_context(socket.socket()) for _ in range(count)]
-        for sock in bound:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in bound]
+    return list(islice(filter(_is_free, PORTS), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended do not matter
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @pytest.fixture(name="free_ports", scope="session")

@@ -53,9 +53,7 @@ def context_of(folder: Path, ignore: Path) -> set[str]:
     kept = (entry for entry in folder.iterdir() if entry.is_file() or not _ignored(entry.name, patterns))
     files = (file for entry in kept for file in (entry.rglob("*") if entry.is_dir() else (entry,)))
     return {
-        path
-        for file in files
-        if file.is_file() and not _ignored(path := file.relative_to(folder).as_posix(), patterns)
+        path for file in files if file.is_file() and not _ignored(path := file.relative_to(folder).as_posix(), patterns)
     }
 
 
