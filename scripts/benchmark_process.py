@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import psutil
 from benchmark_contenders import Contender
+from machine import busy_seconds
 
 from run_gpt.bench.offline_subject import peak_bytes
 
@@ -86,11 +87,3 @@ def _serve(connection: Connection, contender: Contender) -> None:
         return  # the benchmark has gone
     except Exception as error:
         connection.send((None, f"{type(error).__name__}: {error}"))
-
-
-def busy_seconds() -> float:
-    """Return the processor time of all programs, plus the time that the host of a virtual machine took."""
-    times = psutil.cpu_times()._asdict()
-    return float(
-        sum(seconds for name, seconds in times.items() if name not in ("idle", "iowait", "guest", "guest_nice"))
-    )

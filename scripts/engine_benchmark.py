@@ -20,17 +20,13 @@ The table goes to stdout, progress to stderr.
 
 import argparse
 import asyncio
-import datetime
 import json
 import os
-import platform
 import signal
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, get_args
@@ -38,6 +34,8 @@ from typing import Any, get_args
 from benchmark_contenders import Contender, Prompts
 from benchmark_process import Process
 from benchmark_server import Server
+from benchmark_table import Row, merged, table
+from machine import surroundings
 
 from run_gpt.bench.summary import Summary
 from run_gpt.bench.workload import Prompt
@@ -53,47 +51,6 @@ HTTP_STREAMS = 16
 BASELINE_PRECISION = "bf16"
 TELLING = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "sve", "bf16")
 """CPU capabilities that decide its speed of multiplication; the JSON lists all capabilities."""
-
-
-@dataclass
-class Row:
-    """One line of the table: the figures of each contender, round by round."""
-
-    label: str
-    unit: str
-    """tokens/s, ms, MB, or "" for a share or a ratio."""
-    rounds: dict[str, list[float]] = field(default_factory=dict)
-
-    def times(self, name: str, baseline: str) -> float | None:
-        """Return the speed over the baseline's; None where that has no meaning."""
-        if self.unit not in ("tokens/s", "ms") or name == baseline or baseline not in self.rounds:
-            return None
-        pairs = zip(self.rounds[name], self.rounds[baseline], strict=True)
-        return statistics.median(a / b if self.unit == "tokens/s" else b / a for a, b in pairs)
-
-    def cell(self, name: str, baseline: str) -> str:
-        """Return the cell of a contender's column."""
-        if name not in self.rounds:
-            return ""
-        median = statistics.median(self.rounds[name])
-        if not self.unit:
-            return f"{median:.2f}"
-        times = self.times(name, baseline)
-        return f"{median:,.{0 if median >= 100 else 1}f}" + ("" if times is None else f" ({times:.2f} x)")
-
-    def record(self, baseline: str) -> dict[str, Any]:
-        """Return the row for JSON."""
-        results = {
-            name: {
-                "median": statistics.median(values),
-                "min": min(values),
-                "max": max(values),
-                "rounds": values,
-                "times_as_fast": self.times(name, baseline),
-            }
-            for name, values in self.rounds.items()
-        }
-        return {"label": self.label, "unit": self.unit, "results": results}
 
 
 @dataclass(frozen=True)
@@ -221,14 +178,6 @@ def _note_stack(note: Callable[[str, str, float], None], way: str, served: Summa
         note(f"over HTTP, {way}: events/answer", "", served.events_per_answer)
 
 
-def merged(rows: list[Row]) -> list[Row]:
-    """Merge the rows of one label."""
-    by_label: dict[str, Row] = {}
-    for row in rows:
-        by_label.setdefault(row.label, Row(row.label, row.unit)).rounds.update(row.rounds)
-    return list(by_label.values())
-
-
 def measure(options: argparse.Namespace) -> tuple[list[str], list[Row], float]:
     """Return the contenders' names, the baseline first; all rows; the most cores that other programs used."""
     running = max(*options.streams, HTTP_STREAMS, EngineConfig.max_running)
@@ -258,35 +207,6 @@ def measure(options: argparse.Namespace) -> tuple[list[str], list[Row], float]:
             rows.append(row)
         disturbed = max(process.disturbed for process in processes)
         return [process.name for process in processes], merged(rows), disturbed
-
-
-def table(names: list[str], rows: list[Row]) -> str:
-    """Return the rows as Markdown."""
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for row in rows:
-        label = f"{row.label}, {row.unit}" if row.unit else row.label
-        lines.append(f"| {label} | " + " | ".join(row.cell(name, names[0]) for name in names) + " |")
-    return "\n".join(lines)
-
-
-def surroundings(threads: int | None) -> dict[str, Any]:
-    """Return the machine, the date and the versions, without which a figure says little."""
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": threads or torch.get_num_threads(),
-        "capabilities": sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("rungpt", "torch", "transformers")},
-        },
-    }
 
 
 def footer(about: dict[str, Any], options: argparse.Namespace) -> str:

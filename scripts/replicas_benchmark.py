@@ -28,7 +28,7 @@ import httpx
 from benchmark_contenders import PASSAGE, Contender
 from benchmark_server import ANSWER_SECONDS, Server
 from document_tables import row, table, with_tables
-from engine_benchmark import surroundings
+from machine import surroundings
 
 from run_gpt.bench.connection import Connections
 from run_gpt.bench.response import Response
