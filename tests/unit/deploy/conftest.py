@@ -1,5 +1,6 @@
 """Deployments that every target renders, and the check against the golden files in tests/golden/deploy."""
 
+import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,12 @@ from run_gpt.config import ServeConfig
 from run_gpt.deploy import Autoscale, Deployment
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "deploy"
+"""Folder with a folder for each target; tests/golden/README.md describes the files."""
+WHOLE = "plain"
+"""Name of the deployment whose rendering is kept whole."""
 RENEW = "RUNGPT_RENEW_GOLDEN"
 """Environment variable with which the tests rewrite the golden files, to be reviewed in the diff."""
+HINT = f"if this change is meant: {RENEW}=1, run the test, and read the diff"
 IMAGE = "example/rungpt:1.2.3"
 KEY = "secret-key-of-the-test"
 
@@ -65,20 +70,47 @@ def case(request: pytest.FixtureRequest, keys_file: Path) -> tuple[str, Deployme
     return request.param, DEPLOYMENTS[request.param](keys_file)
 
 
-@pytest.fixture
-def check_golden() -> Callable[[str, dict[str, str]], None]:
-    """Return `check_golden("docker/plain", files)`: asserts that the folder has exactly these files, byte for byte."""
+Files = dict[str, str]
+CheckGolden = Callable[[str, dict[str, Files]], None]
 
-    def check(folder: str, files: dict[str, str]) -> None:
-        there = GOLDEN / folder
+
+@pytest.fixture
+def check_golden() -> CheckGolden:
+    """Return `check_golden("docker", {"plain": files, ...})`: asserts that a target renders what its folder holds.
+
+    Each deployment has one file, compared byte for byte.
+    """
+
+    def check(target: str, rendered: dict[str, Files]) -> None:
+        made, folder = golden_files(rendered), GOLDEN / target
         if os.environ.get(RENEW):
-            there.mkdir(parents=True, exist_ok=True)
-            for old in there.iterdir():
-                old.unlink()
-            for name, text in files.items():
-                (there / name).write_text(text, encoding="utf-8")
-        expected = {file.name: file.read_text(encoding="utf-8") for file in there.iterdir()} if there.is_dir() else {}
-        assert files == expected, f"if this change is meant: {RENEW}=1, run the test, and read the diff"
-        assert not any(KEY in text for text in files.values()), "a key stands in a file that people commit"
+            renew(folder, made)
+        expected = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+        assert made.keys() == expected.keys(), HINT
+        for name, text in made.items():
+            assert text == expected[name], f"{name}: {HINT}"
+        texts = [text for files in rendered.values() for text in files.values()]
+        assert not any(KEY in text for text in texts), "a key stands in a file that people commit"
 
     return check
+
+
+def golden_files(rendered: dict[str, Files]) -> dict[str, str]:
+    """Return the file of the deployment WHOLE as it is, and each other one as a unified diff against it."""
+    ((file, whole),) = rendered[WHOLE].items()
+    golden = {file: whole}
+    for name, files in rendered.items():
+        assert files.keys() == {file}
+        if name != WHOLE:
+            lines = (text.splitlines(keepends=True) for text in (whole, files[file]))
+            golden[f"{name}.diff"] = "".join(difflib.unified_diff(*lines, WHOLE, name, n=1))
+    return golden
+
+
+def renew(folder: Path, files: Files) -> None:
+    """Write the files into the folder, and remove all others from it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")

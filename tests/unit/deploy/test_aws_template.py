@@ -62,13 +62,14 @@ def check_lint(text: str) -> None:
     assert not found, "\n".join(map(str, found))
 
 
-def test_a_template_is_the_one_that_was_read_and_cloudformation_takes_it(
-    case: tuple[str, Deployment], check_golden: Callable[[str, dict[str, str]], None]
+def test_the_templates_are_those_that_were_read(
+    deployments: dict[str, Deployment], check_golden: Callable[[str, dict[str, dict[str, str]]], None]
 ) -> None:
-    name, made = case
-    files = AWS().render(made)
-    check_golden(f"aws/{name}", files)
-    (text,) = files.values()
+    check_golden("aws", {name: AWS().render(made) for name, made in deployments.items()})
+
+
+def test_cloudformation_takes_the_template(case: tuple[str, Deployment]) -> None:
+    (text,) = AWS().render(case[1]).values()
     check_lint(text)
     assert len(text.encode()) < MOST_BYTES
 

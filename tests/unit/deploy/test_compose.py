@@ -19,7 +19,7 @@ from run_gpt.deploy.docker import DockerCompose
 from run_gpt.errors import SetupError
 from run_gpt.flows.reading import read_flow
 
-CheckGolden = Callable[[str, dict[str, str]], None]
+CheckGolden = Callable[[str, dict[str, dict[str, str]]], None]
 
 
 def fitted(deployment: Deployment) -> Deployment:
@@ -37,9 +37,8 @@ def one(**settings: Any) -> Deployment:
     return Deployment(**{"server": server, "memory_gib": 3, **settings})
 
 
-def test_the_file_is_what_it_was(case: tuple[str, Deployment], check_golden: CheckGolden) -> None:
-    name, deployment = case
-    check_golden(f"docker/{name}", DockerCompose().render(fitted(deployment)))
+def test_the_files_are_what_they_were(deployments: dict[str, Deployment], check_golden: CheckGolden) -> None:
+    check_golden("docker", {name: DockerCompose().render(fitted(made)) for name, made in deployments.items()})
 
 
 def test_the_file_follows_the_specification(case: tuple[str, Deployment]) -> None:

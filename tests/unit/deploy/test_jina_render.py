@@ -35,15 +35,15 @@ def executor_of(cloud: JinaCloud, of: Deployment) -> dict[str, Any]:
 
 
 def test_each_deployment_renders_to_its_golden_file(
-    case: tuple[str, Deployment], check_golden: Callable[[str, dict[str, str]], None]
+    deployments: dict[str, Deployment], check_golden: Callable[[str, dict[str, dict[str, str]]], None]
 ) -> None:
-    name, of = case
-    if of.server.api_key_file is not None:  # the refusal of key files is tested below
-        return
-    check_golden(f"jina/{name}", JinaCloud().render(of))
+    del deployments["gpu"]  # the refusal of key files is tested below
+    rendered = {name: JinaCloud().render(of) for name, of in deployments.items()}
+    check_golden("jina", {**rendered, "instance": on_an_instance()})
 
 
-def test_the_golden_file_of_an_instance(check_golden: Callable[[str, dict[str, str]], None]) -> None:
+def on_an_instance() -> dict[str, str]:
+    """Return the files of a deployment with an instance of its own, and with options that `deployments` lack."""
     cloud = JinaCloud(instance="G4", capacity="on-demand")
     server = ServeConfig(
         model_name="org/model-70b",
@@ -53,7 +53,7 @@ def test_the_golden_file_of_an_instance(check_golden: Callable[[str, dict[str, s
         request_timeout=1200.5,
         max_running=128,
     )
-    check_golden("jina/instance", cloud.render(deployment(server, cpus=16, memory_gib=50, gpus=4)))
+    return cloud.render(deployment(server, cpus=16, memory_gib=50, gpus=4))
 
 
 def test_jcloud_itself_reads_the_same_flow_and_takes_the_key_from_the_environment(

@@ -57,12 +57,6 @@ OTHERS: dict[str, tuple[Kubernetes, Deployment]] = {
 }
 
 
-@pytest.fixture(params=sorted(OTHERS))
-def other(request: pytest.FixtureRequest) -> tuple[str, Kubernetes, Deployment]:
-    """Return each of the deployments that only Kubernetes has."""
-    return request.param, *OTHERS[request.param]
-
-
 @pytest.fixture(params=["autoscale", "gpu", "key", "plain", *sorted(OTHERS)])
 def rendered(request: pytest.FixtureRequest, deployments: dict[str, Deployment]) -> tuple[Deployment, list[Object]]:
     """Return each deployment in turn, with its objects as the file has them."""
@@ -130,16 +124,10 @@ def unknown_fields(model: Any, written: Any) -> list[str]:
 
 
 def test_the_files_are_those_that_were_read(
-    case: tuple[str, Deployment], check_golden: Callable[[str, dict[str, str]], None]
+    deployments: dict[str, Deployment], check_golden: Callable[[str, dict[str, dict[str, str]]], None]
 ) -> None:
-    check_golden(f"kubernetes/{case[0]}", Kubernetes().render(case[1]))
-
-
-def test_the_files_with_options_are_those_that_were_read(
-    other: tuple[str, Kubernetes, Deployment], check_golden: Callable[[str, dict[str, str]], None]
-) -> None:
-    name, target, deployment = other
-    check_golden(f"kubernetes/{name}", target.render(deployment))
+    rendered = {name: Kubernetes().render(deployment) for name, deployment in deployments.items()}
+    check_golden("kubernetes", rendered | {name: made.render(of) for name, (made, of) in OTHERS.items()})
 
 
 @pytest.mark.parametrize("version", VERSIONS)
