@@ -26,7 +26,7 @@ define check_python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve check test lint typecheck test-lean bench-startup clean
+.PHONY: help install serve check test lint typecheck test-lean test-studies bench-startup clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -74,6 +74,9 @@ test-lean: ## run the tests of gateway and client with PYTHON in an environment 
 	$$venv/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .; \
 	echo "==> running the tests of gateway and client with $$($$venv/bin/python -V)"; \
 	$$venv/bin/python -m pytest $(LEAN_TESTS)
+
+test-studies: install ## test the studies of studies/, which `make test` leaves out
+	@$(BIN)/python -m pytest studies $(PYTEST_ARGS)
 
 bench-startup: install ## measure how long `rungpt serve` takes to be ready, and `rungpt --help` to answer
 	@$(BIN)/python scripts/startup_benchmark.py

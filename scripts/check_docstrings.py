@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("run_gpt", "executors", "flows", "scripts", "tests", "examples")
+FOLDERS = ("run_gpt", "executors", "flows", "scripts", "studies", "tests", "examples")
 OPENERS = {
     *("what", "whatever", "of", "whether", "how", "where", "those", "who", "whoever", "whom", "which", "whose", "why"),
     *("when", "that"),

@@ -1,6 +1,7 @@
 """Helpers of the scripts that make tables of documents: values of a JSON schema as text, tables between marks.
 
-A table stands between the lines `<!-- NAME: made by scripts/SCRIPT.py -->` and `<!-- end -->`.
+A table stands between the lines `<!-- NAME: made by MAKER -->` and `<!-- end -->`; the maker is a path, such as
+scripts/readme_tables.py.
 """
 
 import re
@@ -58,11 +59,11 @@ def _limits(schema: dict[str, Any]) -> list[str]:
     return [f"{sign} {schema[key]}" for key, sign in signs.items() if schema.get(key, INT32_MAX) != INT32_MAX]
 
 
-def with_tables(document: Path, script: str, tables: Tables) -> str:
+def with_tables(document: Path, maker: str, tables: Tables) -> str:
     """Return the document's text with its tables made anew. Raises SystemExit if it has no place for one."""
     text = document.read_text()
     for name, make in tables.items():
-        begin = f"<!-- {name}: made by scripts/{script}.py -->"
+        begin = f"<!-- {name}: made by {maker} -->"
         pattern = re.compile(rf"{re.escape(begin)}\n.*?<!-- end -->", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"{document.name} has no line {begin!r}")
@@ -71,9 +72,9 @@ def with_tables(document: Path, script: str, tables: Tables) -> str:
     return text
 
 
-def main(document: Path, script: str, tables: Tables) -> None:
+def main(document: Path, maker: str, tables: Tables) -> None:
     """Print the tables, or write them into the document with `--write`."""
     if "--write" in sys.argv:
-        document.write_text(with_tables(document, script, tables))
+        document.write_text(with_tables(document, maker, tables))
     else:
         print(*(make() for make in tables.values()), sep="\n\n")

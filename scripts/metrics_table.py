@@ -123,8 +123,8 @@ TABLES = {"engine": engine_table, "gateway": gateway_table, "buckets": buckets_t
 
 def made() -> str:
     """Return the document's text with its tables made anew."""
-    return with_tables(DOCUMENT, "metrics_table", TABLES)
+    return with_tables(DOCUMENT, "scripts/metrics_table.py", TABLES)
 
 
 if __name__ == "__main__":
-    main(DOCUMENT, "metrics_table", TABLES)
+    main(DOCUMENT, "scripts/metrics_table.py", TABLES)

@@ -189,8 +189,8 @@ TABLES = {
 
 def made() -> str:
     """Return the document's text with its tables made anew."""
-    return with_tables(DOCUMENT, "openai_table", TABLES)
+    return with_tables(DOCUMENT, "scripts/openai_table.py", TABLES)
 
 
 if __name__ == "__main__":
-    main(DOCUMENT, "openai_table", TABLES)
+    main(DOCUMENT, "scripts/openai_table.py", TABLES)

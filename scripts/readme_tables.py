@@ -49,8 +49,8 @@ TABLES = {"parameters": parameters_table, "errors": errors_table}
 
 def made() -> str:
     """Return the README's text with its tables made anew."""
-    return with_tables(README, "readme_tables", TABLES)
+    return with_tables(README, "scripts/readme_tables.py", TABLES)
 
 
 if __name__ == "__main__":
-    main(README, "readme_tables", TABLES)
+    main(README, "scripts/readme_tables.py", TABLES)

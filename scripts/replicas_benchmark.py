@@ -221,7 +221,8 @@ def main() -> None:
         options.json.write_text(json.dumps({"about": about, "figures": plain}))
     made = f"{as_table(figures)}\n\n{footer(about, options)}"
     if options.write:
-        options.write.write_text(with_tables(options.write, "replicas_benchmark", {"replicas": lambda: made}))
+        tables = {"replicas": lambda: made}
+        options.write.write_text(with_tables(options.write, "scripts/replicas_benchmark.py", tables))
     else:
         print(made)
 

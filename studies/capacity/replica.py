@@ -7,21 +7,22 @@ from collections import OrderedDict, defaultdict, deque
 from dataclasses import dataclass
 from typing import Any
 
-from capacity_steps import pairs
+from run_gpt.config import EngineConfig
+from studies.capacity.steps import pairs
 
 Conversation = tuple[int, int]
 StepContent = tuple[int, int, int, int]
-"""Sequences, their context, prompt tokens, pairs: see capacity_steps.Step."""
+"""Sequences, their context, prompt tokens, pairs: see steps.Step."""
 
 
 @dataclass(frozen=True)
 class ReplicaConfig:
-    """Options of `rungpt serve`."""
+    """Options of `rungpt serve`, and the threads of a replica's engine."""
 
-    max_running: int = 64
-    max_waiting: int = 256
-    max_step_tokens: int = 512
-    max_cache_tokens: int | None = None
+    max_running: int = EngineConfig.max_running
+    max_waiting: int = EngineConfig.max_waiting
+    max_step_tokens: int = EngineConfig.max_step_tokens
+    max_cache_tokens: int | None = EngineConfig.max_cache_tokens
     threads: int = 1
 
 

@@ -1,11 +1,12 @@
 """Compute the replicas that users need at a latency: measured steps, a simulation, its check, and the table.
 
-    python scripts/capacity.py measure      steps, request costs, probes of the default model, into docs/capacity.json
-    python scripts/capacity.py check        compare the simulation with a real server under a bounded load
-    python scripts/capacity.py table        users at a latency for numbers of replicas, and the needs of 10,000
+    python -m studies.capacity measure      steps, request costs, probes of the default model, into figures.json
+    python -m studies.capacity check        compare the simulation with a real server under a bounded load
+    python -m studies.capacity table        users at a latency for numbers of replicas, and the needs of 10,000
 
-Without `--write` tables go to stdout only; with it they go into docs/capacity.md. Progress goes to stderr. Measure and
-check on a quiet machine: the figures include the cores that other programs used meanwhile.
+Run it in the root of a clone. Without `--write` tables go to stdout only; with it they go into docs/capacity.md.
+Progress goes to stderr. Measure and check on a quiet machine: the figures include the cores that other programs used
+meanwhile.
 """
 
 import argparse
@@ -17,23 +18,26 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from capacity_doors import measure_doors
-from capacity_measure import measure_steps
-from capacity_paper import cells_table, growth_table
-from capacity_replica import ReplicaConfig
-from capacity_simulation import Cluster, Costs
-from capacity_steps import StepModel, fit
-from capacity_table import Point, Target, capacity_table, markdown, policy_table
-from capacity_users import Workload
-from document_tables import with_tables
-
 from run_gpt.config import DEFAULT_MODEL
+from scripts.document_tables import with_tables
+from scripts.machine import surroundings
+from studies.capacity.check import check as compare
+from studies.capacity.check import markdown as comparison
+from studies.capacity.costs import Costs
+from studies.capacity.measure_costs import measure_costs
+from studies.capacity.measure_steps import measure_steps
+from studies.capacity.paper import cells_table, growth_table
+from studies.capacity.replica import ReplicaConfig
+from studies.capacity.simulation import Cluster, Policy
+from studies.capacity.steps import StepModel, fit
+from studies.capacity.table import Point, Target, capacity_table, markdown, policy_table
+from studies.capacity.users import Workload
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "capacity.md"
-FIGURES = DOCUMENT.with_suffix(".json")
+DOCUMENT = Path(__file__).parents[2] / "docs" / "capacity.md"
+FIGURES = Path(__file__).parent / "figures.json"
 COUNTS = (1, 2, 4, 8, 16, 64, 256, 1024, 10000)
 SIMULATE_UP_TO = 64
-TABLES = ("capacity", "assumed", "policies", "fit", "doors", "check", "growth", "cells")
+TABLES = ("capacity", "assumed", "policies", "fit", "costs", "check", "growth", "cells")
 """Names of the document's tables; each has its mark there."""
 
 
@@ -41,22 +45,20 @@ def measure(options: argparse.Namespace) -> None:
     """Measure and fit; print the errors of the fit and write all figures."""
     steps = measure_steps(options.model, options.threads, options.seconds)
     fitted = fit(steps)
-    doors = measure_doors(options.model, options.seconds / 3)
+    costs = measure_costs(options.model, options.seconds / 3)
     record = {
         **about(),
         "model": options.model,
         "threads": options.threads,
         "fit": fitted.record(),
-        "doors": asdict(doors),
+        "costs": asdict(costs),
     }
     options.json.write_text(json.dumps(record, indent=2) + "\n")
-    print(measured_tables(record)["fit"]() + "\n\n" + measured_tables(record)["doors"]())
+    print(measured_tables(record)["fit"]() + "\n\n" + measured_tables(record)["costs"]())
 
 
 def about() -> dict[str, Any]:
     """Return the machine and the date."""
-    from engine_benchmark import surroundings
-
     found = surroundings(None)
     return {"date": datetime.date.today().isoformat(), "cpu": found["cpu"], "cores": len(os.sched_getaffinity(0))}
 
@@ -72,16 +74,16 @@ def measured_tables(record: dict[str, Any]) -> dict[str, Callable[[], str]]:
             lines.append(f"| {error['kind']} | {error['steps']} | {numbers} |")
         return f"Prices, µs: {prices}.\n\n" + "\n".join(lines) + "\n\n" + footer(record)
 
-    def doors_table() -> str:
+    def costs_table() -> str:
         lines = ["| | measured |", "|---|---|"]
-        for name, (label, factor, unit) in DOORS.items():
-            lines.append(f"| {label} | {factor * record['doors'][name]:,.3g} {unit} |")
+        for name, (label, factor, unit) in COSTS.items():
+            lines.append(f"| {label} | {factor * record['costs'][name]:,.3g} {unit} |")
         return "\n".join(lines) + "\n\n" + footer(record)
 
-    return {"fit": fit_table, "doors": doors_table}
+    return {"fit": fit_table, "costs": costs_table}
 
 
-DOORS = {
+COSTS = {
     "gateway_request": ("gateway, a request", 1e3, "ms CPU"),
     "gateway_event": ("gateway, an event of a stream", 1e3, "ms CPU"),
     "executor_event": ("executor, an event, beside the step", 1e3, "ms CPU"),
@@ -103,18 +105,14 @@ def footer(record: dict[str, Any]) -> str:
     )
 
 
-def cluster_of(record: dict[str, Any], policy: str) -> Cluster:
+def cluster_of(record: dict[str, Any], policy: Policy) -> Cluster:
     """Return the measured figures as a cluster of one replica with its own core."""
-    doors = {field.name: record["doors"][field.name] for field in fields(Costs)}
     steps = StepModel.of(record["fit"]["model"])
-    return Cluster(steps, ReplicaConfig(threads=record["threads"]), policy=policy, costs=Costs(**doors))  # type: ignore[arg-type]
+    return Cluster(steps, ReplicaConfig(threads=record["threads"]), policy=policy, costs=Costs(**record["costs"]))
 
 
 def check(options: argparse.Namespace) -> None:
     """Compare, print, and write with `--write`."""
-    from capacity_check import check as compare
-    from capacity_check import markdown as comparison
-
     record = json.loads(options.measured.read_text())
     cluster = replace(cluster_of(record, options.policy), shared_cores=len(os.sched_getaffinity(0)))
     cases = compare(cluster, options.model, options.replicas, options.users, options.seconds)
@@ -145,8 +143,8 @@ def table(options: argparse.Namespace) -> None:
         lines = capacity_table(assumed, workload, target, options.replicas, simulate_up_to=SIMULATE_UP_TO // 4)
         made["assumed"] = text_of(f"**Assumed, not measured:** `{json.dumps(options.assume)}`\n\n{markdown(lines)}")
     best = largest_simulated(points)
-    made["growth"] = text_of(growth_table(record["doors"], best, options.image_bytes))
-    made["cells"] = text_of(cells_table(record["doors"], best))
+    made["growth"] = text_of(growth_table(cluster.costs, best, options.image_bytes))
+    made["cells"] = text_of(cells_table(cluster.costs, best))
     for name, make in made.items():
         print(f"{name}:\n\n{make()}\n")
     if options.write:
@@ -177,7 +175,7 @@ def assumed_cluster(cluster: Cluster, assumed: dict[str, Any]) -> Cluster:
 
 def write(made: dict[str, Callable[[], str]]) -> None:
     """Put the tables between their marks in the document."""
-    DOCUMENT.write_text(with_tables(DOCUMENT, "capacity", made))
+    DOCUMENT.write_text(with_tables(DOCUMENT, "studies/capacity", made))
 
 
 def main() -> None:
@@ -197,7 +195,7 @@ def add_options(command: str, add: Callable[..., Any]) -> None:
     if command == "measure":
         add("--json", type=Path, default=FIGURES, help="where the figures go; default: %(default)s")
         add("--threads", type=int, default=1, help="of the engine; default: %(default)s")
-        add("--seconds", type=float, default=75.0, help="for the steps, and a third of it for the doors")
+        add("--seconds", type=float, default=75.0, help="for the steps, and a third of it for the costs")
     else:
         add("--measured", type=Path, default=FIGURES, help="figures of `measure`; default: %(default)s")
         add("--policy", choices=("affinity", "least-busy"), default="affinity", help="default: %(default)s")

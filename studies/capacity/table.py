@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from capacity_simulation import PROBES_PER_SECOND, Cluster, Run, Simulation
-from capacity_users import Request, Workload
+from studies.capacity.simulation import PROBES_PER_SECOND, Cluster, Run, Simulation
+from studies.capacity.users import Request, Workload
 
 GATEWAY_FULL = 0.7
 """Highest wanted use of a gateway's core, so that requests do not queue in it."""

@@ -1,11 +1,8 @@
-"""Tests of scripts/capacity.py: with a wrong simulation users would plan a cluster of the wrong size."""
+"""Tests of the capacity study: with a wrong simulation users would plan a cluster of the wrong size."""
 
-import importlib
 import math
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,25 +11,21 @@ from run_gpt.engine.plan import Sampled
 from run_gpt.engine.request import Request as EngineRequest
 from run_gpt.engine.scheduler import Scheduler
 from run_gpt.engine.text import TextStream
-from run_gpt.gateway import affinity
-
-FOLDER = str(Path(__file__).parents[2] / "scripts")
-
-
-def script(name: str) -> Any:
-    if FOLDER not in sys.path:
-        sys.path.insert(0, FOLDER)
-    return importlib.import_module(name)
-
-
-steps, replicas, simulation = script("capacity_steps"), script("capacity_replica"), script("capacity_simulation")
-tables, paper, capacity = script("capacity_table"), script("capacity_paper"), script("capacity")
+from scripts.document_tables import with_tables
+from studies.capacity import __main__ as capacity
+from studies.capacity import paper, simulation, steps
+from studies.capacity import replica as replicas
+from studies.capacity import table as tables
+from studies.capacity.costs import Costs
+from studies.capacity.measure_steps import content_of
+from studies.capacity.users import Workload
 
 MODEL = steps.StepModel(base=2e-3, few=5e-4, row=8e-4, many=6e-4, context=5e-7, prompt=8e-4, pair=1e-7)
-COSTS = simulation.Costs(gateway_request=4e-3, gateway_event=3e-4, gateway_probe=1e-3, executor_probe=1e-3)
-WORKLOAD = script("capacity_users").Workload()
-DOORS = {"gateway_probe": 1e-3, "executor_probe": 1e-3, "choice": 1e-7, "channel_bytes": 2e4, "channel_files": 1.0}
-DOORS |= {"ready_seconds": 5.0}
+COSTS = Costs(gateway_request=4e-3, gateway_event=3e-4, gateway_probe=1e-3, executor_probe=1e-3)
+WORKLOAD = Workload()
+PAPER_COSTS = Costs(
+    gateway_probe=1e-3, executor_probe=1e-3, choice=1e-7, channel_bytes=20_000, channel_files=1.0, ready_seconds=5.0
+)
 
 
 def cluster(**changes: Any) -> Any:
@@ -79,7 +72,7 @@ def test_littles_law_holds(users: int, count: int) -> None:
 def test_alone_the_first_token_takes_what_the_prompt_takes() -> None:
     """The one case with a known answer; if it is off, all other figures are."""
     alone = replace(WORKLOAD, turns=1.0, system_tokens=700)
-    done = run(1, seconds=300.0, workload=alone, costs=simulation.Costs())
+    done = run(1, seconds=300.0, workload=alone, costs=Costs())
     assert len(done.requests) > 5
     for request in done.requests[1:]:  # the first one has no system prompt to reuse
         wanted = MODEL.prefill(request.prompt_tokens, 512, request.cached_tokens)
@@ -154,7 +147,7 @@ def _text(request: EngineRequest) -> TextStream:
 
 def _real_step(scheduler: Scheduler) -> tuple[int, ...]:
     plan = scheduler.plan()
-    content = script("capacity_measure")._content(plan)
+    content = content_of(plan)
     scheduler.commit(plan, [[Sampled(7)] for run in plan.runs if run.num_sampled])
     return content.rows, content.row_context, content.prompt_tokens, content.prompt_pairs
 
@@ -208,9 +201,9 @@ def point(users: int = 30, work: float = 0.099) -> Any:
 
 def test_probes_end_the_growth_of_one_group() -> None:
     """Users who plan one group of 1,000 replicas must see that no number of gateways suffices."""
-    assert paper.group(DOORS, point(), 100).gateways == 20
-    assert paper.group(DOORS, point(), 1000).gateways is None
-    assert "none suffices" in paper.growth_table(DOORS, point(), 2e9)
+    assert paper.group(PAPER_COSTS, point(), 100).gateways == 20
+    assert paper.group(PAPER_COSTS, point(), 1000).gateways is None
+    assert "none suffices" in paper.growth_table(PAPER_COSTS, point(), 2e9)
 
 
 def test_dns_answers_have_the_sizes_of_the_standard() -> None:
@@ -221,10 +214,10 @@ def test_dns_answers_have_the_sizes_of_the_standard() -> None:
 
 
 def test_a_cell_keeps_every_bound() -> None:
-    size = paper.cell_size(DOORS, point())
+    size = paper.cell_size(PAPER_COSTS, point())
     assert size & (size - 1) == 0
-    assert all(size <= most for most in paper.bounds(DOORS, point()).values())
-    assert f"| replicas in a cell | {size} |" in paper.cells_table(DOORS, point())
+    assert all(size <= most for most in paper.bounds(PAPER_COSTS, point()).values())
+    assert f"| replicas in a cell | {size} |" in paper.cells_table(PAPER_COSTS, point())
 
 
 def test_what_is_assumed_is_named_in_full() -> None:
@@ -241,18 +234,10 @@ def test_what_is_assumed_is_named_in_full() -> None:
 @pytest.mark.parametrize("name", capacity.TABLES)
 def test_each_table_has_its_place_in_the_document(name: str) -> None:
     """`--write` after minutes of measuring must not fail for a missing line."""
-    made = script("document_tables").with_tables(capacity.DOCUMENT, "capacity", {name: lambda: "made"})
-    assert f"<!-- {name}: made by scripts/capacity.py -->\nmade\n" in made
+    made = with_tables(capacity.DOCUMENT, "studies/capacity", {name: lambda: "made"})
+    assert f"<!-- {name}: made by studies/capacity -->\nmade\n" in made
 
 
 def test_quantiles_count_weights() -> None:
     assert tables.quantile([(3.0, 1), (1.0, 8), (2.0, 1)], 0.9) == 2.0
     assert math.isnan(tables.quantile([], 0.5))
-
-
-def test_the_simulated_gateway_weighs_as_the_real_one() -> None:
-    """If the pool's rule changes, the table must change with it."""
-    ours = script("capacity_gateway")
-    assert affinity.WORTH_ONE == ours.AFFINITY_CHARACTERS
-    assert affinity.MOST_WORTH == ours.AFFINITY_CAP
-    assert affinity.MOST_HOLDERS == ours.MOST_HOLDERS

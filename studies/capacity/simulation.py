@@ -1,7 +1,7 @@
 """Simulate users, gateways and replicas, event by event: the answers of a cluster and their times. The same seed gives
 the same run.
 
-scripts/capacity_users.py, capacity_gateway.py and capacity_replica.py define users, gateways and replicas.
+users.py, gateway.py and replica.py define users, gateways and replicas.
 """
 
 import heapq
@@ -11,28 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from capacity_gateway import AFFINITY_CHARACTERS, Gateway
-from capacity_replica import Replica, ReplicaConfig, Row
-from capacity_steps import StepModel
-from capacity_users import Request, User, Workload, new_user
+from run_gpt.gateway.affinity import WORTH_ONE
+from run_gpt.gateway.replica import PROBE_SECONDS
+from studies.capacity.costs import Costs
+from studies.capacity.gateway import Gateway
+from studies.capacity.replica import Replica, ReplicaConfig, Row
+from studies.capacity.steps import StepModel
+from studies.capacity.users import Request, User, Workload, new_user
 
 Policy = Literal["least-busy", "affinity"]
-PROBES_PER_SECOND = 2.0
+PROBES_PER_SECOND = 1 / PROBE_SECONDS
 """Probes per second of each gateway to each replica."""
 FULL = 0.98
 """Largest share of a core that probes take in a simulation; with more the core would stand still."""
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Processor seconds outside the model; see capacity_doors.DoorCosts."""
-
-    gateway_request: float = 0.0
-    gateway_event: float = 0.0
-    gateway_probe: float = 0.0
-    executor_probe: float = 0.0
-    executor_event: float = 0.0
-    client_event: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +38,7 @@ class Cluster:
     sticky: bool = True
     """True when a conversation always comes through the same gateway; else through any."""
     costs: Costs = field(default_factory=Costs)
-    affinity_characters: float = AFFINITY_CHARACTERS
+    affinity_characters: float = WORTH_ONE
     """Characters already sent to a replica that outweigh a request in flight."""
     shared_cores: float | None = None
     """Cores of the one machine on which all parts run, users included; None: each part has its own."""
@@ -216,8 +207,8 @@ class Simulation:
         alone = seconds + events * costs.executor_event / threads
         if cores is None:
             return alone
-        doors = events * (costs.gateway_event + costs.executor_event + costs.client_event)
-        return max(alone, self._stepping * (seconds * threads + doors) / cores)
+        outside = events * (costs.gateway_event + costs.executor_event + costs.client_event)
+        return max(alone, self._stepping * (seconds * threads + outside) / cores)
 
     def _stepped(self, number: int) -> None:
         replica = self.replicas[number]

@@ -1,4 +1,4 @@
-"""Measure the steps of the real engine to which scripts/capacity.py fits its model."""
+"""Measure the steps of the real engine to which the study fits its model."""
 
 import asyncio
 import itertools
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from capacity_steps import Step, pairs
+from studies.capacity.steps import Step, pairs
 
 RANDOM_IDS = range(1000, 40000)
 WARM_UP_TOKENS = 16
@@ -60,7 +60,7 @@ class Recorder:
         start = self._clock()
         self._close(start)
         plan = self._plan()
-        self._open = (start, _content(plan)) if plan.runs else None
+        self._open = (start, content_of(plan)) if plan.runs else None
         return plan
 
     def commit(self, *arguments: Any) -> Any:
@@ -79,7 +79,7 @@ class Recorder:
         self._open = None
 
 
-def _content(plan: Any) -> Step:
+def content_of(plan: Any) -> Step:
     rows = context = tokens = prompt_pairs = 0
     for run in plan.runs:
         if run.sequence.answered:

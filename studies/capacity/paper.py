@@ -1,11 +1,14 @@
 """Calculate the growth of many replicas: the cost of each part, its limits, and the size of a cell."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from capacity_simulation import PROBES_PER_SECOND
-from capacity_table import GATEWAY_FULL, Point, gateways_for, probe_share
+from run_gpt.config import DEFAULT_MODEL, GatewayConfig
+from run_gpt.models.catalogue import find
+from studies.capacity.costs import Costs
+from studies.capacity.simulation import PROBES_PER_SECOND
+from studies.capacity.table import GATEWAY_FULL, Point, gateways_for, probe_share
 
 SIZES = (10, 100, 1000, 10000)
 NAME_BYTES = 55
@@ -18,11 +21,8 @@ SLICE = 100
 """Endpoints of an EndpointSlice by default; at most 1,000."""
 NODES = 5000
 """Most nodes of a Kubernetes cluster, from its documentation."""
-MODEL_BYTES = 98_362_432
-"""Size of the default model's file."""
 LINK = 10e9 / 8
 """Bytes per second of the one store from which all nodes pull: an assumption."""
-DRAIN_SECONDS = 30.0
 PROBES_OF_GATEWAY, PROBES_OF_REPLICA = 0.05, 0.01
 """Share of a core that probes may take in a cell."""
 GATEWAYS_LEAST = 2
@@ -58,23 +58,23 @@ def dns_way(records: int) -> str:
     return next((name for name, limit in DNS_LIMITS.items() if dns_bytes(records) <= limit), "none: cut off")
 
 
-def group(doors: Mapping[str, float], point: Point, replicas: int) -> Group:
+def group(costs: Costs, point: Point, replicas: int) -> Group:
     """Return a group of replicas, each with the load of `point`, and the gateways that they need."""
     work = point.gateway_work / point.replicas * replicas
-    return Group(replicas, gateways_for(work, replicas, doors["gateway_probe"]))
+    return Group(replicas, gateways_for(work, replicas, costs.gateway_probe))
 
 
 GrowthRow = tuple[str, Callable[[Group], str], str]
 """Label, a function that makes the cell of a group, and the origin of the number."""
 
 
-def growth_table(doors: Mapping[str, float], point: Point, image_bytes: float) -> str:
+def growth_table(costs: Costs, point: Point, image_bytes: float) -> str:
     """Return the table of one group of replicas behind one name, for each of SIZES."""
-    groups = [group(doors, point, size) for size in SIZES]
+    groups = [group(costs, point, size) for size in SIZES]
     lines = ["| | " + " | ".join(f"n = {size:,}" for size in SIZES) + " | from |", "|---" * (len(SIZES) + 2) + "|"]
-    for label, cell, origin in (*_load(point), *_probing(doors), *_connecting(doors), *_moving(doors, image_bytes)):
+    for label, cell, origin in (*_load(point), *_probing(costs), *_connecting(costs), *_moving(costs, image_bytes)):
         lines.append(f"| {label} | {' | '.join(cell(g) for g in groups)} | {origin} |")
-    last = math.floor(GATEWAY_FULL / (PROBES_PER_SECOND * doors["gateway_probe"]))
+    last = math.floor(GATEWAY_FULL / (PROBES_PER_SECOND * costs.gateway_probe))
     after = (
         f"Probes leave a gateway no room for requests above n = {last:,} (computed: it is used to {GATEWAY_FULL:.0%})."
     )
@@ -93,8 +93,8 @@ def _load(point: Point) -> list[GrowthRow]:
     ]
 
 
-def _probing(doors: Mapping[str, float]) -> list[GrowthRow]:
-    asking, asked = doors["gateway_probe"], doors["executor_probe"]
+def _probing(costs: Costs) -> list[GrowthRow]:
+    asking, asked = costs.gateway_probe, costs.executor_probe
     return [
         ("probes, of each gateway's core", lambda g: f"{probe_share(g.replicas, asking):.1%}", "n x 2/s x measured"),
         ("gateways", lambda g: "none suffices" if g.gateways is None else f"{g.gateways:,}", "computed"),
@@ -107,8 +107,8 @@ def _probing(doors: Mapping[str, float]) -> list[GrowthRow]:
     ]
 
 
-def _connecting(doors: Mapping[str, float]) -> list[GrowthRow]:
-    files, memory, choice = doors["channel_files"], doors["channel_bytes"], doors["choice"]
+def _connecting(costs: Costs) -> list[GrowthRow]:
+    files, memory, choice = costs.channel_files, costs.channel_bytes, costs.choice
     return [
         ("connections, all", lambda g: _count(g, g.connections), "gateways x n"),
         (
@@ -127,8 +127,8 @@ def _connecting(doors: Mapping[str, float]) -> list[GrowthRow]:
     ]
 
 
-def _moving(doors: Mapping[str, float], image_bytes: float) -> list[GrowthRow]:
-    one = doors["ready_seconds"] + DRAIN_SECONDS
+def _moving(costs: Costs, image_bytes: float) -> list[GrowthRow]:
+    one = costs.ready_seconds + GatewayConfig.drain_seconds
     assumed = f"computed; an image of {image_bytes / 1e9:.1f} GB and 10 Gbit/s are assumed"
     return [
         ("image and model, all nodes from one store", lambda g: _pull(g.replicas, image_bytes), assumed),
@@ -145,7 +145,9 @@ def _count(group: Group, number: float) -> str:
 
 
 def _pull(nodes: int, image_bytes: float) -> str:
-    total = nodes * (image_bytes + MODEL_BYTES)
+    model = find(DEFAULT_MODEL)
+    assert model is not None  # the catalogue begins with it
+    total = nodes * (image_bytes + model.bytes)
     return f"{total / 1e12:,.2f} TB, {_duration(total / LINK)}"
 
 
@@ -156,14 +158,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds:,.0f} s"
 
 
-def bounds(doors: Mapping[str, float], point: Point) -> dict[str, int]:
+def bounds(costs: Costs, point: Point) -> dict[str, int]:
     """Return the most replicas of a cell, by each bound."""
     return {
         f"probes take at most {PROBES_OF_GATEWAY:.0%} of a gateway's core": int(
-            PROBES_OF_GATEWAY / (PROBES_PER_SECOND * doors["gateway_probe"])
+            PROBES_OF_GATEWAY / (PROBES_PER_SECOND * costs.gateway_probe)
         ),
         f"probes take at most {PROBES_OF_REPLICA:.0%} of a replica's core": _most(
-            lambda n: probe_share(group(doors, point, n).gateways or n, doors["executor_probe"]) <= PROBES_OF_REPLICA
+            lambda n: probe_share(group(costs, point, n).gateways or n, costs.executor_probe) <= PROBES_OF_REPLICA
         ),
         "a DNS answer stays within 1,232 bytes, so within one packet": dns_most(1232),
         "one EndpointSlice holds them all": SLICE,
@@ -177,9 +179,9 @@ def _most(holds: Callable[[int], bool]) -> int:
     return size
 
 
-def cell_size(doors: Mapping[str, float], point: Point) -> int:
+def cell_size(costs: Costs, point: Point) -> int:
     """Return the largest power of two within all bounds, so that cells can be halved and doubled."""
-    return 1 << int(math.log2(max(1, min(bounds(doors, point).values()))))
+    return 1 << int(math.log2(max(1, min(bounds(costs, point).values()))))
 
 
 def overload(users: float, cells: int) -> float:
@@ -188,17 +190,17 @@ def overload(users: float, cells: int) -> float:
     return 1 + deviations / math.sqrt(users)
 
 
-def cells_table(doors: Mapping[str, float], point: Point, replicas: int = SIZES[-1]) -> str:
+def cells_table(costs: Costs, point: Point, replicas: int = SIZES[-1]) -> str:
     """Return the tables of the bounds of a cell, and of `replicas` divided into cells."""
     lines = ["| bound | replicas in a cell |", "|---|---|"]
-    lines += [f"| {name} | {most:,} |" for name, most in bounds(doors, point).items()]
-    size = cell_size(doors, point)
-    cell = group(doors, point, size)
+    lines += [f"| {name} | {most:,} |" for name, most in bounds(costs, point).items()]
+    size = cell_size(costs, point)
+    cell = group(costs, point, size)
     gateways = max(GATEWAYS_LEAST, cell.gateways or 0)
     cells = math.ceil(replicas / size)
     users = point.users / point.replicas * size
     # Seconds in which a cell is exchanged a quarter at a time.
-    update = 4 * (doors["ready_seconds"] + DRAIN_SECONDS)
+    update = 4 * (costs.ready_seconds + GatewayConfig.drain_seconds)
     facts = {
         "replicas in a cell": f"{size}",
         f"cells for {replicas:,} replicas": f"{cells:,}",
@@ -206,8 +208,8 @@ def cells_table(doors: Mapping[str, float], point: Point, replicas: int = SIZES[
         "gateways in all": f"{gateways * cells:,}",
         "connections in all": f"{cells * gateways * size:,}",
         "probes per second in all": f"{PROBES_PER_SECOND * cells * gateways * size:,.0f}",
-        "probes, of a gateway's core": f"{probe_share(size, doors['gateway_probe']):.1%}",
-        "probes, of a replica's core": f"{probe_share(gateways, doors['executor_probe']):.2%}",
+        "probes, of a gateway's core": f"{probe_share(size, costs.gateway_probe):.1%}",
+        "probes, of a replica's core": f"{probe_share(gateways, costs.executor_probe):.2%}",
         "DNS answer": f"{dns_bytes(size):,} bytes: {dns_way(size)}",
         "users in a cell": f"{users:,.0f}",
         "the fullest of all cells has": f"{overload(users, cells):.2f} times the mean",

@@ -3,14 +3,10 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from capacity_users import Request
+from run_gpt.gateway.affinity import MOST_HOLDERS, MOST_WORTH
+from studies.capacity.users import Request
 
-AFFINITY_CAP = 8.0
-AFFINITY_CHARACTERS = 500.0
-"""Matched characters that lower a replica's score by one request, up to the cap."""
 CHARACTERS_PER_TOKEN = 4.0
-MOST_HOLDERS = 32
-"""Most replicas that a gateway remembers for a beginning: the last ones."""
 
 
 @dataclass
@@ -66,7 +62,7 @@ class Gateway:
 
     def worth(self, tokens: int) -> float:
         """Return the part of a replica's score that its held tokens take off."""
-        return 0.0 if self.affinity is None else min(AFFINITY_CAP, tokens * CHARACTERS_PER_TOKEN / self.affinity)
+        return 0.0 if self.affinity is None else min(MOST_WORTH, tokens * CHARACTERS_PER_TOKEN / self.affinity)
 
     def _known(self, request: Request) -> dict[int, int]:
         """Return the replicas that hold a beginning of the prompt, with the tokens they hold."""

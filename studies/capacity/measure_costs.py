@@ -10,32 +10,10 @@ from typing import Any
 
 import httpx
 import psutil
-from benchmark_process import busy_seconds
-from capacity_measure import progress
 
-
-@dataclass(frozen=True)
-class DoorCosts:
-    """Processor seconds outside the model: of the gateway, of an executor beside its steps, of our client."""
-
-    gateway_request: float
-    """Cost of a streamed request."""
-    gateway_event: float
-    """Cost of each event of a streamed request."""
-    executor_event: float
-    client_event: float
-    gateway_probe: float
-    """Cost of one probe of a replica's state, in the gateway."""
-    executor_probe: float
-    """Cost of one probe, in the executor."""
-    channel_bytes: int
-    """Bytes of memory of one more replica in a gateway."""
-    channel_files: float
-    """File descriptors of one more replica in a gateway."""
-    choice: float
-    """Cost of comparing one replica when one is chosen for a request; a gateway compares all of them."""
-    ready_seconds: float
-    """Seconds from a server's start until it is ready, with its model in the cache."""
+from scripts.machine import busy_seconds
+from studies.capacity.costs import Costs
+from studies.capacity.measure_steps import progress
 
 
 class Usage:
@@ -62,7 +40,7 @@ class Usage:
         }
 
 
-def measure_doors(model_name: str, seconds: float) -> DoorCosts:
+def measure_costs(model_name: str, seconds: float) -> Costs:
     """Measure a server with one replica of one thread, for about `seconds`."""
     from run_gpt.config import ServeConfig
     from run_gpt.flows import Server
@@ -72,14 +50,14 @@ def measure_doors(model_name: str, seconds: float) -> DoorCosts:
     start = time.perf_counter()
     with Server(config, on_event=lambda event: None) as server:
         ready_seconds = time.perf_counter() - start
-        progress("the doors: whole and streamed answers in turn")
-        door = asyncio.run(_door(server, seconds * 0.7))
+        progress("requests: whole and streamed answers in turn")
+        costs = asyncio.run(_request_costs(server, seconds * 0.7))
         progress("probes and channels")
         address = _worker_address(server)
         gateway_probe, executor_probe = asyncio.run(_probes(address, server.pids(), seconds * 0.15))
         channel_bytes, files = asyncio.run(_channels(address, 200))
-    return DoorCosts(
-        **door,
+    return Costs(
+        **costs,
         gateway_probe=gateway_probe,
         executor_probe=executor_probe,
         channel_bytes=channel_bytes,
@@ -106,7 +84,7 @@ def _choice(replicas: int) -> float:
     return (time.process_time() - start) / repeat / replicas
 
 
-async def _door(server: Any, seconds: float) -> dict[str, float]:
+async def _request_costs(server: Any, seconds: float) -> dict[str, float]:
     """Return the costs of requests and events. An event's cost is the extra cost of streamed over whole answers."""
     used: dict[bool, dict[str, float]] = {False: {}, True: {}}
     requests, events = {False: 0, True: 0}, 0

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
-from capacity_doors import Usage, chat
-from capacity_measure import progress
-from capacity_simulation import Cluster, Simulation
-from capacity_table import Summary, summary, summary_of
-from capacity_users import Request, User, Workload, new_user
+
+from studies.capacity.measure_costs import Usage, chat
+from studies.capacity.measure_steps import progress
+from studies.capacity.simulation import Cluster, Simulation
+from studies.capacity.table import Summary, summary, summary_of
+from studies.capacity.users import Request, User, Workload, new_user
 
 WORKLOAD = Workload(
     think_seconds=2.0, turns=4.0, system_tokens=150, question_tokens=50.0, answer_tokens=60.0, max_context=1500
