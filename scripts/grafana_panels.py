@@ -56,10 +56,10 @@ def share(part: str, whole: str, *by: str) -> str:
     return f"{total(part, *by, rate=True)} / {total(whole, *by, rate=True)}"
 
 
-def doors(name: str, *by: str, where: str = "", window: str = "rate") -> str:
-    """Return the sum of a counter over gateways; each gateway counts its own requests."""
+def counted(name: str, *by: str, where: str = "") -> str:
+    """Return the rate of a counter, summed over gateways; each gateway counts its own requests."""
     grouped = f"sum by ({', '.join(by)})" if by else "sum"
-    return f"{grouped} ({window}({name}{{{OF_GATEWAYS}{where}}}[$__rate_interval]))"
+    return f"{grouped} (rate({name}{{{OF_GATEWAYS}{where}}}[$__rate_interval]))"
 
 
 def seen(name: str, by: str, where: str = "") -> str:
@@ -73,12 +73,11 @@ def changes(name: str) -> str:
 
 
 READY = 'sum (max by (job) (rungpt_replicas{job=~"$job",state="ready"}))'
-ERRORS = doors("rungpt_gateway_errors_total")
+ERRORS = counted("rungpt_gateway_errors_total")
 # Scrapes and web pages are `other`.
-REQUESTS = doors("rungpt_gateway_requests_total", where=',endpoint!="other"')
+REQUESTS = counted("rungpt_gateway_requests_total", where=',endpoint!="other"')
 FAILED = ',status!~"2..|OK"'
 SECONDS = "rungpt_gateway_request_seconds"
-
 START = "rungpt_process_start_time_seconds"
 
 ROWS: dict[str, list[Panel]] = {
@@ -95,8 +94,8 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Errors", {"of requests": f"{ERRORS} / {REQUESTS}"}, "percentunit", stat=True, columns=4),
     ],
     "Traffic": [
-        Panel("Requests by status", {"{{status}}": doors("rungpt_gateway_requests_total", "status")}, "reqps"),
-        Panel("Requests by endpoint", {"{{endpoint}}": doors("rungpt_gateway_requests_total", "endpoint")}, "reqps"),
+        Panel("Requests by status", {"{{status}}": counted("rungpt_gateway_requests_total", "status")}, "reqps"),
+        Panel("Requests by endpoint", {"{{endpoint}}": counted("rungpt_gateway_requests_total", "endpoint")}, "reqps"),
         Panel(
             "Tokens per second",
             {
@@ -182,14 +181,14 @@ ROWS: dict[str, list[Panel]] = {
     ],
     "Gateway": [
         Panel("In flight", {"{{instance}}": 'sum by (instance) (rungpt_gateway_in_flight{job=~"$job"})'}),
-        Panel("Errors by code", {"{{code}}": f"{doors('rungpt_gateway_errors_total', 'code')} > 0"}, "reqps"),
+        Panel("Errors by code", {"{{code}}": f"{counted('rungpt_gateway_errors_total', 'code')} > 0"}, "reqps"),
         Panel(
             "Rejections",
-            {"{{code}}": doors("rungpt_gateway_errors_total", "code", where=',code=~"queue_full|unavailable"')},
+            {"{{code}}": counted("rungpt_gateway_errors_total", "code", where=',code=~"queue_full|unavailable"')},
             "reqps",
             "queue_full: the engine's queue was full (429). unavailable: no replica could take it (503).",
         ),
-        Panel("Retries", {"per second": doors("rungpt_gateway_retries_total")}, "reqps"),
+        Panel("Retries", {"per second": counted("rungpt_gateway_retries_total")}, "reqps"),
         Panel("Replicas by state", {"{{state}}": seen("rungpt_replicas", "state")}),
         Panel(
             "Restarts of replicas",
@@ -199,14 +198,14 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Request time, p90",
             {
-                "{{endpoint}}": f"histogram_quantile(0.9, {doors(f'{SECONDS}_bucket', 'le', 'endpoint')})",
+                "{{endpoint}}": f"histogram_quantile(0.9, {counted(f'{SECONDS}_bucket', 'le', 'endpoint')})",
             },
             "s",
             "From a request to the end of its answer.",
         ),
         Panel(
             "Failed scrapes of replicas",
-            {"{{instance}}": doors("rungpt_gateway_scrape_failures_total", "instance")},
+            {"{{instance}}": counted("rungpt_gateway_scrape_failures_total", "instance")},
             "ops",
             "Replicas that gave no metrics in time, and so have a gap here.",
         ),
@@ -239,14 +238,14 @@ ROWS: dict[str, list[Panel]] = {
     "Keys": [
         Panel(
             "Requests by key",
-            {"{{key}}": doors("rungpt_gateway_requests_total", "key")},
+            {"{{key}}": counted("rungpt_gateway_requests_total", "key")},
             "reqps",
             columns=12,
             about="By the key's name; without one: a server without keys, or a request that had none.",
         ),
         Panel(
             "Requests that failed, by key",
-            {"{{key}}, {{status}}": doors("rungpt_gateway_requests_total", "key", "status", where=FAILED)},
+            {"{{key}}, {{status}}": counted("rungpt_gateway_requests_total", "key", "status", where=FAILED)},
             "reqps",
             columns=12,
         ),
