@@ -37,9 +37,9 @@ MARKS = ("unit", "integration", "e2e")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its folder's name."""
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in MARKS:
-            item.add_marker(folder)
+        for mark in MARKS:
+            if item.path.is_relative_to(Path(__file__).parent / mark):
+                item.add_marker(mark)
 
 
 @pytest.hookimpl(wrapper=True)

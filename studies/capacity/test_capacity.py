@@ -28,11 +28,13 @@ PAPER_COSTS = Costs(
 )
 
 
-def cluster(**changes: Any) -> Any:
+def cluster(**changes: Any) -> simulation.Cluster:
     return replace(simulation.Cluster(MODEL, costs=COSTS), **changes)
 
 
-def run(users: int, seconds: float = 60.0, seed: int = 0, workload: Any = WORKLOAD, **changes: Any) -> Any:
+def run(
+    users: int, seconds: float = 60.0, seed: int = 0, workload: Workload = WORKLOAD, **changes: Any
+) -> simulation.Run:
     return simulation.Simulation(cluster(**changes), workload, users=users, seed=seed).run(seconds, warm_up=20.0)
 
 
@@ -152,7 +154,7 @@ def _real_step(scheduler: Scheduler) -> tuple[int, ...]:
     return content.rows, content.row_context, content.prompt_tokens, content.prompt_pairs
 
 
-def _simulated_step(replica: Any) -> tuple[int, ...]:
+def _simulated_step(replica: replicas.Replica) -> tuple[int, ...]:
     content = replica.begin()
     if content is None:
         return 0, 0, 0, 0
@@ -194,7 +196,7 @@ def test_a_price_is_never_negative() -> None:
     assert min(vars(steps.fit(made).model).values()) == 0.0
 
 
-def point(users: int = 30, work: float = 0.099) -> Any:
+def point(users: int = 30, work: float = 0.099) -> tables.Point:
     seen = tables.Summary(100, 0, 200.0, 0.1, 0.3, 0.02, 0.03, 25.0, 0.9)
     return tables.Point(1, users, 1, 0.002, 0.002, True, seen, gateway_work=work)
 
