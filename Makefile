@@ -8,6 +8,7 @@ VENV ?= .venv
 MODEL ?=
 ARGS ?=
 PYTEST_ARGS ?=
+WORKERS ?= 3
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -15,6 +16,9 @@ TYPECHECK := build/typecheck
 # What must work without torch, on every Python that we support.
 LEAN_TESTS := $(wildcard tests/unit/api tests/unit/client tests/unit/gateway tests/unit/link \
 	tests/integration/client tests/integration/gateway)
+
+# A test file stays with one worker, so that its tests share what they start.
+IN_PARALLEL := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # pip shows its progress bars on a terminal, and only errors elsewhere.
 PIP_INSTALL := -m pip --disable-pip-version-check install $$(test -t 1 || echo --quiet)
@@ -45,11 +49,11 @@ serve: install ## serve MODEL (default: smollm2) on gRPC 51000 and HTTP 52000; A
 	@exec $(BIN)/rungpt serve $(MODEL) $(ARGS)
 
 check: lint typecheck ## check style and types, then run the unit tests
-	@$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit $(PYTEST_ARGS)
 
-test: lint typecheck ## check style and types, then run all tests; PYTEST_ARGS chooses some
+test: lint typecheck ## check style and types, then run all tests with WORKERS processes; PYTEST_ARGS chooses some
 	@echo "==> running the tests (the default model, 94 MB, is downloaded the first time)"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 lint: install ## check style
 	@echo "==> checking style"
@@ -73,7 +77,7 @@ test-lean: ## run the tests of gateway and client with PYTHON in an environment 
 	$$venv/bin/python $(PIP_INSTALL) --constraint constraints.txt --requirement $$venv/requirements.txt; \
 	$$venv/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .; \
 	echo "==> running the tests of gateway and client with $$($$venv/bin/python -V)"; \
-	$$venv/bin/python -m pytest $(LEAN_TESTS)
+	$$venv/bin/python -m pytest $(IN_PARALLEL) $(LEAN_TESTS)
 
 test-studies: install ## test the studies of studies/, which `make test` leaves out
 	@$(BIN)/python -m pytest studies $(PYTEST_ARGS)
