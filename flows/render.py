@@ -18,6 +18,7 @@ from run_gpt.config import (
     ModelConfig,
     ServeConfig,
     ServedModel,
+    check_bounds,
 )
 from run_gpt.errors import SetupError
 from run_gpt.flows.traces import trace_options
@@ -94,17 +95,13 @@ def check_models(config: ServeConfig) -> None:
         raise SetupError(
             f"a server with `models` has no model beside them: leave out {', '.join(own)}, or say it of each of them"
         )
+    check_bounds(GatewayConfig.of(config))
     budget = config.memory_budget
-    if budget is not None and budget < 1:
-        raise SetupError(f"--memory-budget must be at least 1 byte, not {budget}")
     for model in config.served:
         name = f"{model.short_name}: " if len(config.served) > 1 else ""
-        if model.replicas < 1:
-            raise SetupError(f"{name}--replicas must be at least 1, not {model.replicas}")
+        check_bounds(model, name)
         if model.unload_after is not None and model.unload_after <= 0:
             raise SetupError(f"{name}unload_after must be more than 0 seconds, not {model.unload_after:g}")
-        if model.memory is not None and model.memory < 1:
-            raise SetupError(f"{name}memory must be at least 1 byte, not {model.memory}")
         if budget is not None and model.memory is not None and model.replicas * model.memory > budget:
             raise SetupError(
                 f"{name}{model.replicas} x {model.memory} bytes of memory are more than the memory budget of {budget}: "

@@ -15,7 +15,7 @@ from typing import Any
 from run_gpt.bench.offline_process import Process
 from run_gpt.bench.offline_subject import Variant
 from run_gpt.bench.offline_texts import TEXTS, Text, fetch_text, read_text
-from run_gpt.config import DEFAULT_MODEL, PRECISIONS
+from run_gpt.config import DEFAULT_MODEL, PRECISIONS, Precision
 from run_gpt.errors import DownloadError, SetupError
 
 Say = Callable[[str], None]
@@ -28,10 +28,10 @@ class Options:
 
     model: str = DEFAULT_MODEL
     """Model, in any form that `rungpt serve` takes."""
-    precisions: tuple[str, ...] = ALL_PRECISIONS
-    compile: tuple[str, ...] = ()
+    precisions: tuple[Precision, ...] = ALL_PRECISIONS
+    compile: tuple[Precision, ...] = ()
     """Precisions in which the generic runner is measured too, without and with torch.compile."""
-    generate: tuple[str, ...] = ()
+    generate: tuple[Precision, ...] = ()
     """Precisions in which transformers' `generate` is measured too."""
     prompt_tokens: tuple[int, ...] = (128, 512)
     new_tokens: int = 64

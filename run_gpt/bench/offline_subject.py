@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from run_gpt.bench.perplexity import Score, check_sizes, score
-from run_gpt.config import EngineConfig, ModelConfig, Runner
+from run_gpt.config import EngineConfig, ModelConfig, Precision, Runner
 from run_gpt.errors import SetupError
 
 RUNNERS = {"NativeRunner": "native", "LlamaRunner": "fast", "GenericRunner": "generic", "AloneRunner": "alone"}
@@ -27,7 +27,7 @@ class Variant:
     """One way to run a model: precision and runner are those of `rungpt serve`."""
 
     model: str
-    precision: str
+    precision: Precision
     runner: Runner = "auto"
     compile: bool = False
     generate: bool = False

@@ -20,6 +20,7 @@ from run_gpt.bench.sender import ModelSender
 from run_gpt.bench.summary import Summary, summarise
 from run_gpt.bench.workload import Workload, WorkloadConfig
 from run_gpt.client.endpoint import Endpoint
+from run_gpt.config import Precision
 from run_gpt.errors import SetupError
 
 PROMPT_WORDS, NEW_TOKENS, WARM_UP_TOKENS = 10, 64, 8
@@ -58,7 +59,7 @@ async def connect_server(endpoint: str, pid: int | None, token: str | None, *, e
     return await connect(plan, token)
 
 
-def load_engine(model: str, precision: str) -> Target:
+def load_engine(model: str, precision: Precision) -> Target:
     """Load the engine in this process, as the baseline for servers: without speculation and without kept prefixes."""
     from run_gpt.local.model import create_model
 

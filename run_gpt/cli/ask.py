@@ -12,6 +12,7 @@ from run_gpt.api.answers import Generation
 from run_gpt.api.embeddings import EmbedRequest
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Parameters
 from run_gpt.cli import options
+from run_gpt.config import ModelConfig, Panel
 from run_gpt.errors import RequestError, SetupError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         help="What `rungpt serve` takes; with --endpoint, the name that the server must serve.",
-        rich_help_panel=options.LOADING,
+        rich_help_panel=Panel.MODEL,
     ),
 ]
 Endpoint = Annotated[
@@ -34,7 +35,7 @@ Stream = Annotated[bool, typer.Option("--stream/--no-stream", help="Print the an
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON: usage, log-probabilities, ...")]
 
 
-@options.with_loading
+@options.with_config(ModelConfig, "loading")
 @options.with_parameters(GenerateRequest)
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from stdin.")],
@@ -60,7 +61,7 @@ def generate(
         _print_answer([choice.text for choice in answer.choices], answer, as_json)
 
 
-@options.with_loading
+@options.with_config(ModelConfig, "loading")
 @options.with_parameters(ChatRequest)
 def chat(
     message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation begins.")] = None,
@@ -102,7 +103,7 @@ def chat(
                 print(f"rungpt: {error.message}", file=sys.stderr)
 
 
-@options.with_loading
+@options.with_config(ModelConfig, "loading")
 def embed(
     texts: Annotated[list[str], typer.Argument(help="One text or several; - reads them from stdin, one a line.")],
     model: ModelOption = None,

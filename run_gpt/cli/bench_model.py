@@ -4,13 +4,13 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from run_gpt.bench.offline import ALL_PRECISIONS, Options, measure
 from run_gpt.bench.offline_texts import TEXTS
-from run_gpt.config import DEFAULT_MODEL
+from run_gpt.config import DEFAULT_MODEL, Precision
 from run_gpt.errors import SetupError
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def model(
     """Measure a model in this machine's memory: prefill, decode, memory and perplexity, in each precision."""
     options = Options(
         model=name,
-        precisions=_names(precision),
-        compile=_names(compile),
-        generate=_names(generate),
+        precisions=_precisions(precision),
+        compile=_precisions(compile),
+        generate=_precisions(generate),
         prompt_tokens=_numbers("--prompt-tokens", prompt_tokens),
         new_tokens=new_tokens,
         batches=_numbers("--batch", batch),
@@ -113,6 +113,10 @@ def _print_tables(tables: "list[Table]", footer: str) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _precisions(text: str) -> tuple[Precision, ...]:
+    return cast("tuple[Precision, ...]", _names(text))  # Options checks them
 
 
 def _numbers(flag: str, text: str) -> tuple[int, ...]:

@@ -12,13 +12,15 @@ from typer.core import TyperGroup
 
 from run_gpt.cli import options
 from run_gpt.cli.progress import console
-from run_gpt.config import DEFAULT_MODEL, ServeConfig
+from run_gpt.config import DEFAULT_MODEL, HostConfig, Panel, ServeConfig
 from run_gpt.deploy import TARGETS, Autoscale, Deployment, Doors, Target
 from run_gpt.deploy.deployment import ONE_MODEL
 from run_gpt.errors import SetupError
 
 REPLICA = "Each replica"
 _MODEL = "MODEL"
+_OF_THE_TARGET = {"host", "grpc_port", "http_port", "memory_budget", *(f.name for f in fields(HostConfig))}
+"""Settings of a server that its platform chooses."""
 
 
 class _ModelOrCommand(TyperGroup):
@@ -43,7 +45,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The deployment's name
 
 
 def with_target(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of all targets to a command. The command receives those that were given as `settings`."""
+    """Add the options of all targets to a command. The command receives those that were given as `of_target`."""
     made = []
     for cloud, kind in TARGETS.items():
         for field in fields(cast("Any", kind)):
@@ -55,7 +57,7 @@ def with_target(command: Callable[..., None]) -> Callable[..., None]:
     def collect(given: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in given.items() if value is not None}
 
-    return options.extended(command, "settings", made, collect)
+    return options.extended(command, "of_target", made, collect)
 
 
 def target_of(cloud: str, settings: dict[str, Any]) -> Target:
@@ -68,22 +70,21 @@ def target_of(cloud: str, settings: dict[str, Any]) -> Target:
 
 @app.command(_MODEL)
 @with_target
-@options.with_loading
-@options.with_serving
+@options.with_config(ServeConfig, "settings", leave_out=_OF_THE_TARGET)
 def deploy(
     cloud: CloudOption,
     model_names: options.ModelNames = None,
     name: Annotated[str, typer.Option(help="What it is called there; default: rungpt- and the model's name.")] = "",
     image: Annotated[str, typer.Option(help="The image that its containers run.")] = Deployment.image,
     gateways: Annotated[
-        int, typer.Option(min=1, help="Processes that take requests.", rich_help_panel=options.SIZE)
+        int, typer.Option(min=1, help="Processes that take requests.", rich_help_panel=Panel.SIZE)
     ] = Deployment.gateways,
     autoscale: Annotated[
         str | None,
         typer.Option(
             metavar="MIN:MAX[:IN_FLIGHT]",
             help=f"Replicas by load: so many that each has IN_FLIGHT requests (default: {Autoscale.in_flight}).",
-            rich_help_panel=options.SIZE,
+            rich_help_panel=Panel.SIZE,
         ),
     ] = None,
     cpus: Annotated[float, typer.Option(help="CPU cores.", rich_help_panel=REPLICA)] = Deployment.cpus,
@@ -93,7 +94,7 @@ def deploy(
     gpus: Annotated[int, typer.Option(min=0, help="GPUs.", rich_help_panel=REPLICA)] = Deployment.gpus,
     open_to_all: Annotated[
         bool,
-        typer.Option("--open", help="Let whoever reaches it use it without a key.", rich_help_panel=options.ACCESS),
+        typer.Option("--open", help="Let whoever reaches it use it without a key.", rich_help_panel=Panel.ACCESS),
     ] = Deployment.open,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the files that the engine would get, and end.")
@@ -101,17 +102,16 @@ def deploy(
     output: Annotated[
         Path | None, typer.Option(file_okay=False, help="Write these files into a folder, and end.")
     ] = None,
-    loading: dict[str, Any] | None = None,
-    serving: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
+    of_target: dict[str, Any] | None = None,
 ) -> None:
     """Deploy MODEL, or change what is there under this name; print where requests go once it serves."""
-    target = target_of(cloud, settings or {})
+    target = target_of(cloud, of_target or {})
     model_name, *more = model_names or [DEFAULT_MODEL]
     if more:
         raise SetupError(f"MODEL {model_name} {' '.join(more)}: {ONE_MODEL}")
     deployment = Deployment(
-        server=ServeConfig(model_name=model_name, **(serving or {}), **(loading or {})),
+        server=ServeConfig(model_name=model_name, **(settings or {})),
         name=name,
         image=image,
         gateways=gateways,
@@ -132,9 +132,9 @@ def deploy(
 
 @app.command()
 @with_target
-def status(cloud: CloudOption, name: Name, settings: dict[str, Any] | None = None) -> None:
+def status(cloud: CloudOption, name: Name, of_target: dict[str, Any] | None = None) -> None:
     """Say whether a deployment serves, how many replicas it has, and where requests go."""
-    found = target_of(cloud, settings or {}).status(name)
+    found = target_of(cloud, of_target or {}).status(name)
     print(f"{found.name}  {found.phase}")
     if found.wanted is not None:
         print(f"replicas  {found.ready if found.ready is not None else '?'} of {found.wanted} ready")
@@ -150,10 +150,10 @@ def logs(
     name: Name,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
     lines: Annotated[int, typer.Option(min=1, help="Lines of each container.")] = 100,
-    settings: dict[str, Any] | None = None,
+    of_target: dict[str, Any] | None = None,
 ) -> None:
     """Print the output of a deployment's containers."""
-    for line in target_of(cloud, settings or {}).logs(name, follow=follow, lines=lines):
+    for line in target_of(cloud, of_target or {}).logs(name, follow=follow, lines=lines):
         print(line, flush=follow)
 
 
@@ -163,17 +163,17 @@ def scale(
     cloud: CloudOption,
     name: Name,
     replicas: Annotated[int, typer.Argument(min=0, metavar="REPLICAS", help="Executors from now on.")],
-    settings: dict[str, Any] | None = None,
+    of_target: dict[str, Any] | None = None,
 ) -> None:
     """Change how many replicas of the model a deployment has."""
-    target_of(cloud, settings or {}).scale(name, replicas, _tell)
+    target_of(cloud, of_target or {}).scale(name, replicas, _tell)
 
 
 @app.command()
 @with_target
-def remove(cloud: CloudOption, name: Name, settings: dict[str, Any] | None = None) -> None:
+def remove(cloud: CloudOption, name: Name, of_target: dict[str, Any] | None = None) -> None:
     """End a deployment and delete all that was made for it."""
-    target_of(cloud, settings or {}).remove(name, _tell)
+    target_of(cloud, of_target or {}).remove(name, _tell)
 
 
 def print_files(files: dict[str, str]) -> None:

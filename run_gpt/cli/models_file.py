@@ -2,17 +2,16 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, get_args, get_type_hints
 
 import yaml
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from run_gpt.cli import options
-from run_gpt.config import API_KEY_VARIABLE, Precision, ServeConfig, ServedModel
+from run_gpt.config import API_KEY_VARIABLE, Option, ServeConfig, ServedModel, options_of
 from run_gpt.errors import SetupError
 from run_gpt.models import find
 from run_gpt.models.sizes import parse_size
@@ -23,31 +22,25 @@ UNLOAD_AFTER = 600.0
 Types = Mapping[str, Any]
 """Type of each key that a mapping in the file may have."""
 
-_PORT = Annotated[int, Field(ge=1, le=65535)]
-_SIZE = Annotated[int, BeforeValidator(parse_size)]
-_OTHERWISE: Types = {
-    "grpc_port": _PORT,
-    "http_port": _PORT,
-    "memory_budget": _SIZE,
-    "memory": _SIZE,
-    "precision": Precision,
-    "tensor_parallel": Annotated[int, Field(ge=1)],
-    "unload_after": Annotated[float, Field(ge=0)],
-}
 
-
-def _types(config: type[Any], names: Collection[str]) -> Types:
-    """Return the type of each field, with the lower limit that the command line sets for it."""
+def _types(config: type[Any]) -> Types:
+    """Return the type of each field that has an Option, with the Option's bounds."""
     hints = get_type_hints(config)
-    limited = {name: Annotated[hints[name], Field(ge=options.LEAST[name])] for name in names & options.LEAST.keys()}
-    return {name: _OTHERWISE.get(name) or limited.get(name) or hints[name] for name in names}
+    return {name: _type(hints[name], option) for name, option in options_of(config).items()}
 
 
-_FIELDS = {f.name for f in fields(ServedModel)}
-MODEL: Types = {"name": str, **_types(ServedModel, _FIELDS)}
+def _type(hint: Any, option: Option) -> Any:
+    if option.is_size:
+        return Annotated[int, BeforeValidator(parse_size)]
+    if option.by_position:  # null is no default here
+        hint = next(kind for kind in (*get_args(hint), hint) if kind is not NoneType)
+    return Annotated[hint, Field(ge=option.least, le=option.most)]
+
+
+MODEL: Types = {"name": str, **_types(ServedModel)}
 """Keys of one model in the file, with their types; `name` is another name for `model_name`."""
 DEFAULTS: Types = {key: kind for key, kind in MODEL.items() if key not in ("name", "model_name", "model_path")}
-SERVER: Types = _types(ServeConfig, {f.name for f in fields(ServeConfig)} - _FIELDS - {"models", "api_key"})
+SERVER: Types = {name: kind for name, kind in _types(ServeConfig).items() if name not in MODEL and name != "api_key"}
 
 
 def read_models_file(file: Path) -> ServeConfig:

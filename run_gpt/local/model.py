@@ -10,8 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from run_gpt.api.adapters import AdapterList, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Status
@@ -21,7 +20,7 @@ from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.schema import BASE, AnyRequest, Request
 from run_gpt.api.together import together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
-from run_gpt.config import EngineConfig, ModelConfig, Runner
+from run_gpt.config import EngineConfig, ModelConfig, ModelOptions, Precision, check_bounds
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.interface import Engine
 from run_gpt.engine.request import TokenEvent
@@ -58,57 +57,36 @@ def create_model(
     model_name: str | None = None,
     model_path: str | None = None,
     adapter_name_or_path: str | None = None,
-    precision: str = "auto",
+    precision: Precision = ModelConfig.precision,
     device: str | None = None,
     device_map: str | dict[str, Any] | list[int] | None = None,
     trust_remote_code: bool = False,
     *,
-    adapters: dict[str, str] | None = None,
-    allow_pickle: bool = False,
-    cache_dir: Path | None = None,
-    max_memory: dict[str | int, str | int] | None = None,
-    tensor_parallel: int = 1,
-    compile: bool = EngineConfig.compile,
-    max_running: int = EngineConfig.max_running,
-    max_waiting: int = EngineConfig.max_waiting,
-    max_step_tokens: int = EngineConfig.max_step_tokens,
-    runner: Runner = EngineConfig.runner,
-    max_context: int | None = None,
-    max_cache_tokens: int | None = None,
-    reuse_prefixes: bool = EngineConfig.reuse_prefixes,
-    speculate: bool = EngineConfig.speculate,
     on_progress: OnProgress = no_progress,
+    **options: Unpack[ModelOptions],
 ) -> "Model":
     """Load a model into this process.
 
-    The parameters and their defaults are those of ModelConfig and EngineConfig. `on_progress` is called for downloads
-    and other long steps. Raises SetupError or ModelNotFound, each with a line that says what to do.
+    The parameters and their defaults are those of ModelConfig and EngineConfig. `options` are `max_memory`,
+    `tensor_parallel`, `adapters`, `allow_pickle` and `cache_dir` of the former, and `max_running`, `max_waiting`,
+    `max_step_tokens`, `runner`, `max_context`, `max_cache_tokens`, `reuse_prefixes`, `compile` and `speculate` of the
+    latter; `help(run_gpt.config.ModelOptions)` has their types. `on_progress` is called for downloads and other long
+    steps. Raises SetupError or ModelNotFound, each with a line that says what to do.
     """
+    settings: dict[str, Any] = dict(options)
+    engine_config = EngineConfig.take(settings)
     model_config = ModelConfig(
         model_name=model_name,
         model_path=model_path,
         adapter_name_or_path=adapter_name_or_path,
-        adapters=adapters,
         precision=precision,
         device=device,
         device_map=device_map,
-        max_memory=max_memory,
-        tensor_parallel=tensor_parallel,
         trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        cache_dir=cache_dir,
+        **settings,
     )
-    engine_config = EngineConfig(
-        max_running=max_running,
-        max_waiting=max_waiting,
-        max_step_tokens=max_step_tokens,
-        runner=runner,
-        max_context=max_context,
-        max_cache_tokens=max_cache_tokens,
-        reuse_prefixes=reuse_prefixes,
-        speculate=speculate,
-        compile=compile,
-    )
+    check_bounds(model_config)
+    check_bounds(engine_config)
     return load_model(model_config, engine_config, on_progress=on_progress)
 
 

@@ -18,8 +18,8 @@ BASE = {"config", "errors", "process"}
 
 # Room -> the rooms that it may import, from the lowest room up. The first three import only each other.
 RULES: dict[str, set[str]] = {
-    "config": set(),
     "errors": set(),
+    "config": {"errors"},
     "process": {"config", "errors"},
     "api": BASE,
     "link": {"api"} | BASE,

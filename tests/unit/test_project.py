@@ -43,6 +43,12 @@ def test_the_readme_has_the_parameters_and_errors_that_the_code_has() -> None:
     assert script("readme_tables").made() == text, "run: python scripts/readme_tables.py --write"
 
 
+def test_the_documents_have_the_settings_that_the_configuration_declares() -> None:
+    for document in script("option_tables").TABLES:
+        made = script("option_tables").made(document)
+        assert made == document.read_text(), "run: python scripts/option_tables.py --write"
+
+
 def test_the_openai_document_has_the_fields_of_the_schemas_and_of_the_client() -> None:
     """A newer client's field must be supported or refused by name; else users get a 400 that says `not known here`."""
     text = (ROOT / "docs" / "openai.md").read_text()
@@ -63,6 +69,11 @@ def test_what_is_said_of_openais_fields_is_said_of_fields_that_there_are() -> No
         assert not request.REFUSED.keys() & request.model_fields.keys()
         ours = {field for field in request.model_fields if f"| `{field}` | ours |" in table.request_table(name)}
         assert request.DIFFERS.keys() <= request.model_fields.keys() - ours
+
+
+def test_the_types_of_keyword_parameters_are_those_of_the_schema_and_the_configuration() -> None:
+    for path, make in script("keyword_types").MODULES.items():
+        assert make() == path.read_text(), "run: python scripts/keyword_types.py --write"
 
 
 def test_the_model_zoo_is_that_of_the_catalogue() -> None:

@@ -167,7 +167,7 @@ def test_what_cannot_be_split_says_so(folder, tmp_path):
         create_model(bloom, device="cpu", tensor_parallel=2)
     with pytest.raises(SetupError, match=r"4 attention heads and 2 of keys"):
         create_model(folder, device="cpu", tensor_parallel=4)
-    with pytest.raises(SetupError, match="tensor_parallel = 0"):
+    with pytest.raises(SetupError, match="--tensor-parallel must be at least 1, not 0"):
         create_model(folder, device="cpu", tensor_parallel=0)
     with pytest.raises(SetupError, match="--runner native"):
         create_model(folder, device="cpu", tensor_parallel=2, runner="native")

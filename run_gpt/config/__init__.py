@@ -1,0 +1,48 @@
+"""The settings of a model and of a server, each declared once."""
+
+from run_gpt.config.configuration import EngineConfig, GatewayConfig, HostConfig, ModelConfig, ServeConfig, ServedModel
+from run_gpt.config.model_options import ModelOptions
+from run_gpt.config.option import Option, Panel, check_bounds, flag_of, options_of
+from run_gpt.config.values import (
+    API_KEY_VARIABLE,
+    DEFAULT_MODEL,
+    DEVICE_MAPS,
+    EVERY_INTERFACE,
+    EXECUTOR_PORT,
+    FLOW_VARIABLE,
+    LOG_FORMAT_VARIABLE,
+    LOG_FORMATS,
+    LOOPBACK,
+    PRECISIONS,
+    LogFormat,
+    Precision,
+    Runner,
+)
+
+__all__ = [
+    "API_KEY_VARIABLE",
+    "DEFAULT_MODEL",
+    "DEVICE_MAPS",
+    "EVERY_INTERFACE",
+    "EXECUTOR_PORT",
+    "FLOW_VARIABLE",
+    "LOG_FORMATS",
+    "LOG_FORMAT_VARIABLE",
+    "LOOPBACK",
+    "PRECISIONS",
+    "EngineConfig",
+    "GatewayConfig",
+    "HostConfig",
+    "LogFormat",
+    "ModelConfig",
+    "ModelOptions",
+    "Option",
+    "Panel",
+    "Precision",
+    "Runner",
+    "ServeConfig",
+    "ServedModel",
+    "check_bounds",
+    "flag_of",
+    "options_of",
+]

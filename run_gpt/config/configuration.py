@@ -1,0 +1,267 @@
+"""The configuration: frozen values, layered by inheritance. Each field declares its setting (see Option)."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from run_gpt.config.option import Option, Panel
+from run_gpt.config.values import (
+    API_KEY_VARIABLE,
+    DEFAULT_MODEL,
+    EVERY_INTERFACE,
+    LOG_FORMAT_VARIABLE,
+    LOOPBACK,
+    LogFormat,
+    Precision,
+    Runner,
+)
+
+
+class _Config:
+    @classmethod
+    def of(cls, other: Any) -> Self:
+        """Return the part of a wider configuration that this class holds."""
+        return cls(**{f.name: getattr(other, f.name) for f in fields(cls)})  # type: ignore[arg-type]
+
+    @classmethod
+    def take(cls, settings: dict[str, Any]) -> Self:
+        """Remove this class's fields from the settings, and return a configuration of them."""
+        return cls(**{f.name: settings.pop(f.name) for f in fields(cls) if f.name in settings})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Config):
+    """The model, and options for loading it."""
+
+    model_name: Annotated[
+        str | None, Option("A catalogue name (`rungpt models list`), a hub id, a folder or a GGUF file.")
+    ] = None
+    model_path: Annotated[
+        str | None,
+        Option("A folder or GGUF file to load instead of the model that `model_name` finds; the name stays."),
+    ] = None
+    precision: Annotated[
+        Precision,
+        Option("auto: a GGUF file's own where the native runner has it, else the fastest without loss.", Panel.MODEL),
+    ] = "auto"
+    device: Annotated[str | None, Option("cpu, cuda, cuda:1, ...; default: a GPU if there is one.", Panel.MODEL)] = None
+    device_map: Annotated[
+        str | dict[str, Any] | list[int] | None,
+        Option("single, balanced, auto, sequential, GPU numbers, or accelerate's map; default: single.", Panel.MODEL),
+    ] = None
+    max_memory: Annotated[
+        dict[str | int, str | int] | None,
+        Option(
+            "Most memory for weights by GPU number or cpu, with a device map; the rest goes to the CPU and to disk.",
+            Panel.MODEL,
+        ),
+    ] = None
+    tensor_parallel: Annotated[
+        int, Option("Processes that each hold a share of every layer, if the family has a plan.", Panel.MODEL, least=1)
+    ] = 1
+    adapter_name_or_path: Annotated[
+        str | None, Option("A LoRA adapter (PEFT), a folder or a hub id, for requests that name none.")
+    ] = None
+    adapters: Annotated[
+        dict[str, str] | None,
+        Option("More LoRA adapters, by the names that requests use.", Panel.MODEL, flag="--adapter"),
+    ] = None
+    trust_remote_code: Annotated[bool, Option("Run Python code that comes with the model.", Panel.MODEL)] = False
+    allow_pickle: Annotated[bool, Option("Load pickled weights, which can run any code.", Panel.MODEL)] = False
+    cache_dir: Annotated[Path | None, Option("Folder for models; default: $RUNGPT_CACHE, else `~/.cache/rungpt`.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(_Config):
+    """Limits and options of an engine."""
+
+    max_running: Annotated[int, Option("Most sequences decoded together, in each replica.", Panel.SIZE, least=1)] = 64
+    max_waiting: Annotated[
+        int,
+        Option("Most sequences that wait for a slot; one more gets a QueueFull (429).", Panel.SIZE, least=0),
+    ] = 256
+    max_step_tokens: Annotated[
+        int, Option("Most tokens in one step; longer prompts are run in parts.", Panel.SIZE, least=1)
+    ] = 512
+    runner: Annotated[
+        Runner,
+        Option(
+            "native: Llama and similar models on a CPU; fast: them on a GPU or without a compiler; "
+            "generic: all families; alone: one sequence at a time.",
+            Panel.SIZE,
+        ),
+    ] = "auto"
+    max_context: Annotated[
+        int | None, Option("Most tokens of prompt and answer together; default: the model's.", Panel.SIZE, least=1)
+    ] = None
+    max_cache_tokens: Annotated[
+        int | None,
+        Option(
+            "Most tokens in the KV cache, of all sequences and those kept for reuse; "
+            "default: what half of the free memory holds, at least one context.",
+            Panel.SIZE,
+            least=1,
+        ),
+    ] = None
+    reuse_prefixes: Annotated[
+        bool, Option("Keep the KV cache of ended sequences, for prompts with the same beginning.", Panel.SIZE)
+    ] = True
+    compile: Annotated[bool, Option("Compile the model with torch.compile; generic runner only.", Panel.SIZE)] = False
+    speculate: Annotated[
+        bool, Option("Draft tokens from earlier text under low load, and check several at once.", Panel.SIZE)
+    ] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostConfig(_Config):
+    """Times at which a model is in memory, and its share of the memory."""
+
+    preload: Annotated[
+        bool,
+        Option(
+            "Load at the start, else when a request needs it; default: the first of several models only.",
+            Panel.MEMORY,
+            by_position=True,
+        ),
+    ] = True
+    memory: Annotated[
+        int | None,
+        Option(
+            "Most memory of weights and KV cache in each replica, such as 2GB; "
+            "default: an equal share, but at least what it needs.",
+            least=1,
+            is_size=True,
+        ),
+    ] = None
+    unload_after: Annotated[
+        float | None,
+        Option(
+            "Seconds without a request until a model is unloaded; 0: never. "
+            "Default: 600 with several models, never with one.",
+            Panel.MEMORY,
+            least=0,
+            by_position=True,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel(ModelConfig, EngineConfig, HostConfig):
+    """One of the models of a server."""
+
+    replicas: Annotated[
+        int, Option("Processes that each hold the whole model, and share cores, memory and GPUs.", Panel.SIZE, least=1)
+    ] = 1
+
+    @property
+    def short_name(self) -> str:
+        """Last part of the given name or path, for lines that people read."""
+        given = self.model_name or self.model_path or DEFAULT_MODEL
+        return Path(given).name or given
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayConfig(_Config):
+    """Options of the gateway, which serves gRPC and HTTP."""
+
+    request_timeout: Annotated[
+        float,
+        Option("Seconds until a request ends with DeadlineExceeded (504).", Panel.SERVER, least=0.001),
+    ] = 600.0
+    drain_seconds: Annotated[
+        float, Option("Seconds that running requests get when the server stops.", Panel.SERVER, least=0)
+    ] = 30.0
+    max_body_bytes: Annotated[
+        int, Option("Largest request body, in bytes; a larger one gets a 413.", Panel.SERVER, least=1)
+    ] = 4 * 1024 * 1024
+    runtime_adapters: Annotated[
+        bool, Option("Let requests load and unload LoRA adapters, by paths on the model's machine.", Panel.SERVER)
+    ] = False
+    api_key_file: Annotated[
+        Path | None, Option("Keys with names, a line NAME: KEY each; read again when it changes.", Panel.ACCESS)
+    ] = None
+    require_key: Annotated[
+        bool, Option(f"Refuse to start without a key, from the file or from ${API_KEY_VARIABLE}.")
+    ] = False
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Option(
+            "Origin of web pages that may call the HTTP port, such as https://app.example.com; *: any.",
+            Panel.ACCESS,
+            flag="--cors-origin",
+        ),
+    ] = ()
+    log_requests: Annotated[
+        bool, Option("Log a line for each request: its route, status, seconds, key and id.", Panel.ACCESS)
+    ] = False
+    log_load: Annotated[
+        float | None,
+        Option("Seconds between two JSON lines with the load in the log; default: none.", Panel.SERVER, least=1),
+    ] = None
+    memory_budget: Annotated[
+        int | None,
+        Option(
+            "Most memory of all loaded models together, such as 8GB; default: what the machine has.",
+            Panel.MEMORY,
+            least=1,
+            is_size=True,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(ServedModel, GatewayConfig):
+    """A whole server, with one model or with `models`."""
+
+    host: Annotated[
+        str | None,
+        Option(f"Address to listen on; default: {LOOPBACK}, or {EVERY_INTERFACE} if there is a key.", Panel.SERVER),
+    ] = None
+    grpc_port: Annotated[int, Option("gRPC port.", Panel.SERVER, least=1, most=65535)] = 51000
+    http_port: Annotated[int, Option("HTTP port.", Panel.SERVER, least=1, most=65535)] = 52000
+    api_key: Annotated[
+        str | None,
+        Option(
+            "The key that requests must have; better in the environment: others see the command line in `ps`.",
+            Panel.ACCESS,
+            envvar=API_KEY_VARIABLE,
+        ),
+    ] = field(default=None, repr=False)
+    """The gateway gets it through its environment; no Flow contains it."""
+    trace_endpoint: Annotated[
+        str | None,
+        Option(
+            "Collector for traces (OTLP over gRPC); https://HOST:PORT: over TLS.",
+            Panel.SERVER,
+            metavar="HOST:PORT",
+        ),
+    ] = None
+    log_format: Annotated[
+        LogFormat,
+        Option(
+            "json: each line of every process's log is a JSON object.",
+            Panel.SERVER,
+            envvar=LOG_FORMAT_VARIABLE,
+        ),
+    ] = "text"
+    """No Flow contains it: see LOG_FORMAT_VARIABLE."""
+    models: tuple[ServedModel, ...] = ()
+    """Models of a server with several, the default one first. The fields above about one model then have their
+    defaults."""
+
+    @property
+    def served(self) -> tuple[ServedModel, ...]:
+        """All models, one or several."""
+        return self.models or (ServedModel.of(self),)
+
+    @property
+    def asks_for_key(self) -> bool:
+        """True when requests need a key."""
+        return self.api_key is not None or self.api_key_file is not None or self.require_key
+
+    @property
+    def listen_host(self) -> str:
+        """Value of `host`, or its default."""
+        return (EVERY_INTERFACE if self.asks_for_key else LOOPBACK) if self.host is None else self.host

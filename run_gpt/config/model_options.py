@@ -1,0 +1,43 @@
+"""Keyword parameters of `create_model`, for type checkers and editors. The configuration has their defaults."""
+
+# Made by scripts/keyword_types.py: change the declarations there, and run it with --write.
+
+from pathlib import Path
+from typing import TypedDict
+
+from run_gpt.config.values import Runner
+
+
+class ModelOptions(TypedDict, total=False):
+    """Further parameters of `create_model`."""
+
+    max_memory: dict[str | int, str | int] | None
+    """Most memory for weights by GPU number or cpu, with a device map; the rest goes to the CPU and to disk."""
+    tensor_parallel: int
+    """Processes that each hold a share of every layer, if the family has a plan. Default: 1."""
+    adapters: dict[str, str] | None
+    """More LoRA adapters, by the names that requests use."""
+    allow_pickle: bool
+    """Load pickled weights, which can run any code. Default: False."""
+    cache_dir: Path | None
+    """Folder for models; default: $RUNGPT_CACHE, else `~/.cache/rungpt`."""
+    max_running: int
+    """Most sequences decoded together, in each replica. Default: 64."""
+    max_waiting: int
+    """Most sequences that wait for a slot; one more gets a QueueFull (429). Default: 256."""
+    max_step_tokens: int
+    """Most tokens in one step; longer prompts are run in parts. Default: 512."""
+    runner: Runner
+    """native: Llama and similar models on a CPU; fast: them on a GPU or without a compiler; generic: all families;
+    alone: one sequence at a time. Default: auto."""
+    max_context: int | None
+    """Most tokens of prompt and answer together; default: the model's."""
+    max_cache_tokens: int | None
+    """Most tokens in the KV cache, of all sequences and those kept for reuse; default: what half of the free memory
+    holds, at least one context."""
+    reuse_prefixes: bool
+    """Keep the KV cache of ended sequences, for prompts with the same beginning. Default: True."""
+    compile: bool
+    """Compile the model with torch.compile; generic runner only. Default: False."""
+    speculate: bool
+    """Draft tokens from earlier text under low load, and check several at once. Default: True."""
