@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Self
 
 from run_gpt import models
-from run_gpt.config import EXECUTOR_PORT, FLOW_VARIABLE, LOG_FORMAT_VARIABLE, ModelConfig, ServeConfig
+from run_gpt.config import (
+    EXECUTOR_PORT,
+    FLOW_VARIABLE,
+    LOG_FORMAT_VARIABLE,
+    ModelConfig,
+    ServeConfig,
+    ServedModel,
+    check_bounds,
+)
 from run_gpt.errors import ModelNotFound, SetupError
 from run_gpt.flows import render_flow
 from run_gpt.flows.traces import trace_options
@@ -84,8 +92,8 @@ class Deployment:
             raise SetupError(f"--name {self.name}: up to 40 of a-z 0-9 -, the first a letter, the last no hyphen")
         if not _IMAGE.fullmatch(self.image):
             raise SetupError(f"--image {self.image}: this is no image's name")
+        check_bounds(ServedModel.of(self.server))
         for option, value, least in (
-            ("--replicas", self.server.replicas, 1),
             ("--gateways", self.gateways, 1),
             ("--cpus", self.cpus, 0.1),
             ("--memory", self.memory_gib, 0.5),
