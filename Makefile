@@ -65,7 +65,7 @@ lint: install ## check style
 typecheck: install ## check types
 	@echo "==> checking types"
 	@rm -rf $(TYPECHECK) && mkdir -p $(TYPECHECK)/run_gpt
-	@ln -s "$(CURDIR)"/run_gpt/* "$(CURDIR)/executors" "$(CURDIR)/flows" $(TYPECHECK)/run_gpt/
+	@ln -s "$(CURDIR)"/run_gpt/* "$(CURDIR)/executors" "$(CURDIR)/flows" "$(CURDIR)"/tests/typecheck/* $(TYPECHECK)/run_gpt/
 	@cd $(TYPECHECK) && "$(abspath $(BIN))/mypy" --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 test-lean: ## run the tests of gateway and client with PYTHON in an environment without torch

@@ -136,6 +136,7 @@ def formatted(source: str) -> str:
 
 
 MODULES = {
+    PACKAGE / "api" / "call_options.py": requests_module,
     PACKAGE / "config" / "model_options.py": models_module,
 }
 

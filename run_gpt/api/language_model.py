@@ -4,44 +4,36 @@ A subclass supplies `_answer` and `_stream`. The public calls, sync and async, f
 here once.
 """
 
-import asyncio
-import queue
-import threading
-import weakref
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
-from typing import Any, Literal, Self, TypeVar, cast, overload
+from typing import Any, Literal, Unpack, cast, overload
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
-from run_gpt.api.answers import Answer, AnyAnswer, ChatCompletion, ChatCompletionChunk, Completion
+from run_gpt.api.answers import Answer, ChatCompletion, ChatCompletionChunk, Completion
 from run_gpt.api.arguments import Messages, Prompt, as_messages, as_prompts, is_several
+from run_gpt.api.call_options import CallOptions, ChatOptions, GenerateOptions
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
-from run_gpt.api.loop_thread import Future, LoopThread, result
+from run_gpt.api.loop_thread import Future, result
 from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Request
+from run_gpt.api.sync_calls import SyncCalls
 from run_gpt.api.together import merged, together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
-from run_gpt.errors import Unavailable
 
-T = TypeVar("T")
-
-_creation = threading.Lock()
+AnyPrompt = Prompt | Sequence[Prompt]
+"""One prompt or several."""
 
 
-class LanguageModel(ABC):
+class LanguageModel(SyncCalls):
     """Base of models that generate, chat, embed and tokenize.
 
-    `parameters` are the fields of `run_gpt.api.schema.Parameters`, in either spelling. `request_id` (up to 128
-    printable ASCII characters without spaces) names a request in the log of a server; the server makes a name for a
-    request without one. An error has the request's name as its `request_id`.
+    The options of a call are listed in `run_gpt.api.call_options`. An error has the request's name as its `request_id`;
+    a server makes a name for a request without one.
 
     Every call raises InvalidRequest for a wrong parameter, DeadlineExceeded after `timeout` seconds, and Unavailable
     once the model is closed. A stream begins when it is first read. Closing its iterator before the end cancels the
     request. The sync calls may come from any thread, also from inside a running event loop.
     """
-
-    _thread: LoopThread | None = None
-    _closed = False
 
     @abstractmethod
     async def _answer(self, request: AnyRequest, timeout: float | None, request_id: str | None = None) -> Answer:
@@ -51,86 +43,65 @@ class LanguageModel(ABC):
     def _stream(self, request: Request, timeout: float | None, request_id: str | None = None) -> AsyncIterator[Answer]:
         """Yield the events of one streamed answer."""
 
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Close the model's engine or its connections."""
-
     @overload
-    async def agenerate(
-        self, prompt: Prompt, *, timeout: float | None = None, request_id: str | None = None, **parameters: Any
+    async def agenerate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
+        self, prompt: Prompt, **options: Unpack[GenerateOptions]
     ) -> Completion: ...
     @overload
-    async def agenerate(
-        self,
-        prompt: Sequence[Prompt],
-        *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **parameters: Any,
-    ) -> list[Completion]: ...
-    async def agenerate(
-        self,
-        prompt: Prompt | Sequence[Prompt],
-        *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **parameters: Any,
-    ) -> Completion | list[Completion]:
+    async def agenerate(self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Completion]: ...
+    async def agenerate(self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]) -> Completion | list[Completion]:
         """Continue `prompt` and return a Completion, or a list of them for a list of prompts, which run together.
 
         A prompt is a text or token ids: a list of ids is one prompt.
         """
         self._check_open()
-        requests = [GenerateRequest.parse({**parameters, "prompt": one}) for one in as_prompts(prompt)]
-        running = [self._answer(request, timeout, request_id) for request in requests]
+        fields, call = _split(options)
+        requests = [GenerateRequest.parse({**fields, "prompt": one}) for one in as_prompts(prompt)]
+        running = [self._answer(request, *call) for request in requests]
         answers = cast("list[Completion]", await together(running))
         return answers if is_several(prompt) else answers[0]
 
     async def agenerate_stream(
-        self,
-        prompt: Prompt | Sequence[Prompt],
-        *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **parameters: Any,
+        self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]
     ) -> AsyncIterator[Completion]:
         """Continue `prompt` and yield each new part as it comes.
 
         The events of several prompts come mixed: prompt i has the choices i * n up to i * n + n - 1.
         """
         self._check_open()
-        requests = [GenerateRequest.parse({**parameters, "prompt": one}, stream=True) for one in as_prompts(prompt)]
-        streams = [cast("AsyncIterator[Completion]", self._stream(one, timeout, request_id)) for one in requests]
+        fields, call = _split(options)
+        requests = [GenerateRequest.parse({**fields, "prompt": one}, stream=True) for one in as_prompts(prompt)]
+        streams = [cast("AsyncIterator[Completion]", self._stream(one, *call)) for one in requests]
         sequences = requests[0].sequences if requests else 0
         async with aclosing(cast("Any", _renumbered(streams, sequences))) as events:
             async for event in events:
                 yield event
 
-    async def achat(
-        self, messages: Messages, *, timeout: float | None = None, request_id: str | None = None, **parameters: Any
-    ) -> ChatCompletion:
+    async def achat(self, messages: Messages, **options: Unpack[ChatOptions]) -> ChatCompletion:
         """Answer the last of `messages`: a list of {"role", "content"}, or a text, which is one user message.
 
         `tools`, `tool_choice` and `parallel_tool_calls` are parameters, too. The message of an answer can be put into
         the next `messages` unchanged.
         """
         self._check_open()
-        request = ChatRequest.parse({**parameters, "messages": as_messages(messages)})
-        return cast("ChatCompletion", await self._answer(request, timeout, request_id))
+        fields, call = _split(options)
+        request = ChatRequest.parse({**fields, "messages": as_messages(messages)})
+        return cast("ChatCompletion", await self._answer(request, *call))
 
     async def achat_stream(
-        self, messages: Messages, *, timeout: float | None = None, request_id: str | None = None, **parameters: Any
+        self, messages: Messages, **options: Unpack[ChatOptions]
     ) -> AsyncIterator[ChatCompletionChunk]:
         """Answer the last of `messages` and yield each new part as it comes."""
         self._check_open()
-        request = ChatRequest.parse({**parameters, "messages": as_messages(messages)}, stream=True)
-        async with aclosing(cast("Any", self._stream(request, timeout, request_id))) as events:
+        fields, call = _split(options)
+        request = ChatRequest.parse({**fields, "messages": as_messages(messages)}, stream=True)
+        async with aclosing(cast("Any", self._stream(request, *call))) as events:
             async for event in events:
                 yield event
 
     async def aembed(
         self,
-        texts: Prompt | Sequence[Prompt],
+        texts: AnyPrompt,
         *,
         pooling: Literal["mean", "last"] | None = None,
         adapter: str | None = None,
@@ -191,38 +162,32 @@ class LanguageModel(ABC):
         return cast("AdapterList", await self._answer(request, timeout)).adapters
 
     @overload
-    def generate(self, prompt: Prompt, *, timeout: float | None = None, **parameters: Any) -> Completion: ...
+    def generate(  # type: ignore[overload-overlap]  # as above
+        self, prompt: Prompt, **options: Unpack[GenerateOptions]
+    ) -> Completion: ...
     @overload
-    def generate(
-        self, prompt: Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
-    ) -> list[Completion]: ...
-    def generate(
-        self, prompt: Prompt | Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
-    ) -> Completion | list[Completion]:
+    def generate(self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Completion]: ...
+    def generate(self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]) -> Completion | list[Completion]:
         """See `agenerate`."""
         future: Future[Completion | list[Completion]]
-        future = self._submit(self.agenerate(prompt, timeout=timeout, **parameters))
+        future = self._submit(self.agenerate(prompt, **options))
         return result(future)
 
-    def generate_stream(
-        self, prompt: Prompt | Sequence[Prompt], *, timeout: float | None = None, **parameters: Any
-    ) -> Iterator[Completion]:
+    def generate_stream(self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]) -> Iterator[Completion]:
         """See `agenerate_stream`."""
-        return self._iterate(self.agenerate_stream(prompt, timeout=timeout, **parameters))
+        return self._iterate(self.agenerate_stream(prompt, **options))
 
-    def chat(self, messages: Messages, *, timeout: float | None = None, **parameters: Any) -> ChatCompletion:
+    def chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> ChatCompletion:
         """See `achat`."""
-        return result(self._submit(self.achat(messages, timeout=timeout, **parameters)))
+        return result(self._submit(self.achat(messages, **options)))
 
-    def chat_stream(
-        self, messages: Messages, *, timeout: float | None = None, **parameters: Any
-    ) -> Iterator[ChatCompletionChunk]:
+    def chat_stream(self, messages: Messages, **options: Unpack[ChatOptions]) -> Iterator[ChatCompletionChunk]:
         """See `achat_stream`."""
-        return self._iterate(self.achat_stream(messages, timeout=timeout, **parameters))
+        return self._iterate(self.achat_stream(messages, **options))
 
     def embed(
         self,
-        texts: Prompt | Sequence[Prompt],
+        texts: AnyPrompt,
         *,
         pooling: Literal["mean", "last"] | None = None,
         adapter: str | None = None,
@@ -261,69 +226,11 @@ class LanguageModel(ABC):
         """See `aunload_adapter`."""
         return result(self._submit(self.aunload_adapter(name, timeout=timeout)))
 
-    def close(self) -> None:
-        """Close the model's engine or its connections, and end its thread. Running calls end with an error."""
-        if not self._closed:
-            result(self._submit(self.aclose()))
-        self._stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-        await asyncio.to_thread(self._stop)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise _closed_error()
-
-    def _stop(self) -> None:
-        with _creation:
-            self._closed = True
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.stop()
-
-    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine on the loop of the sync calls. Its thread ends with the model or with the process."""
-        with _creation:
-            if self._thread is None and not self._closed:
-                self._thread = LoopThread("rungpt-calls")
-                weakref.finalize(self, self._thread.stop)
-            thread = self._thread
-        if thread is None:
-            coroutine.close()
-            raise _closed_error()
-        return thread.submit(coroutine)
-
-    def _iterate(self, events: AsyncIterator[AnyAnswer]) -> Iterator[AnyAnswer]:
-        """Yield the events, sync. One task of the loop reads them all, since a generator must not change its task."""
-        arrived: queue.SimpleQueue[AnyAnswer | Future[None]] = queue.SimpleQueue()
-
-        async def read() -> None:
-            async with aclosing(cast("Any", events)):
-                async for event in events:
-                    arrived.put(event)
-
-        reading = self._submit(read())
-        reading.add_done_callback(arrived.put)
-        try:
-            while (item := arrived.get()) is not reading:
-                yield cast("AnyAnswer", item)
-            result(reading)
-        finally:
-            reading.cancel()
-
-
-def _closed_error() -> Unavailable:
-    return Unavailable("this model is closed")
+def _split(options: CallOptions) -> tuple[dict[str, Any], tuple[float | None, str | None]]:
+    """Return the fields of the request; and the options of the call, timeout and request id."""
+    fields: dict[str, Any] = dict(options)
+    return fields, (fields.pop("timeout", None), fields.pop("request_id", None))
 
 
 async def _renumbered(streams: list[AsyncIterator[Completion]], sequences: int) -> AsyncIterator[Completion]:

@@ -65,7 +65,7 @@ class Parameters(AnyRequest):
     min_new_tokens: int | None = Field(None, ge=0, description="Hold the end of sequence back for so many tokens.")
     do_sample: bool | None = Field(
         None,
-        description="False is greedy, whatever the sampling parameters say. Unset: sample if one of temperature, "
+        description="False is greedy, with any sampling parameters. Unset: sample if one of temperature, "
         "top_k, top_p, min_p is given and temperature is not 0.",
     )
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default 1 when sampling.")

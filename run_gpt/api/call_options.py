@@ -1,0 +1,101 @@
+"""Keyword parameters of a model's calls, for type checkers and editors. The request schema checks their values."""
+
+# Made by scripts/keyword_types.py: change the declarations there, and run it with --write.
+
+from typing import Any, Literal, TypedDict
+
+from run_gpt.api.chat import NamedTool, ResponseFormat, Tool
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of every call."""
+
+    timeout: float | None
+    """Seconds after which the call raises DeadlineExceeded; default: never."""
+    request_id: str | None
+    """Name of the request in the log of a server: up to 128 printable ASCII characters without spaces."""
+
+
+class TextOptions(CallOptions, total=False):
+    """Options of `generate` and `chat`."""
+
+    model: str | None
+    """The served model's name; another name is a 404."""
+    adapter: str | None
+    """Name of a loaded LoRA adapter, or `base` for the model itself; default: the server's."""
+    max_length: int | None
+    """Most tokens in prompt and answer together."""
+    min_new_tokens: int | None
+    """Hold the end of sequence back for so many tokens."""
+    do_sample: bool | None
+    """False is greedy, with any sampling parameters. Unset: sample if one of temperature, top_k, top_p, min_p is given
+    and temperature is not 0."""
+    temperature: float | None
+    """0 is greedy; default 1 when sampling."""
+    top_k: int | None
+    """Sample from the k likeliest tokens; 0 is off."""
+    top_p: float | None
+    """Sample from the likeliest tokens of this total mass."""
+    min_p: float | None
+    """Drop tokens below this share of the likeliest one."""
+    repetition_penalty: float | None
+    """CTRL's penalty; above 1 repeats less."""
+    presence_penalty: float | None
+    """Taken off each token already generated."""
+    frequency_penalty: float | None
+    """The same, for each time it occurred."""
+    logit_bias: dict[str, float] | None
+    """Token id to a value added to its logit."""
+    no_repeat_ngram_size: int | None
+    """No n-gram of this size twice; 0 is off."""
+    num_beams: int | None
+    """Above 1: beam search, which runs alone."""
+    length_penalty: float | None
+    """Beam search: above 0 favours long answers."""
+    num_return_sequences: int | None
+    """Answers (also `n`); default 1."""
+    n: int | None
+    """Same as `num_return_sequences`."""
+    best_of: int | None
+    """Make so many answers, give back the likeliest `n` a token."""
+    stop: list[str] | str | None
+    """One text or up to 16 that end the answer and are not part of it (also `stop_str`)."""
+    stop_str: list[str] | str | None
+    """Same as `stop`."""
+    seed: int | None
+    """The same seed gives the same samples."""
+    logprobs: int | None
+    """Log-probabilities of the answer's tokens, with so many alternatives each."""
+    response_format: ResponseFormat | dict[str, Any] | None
+    """The form that the answer must have: `json_object`, `json_schema`, `regex` or `choice`. In a chat with tools, of
+    an answer that is text: it may be calls instead, or must be where `tool_choice` says so."""
+    timings: bool | None
+    """Say in the answer how long it took, as `timings`; of a stream, in its last event."""
+
+
+class GenerateOptions(TextOptions, total=False):
+    """Options of `generate`."""
+
+    max_new_tokens: int | None
+    """Most tokens in the answer (also `max_tokens`); default 512, or what `max_length` leaves. 0 with `echo` and
+    `logprobs` scores the prompt."""
+    max_tokens: int | None
+    """Same as `max_new_tokens`."""
+    echo: bool | None
+    """Begin the answer's text with the prompt, and `logprobs` with those of its tokens."""
+
+
+class ChatOptions(TextOptions, total=False):
+    """Options of `chat`."""
+
+    max_new_tokens: int | None
+    """Most tokens in the answer (also `max_tokens`); default 512, or what `max_length` leaves."""
+    max_tokens: int | None
+    """Same as `max_new_tokens`."""
+    tools: list[Tool] | list[dict[str, Any]] | None
+    """Functions that the model may call, in OpenAI's form."""
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | dict[str, Any] | None
+    """`auto` (the default with tools): the model decides; `required`: it must call; `none`: it must not; or the one
+    function that it must call."""
+    parallel_tool_calls: bool | None
+    """False: at most one call; default true."""
