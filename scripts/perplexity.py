@@ -38,8 +38,8 @@ import torch
 
 from run_gpt.bench.offline_texts import read_text
 from run_gpt.config import DEFAULT_MODEL, PRECISIONS, EngineConfig, ModelConfig, Runner
+from run_gpt.engine.plan import ScheduledTokens, Sequence
 from run_gpt.engine.request import Request
-from run_gpt.engine.scheduler import ScheduledTokens, Sequence
 from run_gpt.engine.slots import Slot
 from run_gpt.engine.text import TextStream
 from run_gpt.local.model import load_model

@@ -19,11 +19,12 @@ from run_gpt.engine.errands import Errands
 from run_gpt.engine.inbox import Delivery
 from run_gpt.engine.interface import Engine, EngineStats, Outlet, State
 from run_gpt.engine.metrics import EngineMetrics
+from run_gpt.engine.plan import Outcome, Result, Scores, Sequence, StepPlan, Sums
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.sampler import Sampler
-from run_gpt.engine.scheduler import Outcome, Result, Scheduler, Scores, Sequence, StepPlan, Sums
+from run_gpt.engine.scheduler import Scheduler
 from run_gpt.engine.score import score_prompts
 from run_gpt.engine.text import Decode, TextStream
 from run_gpt.engine.verify import choose_tokens

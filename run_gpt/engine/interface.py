@@ -17,7 +17,7 @@ State = Literal["ready", "draining", "dead"]
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Current state of an engine, and its counts since the start (see scheduler.Counters)."""
+    """Current state of an engine, and its counts since the start (see plan.Counters)."""
 
     state: State
     running: int

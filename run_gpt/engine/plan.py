@@ -1,4 +1,4 @@
-"""Data types shared by scheduler, runner and sampler: sequences (sequences), the runs of a step, and their outcomes.
+"""Data types shared by scheduler, runner and sampler: sequences, the runs of a step, and their outcomes.
 
 Types that are created for each sequence in each step are msgspec structs: they take a tenth of the time of a frozen
 dataclass.

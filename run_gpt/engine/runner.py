@@ -7,9 +7,10 @@ from typing import Protocol
 
 import torch
 
+from run_gpt.engine.plan import ScheduledTokens
 from run_gpt.engine.request import Request
 from run_gpt.engine.runners.lora import Lora
-from run_gpt.engine.scheduler import Copy, ScheduledTokens
+from run_gpt.engine.slots import Copy
 
 BROKEN = -1
 """Value instead of a token id when one of the row's logits is NaN."""

@@ -9,9 +9,9 @@ from msgspec import Struct
 from torch.nn import functional as F
 
 from run_gpt.engine.grammar import Matcher
+from run_gpt.engine.plan import Sampled, Sequence
 from run_gpt.engine.request import SamplingParams, TokenLogprob
 from run_gpt.engine.runner import BROKEN, likeliest
-from run_gpt.engine.scheduler import Sampled, Sequence
 from run_gpt.engine.slots import token_array
 from run_gpt.errors import InternalError, RequestError
 

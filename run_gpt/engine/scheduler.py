@@ -9,23 +9,9 @@ from itertools import islice
 
 from run_gpt.engine.plan import Counters, Outcome, Result, Sampled, ScheduledTokens, Scores, Sequence, StepPlan, Sums
 from run_gpt.engine.request import FinishReason, Request, TokenEvent
-from run_gpt.engine.slots import Copy, Slots
+from run_gpt.engine.slots import Slots
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import ContextLengthExceeded, InternalError, QueueFull, RequestError
-
-__all__ = [
-    "Copy",
-    "Counters",
-    "Outcome",
-    "Result",
-    "Sampled",
-    "ScheduledTokens",
-    "Scheduler",
-    "Scores",
-    "Sequence",
-    "StepPlan",
-    "Sums",
-]
 
 MAX_SCORED = 128
 """Largest number of prompt tokens that one step scores, in all sequences together. Each token has [vocabulary] logits

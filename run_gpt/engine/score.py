@@ -6,8 +6,8 @@ from itertools import accumulate
 
 import torch
 
+from run_gpt.engine.plan import ScheduledTokens, Scores
 from run_gpt.engine.request import TokenLogprob
-from run_gpt.engine.scheduler import ScheduledTokens, Scores
 from run_gpt.errors import InternalError
 
 

@@ -10,8 +10,8 @@ from itertools import accumulate
 
 import torch
 
+from run_gpt.engine.plan import Result, Sampled, ScheduledTokens
 from run_gpt.engine.sampler import Position, Sampler
-from run_gpt.engine.scheduler import Result, Sampled, ScheduledTokens
 from run_gpt.errors import InternalError, RequestError
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from run_gpt.engine.plan import ScheduledTokens
 from run_gpt.engine.request import Request
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.beams import beam_search, end_ids_of
 from run_gpt.engine.runners.lora import Adapters, Lora
-from run_gpt.engine.scheduler import Copy, ScheduledTokens
+from run_gpt.engine.slots import Copy
 from run_gpt.process.devices import input_device
 
 AHEAD = 1024

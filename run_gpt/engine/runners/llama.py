@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from run_gpt.engine.plan import ScheduledTokens
 from run_gpt.engine.request import Request
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.beams import beam_search, end_ids_of
@@ -22,7 +23,7 @@ from run_gpt.engine.runners.blocks import BlockCache, Places
 from run_gpt.engine.runners.lora import Adapters, Lora
 from run_gpt.engine.runners.memory import cache_bytes_per_token
 from run_gpt.engine.runners.packed import joined_linear
-from run_gpt.engine.scheduler import Copy, ScheduledTokens
+from run_gpt.engine.slots import Copy
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn")

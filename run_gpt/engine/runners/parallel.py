@@ -13,11 +13,12 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 
+from run_gpt.engine.plan import ScheduledTokens
 from run_gpt.engine.request import Request
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.generic import GenericRunner
 from run_gpt.engine.runners.lora import Lora
-from run_gpt.engine.scheduler import Copy, ScheduledTokens
+from run_gpt.engine.slots import Copy
 
 
 @dataclass(frozen=True)

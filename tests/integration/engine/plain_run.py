@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ScheduledTokens:
-    """Fields of `run_gpt.engine.scheduler.ScheduledTokens` that runners read."""
+    """Fields of `run_gpt.engine.plan.ScheduledTokens` that runners read."""
 
     slot: int
     start: int

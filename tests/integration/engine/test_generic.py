@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
+from run_gpt.engine.plan import ScheduledTokens
 from run_gpt.engine.runners.generic import GenericRunner
-from run_gpt.engine.scheduler import ScheduledTokens
 from run_gpt.engine.slots import Copy
 
 

@@ -11,10 +11,11 @@ from run_gpt.config import EngineConfig
 from run_gpt.engine.draft import PromptLookup
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.grammar import GrammarDrafts, GrammarState
+from run_gpt.engine.plan import Sequence
 from run_gpt.engine.request import Request, SamplingParams, TokenEvent
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.sampler import Position, Sampler
-from run_gpt.engine.scheduler import Scheduler, Sequence
+from run_gpt.engine.scheduler import Scheduler
 from run_gpt.engine.text import TextStream
 from run_gpt.engine.verify import choose_tokens
 from run_gpt.errors import InternalError, InvalidRequest

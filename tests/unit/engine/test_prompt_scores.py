@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from run_gpt.engine import scheduler as module
+from run_gpt.engine.plan import Sampled, ScheduledTokens
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
-from run_gpt.engine.scheduler import Sampled, ScheduledTokens, Scheduler
+from run_gpt.engine.scheduler import Scheduler
 from run_gpt.engine.score import score_prompts
 from run_gpt.engine.slots import Copy
 from run_gpt.engine.text import TextStream

@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
+from run_gpt.engine.plan import Sequence
 from run_gpt.engine.request import Request, SamplingParams
 from run_gpt.engine.sampler import Position, Sampler, _truncate
-from run_gpt.engine.scheduler import Sequence
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import InternalError
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from run_gpt.engine.plan import Sampled
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
-from run_gpt.engine.scheduler import Sampled, Scheduler
+from run_gpt.engine.scheduler import Scheduler
 from run_gpt.engine.slots import MIN_PREFIX, Copy
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import ContextLengthExceeded, InternalError, QueueFull

@@ -5,9 +5,10 @@ import random
 import pytest
 import torch
 
+from run_gpt.engine.plan import Sampled
 from run_gpt.engine.request import Request, SamplingParams
 from run_gpt.engine.sampler import Sampler
-from run_gpt.engine.scheduler import Sampled, Scheduler
+from run_gpt.engine.scheduler import Scheduler
 from run_gpt.engine.text import TextStream
 from run_gpt.engine.verify import choose_tokens
 from run_gpt.errors import InternalError

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from run_gpt.engine.plan import ScheduledTokens
 from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.runners.native.binding import LANES, LoraLayerStruct, LoraStruct
-from run_gpt.engine.scheduler import ScheduledTokens
 
 _PATH = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<name>[qkvo]|gate|up|down)_proj")
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from run_gpt.config import EngineConfig
+from run_gpt.engine.plan import ScheduledTokens
 from run_gpt.engine.request import Request
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners import llama
@@ -18,7 +19,6 @@ from run_gpt.engine.runners.native.binding import GROUP, LANES, Context, Memory,
 from run_gpt.engine.runners.native.loras import NativeLoras
 from run_gpt.engine.runners.native.pace import Pace
 from run_gpt.engine.runners.native.weights import PackedWeights
-from run_gpt.engine.scheduler import ScheduledTokens
 from run_gpt.engine.slots import Copy
 from run_gpt.errors import ModelLoadError
 
