@@ -1,17 +1,16 @@
-"""Scheduler: choice of the sequences of each step, and their outcomes. Policy only: no torch, threads or clock."""
+"""Scheduler: the queue, and the choice of the sequences of each step. Policy only: no torch, threads or clock."""
 
-import math
-import operator
 import random
 from collections import abc, deque
 from collections.abc import Callable
 from itertools import islice
 
-from run_gpt.engine.plan import Counters, Outcome, Result, Sampled, ScheduledTokens, Scores, Sequence, StepPlan, Sums
-from run_gpt.engine.request import FinishReason, Request, TokenEvent
+from run_gpt.engine.outcomes import Outcomes
+from run_gpt.engine.plan import Counters, Outcome, Result, ScheduledTokens, Scores, Sequence, StepPlan, Sums
+from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.slots import Slots
 from run_gpt.engine.text import TextStream
-from run_gpt.errors import ContextLengthExceeded, InternalError, QueueFull, RequestError
+from run_gpt.errors import ContextLengthExceeded, QueueFull, RequestError
 
 MAX_SCORED = 128
 """Largest number of prompt tokens that one step scores, in all sequences together. Each token has [vocabulary] logits
@@ -64,8 +63,8 @@ class Scheduler:
         self.counters = Counters()
         self._reuse_prefixes = reuse_prefixes
         self._cheap_tokens = cheap_tokens
-        self._end_ids = frozenset(end_ids)
         self._new_text = new_text
+        self._outcomes = Outcomes(end_ids, self.counters)
 
     def add(self, request: Request, adapter: object = None) -> list[Sequence]:
         """Queue a request's sequences, all with this LoRA adapter, and return them.
@@ -197,7 +196,10 @@ class Scheduler:
             scored = next(scoring) if run.num_scored else ()
             if run.sequence.ended:  # aborted while the step ran
                 continue
-            outcome = self._pool(run, states) if run.pooled else self._take(run, result, scored)
+            if run.pooled:
+                outcome = self._outcomes.add_states(run, states)
+            else:
+                outcome = self._outcomes.add_tokens(run, result, scored)
             if outcome is not None:
                 outcomes.append((run.sequence, outcome))
         if any(next(left, None) is not None for left in (remaining, pooled, scoring)):
@@ -206,34 +208,6 @@ class Scheduler:
             [sequence for sequence, outcome in outcomes if not isinstance(outcome, TokenEvent) or outcome.finish_reason]
         )
         return outcomes
-
-    def _pool(self, run: ScheduledTokens, states: Sums) -> Outcome | None:
-        self._computed(run, 0)
-        return _pool(run, states)
-
-    def _take(self, run: ScheduledTokens, result: Result, scores: Scores) -> Outcome | None:
-        """Return the outcome of a run that is not pooled: an error, an event, or None before the prompt's end."""
-        if isinstance(scores, RequestError):
-            return scores
-        if isinstance(result, RequestError):
-            return result
-        run.sequence.scores += scores
-        outcome = self._append(run, result) if result else None
-        self._computed(run, len(result))
-        return outcome
-
-    def _computed(self, run: ScheduledTokens, sampled: int) -> None:
-        """Record the tokens that the slot holds now: those run, without drafts that were rejected or after the end."""
-        sequence, drafted = run.sequence, max(0, run.num_sampled - 1)
-        assert sequence.place is not None
-        accepted = max(0, sampled - 1)
-        sequence.place.length = min(run.end - drafted + accepted, len(sequence.token_ids))
-        if drafted:
-            sequence.drafts.learn(sequence.token_ids, drafted, accepted)
-            sequence.drafted += drafted
-            sequence.accepted += accepted
-            self.counters.drafted_tokens += drafted
-            self.counters.accepted_tokens += accepted
 
     def fail(self, error: RequestError) -> list[tuple[Sequence, Outcome]]:
         """End all running sequences after a failed step. The reset of the runner has emptied all slots."""
@@ -278,38 +252,6 @@ class Scheduler:
         _must(not wrong, "a prompt has not the scores of what was run of it")
         self.slots.check()
 
-    def _append(self, run: ScheduledTokens, result: abc.Sequence[Sampled]) -> Outcome:
-        """Append tokens until one ends the sequence. Order: append, end-of-sequence ids, stop sequences, length.
-
-        If `max_new_tokens` is 0, the token that was sampled after the prompt is dropped.
-        """
-        sequence = run.sequence
-        scores = () if sequence.answered else tuple((sequence.first or sequence).scores)
-        if not sequence.request.max_new_tokens:
-            return TokenEvent(sequence.index, "", 0, "length", cached_tokens=sequence.cached, prompt_logprobs=scores)
-        text, finish, taken = "", None, 0
-        try:
-            while finish is None and taken < len(result):
-                sequence.token_ids.append(result[taken].token_id)
-                new, finish = self._advance_text(sequence, result[taken].token_id)
-                text, taken = text + new, taken + 1
-        except Exception as error:  # an error of the tokenizer ends only this sequence
-            return InternalError(f"the answer's text failed: {error}")
-        self.counters.generated_tokens += taken
-        logprobs = tuple(sampled.logprob for sampled in result[:taken] if sampled.logprob)
-        return TokenEvent(sequence.index, text, taken, finish, logprobs, sequence.cached, prompt_logprobs=scores)
-
-    def _advance_text(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
-        if token_id in self._end_ids:
-            return sequence.text.finish()[0], "stop"
-        text, stopped = sequence.text.push(token_id)
-        if stopped:
-            return text, "stop"
-        if sequence.answered < sequence.request.max_new_tokens:
-            return text, None
-        rest, stopped = sequence.text.finish()
-        return text + rest, "stop" if stopped else "length"
-
     def _drop(self, sequences: abc.Sequence[Sequence]) -> None:
         for sequence in sequences:
             sequence.ended = True
@@ -323,23 +265,6 @@ class Scheduler:
 def _reserve(request: Request) -> int:
     """Return the largest number of tokens that a sequence of this request may have."""
     return len(request.prompt_ids) + request.max_new_tokens
-
-
-def _pool(run: ScheduledTokens, states: Sums) -> Outcome | None:
-    """Add a run's hidden states to those of its sequence. Returns the event with the embedding after the last run.
-
-    The embedding is normalised to length 1, where a sum and a mean are the same.
-    """
-    sequence = run.sequence
-    added = sequence.sums and sequence.request.pooling == "mean"
-    sequence.sums = tuple(map(operator.add, sequence.sums, states)) if added else tuple(states)
-    if run.end < len(sequence.token_ids):
-        return None
-    length = math.hypot(*sequence.sums)
-    if not math.isfinite(length) or not length:
-        return InternalError("the model gave no number for its hidden state: try another precision (bf16 or fp32)")
-    embedding = tuple(value / length for value in sequence.sums)
-    return TokenEvent(sequence.index, "", 0, "stop", cached_tokens=sequence.cached, embedding=embedding)
 
 
 def _continue(sequence: Sequence, most: int) -> ScheduledTokens:

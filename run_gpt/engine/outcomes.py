@@ -1,0 +1,90 @@
+"""Outcome of each run of a step: its tokens, scores or hidden states are added to its sequence, which may end."""
+
+import math
+import operator
+from collections import abc
+
+from run_gpt.engine.plan import Counters, Outcome, Result, Sampled, ScheduledTokens, Scores, Sequence, Sums
+from run_gpt.engine.request import FinishReason, TokenEvent
+from run_gpt.errors import InternalError, RequestError
+
+
+class Outcomes:
+    """Results of runs, added to their sequences. Generated, drafted and accepted tokens are counted in `counters`."""
+
+    def __init__(self, end_ids: abc.Sequence[int], counters: Counters):
+        self._end_ids = frozenset(end_ids)
+        self._counters = counters
+
+    def add_states(self, run: ScheduledTokens, states: Sums) -> Outcome | None:
+        """Add a run's hidden states to those of its sequence. Returns the event with the embedding after the last run.
+
+        The embedding is normalised to length 1, where a sum and a mean are the same.
+        """
+        sequence = run.sequence
+        self._record(run, 0)
+        added = sequence.sums and sequence.request.pooling == "mean"
+        sequence.sums = tuple(map(operator.add, sequence.sums, states)) if added else tuple(states)
+        if run.end < len(sequence.token_ids):
+            return None
+        length = math.hypot(*sequence.sums)
+        if not math.isfinite(length) or not length:
+            return InternalError("the model gave no number for its hidden state: try another precision (bf16 or fp32)")
+        embedding = tuple(value / length for value in sequence.sums)
+        return TokenEvent(sequence.index, "", 0, "stop", cached_tokens=sequence.cached, embedding=embedding)
+
+    def add_tokens(self, run: ScheduledTokens, result: Result, scores: Scores) -> Outcome | None:
+        """Add a run's scores and sampled tokens to its sequence. Returns None before the prompt's end."""
+        if isinstance(scores, RequestError):
+            return scores
+        if isinstance(result, RequestError):
+            return result
+        run.sequence.scores += scores
+        outcome = self._append(run, result) if result else None
+        self._record(run, len(result))
+        return outcome
+
+    def _record(self, run: ScheduledTokens, sampled: int) -> None:
+        """Record the tokens that the slot holds now: those run, without drafts that were rejected or after the end."""
+        sequence, drafted = run.sequence, max(0, run.num_sampled - 1)
+        assert sequence.place is not None
+        accepted = max(0, sampled - 1)
+        sequence.place.length = min(run.end - drafted + accepted, len(sequence.token_ids))
+        if drafted:
+            sequence.drafts.learn(sequence.token_ids, drafted, accepted)
+            sequence.drafted += drafted
+            sequence.accepted += accepted
+            self._counters.drafted_tokens += drafted
+            self._counters.accepted_tokens += accepted
+
+    def _append(self, run: ScheduledTokens, result: abc.Sequence[Sampled]) -> Outcome:
+        """Append tokens until one ends the sequence. Order: append, end-of-sequence ids, stop sequences, length.
+
+        If `max_new_tokens` is 0, the token that was sampled after the prompt is dropped.
+        """
+        sequence = run.sequence
+        scores = () if sequence.answered else tuple((sequence.first or sequence).scores)
+        if not sequence.request.max_new_tokens:
+            return TokenEvent(sequence.index, "", 0, "length", cached_tokens=sequence.cached, prompt_logprobs=scores)
+        text, finish, taken = "", None, 0
+        try:
+            while finish is None and taken < len(result):
+                sequence.token_ids.append(result[taken].token_id)
+                new, finish = self._advance_text(sequence, result[taken].token_id)
+                text, taken = text + new, taken + 1
+        except Exception as error:  # an error of the tokenizer ends only this sequence
+            return InternalError(f"the answer's text failed: {error}")
+        self._counters.generated_tokens += taken
+        logprobs = tuple(sampled.logprob for sampled in result[:taken] if sampled.logprob)
+        return TokenEvent(sequence.index, text, taken, finish, logprobs, sequence.cached, prompt_logprobs=scores)
+
+    def _advance_text(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
+        if token_id in self._end_ids:
+            return sequence.text.finish()[0], "stop"
+        text, stopped = sequence.text.push(token_id)
+        if stopped:
+            return text, "stop"
+        if sequence.answered < sequence.request.max_new_tokens:
+            return text, None
+        rest, stopped = sequence.text.finish()
+        return text + rest, "stop" if stopped else "length"
