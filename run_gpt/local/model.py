@@ -24,7 +24,7 @@ from run_gpt.config import EngineConfig, ModelConfig, ModelOptions, Precision, c
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.interface import Engine
 from run_gpt.engine.request import TokenEvent
-from run_gpt.engine.runners.beams import end_ids_of
+from run_gpt.engine.runners.base import end_ids_of
 from run_gpt.engine.runners.compiled import prepare_compiler
 from run_gpt.engine.timing import Timing
 from run_gpt.errors import InvalidRequest, ModelLoadError, ModelNotFound, SetupError

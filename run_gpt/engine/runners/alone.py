@@ -2,17 +2,13 @@
 
 import copy
 import inspect
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from run_gpt.engine.plan import ScheduledTokens
-from run_gpt.engine.request import Request
-from run_gpt.engine.runner import ModelRunner
-from run_gpt.engine.runners.beams import beam_search, end_ids_of
-from run_gpt.engine.runners.lora import Adapters, Lora
+from run_gpt.engine.runners.base import TransformersRunner
 from run_gpt.engine.slots import Copy
 from run_gpt.process.devices import input_device
 
@@ -22,7 +18,7 @@ AHEAD = 1024
 _STATES = ("past_key_values", "cache_params", "state")
 
 
-class AloneRunner(ModelRunner):
+class AloneRunner(TransformersRunner):
     """ModelRunner that keeps a state for each sequence and never runs two sequences together.
 
     A state is the one after the last token: it cannot be cut back or reused at an earlier token.
@@ -33,14 +29,13 @@ class AloneRunner(ModelRunner):
     cache_bytes_per_token = 0
 
     def __init__(self, model: Any):
-        self._model = model
-        self._adapters = Adapters(model)
+        super().__init__(model)
         self._states: dict[int, Any] = {}
         self._ahead: dict[int, tuple[int, torch.Tensor]] = {}  # by slot: logits, and the position of the first of them
         takes = inspect.signature(model.forward).parameters
         self._takes_wanted = "logits_to_keep" in takes
         self._name = next(name for name in _STATES if name in takes)
-        self.end_ids = end_ids_of(model)
+        self.can_reorder_cache = self._name != "state"  # a plain list of states, such as RWKV's
 
     @torch.inference_mode()
     def forward(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
@@ -98,18 +93,6 @@ class AloneRunner(ModelRunner):
         """See ModelRunner."""
         self._states.clear()
         self._ahead.clear()
-
-    def add_adapter(self, lora: Lora) -> None:
-        """See ModelRunner."""
-        self._adapters.add(lora)
-
-    def remove_adapter(self, lora: Lora) -> None:
-        """See ModelRunner."""
-        self._adapters.remove(lora)
-
-    def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
-        """See ModelRunner. A plain list of states, such as RWKV's, cannot be reordered for beams."""
-        return beam_search(self._model, request, stopped, self._adapters, lora, use_cache=self._name != "state")
 
     def _scored(self, run: ScheduledTokens) -> torch.Tensor:
         """Return the logits of a part of a scored prompt, or of its last token alone: [wanted, vocabulary]."""

@@ -26,7 +26,7 @@ def compile_forward(model: Any) -> None:
     The cache itself is not compiled: it grows in place, and inductor cannot compile its views of one buffer. Each kind
     of shape (one token or several, one sequence or several) is compiled when it first occurs.
     """
-    from run_gpt.engine.runners import generic
+    from run_gpt.engine.runners.batches import CacheLayer
 
-    generic._Layer.update = torch._dynamo.disable(generic._Layer.update)  # type: ignore
+    CacheLayer.update = torch._dynamo.disable(CacheLayer.update)  # type: ignore
     model.forward = torch.compile(model.forward, dynamic=True)

@@ -5,7 +5,6 @@ a step run as one matrix without padding, together with decoding sequences. Keys
 sequences join or leave. And little runs between the products, where a small model spends most of the time.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,11 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from run_gpt.engine.plan import ScheduledTokens
-from run_gpt.engine.request import Request
-from run_gpt.engine.runner import ModelRunner
-from run_gpt.engine.runners.beams import beam_search, end_ids_of
+from run_gpt.engine.runners.base import TransformersRunner
 from run_gpt.engine.runners.blocks import BlockCache, Places
-from run_gpt.engine.runners.lora import Adapters, Lora
 from run_gpt.engine.runners.memory import cache_bytes_per_token
 from run_gpt.engine.runners.packed import joined_linear
 from run_gpt.engine.slots import Copy
@@ -81,7 +77,7 @@ class _Layer:
     """Paths in the model, and numbers of outputs, of the joined projections: q, k, v, gate and up."""
 
 
-class LlamaRunner(ModelRunner):
+class LlamaRunner(TransformersRunner):
     """ModelRunner over a KV cache in blocks.
 
     The linear layers run over all tokens of a step. Attention runs for one sequence after the other. On a GPU, where
@@ -91,9 +87,8 @@ class LlamaRunner(ModelRunner):
     reuses_prefixes = True
 
     def __init__(self, model: Any, max_running: int):
+        super().__init__(model)
         config = model.config
-        self._model = model
-        self._adapters = Adapters(model)
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._epsilon = config.rms_norm_eps
@@ -104,7 +99,6 @@ class LlamaRunner(ModelRunner):
         self._together = gpu
         self.cheap_tokens = CHEAP_ON_GPU if gpu else CHEAP_ON_CPU
         self.cache_bytes_per_token = cache_bytes_per_token(model)
-        self.end_ids = end_ids_of(model)
         block = BLOCK_ON_GPU if gpu else BLOCK_ON_CPU
         self._cache = BlockCache(len(self._layers), max_running, self._kv_heads, self._size, block, self._like)
         self._rotary = self._like, self._like
@@ -201,18 +195,6 @@ class LlamaRunner(ModelRunner):
     def reset(self) -> None:
         """See ModelRunner."""
         self._cache.reset()
-
-    def add_adapter(self, lora: Lora) -> None:
-        """See ModelRunner."""
-        self._adapters.add(lora)
-
-    def remove_adapter(self, lora: Lora) -> None:
-        """See ModelRunner."""
-        self._adapters.remove(lora)
-
-    def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
-        """See ModelRunner."""
-        return beam_search(self._model, request, stopped, self._adapters, lora)
 
     def _angles(self, positions: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines of positions, [tokens, 1, size]. Their table grows with the longest sequence."""

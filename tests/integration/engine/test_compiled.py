@@ -9,7 +9,8 @@ import transformers
 
 from run_gpt.config import EngineConfig
 from run_gpt.engine.request import Request
-from run_gpt.engine.runners import compiled, generic
+from run_gpt.engine.runners import compiled
+from run_gpt.engine.runners.batches import CacheLayer
 from run_gpt.engine.runners.native.build import unsupported
 from run_gpt.errors import SetupError
 from run_gpt.local.launch import start_engine, start_kernels
@@ -19,7 +20,7 @@ from run_gpt.models import LoadedModel
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setattr(generic._Layer, "update", generic._Layer.update)  # put back at the end
+    monkeypatch.setattr(CacheLayer, "update", CacheLayer.update)  # put back at the end
     return tmp_path / "compiled"
 
 

@@ -1,6 +1,5 @@
 """Native runner: one call of a compiled forward pass for each step, for any mix of prompts and answers."""
 
-import threading
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate
@@ -10,11 +9,9 @@ import torch
 
 from run_gpt.config import EngineConfig
 from run_gpt.engine.plan import ScheduledTokens
-from run_gpt.engine.request import Request
-from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners import llama
-from run_gpt.engine.runners.beams import beam_search, end_ids_of
-from run_gpt.engine.runners.lora import Adapters, Lora
+from run_gpt.engine.runners.base import TransformersRunner
+from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.runners.native.binding import GROUP, LANES, Context, Memory, ModelStruct
 from run_gpt.engine.runners.native.loras import NativeLoras
 from run_gpt.engine.runners.native.pace import Pace
@@ -60,7 +57,7 @@ def _head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-class NativeRunner(ModelRunner):
+class NativeRunner(TransformersRunner):
     """ModelRunner over compiled kernels.
 
     A sequence's logits do not depend on the rest of the batch, to the last bit, because the order of its sums does not.
@@ -77,13 +74,12 @@ class NativeRunner(ModelRunner):
         The model itself is not changed until `take_over`, so that another runner may use it meanwhile. Raises
         ModelLoadError if there is no address space for the cache.
         """
+        super().__init__(model)
         kernels = weights.kernels
-        self._model, self._kernels, self._weights = model, kernels, weights
+        self._kernels, self._weights = kernels, weights
         threads = torch.get_num_threads()
         self._context, self._pace = Context(kernels, threads), Pace(threads)
-        self.end_ids = end_ids_of(model)
-        self._loras = NativeLoras(len(model.model.layers))
-        self._adapters = Adapters(model)  # for beam search, in the model's own forward pass
+        self._loras = NativeLoras(len(model.model.layers))  # for steps; the base's adapters are for beam search
         weights.link(model)
         shape, size = model.config, _head_size(model.config)
         context = min(shape.max_position_embeddings, config.max_context or shape.max_position_embeddings)
@@ -190,18 +186,14 @@ class NativeRunner(ModelRunner):
 
     def add_adapter(self, lora: Lora) -> None:
         """See ModelRunner."""
-        self._adapters.add(lora)
+        super().add_adapter(lora)
         try:
             self._loras.add(lora)
         except ValueError:
-            self._adapters.remove(lora)
+            super().remove_adapter(lora)
             raise
 
     def remove_adapter(self, lora: Lora) -> None:
         """See ModelRunner."""
-        self._adapters.remove(lora)
+        super().remove_adapter(lora)
         self._loras.remove(lora)
-
-    def beam_search(self, request: Request, stopped: threading.Event, lora: Lora | None = None) -> list[list[int]]:
-        """See ModelRunner."""
-        return beam_search(self._model, request, stopped, self._adapters, lora)
