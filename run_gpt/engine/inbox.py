@@ -47,7 +47,7 @@ class Inbox:
         self._abandon = abandon
         self._lock = threading.Lock()
         self._waiting: dict[Delivery, None] = {}  # in the order in which they came
-        self._telling: list[tuple[Delivery, News]] = []
+        self._delivering: list[tuple[Delivery, News]] = []
         self._woken = False
 
     def put(self, delivery: Delivery, event: TokenEvent) -> None:
@@ -69,13 +69,13 @@ class Inbox:
             if self._woken or not self._waiting:
                 return True
             self._woken = True
-        return self._call(self._tell)
+        return self._call(self._deliver)
 
     def cut(self, request_id: str) -> None:
         """Deliver nothing more of a request that has ended, but whose outlet may not have got the end yet."""
         with self._lock:
-            told = [delivery for delivery, _ in self._telling]
-            for delivery in (*told, *self._waiting):
+            current = [delivery for delivery, _ in self._delivering]
+            for delivery in (*current, *self._waiting):
                 if delivery.request_id == request_id:
                     self.drop(delivery)
 
@@ -92,26 +92,26 @@ class Inbox:
             return False
         return True
 
-    def _tell(self) -> None:
+    def _deliver(self) -> None:
         """Deliver everything that waits to its outlets; runs on the loop."""
         with self._lock:
             self._woken = False
-            self._telling = [(delivery, delivery.news) for delivery in self._waiting]
+            self._delivering = [(delivery, delivery.news) for delivery in self._waiting]
             for delivery in self._waiting:
                 delivery.news = News()
             self._waiting = {}
-        for delivery, news in self._telling:
-            self._tell_one(delivery, news)
-        self._telling = []
+        for delivery, news in self._delivering:
+            self._deliver_one(delivery, news)
+        self._delivering = []
 
-    def _tell_one(self, delivery: Delivery, news: News) -> None:
+    def _deliver_one(self, delivery: Delivery, news: News) -> None:
         try:
             for event in news.events():
                 if delivery.cut:
                     return
                 delivery.outlet.receive(event)
         except Exception as error:
-            log.exception("request %s ends, for what takes its answer failed", delivery.request_id)
+            log.exception("request %s ends, because the receiver of its answer failed", delivery.request_id)
             self._abandon(delivery)
             self._end(delivery, InternalError(f"the answer was not taken: {type(error).__name__}: {error}"))
             return
@@ -126,4 +126,4 @@ class Inbox:
         try:
             delivery.outlet.ended(error)
         except Exception:  # the request is over, and the other requests must still get their news
-            log.exception("what takes the answer of request %s failed at its end", delivery.request_id)
+            log.exception("the receiver of request %s failed at its end", delivery.request_id)

@@ -23,7 +23,7 @@ from run_gpt.engine.slots import Copy
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Fields of a ScheduledTokens that a runner reads, without the row and its consumer."""
+    """Fields of a ScheduledTokens that a runner reads, without the sequence."""
 
     slot: int
     start: int
@@ -52,7 +52,7 @@ class _SharedStop(threading.Event):
 
 
 class ParallelRunner(ModelRunner):
-    """ModelRunner of the first process, over its GenericRunner; `tell` sends bytes to every other process.
+    """ModelRunner of the first process, over its GenericRunner; `send` sends bytes to every other process.
 
     There is one call at a time: a beam search blocks the batch until it ends. After a failed call there are no more:
     it is not known how far the other processes got, and their data would mix with that of the next call.
@@ -63,13 +63,13 @@ class ParallelRunner(ModelRunner):
     def __init__(
         self,
         runner: GenericRunner,
-        tell: Callable[[bytes], None],
+        send: Callable[[bytes], None],
         group: Any,
         cache_bytes_per_token: int,
         on_failure: Callable[[], None],
     ):
         """`on_failure` ends the other processes."""
-        self._runner, self._tell, self._group, self._on_failure = runner, tell, group, on_failure
+        self._runner, self._send, self._group, self._on_failure = runner, send, group, on_failure
         self._failed = False
         self._lock = threading.Lock()
         self.cheap_tokens = runner.cheap_tokens
@@ -121,7 +121,7 @@ class ParallelRunner(ModelRunner):
             if self._failed:
                 raise RuntimeError("a call of this model failed before, and its processes have ended")
             try:
-                self._tell(pickle.dumps((name, arguments)))
+                self._send(pickle.dumps((name, arguments)))
                 return getattr(self._runner, name)(*arguments, *own)
             except BaseException:
                 self._failed = True
