@@ -58,7 +58,7 @@ LIGHT_MODULES = (
             "events",
             "inbox",
             "interface",
-            "errands",
+            "tasks",
             "metrics",
             "timing",
         )

@@ -190,7 +190,7 @@ async def test_scores_go_on_when_another_runner_takes_over_in_the_middle(first, 
         if len(watched.rows) == 2 and not replaced:
             replaced.append(asyncio.run_coroutine_threadsafe(asyncio.to_thread(engine.replace_runner, other), loop))
             with engine._changed:  # it is done when this step has ended
-                assert engine._changed.wait_for(lambda: engine._errands, 10)
+                assert engine._changed.wait_for(lambda: engine._tasks, 10)
 
     loop = asyncio.get_running_loop()
     watched.between = replace
