@@ -44,7 +44,7 @@ HISTOGRAMS: dict[str, tuple[abc.Sequence[float], str]] = {
 """Buckets and help text of each histogram."""
 
 
-class Tally:
+class Histogram:
     """Counts of a histogram.
 
     prometheus_client's own histogram takes about 1.2 us for each value, because it looks at every bucket and takes a
@@ -77,9 +77,9 @@ class EngineMetrics(Collector):
     def __init__(self, scheduler: Scheduler, beams: Sized, lock: AbstractContextManager[Any]):
         """`beams`: beam searches that wait or run. `lock`: held during every change of the scheduler or `beams`."""
         self._scheduler, self._searches, self._lock = scheduler, beams, lock
-        self._tallies = {name: Tally(buckets) for name, (buckets, _) in HISTOGRAMS.items()}
-        self._first, self._next, self._whole, self._queue, self._prefill, self._decode, *rest = self._tallies.values()
-        self._step_time, self._step_rows, self._prompt, self._generated = rest
+        self._histograms = {name: Histogram(buckets) for name, (buckets, _) in HISTOGRAMS.items()}
+        self._first, self._next, self._whole, self._queue, self._prefill, *rest = self._histograms.values()
+        self._decode, self._step_time, self._step_rows, self._prompt, self._generated = rest
         self._finished = {"stop": 0, "length": 0}
         self._prompt_tokens = 0
         self._beam_tokens = 0
@@ -140,8 +140,8 @@ class EngineMetrics(Collector):
     def collect(self) -> list[Metric]:
         """Return all metrics as they are now; see Collector."""
         with self._lock:
-            tallies = [tally.family(name, HISTOGRAMS[name][1]) for name, tally in self._tallies.items()]
-            return [*self._gauges(), *self._process, *self._counters(), *tallies]
+            histograms = [histogram.family(name, HISTOGRAMS[name][1]) for name, histogram in self._histograms.items()]
+            return [*self._gauges(), *self._process, *self._counters(), *histograms]
 
     def _gauges(self) -> Iterator[Metric]:
         scheduler, slots, running = self._scheduler, self._scheduler.slots, len(self._scheduler.running)

@@ -93,7 +93,7 @@ class ScheduledTokens(Struct, frozen=True):
     num_logits: int
     """Number of trailing tokens whose logits are needed; 0 for a part of a prompt that is not the last one."""
     num_scored: int = 0
-    """Number of the wanted logits, the first ones, that score the next prompt token; the others sample new tokens."""
+    """Number of these logits, the first ones, that score the next prompt token; the others sample new tokens."""
 
     @property
     def slot(self) -> int:

@@ -37,8 +37,8 @@ class ModelRunner(Protocol):
         A run that starts before the end of its slot's tokens replaces them from `start` on (a rejected draft, a reused
         slot). A run that starts at 0 empties its slot first.
 
-        Returns [sum of the runs' `num_logits`, vocabulary], in the runs' order: the logits after each wanted token. The
-        next call may overwrite them.
+        Returns [sum of the runs' `num_logits`, vocabulary], in the runs' order: the logits after each of these
+        tokens. The next call may overwrite them.
         """
         ...
 

@@ -78,7 +78,7 @@ class Slots:
     def take(self, token_ids: "array[int]", reserve: int, adapter: object = None, *, reuse: bool = True) -> Slot | None:
         """Assign a slot to a sequence that has run nothing yet. Its `length` is the part of `token_ids` that it holds.
 
-        The longest prefix that any slot holds is reused, but never all of the token_ids: the last token must be run for
+        The longest prefix that any slot holds is reused, but never all of the tokens: the last token must be run for
         its logits. With `reuse` False nothing is reused. Returns None if all slots are taken, or if there is no memory
         until a sequence ends.
         """
@@ -120,7 +120,7 @@ class Slots:
         """Check the invariants of the slots. Raises AssertionError."""
         for slot in self.all:
             if slot.length > min(len(slot.token_ids), slot.reserved or slot.length):
-                raise AssertionError(f"{slot} holds more than its row has, or than is reserved")
+                raise AssertionError(f"{slot} holds more than its sequence has, or than is reserved")
             if bool(slot.used) != bool(slot.length or slot.reserved):
                 raise AssertionError(f"{slot} is empty and was used, or the other way round")
             if slot.length and not slot.reserved and not self._keep:

@@ -47,9 +47,9 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Schedul
     return [errors.get(i, result) for i, result in enumerate(results)]
 
 
-def _rows(logits: torch.Tensor, sequences: list[int]) -> torch.Tensor:
-    """Return these sequences of `logits`; all of them are returned without a copy."""
-    return logits if len(sequences) == len(logits) else logits[sequences]
+def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Return these rows of `logits`; all of them are returned without a copy."""
+    return logits if len(rows) == len(logits) else logits[rows]
 
 
 def _sample(sampler: Sampler, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:

@@ -33,7 +33,7 @@ class AloneRunner(TransformersRunner):
         self._states: dict[int, Any] = {}
         self._ahead: dict[int, tuple[int, torch.Tensor]] = {}  # by slot: logits, and the position of the first of them
         takes = inspect.signature(model.forward).parameters
-        self._takes_wanted = "logits_to_keep" in takes
+        self._takes_logits_to_keep = "logits_to_keep" in takes
         self._name = next(name for name in _STATES if name in takes)
         self.can_reorder_cache = self._name != "state"  # a plain list of states, such as RWKV's
 
@@ -95,7 +95,7 @@ class AloneRunner(TransformersRunner):
         self._ahead.clear()
 
     def _scored(self, run: ScheduledTokens) -> torch.Tensor:
-        """Return the logits of a part of a scored prompt, or of its last token alone: [wanted, vocabulary]."""
+        """Return the logits of a part of a scored prompt, or of its last token alone: [num_logits, vocabulary]."""
         prompt_ids, first = run.sequence.request.prompt_ids, run.end - run.num_logits
         start, logits = self._ahead.get(run.slot, (0, torch.empty(0, 0)))
         if not run.start or run.end > start + len(logits):
@@ -108,11 +108,11 @@ class AloneRunner(TransformersRunner):
             self._ahead.pop(run.slot, None)
         return logits[first - start : run.end - start]
 
-    def _run(self, run: ScheduledTokens, token_ids: Sequence[int], wanted: int) -> torch.Tensor:
-        """Return the logits after the last `num_logits` of these tokens: [wanted, vocabulary]."""
-        options = {"logits_to_keep": wanted} if self._takes_wanted else {}
+    def _run(self, run: ScheduledTokens, token_ids: Sequence[int], num_logits: int) -> torch.Tensor:
+        """Return the logits after the last `num_logits` of these tokens: [num_logits, vocabulary]."""
+        options = {"logits_to_keep": num_logits} if self._takes_logits_to_keep else {}
         ids = torch.tensor([list(token_ids)], device=input_device(self._model))
         with self._adapters.rows([run.adapter]):
             out = self._model(ids, **{self._name: self._states.get(run.slot)}, use_cache=True, **options)
         self._states[run.slot] = out[self._name]
-        return out.logits[0, -wanted:]  # type: ignore[no-any-return]
+        return out.logits[0, -num_logits:]  # type: ignore[no-any-return]

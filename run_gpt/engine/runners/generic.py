@@ -38,7 +38,7 @@ class GenericRunner(TransformersRunner):
         self._loras: dict[int, Lora | None] = {}  # by slot
         takes = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in takes
-        self._takes_wanted = "logits_to_keep" in takes
+        self._takes_logits_to_keep = "logits_to_keep" in takes
         self._batches: list[Batch] = []
         self.cache_bytes_per_token = cache_bytes_per_token(model)
 
@@ -57,8 +57,8 @@ class GenericRunner(TransformersRunner):
         groups = [*_alike([r for r in begun if r.num_logits == 1]), *_alike([r for r in begun if r.num_logits > 1])]
         for group in groups:
             batch, ids = self._grown(group)
-            wanted = max(run.num_logits for run in group)
-            logits.update(zip(batch.slots, self._run(batch, ids, wanted), strict=True))
+            num_logits = max(run.num_logits for run in group)
+            logits.update(zip(batch.slots, self._run(batch, ids, num_logits), strict=True))
         for run in runs:
             if run.slot not in logits:
                 logits[run.slot] = self._run_alone(run)
@@ -94,7 +94,7 @@ class GenericRunner(TransformersRunner):
         return dict(zip(batch.slots, logits, strict=True))
 
     def _run_alone(self, run: ScheduledTokens) -> torch.Tensor:
-        """Run a part of a prompt, or a row's last token and its drafts. Returns [wanted, or 1, vocabulary]."""
+        """Run a part of a prompt, or a row's last token and its drafts. Returns [num_logits, or 1, vocabulary]."""
         batch, ids = self._grown([run])
         return self._run(batch, ids, max(1, run.num_logits))[0]
 
@@ -151,10 +151,10 @@ class GenericRunner(TransformersRunner):
         self._batches = [*(batch for batch in self._batches if batch not in parts), composed]
         return composed
 
-    def _run(self, batch: Batch, ids: torch.Tensor, wanted: int) -> torch.Tensor:
-        """Return the logits after the last columns: [rows, wanted, vocabulary]."""
-        options = {"logits_to_keep": wanted} if self._takes_wanted else {}
-        return self._call(self._model, batch, ids, **options).logits[:, -wanted:]  # type: ignore[no-any-return]
+    def _run(self, batch: Batch, ids: torch.Tensor, num_logits: int) -> torch.Tensor:
+        """Return the logits after the last columns: [rows, num_logits, vocabulary]."""
+        options = {"logits_to_keep": num_logits} if self._takes_logits_to_keep else {}
+        return self._call(self._model, batch, ids, **options).logits[:, -num_logits:]  # type: ignore[no-any-return]
 
     def _call(self, model: Any, batch: Batch, ids: torch.Tensor, **options: Any) -> Any:
         """Call the model, or its part below the output layer. `batch.mask` covers `ids` already."""

@@ -10,7 +10,7 @@ from test_engine import ScriptedRunner, collect, decode
 
 from run_gpt.config import EngineConfig
 from run_gpt.engine.engine import BatchEngine
-from run_gpt.engine.metrics import HISTOGRAMS, EngineMetrics, Tally
+from run_gpt.engine.metrics import HISTOGRAMS, EngineMetrics, Histogram
 from run_gpt.engine.plan import Sampled
 from run_gpt.engine.request import Request
 from run_gpt.engine.scheduler import Scheduler
@@ -191,10 +191,10 @@ def test_buckets_resolve_five_milliseconds_where_a_reader_waits():
 
 
 def test_a_value_on_a_bound_is_within_it():
-    tally = Tally((1, 2))
+    histogram = Histogram((1, 2))
     for value in (1, 1.5, 2, 3):
-        tally.add(value)
-    assert [s.value for s in tally.family("x", "x").samples if s.name == "x_bucket"] == [1, 3, 4]
+        histogram.add(value)
+    assert [s.value for s in histogram.family("x", "x").samples if s.name == "x_bucket"] == [1, 3, 4]
 
 
 def test_a_step_of_64_rows_costs_less_than_a_millisecond():
