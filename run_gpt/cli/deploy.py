@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from run_gpt.cli import options
 from run_gpt.cli.progress import console
 from run_gpt.config import DEFAULT_MODEL, HostConfig, Panel, ServeConfig
-from run_gpt.deploy import TARGETS, Autoscale, Deployment, Doors, Target
+from run_gpt.deploy import TARGETS, Autoscale, Deployment, Endpoints, Target
 from run_gpt.deploy.deployment import ONE_MODEL
 from run_gpt.errors import SetupError
 
@@ -138,7 +138,7 @@ def status(cloud: CloudOption, name: Name, of_target: dict[str, Any] | None = No
     print(f"{found.name}  {found.phase}")
     if found.wanted is not None:
         print(f"replicas  {found.ready if found.ready is not None else '?'} of {found.wanted} ready")
-    print_doors(found.doors)
+    print_doors(found.endpoints)
     for note in found.notes:
         print(note)
 
@@ -192,7 +192,7 @@ def write_files(files: dict[str, str], folder: Path) -> None:
         print(folder / name)
 
 
-def print_doors(doors: Doors) -> None:
+def print_doors(doors: Endpoints) -> None:
     """Print the URL of each endpoint on stdout, one a line."""
     for name, url in (("HTTP", doors.http), ("gRPC", doors.grpc)):
         if url is not None:

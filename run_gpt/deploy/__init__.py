@@ -5,9 +5,11 @@ from run_gpt.deploy.deployment import Autoscale, Deployment
 from run_gpt.deploy.docker import DockerCompose
 from run_gpt.deploy.jina import JinaCloud
 from run_gpt.deploy.kubernetes import Kubernetes
-from run_gpt.deploy.target import Doors, Status, Target, Tell
+from run_gpt.deploy.target import Endpoints, Report, Status, Target
 
 TARGETS: dict[str, type[Target]] = {"aws": AWS, "docker": DockerCompose, "jina": JinaCloud, "kubernetes": Kubernetes}
 """Targets by their names for `--cloud`."""
 
-__all__ = ["TARGETS", "Autoscale", "Deployment", "Doors", "Status", "Target", "Tell"]
+Doors, Tell = Endpoints, Report  # earlier names
+
+__all__ = ["TARGETS", "Autoscale", "Deployment", "Endpoints", "Report", "Status", "Target"]

@@ -11,7 +11,7 @@ import yaml
 from run_gpt.config import API_KEY_VARIABLE
 from run_gpt.deploy.compose import MARK
 from run_gpt.deploy.docker_program import check_docker, docker, docker_lines, json_rows
-from run_gpt.deploy.target import Tell
+from run_gpt.deploy.target import Report
 from run_gpt.errors import SetupError
 
 
@@ -32,10 +32,10 @@ class Project:
         """Yield the lines of `docker compose ARGUMENTS` as they come, errors among them."""
         return docker_lines(*self._command(*arguments), env=self._env())
 
-    def run(self, *arguments: str, tell: Tell) -> None:
-        """Run `docker compose ARGUMENTS` to its end and pass its progress to `tell`."""
+    def run(self, *arguments: str, report: Report) -> None:
+        """Run `docker compose ARGUMENTS` to its end and pass its progress to `report`."""
         for line in self.lines(*arguments):
-            tell(line.strip())
+            report(line.strip())
 
     def containers(self) -> list[dict[str, Any]]:
         """Return all containers, ended ones too, as `docker compose ps` describes them, with `Restarts` of each."""

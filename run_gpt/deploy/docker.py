@@ -13,7 +13,7 @@ from run_gpt.deploy.compose import EXECUTOR, GATEWAY, KEYS_FOLDER, Published, re
 from run_gpt.deploy.compose_project import Project, check_free, find_project
 from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, KEYS_PATH, Deployment
 from run_gpt.deploy.docker_program import check_docker, docker
-from run_gpt.deploy.target import Doors, Phase, Status, Tell, option
+from run_gpt.deploy.target import Endpoints, Phase, Report, Status, option
 from run_gpt.errors import SetupError
 
 FILE = "compose.yml"
@@ -24,9 +24,9 @@ _POLL_SECONDS = 1.0
 class DockerCompose:
     """Docker Compose on this machine, or on the machine of docker's context or $DOCKER_HOST."""
 
-    publish: str = option("", "Address for both doors; default: 127.0.0.1, and 0.0.0.0, the network, with a key.")
-    publish_http: int = option(HTTP_PORT, "Port of the HTTP door.")
-    publish_grpc: int = option(GRPC_PORT, "Port of the gRPC door.")
+    publish: str = option("", "Address of both ports; default: 127.0.0.1, and 0.0.0.0, the network, with a key.")
+    publish_http: int = option(HTTP_PORT, "Port for HTTP.")
+    publish_grpc: int = option(GRPC_PORT, "Port for gRPC.")
     compose_wait: float = option(1800.0, "Seconds that it gets until it serves.")
 
     def render(self, deployment: Deployment) -> dict[str, str]:
@@ -41,10 +41,10 @@ class DockerCompose:
         default = EVERY_INTERFACE if deployment.server.asks_for_key or deployment.open else LOOPBACK
         address = self.publish or default
         if address not in (LOOPBACK, "::1"):
-            deployment.check_closed(f"whoever reaches {address} of this machine")
+            deployment.check_closed(f"anyone who reaches {address} of this machine")
         return {FILE: render_compose(deployment, Published(address, self.publish_http, self.publish_grpc))}
 
-    def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
+    def deploy(self, deployment: Deployment, report: Report) -> Endpoints:
         """Start or change the containers, and wait until all of them are healthy.
 
         The file and a copy of the key file are kept in $XDG_STATE_HOME/rungpt/docker/NAME (XDG_STATE_HOME's
@@ -57,10 +57,10 @@ class DockerCompose:
         _write_files(folder, files[FILE], deployment.keys_file())
         project = Project(deployment.name, folder / FILE, deployment.server.api_key)
         try:
-            project.run("up", "--detach", "--remove-orphans", tell=tell)
+            project.run("up", "--detach", "--remove-orphans", report=report)
         except SetupError as error:
             raise _explained(error, deployment.image) from error
-        return self._wait(project, deployment.replicas, tell)
+        return self._wait(project, deployment.replicas, report)
 
     def status(self, name: str) -> Status:
         """Return the status from `docker compose ps`."""
@@ -71,7 +71,7 @@ class DockerCompose:
         follows = ["--follow"] if follow else []
         yield from find_project(name).lines("logs", "--no-color", "--tail", str(lines), *follows)
 
-    def scale(self, name: str, replicas: int, tell: Tell) -> None:
+    def scale(self, name: str, replicas: int, report: Report) -> None:
         """Start or end executors; `rungpt deploy` sets their number back to its --replicas."""
         project = find_project(name)
         if EXECUTOR not in project.services():
@@ -80,31 +80,31 @@ class DockerCompose:
             )
         # Leave the other services and running executors as they are, even if the environment has changed.
         scale = ("--no-deps", "--no-recreate", "--scale", f"{EXECUTOR}={replicas}", EXECUTOR)
-        project.run("up", "--detach", *scale, tell=tell)
+        project.run("up", "--detach", *scale, report=report)
 
-    def remove(self, name: str, tell: Tell) -> None:
+    def remove(self, name: str, report: Report) -> None:
         """End and delete the containers, and the volume with its models."""
         project = find_project(name)
-        project.run("down", "--volumes", "--remove-orphans", tell=tell)
+        project.run("down", "--volumes", "--remove-orphans", report=report)
         if project.file == _state_folder(name) / FILE:
             shutil.rmtree(project.file.parent)
 
-    def _wait(self, project: Project, replicas: int, tell: Tell) -> Doors:
+    def _wait(self, project: Project, replicas: int, report: Report) -> Endpoints:
         """Wait until all are healthy. Raises SetupError, with the container's error, as soon as one has ended."""
         deadline = time.monotonic() + self.compose_wait
-        told = -1
+        reported = -1
         while True:
             status = _status(project.name, project.containers())
             if status.notes:
                 raise SetupError(f"{'; '.join(status.notes)}: {project.last_words()}")
             if status.phase == "serving" and status.ready == replicas:
-                return status.doors
-            if status.ready != told:
-                told = status.ready or 0
-                tell(f"{told} of {replicas} replicas ready")
+                return status.endpoints
+            if status.ready != reported:
+                reported = status.ready or 0
+                report(f"{reported} of {replicas} replicas ready")
             if time.monotonic() > deadline:
                 raise SetupError(
-                    f"{project.name} does not serve after {self.compose_wait:g} s ({told} of {replicas} replicas "
+                    f"{project.name} does not serve after {self.compose_wait:g} s ({reported} of {replicas} replicas "
                     f"ready): see `rungpt deploy logs {project.name} --cloud docker`, or give more --compose-wait"
                 )
             time.sleep(_POLL_SECONDS)
@@ -124,7 +124,7 @@ def _status(name: str, containers: list[dict[str, Any]]) -> Status:
         phase=phase,
         ready=ready,
         wanted=len(executors),
-        doors=Doors() if gateway is None else _doors(gateway),
+        endpoints=Endpoints() if gateway is None else _endpoints(gateway),
         notes=tuple(f"{c['Name']} {c['State']} (exit code {c['ExitCode']}, {c['Restarts']} restarts)" for c in failed),
     )
 
@@ -135,7 +135,7 @@ def _fails(container: dict[str, Any]) -> bool:
     return container["State"] in ("exited", "restarting", "dead") or loads_again
 
 
-def _doors(gateway: dict[str, Any]) -> Doors:
+def _endpoints(gateway: dict[str, Any]) -> Endpoints:
     published = {row["TargetPort"]: row for row in gateway["Publishers"] or () if row["PublishedPort"]}
 
     def url(scheme: str, target: int) -> str | None:
@@ -144,7 +144,7 @@ def _doors(gateway: dict[str, Any]) -> Doors:
         host = {EVERY_INTERFACE: LOOPBACK, "": LOOPBACK, "::": "::1"}.get(row["URL"], row["URL"])
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{row['PublishedPort']}"
 
-    return Doors(http=url("http", HTTP_PORT), grpc=url("grpc", GRPC_PORT))
+    return Endpoints(http=url("http", HTTP_PORT), grpc=url("grpc", GRPC_PORT))
 
 
 def _state_folder(name: str) -> Path:

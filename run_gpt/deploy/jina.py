@@ -14,7 +14,7 @@ import yaml
 
 from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, GatewayConfig, ServedModel
 from run_gpt.deploy.deployment import GATEWAY_CPUS, GATEWAY_MEMORY_GIB, GRPC_PORT, HTTP_PORT, Deployment
-from run_gpt.deploy.target import Doors, Phase, Status, Tell, option
+from run_gpt.deploy.target import Endpoints, Phase, Report, Status, option
 from run_gpt.errors import SetupError
 from run_gpt.flows.render import EXECUTOR_NAME, changed_values, executor_settings
 from run_gpt.flows.traces import trace_options
@@ -72,7 +72,7 @@ class JinaCloud:
         header = _HEADER + (_KEY_HEADER if deployment.server.asks_for_key else "")
         return {_FILE: header + _yaml(self._flow(deployment))}
 
-    def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
+    def deploy(self, deployment: Deployment, report: Report) -> Endpoints:
         """Push the Flow, or update the one with this name, and wait until it serves. Raises SetupError."""
         flow, key = self._flow(deployment), deployment.server.api_key
         if "/" not in deployment.image:
@@ -84,18 +84,18 @@ class JinaCloud:
             if key is None:
                 raise SetupError(f"the gateway must have a key: set {API_KEY_VARIABLE}")
             flow["gateway"]["env"][API_KEY_VARIABLE] = key
-        return _doors(_client().deploy(deployment.name, _yaml(flow), START_SECONDS, tell))
+        return _endpoints(_client().deploy(deployment.name, _yaml(flow), START_SECONDS, report))
 
     def status(self, name: str) -> Status:
         """Return Jina Cloud's status of it, which does not include the number of ready replicas."""
         client = _client()
-        answer = client.look(name)
+        answer = client.status(name)
         executors = (answer.get("spec") or {}).get("executors") or [{}]
         return Status(
             name=name,
             phase=_PHASES.get(client.phase_of(answer), "starting"),
             wanted=executors[0].get("replicas"),
-            doors=_doors(client.endpoints_of(answer)),
+            endpoints=_endpoints(client.endpoints_of(answer)),
             notes=tuple(client.reasons_of(answer)),
         )
 
@@ -106,15 +106,15 @@ class JinaCloud:
         for pod, text in _client().logs(name, EXECUTOR_NAME).items():
             yield from (f"{pod} | {line}" for line in text.splitlines()[-lines:])
 
-    def scale(self, name: str, replicas: int, tell: Tell) -> None:
+    def scale(self, name: str, replicas: int, report: Report) -> None:
         """Change the number of executors, and wait until it serves again. Raises SetupError."""
         if replicas < 1:
             raise SetupError(f"Jina Cloud runs at least 1 replica: `rungpt deploy remove {name} --cloud jina` ends all")
-        _client().scale(name, EXECUTOR_NAME, replicas, START_SECONDS, tell)
+        _client().scale(name, EXECUTOR_NAME, replicas, START_SECONDS, report)
 
-    def remove(self, name: str, tell: Tell) -> None:
-        """Delete the Flow, or all of this name if there are several, and wait until it is gone. Raises SetupError."""
-        _client().remove(name, tell)
+    def remove(self, name: str, report: Report) -> None:
+        """Delete the Flow, or all of this name if there are several; returns when it is deleted. Raises SetupError."""
+        _client().remove(name, report)
 
     def _flow(self, deployment: Deployment) -> dict[str, Any]:
         _check(deployment)
@@ -132,11 +132,11 @@ class JinaCloud:
 
     def _gateway(self, deployment: Deployment) -> dict[str, Any]:
         server = deployment.server
-        doors = replace(GatewayConfig.of(server), require_key=server.asks_for_key)
+        gateway = replace(GatewayConfig.of(server), require_key=server.asks_for_key)
         resources = {"cpu": GATEWAY_CPUS, "memory": _gigabytes(GATEWAY_MEMORY_GIB), "capacity": self.capacity}
         return {
             "uses": _image(deployment, "gateway"),
-            **_uses_with(changed_values(doors)),
+            **_uses_with(changed_values(gateway)),
             "env": _without_flow(deployment.gateway_env(EXECUTOR_NAME))
             | ({API_KEY_VARIABLE: _KEY} if server.asks_for_key else {}),
             "port": [GRPC_PORT, HTTP_PORT],
@@ -181,7 +181,7 @@ class JinaCloud:
 
 
 def _check(deployment: Deployment) -> None:
-    deployment.check_closed("whoever finds its address on the internet")
+    deployment.check_closed("anyone who finds its address on the internet")
     if deployment.server.api_key_file is not None:
         raise SetupError(
             f"Jina Cloud gives containers no files, so --api-key-file cannot be had: set {API_KEY_VARIABLE} to one key"
@@ -227,11 +227,11 @@ def _yaml(flow: dict[str, Any]) -> str:
     return yaml.safe_dump(flow, sort_keys=False, width=120, allow_unicode=True)
 
 
-def _doors(endpoints: list[str]) -> Doors:
+def _endpoints(endpoints: list[str]) -> Endpoints:
     def first(scheme: str) -> str | None:
         return next((url for url in endpoints if url.startswith(scheme)), None)
 
-    return Doors(http=first("http"), grpc=first("grpc"))
+    return Endpoints(http=first("http"), grpc=first("grpc"))
 
 
 def _client() -> ModuleType:

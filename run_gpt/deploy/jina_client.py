@@ -16,7 +16,7 @@ import jcloud.flow
 from jcloud.constants import JCLOUD_API, Phase
 from jcloud.flow import Auth, CloudFlow
 
-from run_gpt.deploy.target import Tell
+from run_gpt.deploy.target import Report
 from run_gpt.errors import SetupError
 
 POLL_SECONDS = 2.0
@@ -40,19 +40,19 @@ class Refused(SetupError):
         self.status = status
 
 
-def deploy(name: str, spec: str, seconds: float, tell: Tell) -> list[str]:
+def deploy(name: str, spec: str, seconds: float, report: Report) -> list[str]:
     """Push the Flow, or update the one with this name. Return the endpoints' URLs once it serves."""
 
     async def run() -> list[str]:
         found = await _find(name)
         failed = [flow for flow in found if phase_of(flow) == "Failed"]
-        await _end(failed, tell)  # a failed Flow looks like a change that fails
+        await _end(failed, report)  # a failed Flow looks like a change that fails
         kept = [flow for flow in found if flow not in failed]
-        flow = Flow(tell, seconds, spec=spec, flow_id=_only(name, kept)["id"] if kept else None)
+        flow = Flow(report, seconds, spec=spec, flow_id=_only(name, kept)["id"] if kept else None)
         if flow.flow_id is None:
             await flow.__aenter__()  # jcloud's way to deploy
         else:
-            tell(f"changing {flow.flow_id}")
+            report(f"changing {flow.flow_id}")
             await flow.validate()
             await flow.update()
         return list(flow.endpoints)
@@ -60,7 +60,7 @@ def deploy(name: str, spec: str, seconds: float, tell: Tell) -> list[str]:
     return _run(run())
 
 
-def look(name: str) -> dict[str, Any]:
+def status(name: str) -> dict[str, Any]:
     """Return Jina Cloud's status of the Flow."""
 
     async def run() -> dict[str, Any]:
@@ -79,24 +79,24 @@ def logs(name: str, executor: str) -> dict[str, str]:
     return _run(run())
 
 
-def scale(name: str, executor: str, replicas: int, seconds: float, tell: Tell) -> None:
+def scale(name: str, executor: str, replicas: int, seconds: float, report: Report) -> None:
     """Change the number of replicas of an executor; returns when the Flow serves again."""
 
     async def run() -> None:
-        flow = Flow(tell, seconds, flow_id=_only(name, await _find(name))["id"])
+        flow = Flow(report, seconds, flow_id=_only(name, await _find(name))["id"])
         await flow.scale(executor=executor, replicas=replicas)
 
     _run(run())
 
 
-def remove(name: str, tell: Tell) -> None:
-    """Delete all Flows of this name; returns when they are gone."""
+def remove(name: str, report: Report) -> None:
+    """Delete all Flows of this name; returns when they are deleted."""
 
     async def run() -> None:
         found = await _find(name)
         if not found:
             raise _nothing(name)
-        await _end(found, tell)
+        await _end(found, report)
 
     _run(run())
 
@@ -124,13 +124,13 @@ class Flow(CloudFlow):  # type: ignore[misc]
     """Client of one Flow, jcloud's with SetupError as its error. Raises it at once when the user is not logged in."""
 
     def __init__(
-        self, tell: Tell = lambda line: None, seconds: float = 0, *, spec: str = "", flow_id: str | None = None
+        self, report: Report = lambda line: None, seconds: float = 0, *, spec: str = "", flow_id: str | None = None
     ):
         if not Auth.get_auth_token():
             raise SetupError("you are not logged in at Jina Cloud: run `jcloud login`, or set JINA_AUTH_TOKEN")
         super().__init__(flow_id=flow_id)
         self.path = "flow.yml"  # only a title
-        self.tell, self.seconds, self.spec = tell, seconds, spec
+        self.report, self.seconds, self.spec = report, seconds, spec
         self.changes = flow_id is not None
 
     async def _get_post_params(self, from_validate: bool = False) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Flow(CloudFlow):  # type: ignore[misc]
 
     async def _deploy(self) -> Any:
         answer = await super()._deploy()
-        self.tell(f"submitted as {self.flow_id}")
+        self.report(f"submitted as {self.flow_id}")
         return answer
 
     async def _fetch_until(self, intermediate: Any, desired: Any = Phase.Serving) -> tuple[list[str], None]:
@@ -157,7 +157,7 @@ class Flow(CloudFlow):  # type: ignore[misc]
         return endpoints_of(answer), None
 
     async def end(self) -> None:
-        """Delete it, and wait until it is gone."""
+        """Delete it, and wait until Jina Cloud reports it as deleted."""
         try:
             await self._terminate()
             await self._wait("Deleted", 0)
@@ -185,7 +185,7 @@ class Flow(CloudFlow):  # type: ignore[misc]
                     f"{_because(answer)}{self._advice() if desired == 'Serving' else ''}"
                 )
             if phase and phase != seen:
-                self.tell(f"{self.flow_id} is {phase.lower()}")
+                self.report(f"{self.flow_id} is {phase.lower()}")
                 seen = phase
             await asyncio.sleep(POLL_SECONDS)
 
@@ -208,10 +208,10 @@ def _only(name: str, flows: list[dict[str, Any]]) -> dict[str, Any]:
     return flows[0]
 
 
-async def _end(flows: list[dict[str, Any]], tell: Tell) -> None:
+async def _end(flows: list[dict[str, Any]], report: Report) -> None:
     for flow in flows:
-        tell(f"removing {flow['id']}, which is {phase_of(flow).lower()}")
-        await Flow(tell, REMOVE_SECONDS, flow_id=flow["id"]).end()
+        report(f"removing {flow['id']}, which is {phase_of(flow).lower()}")
+        await Flow(report, REMOVE_SECONDS, flow_id=flow["id"]).end()
 
 
 def _nothing(name: str) -> SetupError:

@@ -6,13 +6,13 @@ from typing import Any, Literal, Protocol
 
 from run_gpt.deploy.deployment import Deployment
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 """Function that takes a line of progress for users."""
 Phase = Literal["starting", "serving", "failed", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doors:
+class Endpoints:
     """URLs for requests, such as `http://10.0.0.1:52000` and `grpc://10.0.0.1:51000`; None if not known."""
 
     http: str | None = None
@@ -28,7 +28,7 @@ class Status:
     ready: int | None = None
     """Number of replicas that serve; None if the platform does not report it."""
     wanted: int | None = None
-    doors: Doors = Doors()
+    endpoints: Endpoints = Endpoints()
     notes: tuple[str, ...] = ()
     """Reasons why it does not serve, one line each."""
 
@@ -44,7 +44,7 @@ class Target(Protocol):
     def render(self, deployment: Deployment) -> dict[str, str]:
         """Return the files that `deploy` gives to the platform, by name; they contain no key. Raises SetupError."""
 
-    def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
+    def deploy(self, deployment: Deployment, report: Report) -> Endpoints:
         """Make or change the deployment, and return when it serves."""
 
     def status(self, name: str) -> Status:
@@ -53,10 +53,10 @@ class Target(Protocol):
     def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
         """Yield the last lines of its output, and, if `follow`, new lines as they come."""
 
-    def scale(self, name: str, replicas: int, tell: Tell) -> None:
+    def scale(self, name: str, replicas: int, report: Report) -> None:
         """Change the number of executors."""
 
-    def remove(self, name: str, tell: Tell) -> None:
+    def remove(self, name: str, report: Report) -> None:
         """Stop the deployment and delete everything that was made for it."""
 
 

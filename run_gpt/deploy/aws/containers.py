@@ -179,13 +179,13 @@ def _executor_service(options: Options) -> dict[str, Any]:
 
 
 def _gateway_service(deployment: Deployment, options: Options) -> dict[str, Any]:
-    doors = {"Grpc": GRPC_PORT, "Http": HTTP_PORT}
+    ports = {"Grpc": GRPC_PORT, "Http": HTTP_PORT}
     return _service("Gateway", deployment.gateways, options) | {
         "LaunchType": "FARGATE",
         "HealthCheckGracePeriodSeconds": 120,
         "LoadBalancers": [
-            {"ContainerName": "gateway", "ContainerPort": port, "TargetGroupArn": ref(f"{door}Targets")}
-            for door, port in doors.items()
+            {"ContainerName": "gateway", "ContainerPort": port, "TargetGroupArn": ref(f"{name}Targets")}
+            for name, port in ports.items()
         ],
     }
 

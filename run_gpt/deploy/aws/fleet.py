@@ -17,7 +17,7 @@ class Fleet:
     def __init__(self, session: Session, stack: str):
         self._session = session
         self._stack = stack
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._group: str | None = None
 
     def problems(self) -> Iterator[str]:
@@ -28,8 +28,8 @@ class Fleet:
         for activity in reversed(activities.get("Activities", [])):
             said = activity.get("StatusMessage", "")
             lately = activity["StartTime"] > datetime.now(UTC) - RECENT
-            if activity["StatusCode"] == "Failed" and lately and said not in self._told:
-                self._told.add(said)
+            if activity["StatusCode"] == "Failed" and lately and said not in self._reported:
+                self._reported.add(said)
                 yield f"no instance could be started: {said}"
 
     def release(self) -> None:
@@ -69,7 +69,7 @@ class Fleet:
         return self._group
 
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """Return the answer, which is empty if the group is gone."""
+        """Return the answer, which is empty if the group no longer exists."""
         try:
             return self._session.call("autoscaling", operation, **arguments)
         except Refused as refused:

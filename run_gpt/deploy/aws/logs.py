@@ -24,7 +24,7 @@ def last_lines(session: Session, name: str, lines: int) -> list[str]:
 
 
 def following(session: Session, name: str) -> Iterator[str]:
-    """Yield the lines that are written from now on, for ever. Raises SetupError when the log is gone."""
+    """Yield the lines that are written from now on, for ever. Raises SetupError when the log no longer exists."""
     start, seen = _now(), set[str]()
     while True:
         events = [event for role in ROLES for event in _since(session, log_group(name, role), start)]

@@ -112,17 +112,17 @@ def security_groups(options: Options) -> Resources:
     Clients reach the load balancer, which reaches the gateways, which reach the executors. Nothing reaches the
     instances.
     """
-    doors = (GRPC_PORT, HTTP_PORT)
+    ports = (GRPC_PORT, HTTP_PORT)
     balancer = {"SourceSecurityGroupId": ref("LoadBalancerSecurity")}
     gateways = {"SourceSecurityGroupId": ref("GatewaySecurity")}
     return {
         "LoadBalancerSecurity": _security_group(
             options,
             "clients of the load balancer",
-            [_from({"CidrIp": network}, port) for network in options.networks for port in doors],
+            [_from({"CidrIp": network}, port) for network in options.networks for port in ports],
         ),
         "GatewaySecurity": _security_group(
-            options, "the load balancer to the gateways", [_from(balancer, port) for port in doors]
+            options, "the load balancer to the gateways", [_from(balancer, port) for port in ports]
         ),
         "ExecutorSecurity": _security_group(options, "gateways to executors", [_from(gateways, EXECUTOR_PORT)]),
         "InstanceSecurity": _security_group(options, "nobody to the instances", []),
@@ -179,12 +179,12 @@ def load_balancer(deployment: Deployment, options: Options) -> Resources:
         balancer["DependsOn"] = "PublicRoute"
     return (
         {"LoadBalancer": balancer}
-        | _door("Grpc", GRPC_PORT, deployment, options)
-        | _door("Http", HTTP_PORT, deployment, options)
+        | _listener("Grpc", GRPC_PORT, deployment, options)
+        | _listener("Http", HTTP_PORT, deployment, options)
     )
 
 
-def _door(name: str, port: int, deployment: Deployment, options: Options) -> Resources:
+def _listener(name: str, port: int, deployment: Deployment, options: Options) -> Resources:
     """Return a listener and its targets. The targets' health check is `/health`.
 
     With `/ready`, ECS would end and replace gateways while a model is loading.

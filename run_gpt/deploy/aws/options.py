@@ -40,7 +40,7 @@ class Options:
     public_subnets: str | None = option(None, "Its public subnets, for the load balancer: ID,ID.")
     internal: bool = option(False, "Let the load balancer be reached from within the VPC only.")
     allow_from: str = option(EVERYWHERE, "Networks that reach the load balancer: CIDR,CIDR.")
-    certificate: str | None = option(None, "ARN of a certificate: both doors speak TLS.")
+    certificate: str | None = option(None, "ARN of a certificate: both ports use TLS.")
     domain: str | None = option(None, "The name that the certificate is for.")
 
     def check(self, deployment: Deployment) -> None:
@@ -48,7 +48,7 @@ class Options:
         self._check_forms()
         self._check_together()
         where = "the VPC" if self.internal else "the load balancer"
-        deployment.check_closed(f"whoever reaches {where}")
+        deployment.check_closed(f"anyone who reaches {where}")
         _check_keys(deployment)
         _check_size(deployment)
 
@@ -95,13 +95,13 @@ def _check_size(deployment: Deployment) -> None:
     if most > MOST_REPLICAS:
         option = "--replicas" if deployment.autoscale is None else "--autoscale"
         raise SetupError(
-            f"{option}: {most} replicas are more than the {MOST_REPLICAS} that the DNS of AWS tells a gateway of; take "
+            f"{option}: {most} replicas are more than the {MOST_REPLICAS} that the DNS of AWS returns; take "
             "larger replicas, several deployments, or --cloud kubernetes"
         )
     if deployment.stop_seconds > MOST_STOP_SECONDS:
         raise SetupError(
             f"--drain-seconds {deployment.server.drain_seconds:g}: AWS ends a container {MOST_STOP_SECONDS} s after it "
-            f"was told to stop, so at most {MOST_STOP_SECONDS - STOP_MARGIN} here"
+            f"gets SIGTERM, so at most {MOST_STOP_SECONDS - STOP_MARGIN} here"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from run_gpt.deploy.aws.fleet import Fleet
 from run_gpt.deploy.aws.logs import last_lines
 from run_gpt.deploy.aws.session import Refused, Session
-from run_gpt.deploy.target import Tell
+from run_gpt.deploy.target import Report
 from run_gpt.errors import SetupError
 
 TAG = "rungpt"
@@ -26,10 +26,10 @@ _GONE_WRONG = ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_
 class Stack:
     """Stack of one deployment."""
 
-    def __init__(self, session: Session, name: str, tell: Tell = lambda line: None):
+    def __init__(self, session: Session, name: str, report: Report = lambda line: None):
         self.session = session
         self.name = name
-        self._tell = tell
+        self._report = report
 
     def find(self, which: str | None = None) -> dict[str, Any] | None:
         """Return CloudFormation's description of it; None if there is none. Raises SetupError if it is not RunGPT's."""
@@ -55,7 +55,7 @@ class Stack:
             raise SetupError(f"the template has more than the {MOST_BYTES} bytes that AWS takes: name fewer adapters")
         found = self.find()
         if found is not None and found["StackStatus"] in _GONE_WRONG:
-            self._tell(f"the stack {self.name} had failed before: it is deleted first")
+            self._report(f"the stack {self.name} had failed before: it is deleted first")
             self.delete()
             found = None
         given = [{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()]
@@ -80,7 +80,7 @@ class Stack:
         arguments |= {"StackName": self.name, "Capabilities": ["CAPABILITY_IAM"]}
         arguments["Tags"] = [{"Key": TAG, "Value": self.name}]
         if found is None:
-            self._tell(f"creating the stack {self.name} in {self.session.region}; Ctrl-C leaves it to AWS")
+            self._report(f"creating the stack {self.name} in {self.session.region}; Ctrl-C leaves it to AWS")
             made = self.session.call("cloudformation", "create_stack", OnFailure="DELETE", **arguments)
             self._wait(made["StackId"], set(), ending=("CREATE_COMPLETE",))
             return
@@ -92,9 +92,9 @@ class Stack:
         except Refused as refused:
             if "No updates are to be performed" not in refused.said:
                 raise
-            self._tell(f"the stack {self.name} is as it should be: nothing to change")
+            self._report(f"the stack {self.name} is as it should be: nothing to change")
             return
-        self._tell(f"changing the stack {self.name} in {self.session.region}; Ctrl-C leaves it to AWS")
+        self._report(f"changing the stack {self.name} in {self.session.region}; Ctrl-C leaves it to AWS")
         self._wait(found["StackId"], seen, ending=("UPDATE_COMPLETE",))
 
     def _wait(self, stack: str, seen: set[str], ending: tuple[str, ...]) -> None:
@@ -108,13 +108,13 @@ class Stack:
             status = _REMOVED if found is None else found["StackStatus"]
             for event in self._events(stack, seen):
                 failure = failure or self._failure(event)
-                self._tell_event(event)
+                self._report_event(event)
             if not status.endswith("_IN_PROGRESS"):
                 break
             if "ROLLBACK" in status or "DELETE" in status:
                 fleet.release()
             for problem in fleet.problems():
-                self._tell(problem)
+                self._report(problem)
             time.sleep(PAUSE)
         if status not in ending:
             raise SetupError(f"{failure or f'the stack {self.name} ended as {status}'}; {_what_now(status, self.name)}")
@@ -147,25 +147,25 @@ class Stack:
         if not event["ResourceStatus"].endswith("_FAILED") or "cancelled" in reason:
             return ""
         if event["ResourceType"] == "AWS::ECS::Service":
-            self._tell_last_lines()
+            self._report_last_lines()
         return (
             f"{event['LogicalResourceId']} ({event['ResourceType']}) failed: {reason.rstrip('.') or 'no reason given'}"
         )
 
-    def _tell_last_lines(self) -> None:
+    def _report_last_lines(self) -> None:
         try:
             for line in last_lines(self.session, self.name, LAST_LINES):
-                self._tell(line)
+                self._report(line)
         except SetupError as error:  # the failure is what counts
-            self._tell(error.message)
+            self._report(error.message)
 
-    def _tell_event(self, event: dict[str, Any]) -> None:
+    def _report_event(self, event: dict[str, Any]) -> None:
         status, reason = event["ResourceStatus"], event.get("ResourceStatusReason", "")
         # Loading a model takes minutes: users should see that this is the reason for the wait.
         if status.endswith("_IN_PROGRESS") and (event["ResourceType"] != "AWS::ECS::Service" or reason):
             return
         what = status.replace("_", " ").lower()
-        self._tell(f"{event['LogicalResourceId']}: {what}" + (f": {reason}" if "FAILED" in status and reason else ""))
+        self._report(f"{event['LogicalResourceId']}: {what}" + (f": {reason}" if "FAILED" in status and reason else ""))
 
 
 def _what_now(status: str, name: str) -> str:

@@ -14,7 +14,7 @@ from run_gpt.deploy.aws.stack import Stack
 from run_gpt.deploy.aws.state import replicas_of, status_of
 from run_gpt.deploy.aws.template import template
 from run_gpt.deploy.deployment import Deployment
-from run_gpt.deploy.target import Doors, Status, Tell
+from run_gpt.deploy.target import Endpoints, Report, Status
 from run_gpt.errors import SetupError
 
 TEMPLATE = "cloudformation.yaml"
@@ -29,18 +29,18 @@ class AWS(Options):
         self.check(deployment)
         return {TEMPLATE: template(deployment, self)}
 
-    def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
+    def deploy(self, deployment: Deployment, report: Report) -> Endpoints:
         """Create or update the stack; keys go into a secret first. Returns when a gateway with a replica answers."""
         check_pullable(deployment)
         text = self.render(deployment)[TEMPLATE]
         session = Session(self.region)
         check_instance_type(session, instance_type(deployment, self), deployment)
-        stack = Stack(session, deployment.name, tell)
+        stack = Stack(session, deployment.name, report)
         parameters = {"Replicas": str(_first_replicas(stack, deployment))}
         fields = secret_fields(deployment)
         if fields:
             if self.certificate is None and not self.internal:
-                tell("warning: without --certificate keys and texts cross the internet unencrypted")
+                report("warning: without --certificate keys and texts cross the internet unencrypted")
             parameters |= keys.keep(session, deployment.name, fields)
         try:
             stack.put(text, parameters)
@@ -52,8 +52,8 @@ class AWS(Options):
             keys.forget(session, deployment.name)
         outputs = _outputs(stack.get())
         if self.domain:
-            tell(f"have {self.domain} point to {outputs['LoadBalancer']} (a CNAME)")
-        return _doors(outputs)
+            report(f"have {self.domain} point to {outputs['LoadBalancer']} (a CNAME)")
+        return _endpoints(outputs)
 
     def status(self, name: str) -> Status:
         """Return the stack's state, its services' tasks, and the reasons why it does not serve."""
@@ -65,7 +65,12 @@ class AWS(Options):
         reason = found.get("StackStatusReason")
         notes = (*([f"{found['StackStatus']}: {reason}"] if reason else []), *state.notes, *problems)
         return Status(
-            name=name, phase=state.phase, ready=state.ready, wanted=state.wanted, doors=_doors(outputs), notes=notes
+            name=name,
+            phase=state.phase,
+            ready=state.ready,
+            wanted=state.wanted,
+            endpoints=_endpoints(outputs),
+            notes=notes,
         )
 
     def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
@@ -75,24 +80,24 @@ class AWS(Options):
         if follow:
             yield from logs.following(session, name)
 
-    def scale(self, name: str, replicas: int, tell: Tell) -> None:
+    def scale(self, name: str, replicas: int, report: Report) -> None:
         """Update the stack's parameter. Raises SetupError with autoscaling, which another `deploy` changes."""
-        stack = Stack(Session(self.region), name, tell)
+        stack = Stack(Session(self.region), name, report)
         if bounds := _outputs(stack.get()).get("Autoscale"):
             raise SetupError(f"{name} scales by load ({bounds}): deploy it with another --autoscale, or without")
         if replicas > MOST_REPLICAS:
             raise SetupError(f"{replicas} replicas are more than the {MOST_REPLICAS} that a deployment has on AWS")
         stack.change(Replicas=str(replicas))
 
-    def remove(self, name: str, tell: Tell) -> None:
+    def remove(self, name: str, report: Report) -> None:
         """Delete the stack, then the secret."""
         session = Session(self.region)
-        stack = Stack(session, name, tell)
+        stack = Stack(session, name, report)
         there = stack.find() is not None
         if there:
             stack.delete()
         if keys.forget(session, name):
-            tell("the secret with the keys is deleted")
+            report("the secret with the keys is deleted")
         elif not there:
             stack.get()  # raises: there is no such deployment
 
@@ -110,5 +115,5 @@ def _outputs(stack: dict[str, Any]) -> dict[str, str]:
     return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
 
 
-def _doors(outputs: dict[str, str]) -> Doors:
-    return Doors(http=outputs.get("Http"), grpc=outputs.get("Grpc"))
+def _endpoints(outputs: dict[str, str]) -> Endpoints:
+    return Endpoints(http=outputs.get("Http"), grpc=outputs.get("Grpc"))

@@ -64,7 +64,7 @@ def parameters(deployment: Deployment) -> dict[str, Any]:
 
 def outputs(deployment: Deployment, options: Options) -> dict[str, Any]:
     """Return the template's outputs: the URLs for requests, and the names that `rungpt deploy` needs later."""
-    told: dict[str, Any] = {
+    values: dict[str, Any] = {
         "Http": _url("http", HTTP_PORT, options),
         "Grpc": _url("grpc", GRPC_PORT, options),
         "LoadBalancer": att("LoadBalancer", "DNSName"),
@@ -74,8 +74,8 @@ def outputs(deployment: Deployment, options: Options) -> dict[str, Any]:
         "Instances": {"Ref": "Instances"},
     }
     if (autoscale := deployment.autoscale) is not None:
-        told["Autoscale"] = f"{autoscale.least}:{autoscale.most}:{autoscale.in_flight}"
-    return {name: {"Value": value} for name, value in told.items()}
+        values["Autoscale"] = f"{autoscale.least}:{autoscale.most}:{autoscale.in_flight}"
+    return {name: {"Value": value} for name, value in values.items()}
 
 
 def _url(scheme: str, port: int, options: Options) -> Any:

@@ -25,7 +25,7 @@ _SECRETS_HEADER = """\
 def manifests(deployment: Deployment, options: Options) -> list[Object]:
     """Return all objects except the Secrets, in the order in which they are applied. Raises SetupError."""
     if (where := _outside(options)) is not None:
-        deployment.check_closed(f"whoever reaches {where}")
+        deployment.check_closed(f"anyone who reaches {where}")
     return [
         *network.policies(deployment, options),
         *network.services(deployment, options),
@@ -57,8 +57,8 @@ def secrets(deployment: Deployment, namespace: str) -> list[Object]:
 def text(deployment: Deployment, options: Options) -> str:
     """Return the manifests as one file, with the commands for making the Secrets in a comment. Raises SetupError."""
     header = _HEADER.format(model=deployment.model)
-    if told := warning(deployment):
-        header += f"# {told}\n"
+    if line := warning(deployment):
+        header += f"# {line}\n"
     commands = _secret_commands(deployment, options.namespace)
     if commands:
         header += _SECRETS_HEADER + "".join(f"#   {command}\n" for command in commands)
@@ -86,7 +86,7 @@ def warning(deployment: Deployment) -> str | None:
     if deployment.server.asks_for_key or deployment.open:
         return None
     return (
-        "Warning: it asks for no key: every pod of the cluster can use it. $RUNGPT_API_KEY or --api-key-file closes it."
+        "Warning: it requires no key: every pod of the cluster can use it. $RUNGPT_API_KEY or --api-key-file closes it."
     )
 
 

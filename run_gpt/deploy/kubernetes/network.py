@@ -14,7 +14,7 @@ def services(deployment: Deployment, options: Options) -> list[Object]:
     The headless one includes pods that are not ready: the gateways check the state of each themselves.
     """
     name = deployment.name
-    doors = {
+    gateways = {
         "type": options.service_type,
         "selector": selector(name, "gateway"),
         "ports": [_port("grpc", GRPC_PORT, "kubernetes.io/h2c"), _port("http", HTTP_PORT, "http")],
@@ -26,7 +26,7 @@ def services(deployment: Deployment, options: Options) -> list[Object]:
         "ports": [_port("grpc", EXECUTOR_PORT, "kubernetes.io/h2c")],
     }
     return [
-        _object("v1", "Service", metadata(name, name, options.namespace, "gateway"), doors),
+        _object("v1", "Service", metadata(name, name, options.namespace, "gateway"), gateways),
         _object("v1", "Service", metadata(executors_name(name), name, options.namespace, "executor"), pods),
     ]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from run_gpt.deploy.kubernetes.cluster import Cluster, Unreachable
 from run_gpt.deploy.kubernetes.options import Object, selector
-from run_gpt.deploy.target import Tell
+from run_gpt.deploy.target import Report
 from run_gpt.errors import SetupError
 
 STAMP = "rungpt/template"
-"""Annotation that tells the pods of a changed template from earlier ones."""
+"""Annotation that distinguishes the pods of a changed template from earlier ones."""
 POLL_SECONDS = 2.0
 UNSCHEDULED_SECONDS = 300
 """Seconds that a cluster may take to find a node, which its autoscaler may have to start first."""
@@ -20,7 +20,7 @@ _HOPELESS = {
     *("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"),
     *("CreateContainerConfigError", "CreateContainerError", "RunContainerError"),
 }
-"""Reasons for a waiting container that do not go away by themselves."""
+"""Reasons for a waiting container that do not end by themselves."""
 _FAILURES = 30
 """Number of successive polls that the cluster may leave unanswered."""
 
@@ -73,24 +73,24 @@ def workload(cluster: Cluster, name: str, component: str) -> Object:
     raise SetupError(f"there is no deployment {name} in the namespace {cluster.namespace} of {cluster.host}")
 
 
-def look(cluster: Cluster, name: str) -> State:
+def current_state(cluster: Cluster, name: str) -> State:
     """Return the state of its rollout. Raises SetupError if there is no such deployment."""
     keepers = [workload(cluster, name, component) for component in ("executor", "gateway")]
     pods = cluster.find("Pod", selector(name))
     return State(*(_part(keeper, pods) for keeper in keepers))
 
 
-def wait(cluster: Cluster, name: str, minutes: int, tell: Tell) -> None:
+def wait(cluster: Cluster, name: str, minutes: int, report: Report) -> None:
     """Return when all pods have the last change and are ready. Raises SetupError when that cannot happen."""
     deadline = time.monotonic() + minutes * 60
     said: list[str] = []
     troubled_since: float | None = None
     while True:
-        state = _look_patiently(cluster, name)
+        state = _state_with_retries(cluster, name)
         lines = [str(state), *dict.fromkeys(trouble.text for trouble in state.troubles)]
         for line in lines:
             if line not in said:
-                tell(line)
+                report(line)
         said = lines
         if state.done:
             return
@@ -103,14 +103,14 @@ def wait(cluster: Cluster, name: str, minutes: int, tell: Tell) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _look_patiently(cluster: Cluster, name: str) -> State:
+def _state_with_retries(cluster: Cluster, name: str) -> State:
     """Return the state; retry while the cluster is unreachable, as some are for a moment during a rollout."""
     for _ in range(_FAILURES):
         try:
-            return look(cluster, name)
+            return current_state(cluster, name)
         except Unreachable:
             time.sleep(POLL_SECONDS)
-    return look(cluster, name)
+    return current_state(cluster, name)
 
 
 def _part(keeper: Object, pods: list[Object]) -> Part:

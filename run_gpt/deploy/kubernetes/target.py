@@ -10,7 +10,7 @@ from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, Deployment
 from run_gpt.deploy.kubernetes import logs, manifests, rollout
 from run_gpt.deploy.kubernetes.cluster import KINDS, MADE, Cluster
 from run_gpt.deploy.kubernetes.options import Object, Options, check_label, key_secret, owned
-from run_gpt.deploy.target import Doors, Phase, Status, Tell
+from run_gpt.deploy.target import Endpoints, Phase, Report, Status
 from run_gpt.errors import SetupError
 
 ADDRESS_SECONDS = 180
@@ -27,12 +27,12 @@ class Kubernetes(Options):
         """Return the manifests as one file. Raises SetupError."""
         return {manifests.FILE: manifests.text(deployment, self)}
 
-    def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
+    def deploy(self, deployment: Deployment, report: Report) -> Endpoints:
         """Apply all objects, delete those that the deployment no longer has, and return when the last change serves."""
         objects = manifests.manifests(deployment, self)
         secrets = manifests.secrets(deployment, self.namespace)
-        if told := manifests.warning(deployment):
-            tell(told)
+        if warning := manifests.warning(deployment):
+            report(warning)
         cluster = self._cluster()
         if deployment.autoscale is not None:
             _require_keda(cluster)
@@ -44,23 +44,23 @@ class Kubernetes(Options):
         _stamp(objects, versions.get(key_secret(deployment.name)))
         for item in objects:
             cluster.apply(item)
-        tell(f"applied {len(objects) + len(secrets)} objects in the namespace {self.namespace} of {cluster.host}")
-        _prune(cluster, deployment.name, [*objects, *secrets], tell)
-        rollout.wait(cluster, deployment.name, self.start_minutes, tell)
-        return _doors_when_known(cluster, deployment.name, tell)
+        report(f"applied {len(objects) + len(secrets)} objects in the namespace {self.namespace} of {cluster.host}")
+        _prune(cluster, deployment.name, [*objects, *secrets], report)
+        rollout.wait(cluster, deployment.name, self.start_minutes, report)
+        return _endpoints_when_known(cluster, deployment.name, report)
 
     def status(self, name: str) -> Status:
         """Return the status of its pods. Raises SetupError if there is no such deployment."""
         cluster = self._cluster(name)
-        state = rollout.look(cluster, name)
-        doors, hint = _doors(cluster, name)
+        state = rollout.current_state(cluster, name)
+        endpoints, hint = _endpoints(cluster, name)
         notes = list(dict.fromkeys(trouble.text for trouble in state.troubles))
         return Status(
             name=name,
             phase=_phase(state),
             ready=state.executors.ready,
             wanted=state.executors.wanted,
-            doors=doors,
+            endpoints=endpoints,
             notes=(*notes, *([hint] if hint else [])),
         )
 
@@ -68,7 +68,7 @@ class Kubernetes(Options):
         """Return the output of all its pods, each line prefixed with its pod's name."""
         return (logs.follow if follow else logs.read)(self._cluster(name), name, lines)
 
-    def scale(self, name: str, replicas: int, tell: Tell) -> None:
+    def scale(self, name: str, replicas: int, report: Report) -> None:
         """Change the number of executors. Raises SetupError if the deployment scales by load."""
         cluster = self._cluster(name)
         executors = rollout.workload(cluster, name, "executor")
@@ -77,9 +77,9 @@ class Kubernetes(Options):
                 f"{name} scales by load: deploy it with another --autoscale, or without, to change its replicas"
             )
         cluster.scale(executors["kind"], executors["metadata"]["name"], replicas)
-        tell(f"{name} goes from {executors['spec'].get('replicas', 1)} replicas to {replicas}")
+        report(f"{name} goes from {executors['spec'].get('replicas', 1)} replicas to {replicas}")
 
-    def remove(self, name: str, tell: Tell) -> None:
+    def remove(self, name: str, report: Report) -> None:
         """Delete all objects with its labels, including keys and volumes. Its pods finish their running requests."""
         cluster = self._cluster(name)
         found = [(kind, item) for kind in KINDS if kind != "Pod" for item in cluster.find(kind, owned(name))]
@@ -87,7 +87,7 @@ class Kubernetes(Options):
             raise SetupError(f"there is no deployment {name} in the namespace {self.namespace} of {cluster.host}")
         for kind, item in found:
             cluster.delete(kind, item["metadata"]["name"])
-            tell(f"deleted {kind} {item['metadata']['name']}")
+            report(f"deleted {kind} {item['metadata']['name']}")
 
     def _cluster(self, name: str | None = None) -> Cluster:
         if name is not None:
@@ -128,13 +128,13 @@ def _stamp(objects: list[Object], key_version: str | None) -> None:
             template["metadata"]["annotations"] = {rollout.STAMP: stamp}
 
 
-def _prune(cluster: Cluster, name: str, objects: list[Object], tell: Tell) -> None:
+def _prune(cluster: Cluster, name: str, objects: list[Object], report: Report) -> None:
     kept = {(item["kind"], item["metadata"]["name"]) for item in objects}
     for kind in MADE:
         for item in cluster.find(kind, owned(name)):
             if (kind, item["metadata"]["name"]) not in kept:
                 cluster.delete(kind, item["metadata"]["name"])
-                tell(f"deleted {kind} {item['metadata']['name']}, which it no longer has")
+                report(f"deleted {kind} {item['metadata']['name']}, which it no longer has")
 
 
 def _phase(state: rollout.State) -> Phase:
@@ -145,22 +145,22 @@ def _phase(state: rollout.State) -> Phase:
     return "failed" if any(trouble.hopeless for trouble in state.troubles) else "starting"
 
 
-def _doors_when_known(cluster: Cluster, name: str, tell: Tell) -> Doors:
+def _endpoints_when_known(cluster: Cluster, name: str, report: Report) -> Endpoints:
     deadline = time.monotonic() + ADDRESS_SECONDS
     while True:
-        doors, hint = _doors(cluster, name)
-        if doors.http is not None or time.monotonic() > deadline:
+        endpoints, hint = _endpoints(cluster, name)
+        if endpoints.http is not None or time.monotonic() > deadline:
             if hint:
-                tell(hint)
-            return doors
+                report(hint)
+            return endpoints
         time.sleep(rollout.POLL_SECONDS)
 
 
-def _doors(cluster: Cluster, name: str) -> tuple[Doors, str]:
+def _endpoints(cluster: Cluster, name: str) -> tuple[Endpoints, str]:
     """Return the URLs for requests, and a hint about them, which may be empty."""
     service = cluster.get("Service", name)
     if service is None:
-        return Doors(), f"the Service {name} is gone: deploy it again"
+        return Endpoints(), f"the Service {name} does not exist: deploy it again"
     ingress = cluster.get("Ingress", name)
     host = f"{name}.{cluster.namespace}.svc"
     if service["spec"].get("type") == "LoadBalancer":
@@ -171,8 +171,8 @@ def _doors(cluster: Cluster, name: str) -> tuple[Doors, str]:
         forward = f"kubectl --namespace {cluster.namespace} port-forward service/{name} {HTTP_PORT} {GRPC_PORT}"
         hint = f"from outside the cluster: {forward}"
     host = f"[{host}]" if ":" in host else host
-    doors = Doors(http=f"http://{host}:{HTTP_PORT}", grpc=f"grpc://{host}:{GRPC_PORT}") if host else Doors()
+    endpoints = Endpoints(http=f"http://{host}:{HTTP_PORT}", grpc=f"grpc://{host}:{GRPC_PORT}") if host else Endpoints()
     if ingress is None:
-        return doors, hint
+        return endpoints, hint
     scheme = "https" if ingress["spec"].get("tls") else "http"
-    return Doors(http=f"{scheme}://{ingress['spec']['rules'][0]['host']}", grpc=doors.grpc), hint
+    return Endpoints(http=f"{scheme}://{ingress['spec']['rules'][0]['host']}", grpc=endpoints.grpc), hint

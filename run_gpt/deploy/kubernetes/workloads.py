@@ -27,7 +27,7 @@ from run_gpt.deploy.kubernetes.options import (
 
 KEY_ITEM = "key"
 WITHDRAW_SECONDS = 5
-"""Seconds that a gateway keeps serving after it is asked to end, until no load balancer sends it requests."""
+"""Seconds that a gateway keeps serving before SIGTERM, until no load balancer sends it requests."""
 
 _USER = 10001
 """User id of the image. A cluster accepts only a number as proof that a user is not root, so it is set here too."""

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from run_gpt.config import ServeConfig
-from run_gpt.deploy import Deployment, Doors
+from run_gpt.deploy import Deployment, Endpoints
 from run_gpt.deploy import docker as docker_target
 from run_gpt.deploy.docker import DockerCompose
 from run_gpt.errors import SetupError
@@ -86,12 +86,13 @@ def deployment(**settings: Any) -> Deployment:
 
 def test_the_life_of_a_deployment(stand_in: StandIn, said: list[str]) -> None:
     target = DockerCompose(publish_http=52900)
-    doors = target.deploy(deployment(), said.append)
-    assert doors == Doors(http="http://127.0.0.1:52900", grpc="grpc://127.0.0.1:51000")
+    urls = target.deploy(deployment(), said.append)
+    assert urls == Endpoints(http="http://127.0.0.1:52900", grpc="grpc://127.0.0.1:51000")
     assert "Container chat-executor-2  Started" in said
     assert said[-1] == "0 of 2 replicas ready"  # it waited, and said what for
     status = target.status("chat")
-    assert (status.phase, status.ready, status.wanted, status.doors, status.notes) == ("serving", 2, 2, doors, ())
+    assert (status.phase, status.ready, status.wanted, status.notes) == ("serving", 2, 2, ())
+    assert status.endpoints == urls
     assert list(target.logs("chat", follow=True, lines=7)) == ["executor-1  | a line"]
     assert stand_in.called("logs") == [["logs", "--no-color", "--tail", "7", "--follow"]]
     target.scale("chat", 5, said.append)
@@ -116,8 +117,8 @@ def test_the_same_command_again_changes_what_is_there(stand_in: StandIn, said: l
 
 
 def test_the_key_reaches_docker_by_its_environment_and_by_nothing_else(stand_in: StandIn, said: list[str]) -> None:
-    doors = DockerCompose().deploy(deployment(server={"api_key": KEY}), said.append)
-    assert doors.http == "http://127.0.0.1:52000"  # this machine's address of a server on 0.0.0.0
+    endpoints = DockerCompose().deploy(deployment(server={"api_key": KEY}), said.append)
+    assert endpoints.http == "http://127.0.0.1:52000"  # this machine's address of a server on 0.0.0.0
     assert KEY not in (stand_in.home / "chat" / "compose.yml").read_text() + "".join(said)
     calls = stand_in.get("calls")
     assert not any(KEY in argument for call in calls for argument in call["arguments"])

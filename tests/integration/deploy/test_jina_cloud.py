@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from jina_cloud_stand_in import TOKEN, Script, StandIn, StandInFlow
 
 from run_gpt.config import ServeConfig
-from run_gpt.deploy import Deployment, Doors
+from run_gpt.deploy import Deployment, Endpoints
 from run_gpt.deploy.jina import JinaCloud
 from run_gpt.errors import SetupError
 
@@ -29,7 +29,7 @@ KEY = "12345678e9"
 """Key that Jina's own YAML reader would turn into a number."""
 SERVER = ServeConfig(model_name="org/model-7b", api_key=KEY, replicas=3)
 DEPLOYMENT = Deployment(server=SERVER, name="chat", image="me/rungpt:1", memory_gib=12)
-SERVING = Doors(http="https://http-chat-0000000000.example.com", grpc="grpcs://chat-0000000000.example.com")
+SERVING = Endpoints(http="https://http-chat-0000000000.example.com", grpc="grpcs://chat-0000000000.example.com")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_status_logs_and_scale_find_it_by_its_name_or_id(script: Script, told: l
     cloud.deploy(DEPLOYMENT, told.append)
     for name in ("chat", "chat-0000000000"):
         status = cloud.status(name)
-        assert (status.phase, status.wanted, status.doors) == ("serving", 3, SERVING)
+        assert (status.phase, status.wanted, status.endpoints) == ("serving", 3, SERVING)
     assert list(cloud.logs("chat", follow=False, lines=1)) == ["gateway-7d9f | serving", "causal-lm-7d9f | serving"]
     cloud.scale("chat", 5, told.append)
     assert cloud.status("chat").wanted == 5

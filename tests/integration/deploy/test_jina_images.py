@@ -63,7 +63,7 @@ def wait_ready(url: str, log: Path, processes: list[subprocess.Popen[bytes]]) ->
     pytest.fail(f"not ready:\n{log.read_text(errors='replace')}", pytrace=False)
 
 
-def test_the_commands_of_the_images_serve_over_both_doors(
+def test_the_commands_of_the_images_serve_over_http_and_grpc(
     free_ports: Callable[[int], list[int]], tmp_path: Path
 ) -> None:
     """The commands get the settings of a rendered Flow as options, and the gateway's environment has the key.
@@ -111,7 +111,7 @@ def test_the_commands_of_the_images_serve_over_both_doors(
         next(events)
         processes[0].terminate()
         *_, last = events
-        assert last.choices[0].finish_reason == "length", "an executor that is told to end lets this end"
+        assert last.choices[0].finish_reason == "length", "an executor that gets SIGTERM lets this end"
         assert processes[0].wait(30) == 0
     for role in ROLES:
         lines = [json.loads(line) for line in (tmp_path / f"{role}.log").read_text().splitlines()]

@@ -14,7 +14,7 @@ import pytest
 from scripted_cluster import ScriptedCluster
 
 from run_gpt.config import ServeConfig
-from run_gpt.deploy import Autoscale, Deployment, Doors
+from run_gpt.deploy import Autoscale, Deployment, Endpoints
 from run_gpt.deploy.kubernetes import Kubernetes, logs, rollout, target
 from run_gpt.errors import SetupError
 
@@ -64,7 +64,7 @@ def failing(status: dict[str, Any]) -> Callable[[ScriptedCluster], None]:
     return happens
 
 
-def deploy(deployment: Deployment = PLAIN, **options: Any) -> tuple[Doors, list[str]]:
+def deploy(deployment: Deployment = PLAIN, **options: Any) -> tuple[Endpoints, list[str]]:
     said: list[str] = []
     return Kubernetes(**options).deploy(deployment, said.append), said
 
@@ -79,8 +79,8 @@ def test_it_applies_all_and_waits_until_all_serves(cluster: ScriptedCluster) -> 
         cluster.run("gateway", 0)
 
     cluster.polls = [first, serving]
-    doors, said = deploy()
-    assert doors == Doors(http="http://chat.default.svc:52000", grpc="grpc://chat.default.svc:51000")
+    endpoints, said = deploy()
+    assert endpoints == Endpoints(http="http://chat.default.svc:52000", grpc="grpc://chat.default.svc:51000")
     assert said == [
         f"applied 9 objects in the namespace default of {cluster.url}",
         "1 of 2 replicas, 0 of 1 gateways ready",
@@ -102,7 +102,7 @@ def test_what_a_changed_deployment_no_longer_has_is_deleted(cluster: ScriptedClu
     other = {"metadata": {"name": "other", "labels": {"app.kubernetes.io/instance": "other"}}}
     cluster.objects["Secret", "other"] = other
     _, said = deploy(replace(PLAIN, server=ServeConfig(replicas=2)))
-    assert [line for line in said if line.startswith("Warning: it asks for no key")]
+    assert [line for line in said if line.startswith("Warning: it requires no key")]
     assert {line for line in said if line.startswith("deleted")} == {
         "deleted Ingress chat, which it no longer has",
         "deleted StatefulSet chat-executors, which it no longer has",
@@ -210,8 +210,8 @@ def test_pods_of_the_last_try_do_not_fail_this_one(cluster: ScriptedCluster) -> 
         cluster.run("gateway", 0)
 
     cluster.polls = [old_ones, old_ones, serving]
-    doors, _ = deploy()
-    assert doors.http is not None
+    endpoints, _ = deploy()
+    assert endpoints.http is not None
 
 
 def test_a_cluster_that_stops_answering_for_a_moment_does_not_end_the_wait(cluster: ScriptedCluster) -> None:
@@ -230,21 +230,23 @@ def test_pods_that_never_get_ready_end_the_wait(cluster: ScriptedCluster, monkey
 def test_the_address_of_a_load_balancer(cluster: ScriptedCluster) -> None:
     _, said = deploy(service_type="LoadBalancer")
     assert said[-1].startswith("the load balancer has no address yet")
-    assert Kubernetes().status("chat").doors == Doors()
+    assert Kubernetes().status("chat").endpoints == Endpoints()
     for point, host in (
         ({"ip": "10.1.2.3"}, "10.1.2.3"),
         ({"hostname": "a.b"}, "a.b"),
         ({"ip": "fd00::1"}, "[fd00::1]"),
     ):
         cluster.objects["Service", "chat"]["status"] = {"loadBalancer": {"ingress": [point]}}
-        assert deploy(service_type="LoadBalancer")[0] == Doors(http=f"http://{host}:52000", grpc=f"grpc://{host}:51000")
+        assert deploy(service_type="LoadBalancer")[0] == Endpoints(
+            http=f"http://{host}:52000", grpc=f"grpc://{host}:51000"
+        )
 
 
 def test_the_host_of_an_ingress(cluster: ScriptedCluster) -> None:
-    doors, _ = deploy(ingress_host="chat.example.com")
-    assert doors.http == "http://chat.example.com"
-    doors, _ = deploy(ingress_host="chat.example.com", tls_secret="tls")
-    assert doors == Doors(http="https://chat.example.com", grpc="grpc://chat.default.svc:51000")
+    endpoints, _ = deploy(ingress_host="chat.example.com")
+    assert endpoints.http == "http://chat.example.com"
+    endpoints, _ = deploy(ingress_host="chat.example.com", tls_secret="tls")
+    assert endpoints == Endpoints(http="https://chat.example.com", grpc="grpc://chat.default.svc:51000")
 
 
 def test_status(cluster: ScriptedCluster) -> None:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from run_gpt.cli.app import app
-from run_gpt.deploy import TARGETS, Deployment, Doors, Status, Tell
+from run_gpt.deploy import TARGETS, Deployment, Endpoints, Report, Status
 from run_gpt.deploy.target import option
 from run_gpt.errors import SetupError
 
@@ -28,22 +28,22 @@ class Scripted:
     def render(self, deployment: Deployment) -> dict[str, str]:
         return {"one.yml": f"name: {deployment.name}\n", "two.yml": f"namespace: {self.namespace}"}
 
-    def deploy(self, deployment: Deployment, tell: Tell) -> Doors:
+    def deploy(self, deployment: Deployment, report: Report) -> Endpoints:
         self.asked.append(deployment)
-        tell("1 of 2 replicas are ready")
-        return Doors(http="http://10.0.0.1:52000", grpc="grpc://10.0.0.1:51000")
+        report("1 of 2 replicas are ready")
+        return Endpoints(http="http://10.0.0.1:52000", grpc="grpc://10.0.0.1:51000")
 
     def status(self, name: str) -> Status:
-        doors = Doors(http="http://10.0.0.1:52000")
-        return Status(name=name, phase="starting", ready=1, wanted=2, doors=doors, notes=("a pod waits for a GPU",))
+        urls = Endpoints(http="http://10.0.0.1:52000")
+        return Status(name=name, phase="starting", ready=1, wanted=2, endpoints=urls, notes=("a pod waits for a GPU",))
 
     def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
         yield f"{name} {follow} {lines}"
 
-    def scale(self, name: str, replicas: int, tell: Tell) -> None:
+    def scale(self, name: str, replicas: int, report: Report) -> None:
         self.asked.append((name, replicas))
 
-    def remove(self, name: str, tell: Tell) -> None:
+    def remove(self, name: str, report: Report) -> None:
         raise SetupError(f"there is no deployment {name}")
 
 

@@ -137,7 +137,7 @@ def test_a_deployment_is_made_changed_scaled_and_removed_with_all_that_it_was(aw
         "creating the stack rungpt-smollm2 in us-east-1; Ctrl-C leaves it to AWS",
     ]
     status = aws.status(NAME)
-    assert (status.wanted, status.doors) == (1, doors)
+    assert (status.wanted, status.endpoints) == (1, doors)
 
     told.clear()
     aws.deploy(deployment(gateways=2), told.append)

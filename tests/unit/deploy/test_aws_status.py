@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from run_gpt.deploy.aws import AWS, target
-from run_gpt.deploy.target import Doors, Status
+from run_gpt.deploy.target import Endpoints, Status
 
 OUTPUTS = {
     "Http": "http://lb:52000",
@@ -61,18 +61,18 @@ def seen(monkeypatch: pytest.MonkeyPatch, **about: Any) -> Status:
     return AWS().status("chat")
 
 
-DOORS = Doors(http="http://lb:52000", grpc="grpc://lb:51000")
+DOORS = Endpoints(http="http://lb:52000", grpc="grpc://lb:51000")
 
 
 def test_a_replica_is_ready_when_its_model_is_loaded_not_when_its_task_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     found = seen(monkeypatch, status="CREATE_COMPLETE", healths=["HEALTHY", "UNKNOWN"])
-    assert found == Status(name="chat", phase="serving", ready=1, wanted=2, doors=DOORS)
+    assert found == Status(name="chat", phase="serving", ready=1, wanted=2, endpoints=DOORS)
 
 
 def test_what_keeps_it_from_serving_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     found = seen(monkeypatch, status="UPDATE_IN_PROGRESS", healths=["UNKNOWN"])
     notes = ("event 0", "event 1", "no instance could be started: limit of 0")
-    assert found == Status(name="chat", phase="starting", ready=0, wanted=2, doors=DOORS, notes=notes)
+    assert found == Status(name="chat", phase="starting", ready=0, wanted=2, endpoints=DOORS, notes=notes)
     assert seen(monkeypatch, status="CREATE_COMPLETE", healths=["HEALTHY"], gateways=0).phase == "starting"
 
 

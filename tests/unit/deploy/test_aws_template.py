@@ -228,7 +228,7 @@ def test_replicas_follow_the_requests_in_flight_of_all_gateways() -> None:
 @pytest.mark.parametrize(
     ("target", "settings", "says"),
     [
-        (AWS(), {"open": False}, "whoever reaches the load balancer could use this model: give --api-key-file"),
+        (AWS(), {"open": False}, "anyone who reaches the load balancer could use this model: give --api-key-file"),
         (AWS(), {"server": ServeConfig(require_key=True)}, "a key is required and there is none"),
         (AWS(), {"server": ServeConfig(replicas=9)}, "--replicas: 9 replicas are more than the 8"),
         (AWS(), {"autoscale": Autoscale(least=1, most=9)}, "--autoscale: 9 replicas are more than the 8"),

@@ -92,7 +92,7 @@ def test_the_doors_are_on_loopback_unless_requests_need_a_key(keys_file: Path) -
     assert addresses(one(server={"api_key_file": keys_file})) == {"0.0.0.0"}
     assert addresses(one(open=True)) == {"0.0.0.0"}
     assert addresses(one(server={"api_key": "secret-key"}), publish="10.0.0.7") == {"10.0.0.7"}
-    with pytest.raises(SetupError, match=r"whoever reaches 10\.0\.0\.7 of this machine could use this model"):
+    with pytest.raises(SetupError, match=r"anyone who reaches 10\.0\.0\.7 of this machine could use this model"):
         rendered(one(), publish="10.0.0.7")
 
 

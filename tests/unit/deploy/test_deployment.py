@@ -62,8 +62,8 @@ def test_name_and_memory_come_from_the_model() -> None:
 
 
 def test_nothing_is_open_to_others_by_accident(keys_file: Path) -> None:
-    with pytest.raises(SetupError, match="whoever reaches the load balancer could use this model: give --api-key-file"):
-        Deployment(server=ServeConfig()).check_closed("whoever reaches the load balancer")
+    with pytest.raises(SetupError, match="anyone who reaches the load balancer could use this model: give --api"):
+        Deployment(server=ServeConfig()).check_closed("anyone who reaches the load balancer")
     Deployment(server=ServeConfig(), open=True).check_closed("all")
     Deployment(server=ServeConfig(api_key=KEY)).check_closed("all")
     Deployment(server=ServeConfig(api_key_file=keys_file)).check_closed("all")

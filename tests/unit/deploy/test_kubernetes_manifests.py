@@ -333,8 +333,8 @@ def test_options_that_do_not_go_together_are_refused(settings: dict[str, Any], s
 @pytest.mark.parametrize(
     ("target", "who"),
     [
-        (Kubernetes(service_type="LoadBalancer"), "whoever reaches the load balancer"),
-        (Kubernetes(ingress_host="chat.example.com"), "whoever reaches chat.example.com"),
+        (Kubernetes(service_type="LoadBalancer"), "anyone who reaches the load balancer"),
+        (Kubernetes(ingress_host="chat.example.com"), "anyone who reaches chat.example.com"),
     ],
 )
 def test_without_a_key_it_is_not_opened_to_the_world(target: Kubernetes, who: str) -> None:
@@ -344,7 +344,7 @@ def test_without_a_key_it_is_not_opened_to_the_world(target: Kubernetes, who: st
 
 def test_without_a_key_every_pod_of_the_cluster_can_use_it_and_it_says_so() -> None:
     plain = Deployment(server=ServeConfig(), memory_gib=2)
-    warning = "# Warning: it asks for no key: every pod of the cluster can use it"
+    warning = "# Warning: it requires no key: every pod of the cluster can use it"
     assert warning in Kubernetes().render(plain)["kubernetes.yaml"]
     for closed in (replace(plain, open=True), replace(plain, server=ServeConfig(api_key="a-key-of-a-test"))):
         assert "Warning" not in Kubernetes().render(closed)["kubernetes.yaml"]
