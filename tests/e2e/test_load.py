@@ -83,9 +83,9 @@ signal.signal(signal.SIGUSR2, count)
 
 @dataclass(frozen=True)
 class Planned:
-    """One request, and its required outcome: `answer`, `gone`, or an error's class."""
+    """One request, and its required outcome: `answer`, `disconnected`, or an error's class."""
 
-    door: str
+    protocol: str
     stream: bool
     end: str
     call: dict[str, Any]
@@ -93,14 +93,14 @@ class Planned:
 
 def planned() -> list[Planned]:
     """Return the requests of a round, the same ones each time."""
-    ends = ["gone"] * GOING + list(islice(cycle(FAULTS), FAILING)) + ["answer"] * (UNITS - GOING - FAILING)
+    ends = ["disconnected"] * GOING + list(islice(cycle(FAULTS), FAILING)) + ["answer"] * (UNITS - GOING - FAILING)
     times, parameters = cycle(TIMES), cycle(PARAMETERS)
     requests = []
     for unit, end in enumerate(ends):
-        for door, stream in product(("grpc", "http"), (False, True)):
-            call = {"prompt": f"{unit} {door} {stream:d}" + " once upon a time" * next(times)}
-            call |= ENDLESS if end == "gone" else FAULTS[end] if end in FAULTS else next(parameters)
-            requests.append(Planned(door, stream, end, call))
+        for protocol, stream in product(("grpc", "http"), (False, True)):
+            call = {"prompt": f"{unit} {protocol} {stream:d}" + " once upon a time" * next(times)}
+            call |= ENDLESS if end == "disconnected" else FAULTS[end] if end in FAULTS else next(parameters)
+            requests.append(Planned(protocol, stream, end, call))
     random.Random(0).shuffle(requests)
     return requests
 
@@ -110,13 +110,13 @@ async def ending(model: Any, request: Planned) -> str:
     try:
         if request.stream:
             return await read(model, request)
-        async with asyncio.timeout(STAY_SECONDS if request.end == "gone" else None):
+        async with asyncio.timeout(STAY_SECONDS if request.end == "disconnected" else None):
             answer = await model.agenerate(**request.call)
         check_choices(request, [choice for choice in answer.choices if choice.finish_reason])
     except RequestError as error:
         return type(error).__name__
     except TimeoutError:
-        return "gone"
+        return "disconnected"
     return "answer"
 
 
@@ -127,8 +127,8 @@ async def read(model: Any, request: Planned) -> str:
         async for event in events:
             assert not {choice.index for choice in event.choices} & {choice.index for choice in ended}
             ended += [choice for choice in event.choices if choice.finish_reason]
-            if request.end == "gone":
-                return "gone"
+            if request.end == "disconnected":
+                return "disconnected"
     check_choices(request, ended)
     return "answer"
 
@@ -143,12 +143,12 @@ async def run_round(server: Any) -> None:
     requests = planned()
     async with AsyncExitStack() as stack:
         models = {}
-        for door, url in (("grpc", server.grpc_url), ("http", server.http_url)):
-            models[door] = await stack.enter_async_context(Client().get_model(endpoint=url))
+        for protocol, url in (("grpc", server.grpc_url), ("http", server.http_url)):
+            models[protocol] = await stack.enter_async_context(Client().get_model(endpoint=url))
 
         async def run(request: Planned) -> str:
             async with places:
-                return await ending(models[request.door], request)
+                return await ending(models[request.protocol], request)
 
         async with asyncio.timeout(120):
             ends = await asyncio.gather(*(run(request) for request in requests))
@@ -156,11 +156,11 @@ async def run_round(server: Any) -> None:
 
 
 async def until(
-    look: Callable[[], Awaitable[Any]], is_right: Callable[[Any], bool], seconds: float = SETTLE_SECONDS
+    poll: Callable[[], Awaitable[Any]], is_right: Callable[[Any], bool], seconds: float = SETTLE_SECONDS
 ) -> None:
     """Wait until the observed value is right. Fails after the time limit, with the last value."""
     deadline = time.monotonic() + seconds
-    while not is_right(seen := await look()):
+    while not is_right(seen := await poll()):
         assert time.monotonic() < deadline, f"after {seconds:.0f} s still {seen}"
         await asyncio.sleep(0.05)
 

@@ -23,7 +23,7 @@ def keyed(start_server: Callable[..., Any]) -> Iterator[Any]:
         yield server
 
 
-def test_both_doors_answer_those_who_have_the_key(keyed: Any) -> None:
+def test_http_and_grpc_answer_requests_with_the_key(keyed: Any) -> None:
     assert httpx.post(f"{keyed.http_url}/chat", json=BODY, timeout=60).status_code == 401
     answer = httpx.post(f"{keyed.http_url}/chat", json=BODY, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]

@@ -69,7 +69,7 @@ async def test_sigterm_in_mid_stream_lets_the_stream_finish_and_leaves_no_proces
     assert "Traceback" not in log, log
 
 
-async def test_a_client_that_goes_frees_its_place(server):
+async def test_a_disconnected_client_frees_its_slot(server):
     async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
         began = asyncio.Event()
         stream = asyncio.create_task(

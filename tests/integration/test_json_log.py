@@ -35,7 +35,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.05)  # between two looks
+        time.sleep(0.05)  # between two polls
 
 
 def ask_in_every_way(server: Any) -> None:

@@ -87,7 +87,7 @@ async def test_two_models_stream_at_once_and_killing_one_leaves_the_others_strea
             assert worker(server, "tiny").pid != victim.pid
 
 
-async def test_a_load_tells_how_far_it_is_and_disturbs_no_stream(pair):
+async def test_a_load_reports_its_progress_and_disturbs_no_stream(pair):
     await asyncio.to_thread(unload, pair, "smollm2")
     async with httpx.AsyncClient(base_url=pair.http_url, timeout=120) as client:
         began = asyncio.Event()
@@ -160,7 +160,7 @@ async def test_models_take_turns_in_memory_and_leave_it_when_idle(start_server, 
         assert 'rungpt_model_unloads_total{model="smollm2"}' in metrics
 
 
-def test_the_doors_know_all_models(pair):
+def test_http_and_grpc_list_all_models(pair):
     url = pair.http_url
     missing = httpx.post(f"{url}/generate", json={**SHORT, "model": "other"})
     assert missing.status_code == 404

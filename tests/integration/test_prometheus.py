@@ -104,13 +104,13 @@ def running(folder, port):
             process.wait()
 
 
-def wait_until(condition, tell):
-    """Wait until the condition holds. Fails after PATIENCE, with the text of `tell`."""
+def wait_until(condition, describe):
+    """Wait until the condition holds. Fails after PATIENCE, with the text of `describe`."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(tell())
-        time.sleep(0.25)  # between two looks at the condition
+            pytest.fail(describe())
+        time.sleep(0.25)  # between two polls of the condition
 
 
 def answers(url):
@@ -147,12 +147,12 @@ def test_each_query_of_the_dashboard_has_a_result(busy, prometheus):
         missing.difference_update({one for one in missing if has_result(prometheus, one[1])})
         return not missing
 
-    def tell():
+    def describe():
         targets = asked(prometheus, "targets")["activeTargets"]
         empty = "".join(f"\n{title}: {filled(query)}" for title, query in sorted(missing))
         return f"the scrape: {targets[0]['lastError'] or 'well'}; without a result:{empty}"
 
-    wait_until(none_is_missing, tell)
+    wait_until(none_is_missing, describe)
     check_variables(busy, prometheus)
     check_rules(prometheus)
 

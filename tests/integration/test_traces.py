@@ -215,7 +215,7 @@ def test_grpc_goes_on_with_a_trace_as_well(server: Server, collector: Collector)
     assert gateway.attributes["rungpt.key"] == "alice"
 
 
-def test_what_a_client_did_wrong_is_told_and_is_no_error_of_the_server(
+def test_an_error_of_a_client_is_recorded_and_is_no_error_of_the_server(
     client: httpx.Client, collector: Collector
 ) -> None:
     caller = Caller()
@@ -245,7 +245,7 @@ def test_a_stream_whose_client_left_ends_its_spans_and_says_nothing(
     assert [event.message for event in said[before:]] == []
 
 
-def test_who_has_no_key_has_a_span_and_no_key_is_in_any(server: Server, collector: Collector) -> None:
+def test_a_request_without_a_key_has_a_span_and_no_span_contains_a_key(server: Server, collector: Collector) -> None:
     caller = Caller()
     sent = {**caller.headers, "Authorization": "Bearer a-guess"}
     assert httpx.post(f"{server.http_url}/generate", json={"prompt": "x"}, headers=sent).status_code == 401
@@ -302,7 +302,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not become true in time"
-        time.sleep(0.05)  # between two looks at the condition
+        time.sleep(0.05)  # between two polls of the condition
 
 
 def test_jinas_own_pods_send_the_same_spans(model: Path, tmp_path: Path, free_ports: Any) -> None:
@@ -357,7 +357,7 @@ def nobody(listens: bool) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["gone", "silent"])
-def test_a_collector_that_is_away_neither_fails_requests_nor_holds_the_end_up(
+def test_an_unreachable_collector_neither_fails_requests_nor_delays_the_end(
     model: Path, listens: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")

@@ -71,7 +71,7 @@ class ScriptedPool:
 
         async def answer() -> None:
             try:
-                await self._stream(request, lambda news: _put(exchange, news))
+                await self._stream(request, lambda part: _put(exchange, part))
             except Exception as error:
                 exchange.end(error)  # type: ignore[arg-type]
             else:
@@ -123,9 +123,9 @@ class ScriptedPool:
         return prompt
 
 
-async def _put(exchange: Exchange, news: Head | Piece) -> None:
-    """Put news into the exchange, and wait until they are taken: news that wait for a reader are merged."""
-    exchange.put(news)
+async def _put(exchange: Exchange, part: Head | Piece) -> None:
+    """Put a part into the exchange, and wait until it is read: parts that wait for a reader are merged."""
+    exchange.put(part)
     while exchange.has_news and not exchange.over:
         await asyncio.sleep(0.001)
 
@@ -147,13 +147,13 @@ def _logprobs(request: schema.Request) -> answers.Logprobs | None:
     return answers.Logprobs(content=[answers.TokenLogprob(token="\u2028", logprob=-1.0, top_logprobs=top)])
 
 
-class Doors:
-    """Both ports, for a scripted model and those of `pools`. `seen` holds the Authorization values of requests."""
+class ScriptedServer:
+    """Both ports, for a scripted model and those of `pools`. `tokens` has the Authorization values of requests."""
 
     def __init__(self, pools: Sequence[Any] = ()) -> None:
         self.pool = ScriptedPool()
         self.pools = [self.pool, *pools]
-        self.seen: list[str | None] = []
+        self.tokens: list[str | None] = []
         self.grpc_port = self.http_port = 0
 
     @property
@@ -167,19 +167,19 @@ class Doors:
     @asynccontextmanager
     async def open(self, grpc_port: int = 0, http_port: int = 0) -> AsyncIterator[None]:
         service = Service(self.pools, GatewayConfig())
-        interceptors = [_Seen(self.seen), LegacyInterceptor(service.answer)]
+        interceptors = [_TokenRecorder(self.tokens), LegacyInterceptor(service.answer)]
         rpc = grpc.aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
         rpc.add_generic_rpc_handlers(Servicer(service).handlers())
         self.grpc_port = rpc.add_insecure_port(f"127.0.0.1:{grpc_port}")
         await rpc.start()
         app = build_app(service)
 
-        async def seeing(scope: Any, receive: Any, send: Any) -> None:
-            self.seen.append(dict(scope["headers"]).get(b"authorization", b"").decode() or None)
+        async def recording(scope: Any, receive: Any, send: Any) -> None:
+            self.tokens.append(dict(scope["headers"]).get(b"authorization", b"").decode() or None)
             await app(scope, receive, send)
 
         config = uvicorn.Config(
-            seeing, host="127.0.0.1", port=http_port, log_level="warning", lifespan="off", ws="none"
+            recording, host="127.0.0.1", port=http_port, log_level="warning", lifespan="off", ws="none"
         )
         http = uvicorn.Server(config)
         http.install_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -197,25 +197,25 @@ class Doors:
             await rpc.stop(grace=None)
 
 
-class _Seen(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    def __init__(self, seen: list[str | None]) -> None:
-        self._seen = seen
+class _TokenRecorder(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    def __init__(self, tokens: list[str | None]) -> None:
+        self._tokens = tokens
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        self._seen.append(dict(details.invocation_metadata).get("authorization"))
+        self._tokens.append(dict(details.invocation_metadata).get("authorization"))
         return await continuation(details)
 
 
 @contextmanager
-def serving_doors(grpc_port: int = 0, http_port: int = 0, pools: Sequence[Any] = ()) -> Iterator[Doors]:
+def serving_scripted(grpc_port: int = 0, http_port: int = 0, pools: Sequence[Any] = ()) -> Iterator[ScriptedServer]:
     """Open the ports within the block."""
-    doors, opened = Doors(pools), threading.Event()
+    scripted, opened = ScriptedServer(pools), threading.Event()
     stop: list[Callable[[], object]] = []
 
     async def run() -> None:
         loop, closing = asyncio.get_running_loop(), asyncio.Event()
         stop.append(lambda: loop.call_soon_threadsafe(closing.set))
-        async with doors.open(grpc_port, http_port):
+        async with scripted.open(grpc_port, http_port):
             opened.set()
             await closing.wait()
 
@@ -223,7 +223,7 @@ def serving_doors(grpc_port: int = 0, http_port: int = 0, pools: Sequence[Any] =
     thread.start()
     assert opened.wait(SECONDS)
     try:
-        yield doors
+        yield scripted
     finally:
         stop[0]()
         thread.join(SECONDS)
@@ -231,29 +231,29 @@ def serving_doors(grpc_port: int = 0, http_port: int = 0, pools: Sequence[Any] =
 
 
 @pytest.fixture(scope="module")
-def all_doors() -> Iterator[Doors]:
-    """Yield the ports that a module's tests share; tests use `doors`."""
-    with serving_doors() as doors:
-        yield doors
+def module_server() -> Iterator[ScriptedServer]:
+    """Yield the ports that a module's tests share; tests use `scripted`."""
+    with serving_scripted() as scripted:
+        yield scripted
 
 
 @pytest.fixture
-def doors(all_doors: Doors) -> Doors:
+def scripted(module_server: ScriptedServer) -> ScriptedServer:
     """Return the ports after clearing their notes."""
-    all_doors.pool.requests.clear()
-    all_doors.pool.waiting.clear()
-    all_doors.pool.cancelled.clear()
-    all_doors.seen.clear()
-    return all_doors
+    module_server.pool.requests.clear()
+    module_server.pool.waiting.clear()
+    module_server.pool.cancelled.clear()
+    module_server.tokens.clear()
+    return module_server
 
 
 @pytest.fixture(params=["grpc", "http"])
-def endpoint(request: pytest.FixtureRequest, doors: Doors) -> str:
+def endpoint(request: pytest.FixtureRequest, scripted: ScriptedServer) -> str:
     """Return the URL of each port in turn."""
-    return doors.grpc_url if request.param == "grpc" else doors.http_url
+    return scripted.grpc_url if request.param == "grpc" else scripted.http_url
 
 
-@pytest.fixture(name="serving_doors")
-def serving_doors_fixture() -> Any:
-    """Return a function: `with serving_doors(grpc_port, http_port) as doors:` opens separate ports."""
-    return serving_doors
+@pytest.fixture(name="serving_scripted")
+def serving_scripted_fixture() -> Any:
+    """Return a function: `with serving_scripted(grpc_port, http_port) as scripted:` opens separate ports."""
+    return serving_scripted

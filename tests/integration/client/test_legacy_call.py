@@ -16,9 +16,9 @@ SECONDS = 20
 
 
 @pytest.fixture
-def call(doors):
+def call(scripted):
     """Yield a function that sends raw messages as one stream and returns the raw answers."""
-    with grpc.insecure_channel(f"127.0.0.1:{doors.grpc_port}") as channel:
+    with grpc.insecure_channel(f"127.0.0.1:{scripted.grpc_port}") as channel:
         yield lambda *messages: list(channel.stream_stream(METHOD)(iter(messages), timeout=SECONDS))
 
 
@@ -48,10 +48,10 @@ def test_older_prompts_run_together(call):
     assert _texts(*call(_older("meet", "meet", "meet"))) == ["meet"] * 3
 
 
-def test_older_parameters_arrive(call, doors):
+def test_older_parameters_arrive(call, scripted):
     bias = {"5": 1.5}
     assert _texts(*call(_older("hi", max_new_tokens=7, temperature=1, do_sample=True, stop=["x"], logit_bias=bias)))
-    assert doors.pool.requests == [
+    assert scripted.pool.requests == [
         schema.GenerateRequest.parse(
             {
                 "prompt": "hi",
@@ -100,7 +100,7 @@ def test_new_messages_pass(call):
 
 
 @pytest.mark.parametrize("messages", [[b"\xff\xff"], [_older("hi"), b"\xff\xff"], [b""], [b"", b""]])
-def test_what_cannot_be_read_is_refused_and_the_door_stays_open(call, messages):
+def test_an_unreadable_request_is_refused_and_the_next_is_answered(call, messages):
     with pytest.raises(grpc.RpcError) as raised:
         call(*messages)
     assert raised.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
@@ -111,9 +111,9 @@ def test_a_stream_without_messages_ends(call):
     assert call() == []
 
 
-def test_an_older_client_that_goes_ends_its_request(doors):
-    with grpc.insecure_channel(f"127.0.0.1:{doors.grpc_port}") as channel:
+def test_an_older_client_that_goes_ends_its_request(scripted):
+    with grpc.insecure_channel(f"127.0.0.1:{scripted.grpc_port}") as channel:
         answers = channel.stream_stream(METHOD)(iter([_older("wait")]))
-        assert doors.pool.waiting.wait(SECONDS)
+        assert scripted.pool.waiting.wait(SECONDS)
         answers.cancel()
-        assert doors.pool.cancelled.wait(SECONDS)
+        assert scripted.pool.cancelled.wait(SECONDS)

@@ -67,13 +67,13 @@ def tiny():
 
 
 @pytest.fixture(params=["grpc", "http"])
-def url(request, tiny, serving_doors, monkeypatch):
+def url(request, tiny, serving_scripted, monkeypatch):
     """Yield the URL of each port in turn, for the scripted model and `tiny`."""
     monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.005)
     pool = ReplicaPool([])
     pool.members.replicas = {"1": tiny}
-    with serving_doors(pools=[pool]) as doors:
-        yield doors.grpc_url if request.param == "grpc" else doors.http_url
+    with serving_scripted(pools=[pool]) as scripted:
+        yield scripted.grpc_url if request.param == "grpc" else scripted.http_url
         tiny.may_end.set()
 
 
@@ -136,7 +136,7 @@ def test_who_waits_no_longer_does_not_end_the_load_and_cannot_unload_meanwhile(u
     assert tiny.loads_begun == 1
 
 
-async def test_a_load_whose_end_nobody_told_is_no_success():
+async def test_a_load_without_a_final_event_is_no_success():
     async def stream(request, timeout, request_id):
         yield ModelState(id="1", created=1, model="tiny", state="loading")
 

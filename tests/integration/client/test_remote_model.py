@@ -26,16 +26,16 @@ def _error(cls):
     return json.dumps(cls("it went wrong", param="prompt").to_dict())
 
 
-def _both(doors, ask):
+def _both(scripted, ask):
     """Return the results of `ask` over gRPC and over HTTP."""
     answers = []
-    for url in (doors.grpc_url, doors.http_url):
+    for url in (scripted.grpc_url, scripted.http_url):
         with Client().get_model(endpoint=url) as model:
             answers.append(ask(model))
     return answers
 
 
-def test_both_doors_give_the_same_answers(doors):
+def test_grpc_and_http_give_the_same_answers(scripted):
     for ask in (
         lambda model: model.generate(TEXT, logprobs=1, n=2),
         lambda model: model.chat(TEXT, logprobs=1),
@@ -43,12 +43,12 @@ def test_both_doors_give_the_same_answers(doors):
         lambda model: list(model.generate_stream(TEXT, n=2)),
         lambda model: list(model.chat_stream(TEXT)),
     ):
-        over_grpc, over_http = _both(doors, ask)
+        over_grpc, over_http = _both(scripted, ask)
         assert over_grpc == over_http
         assert over_grpc
 
 
-def test_the_request_arrives_as_it_was_made(doors):
+def test_the_request_arrives_as_it_was_made(scripted):
     parameters = {
         "max_tokens": 5,
         "temperature": 1,
@@ -59,8 +59,8 @@ def test_the_request_arrives_as_it_was_made(doors):
         "seed": 2**31 - 1,
         "echo": False,
     }
-    _both(doors, lambda model: model.generate(TEXT, **parameters))
-    first, second = doors.pool.requests
+    _both(scripted, lambda model: model.generate(TEXT, **parameters))
+    first, second = scripted.pool.requests
     assert first == second
     assert first.model_dump(exclude_none=True) == {
         **{name: value for name, value in parameters.items() if name != "max_tokens"},
@@ -124,12 +124,12 @@ def test_a_stream_that_just_stops_is_an_error(model, call):
         next(events)
 
 
-def test_a_request_that_is_wrong_is_not_sent(doors, model):
+def test_a_request_that_is_wrong_is_not_sent(scripted, model):
     with pytest.raises(errors.InvalidRequest, match="top_p"):
         model.generate("hi", top_p=2.0)
     with pytest.raises(errors.InvalidRequest, match="num_beams"):
         next(model.generate_stream("hi", num_beams=2))
-    assert doors.pool.requests == []
+    assert scripted.pool.requests == []
 
 
 def test_the_model_name_is_sent_and_checked(endpoint):
@@ -144,21 +144,21 @@ def test_the_model_name_is_sent_and_checked(endpoint):
             next(model.chat_stream("hi"))
 
 
-def test_the_token_is_sent_as_a_bearer(doors, endpoint):
+def test_the_token_is_sent_as_a_bearer(scripted, endpoint):
     with Client(token="secret").get_model(endpoint=endpoint) as model:
         model.generate("hi")
         list(model.chat_stream("hi"))
         assert "secret" not in repr(model)
     with Client().get_model(endpoint=endpoint) as model:
         model.generate("hi")
-    assert doors.seen == ["Bearer secret", "Bearer secret", None]
+    assert scripted.tokens == ["Bearer secret", "Bearer secret", None]
 
 
 @pytest.mark.parametrize("call", ["generate", "chat", "generate_stream", "chat_stream"])
-def test_a_timeout_ends_the_request_on_the_server_too(doors, model, call):
+def test_a_timeout_ends_the_request_on_the_server_too(scripted, model, call):
     with pytest.raises(errors.DeadlineExceeded, match=r"0\.3 s"):
         list(getattr(model, call)("wait", timeout=0.3))
-    assert doors.pool.cancelled.wait(SECONDS)
+    assert scripted.pool.cancelled.wait(SECONDS)
 
 
 async def test_a_timeout_does_not_strike_while_the_reader_is_busy(endpoint):
@@ -173,30 +173,30 @@ async def test_a_timeout_does_not_strike_while_the_reader_is_busy(endpoint):
 
 
 @pytest.mark.parametrize("call", ["generate_stream", "chat_stream"])
-def test_leaving_a_stream_ends_its_request(doors, model, call):
+def test_leaving_a_stream_ends_its_request(scripted, model, call):
     for _ in getattr(model, call)("wait"):
-        if doors.pool.waiting.wait(SECONDS):
+        if scripted.pool.waiting.wait(SECONDS):
             break
-    assert doors.pool.cancelled.wait(SECONDS)
+    assert scripted.pool.cancelled.wait(SECONDS)
 
 
 @pytest.mark.parametrize("call", ["agenerate", "achat"])
-async def test_cancelling_a_task_ends_its_request(doors, endpoint, call):
+async def test_cancelling_a_task_ends_its_request(scripted, endpoint, call):
     async with Client().get_model(endpoint=endpoint) as model:
         task = asyncio.create_task(getattr(model, call)("wait"))
-        assert await asyncio.to_thread(doors.pool.waiting.wait, SECONDS)
+        assert await asyncio.to_thread(scripted.pool.waiting.wait, SECONDS)
         task.cancel()
-        assert await asyncio.to_thread(doors.pool.cancelled.wait, SECONDS)
+        assert await asyncio.to_thread(scripted.pool.cancelled.wait, SECONDS)
         with pytest.raises(asyncio.CancelledError):
             await task
 
 
-async def test_closing_an_async_stream_ends_its_request(doors, endpoint):
+async def test_closing_an_async_stream_ends_its_request(scripted, endpoint):
     async with Client().get_model(endpoint=endpoint) as model:
         async with aclosing(model.achat_stream("wait")) as events:
             await anext(events)
-            assert await asyncio.to_thread(doors.pool.waiting.wait, SECONDS)
-        assert await asyncio.to_thread(doors.pool.cancelled.wait, SECONDS)
+            assert await asyncio.to_thread(scripted.pool.waiting.wait, SECONDS)
+        assert await asyncio.to_thread(scripted.pool.cancelled.wait, SECONDS)
 
 
 async def test_sync_and_async_calls_on_one_model_at_once(model):
@@ -217,7 +217,7 @@ def test_one_model_serves_one_event_loop_after_another(endpoint):
     model.close()
 
 
-def test_closing_the_model_ends_what_runs_and_refuses_what_comes(doors, endpoint):
+def test_closing_the_model_ends_what_runs_and_refuses_what_comes(scripted, endpoint):
     model = Client().get_model(endpoint=endpoint)
     raised = []
 
@@ -229,17 +229,17 @@ def test_closing_the_model_ends_what_runs_and_refuses_what_comes(doors, endpoint
 
     thread = threading.Thread(target=ask)
     thread.start()
-    assert doors.pool.waiting.wait(SECONDS)
+    assert scripted.pool.waiting.wait(SECONDS)
     model.close()
     thread.join(SECONDS)
     assert [type(error) for error in raised] == [errors.Unavailable]
-    assert doors.pool.cancelled.wait(SECONDS)
+    assert scripted.pool.cancelled.wait(SECONDS)
     with pytest.raises(errors.Unavailable, match="closed"):
         model.generate("hi")
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_a_server_that_is_not_there_yet_is_found_when_it_is(free_ports, serving_doors, scheme):
+def test_a_server_that_is_not_there_yet_is_found_when_it_is(free_ports, serving_scripted, scheme):
     """A notebook needs no restart if its first cell ran before `rungpt serve` did."""
     grpc_port, http_port = free_ports(2)
     url = f"{scheme}://127.0.0.1:{grpc_port if scheme == 'grpc' else http_port}"
@@ -247,7 +247,7 @@ def test_a_server_that_is_not_there_yet_is_found_when_it_is(free_ports, serving_
         for call in (model.generate, model.chat_stream):
             with pytest.raises(errors.Unavailable, match=f"{url} .*rungpt serve"):
                 list(call("hi"))
-        with serving_doors(grpc_port, http_port):
+        with serving_scripted(grpc_port, http_port):
             deadline = time.monotonic() + SECONDS
             while True:
                 try:
@@ -255,26 +255,26 @@ def test_a_server_that_is_not_there_yet_is_found_when_it_is(free_ports, serving_
                     break
                 except errors.Unavailable:
                     assert time.monotonic() < deadline
-                    time.sleep(0.05)  # between two looks at the condition
+                    time.sleep(0.05)  # between two polls of the condition
         with pytest.raises(errors.Unavailable):
             model.generate("hi")
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_a_server_that_goes_in_mid_stream_is_an_error(serving_doors, scheme):
-    with serving_doors() as doors:
-        model = Client().get_model(endpoint=doors.grpc_url if scheme == "grpc" else doors.http_url)
+def test_a_server_that_goes_in_mid_stream_is_an_error(serving_scripted, scheme):
+    with serving_scripted() as scripted:
+        model = Client().get_model(endpoint=scripted.grpc_url if scheme == "grpc" else scripted.http_url)
         events = model.chat_stream("wait")
         assert next(events).text == "w"
-        assert doors.pool.waiting.wait(SECONDS)
+        assert scripted.pool.waiting.wait(SECONDS)
     with pytest.raises(errors.RequestError):
         list(events)
     model.close()
 
 
-def test_the_wrong_door_is_named(doors):
+def test_the_wrong_port_is_named(scripted):
     """`http://` on the gRPC port, or the other way round, is an error that names the endpoint."""
-    for url in (f"http://127.0.0.1:{doors.grpc_port}", f"grpc://127.0.0.1:{doors.http_port}"):
+    for url in (f"http://127.0.0.1:{scripted.grpc_port}", f"grpc://127.0.0.1:{scripted.http_port}"):
         with Client().get_model(endpoint=url) as model:
             for call in (model.generate, model.chat_stream):
                 with pytest.raises(errors.RequestError, match=url) as raised:

@@ -21,7 +21,7 @@ class StandInFlow:
     phases: list[str]
     """Phases that successive polls see; the last one stays."""
 
-    def look(self) -> str:
+    def next_phase(self) -> str:
         return self.phases.pop(0) if len(self.phases) > 1 else self.phases[0]
 
 
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _of_one(self, flow_id: str, rest: str, query: dict[str, list[str]], body: bytes) -> tuple[int, Any]:
         flow = self.script.flows[flow_id]
         if (self.command, rest) == ("GET", ""):
-            return 200, self._shown(flow_id, flow.look())
+            return 200, self._shown(flow_id, flow.next_phase())
         if (self.command, rest) == ("PUT", ""):
             flow.spec, flow.phases = self._spec(body), ["Updating", "Starting", *self.script.phases[-1:]]
             return 202, {"id": flow_id}

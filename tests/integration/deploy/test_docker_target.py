@@ -146,7 +146,7 @@ def test_keys_reach_the_gateway_as_a_folder_that_no_other_user_can_enter(
     assert not copy.exists()
 
 
-def test_a_model_that_does_not_load_is_said_in_its_own_words_at_once(stand_in: StandIn, said: list[str]) -> None:
+def test_the_error_of_a_model_that_does_not_load_is_reported_at_once(stand_in: StandIn, said: list[str]) -> None:
     stand_in.set(crashing="chat-executor-1", log="Traceback\nrungpt: there is no model org/unheard-of\nbye")
     says = r"chat-executor-1 restarting \(exit code 78, 1 restarts\): there is no model org/unheard-of$"
     with pytest.raises(SetupError, match=says):

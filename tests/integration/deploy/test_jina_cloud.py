@@ -140,7 +140,7 @@ def test_remove_ends_all_of_the_name_and_waits_until_they_are_gone(script: Scrip
     assert [flow.phases for flow in script.flows.values()] == [["Deleted"], ["Deleted"], ["Serving"]]
 
 
-def test_several_of_one_name_are_told_apart_by_their_ids(script: Script) -> None:
+def test_several_of_one_name_are_distinguished_by_their_ids(script: Script) -> None:
     script.flows |= {f"chat-{i}": StandInFlow({}, ["Serving"]) for i in (1, 2)}
     assert one_line(lambda: JinaCloud().status("chat")) == "there are several chat: give one of chat-1, chat-2"
 
@@ -208,7 +208,7 @@ def test_a_wrong_token_and_no_token(script: Script, monkeypatch: pytest.MonkeyPa
     assert len(script.calls) == calls
 
 
-def test_what_validation_finds_is_told_before_anything_is_made(script: Script, told: list[str]) -> None:
+def test_validation_errors_are_reported_before_anything_is_made(script: Script, told: list[str]) -> None:
     script.errors = ["autoscale.max: at most 5", "name: taken"]
     said = one_line(lambda: JinaCloud().deploy(DEPLOYMENT, told.append))
     assert said == "Jina Cloud refuses the Flow: autoscale.max: at most 5; name: taken"

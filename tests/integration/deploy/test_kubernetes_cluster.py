@@ -173,7 +173,7 @@ def test_what_cannot_come_ends_the_wait_with_its_reason(
     assert any(says in note for note in found.notes)
 
 
-def test_a_pod_without_a_node_is_told_and_waited_for_some_time(
+def test_a_pod_without_a_node_is_reported_and_waited_for_some_time(
     cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cluster may be starting a node for the pod."""
@@ -189,7 +189,7 @@ def test_a_pod_without_a_node_is_told_and_waited_for_some_time(
         deploy()
 
 
-def test_pods_that_a_quota_forbids_are_told(cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pods_that_a_quota_forbids_are_reported(cluster: ScriptedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(cluster: ScriptedCluster) -> None:
         failing({})(cluster)
         condition = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: cpu"}
@@ -268,7 +268,7 @@ def test_scale(cluster: ScriptedCluster) -> None:
     assert cluster.workload("executor")["spec"]["replicas"] == 5
 
 
-def test_load_decides_the_number_of_replicas_where_it_was_told_to(cluster: ScriptedCluster) -> None:
+def test_load_decides_the_number_of_replicas_with_autoscaling(cluster: ScriptedCluster) -> None:
     deploy(SCALED)
     assert cluster.names("ScaledObject") == ["chat-executors"]
     cluster.workload("executor")["spec"]["replicas"] = 6  # the load has asked for it

@@ -179,7 +179,7 @@ def _until_end(tokens):
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if FAMILIES[name].runner != "alone"])
-def test_the_size_of_a_tokens_cache_is_what_the_configuration_tells(family):
+def test_the_size_of_a_tokens_cache_follows_from_the_configuration(family):
     """Check the size: if it were larger in fact, the engine would run more requests than fit the memory."""
     model = build(FAMILIES[family])
     with torch.inference_mode():

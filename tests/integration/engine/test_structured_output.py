@@ -165,7 +165,7 @@ async def test_neighbours_without_a_grammar_do_not_change(model):
     assert busy[-1] == [(constrained, "stop")]
 
 
-async def test_a_request_that_goes_away_leaves_its_grammar_as_it_was(model):
+async def test_a_cancelled_request_leaves_its_grammar_as_it_was(model):
     grammar = model.compile("json_schema", PERSON)
     [whole] = await model.ask(grammar)
     events = model.engine.submit(Request(id="goes", prompt_ids=model.prompt_ids, max_new_tokens=99, grammar=grammar))

@@ -85,7 +85,7 @@ async def stream(replica: Replica, tokens: int, began: asyncio.Event) -> list[Pi
     exchange.limit(LIMIT)
     while exchange.has_news or not exchange.over:
         arrived.clear()
-        pieces += [news for news in exchange.take() if isinstance(news, Piece)]
+        pieces += [part for part in exchange.take() if isinstance(part, Piece)]
         if pieces:
             began.set()
         if not exchange.over:

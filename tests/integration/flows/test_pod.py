@@ -71,7 +71,7 @@ def test_an_executor_that_cannot_start_says_why_in_one_line() -> None:
     assert out == 'rungpt-setup-error {"type": "ModelLoadError", "message": "no such file: model.gguf"}\n'
 
 
-def test_a_pod_whose_parent_is_gone_ends_itself() -> None:
+def test_a_pod_whose_parent_has_ended_ends_itself() -> None:
     flow = toy_flow()
     pod = start_pod(flow, "executor", "0")
     try:

@@ -37,7 +37,7 @@ class Running:
     def __init__(self, *specs: PodSpec):
         self.events: list[Event] = []
         self.error: BaseException | None = None
-        self._told = threading.Condition()
+        self._changed = threading.Condition()
         quick = functools.partial(Backoff, initial=0.05, maximum=0.2)
         self.supervisor = Supervisor(specs[-1], specs[:-1], self._note, new_backoff=quick)
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -52,16 +52,16 @@ class Running:
             self._note(Event("stopped", "returned"))
 
     def _note(self, event: Event) -> None:
-        with self._told:
+        with self._changed:
             self.events.append(event)
-            self._told.notify_all()
+            self._changed.notify_all()
 
     def wait_for(self, kind: str, pod: str | None = None, count: int = 1, limit: float = LIMIT) -> Event:
         def found() -> list[Event]:
             return [e for e in self.events if e.kind == kind and (pod is None or e.pod == pod)]
 
-        with self._told:
-            assert self._told.wait_for(lambda: len(found()) >= count, limit), self.events
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(found()) >= count, limit), self.events
             return found()[count - 1]
 
     def join(self) -> None:
@@ -123,7 +123,7 @@ def test_a_killed_gateway_comes_back() -> None:
         assert answers_ok("127.0.0.1", ports[1], "/ready")
 
 
-def test_workers_serve_until_the_gateway_is_gone() -> None:
+def test_workers_serve_until_the_gateway_has_ended() -> None:
     ports = free_ports(2)
     # A gateway that does not react to SIGTERM acts like one that drains: the worker must be there all that time.
     gateway = light_pod("gateway", ports[1], "deaf", stop_seconds=0.5)

@@ -130,7 +130,7 @@ def test_a_browser_is_asked_for_the_key_as_a_password(keyed: Any) -> None:
     assert page.headers["content-type"].startswith("text/html")
 
 
-def test_another_sites_page_cannot_ask(keyed: Any, stack: Any) -> None:
+def test_a_page_of_another_site_cannot_send_requests(keyed: Any, stack: Any) -> None:
     """Otherwise any page that a user visits could send requests in their name: by Basic, or to a keyless server."""
 
     def ask(origin: str, headers: dict[str, str]) -> int:
@@ -148,13 +148,13 @@ def test_another_sites_page_cannot_ask(keyed: Any, stack: Any) -> None:
     assert httpx.post(f"{stack.http}/generate", json=script(), headers={"Origin": stack.http}).status_code == 200
 
 
-@pytest.mark.parametrize("length_is_told", [True, False])
-def test_a_refused_body_is_read_within_the_limit_or_not_at_all(keyed: Any, length_is_told: bool) -> None:
+@pytest.mark.parametrize("length_is_known", [True, False])
+def test_a_refused_body_is_read_within_the_limit_or_not_at_all(keyed: Any, length_is_known: bool) -> None:
     """Clients without a key must not be able to keep a server reading."""
     small = b"x" * (LIMIT - 1)
     with httpx.Client() as client:
         for _ in range(2):  # on one connection: no part of the first body may end up in the second
-            check_refused(client.post(f"{keyed.http}/generate", content=small if length_is_told else iter([small])))
+            check_refused(client.post(f"{keyed.http}/generate", content=small if length_is_known else iter([small])))
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -163,7 +163,7 @@ def test_a_refused_body_is_read_within_the_limit_or_not_at_all(keyed: Any, lengt
             sent += 10_000
             yield b"x" * 10_000
 
-    headers = {"Content-Length": "50000000"} if length_is_told else {}
+    headers = {"Content-Length": "50000000"} if length_is_known else {}
     try:
         response = httpx.post(f"{keyed.http}/generate", content=endless(), headers=headers)
         assert response.status_code == 401
@@ -231,9 +231,9 @@ async def test_reflection_answers_with_a_key(keyed: Any) -> None:
             assert "jina.JinaRPC" in [service.name for service in answer.list_services_response.service]
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
-def test_our_client_sends_its_token(keyed: Any, door: str) -> None:
-    endpoint = keyed.http if door == "http" else f"grpc://{keyed.grpc}"
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_our_client_sends_its_token(keyed: Any, protocol: str) -> None:
+    endpoint = keyed.http if protocol == "http" else f"grpc://{keyed.grpc}"
     with Client(ALICE).get_model(endpoint=endpoint) as model:
         assert model.generate(script(words=["a", "b"])["prompt"]).text == "ab"
         events = model.generate_stream(script(words=["a", "b"])["prompt"])
@@ -298,7 +298,7 @@ def test_an_http_request_is_one_line(keyed: Any, path: str, body: Any, headers: 
     assert re.fullmatch(rf"POST {path} {expected}", line), line
 
 
-def test_a_stream_that_its_client_left_is_told_from_a_whole_one(keyed: Any) -> None:
+def test_a_cancelled_stream_is_distinguished_from_a_whole_one(keyed: Any) -> None:
     before = len(lines_of(keyed))
     body = script(words=["a"], then="hang")
     with httpx.stream("POST", f"{keyed.http}/generate_stream", json=body, headers=BEARER, timeout=10) as response:
@@ -352,7 +352,7 @@ PREFLIGHT = {
 }
 
 
-def test_a_page_of_an_allowed_origin_may_ask(keyed: Any) -> None:
+def test_a_page_of_an_allowed_origin_may_send_requests(keyed: Any) -> None:
     allowed = httpx.options(f"{keyed.http}/generate", headers=PREFLIGHT)
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == ORIGIN
@@ -371,7 +371,7 @@ def test_a_page_of_another_origin_may_not(keyed: Any) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_no_origin_is_allowed_unless_asked_for(stack: Any) -> None:
+def test_no_origin_is_allowed_by_default(stack: Any) -> None:
     for response in (
         httpx.options(f"{stack.http}/generate", headers=PREFLIGHT),
         httpx.post(f"{stack.http}/generate", json=script(), headers={"Origin": ORIGIN}),
@@ -379,7 +379,7 @@ def test_no_origin_is_allowed_unless_asked_for(stack: Any) -> None:
         assert not [name for name in response.headers if name.startswith("access-control")]
 
 
-def test_any_origin_is_allowed_if_asked_for(start_stack: Any) -> None:
+def test_any_origin_is_allowed_if_configured(start_stack: Any) -> None:
     stack = start_stack(cors_origins=["*"])
     assert httpx.options(f"{stack.http}/generate", headers=PREFLIGHT).headers["access-control-allow-origin"] == "*"
     answer = httpx.post(f"{stack.http}/generate", json=script(), headers={"Origin": ORIGIN})
@@ -414,7 +414,7 @@ async def test_keys_change_under_load_and_no_request_is_lost(start_stack: Any, t
     async def until(of: str, wanted: int) -> None:
         async with asyncio.timeout(20):
             while await status(of) != wanted:
-                await asyncio.sleep(0.05)  # between two looks at the condition
+                await asyncio.sleep(0.05)  # between two polls of the condition
 
     async with httpx.AsyncClient(timeout=30) as client, asyncio.TaskGroup() as group:
         for _ in range(4):
@@ -430,7 +430,7 @@ async def test_keys_change_under_load_and_no_request_is_lost(start_stack: Any, t
         seen = len(statuses)
         async with asyncio.timeout(20):
             while len(statuses) < seen + 40 or "write NAME: KEY" not in stack.log:
-                await asyncio.sleep(0.05)  # between two looks at the condition
+                await asyncio.sleep(0.05)  # between two polls of the condition
         stop.set()
     assert set(statuses) == {200}
     assert stack.log.count("write NAME: KEY") == 1

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
 
 
 @pytest.mark.parametrize(("host", "reached_at"), [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])])
-def test_both_doors_listen_on_an_ipv6_address(
+def test_http_and_grpc_listen_on_an_ipv6_address(
     start_stack: Any, bare_stack: Any, free_ports: Any, host: str, reached_at: list[str]
 ) -> None:
     workers = start_stack()

@@ -54,7 +54,7 @@ async def call(stack: Any, endpoint: str) -> Any:
         return await method(message.SerializeToString())
 
 
-def test_replicas_are_told_apart_and_add_up(start_stack: Any) -> None:
+def test_replicas_have_labels_and_add_up(start_stack: Any) -> None:
     stack = start_stack(replicas=2)
     for _ in range(10):
         httpx.post(f"{stack.http}/generate", json=body(words=3))
@@ -67,7 +67,7 @@ def test_replicas_are_told_apart_and_add_up(start_stack: Any) -> None:
     assert found["gateway_in_flight"] == found["gateway_scrape_failures_total"] == 0
 
 
-def test_a_silent_replica_holds_nobody_up(start_stack: Any) -> None:
+def test_a_silent_replica_delays_nobody(start_stack: Any) -> None:
     """An operator must see the metrics of the others, and that one replica is missing, within a second."""
     stack = start_stack(replicas=2)
     metrics(stack)  # warm-up: some imports happen at the first call
@@ -105,7 +105,7 @@ def test_an_executors_refusal_is_counted_by_its_code(stack: Any) -> None:
     assert found["gateway_errors_total queue_full"] - before["gateway_errors_total queue_full"] == 1
 
 
-def test_keys_are_told_by_name_and_prometheus_needs_one(start_stack: Any, tmp_path: Path) -> None:
+def test_keys_are_labels_by_name_and_prometheus_needs_one(start_stack: Any, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"alice: {KEY}\n")
     stack = start_stack(api_key_file=str(tmp_path / "keys"))
     bearer = {"Authorization": f"Bearer {KEY}"}
@@ -121,7 +121,7 @@ def test_keys_are_told_by_name_and_prometheus_needs_one(start_stack: Any, tmp_pa
     assert found["gateway_requests_total other alice 200"] >= 1, "the scrapes themselves"
 
 
-async def test_both_doors_are_counted_and_metrics_are_no_endpoint_of_grpc(stack: Any) -> None:
+async def test_http_and_grpc_are_counted_and_metrics_are_no_endpoint_of_grpc(stack: Any) -> None:
     before = metrics(stack)
     await call(stack, "/generate")
     with pytest.raises(grpc.aio.AioRpcError) as raised:

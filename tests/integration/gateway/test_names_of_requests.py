@@ -56,7 +56,7 @@ def test_a_request_that_stands_for_several_has_one_name(stack: Any) -> None:
 
 
 @pytest.mark.parametrize("sent", ["mine", None])
-def test_an_error_says_what_the_request_is_called(model: Any, sent: str | None) -> None:
+def test_an_error_has_the_name_of_its_request(model: Any, sent: str | None) -> None:
     """The id is the fact that a user can report to the operator."""
     failing = script(words=["a", "b"], then="error", error=FULL)
     for call in (model.generate, model.generate_stream, model.chat, model.chat_stream):
@@ -148,11 +148,11 @@ async def test_requests_at_the_same_time_keep_their_own_names(stack: Any) -> Non
 # The logs
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
-def test_as_json_the_lines_of_gateway_and_worker_about_a_request_have_its_name(start_stack: Any, door: str) -> None:
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_as_json_the_lines_of_gateway_and_worker_about_a_request_have_its_name(start_stack: Any, protocol: str) -> None:
     """One search in the logs finds the work of both for the request, including the traceback of a failure."""
     stack = start_stack(log_requests=True, env={"RUNGPT_LOG_FORMAT": "json"})
-    with Client().get_model(endpoint=stack.http if door == "http" else f"grpc://{stack.grpc}") as model:
+    with Client().get_model(endpoint=stack.http if protocol == "http" else f"grpc://{stack.grpc}") as model:
         model.generate(NAME, request_id="good")
         with pytest.raises(RequestError):
             model.generate(script(words=[], then="raise"), request_id="bad")
@@ -165,7 +165,7 @@ def test_as_json_the_lines_of_gateway_and_worker_about_a_request_have_its_name(s
         ("good", "good", None),
         ("bad", "bad", "internal_error"),
     ]
-    assert {line["method"] for line in records} == {"POST" if door == "http" else "gRPC"}
+    assert {line["method"] for line in records} == {"POST" if protocol == "http" else "gRPC"}
     assert all(re.fullmatch(MADE, line["id"]) and line["pod"] == "gateway" for line in records)
     (failed,) = [line for line in of_worker if "the script says so" in line.get("exception", "")]
     assert (failed["request_id"], failed["pod"], failed["level"]) == ("bad", "executor", "ERROR")

@@ -98,8 +98,8 @@ async def read(pool: ReplicaPool, request: GenerateRequest, heard: list[str]) ->
     """Return the error that ended the stream; append its texts to `heard` as they come."""
     streams = Streams(pool, [request], time.monotonic() + SECONDS, lambda: f"id{id(heard)}")
     try:
-        while news := await streams.read():
-            heard += [piece.text for _, piece in news if isinstance(piece, Piece)]
+        while parts := await streams.read():
+            heard += [piece.text for _, piece in parts if isinstance(piece, Piece)]
     except RequestError as error:
         return error
     finally:
@@ -183,7 +183,7 @@ async def test_a_rolling_update_loses_no_request(cluster: Cluster) -> None:
     assert set(ran) == {"w2", "w3", "w4", "w5"}
 
 
-async def test_a_draining_replica_loses_nothing_though_no_probe_has_told_of_it(
+async def test_a_draining_replica_loses_nothing_before_a_probe_reports_it(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(members, "PROBE_SECONDS", 3600.0)
@@ -261,7 +261,7 @@ async def test_a_replica_that_is_killed_in_mid_stream(cluster: Cluster) -> None:
             await load.more()
             await ready(cluster, pool, 3)
             assert {r.address: r.state for r in pool.replicas} == {
-                cluster.address(2): "lost",  # no look-up has said that it is gone for good
+                cluster.address(2): "lost",  # no lookup has reported it as removed
                 cluster.address(3): "ready",
             }
             cluster.named = []
@@ -276,7 +276,7 @@ async def test_a_replica_that_is_killed_in_mid_stream(cluster: Cluster) -> None:
         assert all(isinstance(error, Unavailable) for *_, error in load.errors)
 
 
-async def test_conversations_stay_until_their_replica_is_gone(cluster: Cluster) -> None:
+async def test_conversations_keep_their_replica_until_it_is_removed(cluster: Cluster) -> None:
     cluster.start(2, 3)
     cluster.named = [2, 3]
     async with a_pool(cluster) as pool:

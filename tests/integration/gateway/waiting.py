@@ -10,5 +10,5 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition did not become true in time"
-        time.sleep(0.02)  # between two looks at the condition
+        time.sleep(0.02)  # between two polls of the condition
     return value

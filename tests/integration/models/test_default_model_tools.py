@@ -31,7 +31,7 @@ def tool_format(default_model: LoadedModel) -> ToolFormat:
     return find_tool_format(tool_template(default_model.tokenizer), default_model.tokenizer)
 
 
-def test_its_prompt_tells_of_the_functions_the_call_and_its_result(default_model: LoadedModel) -> None:
+def test_its_prompt_contains_the_functions_the_call_and_its_result(default_model: LoadedModel) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         QUESTION,

@@ -106,7 +106,7 @@ def test_it_chats(family: str, model: run_gpt.Model) -> None:
     assert sum("no chat template" in note for note in model.notes) == plain
 
 
-def test_the_runner_and_what_is_unusual_are_told(family: str, model: run_gpt.Model) -> None:
+def test_the_runner_and_unusual_features_are_reported(family: str, model: run_gpt.Model) -> None:
     runner = FAMILIES[family].runner if unsupported() is None else FAMILIES[family].runner.replace("native", "fast")
     assert type(model._engine._runner).__name__ == {**RUNNERS, "fast": "LlamaRunner"}[runner]  # type: ignore[attr-defined]
     assert any("one after the other" in note for note in model.notes) == (runner == "alone")

@@ -169,11 +169,11 @@ FETCH = """
 from run_gpt.config import ModelConfig
 from run_gpt.models import fetch
 
-def tell(step, done, total):
+def report(step, done, total):
     if "Waiting for another process" in step:
         print("waits", flush=True)
 
-print(fetch(ModelConfig(model_name="org/tiny"), on_progress=tell).folder, flush=True)
+print(fetch(ModelConfig(model_name="org/tiny"), on_progress=report).folder, flush=True)
 """
 
 

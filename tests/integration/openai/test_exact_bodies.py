@@ -46,7 +46,7 @@ def wait_idle(session: requests.Session, base_url: str) -> None:
     deadline = time.monotonic() + 20
     while in_flight(session, base_url):
         assert time.monotonic() < deadline, "the request still runs"
-        time.sleep(0.02)  # between two looks at the condition
+        time.sleep(0.02)  # between two polls of the condition
 
 
 def test_a_chats_body(session: requests.Session, base_url: str) -> None:
@@ -270,7 +270,7 @@ def test_a_model_that_is_not_served(session: requests.Session, base_url: str, na
         ("responses", {**RESPONSE, "max_output_tokens": 4000, "input": "Write a novel of a thousand pages."}),
     ],
 )
-def test_a_client_that_goes_away_frees_its_place(
+def test_a_client_that_disconnects_frees_its_slot(
     session: requests.Session, base_url: str, path: str, body: dict[str, Any]
 ) -> None:
     """Otherwise a server would be busy for minutes with unread answers."""

@@ -42,7 +42,7 @@ def test_a_model_that_is_not_served_is_not_found(client: openai.OpenAI, name: st
     assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
 
 
-def test_embeddings_tell_what_is_alike(base_url: str) -> None:
+def test_embeddings_of_similar_texts_are_similar(base_url: str) -> None:
     for answer in both(base_url, lambda client: client.embeddings.create(model="smollm2", input=TEXTS)):
         assert [item.index for item in answer.data] == [0, 1, 2]
         cat, kitten, engine = (item.embedding for item in answer.data)

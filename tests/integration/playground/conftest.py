@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 GATEWAY = Path(__file__).parents[1] / "gateway"
-sys.path.append(str(GATEWAY))  # for `waiting`, here and in scripted_door
+sys.path.append(str(GATEWAY))  # for `waiting`, here and in scripted_server
 
-from scripted_door import Door, open_door  # noqa: E402
+from scripted_server import ScriptedServer, open_scripted_server  # noqa: E402
 from visiting import DESKTOP, Visit  # noqa: E402
 
 NO_CHROMIUM = "no Chromium here: install Debian's `chromium`, and the playground is tested in it"
@@ -65,9 +65,9 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
 
 
 @pytest.fixture
-def door(free_ports: Callable[[int], list[int]]) -> Iterator[Door]:
+def scripted(free_ports: Callable[[int], list[int]]) -> Iterator[ScriptedServer]:
     """Yield a scripted server."""
-    with open_door(free_ports(1)[0]) as opened:
+    with open_scripted_server(free_ports(1)[0]) as opened:
         yield opened
 
 

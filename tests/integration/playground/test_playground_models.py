@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import expect
-from scripted_door import DONE, event, piece, refusing, saying, usage
+from scripted_server import DONE, event, piece, refusing, saying, usage
 from waiting import wait_until
 
 from run_gpt import models
@@ -24,33 +24,33 @@ NOTE_LOADS = """() => {
 
 
 @pytest.fixture
-def two(door: Any) -> Any:
+def two(scripted: Any) -> Any:
     """Return the scripted server with two models; `tiny` is not in memory."""
-    door.models, door.states = ["smollm2", "tiny"], {"tiny": "unloaded"}
-    return door
+    scripted.models, scripted.states = ["smollm2", "tiny"], {"tiny": "unloaded"}
+    return scripted
 
 
-def being_loaded(door: Any, *, ends: bool = True) -> Any:
+def being_loaded(scripted: Any, *, ends: bool = True) -> Any:
     """Return a load that stays at 43 % until the test calls `go_on.set()`."""
 
     async def load(_: dict[str, Any]) -> AsyncIterator[bytes]:
         yield event({"state": "loading", "step": "Waiting for memory", "done": None, "total": None})
         yield event({"state": "loading", "step": "Loading tiny", "done": 437, "total": 1000})
-        await door.wait()
+        await scripted.wait()
         if ends:
             yield event({"state": "loaded", "step": None, "done": None, "total": None})
 
     return load
 
 
-def after_the_load(door: Any) -> Any:
+def after_the_load(scripted: Any) -> Any:
     """Return an answer that waits for that load."""
 
     async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
-        await door.wait()
-        while door.running > 1:  # the load reports its end first
+        await scripted.wait()
+        while scripted.running > 1:  # the load reports its end first
             await asyncio.sleep(0.01)
-        door.states = {}
+        scripted.states = {}
         yield piece("Hello")
         yield piece(finish="stop")
         yield usage(1)
@@ -83,19 +83,19 @@ def test_each_model_says_whether_it_is_in_memory(two: Any, visit: Any) -> None:
     v.check_quiet()
 
 
-def test_one_model_in_memory_is_nothing_but_a_name(door: Any, visit: Any) -> None:
-    v = visit(door.url)
+def test_one_model_in_memory_is_nothing_but_a_name(scripted: Any, visit: Any) -> None:
+    v = visit(scripted.url)
     assert v.ask("Hello?") == "Hello there"
     assert options(v) == ["scripted"]
 
 
-def test_one_model_that_is_not_in_memory_any_more_is_waited_for(door: Any, visit: Any) -> None:
-    door.script, door.load = after_the_load(door), being_loaded(door)
-    v = visit(door.url)
+def test_one_model_that_is_not_in_memory_any_more_is_waited_for(scripted: Any, visit: Any) -> None:
+    scripted.script, scripted.load = after_the_load(scripted), being_loaded(scripted)
+    v = visit(scripted.url)
     v.send("Hello?")
     expect(v.page.locator(".reply .loading")).to_have_text("Loading tiny 43 %")
     expect(v.page.locator("#model option")).to_have_text("scripted (loading 43 %)")
-    door.go_on.set()
+    scripted.go_on.set()
     expect(v.answer).to_have_text("Hello")
     expect(v.page.locator("#model option")).to_have_text("scripted")
     v.check_quiet()
@@ -181,7 +181,7 @@ def test_stop_ends_the_wait(two: Any, visit: Any) -> None:
     v.check_quiet()
 
 
-def test_a_model_that_cannot_be_loaded_is_told_once(two: Any, visit: Any) -> None:
+def test_a_model_that_cannot_be_loaded_is_reported_once(two: Any, visit: Any) -> None:
     async def load(_: dict[str, Any]) -> AsyncIterator[bytes]:
         yield event({"error": {"message": "the model tiny cannot be loaded", "code": "unavailable"}}, "error")
 

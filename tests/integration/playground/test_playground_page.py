@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import expect
-from scripted_door import half_an_answer, refusing, saying
+from scripted_server import half_an_answer, refusing, saying
 from visiting import DESKTOP, PHONE
 
 AXE = Path(__file__).with_name("axe") / "axe.min.js"
@@ -59,9 +59,9 @@ HARMFUL = "script, img, svg, iframe, form, style, object, embed, [onerror], [onl
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_nothing_that_a_model_writes_runs(door: Any, visit: Any, attack: str) -> None:
-    door.script = saying(*(attack[i : i + 7] for i in range(0, len(attack), 7)))
-    v = visit(door.url)
+def test_nothing_that_a_model_writes_runs(scripted: Any, visit: Any, attack: str) -> None:
+    scripted.script = saying(*(attack[i : i + 7] for i in range(0, len(attack), 7)))
+    v = visit(scripted.url)
     v.ask("Attack!")
     assert v.answer.locator(HARMFUL).count() == 0
     for link in v.answer.locator("a").all():
@@ -73,16 +73,16 @@ def test_nothing_that_a_model_writes_runs(door: Any, visit: Any, attack: str) ->
     v.check_quiet()
 
 
-def test_what_a_user_writes_is_text(door: Any, visit: Any) -> None:
-    v = visit(door.url)
+def test_what_a_user_writes_is_text(scripted: Any, visit: Any) -> None:
+    v = visit(scripted.url)
     v.ask("<img src=x onerror='window.__pwned = 1'> **not bold**")
     expect(v.page.locator(".question p")).to_have_text("<img src=x onerror='window.__pwned = 1'> **not bold**")
     v.check_quiet()
 
 
-def test_markdown_and_code_are_shown_as_such(door: Any, visit: Any) -> None:
-    door.script = saying(*(MARKDOWN[i : i + 5] for i in range(0, len(MARKDOWN), 5)))
-    v = visit(door.url)
+def test_markdown_and_code_are_shown_as_such(scripted: Any, visit: Any) -> None:
+    scripted.script = saying(*(MARKDOWN[i : i + 5] for i in range(0, len(MARKDOWN), 5)))
+    v = visit(scripted.url)
     v.ask("Show me")
     for selector, text in {
         "h4": "A heading",
@@ -101,13 +101,13 @@ def test_markdown_and_code_are_shown_as_such(door: Any, visit: Any) -> None:
     v.check_quiet()
 
 
-def test_an_answer_in_pieces_looks_like_the_same_answer_at_once(door: Any, visit: Any) -> None:
+def test_an_answer_in_pieces_looks_like_the_same_answer_at_once(scripted: Any, visit: Any) -> None:
     """While an answer streams, only the changed part is rendered: the result must be the same."""
     text = MARKDOWN + "\n[a]\n\n- loose\n\n- list\n\nSetext\n======\n\n[a]: https://example.org/late\n"
-    v = visit(door.url)
+    v = visit(scripted.url)
     whole = []
     for script in (saying(text), saying(*text)):
-        door.script = script
+        scripted.script = script
         v.page.click("#new-chat")
         v.ask("Show me")
         whole.append(v.answer.inner_html())
@@ -115,21 +115,21 @@ def test_an_answer_in_pieces_looks_like_the_same_answer_at_once(door: Any, visit
     expect(v.answer.locator("a[href='https://example.org/late']")).to_have_text("a")
 
 
-def test_a_long_answer_is_not_made_anew_with_every_word(door: Any, visit: Any) -> None:
+def test_a_long_answer_is_not_made_anew_with_every_word(scripted: Any, visit: Any) -> None:
     """Otherwise long answers would stutter, and the reader's selection would be lost."""
-    door.script = half_an_answer(door, before="First.\n\n```python\nprint(1)\n```\n\n")
-    v = visit(door.url)
+    scripted.script = half_an_answer(scripted, before="First.\n\n```python\nprint(1)\n```\n\n")
+    v = visit(scripted.url)
     v.send("Tell me more")
     expect(v.answer.locator("pre")).to_be_visible()
     v.answer.evaluate("answer => { for (const block of answer.children) block.__same = true; }")
-    door.go_on.set()
+    scripted.go_on.set()
     expect(v.answer).to_contain_text("an answer.")
     assert v.answer.evaluate("answer => [...answer.children].map(b => !!b.__same)")[:2] == [True, True]
 
 
-def test_code_and_answers_can_be_copied(door: Any, visit: Any) -> None:
-    door.script = saying("Look:\n\n```python\nprint(1)\n```\n")
-    v = visit(door.url, permissions=["clipboard-read", "clipboard-write"])
+def test_code_and_answers_can_be_copied(scripted: Any, visit: Any) -> None:
+    scripted.script = saying("Look:\n\n```python\nprint(1)\n```\n")
+    v = visit(scripted.url, permissions=["clipboard-read", "clipboard-write"])
     v.ask("Show me")
     v.page.click("[aria-label='Copy code']")
     expect(v.page.locator("#status")).to_have_text("Copied")
@@ -139,9 +139,9 @@ def test_code_and_answers_can_be_copied(door: Any, visit: Any) -> None:
     assert v.page.evaluate("navigator.clipboard.readText()") == "Look:\n\n```python\nprint(1)\n```\n"
 
 
-def test_copying_works_where_the_browser_hides_its_clipboard(door: Any, visit: Any) -> None:
+def test_copying_works_where_the_browser_hides_its_clipboard(scripted: Any, visit: Any) -> None:
     """Over plain HTTP from another machine, such as a phone, there is no navigator.clipboard."""
-    v = visit(door.url, permissions=["clipboard-read"])
+    v = visit(scripted.url, permissions=["clipboard-read"])
     v.ask("Hello?")
     v.page.evaluate("Object.defineProperty(navigator.clipboard, 'writeText', {value: undefined})")
     v.page.click("[aria-label='Copy answer']")
@@ -153,13 +153,13 @@ def focused(page: Any) -> str:
     return str(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
 
 
-def test_everything_can_be_reached_and_done_by_keyboard(door: Any, visit: Any) -> None:
-    v = visit(door.url)
+def test_everything_can_be_reached_and_done_by_keyboard(scripted: Any, visit: Any) -> None:
+    v = visit(scripted.url)
     expect(v.page.locator("#prompt")).to_be_focused()
     v.page.keyboard.type("One")
     v.page.keyboard.press("Shift+Enter")
     v.page.keyboard.type("Two")
-    assert door.requests == []
+    assert scripted.requests == []
     v.page.keyboard.press("Enter")
     expect(v.page.locator(".question p")).to_have_text("One\nTwo")
     v.wait_idle()
@@ -182,17 +182,17 @@ def test_everything_can_be_reached_and_done_by_keyboard(door: Any, visit: Any) -
     ]
 
 
-def test_enter_that_chooses_a_word_of_an_input_method_does_not_send(door: Any, visit: Any) -> None:
-    v = visit(door.url)
+def test_enter_that_chooses_a_word_of_an_input_method_does_not_send(scripted: Any, visit: Any) -> None:
+    v = visit(scripted.url)
     v.page.fill("#prompt", "にほん")
     v.page.locator("#prompt").dispatch_event("keydown", {"key": "Enter", "isComposing": True})
     v.page.keyboard.press("Escape")
     expect(v.page.locator("#prompt")).to_have_value("にほん")
-    assert door.requests == []
+    assert scripted.requests == []
 
 
-def test_escape_closes_the_settings(door: Any, visit: Any) -> None:
-    v = visit(door.url, viewport=PHONE)
+def test_escape_closes_the_settings(scripted: Any, visit: Any) -> None:
+    v = visit(scripted.url, viewport=PHONE)
     v.page.click("#toggle-settings")
     v.page.fill("#system", "Be brief.")
     v.page.keyboard.press("Escape")
@@ -214,9 +214,9 @@ WIDE = (
 
 
 @pytest.mark.parametrize("settings", [False, True], ids=["chat", "settings"])
-def test_a_phone_scrolls_in_one_direction_only(door: Any, visit: Any, settings: bool) -> None:
-    door.script = saying(WIDE)
-    v = visit(door.url, viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)
+def test_a_phone_scrolls_in_one_direction_only(scripted: Any, visit: Any, settings: bool) -> None:
+    scripted.script = saying(WIDE)
+    v = visit(scripted.url, viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)
     v.ask("w" * 200)
     if settings:
         v.page.tap("#toggle-settings")
@@ -232,9 +232,9 @@ def test_a_phone_scrolls_in_one_direction_only(door: Any, visit: Any, settings: 
     v.check_quiet()
 
 
-def test_the_page_follows_the_answer_until_the_reader_scrolls_up(door: Any, visit: Any) -> None:
-    door.script = saying(*(f"Line {i}\n\n" for i in range(60)))
-    v = visit(door.url)
+def test_the_page_follows_the_answer_until_the_reader_scrolls_up(scripted: Any, visit: Any) -> None:
+    scripted.script = saying(*(f"Line {i}\n\n" for i in range(60)))
+    v = visit(scripted.url)
     v.ask("Count")
 
     def below() -> int:
@@ -252,8 +252,8 @@ def test_the_page_follows_the_answer_until_the_reader_scrolls_up(door: Any, visi
     assert below() < 5
 
 
-def test_the_theme_is_the_systems_until_it_is_chosen(door: Any, visit: Any) -> None:
-    page = visit(door.url, color_scheme="dark").page
+def test_the_theme_is_the_systems_until_it_is_chosen(scripted: Any, visit: Any) -> None:
+    page = visit(scripted.url, color_scheme="dark").page
     background = "getComputedStyle(document.body).backgroundColor"
     button = page.locator("#toggle-theme")
     dark = page.evaluate(background)
@@ -268,9 +268,9 @@ def test_the_theme_is_the_systems_until_it_is_chosen(door: Any, visit: Any) -> N
     expect(button).to_have_attribute("aria-pressed", "true")
 
 
-def test_nothing_moves_where_motion_is_not_wanted(door: Any, visit: Any) -> None:
-    door.script = half_an_answer(door)
-    v = visit(door.url, reduced_motion="reduce")
+def test_nothing_moves_where_motion_is_not_wanted(scripted: Any, visit: Any) -> None:
+    scripted.script = half_an_answer(scripted)
+    v = visit(scripted.url, reduced_motion="reduce")
     v.send("Hello?")
     expect(v.answer).to_have_text("Half an")
     assert v.answer.evaluate("e => getComputedStyle(e.lastElementChild, '::after').animationName") == "none"
@@ -278,12 +278,12 @@ def test_nothing_moves_where_motion_is_not_wanted(door: Any, visit: Any) -> None
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_axe_finds_no_barrier(door: Any, visit: Any, scheme: str, viewport: Any) -> None:
+def test_axe_finds_no_barrier(scripted: Any, visit: Any, scheme: str, viewport: Any) -> None:
     """axe checks names, roles, contrast and the other checkable rules of WCAG 2.2 A and AA."""
-    v = visit(door.url, viewport=viewport, color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
-    door.script = saying(MARKDOWN, finish="length")
+    v = visit(scripted.url, viewport=viewport, color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)
+    scripted.script = saying(MARKDOWN, finish="length")
     v.ask("Show me")
-    door.script = refusing(400, "max_tokens = 9: this is too much", param="max_tokens")
+    scripted.script = refusing(400, "max_tokens = 9: this is too much", param="max_tokens")
     v.ask("And more")
     states = ["chat"]
     if viewport == PHONE:

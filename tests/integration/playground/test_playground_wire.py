@@ -28,7 +28,7 @@ async ([bytes, sizes]) => {
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=["lf", "crlf", "cr"])
-def test_events_are_read_wherever_the_network_cuts_them(door: Any, visit: Any, end: str) -> None:
+def test_events_are_read_wherever_the_network_cuts_them(scripted: Any, visit: Any, end: str) -> None:
     """Otherwise letters would be lost or broken now and then, on slow networks only."""
     lines = [
         ": a comment",
@@ -45,29 +45,29 @@ def test_events_are_read_wherever_the_network_cuts_them(door: Any, visit: Any, e
         "data: cut",
     ]
     stream = base64.b64encode(end.join(lines).encode()).decode()
-    v = visit(door.url)
+    v = visit(scripted.url)
     seen = v.page.evaluate(PARSE, [stream, list(range(1, 20))])
     assert seen == [[["message", "né"], ["error", "{\n🐈}"], ["message", ""]]]
 
 
-def test_a_request_says_nothing_that_is_not_set(door: Any, visit: Any) -> None:
-    v = visit(door.url)
+def test_a_request_says_nothing_that_is_not_set(scripted: Any, visit: Any) -> None:
+    v = visit(scripted.url)
     v.ask("Hello?")
-    assert set(door.requests[-1]) == {"model", "messages", "stream", "stream_options"}
+    assert set(scripted.requests[-1]) == {"model", "messages", "stream", "stream_options"}
     values = {"temperature": "0.5", "top_p": "0.9", "max_tokens": "40", "seed": "0", "stop": "END\\n\nStop here\n"}
     for name, value in values.items():
         v.page.fill(f"#{name}", value)
     v.ask("And now?")
-    sent = {name: door.requests[-1][name] for name in values}
+    sent = {name: scripted.requests[-1][name] for name in values}
     assert sent == {"temperature": 0.5, "top_p": 0.9, "max_tokens": 40, "seed": 0, "stop": ["END\n", "Stop here"]}
     v.page.click("text=Reset")
     v.ask("And then?")
-    assert set(door.requests[-1]) == {"model", "messages", "stream", "stream_options"}
+    assert set(scripted.requests[-1]) == {"model", "messages", "stream", "stream_options"}
 
 
 @pytest.mark.parametrize(("name", "value"), [("temperature", "3"), ("seed", "1.5"), ("max_tokens", "0")])
-def test_an_impossible_setting_is_told_before_it_is_sent(door: Any, visit: Any, name: str, value: str) -> None:
-    v = visit(door.url)
+def test_an_impossible_setting_is_reported_before_it_is_sent(scripted: Any, visit: Any, name: str, value: str) -> None:
+    v = visit(scripted.url)
     hint = v.page.locator(f"#{name}-hint")
     limits = hint.inner_text()
     v.page.fill(f"#{name}", value)
@@ -75,6 +75,6 @@ def test_an_impossible_setting_is_told_before_it_is_sent(door: Any, visit: Any, 
     expect(v.page.locator(f"#{name}")).to_be_focused()
     expect(hint).not_to_have_text(limits)  # but the browser's own message
     expect(v.page.locator("#prompt")).to_have_value("Hello?")
-    assert door.requests == []
+    assert scripted.requests == []
     v.page.fill(f"#{name}", "1")
     expect(hint).to_have_text(limits)

@@ -91,7 +91,7 @@ async def test_each_process_has_its_own_time(burning: tuple[Endpoint, int], name
     assert summary.client_cpu_ms_per_token is not None
 
 
-def test_another_machines_processes_are_not_looked_for() -> None:
+def test_processes_of_another_machine_are_not_searched() -> None:
     assert processes.find(Endpoint.parse("http://192.0.2.1:52000")) is None
     assert processes.find(Endpoint.parse("http://example.com:52000")) is None
 

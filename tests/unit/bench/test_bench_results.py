@@ -63,7 +63,7 @@ def test_a_load_without_an_answer_has_figures_too() -> None:
     assert "1 (1 timeout)" in tables.text([summary])
 
 
-def test_a_busy_client_is_told_of() -> None:
+def test_a_busy_client_is_reported() -> None:
     run = Run(Level("closed", 1), [Sample(0.0, [0.1], 0.1, 0.1, 7, 1)], lag=[0.05] * 9, cpu_seconds=1.0, seconds=1.0)
     assert "the client itself was late by 50 ms" in summarise(run, {}).warnings()[0]
 

@@ -60,7 +60,7 @@ def test_every_case_has_a_row_and_what_was_not_measured_says_why(report):
     assert "this \\| that" in speed.markdown()
 
 
-def test_what_stands_under_the_tables_tells_tokens_stride_machine_and_what_could_not_be_had(report):
+def test_the_notes_under_the_tables_name_tokens_stride_machine_and_missing_texts(report):
     text = footer(report)
     for part in ("1,499 tokens of a.txt", "windows of 256 tokens, stride 128", "torch ", "No perplexity on c4", "0.2 "):
         assert part in text

@@ -36,7 +36,7 @@ def check(http_port: int, executor_port: int, *arguments: str) -> tuple[int, str
 def gateway(port: int, status: int) -> Iterator[None]:
     """Run an HTTP server that answers only /ready, with this status."""
 
-    class Door(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status if self.path == "/ready" else 404)
             self.end_headers()
@@ -44,7 +44,7 @@ def gateway(port: int, status: int) -> Iterator[None]:
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Door)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

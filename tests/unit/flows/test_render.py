@@ -60,11 +60,11 @@ def test_every_setting_comes_back_from_the_yaml_as_it_was() -> None:
     assert GatewayConfig(**flow["gateway"]["uses"]["with"]) == GatewayConfig.of(config)
 
 
-def test_doors_and_replicas_are_the_configured_ones() -> None:
+def test_ports_and_replicas_are_the_configured_ones() -> None:
     flow = yaml.safe_load(render_flow(ServeConfig(host="0.0.0.0", grpc_port=1234, http_port=5678, replicas=2)))
     assert (flow["gateway"]["host"], flow["gateway"]["port"]) == ("0.0.0.0", [1234, 5678])
     assert flow["executors"][0]["replicas"] == 2
-    assert flow["executors"][0]["host"] == "127.0.0.1", "a worker is not a door, whatever the host of the server"
+    assert flow["executors"][0]["host"] == "127.0.0.1", "workers listen on loopback only"
 
 
 def test_supervised_workers_are_external_and_have_their_ports() -> None:
@@ -91,7 +91,7 @@ def test_a_flow_for_containers_names_the_executors_once_and_opens_the_gateway_to
         render_flow(ServeConfig(), executor_address=("a", 1), worker_ports=[1])
 
 
-def test_a_flow_for_containers_keeps_the_host_and_asks_for_the_key_that_it_does_not_hold() -> None:
+def test_a_flow_for_containers_keeps_the_host_and_requires_the_key_without_containing_it() -> None:
     """A gateway whose Secret is missing must not start without a key."""
     config = ServeConfig(host="127.0.0.1", api_key="sesame-sesame")
     text = render_flow(config, executor_address=("e", 51001))

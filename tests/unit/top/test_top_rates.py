@@ -26,13 +26,13 @@ def test_a_counter_that_fell_has_begun_again_at_zero():
     assert fell(before, after) == list(series(a=0))
 
 
-def test_a_new_series_counts_from_zero_only_where_its_owner_was_seen():
+def test_a_new_series_counts_from_zero_only_where_its_owner_was_known():
     """A first error counts as one error. Tokens of a replica that is seen again after an hour do not count as new."""
     known = list(series(a=0))
     assert increases({}, series(a=2, b=9000), known.__contains__) == series(a=2, b=0)
 
 
-def test_a_series_that_is_gone_counts_nothing():
+def test_a_removed_series_counts_nothing():
     assert increases(series(a=1, b=2), series(a=4)) == series(a=3)
 
 

@@ -98,7 +98,7 @@ def test_quantiles_are_of_the_interval_and_of_all_replicas(two_replicas):
     assert view_of(before, reading(server, 1)).inter_token == (None, None)
 
 
-def test_a_replica_that_is_started_again_counts_from_zero_and_is_told(two_replicas):
+def test_a_restarted_replica_counts_from_zero_and_is_reported(two_replicas):
     before = reading(two_replicas, 0)
     again = Exposition()
     for address, tokens, seconds in ((A, 1010, 4.5), (B, 30, 0.5)):
@@ -124,7 +124,7 @@ def test_a_replica_that_comes_into_view_has_not_made_all_its_tokens_now(two_repl
     assert [(row.address, row.state) for row in view.replicas] == [(B, "lost"), (A, "ready"), (new, "ready")]
 
 
-def test_several_models_are_told_apart(two_replicas):
+def test_several_models_have_separate_rows(two_replicas):
     server = two_replicas
     server.of("num_requests_running", A, "tiny").set(3)
     server.of("generation_tokens", A, "tiny").inc(7)
@@ -162,7 +162,7 @@ def test_a_model_that_was_loaded_again_is_no_replica_that_died(two_replicas):
     assert [row.state for row in view.replicas] == ["lost", "ready", "unloaded"]
 
 
-def test_a_replica_of_which_nothing_is_known_has_a_row(two_replicas):
+def test_a_replica_without_metrics_has_a_row(two_replicas):
     """A missing replica is the one that users look for."""
     before = reading(two_replicas, 0)
     view = view_of(before, reading(two_replicas, 1, {A: "ready", B: "ready", "127.0.0.1:5009": "connecting"}))
@@ -183,7 +183,7 @@ class Scripted:
         return answer
 
 
-def test_a_server_that_is_gone_for_a_while_is_a_note_and_keeps_its_last_view(two_replicas):
+def test_a_server_that_does_not_answer_for_a_while_is_a_note_and_keeps_its_last_view(two_replicas):
     first, second, third = (reading(two_replicas, at) for at in (0, 1, 9))
     watch = Watch(Scripted(first, second, SetupError("no server answers"), third))
     watch.start()
@@ -196,7 +196,7 @@ def test_a_server_that_is_gone_for_a_while_is_a_note_and_keeps_its_last_view(two
     assert back.view.seconds == 8
 
 
-def test_a_server_that_was_started_again_is_told_for_a_while(two_replicas):
+def test_a_restart_of_the_server_is_reported_for_a_while(two_replicas):
     again = Exposition()
     again.requests.labels("/chat", "200", "default").inc(1)
     later = reading(again, 2)
@@ -206,7 +206,7 @@ def test_a_server_that_was_started_again_is_told_for_a_while(two_replicas):
     assert watch.look().notes == ["started again: gateway"]
 
 
-def test_a_first_look_that_fails_is_an_error():
+def test_a_first_reading_that_fails_is_an_error():
     """A user who mistyped the URL must see an error instead of an empty screen."""
     with pytest.raises(SetupError, match="no server"):
         Watch(Scripted(SetupError("no server"))).start()

@@ -31,8 +31,8 @@ def piece(text: str | None = None, finish: str | None = None) -> bytes:
 
 def usage(tokens: int) -> bytes:
     """Return the event with the number of tokens."""
-    told = {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 9 + tokens}
-    return event({"choices": [], "usage": told})
+    counts = {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 9 + tokens}
+    return event({"choices": [], "usage": counts})
 
 
 def saying(*texts: str, finish: str = "stop") -> Script:
@@ -60,7 +60,7 @@ async def loaded(_: dict[str, Any]) -> AsyncIterator[bytes]:
     yield event({"state": "loaded"})
 
 
-class Door:
+class ScriptedServer:
     """Server: `script` answers the next requests, `requests` has those that came, `running` counts the unfinished."""
 
     def __init__(self) -> None:
@@ -126,32 +126,32 @@ class Door:
 
 
 @contextmanager
-def open_door(port: int) -> Iterator[Door]:
+def open_scripted_server(port: int) -> Iterator[ScriptedServer]:
     """Run a scripted server on this port of 127.0.0.1, in a thread."""
-    door = Door()
-    door.url = f"http://127.0.0.1:{port}"
+    scripted = ScriptedServer()
+    scripted.url = f"http://127.0.0.1:{port}"
     # Scripts cut connections by failing, on purpose.
-    config = Config(door.app(), host="127.0.0.1", port=port, log_level="critical", timeout_graceful_shutdown=1)
+    config = Config(scripted.app(), host="127.0.0.1", port=port, log_level="critical", timeout_graceful_shutdown=1)
     server = Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         wait_until(lambda: server.started)
-        yield door
+        yield scripted
     finally:
-        door.go_on.set()
+        scripted.go_on.set()
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()
 
 
-def half_an_answer(door: Door, before: str = "") -> Script:
+def half_an_answer(scripted: ScriptedServer, before: str = "") -> Script:
     """Return a script that waits in the middle of its answer until the test calls `go_on.set()`."""
 
     async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
         yield piece(f"{before}Half an ")
-        await door.wait()
+        await scripted.wait()
         yield piece("answer.")
         yield piece(finish="stop")
         yield usage(2)

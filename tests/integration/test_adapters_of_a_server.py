@@ -153,7 +153,7 @@ def wait_until(condition: Any, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.05)  # between two looks at the condition
+        time.sleep(0.05)  # between two polls of the condition
 
 
 def test_a_server_that_does_not_say_so_keeps_its_adapters(server: Any, folders: list[str]) -> None:

@@ -34,9 +34,9 @@ def rungpt(*arguments):
     return done
 
 
-@pytest.mark.parametrize("door", ["grpc_url", "http_url"])
-def test_a_model_is_loaded_with_its_progress_used_and_unloaded(two, door):
-    url = getattr(two, door)
+@pytest.mark.parametrize("url_name", ["grpc_url", "http_url"])
+def test_a_model_is_loaded_with_its_progress_used_and_unloaded(two, url_name):
+    url = getattr(two, url_name)
     assert states(url) == {"smollm2": "loaded", "second": "unloaded"}
     heard = []
     with Client().get_model("second", url) as model:
@@ -53,7 +53,7 @@ def test_a_model_is_loaded_with_its_progress_used_and_unloaded(two, door):
         model.load()
 
 
-def test_the_commands_and_top_tell_the_same(two):
+def test_the_commands_and_top_report_the_same(two):
     done = rungpt("models", "load", "second", "--endpoint", two.grpc_url)
     assert done.stdout.startswith("second is loaded, and takes ")
     assert "Loading second" in done.stderr

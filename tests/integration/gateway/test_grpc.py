@@ -206,7 +206,7 @@ async def test_a_stream_that_fails_ends_with_a_document_that_says_so(stack: Any,
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_caller_that_goes_away_ends_its_request_at_once(stack: Any, stream: bool) -> None:
+async def test_a_client_that_cancels_ends_its_call_at_once(stack: Any, stream: bool) -> None:
     before = len(stack.journal)
     doc = ask(words=["a"] if stream else [], then="hang")
     async with grpc.aio.insecure_channel(stack.grpc) as channel:

@@ -108,10 +108,10 @@ def test_a_bad_body_is_a_400_that_says_why(stack: Any, body: bytes, says: str) -
     assert httpx.get(f"{stack.http}/ready").status_code == 200
 
 
-@pytest.mark.parametrize("length_is_told", [True, False])
-def test_a_body_over_the_limit_is_a_413_with_both_numbers(stack: Any, length_is_told: bool) -> None:
+@pytest.mark.parametrize("length_is_known", [True, False])
+def test_a_body_over_the_limit_is_a_413_with_both_numbers(stack: Any, length_is_known: bool) -> None:
     body = json.dumps({"prompt": "x" * 200_000}).encode()
-    content: Any = body if length_is_told else iter([body[:90_000], body[90_000:]])
+    content: Any = body if length_is_known else iter([body[:90_000], body[90_000:]])
     response = httpx.post(f"{stack.http}/generate", content=content)
     assert response.status_code == 413
     assert "100000" in error_of(response)["message"]
@@ -188,7 +188,7 @@ def test_an_exception_in_the_executor_is_a_500(stack: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
-async def test_a_client_that_goes_away_ends_its_request_at_once(stack: Any, path: str) -> None:
+async def test_a_client_that_disconnects_ends_its_request_at_once(stack: Any, path: str) -> None:
     """Otherwise a closed browser tab keeps a slot busy until the answer is complete."""
     before = len(stack.journal)
     words = ["a"] if path == "/generate_stream" else []
@@ -203,7 +203,7 @@ async def test_a_client_that_goes_away_ends_its_request_at_once(stack: Any, path
     await asyncio.to_thread(wait_until, lambda: stack.ready()["in_flight"] == 0)
 
 
-async def test_a_slow_reader_gets_all_the_text_and_holds_nobody_up(stack: Any) -> None:
+async def test_a_slow_reader_gets_all_the_text_and_delays_nobody(stack: Any) -> None:
     """Text that comes while the client does not read is merged, and counted to show that none is missing."""
     count = 3000
     async with httpx.AsyncClient(timeout=30) as client:
@@ -238,7 +238,7 @@ def test_health_and_readiness(stack: Any) -> None:
     assert status["replicas"]["each"][0]["state"] == "ready"
 
 
-def test_the_gateway_holds_no_torch(stack: Any) -> None:
+def test_the_gateway_does_not_import_torch(stack: Any) -> None:
     """A gateway does not need torch, which costs 200 MB and seconds at the start."""
     import psutil
 
@@ -246,7 +246,7 @@ def test_the_gateway_holds_no_torch(stack: Any) -> None:
     assert not [m.path for m in maps if "libtorch" in m.path]
 
 
-def test_a_client_that_goes_away_in_its_body_leaves_no_trace(stack: Any) -> None:
+def test_a_client_that_disconnects_in_its_body_leaves_no_trace(stack: Any) -> None:
     """A log full of tracebacks hides the ones that matter."""
     with socket.create_connection(("127.0.0.1", stack.flow["gateway"]["port"][1])) as half:
         half.sendall(b'POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"prompt":')
