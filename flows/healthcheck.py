@@ -20,7 +20,7 @@ _SERVING = b"\x08\x01"
 def main() -> int:
     """Return 0 if requests are answered here now; else 1, with the reason on stdout, which `docker inspect` shows."""
     parser = argparse.ArgumentParser(prog="python -m run_gpt.flows.healthcheck", description=__doc__)
-    parser.add_argument("role", nargs="?", choices=("gateway", "executor"), help="default: whichever listens here")
+    parser.add_argument("role", nargs="?", choices=("gateway", "executor"), help="default: the one that listens here")
     role = parser.parse_args().role
     try:
         problem = problem_of(role, flow_of_environment())

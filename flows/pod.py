@@ -4,7 +4,7 @@ With $RUNGPT_FLOW, which has the Flow's YAML, the process is on its own, in a co
 and SIGINT, an executor listens on every interface, and what keeps it from starting is one line on stderr.
 
 Without it the supervisor writes the Flow as one line of JSON to stdin, which it then holds open: when it closes, the
-supervisor is gone and this process ends too. The runtime is started as Jina's own exporters start it in a container.
+supervisor has ended and this process ends too. The runtime is started as Jina's own exporters start it in a container.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _LOG_CONFIG = str(Path(__file__).with_name("logging.yml"))
 
 
 def main() -> NoReturn:
-    """Run one process of the Flow until SIGTERM, or until its supervisor is gone."""
+    """Run one process of the Flow until SIGTERM, or until its supervisor has ended."""
     parser = argparse.ArgumentParser(prog="python -m run_gpt.flows.pod", description=__doc__)
     roles = parser.add_subparsers(dest="role", required=True)
     roles.add_parser("gateway")
@@ -128,7 +128,7 @@ def _run_gateway(flow: dict[str, Any]) -> int:
 
 
 def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> int:
-    os.environ.update(thread_environment() | os.environ)  # before torch is imported; variables that are set stay
+    os.environ.update(thread_environment() | os.environ)  # before torch is imported; variables that are set win
     _import_docarray_without_torch()
     import run_gpt.process._jina  # noqa: F401, I001  (mends jina; must come before it)
     from jina.parsers import set_pod_parser

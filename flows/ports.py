@@ -25,10 +25,10 @@ def check_port(host: str, port: int, option: str) -> None:
         raise SetupError(f"{port} is not a port; give one of 1 to 65535 with {option}")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as door:
+        with socket.socket(family, kind) as listener:
             if os.name == "posix":  # a port whose last connections are still closing is free
-                door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            door.bind(address)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
     except socket.gaierror as error:
         raise SetupError(f"no such address: {host}; give another with --host") from error
     except OSError as error:
@@ -47,14 +47,14 @@ def _explain(error: OSError, host: str, port: int, option: str) -> SetupError:
 
 def free_ports(count: int) -> list[int]:
     """Return different ports on loopback on which nothing listens now."""
-    doors = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
+    listeners = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
     try:
-        for door in doors:
-            door.bind((LOOPBACK, 0))
-        return [int(door.getsockname()[1]) for door in doors]
+        for listener in listeners:
+            listener.bind((LOOPBACK, 0))
+        return [int(listener.getsockname()[1]) for listener in listeners]
     finally:
-        for door in doors:
-            door.close()
+        for listener in listeners:
+            listener.close()
 
 
 def is_listening(host: str, port: int) -> bool:

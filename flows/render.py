@@ -29,7 +29,7 @@ EXECUTOR_NAME = "causal_lm"
 _HEADER = """\
 # RunGPT as a Jina Flow: a gateway (gRPC and HTTP) and {models}.
 # Run it with: JINA_OPTOUT_TELEMETRY=1 jina flow --uses FILE
-# `rungpt serve` runs the same Flow, and also restarts what dies and drains before it stops.
+# `rungpt serve` runs the same Flow, and also restarts processes that end, and drains before it stops.
 """
 _KEY_HEADER = f"""\
 # The key is not in this file: set {API_KEY_VARIABLE} in the environment. Without a key the gateway does not start.
@@ -93,7 +93,7 @@ def check_models(config: ServeConfig) -> None:
     """Raise SetupError for models that no server can have: set in two places, or with impossible numbers."""
     if config.models and (own := changed_values(ServedModel.of(config))):
         raise SetupError(
-            f"a server with `models` has no model beside them: leave out {', '.join(own)}, or say it of each of them"
+            f"a server with `models` has no model beside them: leave out {', '.join(own)}, or set it for each of them"
         )
     check_bounds(GatewayConfig.of(config))
     budget = config.memory_budget
@@ -111,7 +111,7 @@ def check_models(config: ServeConfig) -> None:
     if budget is not None and early > budget:
         raise SetupError(
             f"the models that are loaded at the start take {early} bytes of memory, more than the memory budget of "
-            f"{budget}: say preload: false of some of them"
+            f"{budget}: set preload: false for some of them"
         )
 
 

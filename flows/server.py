@@ -77,12 +77,12 @@ class Server:
             raise self._error
 
     def stop(self) -> None:
-        """Drain, end every process, and return when they are gone."""
+        """Drain, end every process, and return when they have ended."""
         self._supervisor.request_stop()
         self._thread.join()
 
     def kill(self) -> None:
-        """End every process at once, and return when they are gone."""
+        """End every process at once, and return when they have ended."""
         self._supervisor.kill()
         self._thread.join()
 
@@ -113,7 +113,7 @@ class Server:
             self._ready.set()
 
 
-def check_doors(config: ServeConfig) -> None:
+def check_server(config: ServeConfig) -> None:
     """Raise PortInUse or SetupError if the server cannot listen on the configured ports, or cannot have its models."""
     logs.check_format(config.log_format, "--log-format")
     check_models(config)
@@ -124,8 +124,8 @@ def check_doors(config: ServeConfig) -> None:
 
 
 def resolve(config: ServeConfig) -> ServeConfig:
-    """Return the configuration with free ports in place of port 0; raises the errors of `check_doors`."""
-    check_doors(config)
+    """Return the configuration with free ports in place of port 0; raises the errors of `check_server`."""
+    check_server(config)
     free = free_ports(2)
     return replace(config, grpc_port=config.grpc_port or free[0], http_port=config.http_port or free[1])
 

@@ -67,7 +67,7 @@ def crowding(config: ServeConfig) -> list[str]:
     here = "1 core" if cores == 1 else f"{cores} cores"
     return [
         f"Warning: {model.replicas} replicas{_named(model, config)} take turns on {here}: each is slower than one of "
-        f"{cores} would be, and holds the whole model; --replicas {cores} or fewer serves more."
+        f"{cores} would be, and has a copy of the model; --replicas {cores} or fewer serves more."
         for model in config.served
         if model.replicas > cores and not _is_on_gpu(model)
     ]
@@ -85,8 +85,8 @@ def gpus_here(environment: Mapping[str, str] = os.environ, devices: Path = Path(
 
 def _without_the_users(env: dict[str, str], model: ServedModel) -> dict[str, str]:
     """Remove variables that the user has set, unless the configuration decides: this model's memory, and the GPUs."""
-    stays = {_VISIBLE} if model.memory is None else {_VISIBLE, MEMORY_VARIABLE}
-    return {name: value for name, value in env.items() if name in stays or name not in os.environ}
+    kept = {_VISIBLE} if model.memory is None else {_VISIBLE, MEMORY_VARIABLE}
+    return {name: value for name, value in env.items() if name in kept or name not in os.environ}
 
 
 def _named(model: ServedModel, config: ServeConfig) -> str:

@@ -41,7 +41,7 @@ def print_event(event: Event) -> None:
 
 
 def print_json(event: Event) -> None:
-    """Write the event to stderr as a JSON object; an object that a process has written stays as it is."""
+    """Write the event to stderr as a JSON object; an object that a process has written is not changed."""
     if event.kind == "output":
         _print(logs.as_json(event.message, event.pod))
         return
@@ -106,10 +106,10 @@ class Supervisor:
         self._serving = False
 
     def run(self) -> None:
-        """Start all processes, keep them alive, and return after `request_stop` with every process gone.
+        """Start all processes, keep them alive, and return after `request_stop` when every process has ended.
 
         Until all processes have been ready, raises the error of a process that reports why it cannot start, or
-        SetupError for one that ended three times before it was ready; then every process is gone too. A process that
+        SetupError for one that ended three times before it was ready; then every process has ended too. A process that
         was ready is restarted without a limit: requests of other models may be running by then.
         """
         try:
@@ -140,12 +140,12 @@ class Supervisor:
         processes = [(child.spec.name, child.process) for child in self._children]
         return {name: process.pid for name, process in processes if process is not None}
 
-    def _tell(self, kind: EventKind, message: str, child: _Child | None = None) -> None:
+    def _report(self, kind: EventKind, message: str, child: _Child | None = None) -> None:
         self._on_event(Event(kind, message, child.spec.name if child else None))
 
     def _start(self, child: _Child) -> None:
         name = child.spec.name
-        self._tell("starting", f"starting {name}", child)
+        self._report("starting", f"starting {name}", child)
         child.restart_at = None
         child.process = PodProcess(
             child.spec,
@@ -161,10 +161,10 @@ class Supervisor:
                 continue
             if child.spec.is_ready():
                 child.ready_at = time.monotonic()
-                self._tell("pod_ready", f"{child.spec.name} is ready", child)
+                self._report("pod_ready", f"{child.spec.name} is ready", child)
         if not self._serving and all(child.ready_at for child in self._children):
             self._serving = True
-            self._tell("ready", "ready")
+            self._report("ready", "ready")
 
     def _wait(self) -> None:
         """Wait until a process dies, a restart or a check of a loading process is due, or a stop is requested."""
@@ -195,7 +195,7 @@ class Supervisor:
         child.ready_at, child.restart_at = None, now + delay
         reason = f": {process.error.message}" if process.error else ""
         message = f"{child.spec.name} ended ({process.exit_text}){reason}; starting it again in {delay:g} s"
-        self._tell("died", message, child)
+        self._report("died", message, child)
 
     def _judge_failed_start(self, child: _Child, process: PodProcess) -> None:
         if process.error is not None:
@@ -212,12 +212,12 @@ class Supervisor:
                 self._start(child)
 
     def _shut_down(self) -> None:
-        """Stop the gateway first, which lets running requests finish; the workers serve until it is gone."""
-        self._tell("stopping", "stopping")
+        """Stop the gateway first, which lets running requests finish; the workers serve until it has ended."""
+        self._report("stopping", "stopping")
         if self._gateway.ready_at:
             self._stop([self._gateway])
         self._stop(self._children)
-        self._tell("stopped", "stopped")
+        self._report("stopped", "stopped")
 
     def _stop(self, children: Sequence[_Child]) -> None:
         deadlines = {child: time.monotonic() + child.stop_seconds for child in children}
@@ -235,7 +235,7 @@ class Supervisor:
         if child.process is None:
             return
         if not child.is_loading:
-            self._tell("killed", f"{child.spec.name} is killed: it was still at work", child)
+            self._report("killed", f"{child.spec.name} is killed: it did not end in time", child)
         child.process.kill()
 
     def _kill_all(self) -> None:

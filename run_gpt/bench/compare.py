@@ -51,12 +51,12 @@ def common_levels(a: Results, b: Results) -> list[Level]:
     for name in SAME:
         left, right = a.arguments.get(name), b.arguments.get(name)
         if left != right:
-            raise SetupError(f"these are other loads: {name.replace('_', '-')} is {left} in A, {right} in B")
+            raise SetupError(f"the loads differ: {name.replace('_', '-')} is {left} in A, {right} in B")
     of_a, of_b = ([run.level for run in results.ordered] for results in (a, b))
     common = [level for level in of_a if level in of_b]
     if not common or (of_a != of_b and not (a.saturation and b.saturation)):
         shown = ["; ".join(map(str, levels)) for levels in (of_a, of_b)]
-        raise SetupError(f"these are other loads: {shown[0]} in A, {shown[1]} in B")
+        raise SetupError(f"the loads differ: {shown[0]} in A, {shown[1]} in B")
     return common
 
 

@@ -52,7 +52,7 @@ class Plan:
             raise SetupError(f"--api {api.name} is for HTTP; over gRPC use --api chat or generate")
         if self.exact_output and not api.native:
             raise SetupError(
-                "--exact-output is for --api chat and generate; of another server ask it by its own field, "
+                "--exact-output is for --api chat and generate; with another server use its own field, "
                 """such as --extra-body '{"ignore_eos": true}'"""
             )
         if not self.levels or (self.sweep and len(self.levels) > 1):
@@ -120,7 +120,7 @@ async def connect(plan: Plan, token: str | None) -> Target:
     models = None if plan.endpoint.is_grpc else await _models(plan.endpoint, token)
     model = plan.model or _first(models)
     if model is None and not plan.api.native:
-        raise SetupError(f"{plan.endpoint} does not say which models it has: give --model NAME")
+        raise SetupError(f"{plan.endpoint} does not list its models: give --model NAME")
     processes = find(plan.endpoint, plan.server_pid)
     body = partial(plan.api.body, model=model, exact=plan.exact_output, extra=plan.extra_body)
     if plan.endpoint.is_grpc:

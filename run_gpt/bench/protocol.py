@@ -25,7 +25,7 @@ class Api:
     def body(
         self, prompt: Prompt, streamed: bool, model: str | None, *, exact: bool, extra: dict[str, Any]
     ) -> dict[str, Any]:
-        """Return the JSON of a request. `exact` asks for exactly `max_tokens` tokens; only native APIs support this."""
+        """Return the JSON of a request. `exact` requests exactly `max_tokens` tokens; only native APIs support this."""
         body: dict[str, Any] = {"model": model} if model else {}
         if self.chats:
             body["messages"] = list(prompt.messages)

@@ -21,7 +21,7 @@ class Sample:
     cached_tokens: int | None = None
     """Tokens by the server's `usage`, like the two above; None if it gave none."""
     max_tokens: int = 0
-    """Most tokens that the request asked for."""
+    """The request's maximum of new tokens."""
     failure: str | None = None
     """Kind of failure: `status 429`, `timeout`, `broken stream`, `connection`, `error CODE`; None if there was none."""
     detail: str = ""

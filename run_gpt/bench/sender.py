@@ -170,15 +170,15 @@ class ModelSender:
     async def send(self, prompt: Prompt, streamed: bool, arrived: list[Arrived]) -> float:
         """See Sender. The arrivals are the library's answers."""
         body = self._make_body(prompt, streamed)
-        asked = body.pop("messages" if self._api.chats else "prompt")
+        content = body.pop("messages" if self._api.chats else "prompt")
         try:
             if not streamed:
                 ask: Any = self._model.achat if self._api.chats else self._model.agenerate
-                answer = await ask(asked, **body)
+                answer = await ask(content, **body)
                 arrived.append((time.perf_counter(), answer))
             else:
                 begin: Any = self._model.achat_stream if self._api.chats else self._model.agenerate_stream
-                async with aclosing(begin(asked, **body)) as stream:
+                async with aclosing(begin(content, **body)) as stream:
                     async for answer in stream:
                         arrived.append((time.perf_counter(), answer))
         except DeadlineExceeded as error:

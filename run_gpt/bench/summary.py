@@ -25,7 +25,7 @@ E2E  = time at which the answer was complete - time of sending (or at which it w
 tokens: the server's `usage`; where it gives none, events are counted instead, and the table says so
 tokens/event = output tokens / events with output;  events/answer = events with output / whole answers
 reused = cached prompt tokens / prompt tokens, by `usage`
-An answer that was asked for whole has no events: neither these two, nor TTFT, TPOT and ITL.
+An answer that was requested whole has no events: neither these two, nor TTFT, TPOT and ITL.
 CPU, ms/token = processor time during the load / output tokens: of this client, and of each process of a server on the
 same machine (by /proc, to a hundredth of a second)
 seconds = end of the last answer - time of sending the first request, warm-up left out
@@ -114,7 +114,7 @@ class Summary:
                 "as much; give it a core of its own, or less load"
             )
         if self.counted_by == "events" and self.ok:
-            what = "what stands under tokens are events" if self.level.streamed else "tokens are not known"
+            what = "the numbers of tokens are those of events" if self.level.streamed else "tokens are not known"
             found.append(f"{self.level}: the server gave no usage: {what}")
         if not self.ok:
             found.append(f"{self.level}: no request was answered")

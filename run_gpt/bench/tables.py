@@ -105,7 +105,7 @@ def document(results: Results, plots: Mapping[str, str]) -> str:
     if results.saturation is not None:
         parts.append(f"Saturated at {results.saturation.level}: {results.saturation.reason}.")
     parts += [f"![{title}]({address})" for title, address in plots.items()]
-    about, asked = results.environment, {**results.arguments, **results.limits}
+    about, arguments = results.environment, {**results.arguments, **results.limits}
     where = f"{about['date'][:10]}, measured from {about['cpu']}, {about['cores']} cores; rungpt {about['rungpt']}"
-    how = ", ".join(f"{name} {value}" for name, value in asked.items() if value not in (None, False, {}, ""))
-    return "\n\n".join([*parts, f"{where}, python {about['python']}. Asked for: {how}."])
+    how = ", ".join(f"{name} {value}" for name, value in arguments.items() if value not in (None, False, {}, ""))
+    return "\n\n".join([*parts, f"{where}, python {about['python']}. Arguments: {how}."])

@@ -10,7 +10,7 @@ from run_gpt import models
 from run_gpt.cli.progress import console, progress_bars
 from run_gpt.config import API_KEY_VARIABLE, EVERY_INTERFACE, ModelConfig, ServeConfig, ServedModel
 from run_gpt.errors import SetupError
-from run_gpt.flows import Event, check_doors, printer, serve
+from run_gpt.flows import Event, check_server, printer, serve
 from run_gpt.process import logs
 
 
@@ -18,7 +18,7 @@ def run_server(config: ServeConfig) -> int:
     """Fetch the models, start the server, and block until it is stopped. Returns the exit code."""
     if config.log_format == "json":
         logs.begin_json(None)  # output of this process becomes JSON, too
-    check_doors(config)  # before a long download
+    check_server(config)  # before a long download
     with progress_bars() as on_progress:
         for model in config.served:
             models.fetch(ModelConfig.of(model), on_progress=on_progress)

@@ -44,7 +44,7 @@ def _print_once(watch: "Watch", shown: str, interval: float) -> None:
     from run_gpt.top.screen import render
 
     time.sleep(interval)  # rates need two readings
-    seen = watch.look()
+    seen = watch.poll()
     if seen.view is None:
         raise SetupError(seen.notes[0])
     console = Console(width=PLAIN_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
@@ -56,14 +56,14 @@ def _live(watch: "Watch", shown: str, interval: float) -> None:
     from rich.live import Live
 
     from run_gpt.top.screen import render
-    from run_gpt.top.watch import Seen
+    from run_gpt.top.watch import Snapshot
 
     console = Console(highlight=False, markup=False, emoji=False)
     # Redraw only after a new reading.
     with suppress(KeyboardInterrupt), _keys() as ended, Live(console=console, screen=True, auto_refresh=False) as live:
-        live.update(render(Seen(None, []), shown, console.width), refresh=True)
+        live.update(render(Snapshot(None, []), shown, console.width), refresh=True)
         while not ended(interval):
-            live.update(render(watch.look(), shown, console.width), refresh=True)
+            live.update(render(watch.poll(), shown, console.width), refresh=True)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class Project:
         """Return the reason why a container ended: the last error that it printed, else the last line."""
         lines = self.read("logs", "--no-color", "--no-log-prefix", "--tail", "50").splitlines()
         said = [line.removeprefix("rungpt: ") for line in lines if line.startswith("rungpt: ")]
-        return (said or [line for line in lines if line.strip()] or ["it said nothing"])[-1]
+        return (said or [line for line in lines if line.strip()] or ["it printed nothing"])[-1]
 
     def _command(self, *arguments: str) -> tuple[str, ...]:
         return ("compose", "--project-name", self.name, "--file", str(self.file), *arguments)
@@ -71,7 +71,7 @@ def find_project(name: str) -> Project:
     check_docker()
     file = _file_of(name)
     if file is None:
-        raise SetupError(f"there is no deployment {name}: `docker compose ls --all` shows what there is")
+        raise SetupError(f"there is no deployment {name}: `docker compose ls --all` lists them")
     if not file.is_file():
         raise SetupError(
             f"the file that {name} was made from, {file}, is not on this machine: deploy it again, or end it with "

@@ -27,7 +27,7 @@ class DockerCompose:
     publish: str = option("", "Address of both ports; default: 127.0.0.1, and 0.0.0.0, the network, with a key.")
     publish_http: int = option(HTTP_PORT, "Port for HTTP.")
     publish_grpc: int = option(GRPC_PORT, "Port for gRPC.")
-    compose_wait: float = option(1800.0, "Seconds that it gets until it serves.")
+    compose_wait: float = option(1800.0, "Seconds to wait until it serves.")
 
     def render(self, deployment: Deployment) -> dict[str, str]:
         """Return compose.yml. Raises SetupError for autoscaling and several gateways, which Docker Compose lacks."""

@@ -49,7 +49,7 @@ _HEADER = """\
 # Its images are those of jcloud/Dockerfile.
 """
 _KEY_HEADER = f"""\
-# The key is not in this file: it is taken from {API_KEY_VARIABLE} in the environment of who pushes it.
+# The key is not in this file: it is taken from {API_KEY_VARIABLE} in the environment when it is pushed.
 """
 _PHASES: dict[str, Phase] = {"Serving": "serving", "Failed": "failed", "Paused": "stopped", "Deleted": "stopped"}
 
@@ -102,7 +102,7 @@ class JinaCloud:
     def logs(self, name: str, *, follow: bool, lines: int) -> Iterator[str]:
         """Yield the last lines of each container, each prefixed with the container's name."""
         if follow:
-            raise SetupError("Jina Cloud gives the logs as they are, and not those to come: leave out --follow")
+            raise SetupError("Jina Cloud gives the logs so far only: leave out --follow")
         for pod, text in _client().logs(name, EXECUTOR_NAME).items():
             yield from (f"{pod} | {line}" for line in text.splitlines()[-lines:])
 
@@ -176,7 +176,7 @@ class JinaCloud:
             ("--gpus", deployment.gpus, gpus),
         ):
             if wanted > there:
-                raise SetupError(f"--instance {self.instance} has {there:g}, less than {flag} asks for: {wanted:g}")
+                raise SetupError(f"--instance {self.instance} has {there:g}, less than {flag} requires: {wanted:g}")
         return {"instance": self.instance, "capacity": self.capacity}
 
 
@@ -184,7 +184,7 @@ def _check(deployment: Deployment) -> None:
     deployment.check_closed("anyone who finds its address on the internet")
     if deployment.server.api_key_file is not None:
         raise SetupError(
-            f"Jina Cloud gives containers no files, so --api-key-file cannot be had: set {API_KEY_VARIABLE} to one key"
+            f"Jina Cloud gives containers no files, so --api-key-file does not work: set {API_KEY_VARIABLE} to one key"
         )
     scaling = deployment.autoscale
     if scaling is not None and deployment.replicas != scaling.least:

@@ -228,7 +228,7 @@ def _run(calls: Coroutine[Any, Any, _T]) -> _T:
         said = _line(error) or "no answer in time"
         raise SetupError(f"Jina Cloud at {JCLOUD_API} cannot be reached: {said}") from error
     except (aiohttp.ClientError, ValueError) as error:
-        raise SetupError(f"Jina Cloud at {JCLOUD_API} answers what jcloud cannot read: {_line(error)}") from error
+        raise SetupError(f"Jina Cloud at {JCLOUD_API} sent what jcloud cannot read: {_line(error)}") from error
     except SystemExit as error:
         raise SetupError(f"jcloud gave up: {_line(printed.getvalue())}") from error
 

@@ -75,7 +75,7 @@ class Source:
         except ValueError:
             ready = None
         if not isinstance(ready, dict):
-            raise SetupError(f"{self.shown} does not answer as RunGPT does: is it the HTTP door?")
+            raise SetupError(f"{self.shown} does not answer as RunGPT does: is it the HTTP port?")
         return Reading(at, wall, samples, ready)
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Source:
 
 def _refusal(response: httpx.Response) -> str:
     if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        return "it wants a key: set RUNGPT_API_KEY, or give --api-key"
+        return "it requires a key: set RUNGPT_API_KEY, or give --api-key"
     if response.status_code == httpx.codes.NOT_FOUND:
-        return "it has no /metrics: it is no RunGPT, or one without them"
+        return "it has no /metrics: it is no RunGPT server, or of another version"
     return f"/metrics answers with status {response.status_code}"

@@ -8,19 +8,19 @@ from rich.table import Table
 from rich.text import Text
 
 from run_gpt.top.view import WELL, ModelRow, Quantiles, ReplicaRow, View
-from run_gpt.top.watch import Seen
+from run_gpt.top.watch import Snapshot
 
 _GAP = 2
 _NAME = 20
 """Most characters of a model's name in the row of a replica."""
 
 
-def render(seen: Seen, shown: str, width: int) -> RenderableType:
+def render(snapshot: Snapshot, shown: str, width: int) -> RenderableType:
     """Render the view of the server at `shown` for a terminal that is `width` characters wide."""
-    notes = [Text(note, style="bold red") for note in seen.notes]
-    if seen.view is None:
+    notes = [Text(note, style="bold red") for note in snapshot.notes]
+    if snapshot.view is None:
         return Group(Text(f"rungpt top  {shown}  waits for a second reading"), *notes)
-    view = seen.view
+    view = snapshot.view
     # Replicas come last: a low terminal then cuts off the rows of healthy replicas.
     models: list[RenderableType] = [_table(_MODEL_COLUMNS, view.models, width), Text("")] if view.models else []
     columns = _COLUMNS if view.models else [column for column in _COLUMNS if column[0] != "MODEL"]

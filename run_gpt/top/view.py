@@ -92,9 +92,9 @@ class _Between:
     def __init__(self, before: Reading, after: Reading):
         self.before, self.after = before, after
         self.seconds = max(after.at - before.at, 1e-9)
-        seen = {label(labels, "replica") for labels in before.series("rungpt_num_requests_running")} | {""}
-        # A newly seen replica may have counted for hours; the counters of the gateway itself are always known.
-        self._known: Callable[[Labels], bool] = lambda labels: label(labels, "replica") in seen
+        known = {label(labels, "replica") for labels in before.series("rungpt_num_requests_running")} | {""}
+        # A new replica may have counted for hours; the counters of the gateway itself are always known.
+        self._known: Callable[[Labels], bool] = lambda labels: label(labels, "replica") in known
 
     def view(self) -> View:
         ready = self.after.ready.get("replicas") or {}
@@ -177,21 +177,21 @@ class _Between:
         A replica counts as restarted if the gateway reports it, or if its step counter fell, which may be visible
         before the gateway notices. The step counter also falls when a model is loaded again; that is no restart.
         """
-        doors, steps = "rungpt_gateway_requests_total", "rungpt_step_time_seconds_count"
-        gateway = ["gateway"] if fell(self.before.series(doors), self.after.series(doors)) else []
-        told = [labels for labels, risen in self._risen("rungpt_replica_restarts_total").items() if risen]
+        requests, steps = "rungpt_gateway_requests_total", "rungpt_step_time_seconds_count"
+        gateway = ["gateway"] if fell(self.before.series(requests), self.after.series(requests)) else []
+        reported = [labels for labels, risen in self._risen("rungpt_replica_restarts_total").items() if risen]
         loads = summed(self._risen("rungpt_model_loads_total"), "model")
         fallen = fell(self.before.series(steps), self.after.series(steps))
-        again = [*told, *(labels for labels in fallen if not loads.get((label(labels, "model"),)))]
+        again = [*reported, *(labels for labels in fallen if not loads.get((label(labels, "model"),)))]
         return gateway + sorted({label(labels, "replica") for labels in again})
 
     def _replicas(self) -> list[ReplicaRow]:
         """Return a row for each replica in `/ready` or in the metrics; those that are not healthy come first."""
         each = (self.after.ready.get("replicas") or {}).get("each") or []
-        seen = {str(one.get("address")): (str(one.get("model") or "?"), str(one.get("state"))) for one in each}
+        replicas = {str(one.get("address")): (str(one.get("model") or "?"), str(one.get("state"))) for one in each}
         for labels in self.after.series("rungpt_num_requests_running"):
-            seen.setdefault(label(labels, "replica"), (label(labels, "model"), "?"))
-        rows = [self._replica(address, model, state) for address, (model, state) in sorted(seen.items())]
+            replicas.setdefault(label(labels, "replica"), (label(labels, "model"), "?"))
+        rows = [self._replica(address, model, state) for address, (model, state) in sorted(replicas.items())]
         return sorted(rows, key=lambda row: row.state in WELL)
 
     def _replica(self, address: str, model: str, state: str) -> ReplicaRow:

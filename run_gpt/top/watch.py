@@ -20,7 +20,7 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
+class Snapshot:
     """View and notes to show after a reading."""
 
     view: View | None
@@ -36,25 +36,25 @@ class Watch:
         self._source = source
         self._last: Reading | None = None
         self._view: View | None = None
-        self._gone_since: float | None = None
+        self._silent_since: float | None = None
         self._restarts: dict[str, float] = {}
 
     def start(self) -> None:
         """Read the server for the first time. Raises SetupError, so that the user sees a wrong URL or key at once."""
         self._last = self._source.read()
 
-    def look(self) -> Seen:
+    def poll(self) -> Snapshot:
         """Read the server once more and return what to show."""
         now = time.monotonic()
         try:
             reading = self._source.read()
         except SetupError as error:
-            self._gone_since = self._gone_since if self._gone_since is not None else now
-            return Seen(self._view, [f"no answer for {now - self._gone_since:.0f} s: {error.message}"])
-        self._gone_since = None
+            self._silent_since = self._silent_since if self._silent_since is not None else now
+            return Snapshot(self._view, [f"no answer for {now - self._silent_since:.0f} s: {error.message}"])
+        self._silent_since = None
         if self._last is not None:
             self._view = view_of(self._last, reading)
             self._restarts |= dict.fromkeys(self._view.restarted, now)
         self._last = reading
-        told = [name for name, at in self._restarts.items() if now - at < REMEMBERED]
-        return Seen(self._view, [f"started again: {', '.join(sorted(told))}"] if told else [])
+        restarted = [name for name, at in self._restarts.items() if now - at < REMEMBERED]
+        return Snapshot(self._view, [f"started again: {', '.join(sorted(restarted))}"] if restarted else [])

@@ -79,7 +79,7 @@ def check_instance_type(session: Session, name: str, deployment: Deployment) -> 
             f"there are no instances {name} in {session.region}: give another --instance-type"
         ) from refused
     if "x86_64" not in found["ProcessorInfo"]["SupportedArchitectures"]:
-        raise SetupError(f"--instance-type {name} has another kind of processor than the image: x86_64 it must be")
+        raise SetupError(f"--instance-type {name} has another architecture than the image, x86_64")
     gpus = sum(gpu["Count"] for gpu in found.get("GpuInfo", {}).get("Gpus", []))
     machine = Machine(name, found["VCpuInfo"]["DefaultVCpus"], found["MemoryInfo"]["SizeInMiB"] / 1024, gpus)
     if not machine.holds(deployment):

@@ -77,7 +77,7 @@ class Session:
         if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
             return _NO_CREDENTIALS
         if isinstance(error, exceptions.SSOError | exceptions.CredentialRetrievalError):
-            return f"the credentials for AWS cannot be had: {_line(error)}"
+            return f"the credentials for AWS cannot be read: {_line(error)}"
         if isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError):
             return f"AWS cannot be reached in {self.region}: {_line(error)}; check the network and --region"
         return f"a call to AWS failed: {_line(error)}"

@@ -172,5 +172,5 @@ def _what_now(status: str, name: str) -> str:
     if status == _REMOVED:
         return "what had been made is deleted again"
     if status == "UPDATE_ROLLBACK_COMPLETE":
-        return "the change is undone: what was there before serves on"
+        return "it is rolled back: the previous version serves"
     return f"the stack is left as {status}: `rungpt deploy remove {name} --cloud aws` deletes it"

@@ -116,7 +116,7 @@ class Cluster:
                 return None
             raise
         except json.JSONDecodeError as error:
-            raise SetupError(f"what answers at {self.host} is no Kubernetes API") from error
+            raise SetupError(f"the server at {self.host} is no Kubernetes API") from error
 
     def _send(
         self,

@@ -21,9 +21,9 @@ class Options:
     namespace: str = option("default", "The namespace, which must exist.")
     context: str = option("", "The kubeconfig's context; default: its current one.")
     service_type: Literal["ClusterIP", "LoadBalancer"] = option(
-        "ClusterIP", "Who reaches it: only the cluster, or others too."
+        "ClusterIP", "ClusterIP: reachable in the cluster only; or LoadBalancer."
     )
-    ingress_host: str = option("", "A host name under which an Ingress carries HTTP to it.")
+    ingress_host: str = option("", "Host name of an Ingress for HTTP.")
     ingress_class: str = option("", "The Ingress' class; default: the cluster's default class.")
     tls_secret: str = option("", "The Secret with the Ingress' TLS certificate.")
     pull_secret: str = option("", "The Secret with which the image is pulled.")

@@ -1,8 +1,8 @@
-// The calls that the page makes of its server: the models, how far a load is, and a streamed answer to a chat.
+// The page's requests to its server: the list of models, the load of a model, and a streamed answer to a chat.
 
 import { readEvents } from "./stream.js";
 
-/** What the server, or the way to it, says is wrong. `param` names the field, where there is one. */
+/** Error of the server or of the connection. `param` names the wrong field, if any. */
 export class ApiError extends Error {
   constructor(message, { status = 0, param = null } = {}) {
     super(message);
@@ -11,7 +11,7 @@ export class ApiError extends Error {
   }
 }
 
-/** The models that the server serves: {name, state} of each, the default one first. Throws ApiError. */
+/** Returns the models that the server serves: {name, state} of each, the default one first. Throws ApiError. */
 export async function listModels() {
   const response = await call("v1/models");
   const { data } = await response.json().catch(() => ({}));
@@ -20,16 +20,16 @@ export async function listModels() {
 }
 
 /**
- * Has the server load a model, and passes on how far that is: `onState({state, step, done, total})`, the last time
- * with the state "loaded". Throws ApiError, or the signal's AbortError.
+ * Requests the load of a model and reports its progress: `onState({state, step, done, total})`, the last time with
+ * the state "loaded". Throws ApiError, or the signal's AbortError.
  */
 export async function loadModel(model, { signal, onState }) {
   for await (const state of stream("models/load", { model }, { signal, lost: "The connection was lost." })) onState(state);
 }
 
 /**
- * Asks for an answer and passes on what comes of it: `onText(text)` with each new piece.
- * Returns {finish, usage}: why it ended, and the server's count of tokens (null if it gave none).
+ * Requests an answer and reports each new piece: `onText(text)`.
+ * Returns {finish, usage}: the finish reason, and the server's count of tokens (null if it sent none).
  * Throws ApiError, or the signal's AbortError.
  */
 export async function streamChat(request, { signal, onText }) {
@@ -40,7 +40,7 @@ export async function streamChat(request, { signal, onText }) {
   return complete(answer);
 }
 
-/** The JSON of each event that answers `body`, up to "[DONE]" or the end. `lost` is said of a connection that broke. */
+/** Yields the JSON of each event, up to "[DONE]" or the end. `lost` is the message if the connection breaks. */
 async function* stream(path, body, { signal, lost }) {
   const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
   const response = await call(path, { method: "POST", headers, body: JSON.stringify(body), signal });
@@ -65,7 +65,7 @@ function take(chunk, answer, onText) {
   if (choice.delta?.content) onText(choice.delta.content);
 }
 
-/** A stream that just stops is not a whole answer, whatever it says of itself. */
+/** Returns the answer. Throws ApiError if the stream ended without a finish reason. */
 function complete(answer) {
   if (answer.finish === null) throw new ApiError("The stream ended before the answer was complete.");
   return answer;
@@ -85,7 +85,7 @@ async function call(path, options = {}) {
   throw new ApiError(advice(response, messageOf(error, response)), { status: response.status, param: error.error?.param });
 }
 
-/** Beside this page's own path, so that a proxy may add a prefix; without a name and password in the page's address. */
+/** Returns the URL beside this page's path, so that a proxy may add a prefix; without user name and password. */
 function address(path) {
   return new URL(path, location.origin + location.pathname);
 }
@@ -106,7 +106,7 @@ function messageOf(body, response) {
 
 function advice(response, message) {
   if (response.status === 401) {
-    return `${message} This server wants a key: reload the page, and give the key as the password (any user name).`;
+    return `${message} This server requires a key: reload the page, and enter the key as the password (any user name).`;
   }
   const wait = response.headers.get("Retry-After");
   if (response.status === 429 && wait) return `${message} Try again in ${wait} s.`;

@@ -36,12 +36,12 @@ async function send(event) {
   ask();
 }
 
-/** Whether a request can be sent now: no setting is impossible, and there is a model. Says what is wrong. */
+/** Returns true if a request can be sent now: all settings are valid, and there is a model. Else shows the error. */
 async function ready() {
   const field = settings.wrong();
   if (field) {
     openSettings(true);
-    field.focus(); // its hint says what is wrong
+    field.focus(); // its hint shows the error
     return false;
   }
   if (!models.chosen) await loadModels();
@@ -52,7 +52,7 @@ async function retry() {
   if (await ready()) ask();
 }
 
-/** Asks for the last question's answer, for the first time or again. */
+/** Requests the answer to the last question, for the first time or again. */
 async function ask() {
   const view = views.at(-1);
   const { exchange } = view;
@@ -74,7 +74,7 @@ async function ask() {
   else if (exchange.state === "done") say(`Answer: ${view.spoken}`);
 }
 
-/** The answer waits until its model is in memory. */
+/** Shows the progress of a load that the answer waits for. */
 function loading(view, model, state) {
   models.note(model, state);
   if (views.at(-1) !== view) return; // a new chat has begun
@@ -118,14 +118,14 @@ function busy(running) {
   (matchMedia("(pointer: coarse)").matches ? $("scroller") : $("prompt")).focus({ preventScroll: true });
 }
 
-// -- What is said
+// -- Messages to the user
 
-/** For screen readers. */
+/** Announces a text to screen readers. */
 function say(text) {
   $("status").textContent = text;
 }
 
-/** Above the message box, for all. */
+/** Shows a text above the message box. */
 function notice(text) {
   $("notice").textContent = text;
 }

@@ -1,14 +1,14 @@
-// The conversation: its exchanges, what of them the model sees, and how an answer comes and ends.
+// The conversation: its exchanges, the messages of a request, and the life of an answer.
 
 import { ApiError, loadModel, streamChat } from "./api.js";
 import { keep, kept } from "./storage.js";
 
 const KEY = "rungpt-conversation";
-const SOON = 300; // milliseconds: what begins before them waits for nothing that should be told
+const SOON = 300; // milliseconds; an answer that begins sooner needs no progress of a load
 
 /**
  * One exchange: {question, answer, state, finish, error, param, ttft, tokens, rate}.
- * `state` is "running", "done", "stopped" or "failed"; `ttft` is in milliseconds, `rate` in tokens a second.
+ * `state` is "running", "done", "stopped" or "failed"; `ttft` is in milliseconds, `rate` in tokens per second.
  */
 export class Conversation {
   constructor() {
@@ -36,19 +36,19 @@ export class Conversation {
     return this.last;
   }
 
-  /** Takes the last exchange away and returns it. */
+  /** Removes the last exchange and returns it. */
   drop() {
     const exchange = this.exchanges.pop();
     this.save();
     return exchange;
   }
 
-  /** Ends the running answer; what came of it stays. The closed connection ends it on the server too. */
+  /** Ends the running answer and keeps its text. Closing the connection cancels the request on the server. */
   stop() {
     this.aborter?.abort();
   }
 
-  /** Forgets everything. */
+  /** Removes all exchanges. */
   clear() {
     this.stop();
     this.aborter = null;
@@ -72,8 +72,8 @@ export class Conversation {
   }
 
   /**
-   * Asks for the answer to the last question; `onText()` is called whenever more of it is there, and `onLoad(state)`
-   * while the model has to be loaded first. Never throws.
+   * Requests the answer to the last question; calls `onText()` after each new text, and `onLoad(state)` while the
+   * model is being loaded. Never throws.
    */
   async run({ model, system, parameters, onText, onLoad }) {
     const exchange = this.last;
@@ -100,13 +100,13 @@ export class Conversation {
     }
     wait.end({ answered: false });
     Object.assign(exchange, { ttft: clock.ttft, rate: clock.rate(exchange.tokens) });
-    if (this.aborter !== aborter) return; // forgotten meanwhile
+    if (this.aborter !== aborter) return; // cleared meanwhile
     this.aborter = null;
     this.save();
   }
 }
 
-/** Where an answer does not begin soon, hears how far the load of its model is, until it does. */
+/** Reports the load of the answer's model, if the answer does not begin soon. */
 class Wait {
   constructor(model, stopped, clock, onLoad) {
     this.over = new AbortController();
@@ -114,15 +114,15 @@ class Wait {
     this.loading = false;
     this.clock = clock;
     this.onLoad = onLoad;
-    this.timer = setTimeout(() => this.hear(model), SOON);
+    this.timer = setTimeout(() => this.follow(model), SOON);
   }
 
-  async hear(model) {
+  async follow(model) {
     const onState = (state) => !this.signal.aborted && this.take(state);
     try {
       await loadModel(model, { signal: this.signal, onState });
     } catch (error) {
-      // The answer waits for the same load, and tells what is wrong with it.
+      // The answer waits for the same load, and its error is shown.
       if (!this.signal.aborted && !(error instanceof ApiError)) console.error(error);
     }
   }
@@ -130,7 +130,7 @@ class Wait {
   take(state) {
     if (state.state !== "loading" && !this.loading) return; // it was loaded before
     this.loading = state.state === "loading";
-    this.clock.restart(); // to load is no part of the time to the first token
+    this.clock.restart(); // the time to the first token excludes the load
     this.onLoad(state);
   }
 
@@ -142,7 +142,7 @@ class Wait {
   }
 }
 
-/** When the pieces of an answer came. */
+/** Times of the pieces of an answer. */
 class Clock {
   constructor() {
     this.restart();
@@ -163,7 +163,7 @@ class Clock {
     return this.first === null ? null : this.first - this.begin;
   }
 
-  /** Tokens a second after the first; null if there is no telling. */
+  /** Returns tokens per second after the first; null if it cannot be computed. */
   rate(tokens) {
     return tokens > 1 && this.latest > this.first ? ((tokens - 1) * 1000) / (this.latest - this.first) : null;
   }

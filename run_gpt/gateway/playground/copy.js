@@ -1,6 +1,6 @@
-// Copying to the clipboard, also where the page has come over plain HTTP and the browser keeps its own way closed.
+// Copying to the clipboard, also over plain HTTP, where browsers have no clipboard API.
 
-/** Whether the text is in the clipboard now. */
+/** Copies the text. Returns true if it succeeded. */
 export async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);

@@ -1,4 +1,4 @@
-// The list of models to choose from: where there are several, each with its state.
+// The model picker; each of several models is listed with its state.
 
 import { listModels } from "./api.js";
 import { keep, kept } from "./storage.js";
@@ -19,17 +19,17 @@ export class Models {
     picker.addEventListener("focus", () => this.refresh());
   }
 
-  /** The name of the chosen model; "" while none is known. */
+  /** Name of the chosen model; "" before the models are listed. */
   get chosen() {
     return this.picker.value;
   }
 
-  /** Whether a model may not be in memory. Of one that is there is nothing to say. */
+  /** True if states are shown: there are several models, or a model is not in memory. */
   get differ() {
     return this.all.length > 1 || this.all.some((model) => model.state !== "loaded");
   }
 
-  /** Asks the server which there are. Throws ApiError. */
+  /** Requests the list of models. Throws ApiError. */
   async load() {
     try {
       this.show(await listModels());
@@ -40,17 +40,17 @@ export class Models {
     }
   }
 
-  /** Asks again for their states, if they may differ. */
+  /** Updates the states of the models, if they are shown. */
   async refresh() {
     if (!this.differ) return;
     try {
       this.show(await listModels());
     } catch (error) {
-      console.info(`The states of the models are not known: ${error.message}`); // the next message tells who uses it
+      console.info(`The states of the models are not known: ${error.message}`); // the next message shows the error
     }
   }
 
-  /** Takes in what is known of one model now: {state, done, total}. */
+  /** Updates the state of one model: {state, done, total}. */
   note(name, state) {
     this.show(this.all.map((model) => (model.name === name ? { ...state, name } : model)));
   }
@@ -73,7 +73,7 @@ function stateOf(model) {
   return model.state === "loading" ? ["loading", share(model)].filter(Boolean).join(" ") : STATES[model.state] ?? model.state;
 }
 
-/** How much of a load's step is done, such as "43 %"; "" if there is no telling. */
+/** Returns the share of a load's step that is done, such as "43 %"; "" if it is not known. */
 export function share({ done, total }) {
   return total ? `${Math.floor((100 * (done ?? 0)) / total)} %` : "";
 }

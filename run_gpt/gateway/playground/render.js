@@ -11,7 +11,7 @@ md.validateLink = (url) => /^(https?:\/\/|mailto:)/i.test(url.trim());
 const { rules } = md.renderer;
 const escape = md.utils.escapeHtml;
 
-// What a model shows as a picture would be a request to someone else's server: it becomes a link.
+// An image would be a request to another server, so it becomes a link.
 rules.image = (tokens, i) => {
   const url = tokens[i].attrGet("src");
   return `<a href="${escape(url)}">${escape(tokens[i].content || url)}</a>`;

@@ -1,4 +1,4 @@
-// The settings' form: what of it goes into a request, what is wrong with it, and that a reload does not lose it.
+// The settings form: its values for a request, the check of them, and their copy that survives a reload.
 
 import { keep, kept } from "./storage.js";
 
@@ -35,7 +35,7 @@ export class Settings {
     return this.form.elements.system.value.trim();
   }
 
-  /** The parameters that are set. What is empty is left out, so that the server's default holds. */
+  /** Parameters that are set. Empty fields are left out, so that the server's default applies. */
   get parameters() {
     const set = {};
     for (const name of NUMBERS) {
@@ -47,7 +47,7 @@ export class Settings {
     return set;
   }
 
-  /** The first field that holds no possible value, after its hint was made to say why; null if all is well. */
+  /** Returns the first field with an invalid value, after showing the error in its hint; null if all are valid. */
   wrong() {
     const field = this.fields.find((each) => !each.checkValidity()) ?? null;
     if (field) this.mark(field.name, field.validationMessage);
@@ -76,7 +76,7 @@ export class Settings {
   }
 }
 
-/** A stop text as it is typed: \n and \t are what they mean elsewhere, \\ is a backslash. */
+/** Returns a stop text with its escapes \n, \t and \\ replaced. */
 function unescape(text) {
   return text.replace(/\\([nt\\])/g, (_, letter) => ({ n: "\n", t: "\t", "\\": "\\" })[letter]);
 }

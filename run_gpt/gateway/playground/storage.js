@@ -1,6 +1,6 @@
-// What survives a reload of this tab, and nothing else: the browser drops it when the tab is closed.
+// Values that survive a reload of this tab; the browser deletes them when the tab is closed.
 
-/** The value that was kept under this key; null if there is none that can be read. */
+/** Returns the value that was kept under this key; null if there is none, or it cannot be read. */
 export function kept(key) {
   try {
     return JSON.parse(sessionStorage.getItem(key));
@@ -9,7 +9,7 @@ export function kept(key) {
   }
 }
 
-/** Keeps a value. Where storage is forbidden or full, the page goes on, and a reload begins with what was kept last. */
+/** Keeps a value. If storage is forbidden or full, a reload finds the value that was kept last. */
 export function keep(key, value) {
   try {
     sessionStorage.setItem(key, JSON.stringify(value));

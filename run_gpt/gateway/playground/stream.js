@@ -1,8 +1,8 @@
-// Server-sent events out of a response's body, wherever its chunks are cut.
+// Parser of server-sent events; chunks of the body may be cut anywhere.
 
 /**
- * The events of a stream of bytes: {event, data}. A line ends in LF, CR LF or CR; an event that the stream's end
- * cuts off is dropped, as the standard says.
+ * Yields the events of a stream of bytes: {event, data}. A line ends in LF, CR LF or CR; an event that the stream's end
+ * cuts off is dropped, as the standard requires.
  * @param {ReadableStream<Uint8Array>} body
  * @returns {AsyncGenerator<{event: string, data: string}>}
  */
@@ -42,6 +42,6 @@ async function* readLines(body) {
       yield* lines;
     }
   } finally {
-    reader.cancel().catch(() => {}); // the consumer may have stopped early; a lost connection is told by read()
+    reader.cancel().catch(() => {}); // the consumer may have stopped early; read() throws if the connection is lost
   }
 }

@@ -1,4 +1,4 @@
-// How an exchange looks: the question, the answer as it comes, what became of it, and the buttons under it.
+// The view of an exchange: the question, the answer, its result, and the buttons under it.
 
 import { copy } from "./copy.js";
 import { share } from "./models.js";
@@ -20,7 +20,7 @@ function button(text, label, onclick) {
   return made;
 }
 
-/** The view of one exchange; `say(text)` tells a screen reader. */
+/** View of one exchange; `say(text)` announces a text to screen readers. */
 export class ExchangeView {
   /** @param actions {onRetry, onEdit, say} */
   constructor(exchange, actions) {
@@ -51,10 +51,10 @@ export class ExchangeView {
     return [this.question, this.reply];
   }
 
-  /** What a screen reader is told of the answer. */
+  /** Text of the answer for screen readers. */
   get spoken() {
     const text = this.exchange.answer.trim();
-    return text.length > 800 ? `${text.slice(0, 800)} … The whole answer stands in the conversation.` : text;
+    return text.length > 800 ? `${text.slice(0, 800)} … The whole answer is in the conversation.` : text;
   }
 
   begin() {
@@ -66,7 +66,7 @@ export class ExchangeView {
     this.markdown.show("");
   }
 
-  /** What the answer waits for: its model's {state, step, done, total}, until that is loaded. */
+  /** Shows the progress of the load that the answer waits for: {state, step, done, total}. */
   wait({ state, step, done, total }) {
     this.waiting = state === "loading";
     if (!this.waiting) return this.foot.replaceChildren();
@@ -77,7 +77,7 @@ export class ExchangeView {
     this.foot.replaceChildren(make("p", { className: "loading", text }), bar);
   }
 
-  /** More text is there: it is shown once a frame, however often it comes. */
+  /** Shows new text, at most once per frame. */
   update() {
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
@@ -85,7 +85,7 @@ export class ExchangeView {
     });
   }
 
-  /** The answer has ended. `last`: it may be made again, and its question edited. */
+  /** Shows the end of the answer. `last`: with buttons to regenerate it and to edit its question. */
   end(last) {
     cancelAnimationFrame(this.frame);
     this.frame = 0;

@@ -182,8 +182,8 @@ def test_a_wait_outlives_a_moment_without_a_network_but_not_more(script: Script,
         (403, b'{"error": "no credit"}', "refuses this (403: no credit): the account must be active and have credit"),
         (404, b'{"message": "gone"}', "answers (404: gone)"),
         (502, b"<html>\nBad gateway</html>", "answers (502: <html> Bad gateway</html>)"),
-        (200, b"<html>a login page</html>", "answers what jcloud cannot read"),
-        (200, b"{", "answers what jcloud cannot read"),
+        (200, b"<html>a login page</html>", "sent what jcloud cannot read"),
+        (200, b"{", "sent what jcloud cannot read"),
     ],
 )
 def test_an_answer_that_is_an_error_is_one_line(

@@ -112,8 +112,8 @@ def test_what_is_slower_is_marked_and_what_is_equal_is_not() -> None:
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (made(1, 8), "other loads: concurrency 1; concurrency 4 in A, concurrency 1; concurrency 8 in B"),
-        (made(arguments={"prompt_words": "900"}), "other loads: prompt-words is 5 in A, 900 in B"),
+        (made(1, 8), "the loads differ: concurrency 1; concurrency 4 in A, concurrency 1; concurrency 8 in B"),
+        (made(arguments={"prompt_words": "900"}), "the loads differ: prompt-words is 5 in A, 900 in B"),
     ],
 )
 def test_other_loads_are_not_compared(other: Results, says: str) -> None:

@@ -12,7 +12,7 @@ from run_gpt.cli.serving import welcome, who_may_ask
 from run_gpt.client import Client
 from run_gpt.config import API_KEY_VARIABLE, LOG_FORMAT_VARIABLE, LOG_FORMATS, ServeConfig
 from run_gpt.errors import SetupError
-from run_gpt.flows.server import check_doors, new_supervisor
+from run_gpt.flows.server import check_server, new_supervisor
 
 KEY = "secret-key-of-the-test"
 
@@ -106,7 +106,7 @@ def test_a_form_of_the_log_that_nobody_would_honour_is_refused() -> None:
         assert "--log-format json is in no Flow" in str(done.exception)
     assert CliRunner().invoke(app, ["serve", "--log-format", "xml"]).exit_code == 2
     with pytest.raises(SetupError, match=r"--log-format xml: give one of text, json"):
-        check_doors(ServeConfig(log_format=cast("Any", "xml")))
+        check_server(ServeConfig(log_format=cast("Any", "xml")))
 
 
 @pytest.mark.parametrize("command", [["generate", "hi"], ["chat", "hi"], ["embed", "hi"], ["adapters", "list"]])

@@ -25,7 +25,7 @@ from run_gpt.cli import main
 from run_gpt.cli.app import app
 from run_gpt.top.screen import duration, render
 from run_gpt.top.view import ModelRow, ReplicaRow, View
-from run_gpt.top.watch import Seen
+from run_gpt.top.watch import Snapshot
 
 ADDRESS = "127.0.0.1:5001"
 READY = {"replicas": {"ready": 1, "total": 1, "each": [{"address": ADDRESS, "state": "ready"}]}}
@@ -93,7 +93,7 @@ def served():
 
 def shown(view, width, notes=()):
     console = Console(file=io.StringIO(), width=width, markup=False, emoji=False)
-    console.print(render(Seen(view, list(notes)), "127.0.0.1:52000", width))
+    console.print(render(Snapshot(view, list(notes)), "127.0.0.1:52000", width))
     return console.file.getvalue()
 
 
@@ -187,7 +187,7 @@ def test_a_server_that_is_not_there_is_one_line(monkeypatch, capsys, url, said):
 
 def test_a_server_that_wants_a_key_is_one_line(monkeypatch, capsys, served):
     error = fail(monkeypatch, capsys, "--url", served("secret-key"), "--once")
-    assert error.endswith("it wants a key: set RUNGPT_API_KEY, or give --api-key\n")
+    assert error.endswith("it requires a key: set RUNGPT_API_KEY, or give --api-key\n")
 
 
 def test_a_script_is_told_of_once(monkeypatch, capsys):

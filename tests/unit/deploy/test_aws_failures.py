@@ -173,7 +173,7 @@ def test_a_change_that_fails_says_that_the_deployment_serves_as_before() -> None
         ],
         update_stack=[{}],
     )
-    with pytest.raises(SetupError, match=r"^Vpc .* failed: no; the change is undone: what was there before serves on$"):
+    with pytest.raises(SetupError, match=r"^Vpc .* failed: no; it is rolled back: the previous version serves$"):
         Stack(session, NAME).put("template", {})  # type: ignore[arg-type]
 
 

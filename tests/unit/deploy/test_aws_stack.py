@@ -262,7 +262,7 @@ def test_a_stack_of_somebody_else_is_not_touched(aws: AWS) -> None:
     ("instance_type", "settings", "says"),
     [
         ("m9x.huge", {}, "there are no instances m9x.huge in us-east-1"),
-        ("c7g.2xlarge", {}, "c7g.2xlarge has another kind of processor"),
+        ("c7g.2xlarge", {}, "c7g.2xlarge has another architecture"),
         ("m7i.large", {"cpus": 4}, "m7i.large has 2 CPUs, 7 GiB .* 4 CPUs, 3 GiB for a replica do not fit"),
         ("g6.xlarge", {"gpus": 2}, "and 1 GPUs; .* and 2 GPUs for a replica do not fit"),
     ],

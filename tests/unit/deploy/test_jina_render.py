@@ -110,11 +110,11 @@ def test_the_two_images_are_called_after_the_one(image: str, executor: str) -> N
     [
         ({"instance": "C9"}, {}, "--instance C9: Jina Cloud has C1, C2"),
         ({"capacity": "cheap"}, {}, "--capacity cheap: give one of spot, on-demand"),
-        ({"instance": "C3"}, {"cpus": 2}, "--instance C3 has 1, less than --cpus asks for: 2"),
-        ({"instance": "C4"}, {"memory_gib": 4}, "--instance C4 has 4, less than --memory asks for: 4.3"),
-        ({"instance": "C8"}, {"gpus": 1}, "--instance C8 has 0, less than --gpus asks for: 1"),
+        ({"instance": "C3"}, {"cpus": 2}, "--instance C3 has 1, less than --cpus requires: 2"),
+        ({"instance": "C4"}, {"memory_gib": 4}, "--instance C4 has 4, less than --memory requires: 4.3"),
+        ({"instance": "C8"}, {"gpus": 1}, "--instance C8 has 0, less than --gpus requires: 1"),
         ({}, {"open": False}, "anyone who finds its address on the internet could use this model"),
-        ({}, {"server": ServeConfig(api_key_file=Path("keys"))}, "so --api-key-file cannot be had"),
+        ({}, {"server": ServeConfig(api_key_file=Path("keys"))}, "so --api-key-file does not work"),
         ({}, {"image": "me/rungpt@sha256:" + "0" * 64}, "give a tag in place of the digest"),
         (
             {},

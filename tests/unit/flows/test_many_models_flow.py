@@ -14,7 +14,7 @@ from run_gpt.flows.healthcheck import ports_of
 from run_gpt.flows.pod import executor_arguments, gateway_arguments
 from run_gpt.flows.reading import read_flow
 from run_gpt.flows.render import render_flow
-from run_gpt.flows.server import check_doors, new_supervisor, worker_names
+from run_gpt.flows.server import check_server, new_supervisor, worker_names
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "flows"
 RENEW = "RUNGPT_RENEW_GOLDEN"
@@ -103,7 +103,7 @@ def test_a_container_is_healthy_whichever_of_the_executors_runs_in_it() -> None:
 )
 def test_models_that_cannot_be_served_are_one_line(config: ServeConfig, said: str) -> None:
     """A setting beside `models` would be ignored, and a model that is larger than the budget would never load."""
-    for use in (render_flow, check_doors):
+    for use in (render_flow, check_server):
         with pytest.raises(SetupError) as raised:
             use(config)
         assert said in raised.value.message

@@ -187,11 +187,11 @@ def test_a_server_that_does_not_answer_for_a_while_is_a_note_and_keeps_its_last_
     first, second, third = (reading(two_replicas, at) for at in (0, 1, 9))
     watch = Watch(Scripted(first, second, SetupError("no server answers"), third))
     watch.start()
-    view = watch.look().view
-    gone = watch.look()
+    view = watch.poll().view
+    gone = watch.poll()
     assert gone.view is view
     assert gone.notes == ["no answer for 0 s: no server answers"]
-    back = watch.look()
+    back = watch.poll()
     assert back.notes == []
     assert back.view.seconds == 8
 
@@ -202,8 +202,8 @@ def test_a_restart_of_the_server_is_reported_for_a_while(two_replicas):
     later = reading(again, 2)
     watch = Watch(Scripted(reading(two_replicas, 0), later, later))
     watch.start()
-    assert watch.look().notes == ["started again: gateway"]
-    assert watch.look().notes == ["started again: gateway"]
+    assert watch.poll().notes == ["started again: gateway"]
+    assert watch.poll().notes == ["started again: gateway"]
 
 
 def test_a_first_reading_that_fails_is_an_error():
