@@ -7,7 +7,7 @@ FROM ${PYTHON_IMAGE} AS dependencies
 
 # g++: the native kernels fit the CPU that they are compiled on, so each machine makes its own. Without it answers come
 # several times as slow. tini: a process with the id 1 that is still loading a model does not hear SIGTERM.
-# Versions are those of the base image's Debian: a pinned one is gone from the mirrors with the next update.
+# Versions are those of the base image's Debian: the mirrors drop a pinned one with the next update.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ tini \
@@ -68,7 +68,7 @@ RUN --mount=type=secret,id=HF_TOKEN,uid=10001 \
     test -z "${MODEL}" || HF_TOKEN_PATH=/run/secrets/HF_TOKEN rungpt models pull "${MODEL}"
 
 LABEL org.opencontainers.image.title="RunGPT" \
-      org.opencontainers.image.description="A large language model behind a gRPC and an HTTP door" \
+      org.opencontainers.image.description="A large language model over gRPC and HTTP" \
       org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 

@@ -38,9 +38,9 @@ with Client().get_model(endpoint=endpoint) as model:
     messages = [{"role": "user", "content": "What is the weather in Paris?"}]
     # The default model is small: without these hints it would neither call nor answer with the result. A larger one
     # needs neither tool_choice nor the last message.
-    asked = model.chat(messages, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_new_tokens=100)
-    messages.append(asked.choices[0].message)
-    for call in asked.choices[0].message.tool_calls or []:
+    answer = model.chat(messages, tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_new_tokens=100)
+    messages.append(answer.choices[0].message)
+    for call in answer.choices[0].message.tool_calls or []:
         arguments = json.loads(call.function.arguments)
         result = FUNCTIONS[call.function.name](**arguments)
         print(f"{call.function.name}({arguments}) gave {result}")
