@@ -1,147 +1,179 @@
-"""Start of an engine for a loaded model: with the fastest runner at once, or as soon as its kernels are compiled."""
+"""Launch of a model in three phases: its placement, its weights, and its engine."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
-import torch
-
-from run_gpt.config import EngineConfig
+from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.engine.engine import BatchEngine
-from run_gpt.engine.runners import native
+from run_gpt.engine.interface import Engine
+from run_gpt.engine.runner import ModelRunner
+from run_gpt.engine.runners.beams import end_ids_of
 from run_gpt.engine.runners.choice import choose_runner
-from run_gpt.engine.runners.compiled import compile_forward
+from run_gpt.engine.runners.compiled import compile_forward, prepare_compiler
+from run_gpt.engine.runners.generic import GenericRunner
 from run_gpt.engine.runners.memory import fitting_tokens
-from run_gpt.engine.runners.native.build import unsupported
-from run_gpt.engine.runners.native.runner import NativeRunner, fits, fits_config
+from run_gpt.engine.runners.native.runner import NativeRunner, fits
 from run_gpt.engine.runners.native.weights import PackedWeights
-from run_gpt.engine.runners.parallel import ParallelRunner
 from run_gpt.engine.text import Decode
-from run_gpt.errors import SetupError
-from run_gpt.local.parallel import Followers
-from run_gpt.models import LoadedModel
-from run_gpt.models.loading import PackerFor
+from run_gpt.errors import InvalidRequest, ModelLoadError, SetupError
+from run_gpt.local.kernels import finished, packer_for, start_kernels
+from run_gpt.local.parallel import Followers, load_shares
+from run_gpt.local.prompts import answer_decoder
+from run_gpt.models import LoadedModel, OnProgress, no_progress
+from run_gpt.models.cache import cache_root
+from run_gpt.models.grammar import GrammarCompiler
+from run_gpt.models.placement import place
+from run_gpt.models.target import QUANTISED
 from run_gpt.process.devices import is_split
 
 if TYPE_CHECKING:
     from run_gpt.engine.runners.native.binding import Kernels
 
+    MaybeKernels = Future[Kernels] | None
+
 _log = logging.getLogger("run_gpt")
 
 
-def start_kernels(
-    config: EngineConfig, device: str | None, folder: Path, *, quantised: bool = False, parallel: bool = False
-) -> "Future[Kernels] | None":
-    """Start to compile the native kernels, unless another runner or a GPU is wanted, or this machine cannot run them.
+@dataclass(frozen=True)
+class RunningModel:
+    """Loaded model with its engine, which runs. The engine's `shutdown` frees everything but the grammars."""
 
-    `quantised`: bit8 or bit4 is wanted, for which the generic runner needs these kernels, too.
+    loaded: LoadedModel
+    engine: Engine
+    grammars: GrammarCompiler
+    context_length: int
+    """Largest number of tokens of prompt and answer together: of the model, of the settings and of the KV cache."""
 
-    Raises SetupError if the native runner is wanted and this machine cannot run it.
+
+def launch(
+    model_config: ModelConfig,
+    engine_config: EngineConfig,
+    *,
+    on_progress: OnProgress = no_progress,
+    on_dead: Callable[[], None] = lambda: None,
+) -> RunningModel:
+    """Load a model and start its engine. After a failure or an interrupt everything is freed.
+
+    The native kernels are compiled meanwhile. `on_dead` is called if the engine dies. Raises SetupError or
+    ModelNotFound.
     """
-    on_gpu = device.partition(":")[0] != "cpu" if device else torch.cuda.is_available()
-    wanted = [flag for flag, on in (("--compile", config.compile), ("--tensor-parallel", parallel)) if on]
-    if len(wanted) > 1:
-        raise SetupError(f"{' and '.join(wanted)} do not go together: leave one out")
-    if wanted and config.runner not in ("auto", "generic"):
-        raise SetupError(f"{wanted[0]} is for the generic runner: leave --runner {config.runner} out")
-    runners = ("auto", "native", "generic", "alone") if quantised else ("auto", "native")
-    if wanted or config.runner not in runners or on_gpu:
-        return None
-    if reason := unsupported():
-        if config.runner == "native":
-            raise SetupError(f"--runner native: {reason}")
-        _log.warning("answers will come slower than they could, without the native kernels: %s", reason)
-        return None
-    return native.building(folder)
+    kernels = _start_compilers(model_config, engine_config)
+    placement = place(model_config, on_progress=on_progress)
+    loaded, followers = load_shares(placement, packer_for(kernels, engine_config), on_progress)
+    return start_model(loaded, engine_config, kernels, followers, on_dead)
 
 
-def packer_for(kernels: "Future[Kernels] | None", config: EngineConfig) -> PackerFor:
-    """Return the function that chooses the weight packer of a model while it is loaded: see `load`.
+def _start_compilers(model_config: ModelConfig, engine_config: EngineConfig) -> "MaybeKernels":
+    cache = cache_root(model_config.cache_dir)
+    kernels = start_kernels(
+        engine_config,
+        model_config.device,
+        cache / "kernels",
+        quantised=model_config.precision in QUANTISED,
+        parallel=model_config.tensor_parallel != 1,
+    )
+    if engine_config.compile:
+        prepare_compiler(cache / "compiled")
+    return kernels
 
-    Our own kernels pack the weights of a model for the native runner, if the kernels are compiled. They also pack any
-    model in bit8 or bit4. Such a model waits for the kernels: a runner that served meanwhile would need the memory of
-    unpacked weights.
-    """
 
-    def choose(model_config: Any, precision: str, own: Mapping[str, str]) -> PackedWeights | None:
-        native = config.runner in ("auto", "native") and fits_config(model_config)
-        quantised = precision in ("bit8", "bit4") and config.runner != "fast"
-        if kernels is None or not (quantised or (native and (own or kernels.done()))):
-            return None
-        built = _result(kernels, must=config.runner == "native")
-        return None if built is None else PackedWeights(built, precision, own=own, joined=native)
-
-    return choose
+def start_model(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    kernels: "MaybeKernels",
+    followers: Followers | None,
+    on_dead: Callable[[], None],
+) -> RunningModel:
+    """Start the engine of a model and load the adapters into it. After a failure both are freed. Raises SetupError."""
+    with ExitStack() as on_failure:
+        on_failure.callback(loaded.close)
+        vocabulary = loaded.model.config.get_text_config().vocab_size
+        grammars = GrammarCompiler(loaded.tokenizer, vocabulary, end_ids_of(loaded.model))
+        on_failure.callback(grammars.close)
+        engine = start_engine(loaded, answer_decoder(loaded), config, kernels, followers=followers, on_dead=on_dead)
+        on_failure.callback(engine.shutdown)
+        try:
+            for name, weights in loaded.adapters.items():
+                engine.load_adapter(name, weights)
+        except InvalidRequest as error:
+            raise ModelLoadError(error.message) from error
+        limits = [limit for limit in (config.max_context, engine.scheduler.slots.max_tokens) if limit]
+        on_failure.pop_all()
+    return RunningModel(loaded, engine, grammars, min([loaded.context_length, *limits]))
 
 
 def start_engine(
     loaded: LoadedModel,
     decode: Decode,
     config: EngineConfig,
-    kernels: "Future[Kernels] | None",
+    kernels: "MaybeKernels",
     *,
     followers: Followers | None = None,
-    **options: Any,
+    on_dead: Callable[[], None] = lambda: None,
 ) -> BatchEngine:
-    """Start an engine for `loaded`; `options` go to its constructor.
+    """Start the engine of a model; its `shutdown` closes the model. `on_dead` is called if the engine dies.
 
     While the kernels are being compiled, the generic runner serves, which does not change the model. Then the native
     runner takes over. Raises SetupError if `config.runner` cannot run the model, or if required kernels cannot be
     compiled.
     """
-    packed = cast("PackedWeights | None", loaded.packer)
-    native_soon = packed is None and kernels is not None and fits(loaded.model)
-    meanwhile = native_soon and config.runner == "auto" and not kernels.done()  # type: ignore[union-attr]
-    if meanwhile:
+    packable = loaded.packer is None and kernels is not None and config.runner in ("auto", "native")
+    native = kernels if packable and fits(loaded.model) else None
+    awaited = native if native is not None and config.runner == "auto" and not native.done() else None
+    if awaited is not None:
         runner = choose_runner(loaded.model, replace(config, runner="generic"))
+    elif followers is not None or config.compile:
+        runner = _generic_runner(loaded, config, followers)
     else:
-        if native_soon and config.runner in ("auto", "native"):
-            built = _result(kernels, must=config.runner == "native")  # type: ignore[arg-type]
-            packed = PackedWeights.of(loaded.model, built, loaded.precision) if built is not None else None
-        plain = followers is not None or config.compile
-        if plain and getattr(loaded.model, "_is_stateful", False):
-            raise SetupError(
-                f"--compile and --tensor-parallel are for models with a key-value cache, and this is "
-                f"{loaded.model.config.model_type}: leave them out"
-            )
-        wanted = replace(config, runner="generic") if plain else config
-        runner = choose_runner(loaded.model, wanted, packed=packed)
-    if remove := getattr(loaded.model, "remove_offloaded", None):
-        options["on_shutdown"] = remove
+        runner = choose_runner(loaded.model, config, packed=_packed(loaded, config, native), stateful=loaded.stateful)
+    if config.max_cache_tokens is None:
+        config = replace(config, max_cache_tokens=_cache_tokens(loaded, config, runner, followers))
+    engine = BatchEngine(runner, decode, config, on_dead=on_dead, on_shutdown=loaded.close)
     if followers is not None:
-        runner = _parallel(runner, followers, loaded.device)
-        options["on_shutdown"] = followers.close
+        followers.watch(engine.fail)
+    if awaited is not None:
+        awaited.add_done_callback(lambda done: _take_over(done, engine, loaded, config))
+    return engine
+
+
+def _packed(loaded: LoadedModel, config: EngineConfig, native: "MaybeKernels") -> PackedWeights | None:
+    """Return the packed weights, if there are any. `native`: kernels that pack them now, once they are compiled."""
+    if native is not None and (built := finished(native, must=config.runner == "native")) is not None:
+        return PackedWeights.of(loaded.model, built, loaded.precision)
+    return cast("PackedWeights | None", loaded.packer)
+
+
+def _generic_runner(loaded: LoadedModel, config: EngineConfig, followers: Followers | None) -> ModelRunner:
+    """Return the generic runner for --compile, or for --tensor-parallel. Raises SetupError."""
+    if loaded.stateful:
+        raise SetupError(
+            f"--compile and --tensor-parallel are for models with a key-value cache, and this is "
+            f"{loaded.model.config.model_type}: leave them out"
+        )
+    runner = GenericRunner(loaded.model)
     if config.compile:
         if is_split(loaded.model):
             raise SetupError("--compile is for a model on one device: leave it or --device-map out")
         compile_forward(loaded.model)
-    if config.max_cache_tokens is None:
-        context = min(loaded.context_length, config.max_context or loaded.context_length)
-        processes = followers.size if followers is not None else 1
-        tokens = fitting_tokens(runner.cache_bytes_per_token, loaded.device, context, processes)
-        config = replace(config, max_cache_tokens=tokens)
-    engine = BatchEngine(runner, decode, config, **options)
-    if followers is not None:
-        followers.watch(engine.fail)
-    if meanwhile:
-        kernels.add_done_callback(lambda done: _go_on(done, engine, loaded, config))  # type: ignore[union-attr]
-    return engine
+    return runner if followers is None else followers.leading(runner, loaded.device)
 
 
-def _parallel(runner: Any, followers: Followers, device: str) -> ParallelRunner:
-    """Return the runner of the first process, once all have loaded. On a CPU all shares are in the same memory."""
-    followers.wait_loaded()
-    shares = 1 if device == "cpu" else followers.size
-    cache_bytes = runner.cache_bytes_per_token // shares
-    return ParallelRunner(runner, followers.tell, followers.group, cache_bytes, followers.kill)
+def _cache_tokens(
+    loaded: LoadedModel, config: EngineConfig, runner: ModelRunner, followers: Followers | None
+) -> int | None:
+    """Return the size of the KV cache, in tokens, that the free memory allows."""
+    context = min(loaded.context_length, config.max_context or loaded.context_length)
+    processes = 1 if followers is None else followers.size
+    return fitting_tokens(runner.cache_bytes_per_token, loaded.device, context, processes)
 
 
-def _go_on(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel, config: EngineConfig) -> None:
+def _take_over(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel, config: EngineConfig) -> None:
     """Pack the weights while the present runner serves, then replace it; called in the thread that compiled."""
-    if (built := _result(kernels, must=False)) is None:
+    if (built := finished(kernels, must=False)) is None:
         return
     runner = NativeRunner(loaded.model, PackedWeights.of(loaded.model, built, loaded.precision), config)
     try:
@@ -149,13 +181,3 @@ def _go_on(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel,
             runner.take_over()
     except ValueError as error:  # an adapter that only the generic runner has
         _log.warning("answers will come slower than they could: %s", error)
-
-
-def _result(kernels: "Future[Kernels]", *, must: bool) -> "Kernels | None":
-    try:
-        return kernels.result()
-    except SetupError as error:
-        if must:
-            raise
-        _log.warning("answers will come slower than they could: %s", error)
-        return None

@@ -7,27 +7,25 @@ a request gets the same answer in a notebook and from a cluster.
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any, Unpack
 
-from run_gpt.api.adapters import AdapterList, LoadAdapterRequest, UnloadAdapterRequest
+from run_gpt.api.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Status
 from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedRequest, packed
 from run_gpt.api.language_model import LanguageModel
 from run_gpt.api.native_stream import NativeStream
-from run_gpt.api.schema import BASE, AnyRequest, Request
+from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.api.together import together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.config import EngineConfig, ModelConfig, ModelOptions, Precision, check_bounds
 from run_gpt.engine import request as engine_request
-from run_gpt.engine.interface import Engine
 from run_gpt.engine.request import TokenEvent
-from run_gpt.engine.runners.base import end_ids_of
-from run_gpt.engine.runners.compiled import prepare_compiler
 from run_gpt.engine.timing import Timing
-from run_gpt.errors import InvalidRequest, ModelLoadError, ModelNotFound, SetupError
+from run_gpt.errors import ModelNotFound
+from run_gpt.local.adapters import Adapters
 from run_gpt.local.answers import (
     OnTiming,
     PieceOutlet,
@@ -38,15 +36,10 @@ from run_gpt.local.answers import (
     likeliest,
     native_events,
 )
-from run_gpt.local.launch import packer_for, start_engine, start_kernels
-from run_gpt.local.parallel import start_followers
+from run_gpt.local.launch import RunningModel, launch
 from run_gpt.local.preparation import Preparation
-from run_gpt.local.prompts import Prompts, answer_decoder, as_functions
-from run_gpt.models import LoadedModel, OnProgress, load, no_progress
-from run_gpt.models.adapters import read_adapter
-from run_gpt.models.cache import cache_root
-from run_gpt.models.files import adapter_folder, default_adapter, startup_adapters
-from run_gpt.models.grammar import GrammarCompiler
+from run_gpt.local.prompts import Prompts, as_functions
+from run_gpt.models import OnProgress, no_progress
 from run_gpt.process import request_ids
 
 TEXTS_AT_ONCE = 64
@@ -95,72 +88,32 @@ def load_model(
     engine_config: EngineConfig,
     *,
     on_progress: OnProgress = no_progress,
-    **engine_options: Any,
+    on_dead: Callable[[], None] = lambda: None,
 ) -> "Model":
-    """Load a model as `create_model` does, from configurations; `engine_options` go to the engine's constructor."""
-    parallel = model_config.tensor_parallel != 1
-    quantised = model_config.precision in ("bit8", "bit4")
-    cache = cache_root(model_config.cache_dir)
-    kernels = start_kernels(
-        engine_config, model_config.device, cache / "kernels", quantised=quantised, parallel=parallel
-    )
-    if engine_config.compile:
-        prepare_compiler(cache / "compiled")
-    followers = start_followers(model_config) if parallel else None
-    try:
-        return _loaded(model_config, engine_config, kernels, on_progress, followers=followers, **engine_options)
-    except BaseException:
-        if followers is not None:
-            followers.close()
-        raise
-
-
-def _loaded(
-    model_config: ModelConfig, engine_config: EngineConfig, kernels: Any, on_progress: OnProgress, **options: Any
-) -> "Model":
-    loaded = load(model_config, packer_for=packer_for(kernels, engine_config), on_progress=on_progress)
-
-    engine = start_engine(loaded, answer_decoder(loaded), engine_config, kernels, **options)
-    limits = [limit for limit in (engine_config.max_context, engine.scheduler.slots.max_tokens) if limit]
-    model_vocabulary = loaded.model.config.get_text_config().vocab_size
-    grammars = GrammarCompiler(loaded.tokenizer, model_vocabulary, end_ids_of(loaded.model))
-    model = Model(loaded, engine, model_config, grammars, min(limits, default=None))
-    try:
-        for name, path in startup_adapters(model_config).items():
-            on_progress(f"Loading the adapter {name}", 0, None)
-            model.put_adapter(name, path)
-    except InvalidRequest as error:
-        model.shutdown()
-        raise ModelLoadError(error.message) from error
-    return model
+    """Load a model as `create_model` does, from configurations. `on_dead` is called if the engine dies."""
+    running = launch(model_config, engine_config, on_progress=on_progress, on_dead=on_dead)
+    return Model(running, model_config)
 
 
 class Model(LanguageModel):
     """Loaded model and its engine. Close it, or use it as a context manager, to free its memory."""
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        engine: Engine,
-        config: ModelConfig,
-        grammars: GrammarCompiler,
-        max_context: int | None = None,
-    ):
+    def __init__(self, running: RunningModel, config: ModelConfig):
+        loaded = running.loaded
         self.name = loaded.name
         self.precision = loaded.precision
         self.device = loaded.device
         self.notes = loaded.notes
         """Choices that differ from the requested settings; one line each."""
-        self.context_length = min(loaded.context_length, max_context or loaded.context_length)
+        self.context_length = running.context_length
         """Largest number of tokens of prompt and answer together."""
         self.tokenizer = loaded.tokenizer
         """Tokenizer of transformers."""
         self._prompts = Prompts(loaded)
-        self._preparation = Preparation(self._prompts, grammars, self.context_length)
-        self._grammars = grammars
-        self._engine = engine
-        self._config = config
-        self._default_adapter = default_adapter(config)
+        self._preparation = Preparation(self._prompts, running.grammars, self.context_length)
+        self._grammars = running.grammars
+        self._engine = running.engine
+        self._adapters = Adapters(running.engine, config)
 
     def status(self) -> Status:
         """Return the state of the engine."""
@@ -205,10 +158,11 @@ class Model(LanguageModel):
             return await self._text(request, timeout, on_timing)
         if isinstance(request, TokenizeRequest | DetokenizeRequest):
             return await asyncio.to_thread(self._tokens, request)
-        return await asyncio.to_thread(self._change_adapters, request)
+        change = request if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest) else None
+        return await asyncio.to_thread(self._adapters.change, change, self.name)
 
     async def _text(self, request: Request, timeout: float | None, on_timing: OnTiming) -> Answer:
-        prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
+        prepared = await self._preparation.text(request, self._adapters.named(request.adapter), timeout)
         sequences = await self._whole(prepared)
         writer = PieceWriter(self.name, self._prompts, request, prepared)
         pieces = [writer.piece(sequence) for sequence in sequences]
@@ -257,7 +211,7 @@ class Model(LanguageModel):
         """
         self._check_model(request)
         request.check_stream()
-        prepared = await self._preparation.text(request, self._adapter(request.adapter), timeout)
+        prepared = await self._preparation.text(request, self._adapters.named(request.adapter), timeout)
         writer = PieceWriter(self.name, self._prompts, request, prepared)
         with self._running(prepared, PieceOutlet(writer, sink, on_timing)):
             yield writer
@@ -266,12 +220,8 @@ class Model(LanguageModel):
         if request.model not in (None, self.name):
             raise ModelNotFound(f"model = {request.model!r} is not served here: {self.name!r} is", param="model")
 
-    def _adapter(self, name: str | None) -> str | None:
-        """Return the engine's name of the adapter for a request: the named one, or the default."""
-        return self._default_adapter if name is None else None if name == BASE else name
-
     async def _embeddings(self, request: EmbedRequest, timeout: float | None, on_timing: OnTiming) -> Embeddings:
-        prepared = await self._preparation.embeddings(request, self._adapter(request.adapter), timeout)
+        prepared = await self._preparation.embeddings(request, self._adapters.named(request.adapter), timeout)
         some = asyncio.Semaphore(TEXTS_AT_ONCE)
 
         async def embed(text: engine_request.Request) -> TokenEvent:
@@ -305,29 +255,3 @@ class Model(LanguageModel):
                 request.prompt or "", "prompt", special=request.add_special_tokens is not False
             )
         return Tokens(tokens=ids, count=len(ids), max_model_len=self.context_length, **about)
-
-    def _change_adapters(self, request: AnyRequest) -> AdapterList:
-        if isinstance(request, LoadAdapterRequest):
-            self.put_adapter(request.name, request.path)
-        elif isinstance(request, UnloadAdapterRequest):
-            self._engine.unload_adapter(request.name)
-            if request.name == self._default_adapter:
-                self._default_adapter = None
-        return AdapterList(
-            id=f"adpt-{uuid.uuid4().hex}",
-            created=int(time.time()),
-            model=self.name,
-            adapters=list(self._engine.adapters),
-            default=self._default_adapter,
-        )
-
-    def put_adapter(self, name: str, path: str) -> None:
-        """Load a LoRA adapter; blocks. Raises InvalidRequest."""
-        if name == BASE:
-            raise InvalidRequest(f"name = {name!r}: that is the model itself", param="name")
-        try:
-            folder = adapter_folder(path, self._config)
-            weights = read_adapter(folder, allow_pickle=self._config.allow_pickle)
-        except (SetupError, ModelNotFound) as error:
-            raise InvalidRequest(f"path: {error.message}", param="path") from error
-        self._engine.load_adapter(name, weights)

@@ -1,34 +1,41 @@
 """Processes of a tensor-parallel model: start of the followers, loading of a share into each, and their end.
 
-The followers run `python -m run_gpt.local.parallel`. They live as long as their stdin, which this process holds. So
-they end with this process, even if it crashes.
+The followers run `follower.py`. They live as long as their stdin, which this process holds. So they end with this
+process, even if it crashes.
 """
 
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from run_gpt.config import ModelConfig
-from run_gpt.errors import RunGPTError, SetupError
-from run_gpt.models import fetch
-from run_gpt.process import logs
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from run_gpt.engine.runners.generic import GenericRunner
+from run_gpt.engine.runners.parallel import ParallelRunner
+from run_gpt.errors import SetupError
+from run_gpt.models import LoadedModel, OnProgress
+from run_gpt.models.loading import PackerFor, load_weights
+from run_gpt.models.placement import Placement
 
 TIMEOUT = timedelta(minutes=30)
 """Time limit, for a share that takes long to load. A process that ends is noticed at once."""
 
 
 @dataclass(frozen=True)
-class _Join:
+class Join:
     """First message to a follower."""
 
-    config: ModelConfig
+    placement: Placement
     rank: int
     port: int
     threads: int
@@ -37,14 +44,10 @@ class _Join:
 class Followers:
     """Other processes of a model. Raises SetupError if one does not start."""
 
-    def __init__(self, config: ModelConfig):
-        import torch
-        import torch.distributed as dist
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
+    def __init__(self, placement: Placement):
         if dist.is_initialized():
             raise SetupError("tensor_parallel: one such model in a process, and there is one: close it, or use another")
-        self.size = config.tensor_parallel
+        self.size = placement.config.tensor_parallel
         self._closed = False
         self._threads = torch.get_num_threads()
         share = max(1, self._threads // self.size)
@@ -52,7 +55,7 @@ class Followers:
         env = {**os.environ, "OMP_NUM_THREADS": str(share)}
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "run_gpt.local.parallel"],
+                [sys.executable, "-m", "run_gpt.local.follower"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**env, "LOCAL_RANK": str(rank)},
@@ -61,10 +64,10 @@ class Followers:
         ]
         try:
             for rank in range(1, self.size):
-                self._send(rank, pickle.dumps(_Join(config, rank, self._store.port, share)))
+                self._send(rank, pickle.dumps(Join(placement, rank, self._store.port, share)))
             self._heard(b"here")
             torch.set_num_threads(share)
-            self.group = _join(self._store, 0, self.size)
+            self.group = join_group(self._store, 0, self.size)
         except BaseException:
             self.close()
             raise
@@ -74,9 +77,11 @@ class Followers:
         for rank in range(1, self.size):
             self._send(rank, data)
 
-    def wait_loaded(self) -> None:
-        """Block until each follower has loaded its share. Raises SetupError if one cannot."""
+    def leading(self, runner: GenericRunner, device: str) -> ParallelRunner:
+        """Return the runner of this process, once all followers have loaded. Raises SetupError if one cannot."""
         self._heard(b"loaded")
+        shares = 1 if device == "cpu" else self.size  # on a CPU all shares are in the same memory
+        return ParallelRunner(runner, self.tell, self.group, runner.cache_bytes_per_token // shares, self.kill)
 
     def watch(self, on_end: Callable[[str], None]) -> None:
         """Call `on_end` with a message whenever a follower ends by itself from now on."""
@@ -90,9 +95,6 @@ class Followers:
 
     def close(self) -> None:
         """End all followers. Blocks for a few seconds at most."""
-        import torch
-        import torch.distributed as dist
-
         self._closed = True
         for process in self._processes:
             with suppress(OSError):
@@ -127,62 +129,27 @@ class Followers:
             on_end(f"process {rank} of the model ended with code {code}")
 
 
-def start_followers(config: ModelConfig) -> Followers | None:
-    """Start the other processes of the model that `config` describes, and fetch it if necessary; None if it has none.
+def load_shares(
+    placement: Placement, packer_for: PackerFor, on_progress: OnProgress
+) -> tuple[LoadedModel, Followers | None]:
+    """Load a model, and start its other processes before, if it is tensor-parallel. Its clean-ups end them.
 
-    Raises SetupError for a model that transformers cannot split, or not into that many parts.
+    Raises SetupError.
     """
-    if config.tensor_parallel == 1:
-        return None
-    _check(config)
-    return Followers(config)
+    if placement.config.tensor_parallel == 1:
+        return load_weights(placement, packer_for=packer_for, on_progress=on_progress), None
+    followers = Followers(placement)
+    try:
+        loaded = load_weights(placement, packer_for=packer_for, on_progress=on_progress)
+    except BaseException:
+        followers.close()
+        raise
+    return replace(loaded, clean_ups=(*loaded.clean_ups, followers.close)), followers
 
 
-def _check(config: ModelConfig) -> None:
-    import torch
-    from transformers import AutoConfig
-
-    from run_gpt.models.placement import choose_placement
-    from run_gpt.models.preflight import settled
-
-    size = config.tensor_parallel
-    if size < 1:
-        raise SetupError(f"tensor_parallel = {size}: it is the number of processes, at least 1")
-    if config.device_map is not None or config.adapter_name_or_path is not None or config.adapters:
-        raise SetupError("tensor_parallel splits each layer: leave device_map and adapters out")
-    if config.precision in ("bit8", "bit4"):
-        raise SetupError(f"tensor_parallel splits plain weights: use fp32, fp16 or bf16, not {config.precision}")
-    gpus = torch.cuda.device_count()
-    kind = config.device and config.device.partition(":")[0]
-    if kind not in ((None, "cuda") if gpus else (None, "cpu")) or 0 < gpus < size:
-        raise SetupError(f"tensor_parallel = {size}: it takes GPUs 0 to {size - 1}, or the CPU where there is no GPU")
-    folder = fetch(config).folder
-    if not gpus:  # all shares lie in the same memory
-        settled(choose_placement(config), config, folder)
-    shape = AutoConfig.from_pretrained(
-        folder, trust_remote_code=config.trust_remote_code, local_files_only=True
-    ).get_text_config()
-    if not getattr(shape, "base_model_tp_plan", None):
-        raise SetupError(
-            f"tensor_parallel: transformers has no plan to split {shape.model_type}; it has one for llama, mistral, "
-            "mixtral, qwen2, qwen3, gemma, gpt_neox, phi and others"
-        )
-    heads = [shape.num_attention_heads, getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads]
-    if any(count % size for count in heads):
-        raise SetupError(
-            f"tensor_parallel = {size}: this model has {heads[0]} attention heads and {heads[1]} of keys and values, "
-            "and both must be multiples of it"
-        )
-
-
-def _join(store: Any, rank: int, size: int) -> Any:
-    """Join the group of processes; returns a group for communication between CPUs. Sockets are on loopback."""
-    import torch
-    import torch.distributed as dist
-
+def join_group(store: Any, rank: int, size: int) -> Any:
+    """Join the group of processes, and return a group for communication between CPUs. Sockets are on loopback."""
     with suppress(OSError):
-        import socket
-
         names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0] if names else "")
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -190,57 +157,3 @@ def _join(store: Any, rank: int, size: int) -> Any:
         torch.cuda.set_device(rank)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return dist.new_group(backend="gloo")
-
-
-def main() -> None:
-    """Run a follower: join, load, follow. Its stdin is a pipe from the process that started it."""
-    import signal
-
-    # Ctrl-C, and the SIGTERM that a service manager sends to every process, are handled by the first process: it lets
-    # running requests finish, and then ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logs.begin("follower")
-    words = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # output that libraries print must not be read as an answer
-    calls = _calls_until_closed()
-    join: _Join = pickle.load(calls)
-    import torch
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    from run_gpt.engine.runners.generic import GenericRunner
-    from run_gpt.engine.runners.parallel import follow
-    from run_gpt.models import load
-
-    torch.set_num_threads(join.threads)
-    words.write(b"here\n")
-    words.flush()
-    try:
-        store = TCPStore("127.0.0.1", join.port, join.config.tensor_parallel, is_master=False, timeout=TIMEOUT)
-        group = _join(store, join.rank, join.config.tensor_parallel)
-        runner = GenericRunner(load(join.config).model)
-    except RunGPTError as error:
-        words.write(error.message.encode() + b"\n")
-        words.flush()
-        os._exit(1)
-    words.write(b"loaded\n")
-    words.flush()
-    follow(runner, calls, group)
-
-
-def _calls_until_closed() -> Any:
-    """Return stdin, read through a thread that ends this process when it closes, even in the middle of a call."""
-    read, write = os.pipe()
-
-    def pump() -> None:
-        while data := os.read(0, 1 << 16):
-            while data:
-                data = data[os.write(write, data) :]
-        os._exit(0)
-
-    threading.Thread(target=pump, daemon=True).start()
-    return os.fdopen(read, "rb")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,12 @@ _KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<part>[AB])(?:\.def
 _CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def read_adapter(folder: Path, *, allow_pickle: bool = False) -> "dict[str, tuple[torch.Tensor, torch.Tensor]]":
-    """Return A [rank, inputs] and B [outputs, rank] by the path of each changed layer, in fp32, with the scale in B.
+AdapterWeights = Mapping[str, "tuple[torch.Tensor, torch.Tensor]"]
+"""Weights A [rank, inputs] and B [outputs, rank] by the path of each changed layer, in fp32, with the scale in B."""
+
+
+def read_adapter(folder: Path, *, allow_pickle: bool = False) -> AdapterWeights:
+    """Return the weights of an adapter.
 
     Raises ModelLoadError for a folder without a LoRA adapter, for an adapter of an unsupported kind, or a damaged file.
     """

@@ -1,4 +1,4 @@
-"""Checks that a checkpoint's files are complete and of an allowed kind: faults are reported before anything loads."""
+"""Checks of a checkpoint: its files before they are loaded, and its weights afterwards. The errors name the fault."""
 
 import json
 import re
@@ -35,9 +35,28 @@ def damaged(files: ModelFiles, file: Path, reason: str) -> ModelLoadError:
     )
 
 
+def load_error(files: ModelFiles, what: str, error: Exception) -> ModelLoadError:
+    """Return our error for a library's error about a model's files."""
+    reason = first_line(error)
+    if "trust_remote_code" in str(error):
+        reason = "it comes with its own Python code, which runs only with trust_remote_code=True (--trust-remote-code)"
+    elif "out of memory" in str(error).lower():
+        reason += "; a smaller precision (bf16, bit8, bit4) or device_map='auto' needs less memory there"
+    return ModelLoadError(f"cannot load the {what} from {files.folder}: {reason}")
+
+
 def first_line(error: Exception) -> str:
     """Return the message of an error in one line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def check_report(files: ModelFiles, report: Mapping[str, Any]) -> None:
+    """Raise ModelLoadError for weights that are missing or have another shape. `report`: transformers' loading info."""
+    if missing := sorted(report["missing_keys"]):
+        raise damaged(files, files.folder, f"no weights for {missing[0]}, of {len(missing)} missing")
+    for name, found, expected in report["mismatched_keys"]:
+        why = f"{name} has the shape {list(found)}, and the configuration says {list(expected)}"
+        raise damaged(files, files.folder, why)
 
 
 def check_tokenizer(files: ModelFiles) -> None:

@@ -1,9 +1,7 @@
 """Split of a model over devices: the user's device map and memory limits, in the form that accelerate takes."""
 
 import re
-import threading
 from collections.abc import Iterable, Mapping
-from functools import wraps
 from typing import Any
 
 import torch
@@ -53,26 +51,6 @@ def choose_device_map(config: ModelConfig, device: torch.device) -> tuple[Device
         limit = (limits or {}).get("cpu", int(FREE_SHARE * free_bytes("cpu")))
         return wish, {"cpu": limit}
     return wish, limits
-
-
-def one_at_a_time(model: Any) -> None:
-    """Let only one thread at a time run a split model's forward pass, so that beam search may run beside the batch.
-
-    accelerate loads the weights of an offloaded layer and removes them again, even while another thread uses them.
-    `base_model` is locked too, since embeddings run only the part below the output layer.
-    """
-    lock = threading.RLock()
-    for module in (model, model.base_model):
-        module.forward = _locked(module.forward, lock)
-
-
-def _locked(forward: Any, lock: Any) -> Any:
-    @wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with lock:
-            return forward(*args, **kwargs)
-
-    return run
 
 
 def parse_max_memory(limits: Mapping[Any, Any] | None) -> Memory:

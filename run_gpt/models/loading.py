@@ -1,22 +1,27 @@
-"""Loading of a model and its tokenizer from a local folder, by the configuration. Importing this imports torch."""
+"""Weights, the second phase of a load: from a placement to a model, its tokenizer and its adapters, ready to run.
+
+Importing this imports torch.
+"""
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
+from run_gpt.models.adapters import AdapterWeights, read_adapter
 from run_gpt.models.chat_template import end_with_turns
-from run_gpt.models.checks import check_files, check_tokenizer
 from run_gpt.models.convert import converted_record, is_converted
-from run_gpt.models.files import ModelFiles, fetch
+from run_gpt.models.files import ModelFiles, adapter_folder, startup_adapters
+from run_gpt.models.metadata import read_config, read_tokenizer
 from run_gpt.models.packing import Packer
-from run_gpt.models.placement import QUANTISED, Placement, choose_placement
-from run_gpt.models.preflight import settled
+from run_gpt.models.placement import Placement, place
 from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.models.quiet import quiet_transformers
-from run_gpt.models.reading import load_error, read_model
+from run_gpt.models.reading import CleanUp, read_model
+from run_gpt.models.target import QUANTISED, Target
 from run_gpt.models.templates import PLAIN, ChatTemplate, find_template
 from run_gpt.process.devices import input_device
 
@@ -45,6 +50,18 @@ class LoadedModel:
     """Packer that holds the weights, if the model itself does not."""
     chat_template: ChatTemplate | None = None
     """Chat template for a tokenizer without its own; its stop texts are only those that are not tokens."""
+    stateful: bool = False
+    """True if the model keeps a state instead of a key-value cache."""
+    adapters: Mapping[str, AdapterWeights] = field(default_factory=dict)
+    """LoRA adapters of the configuration, by name; see `read_adapter`."""
+    clean_ups: tuple[CleanUp, ...] = ()
+    """Resources to free when the model is no longer used, in the order in which they were taken."""
+
+    def close(self) -> None:
+        """Run the clean-ups, the last one first. A second call does nothing."""
+        with ExitStack() as stack:
+            for clean_up in self.clean_ups:
+                stack.callback(clean_up)
 
 
 PackerFor = Callable[[Any, str, Mapping[str, str]], Packer | None]
@@ -52,111 +69,83 @@ PackerFor = Callable[[Any, str, Mapping[str, str]], Packer | None]
 precision, and the precisions of single parameters by name, as a GGUF file has them."""
 
 
-def load(
-    config: ModelConfig,
-    *,
-    packer_for: PackerFor = lambda model_config, precision, own: None,
-    on_progress: OnProgress = no_progress,
-) -> LoadedModel:
-    """Fetch the model if needed, and load it.
+def no_packer(model_config: Any, precision: str, own: Mapping[str, str]) -> None:
+    """Return None: see PackerFor."""
 
-    `packer_for` is called for a model that is as a whole on the CPU. Raises ModelNotFound, DownloadError,
-    ModelLoadError, ChecksumMismatch.
+
+def load(
+    config: ModelConfig, *, packer_for: PackerFor = no_packer, on_progress: OnProgress = no_progress
+) -> LoadedModel:
+    """Fetch the model if needed, and load it: see `place` and `load_weights`, and the errors that they raise."""
+    return load_weights(place(config, on_progress=on_progress), packer_for=packer_for, on_progress=on_progress)
+
+
+def load_weights(
+    placement: Placement, *, packer_for: PackerFor = no_packer, on_progress: OnProgress = no_progress
+) -> LoadedModel:
+    """Load the model, its tokenizer and its adapters.
+
+    `packer_for` is called for a model that is as a whole on the CPU. Raises ModelLoadError.
     """
-    placement = choose_placement(config)  # before a long download
-    files = fetch(config, on_progress=on_progress)
-    on_progress(f"Loading {files.name}", 0, None)
-    model_type = check_files(files, allow_pickle=config.allow_pickle).get("model_type")
-    if config.tensor_parallel == 1:
-        placement = settled(placement, config, files.folder)
+    files, trusted = placement.files, placement.trust_remote_code
     with quiet_transformers():
-        config = _without_needless_code(model_type, config)
-        model_config = _model_config(files, config)
-        packer = _packer(files, config, placement, model_config, packer_for)
-        if packer is not None:
-            placement = replace(placement, precision=packer.precision)
-        elif placement.precision in QUANTISED:
-            _require_bitsandbytes(placement)
-        tokenizer = _tokenizer(files, config)
-        model = read_model(files, config, placement, model_config, packer, on_progress)
+        model_config = read_config(files, placement.model_type, trust_remote_code=trusted)
+        packer = _packer(placement, model_config, packer_for)
+        target = placement.target if packer is None else replace(placement.target, precision=packer.precision)
+        _require_bitsandbytes(target, packer)
+        tokenizer = read_tokenizer(files, trust_remote_code=trusted)
+        model, clean_ups = read_model(replace(placement, target=target), model_config, packer, on_progress)
     model.eval().requires_grad_(False)
-    _mark_state(model)
     context, notes = _context_length(model, tokenizer)
-    template = _chat_template(files, model, tokenizer)
+    template, stateful = _chat_template(files, model, tokenizer), _keeps_state(model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=files.name,
         context_length=context,
-        precision=placement.precision,
+        precision=target.precision,
         device=str(input_device(model)),
-        notes=(*placement.notes, *(() if packer else _slow_on_cpu(placement)), *notes, *_unusual(model, template)),
+        notes=(*target.notes, *_slow_on_cpu(target, packer), *notes, *_unusual(model, template, stateful)),
         packer=packer,
         chat_template=template,
+        stateful=stateful,
+        adapters=_adapters(placement.config, on_progress),
+        clean_ups=clean_ups,
     )
 
 
-def _packer(
-    files: ModelFiles, config: ModelConfig, placement: Placement, model_config: Any, packer_for: PackerFor
-) -> Packer | None:
-    if placement.device.type != "cpu" or placement.device_map is not None:
+def _packer(placement: Placement, model_config: Any, packer_for: PackerFor) -> Packer | None:
+    target, folder = placement.target, placement.files.folder
+    if target.device.type != "cpu" or target.device_map is not None:
         return None
     if getattr(model_config, "quantization_config", None) is not None:  # quantised by another tool, in its own format
         return None
-    if config.precision == "auto" and is_converted(files.folder):
-        record = converted_record(files.folder)
+    if placement.config.precision == "auto" and is_converted(folder):
+        record = converted_record(folder)
         if record["precision"] is not None:
             packer = packer_for(model_config, record["precision"], record["precisions"])
             if packer is not None:
                 return packer
-    return packer_for(model_config, placement.precision, {})
+    return packer_for(model_config, target.precision, {})
 
 
-def _model_config(files: ModelFiles, config: ModelConfig) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(
-            files.folder, trust_remote_code=config.trust_remote_code, local_files_only=True
-        )
-    except Exception as error:
-        raise load_error(files, "configuration", error) from error
+def _require_bitsandbytes(target: Target, packer: Packer | None) -> None:
+    if packer is None and target.precision in QUANTISED and importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelLoadError(f"{target.precision} needs bitsandbytes: pip install bitsandbytes, or use fp16 or bf16")
 
 
-def _without_needless_code(model_type: str | None, config: ModelConfig) -> ModelConfig:
-    """Return the configuration, without trust in a checkpoint's code if transformers' own classes can run the model."""
-    if model_type != "moss":
-        return config
-    from run_gpt.models import moss
-
-    moss.register()
-    return replace(config, trust_remote_code=False)
-
-
-def _require_bitsandbytes(placement: Placement) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelLoadError(f"{placement.precision} needs bitsandbytes: pip install bitsandbytes, or use fp16 or bf16")
-
-
-def _slow_on_cpu(placement: Placement) -> list[str]:
-    if placement.precision in QUANTISED and placement.device.type == "cpu":
-        return [
-            f"{placement.precision} without our own kernels saves memory, not time: fp32 or bf16 answer faster here"
-        ]
+def _slow_on_cpu(target: Target, packer: Packer | None) -> list[str]:
+    if packer is None and target.precision in QUANTISED and target.device.type == "cpu":
+        return [f"{target.precision} without our own kernels saves memory, not time: fp32 or bf16 answer faster here"]
     return []
 
 
-def _tokenizer(files: ModelFiles, config: ModelConfig) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            files.folder, trust_remote_code=config.trust_remote_code, local_files_only=True
-        )
-    except Exception as error:
-        if "trust_remote_code" not in str(error):
-            check_tokenizer(files)
-        raise load_error(files, "tokenizer", error) from error
+def _adapters(config: ModelConfig, on_progress: OnProgress) -> dict[str, AdapterWeights]:
+    adapters = {}
+    for name, path in startup_adapters(config).items():
+        on_progress(f"Loading the adapter {name}", 0, None)
+        adapters[name] = read_adapter(adapter_folder(path, config), allow_pickle=config.allow_pickle)
+    return adapters
 
 
 def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplate | None:
@@ -167,21 +156,21 @@ def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplat
     return end_with_turns(model, tokenizer, template)
 
 
-def _mark_state(model: Any) -> None:
-    """Mark a model that keeps a state: transformers marks most of these models, but not LFM2 and similar ones."""
+def _keeps_state(model: Any) -> bool:
+    """Return True if the model keeps a state: transformers marks most of these, but not LFM2 and similar ones."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    if any(type(layer) not in plain for layer in DynamicCache(config=model.config).layers):
-        model._is_stateful = True
+    marked = getattr(model, "_is_stateful", False)
+    return marked or any(type(layer) not in plain for layer in DynamicCache(config=model.config).layers)
 
 
-def _unusual(model: Any, template: ChatTemplate | None) -> list[str]:
+def _unusual(model: Any, template: ChatTemplate | None, stateful: bool) -> list[str]:
     """Return notes on properties of the model that a user would not expect."""
     notes = []
     if template is not None and template.name == PLAIN.name:
         notes.append("this model has no chat template: chats are written as plain lines, `User: ...`, `Assistant: ...`")
-    if getattr(model, "_is_stateful", False):
+    if stateful:
         notes.append(
             f"{model.config.model_type} keeps a state instead of a key-value cache: its requests run one after the "
             "other, without reuse of prefixes and without speculation"

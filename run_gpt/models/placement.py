@@ -1,82 +1,48 @@
-"""Choice of a model's device and precision, from the user's settings and the machine's abilities."""
+"""Placement, the first phase of a load: the files of a model, and its precision and devices on this machine."""
 
-import platform
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-
-from run_gpt.config import PRECISIONS, ModelConfig
-from run_gpt.errors import ModelLoadError
-from run_gpt.models.device_map import choose_device_map, require_gpus
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-QUANTISED = ("bit8", "bit4")
+from run_gpt.config import ModelConfig
+from run_gpt.models.checks import check_files
+from run_gpt.models.files import ModelFiles, fetch
+from run_gpt.models.metadata import read_config
+from run_gpt.models.preflight import fit_target
+from run_gpt.models.progress import OnProgress, no_progress
+from run_gpt.models.quiet import quiet_transformers
+from run_gpt.models.target import Target, choose_target
+from run_gpt.models.tensor_parallel import check_parallel, check_shares
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Chosen placement: the main device, the precision (never `auto`), and the options of `from_pretrained`."""
+    """Model on this disk, and its place on this machine. It can be pickled for another process."""
 
-    device: torch.device
-    precision: str
-    dtype: torch.dtype
-    device_map: dict[str, Any] | str | None
-    """Device map of accelerate; None: the whole model on the CPU, without accelerate."""
-    max_memory: dict[int | str, int] | None = None
-    notes: tuple[str, ...] = field(default=())
-
-
-def choose_placement(config: ModelConfig) -> Placement:
-    """Return the placement for `config` on this machine. Raises ModelLoadError if the machine cannot provide it."""
-    if config.precision not in PRECISIONS:
-        raise ModelLoadError(f"precision {config.precision!r} is not one of {', '.join(PRECISIONS)}")
-    device = _device(config.device)
-    if device.type == "mps" and config.precision in QUANTISED:
-        raise ModelLoadError(f"{config.precision} needs a CUDA GPU or the CPU: use --device cpu, or precision fp16")
-    precision = _best_precision(device) if config.precision == "auto" else config.precision
-    device_map, max_memory = choose_device_map(config, device)
-    return Placement(device, precision, _dtype(precision, device), device_map, max_memory)
+    config: ModelConfig
+    files: ModelFiles
+    model_type: str | None
+    """Family of the model, as its config.json names it."""
+    trust_remote_code: bool
+    """True if code of the checkpoint may run."""
+    target: Target
 
 
-def has_native_bf16() -> bool:
-    """Return True if this CPU multiplies bf16 in hardware; otherwise bf16 is emulated and slower than fp32."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
-        return True
-    if platform.system() != "Linux":
-        return False
-    flags = Path("/proc/cpuinfo").read_text().split()
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is ARM's
+def place(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Placement:
+    """Fetch the model if needed, check its files, and choose its precision and devices.
 
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the type of the weights, or of those not quantised: bitsandbytes multiplies 8 bits with fp16 on a GPU."""
-    if precision == "bit8":
-        return torch.float32 if device.type == "cpu" else torch.float16
-    return torch.bfloat16 if precision == "bit4" else DTYPES[precision]
-
-
-def _best_precision(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and has_native_bf16() else "fp32"
-
-
-def _device(wish: str | None) -> torch.device:
-    if wish is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wish)
-    except RuntimeError as error:
-        raise ModelLoadError(f"device {wish!r} is not one that torch knows: use cpu, cuda, cuda:1, ...") from error
-    if device.type == "cuda":
-        index = device.index or 0
-        require_gpus([index], f"device {wish!r}")
-        return torch.device("cuda", index)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ModelLoadError("device 'mps' is not available here: use cpu")
-    if device.type not in ("cpu", "mps"):
-        raise ModelLoadError(f"device {wish!r} is not supported: use cpu, cuda or mps")
-    return device
+    Raises ModelNotFound, DownloadError, ChecksumMismatch, SetupError for settings that do not suit this machine or this
+    model, and ModelLoadError, for example for a model that does not fit the memory.
+    """
+    parallel = config.tensor_parallel != 1
+    if parallel:
+        check_parallel(config)
+    target = choose_target(config)  # before a long download
+    files = fetch(config, on_progress=on_progress)
+    on_progress(f"Loading {files.name}", 0, None)
+    model_type = check_files(files, allow_pickle=config.allow_pickle).get("model_type")
+    trusted = config.trust_remote_code and model_type != "moss"  # see moss.py
+    if not parallel or target.device.type == "cpu":  # on a CPU all shares are in the same memory
+        target = fit_target(target, config, files.folder)
+    if parallel:
+        with quiet_transformers():
+            check_shares(read_config(files, model_type, trust_remote_code=trusted), config.tensor_parallel)
+    return Placement(config, files, model_type, trusted, target)

@@ -14,7 +14,8 @@ from run_gpt.engine.runners.llama import LlamaRunner
 from run_gpt.engine.runners.native.build import unsupported
 from run_gpt.engine.runners.native.runner import NativeRunner
 from run_gpt.errors import SetupError
-from run_gpt.local.launch import packer_for, start_engine, start_kernels
+from run_gpt.local.kernels import packer_for, start_kernels
+from run_gpt.local.launch import start_engine
 from run_gpt.models import LoadedModel
 from run_gpt.models.cache import cache_root
 
@@ -117,7 +118,7 @@ def test_kernels_are_for_a_cpu_and_only_where_they_may_be_used(monkeypatch, capl
     folder = cache_root() / "kernels"
     assert start_kernels(EngineConfig(runner="generic"), None, folder) is None
     assert start_kernels(CONFIG, "cuda:0", folder) is None
-    monkeypatch.setattr("run_gpt.local.launch.unsupported", lambda: "there is no C++ compiler: install g++")
+    monkeypatch.setattr("run_gpt.local.kernels.unsupported", lambda: "there is no C++ compiler: install g++")
     assert start_kernels(CONFIG, None, folder) is None
     assert "install g++" in caplog.text
     with pytest.raises(SetupError, match=r"--runner native: there is no C\+\+ compiler"):

@@ -11,18 +11,21 @@ if TYPE_CHECKING:
     from run_gpt.engine.runners.native.weights import PackedWeights
 
 
-def choose_runner(model: Any, config: EngineConfig, *, packed: "PackedWeights | None" = None) -> ModelRunner:
+def choose_runner(
+    model: Any, config: EngineConfig, *, packed: "PackedWeights | None" = None, stateful: bool = False
+) -> ModelRunner:
     """Return the fastest runner that supports a transformers model, or the one that `config.runner` names.
 
-    `packed`: the model's weights, if they are packed; joined weights are only for the native runner. Raises SetupError
-    for a runner that does not support the model.
+    `packed`: the model's weights, if they are packed; joined weights are only for the native runner. `stateful`: it
+    keeps a state instead of a KV cache, though transformers does not mark it so. Raises SetupError for a runner that
+    does not support the model.
     """
     from run_gpt.engine.runners import llama
     from run_gpt.engine.runners.alone import AloneRunner
     from run_gpt.engine.runners.generic import GenericRunner
     from run_gpt.engine.runners.native import runner as native
 
-    stateful = getattr(model, "_is_stateful", False)
+    stateful = stateful or getattr(model, "_is_stateful", False)
     fits_native = packed is not None and packed.joined
     wanted: Runner = config.runner
     if wanted == "auto":

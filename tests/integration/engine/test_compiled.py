@@ -13,7 +13,8 @@ from run_gpt.engine.runners import compiled
 from run_gpt.engine.runners.batches import CacheLayer
 from run_gpt.engine.runners.native.build import unsupported
 from run_gpt.errors import SetupError
-from run_gpt.local.launch import start_engine, start_kernels
+from run_gpt.local.kernels import start_kernels
+from run_gpt.local.launch import start_engine
 from run_gpt.models import LoadedModel
 
 
@@ -88,6 +89,6 @@ def test_what_is_compiled_is_kept_in_the_model_cache(tmp_path, monkeypatch):
 
 
 def test_any_index_of_the_cpu_is_the_cpu(tmp_path, monkeypatch):
-    monkeypatch.setattr("run_gpt.local.launch.unsupported", lambda: "none here")
+    monkeypatch.setattr("run_gpt.local.kernels.unsupported", lambda: "none here")
     with pytest.raises(SetupError, match="--runner native: none here"):
         start_kernels(EngineConfig(runner="native"), "cpu:0", tmp_path)

@@ -50,7 +50,7 @@ def split(folder):
 
 
 def children():
-    return [p for p in psutil.Process().children() if "run_gpt.local.parallel" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "run_gpt.local.follower" in p.cmdline()]
 
 
 async def answer(model, name, prompt, **more):
@@ -139,7 +139,7 @@ async def test_a_signal_to_all_lets_running_requests_finish(folder):
 def test_a_server_of_two_shares_answers_and_ends(folder, start_server):
     options = ("--precision", "fp32", "--device", "cpu", "--tensor-parallel", "2")
     with start_server(folder, *options) as server:
-        assert sum("run_gpt.local.parallel" in process.cmdline() for process in server.processes()) == 1
+        assert sum("run_gpt.local.follower" in process.cmdline() for process in server.processes()) == 1
         body = {"prompt": "w5 w6 w7", "max_new_tokens": 4, "min_new_tokens": 4}
         answer = httpx.post(f"{server.http_url}/generate", json=body, timeout=60).json()
         assert answer["usage"]["completion_tokens"] == 4
@@ -155,7 +155,7 @@ def test_the_shares_end_with_a_process_that_is_killed(folder):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "loaded\n"
         others = psutil.Process(first.pid).children()
-        assert any("run_gpt.local.parallel" in other.cmdline() for other in others)
+        assert any("run_gpt.local.follower" in other.cmdline() for other in others)
         first.kill()
     assert psutil.wait_procs(others, timeout=30)[1] == []
 

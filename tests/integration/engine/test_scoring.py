@@ -19,7 +19,8 @@ from run_gpt.engine.runners.native.build import built, unsupported
 from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.engine.scheduler import MAX_SCORED
 from run_gpt.errors import InternalError, InvalidRequest
-from run_gpt.local.launch import start_engine, start_kernels
+from run_gpt.local.kernels import start_kernels
+from run_gpt.local.launch import start_engine
 from run_gpt.models import load
 from run_gpt.models.cache import cache_root
 

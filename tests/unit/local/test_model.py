@@ -10,6 +10,7 @@ from run_gpt.config import ModelConfig
 from run_gpt.engine.interface import Engine, EngineStats
 from run_gpt.engine.request import TokenEvent, TokenLogprob
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from run_gpt.local.launch import RunningModel
 from run_gpt.local.model import Model
 from run_gpt.models.grammar import GrammarCompiler
 from run_gpt.models.templates import PLAIN
@@ -89,11 +90,11 @@ def model_of(*events, max_context=None, chat_template=None, config=None):
         device="cpu",
         notes=(),
         chat_template=chat_template,
-        context_length=100,
         tokenizer=ScriptedTokenizer(),
     )
     grammars = GrammarCompiler(loaded.tokenizer, 1000, (0,))
-    return Model(loaded, engine, config or ModelConfig(), grammars, max_context), engine
+    running = RunningModel(loaded, engine, grammars, min(100, max_context or 100))
+    return Model(running, config or ModelConfig()), engine
 
 
 HELLO = (TokenEvent(0, "hel", 2), TokenEvent(0, "", 1), TokenEvent(0, "lo", 1, "stop"))

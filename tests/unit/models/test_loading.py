@@ -15,7 +15,7 @@ from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
 from run_gpt.models import load
 from run_gpt.models.adapters import read_adapter
-from run_gpt.models.placement import choose_placement, has_native_bf16
+from run_gpt.models.target import choose_target, has_native_bf16
 from run_gpt.process.devices import free_bytes
 
 IDS = torch.tensor([[1, 6, 7]])
@@ -49,18 +49,18 @@ def test_model_path_is_loaded_and_model_name_stays(tiny_model: Path) -> None:
 class TestWithoutGpu:
     @pytest.mark.parametrize("name", ["balanced", "auto", "sequential"])
     def test_a_named_map_is_bounded_by_the_cpus_memory(self, name: str) -> None:
-        placement = choose_placement(ModelConfig(device_map=name))
-        assert (placement.device_map, placement.device.type) == (name, "cpu")
-        assert 0 < (placement.max_memory or {})["cpu"] < free_bytes("cpu")
+        target = choose_target(ModelConfig(device_map=name))
+        assert (target.device_map, target.device.type) == (name, "cpu")
+        assert 0 < (target.max_memory or {})["cpu"] < free_bytes("cpu")
 
     @pytest.mark.parametrize(("wish", "missing"), [([0, 1], "0, 1"), ({"": 3}, "3"), ({"": "cuda:2"}, "2")])
     def test_gpus_that_are_not_there_are_named(self, wish: Any, missing: str) -> None:
         with pytest.raises(ModelLoadError, match=f"no GPU {missing} "):
-            choose_placement(ModelConfig(device_map=wish))
+            choose_target(ModelConfig(device_map=wish))
 
     def test_a_gpu_that_is_not_there_is_named(self) -> None:
         with pytest.raises(ModelLoadError, match=r"'cuda'.*no GPU 0"):
-            choose_placement(ModelConfig(device="cuda"))
+            choose_target(ModelConfig(device="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ class TestWithoutGpu:
 )
 def test_a_wish_that_is_unknown_names_what_is_known(wish: dict[str, Any], reason: str) -> None:
     with pytest.raises(ModelLoadError, match=reason):
-        choose_placement(ModelConfig(**wish))
+        choose_target(ModelConfig(**wish))
 
 
 def test_a_dict_maps_parts_and_offloads_to_disk(tiny_model: Path) -> None:
