@@ -34,8 +34,8 @@ class Host:
         self, model_config: ModelConfig, engine_config: EngineConfig, config: HostConfig, on_dead: Callable[[], None]
     ):
         self.name = served_name(model_config)
-        told = not config.preload or config.memory is not None
-        self._footprint = Footprint.of(model_config, engine_config) if told else Footprint()
+        measured = not config.preload or config.memory is not None
+        self._footprint = Footprint.of(model_config, engine_config) if measured else Footprint()
         self._model_config, self._config = model_config, config
         self._engine_config = self._footprint.within(engine_config, config.memory)
         self._on_dead = on_dead
@@ -59,11 +59,11 @@ class Host:
         if self._model is None and self._loading is None:
             self._progress, self._why = (f"Loading {self.name}", 0, None), None
             self._loading = asyncio.create_task(self._load_in_thread())
-        told = None
+        reported = None
         while (loading := self._loading) is not None:
-            if (status := self.status()) != told:
+            if (status := self.status()) != reported:
                 yield status
-            told = status
+            reported = status
             await asyncio.wait((loading,), timeout=PROGRESS_SECONDS)
         yield self.status()
 
