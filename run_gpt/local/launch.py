@@ -11,7 +11,7 @@ from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.interface import Engine
 from run_gpt.engine.runner import ModelRunner
-from run_gpt.engine.runners.beams import end_ids_of
+from run_gpt.engine.runners.base import end_ids_of
 from run_gpt.engine.runners.choice import choose_runner
 from run_gpt.engine.runners.compiled import compile_forward, prepare_compiler
 from run_gpt.engine.runners.generic import GenericRunner
