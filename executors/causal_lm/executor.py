@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import fields
 from pathlib import Path
@@ -13,34 +12,16 @@ from docarray import BaseDoc, DocList
 from jina import Executor, requests
 
 from run_gpt.api import documents
-from run_gpt.api.adapters import ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
-from run_gpt.api.answers import ChatCompletionChunk, Completion, Status
+from run_gpt.api.answers import Status
 from run_gpt.api.documents import (
-    AdapterListDocument,
-    ChatCompletionChunkDocument,
-    ChatCompletionDocument,
-    ChatRequestDocument,
-    CompletionDocument,
-    DetokenizedTextDocument,
-    DetokenizeRequestDocument,
-    EmbeddingsDocument,
-    EmbedRequestDocument,
-    GenerateRequestDocument,
-    ListAdaptersRequestDocument,
-    LoadAdapterRequestDocument,
     LoadModelRequestDocument,
     MetricsDocument,
     StatusDocument,
-    TokenizeRequestDocument,
-    TokensDocument,
-    UnloadAdapterRequestDocument,
     UnloadModelRequestDocument,
     WireError,
 )
-from run_gpt.api.embeddings import EmbedRequest
-from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
+from run_gpt.api.endpoints import MODEL_ENDPOINTS, Endpoint
 from run_gpt.api.together import together
-from run_gpt.api.tokens import DetokenizeRequest, TokenizeRequest
 from run_gpt.config import EngineConfig, HostConfig, ModelConfig
 from run_gpt.errors import InternalError, RequestError, SetupError
 from run_gpt.executors.causal_lm.host import Host
@@ -71,7 +52,7 @@ _MEANT: dict[str, Any] = {
 
 
 class CausalLMExecutor(Executor):  # type: ignore[misc]
-    """One (possibly sharded) causal language model behind `/generate`, `/chat`, their streams, `/status`, `/metrics`.
+    """One (possibly sharded) causal language model behind the endpoints of a model, `/status` and `/metrics`.
 
     Takes the fields of ModelConfig, EngineConfig and HostConfig as keyword arguments, and loads the model before it
     serves, unless `preload` is false: then `/load` does. Raises SetupError for a setting it does not know or a model
@@ -96,78 +77,6 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
     def model(self) -> "Model":
         """The loaded model. Raises Unavailable."""
         return self.host.model
-
-    @requests(on="/generate")
-    async def generate(
-        self,
-        docs: DocList[GenerateRequestDocument],
-        **_: Any,
-    ) -> DocList[CompletionDocument]:
-        """Continue each document's prompt; the prompts run together. Raises WireError."""
-        return DocList[CompletionDocument](await self._answers(GenerateRequest, docs))
-
-    @requests(on="/chat")
-    async def chat(
-        self,
-        docs: DocList[ChatRequestDocument],
-        **_: Any,
-    ) -> DocList[ChatCompletionDocument]:
-        """Answer each document's chat. Raises WireError."""
-        return DocList[ChatCompletionDocument](await self._answers(ChatRequest, docs))
-
-    @requests(on="/generate_stream")
-    async def generate_stream(
-        self,
-        doc: GenerateRequestDocument,  # type: ignore[valid-type]
-        **_: Any,
-    ) -> CompletionDocument:  # type: ignore[valid-type]
-        """Continue a prompt, event by event; an error is the last document."""
-        async with aclosing(self._events(GenerateRequest, Completion, doc)) as events:
-            async for event in events:
-                yield event
-
-    @requests(on="/chat_stream")
-    async def chat_stream(
-        self,
-        doc: ChatRequestDocument,  # type: ignore[valid-type]
-        **_: Any,
-    ) -> ChatCompletionChunkDocument:  # type: ignore[valid-type]
-        """Answer a chat, event by event; an error is the last document."""
-        async with aclosing(self._events(ChatRequest, ChatCompletionChunk, doc)) as events:
-            async for event in events:
-                yield event
-
-    @requests(on="/embed")
-    async def embed(self, docs: DocList[EmbedRequestDocument], **_: Any) -> DocList[EmbeddingsDocument]:
-        """Make a vector of each text. Raises WireError."""
-        return DocList[EmbeddingsDocument](await self._answers(EmbedRequest, docs))
-
-    @requests(on="/tokenize")
-    async def tokenize(self, docs: DocList[TokenizeRequestDocument], **_: Any) -> DocList[TokensDocument]:
-        """Make token ids of each text or chat. Raises WireError."""
-        return DocList[TokensDocument](await self._answers(TokenizeRequest, docs))
-
-    @requests(on="/detokenize")
-    async def detokenize(self, docs: DocList[DetokenizeRequestDocument], **_: Any) -> DocList[DetokenizedTextDocument]:
-        """Make a text of each list of token ids. Raises WireError."""
-        return DocList[DetokenizedTextDocument](await self._answers(DetokenizeRequest, docs))
-
-    @requests(on="/adapters")
-    async def adapters(self, docs: DocList[ListAdaptersRequestDocument], **_: Any) -> DocList[AdapterListDocument]:
-        """Return the adapters that requests may name."""
-        return DocList[AdapterListDocument](await self._answers(ListAdaptersRequest, docs))
-
-    @requests(on="/adapters/load")
-    async def load_adapter(self, docs: DocList[LoadAdapterRequestDocument], **_: Any) -> DocList[AdapterListDocument]:
-        """Load an adapter. Raises WireError."""
-        return DocList[AdapterListDocument](await self._answers(LoadAdapterRequest, docs))
-
-    @requests(on="/adapters/unload")
-    async def unload_adapter(
-        self, docs: DocList[UnloadAdapterRequestDocument], **_: Any
-    ) -> DocList[AdapterListDocument]:
-        """Unload an adapter. Raises WireError."""
-        return DocList[AdapterListDocument](await self._answers(UnloadAdapterRequest, docs))
 
     @requests(on="/status")
     async def status(self, **_: Any) -> DocList[StatusDocument]:
@@ -203,29 +112,57 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
         self.host.close()
         super().close()
 
-    async def _answers(self, kind: type[AnyRequest], docs: Any) -> list[BaseDoc]:
-        async def answer(doc: BaseDoc) -> BaseDoc:
-            return documents.answer_to_document(await self.service.answer(documents.document_to_request(kind, doc)))
-
-        try:
-            return await together([answer(doc) for doc in docs])
-        except Exception as error:
-            raise WireError(_request_error(error)) from error
-
-    async def _events(self, kind: type[AnyRequest], answer: Any, doc: BaseDoc) -> AsyncGenerator[BaseDoc, None]:
-        try:
-            request = cast("Any", documents.document_to_request(kind, doc, stream=True))
-            async with aclosing(cast("Any", self.service.events(request))) as events:
-                async for event in events:
-                    yield documents.answer_to_document(event)
-        except Exception as error:
-            yield documents.error_to_document(answer, _request_error(error))
-
     def _fail(self) -> None:
         """End this process, because its engine is dead, so that its supervisor starts a new one."""
         log.error("the engine is dead, this process ends")
         self.failed = True
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _whole(endpoint: Endpoint) -> Any:
+    """Return the method that answers documents, which run together. It raises WireError."""
+    asked = DocList[documents.document_class(endpoint.request)]
+    answers = DocList[documents.document_class(endpoint.body(stream=False))]
+
+    async def answer(self: CausalLMExecutor, docs: DocList[BaseDoc], **_: Any) -> DocList[BaseDoc]:
+        async def one(doc: BaseDoc) -> BaseDoc:
+            request = documents.document_to_request(endpoint.request, doc)
+            return documents.answer_to_document(await self.service.answer(request))
+
+        try:
+            return answers(await together([one(doc) for doc in docs]))
+        except Exception as error:
+            raise WireError(_request_error(error)) from error
+
+    return requests(on=endpoint.path, request_schema=asked, response_schema=answers)(answer)
+
+
+def _streamed(endpoint: Endpoint) -> Any:
+    """Return the method that answers a document event by event; an error is the last document."""
+    asked, kind = documents.document_class(endpoint.request), endpoint.body(stream=True)
+
+    async def answer(self: CausalLMExecutor, doc: BaseDoc, **_: Any) -> BaseDoc:
+        try:
+            request = cast("Any", documents.document_to_request(endpoint.request, doc, stream=True))
+            async with aclosing(cast("Any", self.service.events(request))) as events:
+                async for event in events:
+                    yield documents.answer_to_document(event)
+        except Exception as error:
+            yield documents.error_to_document(kind, _request_error(error))
+
+    schema = documents.document_class(kind)
+    return requests(on=endpoint.path, request_schema=asked, response_schema=schema)(answer)
+
+
+def _add_endpoint(endpoint: Endpoint) -> None:
+    """Give CausalLMExecutor a method for an endpoint, as if the class had it; Jina knows methods by their names."""
+    method = _whole(endpoint) if endpoint.event is None else _streamed(endpoint)
+    method.fn.__name__ = endpoint.path.strip("/").replace("/", "_")
+    method.__set_name__(CausalLMExecutor, method.fn.__name__)
+
+
+for _endpoint in MODEL_ENDPOINTS:
+    _add_endpoint(_endpoint)
 
 
 def _status_document(status: Status) -> BaseDoc:

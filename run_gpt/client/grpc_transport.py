@@ -14,10 +14,11 @@ from typing import Any
 import grpc
 
 from run_gpt.api.answers import Body
+from run_gpt.api.endpoints import endpoint_of
 from run_gpt.api.schema import AnyRequest
 from run_gpt.client import wire
 from run_gpt.client.endpoint import Endpoint
-from run_gpt.client.transport import broken, not_rungpt, read_answer, route, sent_id, too_late, unreachable
+from run_gpt.client.transport import broken, not_rungpt, read_answer, sent_id, too_late, unreachable
 from run_gpt.errors import (
     AuthenticationError,
     Forbidden,
@@ -69,7 +70,8 @@ class GrpcTransport:
             request_serializer=wire.DataRequest.SerializeToString,
             response_deserializer=wire.DataRequest.FromString,
         )
-        message = wire.unary_message(route(request, stream=False), request)
+        called = endpoint_of(request, stream=False)
+        message = wire.unary_message(called.path, request)
         call = method.future(message, timeout=timeout, metadata=metadata)
         with _named(call, request_id):
             try:
@@ -77,7 +79,7 @@ class GrpcTransport:
             except grpc.RpcError as error:
                 raise self._error(error, timeout) from error
             docs = response.data.docs.docs
-            return read_answer(request, wire.fields_of(docs[0]) if docs else {}, self._endpoint, stream=False)
+            return read_answer(called.body(stream=False), wire.fields_of(docs[0]) if docs else {}, self._endpoint)
 
     async def stream(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> AsyncIterator[Body]:
         """See Transport."""
@@ -86,14 +88,15 @@ class GrpcTransport:
             request_serializer=wire.SingleDocumentRequest.SerializeToString,
             response_deserializer=wire.SingleDocumentRequest.FromString,
         )
-        path = route(request, stream=True)
-        metadata = (*self._metadata, ("endpoint", path), *sent_id(request_id).items())
-        call = method(wire.stream_message(path, request), timeout=timeout, metadata=metadata)
+        called = endpoint_of(request, stream=True)
+        kind = called.body(stream=True)
+        metadata = (*self._metadata, ("endpoint", called.path), *sent_id(request_id).items())
+        call = method(wire.stream_message(called.path, request), timeout=timeout, metadata=metadata)
         begun = False
         with _named(call, request_id):
             try:
                 async for response in _messages(call):
-                    yield read_answer(request, wire.fields_of(response.document), self._endpoint, stream=True)
+                    yield read_answer(kind, wire.fields_of(response.document), self._endpoint)
                     begun = True
             except grpc.RpcError as error:
                 raise self._error(error, timeout, begun=begun) from error

@@ -9,10 +9,11 @@ from typing import Any
 import httpx
 
 from run_gpt.api.answers import Body
+from run_gpt.api.endpoints import endpoint_of
 from run_gpt.api.schema import AnyRequest
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.sse import EventDecoder
-from run_gpt.client.transport import broken, not_rungpt, read_answer, route, sent_id, too_late, unreachable
+from run_gpt.client.transport import broken, not_rungpt, read_answer, sent_id, too_late, unreachable
 from run_gpt.errors import InternalError, error_from_dict
 from run_gpt.process import request_ids
 
@@ -32,20 +33,22 @@ class HttpTransport:
 
     async def answer(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> Body:
         """See Transport."""
-        async with self._sent(request, timeout, request_id, stream=False) as (response, deadline):
+        called = endpoint_of(request, stream=False)
+        async with self._sent(called.path, request, timeout, request_id) as (response, deadline):
             body = await _within(deadline, response.aread())
-            return read_answer(request, self._json(body, response), self._endpoint, stream=False)
+            return read_answer(called.body(stream=False), self._json(body, response), self._endpoint)
 
     async def stream(self, request: AnyRequest, timeout: float | None, request_id: str | None) -> AsyncIterator[Body]:
         """See Transport."""
-        decoder = EventDecoder()
-        async with self._sent(request, timeout, request_id, stream=True) as (response, deadline):
+        called, decoder = endpoint_of(request, stream=True), EventDecoder()
+        kind = called.body(stream=True)
+        async with self._sent(called.path, request, timeout, request_id) as (response, deadline):
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise self._not_rungpt(response, await _within(deadline, response.aread()))
             pieces = response.aiter_bytes()
             while (piece := await _within(deadline, anext(pieces, None))) is not None:
                 for data in decoder.feed(piece):
-                    yield read_answer(request, self._json(data, response), self._endpoint, stream=True)
+                    yield read_answer(kind, self._json(data, response), self._endpoint)
 
     async def aclose(self) -> None:
         """See Transport."""
@@ -57,7 +60,7 @@ class HttpTransport:
 
     @asynccontextmanager
     async def _sent(
-        self, request: AnyRequest, timeout: float | None, request_id: str | None, *, stream: bool
+        self, path: str, request: AnyRequest, timeout: float | None, request_id: str | None
     ) -> AsyncIterator[tuple[httpx.Response, float | None]]:
         """Yield the response to a request, its status checked, and the time at which it must be complete."""
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
@@ -70,9 +73,8 @@ class HttpTransport:
         try:
             with request_ids.in_errors(name), self._errors(timeout):
                 pool = await self._pool()
-                url = self._base + route(request, stream=stream)
                 body = request.model_dump_json(exclude_none=True)
-                sending = pool.build_request("POST", url, content=body, headers=headers)
+                sending = pool.build_request("POST", self._base + path, content=body, headers=headers)
                 response = await _within(deadline, pool.send(sending, stream=True))
                 if response.status_code != httpx.codes.OK:
                     self._raise_error(response, await _within(deadline, response.aread()))

@@ -6,13 +6,8 @@ from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
 
-from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
-from run_gpt.api.answers import Answer, Body, ChatCompletion, ChatCompletionChunk, Completion
-from run_gpt.api.embeddings import Embeddings, EmbedRequest
-from run_gpt.api.models import LoadModelRequest, ModelState, UnloadModelRequest
-from run_gpt.api.openai.models import ListModelsRequest, ModelList
-from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
-from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
+from run_gpt.api.answers import Answer, Body
+from run_gpt.api.schema import AnyRequest
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.errors import DeadlineExceeded, InternalError, Unavailable, error_from_dict
 from run_gpt.process import request_ids
@@ -34,39 +29,12 @@ class Transport(Protocol):
         """Close all connections."""
 
 
-# Path of each kind of request, the same over gRPC and HTTP, and the kind of its answer.
-_ANSWERS: dict[type[AnyRequest], tuple[str, type[Body]]] = {
-    GenerateRequest: ("/generate", Completion),
-    ChatRequest: ("/chat", ChatCompletion),
-    EmbedRequest: ("/embed", Embeddings),
-    TokenizeRequest: ("/tokenize", Tokens),
-    DetokenizeRequest: ("/detokenize", DetokenizedText),
-    ListAdaptersRequest: ("/adapters", AdapterList),
-    LoadAdapterRequest: ("/adapters/load", AdapterList),
-    UnloadAdapterRequest: ("/adapters/unload", AdapterList),
-    UnloadModelRequest: ("/models/unload", ModelState),
-    ListModelsRequest: ("/v1/models", ModelList),
-}
-# The same for requests that are answered event by event.
-_STREAMS: dict[type[AnyRequest], tuple[str, type[Body]]] = {
-    GenerateRequest: ("/generate_stream", Completion),
-    ChatRequest: ("/chat_stream", ChatCompletionChunk),
-    LoadModelRequest: ("/models/load", ModelState),
-}
-
-
-def route(request: AnyRequest, *, stream: bool) -> str:
-    """Return the path that answers the request."""
-    return (_STREAMS if stream else _ANSWERS)[type(request)][0]
-
-
-def read_answer(request: AnyRequest, fields: Any, endpoint: Endpoint, *, stream: bool) -> Body:
-    """Return the answer in the server's fields, or raise the error in them; InternalError if they hold neither."""
+def read_answer(kind: type[Body], fields: Any, endpoint: Endpoint) -> Body:
+    """Return the answer of this kind in `fields`, or raise the error in them; InternalError if they hold neither."""
     if not isinstance(fields, dict):
         raise not_rungpt(endpoint, f"{fields!r:.80}")
     if isinstance(error := fields.get("error"), dict):
         raise error_from_dict(error)
-    _, kind = (_STREAMS if stream else _ANSWERS)[type(request)]
     if issubclass(kind, Answer) and fields.get("model") is None:
         raise InternalError(f"{endpoint} gave an empty answer")
     try:

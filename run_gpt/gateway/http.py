@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.errors import (
     InternalError,
     InvalidRequest,
@@ -23,7 +24,6 @@ from run_gpt.errors import (
     UnknownEndpoint,
 )
 from run_gpt.gateway import openapi
-from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
 from run_gpt.gateway.event_stream import ClientGone, EventStream, until_gone
 from run_gpt.gateway.playground import PLAYGROUND, playground_files
 from run_gpt.gateway.record import note_error

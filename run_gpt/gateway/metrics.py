@@ -8,8 +8,8 @@ from importlib.metadata import version
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from run_gpt.api.endpoints import ENDPOINTS
 from run_gpt.errors import ERROR_CODES
-from run_gpt.gateway.endpoints import ENDPOINTS
 from run_gpt.gateway.models import Models
 from run_gpt.gateway.record import Record
 

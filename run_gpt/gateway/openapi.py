@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.schema import SYNONYMS, Parameters
-from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
 from run_gpt.process import request_ids
 
 _REF = "#/components/schemas/"

@@ -12,12 +12,12 @@ from typing import cast
 from pydantic import ValidationError
 
 from run_gpt.api.answers import Answer
+from run_gpt.api.endpoints import Endpoint, endpoint_of
 from run_gpt.api.schema import AnyRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
 from run_gpt.gateway.adapters import AdapterChanges
 from run_gpt.gateway.affinity import Affinity, choose, digests_of, prompt_text
 from run_gpt.gateway.discovery import Resolve, resolve
-from run_gpt.gateway.endpoints import Endpoint, endpoint_of
 from run_gpt.gateway.members import Members
 from run_gpt.gateway.replica import Replica
 from run_gpt.gateway.request_span import note_attempt
@@ -247,6 +247,6 @@ def _body(request: AnyRequest) -> bytes:
 
 def _answer(endpoint: Endpoint, body: bytes) -> Answer:
     try:
-        return cast("type[Answer]", endpoint.answer).model_validate_json(body)
+        return cast("Answer", endpoint.body(stream=False).model_validate_json(body))
     except ValidationError as problem:
         raise InternalError(f"the model server gave a malformed answer: {problem.errors()[0]['msg']}") from problem

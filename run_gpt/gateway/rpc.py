@@ -19,9 +19,9 @@ from jina.proto import jina_pb2
 
 from run_gpt.api import documents
 from run_gpt.api.answers import Body
+from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.api.together import together
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, RequestTooLarge, UnknownEndpoint
-from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
 from run_gpt.gateway.record import note_endpoint, note_error
 from run_gpt.gateway.service import Service
 
@@ -228,7 +228,7 @@ def _last_event(header: Any, endpoint: Endpoint, error: RequestError) -> bytes:
     failed.status.code, failed.status.description = failed.status.ERROR, error.message
     failed.status.exception.name = type(error).__name__
     failed.status.exception.args.append(json.dumps(error.to_dict()))
-    document = documents.error_to_document(cast("Any", endpoint.event), error).to_protobuf()
+    document = documents.error_to_document(endpoint.body(stream=True), error).to_protobuf()
     return cast("bytes", jina_pb2.SingleDocumentRequestProto(header=failed, document=document).SerializeToString())
 
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from run_gpt.api.answers import Answer, Body
+from run_gpt.api.endpoints import Handler, endpoint_of
 from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
 from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.openai.models import ListModelsRequest, ModelList, RetrieveModelRequest
@@ -44,6 +45,21 @@ class Service:
         self.metrics = GatewayMetrics(self.models, lambda: self.in_flight)
         self._idle = asyncio.Event()
         self._idle.set()
+        self._answers: Mapping[Handler, Callable[[Any, float], Awaitable[Body]]] = {
+            Handler.MODEL: self._ask_model,
+            Handler.ADAPTERS: self._change_adapters,
+            Handler.OPENAI: self._translate,
+            Handler.UNLOAD_MODEL: self._unload_model,
+            Handler.LIST_MODELS: self._list_models,
+            Handler.SHOW_MODEL: self._show_model,
+        }
+        """Handlers of whole answers: they take a request and its limit in seconds."""
+        self._streams: Mapping[Handler, Callable[[Any, float], AbstractAsyncContextManager[Events]]] = {
+            Handler.MODEL: self._stream_text,
+            Handler.OPENAI: self._stream_text,
+            Handler.LOAD_MODEL: self._load_model,
+        }
+        """Handlers of streams."""
 
     def count(self, record: Record, status: str) -> None:
         """Count a request that has ended. `status`: HTTP's number, or gRPC's name."""
@@ -56,66 +72,81 @@ class Service:
 
         Raises a RequestError.
         """
-        self.check(request)
-        limit = self._limit(timeout)
+        handler = endpoint_of(request, stream=False).handler
+        self.check(request, handler)
         with self.running():
-            if isinstance(request, ListModelsRequest):
-                return ModelList(data=[hosted.card() for hosted in self.models.all if hosted.name])
-            hosted = self.models.named(request.model)
-            if isinstance(request, RetrieveModelRequest):
-                return hosted.card()
-            if isinstance(request, UnloadModelRequest):
-                return await self.models.unload(hosted, limit)
-            deadline = time.monotonic() + limit
-            async with self.models.held(hosted, limit) as pool:
-                if isinstance(request, Change):
-                    return await pool.adapters.make(request, lambda: pool.ready)
-                if isinstance(request, OpenAIRequest):
-                    return await self._translated(request, pool, deadline)
-                return await pool.answer(request, _request_id(), deadline - time.monotonic())
+            return await self._answers[handler](request, self._limit(timeout))
 
     @asynccontextmanager
     async def stream(self, request: AnyRequest, timeout: float | None = None) -> AsyncIterator[Events]:
         """Yield the events of the answer, until the block is left. Raises a RequestError, as their methods do."""
-        self.check(request)
-        hosted, limit = self.models.named(request.model), self._limit(timeout)
+        handler = endpoint_of(request, stream=True).handler
+        self.check(request, handler)
         with self.running():
-            if isinstance(request, LoadModelRequest):
-                async with aclosing(cast("Any", self.models.load(hosted, limit))) as states:
-                    yield ModelEvents(states)
-                return
-            deadline = time.monotonic() + limit
-            with _named_as_in(request):
-                async with self.models.held(hosted, limit) as pool:
-                    natives = request.natives() if isinstance(request, OpenAIRequest) else [request]
-                    streams = Streams(pool, cast("Sequence[Request]", natives), deadline, _request_id)
-                    try:
-                        yield TextEvents(streams, StreamWriter(cast("Any", request), cast("Any", natives)))
-                    finally:
-                        await streams.close()
+            async with self._streams[handler](request, self._limit(timeout)) as events:
+                yield events
 
-    async def _translated(self, request: OpenAIRequest, pool: ReplicaPool, deadline: float) -> Body:
-        """Return the answer in another API's form, made of the answers to the request's native requests."""
-        with _named_as_in(request):
-            natives = request.natives()
-            places = places_of(natives)
-
-            async def one(native: AnyRequest) -> Answer:
-                async with places:
-                    return await pool.answer(native, _request_id(), deadline - time.monotonic())
-
-            return request.join(await together([one(native) for native in natives]))
-
-    def check(self, request: AnyRequest) -> None:
+    def check(self, request: AnyRequest, handler: Handler) -> None:
         """Raise Unavailable, ModelNotFound or Forbidden for a request that cannot be served now."""
         if isinstance(request, OpenAIRequest):
             note_user(request.user)
-        if isinstance(request, Change) and not self.config.runtime_adapters:
+        if handler is Handler.ADAPTERS and not self.config.runtime_adapters:
             raise Forbidden("adapters cannot be changed here: start the server with --runtime-adapters")
         if self.draining:
             raise Unavailable("the server is draining: it takes no new requests")
-        if not isinstance(request, ListModelsRequest | RetrieveModelRequest):
+        if handler not in (Handler.LIST_MODELS, Handler.SHOW_MODEL):
             self.models.check(request.model)
+
+    async def _ask_model(self, request: AnyRequest, limit: float) -> Body:
+        """Return the answer of one replica."""
+        deadline = time.monotonic() + limit
+        async with self.models.held(self.models.named(request.model), limit) as pool:
+            return await pool.answer(request, _request_id(), deadline - time.monotonic())
+
+    async def _change_adapters(self, request: Change, limit: float) -> Body:
+        async with self.models.held(self.models.named(request.model), limit) as pool:
+            return await pool.adapters.make(request, lambda: pool.ready)
+
+    async def _translate(self, request: OpenAIRequest, limit: float) -> Body:
+        """Return the answer in OpenAI's form, made of the answers to the request's native requests."""
+        deadline = time.monotonic() + limit
+        async with self.models.held(self.models.named(request.model), limit) as pool:
+            with _named_as_in(request):
+                natives = request.natives()
+                places = places_of(natives)
+
+                async def one(native: AnyRequest) -> Answer:
+                    async with places:
+                        return await pool.answer(native, _request_id(), deadline - time.monotonic())
+
+                return request.join(await together([one(native) for native in natives]))
+
+    async def _unload_model(self, request: UnloadModelRequest, limit: float) -> Body:
+        return await self.models.unload(self.models.named(request.model), limit)
+
+    async def _list_models(self, request: ListModelsRequest, limit: float) -> Body:
+        return ModelList(data=[hosted.card() for hosted in self.models.all if hosted.name])
+
+    async def _show_model(self, request: RetrieveModelRequest, limit: float) -> Body:
+        return self.models.named(request.model).card()
+
+    @asynccontextmanager
+    async def _stream_text(self, request: AnyRequest, limit: float) -> AsyncIterator[Events]:
+        """Yield the events of a text: of the request itself, or of an OpenAI request's native ones."""
+        deadline = time.monotonic() + limit
+        with _named_as_in(request):
+            async with self.models.held(self.models.named(request.model), limit) as pool:
+                natives = request.natives() if isinstance(request, OpenAIRequest) else [request]
+                streams = Streams(pool, cast("Sequence[Request]", natives), deadline, _request_id)
+                try:
+                    yield TextEvents(streams, StreamWriter(cast("Any", request), cast("Any", natives)))
+                finally:
+                    await streams.close()
+
+    @asynccontextmanager
+    async def _load_model(self, request: LoadModelRequest, limit: float) -> AsyncIterator[Events]:
+        async with aclosing(cast("Any", self.models.load(self.models.named(request.model), limit))) as states:
+            yield ModelEvents(states)
 
     @contextmanager
     def running(self) -> Iterator[None]:

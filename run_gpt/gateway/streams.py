@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
+from run_gpt.api.endpoints import endpoint_of
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.errors import InternalError, RequestError
-from run_gpt.gateway.endpoints import endpoint_of
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.link.calling import Exchange
 from run_gpt.link.outbox import end_tasks

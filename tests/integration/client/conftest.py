@@ -14,10 +14,10 @@ import uvicorn
 
 import run_gpt.process._jina  # noqa: F401  (before jina)
 from run_gpt.api import answers, schema
+from run_gpt.api.endpoints import Endpoint
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import error_from_dict
-from run_gpt.gateway.endpoints import Endpoint
 from run_gpt.gateway.http import build_app
 from run_gpt.gateway.legacy import LegacyInterceptor
 from run_gpt.gateway.rpc import Servicer

@@ -17,7 +17,7 @@ from jina.proto import jina_pb2_grpc
 from jina.types.request.data import DataRequest, SingleDocumentRequest
 
 from run_gpt.api import documents
-from run_gpt.gateway.endpoints import ENDPOINTS, Endpoint
+from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 PARAMETERS = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"]}

@@ -11,10 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from run_gpt.api.answers import Status
+from run_gpt.api.endpoints import ENDPOINTS
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError
 from run_gpt.gateway import scrape as scraping
-from run_gpt.gateway.endpoints import ENDPOINTS
 from run_gpt.gateway.grpc_access import AccessInterceptor
 from run_gpt.gateway.http import build_app
 from run_gpt.gateway.http_access import guarded

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from run_gpt.api.endpoints import Handler
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.api.sse import error_event
 from run_gpt.config import GatewayConfig
@@ -88,8 +89,8 @@ async def test_requests_are_counted_and_bounded_by_the_shorter_limit() -> None:
 async def test_another_model_is_refused_by_name() -> None:
     served, _ = service()
     with pytest.raises(ModelNotFound, match=r"'other'.*'m'"):
-        served.check(GenerateRequest(prompt="x", model="other"))
-    served.check(GenerateRequest(prompt="x", model="m"))
+        served.check(GenerateRequest(prompt="x", model="other"), Handler.MODEL)
+    served.check(GenerateRequest(prompt="x", model="m"), Handler.MODEL)
 
 
 async def test_draining_refuses_new_requests_and_waits_for_running_ones() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from run_gpt.gateway.endpoints import ENDPOINTS
+from run_gpt.api.endpoints import ENDPOINTS
 from run_gpt.gateway.openapi import describe, page
 
 DOCUMENT = describe("1")
