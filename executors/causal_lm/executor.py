@@ -12,15 +12,10 @@ from docarray import BaseDoc, DocList
 from jina import Executor, requests
 
 from run_gpt.api import documents
-from run_gpt.api.answers import Status
-from run_gpt.api.documents import (
-    LoadModelRequestDocument,
-    MetricsDocument,
-    StatusDocument,
-    UnloadModelRequestDocument,
-    WireError,
-)
+from run_gpt.api.answers import Metrics, Status
+from run_gpt.api.documents import WireError, document_class
 from run_gpt.api.endpoints import MODEL_ENDPOINTS, Endpoint
+from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
 from run_gpt.api.together import together
 from run_gpt.config import EngineConfig, HostConfig, ModelConfig
 from run_gpt.errors import InternalError, RequestError, SetupError
@@ -39,6 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 add_rpc_methods()
+
+LoadModelRequestDocument, UnloadModelRequestDocument = map(document_class, (LoadModelRequest, UnloadModelRequest))
+StatusDocument, MetricsDocument = map(document_class, (Status, Metrics))
 
 # Arguments that Jina itself passes to an Executor's constructor.
 _JINAS = {"metas", "requests", "runtime_args", "workspace", "dynamic_batching"}
@@ -121,8 +119,8 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
 def _whole(endpoint: Endpoint) -> Any:
     """Return the method that answers documents, which run together. It raises WireError."""
-    asked = DocList[documents.document_class(endpoint.request)]
-    answers = DocList[documents.document_class(endpoint.body(stream=False))]
+    asked = DocList[document_class(endpoint.request)]
+    answers = DocList[document_class(endpoint.body(stream=False))]
 
     async def answer(self: CausalLMExecutor, docs: DocList[BaseDoc], **_: Any) -> DocList[BaseDoc]:
         async def one(doc: BaseDoc) -> BaseDoc:
@@ -139,7 +137,7 @@ def _whole(endpoint: Endpoint) -> Any:
 
 def _streamed(endpoint: Endpoint) -> Any:
     """Return the method that answers a document event by event; an error is the last document."""
-    asked, kind = documents.document_class(endpoint.request), endpoint.body(stream=True)
+    asked, kind = document_class(endpoint.request), endpoint.body(stream=True)
 
     async def answer(self: CausalLMExecutor, doc: BaseDoc, **_: Any) -> BaseDoc:
         try:
@@ -150,7 +148,7 @@ def _streamed(endpoint: Endpoint) -> Any:
         except Exception as error:
             yield documents.error_to_document(kind, _request_error(error))
 
-    schema = documents.document_class(kind)
+    schema = document_class(kind)
     return requests(on=endpoint.path, request_schema=asked, response_schema=schema)(answer)
 
 

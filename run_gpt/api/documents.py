@@ -7,6 +7,7 @@ docarray, which takes seconds: import it late.
 import json
 import os
 from collections.abc import Sequence
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -14,7 +15,7 @@ from docarray import BaseDoc
 from docarray.proto import DocProto
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
-from run_gpt.api import adapters, answers, embeddings, models, schema, tokens
+from run_gpt.api import answers, schema
 from run_gpt.api.values import DOCUMENT
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
 
@@ -27,7 +28,8 @@ class _Request(BaseDoc):  # type: ignore[misc]
     model_config = ConfigDict(extra="forbid")
 
 
-def _document_class(model: type[BaseModel]) -> type[BaseDoc]:
+@cache
+def document_class(model: type[BaseModel]) -> type[BaseDoc]:
     """Return the document class of a schema: `Usage` becomes `UsageDocument`, nested models become plain dicts.
 
     A document holds the values that arrived. Limits stay with the schema, which checks them.
@@ -68,56 +70,6 @@ def _plain(annotation: Any) -> Any:
 def _takes_more(metadata: Sequence[Any]) -> bool:
     """Return True if the schema takes other forms of a value, such as one text for a list of one."""
     return any(isinstance(item, BeforeValidator) for item in metadata)
-
-
-GenerateRequestDocument = _document_class(schema.GenerateRequest)
-ChatRequestDocument = _document_class(schema.ChatRequest)
-CompletionDocument = _document_class(answers.Completion)
-ChatCompletionDocument = _document_class(answers.ChatCompletion)
-ChatCompletionChunkDocument = _document_class(answers.ChatCompletionChunk)
-EmbedRequestDocument = _document_class(embeddings.EmbedRequest)
-EmbeddingsDocument = _document_class(embeddings.Embeddings)
-TokenizeRequestDocument = _document_class(tokens.TokenizeRequest)
-TokensDocument = _document_class(tokens.Tokens)
-DetokenizeRequestDocument = _document_class(tokens.DetokenizeRequest)
-DetokenizedTextDocument = _document_class(tokens.DetokenizedText)
-ListAdaptersRequestDocument = _document_class(adapters.ListAdaptersRequest)
-LoadAdapterRequestDocument = _document_class(adapters.LoadAdapterRequest)
-UnloadAdapterRequestDocument = _document_class(adapters.UnloadAdapterRequest)
-AdapterListDocument = _document_class(adapters.AdapterList)
-LoadModelRequestDocument = _document_class(models.LoadModelRequest)
-UnloadModelRequestDocument = _document_class(models.UnloadModelRequest)
-StatusDocument = _document_class(answers.Status)
-MetricsDocument = _document_class(answers.Metrics)
-
-_DOCUMENTS: dict[type[BaseModel], type[BaseDoc]] = {
-    schema.GenerateRequest: GenerateRequestDocument,
-    schema.ChatRequest: ChatRequestDocument,
-    answers.Completion: CompletionDocument,
-    answers.ChatCompletion: ChatCompletionDocument,
-    answers.ChatCompletionChunk: ChatCompletionChunkDocument,
-    embeddings.EmbedRequest: EmbedRequestDocument,
-    embeddings.Embeddings: EmbeddingsDocument,
-    tokens.TokenizeRequest: TokenizeRequestDocument,
-    tokens.Tokens: TokensDocument,
-    tokens.DetokenizeRequest: DetokenizeRequestDocument,
-    tokens.DetokenizedText: DetokenizedTextDocument,
-    adapters.ListAdaptersRequest: ListAdaptersRequestDocument,
-    adapters.LoadAdapterRequest: LoadAdapterRequestDocument,
-    adapters.UnloadAdapterRequest: UnloadAdapterRequestDocument,
-    adapters.AdapterList: AdapterListDocument,
-    models.LoadModelRequest: LoadModelRequestDocument,
-    models.UnloadModelRequest: UnloadModelRequestDocument,
-    answers.Status: StatusDocument,
-    answers.Metrics: MetricsDocument,
-}
-
-
-def document_class(model: type[BaseModel]) -> type[BaseDoc]:
-    """Return the document class of a request or an answer. Classes that only the gateway uses are made on first use."""
-    if model not in _DOCUMENTS:
-        _DOCUMENTS[model] = _document_class(model)
-    return _DOCUMENTS[model]
 
 
 def request_to_document(request: schema.AnyRequest) -> BaseDoc:

@@ -26,6 +26,7 @@ from jina.types.request.data import SingleDocumentRequest
 from waiting import wait_until
 
 from run_gpt.api import documents as d
+from run_gpt.api.schema import GenerateRequest
 from run_gpt.client import Client
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError
@@ -309,11 +310,11 @@ def test_a_cancelled_stream_is_distinguished_from_a_whole_one(keyed: Any) -> Non
 async def test_a_grpc_call_is_one_line(keyed: Any) -> None:
     request = SingleDocumentRequest()
     request.header.exec_endpoint = "/generate_stream"
-    request.document_cls = d.GenerateRequestDocument
+    request.document_cls = d.document_class(GenerateRequest)
 
     async def stream(metadata: Any, prompt: str, *, leave: bool = False) -> str:
         before = len(lines_of(keyed))
-        request.data.doc = d.GenerateRequestDocument(prompt=prompt)
+        request.data.doc = d.document_class(GenerateRequest)(prompt=prompt)
         async with grpc.aio.insecure_channel(keyed.grpc) as channel:
             call = jina_pb2_grpc.JinaSingleDocumentRequestRPCStub(channel).stream_doc(request, metadata=metadata)
             with suppress(grpc.aio.AioRpcError, asyncio.CancelledError):

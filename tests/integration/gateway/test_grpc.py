@@ -20,15 +20,19 @@ from waiting import wait_until
 
 from run_gpt.api import answers
 from run_gpt.api import documents as d
+from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.errors import error_from_dict
+
+GenerateRequestDocument = d.document_class(GenerateRequest)
+CompletionDocument = d.document_class(answers.Completion)
 
 
 def ask(**fields: Any) -> BaseDoc:
-    return d.GenerateRequestDocument(prompt=json.dumps(fields))
+    return GenerateRequestDocument(prompt=json.dumps(fields))
 
 
 def chat(**fields: Any) -> BaseDoc:
-    return d.ChatRequestDocument(messages=[{"role": "user", "content": json.dumps(fields)}])
+    return d.document_class(ChatRequest)(messages=[{"role": "user", "content": json.dumps(fields)}])
 
 
 def jina_client(stack: Any) -> Client:
@@ -80,14 +84,14 @@ async def stream_error(stack: Any, request: SingleDocumentRequest) -> grpc.aio.A
 
 async def test_post_answers_documents_in_order(stack: Any) -> None:
     docs = [ask(words=[f"a{i}"], delay=0.1 * (3 - i)) for i in range(3)]
-    got = await post(stack, "/generate", docs, d.CompletionDocument)
+    got = await post(stack, "/generate", docs, CompletionDocument)
     assert [d.document_to_answer(answers.Completion, a).text for a in got] == ["a0", "a1", "a2"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_many_messages_of_one_call_come_back_in_order(stack: Any, stream: bool) -> None:
     docs = [ask(words=[str(i)]) for i in range(50)]
-    got = await post(stack, "/generate", docs, d.CompletionDocument, request_size=1, stream=stream)
+    got = await post(stack, "/generate", docs, CompletionDocument, request_size=1, stream=stream)
     texts = [a.choices[0]["text"] for a in got]
     assert sorted(texts, key=int) == [str(i) for i in range(50)]
     if stream:
@@ -95,11 +99,11 @@ async def test_many_messages_of_one_call_come_back_in_order(stack: Any, stream: 
 
 
 async def test_chat_and_its_stream(stack: Any) -> None:
-    (answer,) = await post(stack, "/chat", [chat(words=["a", "b"])], d.ChatCompletionDocument)
+    (answer,) = await post(stack, "/chat", [chat(words=["a", "b"])], d.document_class(answers.ChatCompletion))
     assert d.document_to_answer(answers.ChatCompletion, answer).text == "ab"
     chunks = []
     async for doc in jina_client(stack).stream_doc(
-        "/chat_stream", chat(words=["a", "b"]), return_type=d.ChatCompletionChunkDocument
+        "/chat_stream", chat(words=["a", "b"]), return_type=d.document_class(answers.ChatCompletionChunk)
     ):
         chunks.append(d.document_to_answer(answers.ChatCompletionChunk, doc))
     assert "".join(c.text for c in chunks) == "ab"
@@ -177,18 +181,18 @@ async def test_bytes_that_are_no_message_are_refused(stack: Any) -> None:
 
 @pytest.mark.parametrize("size", [150_000, 1_000_000])
 async def test_a_message_over_the_limit_is_refused(stack: Any, size: int) -> None:
-    raised = await unary_error(stack, data_request("/generate", d.GenerateRequestDocument(prompt="x" * size)))
+    raised = await unary_error(stack, data_request("/generate", GenerateRequestDocument(prompt="x" * size)))
     assert raised.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_errors_are_exceptions_for_jinas_client(stack: Any) -> None:
     """Jina's own gateway would return an empty document with status 200."""
-    bad = d.GenerateRequestDocument(prompt="x", temperature=-1.0)
+    bad = GenerateRequestDocument(prompt="x", temperature=-1.0)
     with pytest.raises(BadServerFlow, match="temperature"):
-        await post(stack, "/generate", [bad], d.CompletionDocument)
+        await post(stack, "/generate", [bad], CompletionDocument)
     with pytest.raises(BadServer):
         async for _ in jina_client(stack).stream_doc(
-            "/generate_stream", ask(words=["a"], then="raise"), return_type=d.CompletionDocument
+            "/generate_stream", ask(words=["a"], then="raise"), return_type=CompletionDocument
         ):
             pass
 
@@ -200,7 +204,7 @@ async def test_a_stream_that_fails_ends_with_a_document_that_says_so(stack: Any,
         call = jina_pb2_grpc.JinaSingleDocumentRequestRPCStub(channel).stream_doc(
             stream_request("/generate_stream", doc)
         )
-        got = [d.CompletionDocument.from_protobuf(message.document) async for message in call]
+        got = [CompletionDocument.from_protobuf(message.document) async for message in call]
     assert [g.error is None for g in got] == [True, False]
     assert got[-1].error["code"] == "internal_error"
 

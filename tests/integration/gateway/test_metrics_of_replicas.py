@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from waiting import wait_until
 
 from run_gpt.api import documents as d
+from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import UnknownEndpoint
 
 KEY = "alices-key-of-the-test"
@@ -48,7 +49,7 @@ async def call(stack: Any, endpoint: str) -> Any:
     """Return the answer of the gRPC port."""
     message = jina_pb2.DataRequestProto()
     message.header.exec_endpoint = endpoint
-    message.data.docs.docs.append(d.GenerateRequestDocument(**body(words=["a"])).to_protobuf())
+    message.data.docs.docs.append(d.document_class(GenerateRequest)(**body(words=["a"])).to_protobuf())
     async with grpc.aio.insecure_channel(stack.grpc) as channel:
         method = channel.unary_unary("/jina.JinaSingleDataRequestRPC/process_single_data")
         return await method(message.SerializeToString())
