@@ -111,17 +111,17 @@ def objects_table() -> str:
 def answers_table() -> str:
     """Return the table of answers: OpenAI's fields that are left out, and our own fields."""
     rows: list[tuple[str, type[BaseModel], type[BaseModel]]] = [
-        ("completion", theirs.Completion, completions.TextCompletion),
+        ("completion", theirs.Completion, completions.Completion),
         ("its `logprobs`", theirs.completion_choice.Logprobs, completions.CompletionLogprobs),
-        ("chat completion", their_chat.ChatCompletion, chat.ChatAnswer),
-        ("its `message`", their_chat.ChatCompletionMessage, chat.AnswerMessage),
-        ("its `logprobs`", chat_completion.ChoiceLogprobs, chat.ChatLogprobs),
-        ("event of its stream", their_chat.ChatCompletionChunk, chat.ChatChunk),
-        ("`delta` of an event", chat_completion_chunk.ChoiceDelta, chat.ChatDelta),
+        ("chat completion", their_chat.ChatCompletion, chat.ChatCompletion),
+        ("its `message`", their_chat.ChatCompletionMessage, chat.ChatCompletionMessage),
+        ("its `logprobs`", chat_completion.ChoiceLogprobs, chat.ChoiceLogprobs),
+        ("event of its stream", their_chat.ChatCompletionChunk, chat.ChatCompletionChunk),
+        ("`delta` of an event", chat_completion_chunk.ChoiceDelta, chat.ChoiceDelta),
         ("response", their_responses.Response, response_events.Response),
-        ("embeddings", theirs.CreateEmbeddingResponse, embeddings.EmbeddingList),
+        ("embeddings", theirs.CreateEmbeddingResponse, embeddings.CreateEmbeddingResponse),
         ("`usage`", theirs.CompletionUsage, answers.Usage),
-        ("model", theirs.Model, models.ModelCard),
+        ("model", theirs.Model, models.Model),
     ]
     lines = []
     for of, them, we in rows:

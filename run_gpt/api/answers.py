@@ -112,7 +112,7 @@ class ChatChoice(BaseModel):
     logprobs: Logprobs | None = absent()
 
 
-class ChatChunkChoice(BaseModel):
+class ChatEventChoice(BaseModel):
     """New part of one answer to `chat`."""
 
     index: int
@@ -153,7 +153,7 @@ class Generation(Answer):
         return self.text
 
 
-class Completion(Generation):
+class GenerateAnswer(Generation):
     """The answer to `generate`. In an event of a stream, `choices` holds the new text only."""
 
     object: Literal["text_completion"] = "text_completion"
@@ -165,7 +165,7 @@ class Completion(Generation):
         return self.choices[0].text if self.choices else ""
 
 
-class ChatCompletion(Generation):
+class ChatAnswer(Generation):
     """The answer to `chat`."""
 
     object: Literal["chat.completion"] = "chat.completion"
@@ -176,15 +176,21 @@ class ChatCompletion(Generation):
         return (self.choices[0].message.content or "") if self.choices else ""
 
 
-class ChatCompletionChunk(Generation):
+class ChatEvent(Generation):
     """An event of a streamed answer to `chat`."""
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    choices: list[ChatChunkChoice]
+    choices: list[ChatEventChoice]
 
     @property
     def text(self) -> str:
         return (self.choices[0].delta.content or "") if self.choices else ""
+
+
+# Earlier names, for programs that use them; OpenAI's API has its own answers of these names.
+Completion = GenerateAnswer
+ChatCompletion = ChatAnswer
+ChatCompletionChunk = ChatEvent
 
 
 class Status(BaseModel):

@@ -5,14 +5,14 @@ from enum import Enum
 from typing import cast
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
-from run_gpt.api.answers import Body, ChatCompletion, ChatCompletionChunk, Completion
+from run_gpt.api.answers import Body, ChatAnswer, ChatEvent, GenerateAnswer
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.models import LoadModelRequest, ModelState, UnloadModelRequest
-from run_gpt.api.openai.chat import ChatAnswer, ChatChunk, ChatCompletionRequest
-from run_gpt.api.openai.completions import CompletionRequest, TextCompletion
-from run_gpt.api.openai.embeddings import EmbeddingList, EmbeddingRequest
-from run_gpt.api.openai.models import ListModelsRequest, ModelCard, ModelList, RetrieveModelRequest
-from run_gpt.api.openai.response_events import Response, ResponseEvent
+from run_gpt.api.openai.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from run_gpt.api.openai.completions import Completion, CompletionRequest
+from run_gpt.api.openai.embeddings import CreateEmbeddingResponse, EmbeddingRequest
+from run_gpt.api.openai.models import ListModelsRequest, Model, ModelList, RetrieveModelRequest
+from run_gpt.api.openai.response_events import Response, ResponseStreamEvent
 from run_gpt.api.openai.responses import ResponseRequest
 from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
@@ -62,10 +62,10 @@ _MODEL, _ADAPTERS, _OPENAI = Handler.MODEL, Handler.ADAPTERS, Handler.OPENAI
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint("/generate", GenerateRequest, _MODEL, "Continue a text", answer=Completion),
-        Endpoint("/generate_stream", GenerateRequest, _MODEL, "Continue a text, event by event", event=Completion),
-        Endpoint("/chat", ChatRequest, _MODEL, "Answer a chat", answer=ChatCompletion),
-        Endpoint("/chat_stream", ChatRequest, _MODEL, "Answer a chat, event by event", event=ChatCompletionChunk),
+        Endpoint("/generate", GenerateRequest, _MODEL, "Continue a text", answer=GenerateAnswer),
+        Endpoint("/generate_stream", GenerateRequest, _MODEL, "Continue a text, event by event", event=GenerateAnswer),
+        Endpoint("/chat", ChatRequest, _MODEL, "Answer a chat", answer=ChatAnswer),
+        Endpoint("/chat_stream", ChatRequest, _MODEL, "Answer a chat, event by event", event=ChatEvent),
         Endpoint("/embed", EmbedRequest, _MODEL, "Make a vector of each text", answer=Embeddings),
         Endpoint("/tokenize", TokenizeRequest, _MODEL, "Make token ids of a text or a chat", answer=Tokens),
         Endpoint("/detokenize", DetokenizeRequest, _MODEL, "Make a text of token ids", answer=DetokenizedText),
@@ -91,8 +91,8 @@ ENDPOINTS: dict[str, Endpoint] = {
             CompletionRequest,
             _OPENAI,
             "OpenAI's completions: continue texts or token ids, or score them",
-            answer=TextCompletion,
-            event=TextCompletion,
+            answer=Completion,
+            event=Completion,
             last_line="[DONE]",
         ),
         Endpoint(
@@ -100,8 +100,8 @@ ENDPOINTS: dict[str, Endpoint] = {
             ChatCompletionRequest,
             _OPENAI,
             "OpenAI's chat completions: answer a chat, with text or calls of tools",
-            answer=ChatAnswer,
-            event=ChatChunk,
+            answer=ChatCompletion,
+            event=ChatCompletionChunk,
             last_line="[DONE]",
         ),
         Endpoint(
@@ -110,14 +110,14 @@ ENDPOINTS: dict[str, Endpoint] = {
             _OPENAI,
             "OpenAI's responses, without a state",
             answer=Response,
-            event=ResponseEvent,
+            event=ResponseStreamEvent,
         ),
         Endpoint(
             "/v1/embeddings",
             EmbeddingRequest,
             _OPENAI,
             "OpenAI's embeddings: make a vector of each text",
-            answer=EmbeddingList,
+            answer=CreateEmbeddingResponse,
         ),
         Endpoint(
             "/v1/models", ListModelsRequest, Handler.LIST_MODELS, "List the served models", answer=ModelList, get=True
@@ -127,7 +127,7 @@ ENDPOINTS: dict[str, Endpoint] = {
             RetrieveModelRequest,
             Handler.SHOW_MODEL,
             "What is known of one model",
-            answer=ModelCard,
+            answer=Model,
             get=True,
         ),
     )

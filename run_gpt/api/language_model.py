@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any, Literal, Unpack, cast, overload
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
-from run_gpt.api.answers import Answer, ChatCompletion, ChatCompletionChunk, Completion
+from run_gpt.api.answers import Answer, ChatAnswer, ChatEvent, GenerateAnswer
 from run_gpt.api.arguments import Messages, Prompt, as_messages, as_prompts, is_several
 from run_gpt.api.call_options import CallOptions, ChatOptions, GenerateOptions
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
@@ -46,11 +46,13 @@ class LanguageModel(SyncCalls):
     @overload
     async def agenerate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
         self, prompt: Prompt, **options: Unpack[GenerateOptions]
-    ) -> Completion: ...
+    ) -> GenerateAnswer: ...
     @overload
-    async def agenerate(self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Completion]: ...
-    async def agenerate(self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]) -> Completion | list[Completion]:
-        """Continue `prompt` and return a Completion, or a list of them for a list of prompts, which run together.
+    async def agenerate(self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[GenerateAnswer]: ...
+    async def agenerate(
+        self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]
+    ) -> GenerateAnswer | list[GenerateAnswer]:
+        """Continue `prompt` and return a GenerateAnswer, or a list of them for a list of prompts, which run together.
 
         A prompt is a text or token ids: a list of ids is one prompt.
         """
@@ -58,12 +60,12 @@ class LanguageModel(SyncCalls):
         fields, call = _split(options)
         requests = [GenerateRequest.parse({**fields, "prompt": one}) for one in as_prompts(prompt)]
         running = [self._answer(request, *call) for request in requests]
-        answers = cast("list[Completion]", await together(running))
+        answers = cast("list[GenerateAnswer]", await together(running))
         return answers if is_several(prompt) else answers[0]
 
     async def agenerate_stream(
         self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]
-    ) -> AsyncIterator[Completion]:
+    ) -> AsyncIterator[GenerateAnswer]:
         """Continue `prompt` and yield each new part as it comes.
 
         The events of several prompts come mixed: prompt i has the choices i * n up to i * n + n - 1.
@@ -71,13 +73,13 @@ class LanguageModel(SyncCalls):
         self._check_open()
         fields, call = _split(options)
         requests = [GenerateRequest.parse({**fields, "prompt": one}, stream=True) for one in as_prompts(prompt)]
-        streams = [cast("AsyncIterator[Completion]", self._stream(one, *call)) for one in requests]
+        streams = [cast("AsyncIterator[GenerateAnswer]", self._stream(one, *call)) for one in requests]
         sequences = requests[0].sequences if requests else 0
         async with aclosing(cast("Any", _renumbered(streams, sequences))) as events:
             async for event in events:
                 yield event
 
-    async def achat(self, messages: Messages, **options: Unpack[ChatOptions]) -> ChatCompletion:
+    async def achat(self, messages: Messages, **options: Unpack[ChatOptions]) -> ChatAnswer:
         """Answer the last of `messages`: a list of {"role", "content"}, or a text, which is one user message.
 
         `tools`, `tool_choice` and `parallel_tool_calls` are parameters, too. The message of an answer can be put into
@@ -86,11 +88,9 @@ class LanguageModel(SyncCalls):
         self._check_open()
         fields, call = _split(options)
         request = ChatRequest.parse({**fields, "messages": as_messages(messages)})
-        return cast("ChatCompletion", await self._answer(request, *call))
+        return cast("ChatAnswer", await self._answer(request, *call))
 
-    async def achat_stream(
-        self, messages: Messages, **options: Unpack[ChatOptions]
-    ) -> AsyncIterator[ChatCompletionChunk]:
+    async def achat_stream(self, messages: Messages, **options: Unpack[ChatOptions]) -> AsyncIterator[ChatEvent]:
         """Answer the last of `messages` and yield each new part as it comes."""
         self._check_open()
         fields, call = _split(options)
@@ -164,24 +164,24 @@ class LanguageModel(SyncCalls):
     @overload
     def generate(  # type: ignore[overload-overlap]  # as above
         self, prompt: Prompt, **options: Unpack[GenerateOptions]
-    ) -> Completion: ...
+    ) -> GenerateAnswer: ...
     @overload
-    def generate(self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Completion]: ...
-    def generate(self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]) -> Completion | list[Completion]:
+    def generate(self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[GenerateAnswer]: ...
+    def generate(self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]) -> GenerateAnswer | list[GenerateAnswer]:
         """See `agenerate`."""
-        future: Future[Completion | list[Completion]]
+        future: Future[GenerateAnswer | list[GenerateAnswer]]
         future = self._submit(self.agenerate(prompt, **options))
         return result(future)
 
-    def generate_stream(self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]) -> Iterator[Completion]:
+    def generate_stream(self, prompt: AnyPrompt, **options: Unpack[GenerateOptions]) -> Iterator[GenerateAnswer]:
         """See `agenerate_stream`."""
         return self._iterate(self.agenerate_stream(prompt, **options))
 
-    def chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> ChatCompletion:
+    def chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> ChatAnswer:
         """See `achat`."""
         return result(self._submit(self.achat(messages, **options)))
 
-    def chat_stream(self, messages: Messages, **options: Unpack[ChatOptions]) -> Iterator[ChatCompletionChunk]:
+    def chat_stream(self, messages: Messages, **options: Unpack[ChatOptions]) -> Iterator[ChatEvent]:
         """See `achat_stream`."""
         return self._iterate(self.achat_stream(messages, **options))
 
@@ -233,7 +233,7 @@ def _split(options: CallOptions) -> tuple[dict[str, Any], tuple[float | None, st
     return fields, (fields.pop("timeout", None), fields.pop("request_id", None))
 
 
-async def _renumbered(streams: list[AsyncIterator[Completion]], sequences: int) -> AsyncIterator[Completion]:
+async def _renumbered(streams: list[AsyncIterator[GenerateAnswer]], sequences: int) -> AsyncIterator[GenerateAnswer]:
     """Yield the events of all streams as they come, with each stream's choices renumbered."""
     async with aclosing(cast("Any", merged(streams))) as events:
         async for i, event in events:

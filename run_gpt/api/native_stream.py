@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from run_gpt.api.answers import (
+    ChatAnswer,
     ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
+    ChatEvent,
+    ChatEventChoice,
     ChatMessage,
     Choice,
-    Completion,
     Delta,
     FunctionDelta,
+    GenerateAnswer,
     Logprobs,
     PromptTokensDetails,
     TokenLogprob,
@@ -26,8 +26,8 @@ from run_gpt.api.schema import ChatRequest, Request
 from run_gpt.api.sse import NUMBERS, TEXT, PlainEvent
 from run_gpt.api.timings import Timings
 
-Whole = Completion | ChatCompletion
-Event = Completion | ChatCompletionChunk
+Whole = GenerateAnswer | ChatAnswer
+Event = GenerateAnswer | ChatEvent
 
 
 class NativeStream:
@@ -48,10 +48,10 @@ class NativeStream:
         self.count(piece)
         first = piece.index not in self._begun
         if self._is_chat:
-            event: Event = self._chunk(piece, first=first)
+            event: Event = self._chat_event(piece, first=first)
         else:
             prompt = None if self._begun else self._prompt
-            event = Completion(choices=[_choice(piece)], prompt=prompt, **self._common(piece))
+            event = GenerateAnswer(choices=[_choice(piece)], prompt=prompt, **self._common(piece))
         self._begun.add(piece.index)
         return event
 
@@ -82,22 +82,22 @@ class NativeStream:
         for index, piece in enumerate(chosen):
             piece.index = index
         if self._is_chat:
-            return ChatCompletion(choices=[_chat_choice(piece) for piece in chosen], **common)
-        return Completion(choices=[_choice(piece) for piece in chosen], prompt=self._prompt, **common)
+            return ChatAnswer(choices=[_chat_choice(piece) for piece in chosen], **common)
+        return GenerateAnswer(choices=[_choice(piece) for piece in chosen], prompt=self._prompt, **common)
 
     def _marked(self, index: int) -> Event:
         """Make the event that a PlainEvent is made from."""
         common = self._common(Piece(index, TEXT, 0))
         common["usage"].completion_tokens, common["usage"].total_tokens = NUMBERS
         if self._is_chat:
-            return ChatCompletionChunk(choices=[ChatChunkChoice(index=index, delta=Delta(content=TEXT))], **common)
-        return Completion(choices=[Choice(index=index, text=TEXT)], **common)
+            return ChatEvent(choices=[ChatEventChoice(index=index, delta=Delta(content=TEXT))], **common)
+        return GenerateAnswer(choices=[Choice(index=index, text=TEXT)], **common)
 
-    def _chunk(self, piece: Piece, *, first: bool) -> ChatCompletionChunk:
+    def _chat_event(self, piece: Piece, *, first: bool) -> ChatEvent:
         calls = [_call_delta(call) for call in piece.calls] or None
         delta = Delta(role="assistant" if first else None, content=piece.text, tool_calls=calls)
-        choice = ChatChunkChoice(index=piece.index, delta=delta, finish_reason=piece.finish, logprobs=_logprobs(piece))
-        return ChatCompletionChunk(choices=[choice], **self._common(piece))
+        choice = ChatEventChoice(index=piece.index, delta=delta, finish_reason=piece.finish, logprobs=_logprobs(piece))
+        return ChatEvent(choices=[choice], **self._common(piece))
 
     def _common(self, piece: Piece) -> dict[str, Any]:
         head = self._head

@@ -1,7 +1,7 @@
 """`Client`: gives remote models and lists them."""
 
 from run_gpt.api.loop_thread import result
-from run_gpt.api.openai.models import ModelCard
+from run_gpt.api.openai import models
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.model import Model
 from run_gpt.errors import InvalidRequest
@@ -25,7 +25,9 @@ class Client:
         """
         return Model(Endpoint.parse(endpoint), self._token, model_name)
 
-    async def alist_models(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float | None = None) -> list[ModelCard]:
+    async def alist_models(
+        self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float | None = None
+    ) -> list[models.Model]:
         """Return the models of the server at `endpoint`, the default first: names, states, memory in bytes, context.
 
         Raises InvalidRequest as `get_model`, Unavailable if nothing answers, DeadlineExceeded after `timeout` seconds.
@@ -33,7 +35,7 @@ class Client:
         async with self.get_model(endpoint=endpoint) as model:
             return await model._served(timeout)
 
-    def list_models(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float | None = None) -> list[ModelCard]:
+    def list_models(self, endpoint: str = DEFAULT_ENDPOINT, *, timeout: float | None = None) -> list[models.Model]:
         """See `alist_models`."""
         with self.get_model(endpoint=endpoint) as model:
             return result(model._submit(model._served(timeout)))

@@ -8,7 +8,7 @@ from run_gpt.api.answers import Answer
 from run_gpt.api.language_model import LanguageModel
 from run_gpt.api.loop_thread import result
 from run_gpt.api.models import LoadModelRequest, ModelState, UnloadModelRequest
-from run_gpt.api.openai.models import ListModelsRequest, ModelCard, ModelList
+from run_gpt.api.openai import models
 from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.transport import Transport, complete
@@ -80,9 +80,10 @@ class Model(LanguageModel):
         events = cast("AsyncIterator[Answer]", self._transport.stream(self._named(request), timeout, request_id))
         return complete(events, request.sequences)
 
-    async def _served(self, timeout: float | None) -> list[ModelCard]:
+    async def _served(self, timeout: float | None) -> list[models.Model]:
         """Return every model of the server, for `Client`."""
-        return cast("ModelList", await self._transport.answer(ListModelsRequest.parse({}), timeout, None)).data
+        request = models.ListModelsRequest.parse({})
+        return cast("models.ModelList", await self._transport.answer(request, timeout, None)).data
 
     def _known_name(self) -> str:
         if not self.name:

@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 from run_gpt.api.models import ModelState, State
-from run_gpt.api.openai.models import ModelCard
+from run_gpt.api.openai.models import Model
 from run_gpt.errors import RequestError, Unavailable
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.replica import Replica
@@ -88,10 +88,10 @@ class Hosted:
             self.leaving.set()
             self.leaving = None
 
-    def card(self) -> ModelCard:
+    def card(self) -> Model:
         """Return its entry in `/v1/models`."""
         length = self.pool.context_length
-        return ModelCard(id=self.name, created=self._since, max_model_len=length, state=self.state, memory=self.memory)
+        return Model(id=self.name, created=self._since, max_model_len=length, state=self.state, memory=self.memory)
 
     def describe(self) -> ModelState:
         """Return its current state."""

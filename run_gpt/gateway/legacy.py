@@ -12,7 +12,7 @@ from typing import Any, cast
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from run_gpt.api.answers import Body, Completion
+from run_gpt.api.answers import Body, GenerateAnswer
 from run_gpt.api.protobuf import message_classes
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import InternalError, InvalidRequest, RequestError
@@ -113,7 +113,7 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return request.SerializeToString()  # type: ignore[no-any-return]
 
     async def _text(self, request: GenerateRequest) -> str:
-        return cast("Completion", await self._answer(request)).text
+        return cast("GenerateAnswer", await self._answer(request)).text
 
 
 def is_legacy(message: bytes) -> bool | None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from run_gpt.api.answers import ChatCompletionChunk, Completion, FinishReason
+from run_gpt.api.answers import ChatEvent, FinishReason, GenerateAnswer
 from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.pieces import CallPiece, Head, Likely, News, Pending, Piece, Token
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
@@ -257,7 +257,7 @@ class WaitingSink:
         return self._pending.take()
 
 
-async def native_events(request: Request, sink: WaitingSink) -> AsyncIterator[Completion | ChatCompletionChunk]:
+async def native_events(request: Request, sink: WaitingSink) -> AsyncIterator[GenerateAnswer | ChatEvent]:
     """Yield the API events of everything that comes into `sink`. Raises the errors of its `take`."""
     stream: NativeStream | None = None
     while news := await sink.take():

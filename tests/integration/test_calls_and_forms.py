@@ -11,7 +11,7 @@ from families import FAMILIES, build
 from tool_models import WEATHER, tool_tokenizer
 
 import run_gpt
-from run_gpt.api.answers import ChatCompletion
+from run_gpt.api.answers import ChatAnswer
 from run_gpt.errors import InvalidRequest
 from run_gpt.local.model import Model
 
@@ -66,7 +66,7 @@ def streamed(model: Model, messages: Any, **parameters: Any) -> dict[int, tuple[
     return {i: (texts[i], [(a, b) for a, b in made.get(i, {}).values()], reasons[i]) for i in texts}
 
 
-def whole(answer: ChatCompletion) -> dict[int, tuple[str, list[tuple[str, str]], str | None]]:
+def whole(answer: ChatAnswer) -> dict[int, tuple[str, list[tuple[str, str]], str | None]]:
     return {
         choice.index: (
             choice.message.content or "",

@@ -6,18 +6,18 @@ An ignored error that is none is an error itself, so a wrong keyword cannot pass
 from typing import assert_type
 
 from run_gpt import create_model
-from run_gpt.api.answers import ChatCompletion, Completion
+from run_gpt.api.answers import ChatAnswer, GenerateAnswer
 from run_gpt.client import Client
 from run_gpt.client.model import Model
 
 
 async def right(model: Model) -> None:
     """Call with the parameters that there are."""
-    assert_type(model.generate("x", max_tokens=4, stop="a", timeout=1, echo=True), Completion)
-    assert_type(model.generate([[1, 2]], temperature=0.5, response_format={"type": "text"}), list[Completion])
+    assert_type(model.generate("x", max_tokens=4, stop="a", timeout=1, echo=True), GenerateAnswer)
+    assert_type(model.generate([[1, 2]], temperature=0.5, response_format={"type": "text"}), list[GenerateAnswer])
     tool = {"type": "function", "function": {"name": "f"}}
-    assert_type(model.chat("x", tools=[tool], tool_choice="auto", request_id="a"), ChatCompletion)
-    assert_type(await model.agenerate("x", seed=1, logit_bias={"5": 1.0}), Completion)
+    assert_type(model.chat("x", tools=[tool], tool_choice="auto", request_id="a"), ChatAnswer)
+    assert_type(await model.agenerate("x", seed=1, logit_bias={"5": 1.0}), GenerateAnswer)
     create_model("smollm2", None, None, "fp32", max_running=2, runner="generic").close()
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import BaseModel, Field, model_validator
 
 from run_gpt.api import answers as native
-from run_gpt.api.answers import Answer, ChatCompletionChunk, FinishReason, TokenLogprob, ToolCallDelta, Usage, absent
+from run_gpt.api.answers import Answer, ChatEvent, FinishReason, TokenLogprob, ToolCallDelta, Usage, absent
 from run_gpt.api.chat import Message, ToolCall, ToolChoice, Tools, check_tools
 from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, MAX_TOKENS, EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import ChatRequest
@@ -96,7 +96,7 @@ class ChatCompletionRequest(SamplingRequest):
 
     def join(self, answers: Sequence[Answer]) -> Answer:
         """See OpenAIRequest."""
-        whole = cast("native.ChatCompletion", answers[0])
+        whole = cast("native.ChatAnswer", answers[0])
         choices = [
             AnswerChoice(
                 index=choice.index,
@@ -108,21 +108,21 @@ class ChatCompletionRequest(SamplingRequest):
         ]
         usage = UsageSum.of(answers)
         about = _about(whole, "chat.completion")
-        return ChatAnswer(**about, choices=choices, usage=usage.total(), **usage.timings())
+        return ChatCompletion(**about, choices=choices, usage=usage.total(), **usage.timings())
 
     def writer(self) -> EventWriter:
         """See OpenAIRequest."""
         return _Writer(self)
 
 
-class ChatLogprobs(BaseModel):
+class ChoiceLogprobs(BaseModel):
     """Log-probabilities of the tokens of one choice."""
 
     content: list[TokenLogprob]
     refusal: None
 
 
-class AnswerMessage(BaseModel):
+class ChatCompletionMessage(BaseModel):
     """The answer to a chat."""
 
     role: Literal["assistant"]
@@ -135,12 +135,12 @@ class AnswerChoice(BaseModel):
     """One answer."""
 
     index: int
-    message: AnswerMessage
-    logprobs: ChatLogprobs | None
+    message: ChatCompletionMessage
+    logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason | None
 
 
-class ChatAnswer(OpenAIAnswer):
+class ChatCompletion(OpenAIAnswer):
     """The answer to `/v1/chat/completions`."""
 
     object: Literal["chat.completion"]
@@ -149,7 +149,7 @@ class ChatAnswer(OpenAIAnswer):
     timings: Timings | None = absent()
 
 
-class ChatDelta(BaseModel):
+class ChoiceDelta(BaseModel):
     """New part of an answer."""
 
     role: Literal["assistant"] | None = None
@@ -161,12 +161,12 @@ class ChunkChoice(BaseModel):
     """New part of one answer, with its number."""
 
     index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None
+    delta: ChoiceDelta
+    logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason | None
 
 
-class ChatChunk(OpenAIAnswer):
+class ChatCompletionChunk(OpenAIAnswer):
     """An event of the stream of `/v1/chat/completions`."""
 
     object: Literal["chat.completion.chunk"]
@@ -183,32 +183,32 @@ class _Writer:
         self._usage = UsageSum()
         self._begun: set[int] = set()
         self._plain: dict[int, PlainEvent] = {}
-        self._last: ChatCompletionChunk | None = None
+        self._last: ChatEvent | None = None
 
     def events(self, which: int, event: Answer) -> Iterator[Answer]:
         """See EventWriter."""
-        self._last = chunk = cast("ChatCompletionChunk", event)
+        self._last = chunk = cast("ChatEvent", event)
         self._usage.add(which, event)
         for choice in chunk.choices:
             if choice.index not in self._begun:
                 self._begun.add(choice.index)
                 text_first = choice.delta.content or not choice.delta.tool_calls
-                yield self._chunk(choice.index, ChatDelta(role="assistant", content="" if text_first else None))
+                yield self._chunk(choice.index, ChoiceDelta(role="assistant", content="" if text_first else None))
             logprobs = _logprobs(choice.logprobs)
             if choice.delta.content or logprobs:
-                delta = ChatDelta(content=choice.delta.content) if choice.delta.content else ChatDelta()
+                delta = ChoiceDelta(content=choice.delta.content) if choice.delta.content else ChoiceDelta()
                 yield self._chunk(choice.index, delta, logprobs)
             if choice.delta.tool_calls:
-                yield self._chunk(choice.index, ChatDelta(tool_calls=choice.delta.tool_calls))
+                yield self._chunk(choice.index, ChoiceDelta(tool_calls=choice.delta.tool_calls))
             if choice.finish_reason is not None:
-                yield self._chunk(choice.index, ChatDelta(), finish_reason=choice.finish_reason)
+                yield self._chunk(choice.index, ChoiceDelta(), finish_reason=choice.finish_reason)
 
     def plain(self, which: int, index: int, text: str) -> bytes | None:
         """See EventWriter."""
         if index not in self._begun:
             return None
         if index not in self._plain:
-            self._plain[index] = PlainEvent(self._chunk(index, ChatDelta(content=TEXT)))
+            self._plain[index] = PlainEvent(self._chunk(index, ChoiceDelta(content=TEXT)))
         return self._plain[index].write(text)
 
     def end(self) -> Iterator[Answer]:
@@ -219,16 +219,16 @@ class _Writer:
     def _chunk(
         self,
         index: int,
-        delta: ChatDelta,
-        logprobs: ChatLogprobs | None = None,
+        delta: ChoiceDelta,
+        logprobs: ChoiceLogprobs | None = None,
         finish_reason: FinishReason | None = None,
-    ) -> ChatChunk:
+    ) -> ChatCompletionChunk:
         return self._event([ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)])
 
-    def _event(self, choices: list[ChunkChoice], usage: UsageSum | None = None) -> ChatChunk:
+    def _event(self, choices: list[ChunkChoice], usage: UsageSum | None = None) -> ChatCompletionChunk:
         """Make an event. `usage` is given for the last event only."""
         about = _about(cast("Answer", self._last), "chat.completion.chunk")
-        event = ChatChunk(**about, choices=choices, **(usage.timings() if usage else {}))
+        event = ChatCompletionChunk(**about, choices=choices, **(usage.timings() if usage else {}))
         if self._request.includes_usage:
             event.usage = usage.total() if usage else None
         return event
@@ -238,9 +238,9 @@ def _about(answer: Answer, kind: str) -> dict[str, Any]:
     return {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
 
 
-def _message(message: native.ChatMessage) -> AnswerMessage:
-    return AnswerMessage(role="assistant", content=message.content, refusal=None, tool_calls=message.tool_calls)
+def _message(message: native.ChatMessage) -> ChatCompletionMessage:
+    return ChatCompletionMessage(role="assistant", content=message.content, refusal=None, tool_calls=message.tool_calls)
 
 
-def _logprobs(logprobs: native.Logprobs | None) -> ChatLogprobs | None:
-    return None if logprobs is None else ChatLogprobs(content=logprobs.content, refusal=None)
+def _logprobs(logprobs: native.Logprobs | None) -> ChoiceLogprobs | None:
+    return None if logprobs is None else ChoiceLogprobs(content=logprobs.content, refusal=None)

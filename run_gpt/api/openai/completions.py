@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from run_gpt.api.answers import Answer, Choice, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, absent
+from run_gpt.api.answers import Answer, Choice, FinishReason, GenerateAnswer, TokenLogprob, TopLogprob, Usage, absent
 from run_gpt.api.openai.base import EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import MAX_SEQUENCES, GenerateRequest
 from run_gpt.api.sse import TEXT, PlainEvent
@@ -73,7 +73,7 @@ class CompletionRequest(SamplingRequest):
 
     def join(self, answers: Sequence[Answer]) -> Answer:
         """See OpenAIRequest."""
-        wholes = cast("Sequence[Completion]", answers)
+        wholes = cast("Sequence[GenerateAnswer]", answers)
         n = self.n or 1
         choices = [
             _choice(choice, i * n + choice.index, Offsets())
@@ -81,7 +81,7 @@ class CompletionRequest(SamplingRequest):
             for choice in whole.choices
         ]
         usage = UsageSum.of(answers)
-        return TextCompletion(**_about(wholes[0]), choices=choices, usage=usage.total(), **usage.timings())
+        return Completion(**_about(wholes[0]), choices=choices, usage=usage.total(), **usage.timings())
 
     def writer(self) -> EventWriter:
         """See OpenAIRequest."""
@@ -107,7 +107,7 @@ class CompletionChoice(BaseModel):
     finish_reason: FinishReason | None
 
 
-class TextCompletion(OpenAIAnswer):
+class Completion(OpenAIAnswer):
     """The answer to `/v1/completions`, or an event of its stream."""
 
     object: Literal["text_completion"]
@@ -141,11 +141,11 @@ class _Writer:
 
     def events(self, which: int, event: Answer) -> Iterator[Answer]:
         """See EventWriter."""
-        completion = cast("Completion", event)
-        self._about = self._about or _about(completion)
+        answer = cast("GenerateAnswer", event)
+        self._about = self._about or _about(answer)
         self._usage.add(which, event)
         choices = []
-        for choice in completion.choices:
+        for choice in answer.choices:
             index = which * (self._request.n or 1) + choice.index
             choices.append(_choice(choice, index, self._offsets.setdefault(index, Offsets())))
         yield self._event(choices)
@@ -165,21 +165,16 @@ class _Writer:
         if self._request.has_last_event:
             yield self._event([], self._usage)
 
-    def _event(self, choices: list[CompletionChoice], usage: UsageSum | None = None) -> TextCompletion:
+    def _event(self, choices: list[CompletionChoice], usage: UsageSum | None = None) -> Completion:
         """Make an event. `usage` is given for the last event only."""
-        event = TextCompletion(**self._about, choices=choices, **(usage.timings() if usage else {}))
+        event = Completion(**self._about, choices=choices, **(usage.timings() if usage else {}))
         if self._request.includes_usage:
             event.usage = usage.total() if usage else None
         return event
 
 
-def _about(completion: Completion) -> dict[str, Any]:
-    return {
-        "id": completion.id,
-        "object": "text_completion",
-        "created": completion.created,
-        "model": completion.model,
-    }
+def _about(answer: Answer) -> dict[str, Any]:
+    return {"id": answer.id, "object": "text_completion", "created": answer.created, "model": answer.model}
 
 
 def _choice(choice: Choice, index: int, offsets: Offsets) -> CompletionChoice:

@@ -40,7 +40,7 @@ class EmbeddingRequest(OpenAIRequest):
             OpenAIEmbedding(object="embedding", index=item.index, embedding=item.embedding if as_text else item.vector)
             for item in whole.data
         ]
-        return EmbeddingList(
+        return CreateEmbeddingResponse(
             object="list", data=data, usage=whole.usage, id=whole.id, created=whole.created, model=whole.model
         )
 
@@ -53,7 +53,7 @@ class OpenAIEmbedding(BaseModel):
     embedding: list[float] | str
 
 
-class EmbeddingList(OpenAIAnswer):
+class CreateEmbeddingResponse(OpenAIAnswer):
     """The answer to `/v1/embeddings`."""
 
     object: Literal["list"]

@@ -20,7 +20,7 @@ class RetrieveModelRequest(AnyRequest):
     model: NonEmpty = Field(description="Its name.")
 
 
-class ModelCard(Body):
+class Model(Body):
     """A served model."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -42,4 +42,8 @@ class ModelList(Body):
     """The served models."""
 
     object: Literal["list"] = "list"
-    data: list[ModelCard]
+    data: list[Model]
+
+
+ModelCard = Model
+"""Earlier name."""

@@ -8,8 +8,8 @@ from typing import Any, Literal, cast
 from run_gpt.api.answers import (
     Answer,
     Body,
-    ChatCompletion,
-    ChatCompletionChunk,
+    ChatAnswer,
+    ChatEvent,
     Logprobs,
     ToolCallDelta,
     Usage,
@@ -52,7 +52,7 @@ class Response(Body):
     truncation: Literal["disabled"] = "disabled"
 
 
-class ResponseEvent(Body):
+class ResponseStreamEvent(Body):
     """An event of the stream. Its fields depend on its type."""
 
     type: str
@@ -70,7 +70,7 @@ class ResponseEvent(Body):
     logprobs: list[Fields] | None = absent()
 
 
-def response_of(chat: ChatCompletion, echoed: Fields) -> Response:
+def response_of(chat: ChatAnswer, echoed: Fields) -> Response:
     """Return the whole answer. `echoed`: fields of the request that the answer repeats."""
     choice = chat.choices[0]
     status = STATUS[choice.finish_reason or "length"]
@@ -98,13 +98,13 @@ class ResponseWriter:
         self._plain: PlainEvent | None = None
         """Writer for more text of the open item."""
 
-    def events(self, which: int, event: Answer) -> Iterator[ResponseEvent]:
+    def events(self, which: int, event: Answer) -> Iterator[ResponseStreamEvent]:
         """See EventWriter."""
-        chunk = cast("ChatCompletionChunk", event)
+        chat = cast("ChatEvent", event)
         if not self._count:
             for kind in ("response.created", "response.in_progress"):
-                yield self._event(kind, response=self._snapshot(chunk, "in_progress"))
-        for choice in chunk.choices:
+                yield self._event(kind, response=self._snapshot(chat, "in_progress"))
+        for choice in chat.choices:
             self._early += _logprobs(choice.logprobs)
             # More of the open call comes first: text would close the call.
             calls = choice.delta.tool_calls or []
@@ -120,24 +120,24 @@ class ResponseWriter:
                 if not self._output:
                     yield from self._text("")
                 yield from self._close(status)
-                yield self._event(f"response.{status}", response=self._snapshot(chunk, status, _usage(chunk.usage)))
+                yield self._event(f"response.{status}", response=self._snapshot(chat, status, _usage(chat.usage)))
 
     def plain(self, which: int, index: int, text: str) -> bytes | None:
         """See EventWriter."""
         if not self._in_text or self._early:
             return None
         if self._plain is None:
-            marked = ResponseEvent(type=DELTA, sequence_number=NUMBERS[0], **self._place, delta=TEXT, logprobs=[])
+            marked = ResponseStreamEvent(type=DELTA, sequence_number=NUMBERS[0], **self._place, delta=TEXT, logprobs=[])
             self._plain = PlainEvent(marked)
         self._item["content"][0]["text"] += text
         self._count += 1
         return self._plain.write(text, self._count - 1)
 
-    def end(self) -> Iterator[ResponseEvent]:
+    def end(self) -> Iterator[ResponseStreamEvent]:
         """See EventWriter. Nothing follows: the finish reason came with the last event."""
         return iter(())
 
-    def _text(self, text: str) -> Iterator[ResponseEvent]:
+    def _text(self, text: str) -> Iterator[ResponseStreamEvent]:
         logprobs, self._early = self._early, []
         if not self._in_text:
             yield from self._begin(_message(_id("msg"), "in_progress", "", []), content=[])
@@ -147,7 +147,7 @@ class ResponseWriter:
         part["logprobs"] += logprobs
         yield self._event(DELTA, **self._place, delta=text, logprobs=logprobs)
 
-    def _call(self, call: ToolCallDelta) -> Iterator[ResponseEvent]:
+    def _call(self, call: ToolCallDelta) -> Iterator[ResponseStreamEvent]:
         if call.id is not None:
             yield from self._begin(_call(_id("fc"), "in_progress", call.id, call.function.name or "", ""))
         if call.function.arguments:
@@ -155,7 +155,7 @@ class ResponseWriter:
             delta = call.function.arguments
             yield self._event("response.function_call_arguments.delta", **self._place, delta=delta)
 
-    def _begin(self, item: Fields, **shown: Any) -> Iterator[ResponseEvent]:
+    def _begin(self, item: Fields, **shown: Any) -> Iterator[ResponseStreamEvent]:
         """Open an item, after closing the one before. `shown`: fields that differ from the kept item in this event."""
         yield from self._close("completed")
         self._plain = None
@@ -164,7 +164,7 @@ class ResponseWriter:
         index = len(self._output) - 1
         yield self._event("response.output_item.added", output_index=index, item={**item, **shown})
 
-    def _close(self, status: str) -> Iterator[ResponseEvent]:
+    def _close(self, status: str) -> Iterator[ResponseStreamEvent]:
         if not self._open:
             return
         self._open = False
@@ -194,13 +194,13 @@ class ResponseWriter:
         place = {"output_index": len(self._output) - 1, "item_id": self._item["id"]}
         return {**place, "content_index": 0} if self._item["type"] == "message" else place
 
-    def _event(self, kind: str, **fields: Any) -> ResponseEvent:
-        event = ResponseEvent(type=kind, sequence_number=self._count, **fields)
+    def _event(self, kind: str, **fields: Any) -> ResponseStreamEvent:
+        event = ResponseStreamEvent(type=kind, sequence_number=self._count, **fields)
         self._count += 1
         return event
 
-    def _snapshot(self, chunk: Answer, status: str, usage: Fields | None = None) -> Response:
-        return _response(self._id, chunk, status, self._output, usage, self._echoed)
+    def _snapshot(self, chat: Answer, status: str, usage: Fields | None = None) -> Response:
+        return _response(self._id, chat, status, self._output, usage, self._echoed)
 
 
 def _response(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from run_gpt.api.answers import Answer, Body, ChatCompletion
+from run_gpt.api.answers import Answer, Body, ChatAnswer
 from run_gpt.api.chat import (
     MAX_TOOLS,
     Function,
@@ -188,7 +188,7 @@ class ResponseRequest(OpenAIRequest):
 
     def join(self, answers: Sequence[Answer]) -> Body:
         """See OpenAIRequest."""
-        return response_of(cast("ChatCompletion", answers[0]), self.echoed())
+        return response_of(cast("ChatAnswer", answers[0]), self.echoed())
 
     def writer(self) -> EventWriter:
         """See OpenAIRequest."""

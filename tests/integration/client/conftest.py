@@ -56,12 +56,12 @@ class ScriptedPool:
         if isinstance(request, schema.ChatRequest):
             message = answers.ChatMessage(content=text)
             choice = answers.ChatChoice(index=0, message=message, finish_reason="stop", logprobs=_logprobs(request))
-            return answers.ChatCompletion(choices=[choice], **_common())
+            return answers.ChatAnswer(choices=[choice], **_common())
         choices = [
             answers.Choice(index=i, text=text, finish_reason="length", logprobs=_logprobs(request))
             for i in range(request.sequences)
         ]
-        return answers.Completion(choices=choices, prompt=prompt, **_common())
+        return answers.GenerateAnswer(choices=choices, prompt=prompt, **_common())
 
     async def begin(
         self, request: schema.Request, request_id: str, limit: float, arrived: asyncio.Event, endpoint: Endpoint

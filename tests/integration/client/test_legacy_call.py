@@ -95,8 +95,8 @@ def test_new_messages_pass(call):
         (document,) = jina_pb2.DataRequestProto.FromString(reply).data.docs.docs
         assert document.data["choices"].list.data[0].dict.data["text"].text == "hi"
     assert len(replies) == 3
-    document: BaseDoc = documents.document_class(answers.Completion).from_protobuf(document)
-    assert documents.document_to_answer(answers.Completion, document).text == "hi"
+    document: BaseDoc = documents.document_class(answers.GenerateAnswer).from_protobuf(document)
+    assert documents.document_to_answer(answers.GenerateAnswer, document).text == "hi"
 
 
 @pytest.mark.parametrize("messages", [[b"\xff\xff"], [_older("hi"), b"\xff\xff"], [b""], [b"", b""]])

@@ -74,8 +74,8 @@ def body(tokens: int) -> bytes:
     return request.model_dump_json(exclude_none=True).encode()
 
 
-async def unary(replica: Replica, tokens: int) -> answers.Completion:
-    return answers.Completion.model_validate_json(await replica.ask("/generate", body(tokens), timeout=LIMIT))
+async def unary(replica: Replica, tokens: int) -> answers.GenerateAnswer:
+    return answers.GenerateAnswer.model_validate_json(await replica.ask("/generate", body(tokens), timeout=LIMIT))
 
 
 async def stream(replica: Replica, tokens: int, began: asyncio.Event) -> list[Piece]:

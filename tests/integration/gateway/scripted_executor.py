@@ -70,7 +70,7 @@ class ScriptedExecutor(Executor):
         name = "rungpt_generation_tokens_total"
         return f"# HELP {name} Words.\n# TYPE {name} counter\n{name} {self.words_given}\n"
 
-    async def whole(self, start: Start) -> answers.Completion | answers.ChatCompletion:
+    async def whole(self, start: Start) -> answers.GenerateAnswer | answers.ChatAnswer:
         async with aclosing(self.words(start)) as words:
             texts = [text async for text, _ in words]
         cached = answers.PromptTokensDetails(cached_tokens=CACHED_TOKENS)
@@ -83,10 +83,10 @@ class ScriptedExecutor(Executor):
         about: dict[str, Any] = {"id": start.request_id, "created": CREATED, "model": MODEL, "usage": usage}
         if start.path == "/generate":
             choice = answers.Choice(index=0, text="".join(texts), finish_reason="stop")
-            return answers.Completion(choices=[choice], **about)
+            return answers.GenerateAnswer(choices=[choice], **about)
         message = answers.ChatMessage(content="".join(texts))
         chat_choice = answers.ChatChoice(index=0, message=message, finish_reason="stop")
-        return answers.ChatCompletion(choices=[chat_choice], **about)
+        return answers.ChatAnswer(choices=[chat_choice], **about)
 
     async def stream(self, start: Start, reply: Reply) -> None:
         begun = False

@@ -24,7 +24,7 @@ from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.errors import error_from_dict
 
 GenerateRequestDocument = d.document_class(GenerateRequest)
-CompletionDocument = d.document_class(answers.Completion)
+AnswerDocument = d.document_class(answers.GenerateAnswer)
 
 
 def ask(**fields: Any) -> BaseDoc:
@@ -84,14 +84,14 @@ async def stream_error(stack: Any, request: SingleDocumentRequest) -> grpc.aio.A
 
 async def test_post_answers_documents_in_order(stack: Any) -> None:
     docs = [ask(words=[f"a{i}"], delay=0.1 * (3 - i)) for i in range(3)]
-    got = await post(stack, "/generate", docs, CompletionDocument)
-    assert [d.document_to_answer(answers.Completion, a).text for a in got] == ["a0", "a1", "a2"]
+    got = await post(stack, "/generate", docs, AnswerDocument)
+    assert [d.document_to_answer(answers.GenerateAnswer, a).text for a in got] == ["a0", "a1", "a2"]
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_many_messages_of_one_call_come_back_in_order(stack: Any, stream: bool) -> None:
     docs = [ask(words=[str(i)]) for i in range(50)]
-    got = await post(stack, "/generate", docs, CompletionDocument, request_size=1, stream=stream)
+    got = await post(stack, "/generate", docs, AnswerDocument, request_size=1, stream=stream)
     texts = [a.choices[0]["text"] for a in got]
     assert sorted(texts, key=int) == [str(i) for i in range(50)]
     if stream:
@@ -99,13 +99,13 @@ async def test_many_messages_of_one_call_come_back_in_order(stack: Any, stream: 
 
 
 async def test_chat_and_its_stream(stack: Any) -> None:
-    (answer,) = await post(stack, "/chat", [chat(words=["a", "b"])], d.document_class(answers.ChatCompletion))
-    assert d.document_to_answer(answers.ChatCompletion, answer).text == "ab"
+    (answer,) = await post(stack, "/chat", [chat(words=["a", "b"])], d.document_class(answers.ChatAnswer))
+    assert d.document_to_answer(answers.ChatAnswer, answer).text == "ab"
     chunks = []
     async for doc in jina_client(stack).stream_doc(
-        "/chat_stream", chat(words=["a", "b"]), return_type=d.document_class(answers.ChatCompletionChunk)
+        "/chat_stream", chat(words=["a", "b"]), return_type=d.document_class(answers.ChatEvent)
     ):
-        chunks.append(d.document_to_answer(answers.ChatCompletionChunk, doc))
+        chunks.append(d.document_to_answer(answers.ChatEvent, doc))
     assert "".join(c.text for c in chunks) == "ab"
     assert chunks[-1].choices[0].finish_reason == "stop"
 
@@ -189,10 +189,10 @@ async def test_errors_are_exceptions_for_jinas_client(stack: Any) -> None:
     """Jina's own gateway would return an empty document with status 200."""
     bad = GenerateRequestDocument(prompt="x", temperature=-1.0)
     with pytest.raises(BadServerFlow, match="temperature"):
-        await post(stack, "/generate", [bad], CompletionDocument)
+        await post(stack, "/generate", [bad], AnswerDocument)
     with pytest.raises(BadServer):
         async for _ in jina_client(stack).stream_doc(
-            "/generate_stream", ask(words=["a"], then="raise"), return_type=CompletionDocument
+            "/generate_stream", ask(words=["a"], then="raise"), return_type=AnswerDocument
         ):
             pass
 
@@ -204,7 +204,7 @@ async def test_a_stream_that_fails_ends_with_a_document_that_says_so(stack: Any,
         call = jina_pb2_grpc.JinaSingleDocumentRequestRPCStub(channel).stream_doc(
             stream_request("/generate_stream", doc)
         )
-        got = [CompletionDocument.from_protobuf(message.document) async for message in call]
+        got = [AnswerDocument.from_protobuf(message.document) async for message in call]
     assert [g.error is None for g in got] == [True, False]
     assert got[-1].error["code"] == "internal_error"
 

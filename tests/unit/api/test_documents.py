@@ -23,12 +23,12 @@ REQUESTS = [
     {"prompt": "x", "num_beams": 3, "length_penalty": -0.5},
 ]
 ANSWERS = [
-    answers.Completion(choices=[answers.Choice(index=0, text="", logprobs=LOGPROBS)], prompt="p", **COMMON),
-    answers.ChatCompletion(
+    answers.GenerateAnswer(choices=[answers.Choice(index=0, text="", logprobs=LOGPROBS)], prompt="p", **COMMON),
+    answers.ChatAnswer(
         choices=[answers.ChatChoice(index=0, message=answers.ChatMessage(content="hi"), finish_reason="stop")], **COMMON
     ),
-    answers.ChatCompletionChunk(choices=[answers.ChatChunkChoice(index=1, delta=answers.Delta(content="é"))], **COMMON),
-    answers.Completion(choices=[], **COMMON),
+    answers.ChatEvent(choices=[answers.ChatEventChoice(index=1, delta=answers.Delta(content="é"))], **COMMON),
+    answers.GenerateAnswer(choices=[], **COMMON),
 ]
 
 
@@ -74,22 +74,22 @@ def test_a_field_of_another_kind_is_refused_by_name():
 
 
 def test_an_error_in_a_document_is_raised():
-    document = documents.error_to_document(answers.Completion, QueueFull("full"))
-    document = documents.document_class(answers.Completion).from_protobuf(_sent(document))
+    document = documents.error_to_document(answers.GenerateAnswer, QueueFull("full"))
+    document = documents.document_class(answers.GenerateAnswer).from_protobuf(_sent(document))
     with pytest.raises(QueueFull, match="full"):
-        documents.document_to_answer(answers.Completion, document)
+        documents.document_to_answer(answers.GenerateAnswer, document)
 
 
 def test_an_empty_document_is_no_answer():
     with pytest.raises(InternalError, match="empty"):
-        documents.document_to_answer(answers.Completion, documents.document_class(answers.Completion)())
+        documents.document_to_answer(answers.GenerateAnswer, documents.document_class(answers.GenerateAnswer)())
 
 
 def test_an_answer_that_lacks_a_part_is_no_answer():
     document = documents.answer_to_document(ANSWERS[0])
     document.usage = None
     with pytest.raises(ValidationError):
-        documents.document_to_answer(answers.Completion, document)
+        documents.document_to_answer(answers.GenerateAnswer, document)
 
 
 def test_an_executors_error_crosses_jina() -> None:

@@ -11,14 +11,14 @@ import pytest
 
 from run_gpt.api.answers import (
     Answer,
+    ChatAnswer,
     ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
+    ChatEvent,
+    ChatEventChoice,
     ChatMessage,
     Choice,
-    Completion,
     Delta,
+    GenerateAnswer,
     Usage,
 )
 from run_gpt.api.chat import FunctionCall, ToolCall
@@ -60,9 +60,9 @@ class ScriptedModel(LanguageModel):
             return DetokenizedText(prompt="".join(map(chr, request.tokens)), **about)
         text = await self._text(request)
         if isinstance(request, ChatRequest):
-            return ChatCompletion(choices=[ChatChoice(index=0, message=ChatMessage(content=text))], **COMMON)
+            return ChatAnswer(choices=[ChatChoice(index=0, message=ChatMessage(content=text))], **COMMON)
         choices = [Choice(index=i, text=text, finish_reason="stop") for i in range(request.sequences)]
-        return Completion(choices=choices, **COMMON)
+        return GenerateAnswer(choices=choices, **COMMON)
 
     async def _stream(
         self, request: Request, timeout: float | None, request_id: str | None = None
@@ -71,10 +71,10 @@ class ScriptedModel(LanguageModel):
         for letter in text:
             for index in range(request.sequences):
                 if isinstance(request, ChatRequest):
-                    choice = ChatChunkChoice(index=index, delta=Delta(content=letter))
-                    yield ChatCompletionChunk(choices=[choice], **COMMON)
+                    choice = ChatEventChoice(index=index, delta=Delta(content=letter))
+                    yield ChatEvent(choices=[choice], **COMMON)
                 else:
-                    yield Completion(choices=[Choice(index=index, text=letter)], **COMMON)
+                    yield GenerateAnswer(choices=[Choice(index=index, text=letter)], **COMMON)
             await asyncio.sleep(0)
         await self._text(request)
 

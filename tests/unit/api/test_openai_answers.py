@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from run_gpt.api.answers import (
+    ChatAnswer,
     ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
+    ChatEvent,
+    ChatEventChoice,
     ChatMessage,
     Choice,
-    Completion,
     Delta,
     FunctionDelta,
+    GenerateAnswer,
     Logprobs,
     PromptTokensDetails,
     TokenLogprob,
@@ -60,9 +60,9 @@ def chats(**fields: Any) -> ChatCompletionRequest:
     return ChatCompletionRequest.parse({"messages": [{"role": "user", "content": "x"}], **fields})
 
 
-def chunk(index: int = 0, *, finish: Any = None, logprobs: Any = None, **delta: Any) -> ChatCompletionChunk:
-    choice = ChatChunkChoice(index=index, delta=Delta(**delta), finish_reason=finish, logprobs=logprobs)
-    return ChatCompletionChunk(choices=[choice], **about())
+def chunk(index: int = 0, *, finish: Any = None, logprobs: Any = None, **delta: Any) -> ChatEvent:
+    choice = ChatEventChoice(index=index, delta=Delta(**delta), finish_reason=finish, logprobs=logprobs)
+    return ChatEvent(choices=[choice], **about())
 
 
 def written(request: Any, *events: Any) -> list[Any]:
@@ -76,7 +76,7 @@ def written(request: Any, *events: Any) -> list[Any]:
 
 def test_choices_are_numbered_through_prompts_and_their_answers() -> None:
     wholes = [
-        Completion(
+        GenerateAnswer(
             choices=[Choice(index=i, text=f"{name}{i}", finish_reason="stop") for i in range(2)], **about(k, 3, 2)
         )
         for k, name in enumerate("ab")
@@ -90,8 +90,8 @@ def test_choices_are_numbered_through_prompts_and_their_answers() -> None:
 def test_streams_of_several_prompts_are_one_stream() -> None:
     """Events come in any order; the last event of each prompt has its usage."""
 
-    def event(prompt: int, index: int, text: str, tokens: int) -> tuple[int, Completion]:
-        return prompt, Completion(choices=[Choice(index=index, text=text)], **about(prompt, 3, tokens))
+    def event(prompt: int, index: int, text: str, tokens: int) -> tuple[int, GenerateAnswer]:
+        return prompt, GenerateAnswer(choices=[Choice(index=index, text=text)], **about(prompt, 3, tokens))
 
     request = completions(n=2, stream=True, stream_options={"include_usage": True})
     *bodies, last = written(request, event(1, 1, "d", 1), event(0, 0, "a", 1), event(0, 1, "b", 2), event(1, 0, "c", 2))
@@ -104,7 +104,7 @@ def test_streams_of_several_prompts_are_one_stream() -> None:
 
 
 def test_without_include_usage_no_event_speaks_of_it() -> None:
-    event = Completion(choices=[Choice(index=0, text="a", finish_reason="stop")], **about())
+    event = GenerateAnswer(choices=[Choice(index=0, text="a", finish_reason="stop")], **about())
     (body,) = written(completions(stream=True), event)
     assert body.keys() == {"id", "object", "created", "model", "choices"}
 
@@ -114,7 +114,7 @@ def test_places_of_tokens_go_on_through_a_stream() -> None:
     offsets = Offsets()
     assert [offsets.next(t) for t in tokens] == [0, 1, 1, 3, 4, 4]
     events = [
-        Completion(choices=[Choice(index=0, text=text, logprobs=Logprobs(content=part))], **about())
+        GenerateAnswer(choices=[Choice(index=0, text=text, logprobs=Logprobs(content=part))], **about())
         for text, part in (("é x", tokens[:3]), ("", tokens[3:4]), ("😀!", tokens[4:]))
     ]
     bodies = written(CompletionRequest.parse({"prompt": "x", "stream": True, "logprobs": 0}), *events)
@@ -129,7 +129,7 @@ def test_a_part_of_a_character_is_shown_by_its_bytes() -> None:
 
 def test_completions_show_the_token_itself_among_the_likeliest() -> None:
     content = [token(b"a", None), token(b"b", -3.0, (b"x", b"y")), token(b"x", -0.1, (b"x",)), token(b"z", -2.0)]
-    whole = Completion(choices=[Choice(index=0, text="abxz", logprobs=Logprobs(content=content))], **about())
+    whole = GenerateAnswer(choices=[Choice(index=0, text="abxz", logprobs=Logprobs(content=content))], **about())
     logprobs = CompletionRequest.parse({"prompt": "x"}).join([whole]).choices[0].logprobs
     assert logprobs.tokens == ["a", "b", "x", "z"]
     assert logprobs.token_logprobs == [None, -3.0, -0.1, -2.0]
@@ -139,7 +139,7 @@ def test_completions_show_the_token_itself_among_the_likeliest() -> None:
 def test_usage_adds_the_last_word_of_each_stream() -> None:
     total = UsageSum()
     for which, tokens in ((0, 1), (1, 5), (0, 2)):
-        total.add(which, Completion(choices=[], **about(0, 10, tokens)))
+        total.add(which, GenerateAnswer(choices=[], **about(0, 10, tokens)))
     assert total.total() == usage(20, 7, 18)
 
 
@@ -261,7 +261,7 @@ def test_tokens_whose_text_comes_later_come_with_it() -> None:
 def test_a_whole_response_says_of_its_last_item_that_it_was_cut() -> None:
     calls = [ToolCall(id=f"c{i}", function=FunctionCall(name="f", arguments="{}")) for i in range(2)]
     message = ChatMessage(content="x", tool_calls=calls)
-    whole = ChatCompletion(choices=[ChatChoice(index=0, message=message, finish_reason="length")], **about())
+    whole = ChatAnswer(choices=[ChatChoice(index=0, message=message, finish_reason="length")], **about())
     answer = ResponseRequest.parse({"input": "x"}).join([whole])
     assert [item["status"] for item in answer.output] == ["completed", "completed", "incomplete"]
     assert (answer.status, answer.incomplete_details) == ("incomplete", {"reason": "max_output_tokens"})

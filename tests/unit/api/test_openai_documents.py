@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 import run_gpt.process._jina  # noqa: F401  (before jina)
 from run_gpt.api import answers, documents
-from run_gpt.api.openai.chat import ChatAnswer, ChatCompletionRequest
+from run_gpt.api.openai.chat import ChatCompletion, ChatCompletionRequest
 from run_gpt.api.openai.completions import CompletionRequest
 from run_gpt.api.openai.embeddings import EmbeddingRequest
 from run_gpt.api.openai.response_events import Response
@@ -72,10 +72,10 @@ def test_answers_come_as_they_are() -> None:
     usage = answers.Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
     message = answers.ChatMessage(content="hi")
     choice = answers.ChatChoice(index=0, message=message, finish_reason="stop")
-    whole = answers.ChatCompletion(choices=[choice], id="x", created=1, model="m", usage=usage)
+    whole = answers.ChatAnswer(choices=[choice], id="x", created=1, model="m", usage=usage)
     chat = ChatCompletionRequest.parse({"messages": HI}).join([whole])
     response = ResponseRequest.parse({"input": "hi", "text": {"format": {"type": "json_object"}}}).join([whole])
-    for kind, answer in ((ChatAnswer, chat), (Response, response)):
+    for kind, answer in ((ChatCompletion, chat), (Response, response)):
         cls = documents.document_class(kind)
         data = cls.from_protobuf(sent(documents.answer_to_document(answer))).model_dump()
         for name, value in answer.model_dump().items():

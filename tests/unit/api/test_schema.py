@@ -2,7 +2,9 @@
 
 import pytest
 
-from run_gpt.api.answers import Choice, Completion, PromptTokensDetails, Usage
+from run_gpt.api import answers
+from run_gpt.api.answers import Choice, GenerateAnswer, PromptTokensDetails, Usage
+from run_gpt.api.openai import models
 from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.errors import InvalidRequest
 
@@ -117,12 +119,12 @@ def test_the_json_leaves_out_what_does_not_apply_but_keeps_an_open_finish_reason
         total_tokens=10,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=8),
     )
-    event = Completion(id="x", created=1, model="m", usage=usage, choices=[Choice(index=0, text="hi")])
+    event = GenerateAnswer(id="x", created=1, model="m", usage=usage, choices=[Choice(index=0, text="hi")])
     assert '"finish_reason":null' in event.to_json()
     assert "logprobs" not in event.to_json()
     assert 'prompt"' not in event.to_json()
     assert '"prompt_tokens_details":{"cached_tokens":8}' in event.to_json()
-    assert Completion.model_validate_json(event.to_json()) == event
+    assert GenerateAnswer.model_validate_json(event.to_json()) == event
 
 
 @pytest.mark.parametrize(
@@ -163,3 +165,11 @@ def test_functions_that_hold_nothing_refuse_nothing(fields):
 @pytest.mark.parametrize("choice", [None, "auto", "none", "required"])
 def test_a_form_goes_with_tools(choice):
     assert _chat(tool_choice=choice, response_format={"type": "json_object"}).response_format.type == "json_object"
+
+
+def test_earlier_names_of_answers_stay():
+    """Programs annotate the results of calls with them."""
+    assert answers.Completion is answers.GenerateAnswer
+    assert answers.ChatCompletion is answers.ChatAnswer
+    assert answers.ChatCompletionChunk is answers.ChatEvent
+    assert models.ModelCard is models.Model

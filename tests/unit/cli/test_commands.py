@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from run_gpt import models
-from run_gpt.api.answers import Choice, Completion, Usage
+from run_gpt.api.answers import Choice, GenerateAnswer, Usage
 from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.api.timings import Timings
 from run_gpt.cli import ask, options
@@ -152,7 +152,7 @@ def test_timings_come_after_the_answer_and_not_on_stdout(monkeypatch, way):
     timings = Timings(queue_seconds=0.5, prefill_seconds=0.25, decode_seconds=2, total_seconds=2.75)
     usage = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
     choice = Choice(index=0, text="Hello", finish_reason="stop")
-    answer = Completion(id="i", created=1, model="m", usage=usage, choices=[choice], timings=timings)
+    answer = GenerateAnswer(id="i", created=1, model="m", usage=usage, choices=[choice], timings=timings)
 
     @contextmanager
     def opened(*_):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from run_gpt.api.answers import Choice, Completion, Status, Usage
+from run_gpt.api.answers import Choice, GenerateAnswer, Status, Usage
 from run_gpt.api.pieces import Piece
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
@@ -21,9 +21,9 @@ READY = Status(state="ready", model="m", running=0, waiting=0)
 REQUEST = GenerateRequest(prompt="x")
 
 
-def completion(text: str, reason: Any = None, index: int = 0) -> Completion:
+def completion(text: str, reason: Any = None, index: int = 0) -> GenerateAnswer:
     usage = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
-    return Completion(
+    return GenerateAnswer(
         id="i", created=1, model="m", usage=usage, choices=[Choice(index=index, text=text, finish_reason=reason)]
     )
 

@@ -7,7 +7,7 @@ import pytest
 from test_model import model_of
 
 from run_gpt.api import documents
-from run_gpt.api.answers import Choice, Completion, Usage
+from run_gpt.api.answers import Choice, GenerateAnswer, Usage
 from run_gpt.api.openai.completions import CompletionRequest
 from run_gpt.api.timings import Timings
 from run_gpt.engine.request import TokenEvent
@@ -69,9 +69,9 @@ def test_an_answer_of_one_token_has_no_rate_of_tokens():
 
 
 def test_they_cross_the_wire_as_they_are():
-    whole = Completion(**completion(0, 3.0))
+    whole = GenerateAnswer(**completion(0, 3.0))
     for sent in (whole, whole.model_copy(update={"timings": None})):
-        assert documents.document_to_answer(Completion, documents.answer_to_document(sent)) == sent
+        assert documents.document_to_answer(GenerateAnswer, documents.answer_to_document(sent)) == sent
 
 
 def completion(which: int, total: float) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def test_of_several_prompts_in_openais_api_the_slowest_answer_is_told():
     """Check the joined timings: the answers run at the same time, so sums would be longer than the request."""
     request = CompletionRequest.parse({"prompt": ["a", "b"], "timings": True})
     assert all(native.timings for native in request.natives())
-    natives = [Completion(**completion(0, 9.0)), Completion(**completion(1, 3.0))]
+    natives = [GenerateAnswer(**completion(0, 9.0)), GenerateAnswer(**completion(1, 3.0))]
     assert json.loads(request.join(natives).to_json())["timings"]["total_seconds"] == 9.0
 
 
@@ -95,7 +95,9 @@ def test_a_stream_of_openais_api_ends_with_them_and_no_choices(include_usage):
     request = CompletionRequest.parse({"prompt": ["a", "b"], "timings": True, "stream": True, **options})
     writer = request.writer()
     bodies = [
-        b for which, total in ((0, 9.0), (1, 3.0)) for b in writer.events(which, Completion(**completion(which, total)))
+        b
+        for which, total in ((0, 9.0), (1, 3.0))
+        for b in writer.events(which, GenerateAnswer(**completion(which, total)))
     ]
     bodies += writer.end()
     sent = [json.loads(body.to_json()) for body in bodies]
