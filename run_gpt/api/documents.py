@@ -16,6 +16,7 @@ from docarray.proto import DocProto
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from run_gpt.api import answers, schema
+from run_gpt.api.endpoints import MODEL_ENDPOINTS
 from run_gpt.api.values import DOCUMENT
 from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
 
@@ -70,6 +71,11 @@ def _plain(annotation: Any) -> Any:
 def _takes_more(metadata: Sequence[Any]) -> bool:
     """Return True if the schema takes other forms of a value, such as one text for a list of one."""
     return any(isinstance(item, BeforeValidator) for item in metadata)
+
+
+for _endpoint in MODEL_ENDPOINTS:  # at the start, not in a request: each class takes milliseconds
+    for _schema in (_endpoint.request, _endpoint.answer or _endpoint.body(stream=True)):
+        document_class(_schema)
 
 
 def request_to_document(request: schema.AnyRequest) -> BaseDoc:
