@@ -77,14 +77,11 @@ class Service:
         with self.running():
             return await self._answers[handler](request, self._limit(timeout))
 
-    @asynccontextmanager
-    async def stream(self, request: AnyRequest, timeout: float | None = None) -> AsyncIterator[Events]:
-        """Yield the events of the answer, until the block is left. Raises a RequestError, as their methods do."""
+    def stream(self, request: AnyRequest, timeout: float | None = None) -> AbstractAsyncContextManager[Events]:
+        """Return the events of the answer, which end with their block. Raises a RequestError, as do their methods."""
         handler = endpoint_of(request, stream=True).handler
         self.check(request, handler)
-        with self.running():
-            async with self._streams[handler](request, self._limit(timeout)) as events:
-                yield events
+        return self._streams[handler](request, self._limit(timeout))
 
     def check(self, request: AnyRequest, handler: Handler) -> None:
         """Raise Unavailable, ModelNotFound or Forbidden for a request that cannot be served now."""
@@ -134,7 +131,7 @@ class Service:
     async def _stream_text(self, request: AnyRequest, limit: float) -> AsyncIterator[Events]:
         """Yield the events of a text: of the request itself, or of an OpenAI request's native ones."""
         deadline = time.monotonic() + limit
-        with _named_as_in(request):
+        with self.running(), _named_as_in(request):
             async with self.models.held(self.models.named(request.model), limit) as pool:
                 natives = request.natives() if isinstance(request, OpenAIRequest) else [request]
                 streams = Streams(pool, cast("Sequence[Request]", natives), deadline, _request_id)
@@ -145,8 +142,9 @@ class Service:
 
     @asynccontextmanager
     async def _load_model(self, request: LoadModelRequest, limit: float) -> AsyncIterator[Events]:
-        async with aclosing(cast("Any", self.models.load(self.models.named(request.model), limit))) as states:
-            yield ModelEvents(states)
+        with self.running():
+            async with aclosing(cast("Any", self.models.load(self.models.named(request.model), limit))) as states:
+                yield ModelEvents(states)
 
     @contextmanager
     def running(self) -> Iterator[None]:
