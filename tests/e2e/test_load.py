@@ -222,6 +222,7 @@ async def all_slots_at_once(server: Any) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="this system has no such signal to ask a process with")
+@pytest.mark.alone
 async def test_two_rounds_of_200_requests_leave_nothing_behind(start_server, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))))

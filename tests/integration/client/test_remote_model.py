@@ -156,7 +156,7 @@ def test_the_token_is_sent_as_a_bearer(scripted, endpoint):
 
 @pytest.mark.parametrize("call", ["generate", "chat", "generate_stream", "chat_stream"])
 def test_a_timeout_ends_the_request_on_the_server_too(scripted, model, call):
-    with pytest.raises(errors.DeadlineExceeded, match=r"0\.3 s"):
+    with pytest.raises(errors.DeadlineExceeded, match=r"0\.(2\d?|3) s"):  # of which the replica gets the rest
         list(getattr(model, call)("wait", timeout=0.3))
     assert scripted.pool.cancelled.wait(SECONDS)
 

@@ -68,6 +68,7 @@ def test_replicas_have_labels_and_add_up(start_stack: Any) -> None:
     assert found["gateway_in_flight"] == found["gateway_scrape_failures_total"] == 0
 
 
+@pytest.mark.alone
 def test_a_silent_replica_delays_nobody(start_stack: Any) -> None:
     """An operator must see the metrics of the others, and that one replica is missing, within a second."""
     stack = start_stack(replicas=2)

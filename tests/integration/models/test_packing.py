@@ -117,6 +117,7 @@ print(peak(sys.argv[2], sys.argv[3]))
 """
 
 
+@pytest.mark.alone
 def test_the_memory_while_a_model_loads_is_little_more_than_that_of_its_weights(
     checkpoint: Path, tmp_path: Path
 ) -> None:

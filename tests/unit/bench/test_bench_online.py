@@ -31,6 +31,7 @@ def measured(url: str, *levels: Level, token: str | None = None, **settings: Any
     return asyncio.run(bounded())
 
 
+@pytest.mark.alone
 def test_latencies_are_those_of_the_server(scripted: Callable[..., Any]) -> None:
     """TTFT and TPOT within 5 % of the script, over a load that keeps four in flight."""
     script = scripted(ttft=0.4, gap=0.05, tokens=9)
@@ -51,6 +52,7 @@ def test_latencies_are_those_of_the_server(scripted: Callable[..., Any]) -> None
     assert summary.reused == pytest.approx(2 / 7)
 
 
+@pytest.mark.alone
 def test_tokens_that_come_together_are_counted_by_usage(scripted: Callable[..., Any]) -> None:
     """Otherwise a server with three tokens in each event would look three times as slow."""
     script = scripted(ttft=0.05, gap=0.06, tokens=12, per_event=3)
@@ -230,6 +232,7 @@ def test_a_client_that_is_late_notices(scripted: Callable[..., Any]) -> None:
     assert "the client itself was late" in summary.warnings()[0]
 
 
+@pytest.mark.alone
 def test_whole_answers_are_measured_beside_streams(scripted: Callable[..., Any]) -> None:
     """A loss of a third by streaming is visible only if both streams and whole answers are measured."""
     script = scripted(ttft=0.2, gap=0.02, tokens=6, per_event=2)

@@ -80,6 +80,7 @@ async def measured(endpoint: Endpoint, pid: int | None) -> Results:
     return await measure(plan, None, lambda run: None)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("named", [True, False])
 async def test_each_process_has_its_own_time(burning: tuple[Endpoint, int], named: bool) -> None:
     """Each process has its own time, for a named process as for one found by its port."""

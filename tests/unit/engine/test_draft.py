@@ -3,6 +3,8 @@
 import random
 import time
 
+import pytest
+
 from run_gpt.engine.draft import FIRST_LENGTH, LONGEST, PAUSE, PromptLookup
 
 
@@ -62,6 +64,7 @@ def test_right_drafts_grow_and_wrong_ones_shrink_and_pause():
     assert len(drafts.draft(token_ids, 99)) == 1
 
 
+@pytest.mark.alone
 def test_a_long_history_is_not_read_again_at_each_step():
     drafts, token_ids = PromptLookup(), [random.Random(1).randrange(50) for _ in range(20_000)]
     drafts.draft(token_ids, 4)

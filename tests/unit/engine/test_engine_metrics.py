@@ -197,6 +197,7 @@ def test_a_value_on_a_bound_is_within_it():
     assert [s.value for s in histogram.family("x", "x").samples if s.name == "x_bucket"] == [1, 3, 4]
 
 
+@pytest.mark.alone
 def test_a_step_of_64_rows_costs_less_than_a_millisecond():
     """Check the time of a step. On an idle machine it takes about a tenth of the bound, which allows for other load."""
     driven = Driven(max_running=64, max_waiting=64, max_step_tokens=1000)

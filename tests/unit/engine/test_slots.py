@@ -2,9 +2,12 @@
 
 import time
 
+import pytest
+
 from run_gpt.engine.slots import Slots, token_array
 
 
+@pytest.mark.alone
 def test_64_slots_of_8000_tokens_are_compared_in_no_time():
     slots = Slots(64, None, keep=True)
     for i in range(64):
