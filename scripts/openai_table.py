@@ -48,9 +48,9 @@ def request_table(name: str) -> str:
     for field, info in request.model_fields.items():
         differs = request.DIFFERS.get(field, "")
         here = "ours" if field not in known else "differs" if differs else "supported"
-        told = _sentence((info.description or "").removeprefix("Beyond OpenAI's: "))
+        description = _sentence((info.description or "").removeprefix("Beyond OpenAI's: "))
         phrase = values(schema["properties"][field], schema.get("$defs", {}))
-        lines[here].append(row(f"`{field}`", here, phrase, f"{told} {differs}".strip()))
+        lines[here].append(row(f"`{field}`", here, phrase, f"{description} {differs}".strip()))
     refused = [
         row(f"`{field}`", "refused", _granted(request.GRANTED.get(field, ())), _sentence(f"{why}."))
         for field, why in request.REFUSED.items()

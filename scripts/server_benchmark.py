@@ -3,7 +3,7 @@
     python scripts/server_benchmark.py --server "RunGPT=http://127.0.0.1:52000" --server "vLLM=http://127.0.0.1:8001/v1"
     python scripts/server_benchmark.py --server "RunGPT=http://127.0.0.1:52000" --engine "the engine=smollm2:bf16"
 
-An endpoint that ends in /v1 speaks OpenAI's API and must know `ignore_eos`, or be named with --endless; any other is
+An endpoint that ends in /v1 has OpenAI's API and must know `ignore_eos`, or be named with --endless; any other is
 RunGPT's own, http:// or grpc://. Each round puts the same bursts on all of them in turn, streamed and whole. If
 servers cannot run beside each other, measure one after the other within the same quarter of an hour, and join the
 files:

@@ -91,12 +91,12 @@ class AnswerSpan(NoSpan):
 
         operation = OPERATIONS[type(request)]
         about = {"gen_ai.operation.name": operation, "gen_ai.provider.name": "rungpt", "gen_ai.request.model": model}
-        given = {told: getattr(request, name, None) for name, told in _ASKED.items()}
-        about |= {told: value for told, value in given.items() if value is not None}
+        given = {key: getattr(request, name, None) for name, key in _ASKED.items()}
+        about |= {key: value for key, value in given.items() if value is not None}
         self._tracer = tracer
         context = extract(trace) if trace else None
         self._span: Span = tracer.start_span(f"{operation} {model}", context, kind=SpanKind.SERVER, attributes=about)
-        self._told: dict[str, Any] = {}
+        self._attributes: dict[str, Any] = {}
 
     def took(self, timing: Timing) -> None:
         """Make a child span of each phase that took time."""
@@ -117,22 +117,22 @@ class AnswerSpan(NoSpan):
 
     def answered(self, answer: Answer) -> None:
         """See NoSpan."""
-        told: dict[str, Any] = {"gen_ai.response.id": answer.id, "gen_ai.response.model": answer.model}
+        attributes: dict[str, Any] = {"gen_ai.response.id": answer.id, "gen_ai.response.model": answer.model}
         if isinstance(answer, Generation | Embeddings):
-            told["gen_ai.usage.input_tokens"] = answer.usage.prompt_tokens
+            attributes["gen_ai.usage.input_tokens"] = answer.usage.prompt_tokens
         if isinstance(answer, Generation):
-            told["gen_ai.usage.output_tokens"] = answer.usage.completion_tokens
-            told["gen_ai.usage.cache_read.input_tokens"] = answer.usage.prompt_tokens_details.cached_tokens
+            attributes["gen_ai.usage.output_tokens"] = answer.usage.completion_tokens
+            attributes["gen_ai.usage.cache_read.input_tokens"] = answer.usage.prompt_tokens_details.cached_tokens
             choices = getattr(answer, "choices", ())
-            told["gen_ai.response.finish_reasons"] = [choice.finish_reason for choice in choices]
-        self._told = told
+            attributes["gen_ai.response.finish_reasons"] = [choice.finish_reason for choice in choices]
+        self._attributes = attributes
 
     def streamed(self, writer: PieceWriter) -> None:
         """See NoSpan."""
         summary, reasons = writer.summary, writer.finish_reasons
         if not summary.completion_tokens and not reasons:
             return  # no part of it came
-        self._told = {
+        self._attributes = {
             "gen_ai.response.id": summary.id,
             "gen_ai.response.model": summary.model,
             "gen_ai.usage.input_tokens": summary.prompt_tokens,
@@ -151,5 +151,5 @@ class AnswerSpan(NoSpan):
 
     def end(self) -> None:
         """Set the attributes that are known of the answer by now, and end the span."""
-        self._span.set_attributes(self._told)
+        self._span.set_attributes(self._attributes)
         self._span.end()

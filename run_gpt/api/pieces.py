@@ -100,12 +100,12 @@ def _joined(calls: list[CallPiece], later: list[CallPiece]) -> list[CallPiece]:
     return [*calls[:-1], whole, *later[1:]]
 
 
-News = Head | Piece | bytes
+Update = Head | Piece | bytes
 """One message about an answer; bytes are a body of JSON that is not a piece of text."""
 
 
 class Pending:
-    """News that wait for a reader. Pieces of one sequence are merged, so the size never exceeds that of the answer."""
+    """Updates that wait for a reader. Pieces of one sequence are merged: the size never exceeds that of the answer."""
 
     __slots__ = ("_others", "_pieces")
 
@@ -113,24 +113,24 @@ class Pending:
         self._others: list[Head | bytes] = []
         self._pieces: dict[int, Piece] = {}
 
-    def put(self, news: News) -> None:
-        """Add news. This object then owns the piece, and may change it."""
-        if not isinstance(news, Piece):
-            self._others.append(news)
-        elif (earlier := self._pieces.get(news.index)) is None:
-            self._pieces[news.index] = news
+    def put(self, update: Update) -> None:
+        """Add an update. This object then owns the piece, and may change it."""
+        if not isinstance(update, Piece):
+            self._others.append(update)
+        elif (earlier := self._pieces.get(update.index)) is None:
+            self._pieces[update.index] = update
         else:
-            earlier.add(news)
+            earlier.add(update)
 
-    def take(self) -> list[News]:
-        """Remove and return all news. Heads and bodies come first."""
+    def take(self) -> list[Update]:
+        """Remove and return all updates. Heads and bodies come first."""
         if self._others:
-            news: list[News] = [*self._others, *self._pieces.values()]
+            updates: list[Update] = [*self._others, *self._pieces.values()]
             self._others = []
         else:
-            news = [*self._pieces.values()]
+            updates = [*self._pieces.values()]
         self._pieces = {}
-        return news
+        return updates
 
     def __bool__(self) -> bool:
         """Return True when there is anything to take."""

@@ -65,7 +65,7 @@ def generate(
 @options.with_parameters(ChatRequest)
 def chat(
     message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation begins.")] = None,
-    system: Annotated[str | None, typer.Option("--system", help="What the model is told first.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message of the chat.")] = None,
     model: ModelOption = None,
     endpoint: Endpoint = None,
     api_key: options.ApiKey = None,
@@ -164,8 +164,8 @@ def _print_answer(texts: list[str], answer: Generation, as_json: bool) -> None:
 def _tell_timings(answer: Generation) -> None:
     """Print the timings of an answer on stderr if the request asked for them."""
     if answer.timings is not None:
-        told = answer.timings.model_dump().items()
-        print(", ".join(f"{name} {round(value, 4):g}" for name, value in told), file=sys.stderr)
+        timings = answer.timings.model_dump().items()
+        print(", ".join(f"{name} {round(value, 4):g}" for name, value in timings), file=sys.stderr)
 
 
 def _streams(wanted: bool, request: Parameters) -> bool:

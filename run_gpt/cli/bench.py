@@ -59,7 +59,8 @@ def serve(
         str, typer.Option(help="The server: http://HOST:PORT, with or without /v1, or grpc://HOST:PORT.")
     ] = "http://127.0.0.1:52000",
     api: Annotated[
-        ApiName | None, typer.Option(help="What it speaks; default: openai-chat, over gRPC chat.", show_default=False)
+        ApiName | None,
+        typer.Option(help="The server's API; default: openai-chat, over gRPC chat.", show_default=False),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the first that /v1/models names.")] = None,
     api_key: options.ApiKey = None,

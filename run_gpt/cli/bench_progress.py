@@ -18,12 +18,12 @@ def load_progress(requests: int) -> Iterator[OnProgress]:
     if not console.is_terminal:
         seen: list[Run] = []
 
-        def tell(run: Run) -> None:
+        def report(run: Run) -> None:
             if not seen or seen[-1] is not run:
                 seen.append(run)
                 console.print(f"{run.level} ...", markup=False)
 
-        yield tell
+        yield report
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, refresh_per_second=3) as progress:

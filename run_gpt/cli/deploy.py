@@ -94,7 +94,7 @@ def deploy(
     gpus: Annotated[int, typer.Option(min=0, help="GPUs.", rich_help_panel=REPLICA)] = Deployment.gpus,
     open_to_all: Annotated[
         bool,
-        typer.Option("--open", help="Let whoever reaches it use it without a key.", rich_help_panel=Panel.ACCESS),
+        typer.Option("--open", help="Let anyone who reaches it use it without a key.", rich_help_panel=Panel.ACCESS),
     ] = Deployment.open,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the files that the engine would get, and end.")
@@ -127,7 +127,7 @@ def deploy(
         print_files(target.render(deployment))
     else:
         _tell(f"deploying {deployment.model} as {deployment.name}")
-        print_doors(target.deploy(deployment, _tell))
+        print_endpoints(target.deploy(deployment, _tell))
 
 
 @app.command()
@@ -138,7 +138,7 @@ def status(cloud: CloudOption, name: Name, of_target: dict[str, Any] | None = No
     print(f"{found.name}  {found.phase}")
     if found.wanted is not None:
         print(f"replicas  {found.ready if found.ready is not None else '?'} of {found.wanted} ready")
-    print_doors(found.endpoints)
+    print_endpoints(found.endpoints)
     for note in found.notes:
         print(note)
 
@@ -192,9 +192,9 @@ def write_files(files: dict[str, str], folder: Path) -> None:
         print(folder / name)
 
 
-def print_doors(doors: Endpoints) -> None:
+def print_endpoints(endpoints: Endpoints) -> None:
     """Print the URL of each endpoint on stdout, one a line."""
-    for name, url in (("HTTP", doors.http), ("gRPC", doors.grpc)):
+    for name, url in (("HTTP", endpoints.http), ("gRPC", endpoints.grpc)):
         if url is not None:
             print(f"{name}  {url}")
     sys.stdout.flush()

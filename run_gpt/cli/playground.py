@@ -14,7 +14,7 @@ SECONDS = 5.0
 
 
 def playground(
-    url: Annotated[str, typer.Option(help="The server's HTTP door.")] = f"http://{LOOPBACK}:{ServeConfig.http_port}",
+    url: Annotated[str, typer.Option(help="URL of the server (HTTP).")] = f"http://{LOOPBACK}:{ServeConfig.http_port}",
     print_only: Annotated[bool, typer.Option("--print", help="Print the page's URL; open no browser.")] = False,
 ) -> None:
     """Open the playground of a running server in the browser; print its URL."""

@@ -17,12 +17,12 @@ def progress_bars() -> Iterator[OnProgress]:
     tasks: dict[str, TaskID] = {}
     if not console.is_terminal:
 
-        def tell(step: str, done: int, total: int | None) -> None:
+        def report(step: str, done: int, total: int | None) -> None:
             if step not in tasks:
                 tasks[step] = TaskID(len(tasks))
                 console.print(f"{step} ...", markup=False, soft_wrap=True)
 
-        yield tell
+        yield report
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:

@@ -42,13 +42,13 @@ def run_server(config: ServeConfig) -> int:
 
 def _serve_in_json(config: ServeConfig) -> int:
     """Start the server and report its events as lines of JSON. Returns the exit code."""
-    tell = printer("json")
+    report = printer("json")
     opens = who_may_ask(config)
-    tell(Event("warning" if opens.startswith("Warning") else "starting", opens))
+    report(Event("warning" if opens.startswith("Warning") else "starting", opens))
 
     def show(event: Event) -> None:
         ready = f"RunGPT serves {served_names(config)}: {', '.join(addresses(config))}"
-        tell(Event("ready", ready) if event.kind == "ready" else event)
+        report(Event("ready", ready) if event.kind == "ready" else event)
 
     return serve(config, on_event=show)
 
@@ -88,7 +88,7 @@ def who_may_ask(config: ServeConfig) -> str:
     if config.asks_for_key:
         return f"RunGPT listens on {where}: requests need a key."
     return (
-        f"Warning: RunGPT listens on {where}, and asks for no key: whoever reaches this machine can use it. "
+        f"Warning: RunGPT listens on {where}, and requires no key: anyone who reaches this machine can use it. "
         "--api-key or --api-key-file closes it."
     )
 
@@ -105,14 +105,14 @@ def welcome(config: ServeConfig) -> str:
     http, grpc = addresses(config)
     body = json.dumps({"messages": [{"role": "user", "content": "What is the capital of France?"}]})
     key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if config.asks_for_key else ""
-    doors = {
+    lines_by_url = {
         f"{http}/playground": "a page to chat",
         f"{http}/v1": "OpenAI's API",
         f"{http}/docs": "all routes",
         grpc: "the same over gRPC",
     }
-    width = max(map(len, doors))
-    lines = [f"  {url.ljust(width)}  {what}" for url, what in doors.items()]
+    width = max(map(len, lines_by_url))
+    lines = [f"  {url.ljust(width)}  {what}" for url, what in lines_by_url.items()]
     curl = f"  curl {http}/chat{key} -H 'Content-Type: application/json' -d '{body}'"
     return "\n".join(["", f"RunGPT serves {served_names(config)}:", "", *lines, "", "Try:", "", curl, ""])
 

@@ -20,9 +20,9 @@ PLAIN_WIDTH = 120
 
 
 def top(
-    url: Annotated[str, typer.Option(help="The server's HTTP door.")] = f"http://{LOOPBACK}:{ServeConfig.http_port}",
+    url: Annotated[str, typer.Option(help="URL of the server (HTTP).")] = f"http://{LOOPBACK}:{ServeConfig.http_port}",
     api_key: options.ApiKey = None,
-    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
+    interval: Annotated[float, typer.Option(help="Seconds between two updates.", min=0.1)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one interval as plain text, for scripts.")] = False,
 ) -> None:
     """Watch a running server: load, rates and latencies of the last interval. q or Ctrl-C ends it."""

@@ -143,8 +143,8 @@ def _named(call: Any, request_id: str | None) -> AbstractContextManager[None]:
     """Give errors the name of the request, as Transport describes."""
 
     def name() -> str | None:  # called after a message or at the call's end: any metadata has arrived by then
-        told = (value for key, value in call.initial_metadata() or () if key == request_ids.METADATA)
-        return next(told, request_id)
+        names = (value for key, value in call.initial_metadata() or () if key == request_ids.METADATA)
+        return next(names, request_id)
 
     return request_ids.in_errors(name)
 
@@ -164,11 +164,11 @@ async def _result(call: Any) -> Any:
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
 
-    def tell(_: Any) -> None:
+    def wake(_: Any) -> None:
         with suppress(RuntimeError):  # the loop is closed: no coroutine waits
             loop.call_soon_threadsafe(done.set)
 
-    call.add_done_callback(tell)
+    call.add_done_callback(wake)
     try:
         await done.wait()
     finally:

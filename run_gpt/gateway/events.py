@@ -49,10 +49,10 @@ class TextEvents:
 
     async def _pieces(self) -> list[tuple[int, Piece]]:
         """Return the next pieces; `_over` is true when there are no more."""
-        news = await self._streams.read()
-        self._over = not news
+        updates = await self._streams.read()
+        self._over = not updates
         pieces = []
-        for which, one in news:
+        for which, one in updates:
             if isinstance(one, Head):
                 self._writer.begin(which, one)
             else:

@@ -19,7 +19,7 @@ from run_gpt.gateway.keys import Keys
 from run_gpt.gateway.legacy import LegacyInterceptor
 from run_gpt.gateway.load import LoadLog
 from run_gpt.gateway.pool import ReplicaPool
-from run_gpt.gateway.servers import GRPCDoor, HTTPDoor
+from run_gpt.gateway.servers import GatewayGRPCServer, GatewayHTTPServer
 from run_gpt.gateway.service import Service
 
 if TYPE_CHECKING:
@@ -73,17 +73,17 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         tracing = _tracing(self.tracer_provider)
         self.service = Service([ReplicaPool(addresses) for addresses in executors.values()], config, tracing)
         self._load = LoadLog(self.service)
-        self.servers = [self._door(server_kwargs) for server_kwargs in self._server_kwargs]
+        self.servers = [self._server(server_kwargs) for server_kwargs in self._server_kwargs]
         self._ended = False
 
-    def _door(self, kwargs: dict[str, Any]) -> GRPCDoor | HTTPDoor:
+    def _server(self, kwargs: dict[str, Any]) -> GatewayGRPCServer | GatewayHTTPServer:
         kwargs["runtime_args"]["tracing"] = False  # a port would have a provider of its own, which exports nothing
         protocol = str(kwargs["runtime_args"]["protocol"]).lower().rpartition(".")[2]
         if protocol == "grpc":
-            return GRPCDoor(self.service, interceptors=self._interceptors(), **kwargs)
+            return GatewayGRPCServer(self.service, interceptors=self._interceptors(), **kwargs)
         if protocol == "http":
-            return HTTPDoor(self.service, self.keys, **kwargs)
-        raise SetupError(f"protocol {protocol}: the gateway speaks grpc and http")
+            return GatewayHTTPServer(self.service, self.keys, **kwargs)
+        raise SetupError(f"protocol {protocol}: the gateway serves grpc and http")
 
     def _interceptors(self) -> list[Any]:
         """Return the interceptors that see a gRPC call before our servicer does."""

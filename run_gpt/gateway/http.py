@@ -115,8 +115,8 @@ async def read_body(request: Request, limit: int) -> bytes:
     Raises RequestTooLarge, which gives both numbers.
     """
     body, received = bytearray(), 0
-    told = request.headers.get("content-length", "")
-    too_large = told.isdecimal() and int(told) > limit
+    declared = request.headers.get("content-length", "")
+    too_large = declared.isdecimal() and int(declared) > limit
     async for chunk in request.stream():
         received += len(chunk)
         too_large = too_large or received > limit
@@ -125,7 +125,7 @@ async def read_body(request: Request, limit: int) -> bytes:
         elif received > DISCARDED_BODIES * limit:
             break
     if too_large:
-        raise RequestTooLarge(f"the body has {told or f'{received} or more'} bytes, the limit is {limit} bytes")
+        raise RequestTooLarge(f"the body has {declared or f'{received} or more'} bytes, the limit is {limit} bytes")
     return bytes(body)
 
 

@@ -21,7 +21,7 @@ LEAST_KEY, MOST_KEY = 8, 512
 """Least and greatest number of characters of a key."""
 MOST_FILE_BYTES = 1024 * 1024
 LOOK_SECONDS = 0.25
-"""Time between two looks at the file, while requests come."""
+"""Interval of checks of the file, in seconds, while requests come."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _KEY = re.compile(rf"[!-~]{{{LEAST_KEY},{MOST_KEY}}}")

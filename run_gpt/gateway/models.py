@@ -118,14 +118,14 @@ class Models:
     async def load(self, hosted: Hosted, seconds: float) -> AsyncIterator[ModelState]:
         """Load a model; yield its states until it is loaded, the last one included. Raises the errors of `held`."""
         loading = asyncio.ensure_future(self._held_for_a_moment(hosted, seconds))
-        told: object = None
+        reported: object = None
         try:
             await asyncio.wait((loading,), timeout=PROGRESS_SECONDS / 10)  # it begins, or ends at once
             while not loading.done():
                 state = hosted.describe()
-                if (news := (state.step, state.done, state.total)) != told and state.state == "loading":
+                if (progress := (state.step, state.done, state.total)) != reported and state.state == "loading":
                     yield state
-                    told = news
+                    reported = progress
                 await asyncio.wait((loading,), timeout=PROGRESS_SECONDS)
             yield await loading
         finally:

@@ -102,14 +102,14 @@ def describe(version: str) -> dict[str, Any]:
 
 def _named(methods: dict[str, Any]) -> dict[str, Any]:
     """Return the operations with a request id: optional in requests, always in answers."""
-    sent, told = ({"$ref": f"#/components/{kind}/RequestId"} for kind in ("parameters", "headers"))
+    parameter, header = ({"$ref": f"#/components/{kind}/RequestId"} for kind in ("parameters", "headers"))
 
     def named(operation: dict[str, Any]) -> dict[str, Any]:
         answers = {
-            status: {**answer, "headers": {request_ids.HEADER: told}}
+            status: {**answer, "headers": {request_ids.HEADER: header}}
             for status, answer in operation["responses"].items()
         }
-        return {**operation, "parameters": [*operation.get("parameters", []), sent], "responses": answers}
+        return {**operation, "parameters": [*operation.get("parameters", []), parameter], "responses": answers}
 
     return {method: named(operation) for method, operation in methods.items()}
 
@@ -143,10 +143,10 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         error = {"application/json": {"schema": {"$ref": _REF + "Error"}}}
         responses[str(status)] = {"description": description, "content": error}
     refused = getattr(endpoint.request, "REFUSED", {})
-    told = {"description": f"Refused, since they are not supported here: {', '.join(refused)}."} if refused else {}
+    note = {"description": f"Refused, since they are not supported here: {', '.join(refused)}."} if refused else {}
     return {
         "summary": endpoint.summary,
-        **told,
+        **note,
         "operationId": re.sub(r"\W+", "_", endpoint.path.strip("/{}")),
         "requestBody": {
             "required": True,
@@ -188,8 +188,10 @@ def page(document: dict[str, Any]) -> str:
             if "requestBody" in operation:
                 ref = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
                 parts.append(_table(document["components"]["schemas"][ref.removeprefix(_REF)]))
-            told = [f"<li>{status}: {escape(r['description'])}</li>" for status, r in operation["responses"].items()]
-            parts.append(f"<ul>{''.join(told)}</ul>")
+            responses = [
+                f"<li>{status}: {escape(r['description'])}</li>" for status, r in operation["responses"].items()
+            ]
+            parts.append(f"<ul>{''.join(responses)}</ul>")
     style = "body{font:16px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}td{padding:.2em 1em .2em 0}"
     head = f'<meta charset="utf-8"><title>RunGPT</title><style>{style}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
@@ -199,8 +201,8 @@ def _table(schema: dict[str, Any]) -> str:
     rows = []
     for name, field in schema["properties"].items():
         required = " (required)" if name in schema.get("required", ()) else ""
-        told = escape(field.get("description", ""))
-        rows.append(f"<tr><td><code>{escape(name)}</code>{required}</td><td>{_kind(field)}</td><td>{told}</td></tr>")
+        text = escape(field.get("description", ""))
+        rows.append(f"<tr><td><code>{escape(name)}</code>{required}</td><td>{_kind(field)}</td><td>{text}</td></tr>")
     return f"<table>{''.join(rows)}</table>"
 
 

@@ -46,8 +46,8 @@ class Replica:
     """One executor at `address` ("host:port").
 
     States: connecting (not seen yet), unloaded and loading (it has no model in memory), ready, draining and dead (as it
-    reports), lost (was seen, does not answer), incompatible (speaks another inner wire than this gateway). A leaving
-    replica has one of them, too.
+    reports), lost (was seen, does not answer), incompatible (its inner wire has another version than this gateway's). A
+    leaving replica has one of them, too.
     """
 
     def __init__(self, address: str, prepare: "Callable[[Replica], Awaitable[None]] | None" = None):
@@ -96,8 +96,8 @@ class Replica:
         try:
             while True:
                 arrived.clear()
-                for news in exchange.take():
-                    yield cast("bytes", news)
+                for update in exchange.take():
+                    yield cast("bytes", update)
                 if exchange.over:
                     break
                 await arrived.wait()

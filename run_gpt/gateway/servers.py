@@ -26,7 +26,7 @@ STOP_SECONDS = 5.0
 """Time that connections get to end after the drain; then they are cut."""
 
 
-class GRPCDoor(GRPCServer):  # type: ignore[misc]
+class GatewayGRPCServer(GRPCServer):  # type: ignore[misc]
     """The gRPC server on `self.host`, `self.port`."""
 
     def __init__(self, service: Service, interceptors: Sequence[Any] = (), **kwargs: Any):
@@ -82,7 +82,7 @@ class GRPCDoor(GRPCServer):  # type: ignore[misc]
         self._teardown_instrumentation()
 
 
-class HTTPDoor(FastAPIBaseServer):  # type: ignore[misc]
+class GatewayHTTPServer(FastAPIBaseServer):  # type: ignore[misc]
     """The HTTP server on `self.host`, `self.port`."""
 
     def __init__(self, service: Service, keys: Keys | None, **kwargs: Any):

@@ -38,31 +38,31 @@ class Streams:
         Items that came between two reads are merged into one piece for each sequence. Raises the first RequestError,
         even if the other native requests go on.
         """
-        news: list[tuple[int, Head | Piece]] = []
-        while self._error is None and not (news := self._take()) and self._running:
+        updates: list[tuple[int, Head | Piece]] = []
+        while self._error is None and not (updates := self._take()) and self._running:
             self._arrived.clear()
             await self._arrived.wait()
-        if self._error is not None and not news:
+        if self._error is not None and not updates:
             raise self._error
-        return news
+        return updates
 
     async def close(self) -> None:
         """End the streams that have not ended."""
         await end_tasks(*self._tasks)
 
     def _take(self) -> list[tuple[int, Head | Piece]]:
-        news: list[tuple[int, Head | Piece]] = []
+        updates: list[tuple[int, Head | Piece]] = []
         for which, exchange in list(self._exchanges.items()):
             for one in exchange.take():
                 if isinstance(one, bytes):
                     continue  # no part of a text: if its end is missing, the answer is an error
                 if isinstance(one, Piece) and one.finish is not None:
                     self._unfinished[which] -= 1
-                news.append((which, one))
+                updates.append((which, one))
             if exchange.over:
                 del self._exchanges[which]
                 self._end(_failure(exchange, self._unfinished[which]))
-        return news
+        return updates
 
     def _end(self, error: Exception | None) -> None:
         self._running -= 1

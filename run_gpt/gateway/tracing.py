@@ -58,14 +58,14 @@ class Tracing:
             return
         current.set(None)
         span, code = request.span, error_code(record, status)
-        told = {
+        attributes = {
             "rungpt.endpoint": endpoint_label(record.endpoint or record.route),
             "rungpt.request_id": record.request_id,
             "rungpt.client_request_id": record.client_id,
             "rungpt.key": record.key,
             "error.type": code,
         }
-        span.set_attributes({name: value for name, value in told.items() if value is not None})
+        span.set_attributes({name: value for name, value in attributes.items() if value is not None})
         if record.method != "gRPC":
             if status.isdecimal():
                 span.set_attribute("http.response.status_code", int(status))

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import msgspec
 
-from run_gpt.api.pieces import News, Pending
+from run_gpt.api.pieces import Pending, Update
 from run_gpt.errors import DeadlineExceeded, InternalError, RequestError, Unavailable, error_from_dict
 from run_gpt.link import frames
 from run_gpt.link.frames import METHOD, VERSION, Asking
@@ -28,14 +28,14 @@ class ConnectionFailed(Unavailable):
 
 
 class OtherVersion(Unavailable):
-    """Error of a replica that speaks another version of the inner wire."""
+    """Error of a replica that has another version of the inner wire."""
 
 
 class Exchange:
     """One request and the part of its answer that was not read yet. It ends exactly once."""
 
     def __init__(self, arrived: asyncio.Event, forget: Callable[[], None]):
-        """Make it. `arrived` is set whenever there is something to read. `forget` tells the executor to stop."""
+        """Make it. `arrived` is set whenever there is something to read. `forget` makes the executor stop."""
         self.over = False
         """True when nothing more can come."""
         self.error: RequestError | None = None
@@ -57,17 +57,17 @@ class Exchange:
         error = DeadlineExceeded(f"the answer was not complete after {round(seconds, 2):g} s")
         self._deadline = asyncio.get_running_loop().call_later(max(0.0, seconds), self.fail, error)
 
-    def take(self) -> list[News]:
-        """Return the news since the last call."""
+    def take(self) -> list[Update]:
+        """Return the updates since the last call."""
         return self._pending.take()
 
-    def put(self, news: News) -> None:
-        """Take in news from the executor."""
-        self._pending.put(news)
+    def put(self, update: Update) -> None:
+        """Take in an update from the executor."""
+        self._pending.put(update)
         self._arrived.set()
 
     def end(self, error: RequestError | None = None) -> None:
-        """Take in its end; news that came before can still be read."""
+        """Take in its end; updates that came before can still be read."""
         if self.over:
             return
         self.over, self.error = True, error
@@ -136,18 +136,18 @@ async def _open(method: Any) -> "_Connection":
         welcome = frames.decode_welcome(frame)
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            raise OtherVersion(f"the replica speaks no inner wire, this gateway version {VERSION}") from error
+            raise OtherVersion(f"the replica has no inner wire, this gateway has version {VERSION}") from error
         raise ConnectionFailed(NO_CONNECTION) from error
     except (TimeoutError, asyncio.InvalidStateError) as error:
         call.cancel()
         raise ConnectionFailed(NO_CONNECTION) from error
     except msgspec.DecodeError as error:
         call.cancel()
-        raise OtherVersion(f"the replica speaks another inner wire than this gateway: {error}") from error
+        raise OtherVersion(f"the replica has another inner wire than this gateway: {error}") from error
     if welcome.version != VERSION:
         call.cancel()
         said = f"version {welcome.version} of the inner wire"
-        raise OtherVersion(f"the replica speaks {said}, this gateway version {VERSION}: update one of them")
+        raise OtherVersion(f"the replica has {said}, this gateway {VERSION}: update one of them")
     return _Connection(call)
 
 

@@ -1,6 +1,6 @@
 """Frames of the inner wire: lists of messages in MessagePack, one frame for each engine step or burst of requests.
 
-A call begins with a `Hello` and a `Welcome`, frames of their own, which name the version that each end speaks. Then
+A call begins with a `Hello` and a `Welcome`, frames of their own, which name the version of each end. Then
 each `Start` gets any number of `Begun`, `Next` and `Body`, and exactly one end: `Done` or `Failed`. After `Cancel`
 no further message for that request is read.
 """

@@ -8,7 +8,7 @@ from typing import Any, cast
 import grpc
 import msgspec
 
-from run_gpt.api.pieces import Head, News, Pending, Piece
+from run_gpt.api.pieces import Head, Pending, Piece, Update
 from run_gpt.errors import InternalError, RequestError
 from run_gpt.link import frames
 from run_gpt.link.frames import VERSION, Answering, Start
@@ -26,9 +26,9 @@ class Reply:
         self._pending = Pending()
         self._end: frames.Done | frames.Failed | None = None
 
-    def put(self, news: News) -> None:
+    def put(self, update: Update) -> None:
         """Send more of the answer. Pieces that cannot be sent at once are merged."""
-        self._pending.put(news)
+        self._pending.put(update)
         self._notify(self)
 
     def end(self, error: RequestError | None) -> None:
@@ -39,17 +39,17 @@ class Reply:
 
     def take(self) -> list[Answering]:
         """Return the messages to send now."""
-        messages = [self._message(news) for news in self._pending.take()]
+        messages = [self._message(update) for update in self._pending.take()]
         return messages if self._end is None else [*messages, self._end]
 
-    def _message(self, news: News) -> Answering:
-        if isinstance(news, Piece):
-            return frames.Next(self.stream, news)
-        return frames.Begun(self.stream, news) if isinstance(news, Head) else frames.Body(self.stream, news)
+    def _message(self, update: Update) -> Answering:
+        if isinstance(update, Piece):
+            return frames.Next(self.stream, update)
+        return frames.Begun(self.stream, update) if isinstance(update, Head) else frames.Body(self.stream, update)
 
 
 Handle = Callable[[Start, Reply], Awaitable[None]]
-"""Function that answers a request: it puts news into the reply, and returns, or raises a RequestError, at the end.
+"""Function that answers a request: it puts updates into the reply, and returns, or raises a RequestError, at the end.
 
 It is cancelled when the gateway does not wait for the answer any more."""
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from run_gpt.api.answers import ChatEvent, FinishReason, GenerateAnswer
 from run_gpt.api.native_stream import NativeStream
-from run_gpt.api.pieces import CallPiece, Head, Likely, News, Pending, Piece, Token
+from run_gpt.api.pieces import CallPiece, Head, Likely, Pending, Piece, Token, Update
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.api.timings import Timings
 from run_gpt.engine import request as engine_request
@@ -26,7 +26,7 @@ OnTiming = Callable[[Timing], None]
 class Sink(Protocol):
     """Receiver of the answer to one request, on the event loop of the request."""
 
-    def put(self, news: Head | Piece) -> None:
+    def put(self, update: Head | Piece) -> None:
         """Receive the head, or a piece."""
 
     def end(self, error: RequestError | None) -> None:
@@ -226,7 +226,7 @@ class PassingSink:
 
 
 class WaitingSink:
-    """Sink with one reader, which takes the news when it is ready."""
+    """Sink with one reader, which takes the updates when it is ready."""
 
     def __init__(self) -> None:
         self._pending = Pending()
@@ -234,9 +234,9 @@ class WaitingSink:
         self._over = False
         self._error: RequestError | None = None
 
-    def put(self, news: Head | Piece) -> None:
+    def put(self, update: Head | Piece) -> None:
         """See Sink."""
-        self._pending.put(news)
+        self._pending.put(update)
         self._arrived.set()
 
     def end(self, error: RequestError | None) -> None:
@@ -244,8 +244,8 @@ class WaitingSink:
         self._over, self._error = True, error
         self._arrived.set()
 
-    async def take(self) -> list[News]:
-        """Wait for news and return all since the last call; nothing at the end.
+    async def take(self) -> list[Update]:
+        """Wait for updates and return all since the last call; nothing at the end.
 
         Raises the error that the request ended with, after everything else.
         """
@@ -260,8 +260,8 @@ class WaitingSink:
 async def native_events(request: Request, sink: WaitingSink) -> AsyncIterator[GenerateAnswer | ChatEvent]:
     """Yield the API events of everything that comes into `sink`. Raises the errors of its `take`."""
     stream: NativeStream | None = None
-    while news := await sink.take():
-        for one in news:
+    while updates := await sink.take():
+        for one in updates:
             if isinstance(one, Head):
                 stream = NativeStream(request, one)
             elif isinstance(one, Piece) and stream is not None:

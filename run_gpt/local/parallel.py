@@ -72,7 +72,7 @@ class Followers:
             self.close()
             raise
 
-    def tell(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Send a call to each follower. Raises BrokenPipeError if one has ended."""
         for rank in range(1, self.size):
             self._send(rank, data)
@@ -81,7 +81,7 @@ class Followers:
         """Return the runner of this process, once all followers have loaded. Raises SetupError if one cannot."""
         self._heard(b"loaded")
         shares = 1 if device == "cpu" else self.size  # on a CPU all shares are in the same memory
-        return ParallelRunner(runner, self.tell, self.group, runner.cache_bytes_per_token // shares, self.kill)
+        return ParallelRunner(runner, self.send, self.group, runner.cache_bytes_per_token // shares, self.kill)
 
     def watch(self, on_end: Callable[[str], None]) -> None:
         """Call `on_end` with a message whenever a follower ends by itself from now on."""

@@ -12,7 +12,7 @@ from run_gpt.gateway import replica as module
 from run_gpt.gateway.replica import SILENT_SECONDS, Replica
 from run_gpt.link.calling import ConnectionFailed, Exchange, OtherVersion
 
-LATE, GONE, OTHER = DeadlineExceeded("late"), ConnectionFailed("gone"), OtherVersion("the replica speaks version 7")
+LATE, GONE, OTHER = DeadlineExceeded("late"), ConnectionFailed("gone"), OtherVersion("the replica has version 7")
 
 
 class Probed:
@@ -114,7 +114,7 @@ async def test_one_of_another_version_gets_no_requests_and_the_log_says_why(
         assert await probed.probe(OTHER) == "incompatible"
     assert not probed.replica.takes_requests
     assert [record.getMessage() for record in caplog.records] == [
-        "the replica at 10.0.0.1:5 gets no requests: the replica speaks version 7"
+        "the replica at 10.0.0.1:5 gets no requests: the replica has version 7"
     ]
     assert await probed.probe("ready") == "ready"
 

@@ -304,7 +304,7 @@ async def test_a_link_that_is_closed_ends_what_runs_on_it(ends: Ends) -> None:
 async def test_ends_of_two_versions_say_both(ends: Ends, monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
     monkeypatch.setattr(module, "VERSION", 7)
     versions = (1, 7) if module is calling else (7, 1)
-    says = "speaks version {} of the inner wire, this gateway version {}".format(*versions)
+    says = "has version {} of the inner wire, this gateway {}".format(*versions)
     with pytest.raises(OtherVersion, match=says):
         await ends.start()
 
@@ -342,7 +342,7 @@ async def link_to(foreign: Foreign) -> AsyncIterator[Link]:
 
 
 @pytest.mark.parametrize(
-    ("foreign", "says"), [(Foreign(), "speaks no inner wire"), (Foreign(b"\xffgarbage"), "another inner wire")]
+    ("foreign", "says"), [(Foreign(), "has no inner wire"), (Foreign(b"\xffgarbage"), "another inner wire")]
 )
 async def test_an_executor_without_this_wire_is_of_another_version(foreign: Foreign, says: str) -> None:
     async with link_to(foreign) as link:
