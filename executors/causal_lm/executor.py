@@ -4,8 +4,6 @@ import logging
 import os
 import signal
 from contextlib import aclosing
-from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from docarray import BaseDoc, DocList
@@ -41,13 +39,6 @@ StatusDocument, MetricsDocument = map(document_class, (Status, Metrics))
 # Arguments that Jina itself passes to an Executor's constructor.
 _JINAS = {"metas", "requests", "runtime_args", "workspace", "dynamic_batching"}
 
-# Jina turns each setting that looks like a number into one, and makes a text of a type that YAML lacks.
-_MEANT: dict[str, Any] = {
-    **dict.fromkeys(("model_name", "model_path", "adapter_name_or_path", "device"), str),
-    "cache_dir": Path,
-    "adapters": lambda adapters: {str(name): str(path) for name, path in adapters.items()},
-}
-
 
 class CausalLMExecutor(Executor):  # type: ignore[misc]
     """One (possibly sharded) causal language model behind the endpoints of a model, `/status` and `/metrics`.
@@ -59,8 +50,8 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
 
     def __init__(self, **settings: Any):
         super().__init__(**{name: settings.pop(name) for name in _JINAS & settings.keys()})
-        model_config, engine_config = _take(ModelConfig, settings), _take(EngineConfig, settings)
-        host_config = _take(HostConfig, settings)
+        model_config, engine_config = ModelConfig.take(settings), EngineConfig.take(settings)
+        host_config = HostConfig.take(settings)
         if settings:
             raise SetupError(f"CausalLMExecutor has no setting {', '.join(map(repr, settings))}")
         self.failed = False
@@ -165,12 +156,6 @@ for _endpoint in MODEL_ENDPOINTS:
 
 def _status_document(status: Status) -> BaseDoc:
     return StatusDocument(**status.model_dump())
-
-
-def _take(config: type[Any], settings: dict[str, Any]) -> Any:
-    """Remove the fields of `config` from `settings`, and return a `config` of them."""
-    mine = {f.name: settings.pop(f.name) for f in fields(config) if f.name in settings}
-    return config(**{n: _MEANT[n](value) if n in _MEANT and value is not None else value for n, value in mine.items()})
 
 
 def _request_error(error: Exception) -> RequestError:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Self
+from types import NoneType, UnionType
+from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
 
 from run_gpt.config.option import Option, Panel
 from run_gpt.config.values import (
@@ -25,8 +26,27 @@ class _Config:
 
     @classmethod
     def take(cls, settings: dict[str, Any]) -> Self:
-        """Remove this class's fields from the settings, and return a configuration of them."""
-        return cls(**{f.name: settings.pop(f.name) for f in fields(cls) if f.name in settings})  # type: ignore[arg-type]
+        """Remove this class's fields from the settings, and return a configuration of them.
+
+        A Flow's YAML has neither paths nor tuples, and Jina makes a number of a text that looks like one: such values
+        get the types that the fields declare.
+        """
+        hints = get_type_hints(cls)
+        mine = {f.name: settings.pop(f.name) for f in fields(cls) if f.name in settings}  # type: ignore[arg-type]
+        return cls(**{name: _as_declared(value, hints[name]) for name, value in mine.items()})
+
+
+def _as_declared(value: Any, hint: Any) -> Any:
+    kinds = {get_origin(kind) or kind for kind in (get_args(hint) if get_origin(hint) is UnionType else (hint,))}
+    if Path in kinds and isinstance(value, str):
+        return Path(value)
+    if tuple in kinds and isinstance(value, list):
+        return tuple(value)
+    if kinds == {str, NoneType} and isinstance(value, int | float):
+        return str(value)
+    if hint == dict[str, str] | None and value is not None:
+        return {str(key): str(item) for key, item in value.items()}
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jina import Gateway
@@ -36,38 +34,14 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
     another shape, and for keys that cannot be read.
     """
 
-    def __init__(
-        self,
-        request_timeout: float = GatewayConfig.request_timeout,
-        drain_seconds: float = GatewayConfig.drain_seconds,
-        max_body_bytes: int = GatewayConfig.max_body_bytes,
-        runtime_adapters: bool = GatewayConfig.runtime_adapters,
-        api_key_file: str | None = None,
-        require_key: bool = GatewayConfig.require_key,
-        cors_origins: Sequence[str] = GatewayConfig.cors_origins,
-        log_requests: bool = GatewayConfig.log_requests,
-        log_load: float | None = GatewayConfig.log_load,
-        memory_budget: int | None = GatewayConfig.memory_budget,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        if unknown := kwargs.keys() - vars(self.runtime_args).keys() - _JINAS:
+    def __init__(self, **settings: Any):
+        config = GatewayConfig.take(settings)
+        super().__init__(**settings)
+        if unknown := settings.keys() - vars(self.runtime_args).keys() - _JINAS:
             raise SetupError(f"RunGPTGateway has no setting {', '.join(map(repr, sorted(unknown)))}")
-        config = GatewayConfig(
-            request_timeout=request_timeout,
-            drain_seconds=drain_seconds,
-            max_body_bytes=max_body_bytes,
-            runtime_adapters=runtime_adapters,
-            api_key_file=None if api_key_file is None else Path(api_key_file),
-            require_key=require_key,
-            cors_origins=tuple(cors_origins),
-            log_requests=log_requests,
-            log_load=log_load,
-            memory_budget=memory_budget,
-        )
         check_origins(config.cors_origins)
         self.keys = Keys.of(config, os.environ.get(API_KEY_VARIABLE))
-        if log_requests:
+        if config.log_requests:
             record.open_log()
         executors = executor_addresses(self.runtime_args.deployments_addresses)
         tracing = _tracing(self.tracer_provider)
