@@ -16,7 +16,7 @@ app = typer.Typer(help="The LoRA adapters of a running server: list, load, unloa
 Endpoint = Annotated[
     str, typer.Option("--endpoint", help="The server, such as grpc://127.0.0.1:51000 or http://127.0.0.1:52000.")
 ]
-Name = Annotated[str, typer.Argument(help="What requests call it.")]
+Name = Annotated[str, typer.Argument(help="Name of the adapter in requests.")]
 ENDPOINT = "grpc://127.0.0.1:51000"
 
 

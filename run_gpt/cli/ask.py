@@ -22,7 +22,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="What `rungpt serve` takes; with --endpoint, the name that the server must serve.",
+        help="The model, as `rungpt serve` takes it; with --endpoint, a name that the server serves.",
         rich_help_panel=Panel.MODEL,
     ),
 ]

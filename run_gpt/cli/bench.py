@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from run_gpt.bench.load import Level
     from run_gpt.bench.results import Results
 
-app = typer.Typer(help="Measure a model or a server, and compare what was measured.", no_args_is_help=True)
+app = typer.Typer(help="Measure a model or a server, and compare results.", no_args_is_help=True)
 
 LOAD, PROMPTS, OUTPUT = "Load", "Prompts and answers", "Results"
 _LENGTHS = "N, uniform:LO:HI, normal:MEAN:SD or lognormal:MEDIAN:SIGMA"
@@ -67,7 +67,8 @@ def serve(
     server_pid: Annotated[
         int | None,
         typer.Option(
-            min=1, help="The server's process on this machine, for its CPU time. Default: what listens at --endpoint."
+            min=1,
+            help="The server's process on this machine, for its CPU time. Default: the one that listens at --endpoint.",
         ),
     ] = None,
     answers: Annotated[
@@ -190,7 +191,7 @@ def serve(
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A.json", help="What `rungpt bench serve --json` wrote.")],
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="A file that `rungpt bench serve --json` wrote.")],
     b: Annotated[Path, typer.Argument(metavar="B.json", help="Another, of the same loads.")],
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
 ) -> None:

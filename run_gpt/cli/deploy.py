@@ -34,14 +34,16 @@ class _ModelOrCommand(TyperGroup):
 
 app = typer.Typer(
     cls=_ModelOrCommand,
-    help="Run a served model on Jina Cloud, Kubernetes, Docker Compose or AWS, and look after it there.\n\n"
+    help="Deploy a model to Jina Cloud, Kubernetes, Docker Compose or AWS, and manage the deployment.\n\n"
     "`rungpt deploy MODEL --cloud kubernetes --replicas 2` deploys it; `rungpt deploy MODEL --help` shows the options.",
     no_args_is_help=True,
 )
 
 Cloud = StrEnum("Cloud", {name: name for name in TARGETS})  # type: ignore[misc]
 CloudOption = Annotated[Cloud, typer.Option("--cloud", help="The engine that runs it.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The deployment's name: --name, or what `deploy` said.")]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of the deployment: --name, or the one that `deploy` printed.")
+]
 
 
 def with_target(command: Callable[..., None]) -> Callable[..., None]:
@@ -74,7 +76,7 @@ def target_of(cloud: str, settings: dict[str, Any]) -> Target:
 def deploy(
     cloud: CloudOption,
     model_names: options.ModelNames = None,
-    name: Annotated[str, typer.Option(help="What it is called there; default: rungpt- and the model's name.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the deployment; default: rungpt- and the model's name.")] = "",
     image: Annotated[str, typer.Option(help="The image that its containers run.")] = Deployment.image,
     gateways: Annotated[
         int, typer.Option(min=1, help="Processes that take requests.", rich_help_panel=Panel.SIZE)
@@ -105,7 +107,7 @@ def deploy(
     settings: dict[str, Any] | None = None,
     of_target: dict[str, Any] | None = None,
 ) -> None:
-    """Deploy MODEL, or change what is there under this name; print where requests go once it serves."""
+    """Deploy MODEL, or update the deployment of this name; print its endpoints once it serves."""
     target = target_of(cloud, of_target or {})
     model_name, *more = model_names or [DEFAULT_MODEL]
     if more:
@@ -133,7 +135,7 @@ def deploy(
 @app.command()
 @with_target
 def status(cloud: CloudOption, name: Name, of_target: dict[str, Any] | None = None) -> None:
-    """Say whether a deployment serves, how many replicas it has, and where requests go."""
+    """Show a deployment's state, number of replicas and endpoints."""
     found = target_of(cloud, of_target or {}).status(name)
     print(f"{found.name}  {found.phase}")
     if found.wanted is not None:
@@ -165,14 +167,14 @@ def scale(
     replicas: Annotated[int, typer.Argument(min=0, metavar="REPLICAS", help="Executors from now on.")],
     of_target: dict[str, Any] | None = None,
 ) -> None:
-    """Change how many replicas of the model a deployment has."""
+    """Change a deployment's number of replicas."""
     target_of(cloud, of_target or {}).scale(name, replicas, _tell)
 
 
 @app.command()
 @with_target
 def remove(cloud: CloudOption, name: Name, of_target: dict[str, Any] | None = None) -> None:
-    """End a deployment and delete all that was made for it."""
+    """Delete a deployment and everything that was created for it."""
     target_of(cloud, of_target or {}).remove(name, _tell)
 
 

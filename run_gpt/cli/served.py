@@ -10,7 +10,7 @@ from run_gpt.cli import options
 from run_gpt.cli.adapters import ENDPOINT, Endpoint
 from run_gpt.models.sizes import size_text
 
-Name = Annotated[str, typer.Argument(help="What the server calls it: see `rungpt models served`.")]
+Name = Annotated[str, typer.Argument(help="Name in the server: see `rungpt models served`.")]
 
 
 def served(endpoint: Endpoint = ENDPOINT, api_key: options.ApiKey = None) -> None:

@@ -105,14 +105,14 @@ def welcome(config: ServeConfig) -> str:
     http, grpc = addresses(config)
     body = json.dumps({"messages": [{"role": "user", "content": "What is the capital of France?"}]})
     key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if config.asks_for_key else ""
-    lines_by_url = {
+    pages = {
         f"{http}/playground": "a page to chat",
         f"{http}/v1": "OpenAI's API",
         f"{http}/docs": "all routes",
         grpc: "the same over gRPC",
     }
-    width = max(map(len, lines_by_url))
-    lines = [f"  {url.ljust(width)}  {what}" for url, what in lines_by_url.items()]
+    width = max(map(len, pages))
+    lines = [f"  {url.ljust(width)}  {what}" for url, what in pages.items()]
     curl = f"  curl {http}/chat{key} -H 'Content-Type: application/json' -d '{body}'"
     return "\n".join(["", f"RunGPT serves {served_names(config)}:", "", *lines, "", "Try:", "", curl, ""])
 
