@@ -68,7 +68,7 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="The server's process on this machine, for its CPU time. Default: the one that listens at --endpoint.",
+            help="The server's process here, for its CPU time. Default: the one that listens at --endpoint.",
         ),
     ] = None,
     answers: Annotated[

@@ -24,9 +24,7 @@ def _joined(values: tuple[object, ...]) -> str:
 
 
 def model(
-    name: Annotated[
-        str, typer.Argument(metavar="MODEL", help="The model, as `rungpt serve` takes it.")
-    ] = DEFAULT_MODEL,
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="As `rungpt serve` takes it.")] = DEFAULT_MODEL,
     precision: Annotated[str, typer.Option(help="Precisions, with commas.")] = _joined(ALL_PRECISIONS),
     compile: Annotated[
         str, typer.Option(help="Precisions with two rows more: the generic runner, without and with torch.compile.")

@@ -41,9 +41,7 @@ app = typer.Typer(
 
 Cloud = StrEnum("Cloud", {name: name for name in TARGETS})  # type: ignore[misc]
 CloudOption = Annotated[Cloud, typer.Option("--cloud", help="The engine that runs it.")]
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Name of the deployment: --name, or the one that `deploy` printed.")
-]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the deployment, which `deploy` printed.")]
 
 
 def with_target(command: Callable[..., None]) -> Callable[..., None]:
