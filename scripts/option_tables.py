@@ -67,9 +67,9 @@ TABLES = {
 
 def made(document: Path) -> str:
     """Return the document's text with its tables made anew."""
-    return with_tables(document, "option_tables", TABLES[document])
+    return with_tables(document, "scripts/option_tables.py", TABLES[document])
 
 
 if __name__ == "__main__":
     for document, tables in TABLES.items():
-        main(document, "option_tables", tables)
+        main(document, "scripts/option_tables.py", tables)
