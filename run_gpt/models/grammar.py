@@ -21,6 +21,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 
 from run_gpt.errors import InvalidRequest, QueueFull, RequestError
+from run_gpt.models.json_schema import enforceable
 from run_gpt.models.trial import Trial, limits
 
 Kind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
@@ -209,14 +210,14 @@ class GrammarCompiler:
 
 
 def _json_schema(source: str) -> str:
-    """Return the grammar of a JSON schema. llguidance gets the text itself, so it keeps the order of the properties."""
+    """Return the grammar of a JSON schema, with its properties in their order."""
     schema = _parsed(source)
     if not isinstance(schema, dict):
         raise _refusal("the JSON schema is not an object")
     if "x-guidance" in schema:
         raise _refusal("the JSON schema is refused: x-guidance is not for requests to set")
     try:
-        return str(LLMatcher.grammar_from_json_schema(source, overrides=_JSON))
+        return str(LLMatcher.grammar_from_json_schema(json.dumps(enforceable(schema)), overrides=_JSON))
     except ValueError as error:
         raise _refusal(f"the JSON schema is refused: {_reason(str(error))}") from error
 

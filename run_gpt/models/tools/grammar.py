@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from run_gpt.errors import InvalidRequest
+from run_gpt.models.json_schema import enforceable
 from run_gpt.models.tools.function import Function
 
 # Python's way of writing JSON, in which models have seen calls and schemas. White space must not be endless.
@@ -68,7 +69,7 @@ class CallForm:
         """Return the rules `call`, and `call_i` and `arguments_i` for function number i."""
         rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(functions)))]
         for i, function in enumerate(functions):
-            schema = json.dumps({**function.schema(), "x-guidance": _SPACING})
+            schema = json.dumps({**enforceable(function.schema()), "x-guidance": _SPACING})
             before, end = lark_text(self.before(function.name), tokens), lark_text(self.end, tokens)
             rules += [f"call_{i}: {before} arguments_{i} {end}", f"arguments_{i}: %json {schema}"]
         return "\n".join(rules) + "\n"

@@ -103,7 +103,7 @@ def test_the_life_of_a_deployment(stand_in: StandIn, said: list[str]) -> None:
     target.remove("chat", said.append)
     assert "Container chat-executor-5  Removed" in said
     assert not list(stand_in.home.iterdir())
-    with pytest.raises(SetupError, match="there is no deployment chat: `docker compose ls --all` shows what there is"):
+    with pytest.raises(SetupError, match="there is no deployment chat: `docker compose ls --all` lists them"):
         target.status("chat")
 
 

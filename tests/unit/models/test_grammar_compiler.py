@@ -119,6 +119,12 @@ def test_properties_come_in_the_order_of_the_schema(compiler, tokenizer):
     assert not accepts(grammar, tokenizer, '{"a": null, "z": null}')
 
 
+def test_a_time_has_no_leap_second_which_validators_refuse(compiler, tokenizer):
+    grammar = compiler.compile("json_schema", '{"type": "string", "format": "time"}')
+    assert accepts(grammar, tokenizer, '"21:50:59.07+01:33"')
+    assert not accepts(grammar, tokenizer, '"21:50:60.07+01:33"')
+
+
 @pytest.mark.parametrize("space", [" ", "\n", "\t", "\n  \n"])
 def test_a_model_cannot_go_on_in_white_space(compiler, tokenizer, space):
     """A small model that is unsure repeats itself: it would fill its whole answer with spaces."""
