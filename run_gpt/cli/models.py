@@ -18,6 +18,7 @@ CACHE = "Catalogue and cache"
 app = typer.Typer(help="The models that can be served, and those that a running server holds.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A catalogue name, or a hub id such as org/model.")]
+Shown = Annotated[str, typer.Argument(help="A catalogue name, a hub id, or the path of a folder or a GGUF file.")]
 
 
 @app.command("list", rich_help_panel=CACHE)
@@ -46,7 +47,7 @@ def pull(
 
 
 @app.command(rich_help_panel=CACHE)
-def show(name: Name) -> None:
+def show(name: Shown) -> None:
     """Show what is known of a model."""
     info = models.show(name)
     table = Table(show_header=False, box=None, pad_edge=False)

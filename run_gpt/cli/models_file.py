@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from run_gpt.config import API_KEY_VARIABLE, Option, ServeConfig, ServedModel, options_of
 from run_gpt.errors import SetupError
 from run_gpt.models import find
+from run_gpt.models.paths import is_explicit_path, local_path
 from run_gpt.models.sizes import parse_size
 
 UNLOAD_AFTER = 600.0
@@ -155,12 +156,12 @@ def _if_path(text: str | None, folder: Path) -> str | None:
     """Make a path absolute; return a catalogue name or a hub id unchanged."""
     if text is None or find(text) is not None:
         return text
-    is_path = text.startswith((".", "~", os.sep)) or text.endswith(".gguf") or (folder / text).exists()
+    is_path = is_explicit_path(text) or (folder / text).exists()
     return _absolute(text, folder) if is_path else text
 
 
 def _absolute(text: str, folder: Path) -> str:
-    return os.path.normpath(folder / Path(text).expanduser())
+    return str(local_path(text)) if text.startswith("~") else os.path.normpath(folder / text)
 
 
 def _load(file: Path) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from run_gpt.errors import ModelLoadError
+from run_gpt.models.adapter_config import refuse_adapter
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles
 from run_gpt.models.gguf_weights import gguf_weights
@@ -22,6 +23,7 @@ def check_files(files: ModelFiles, *, allow_pickle: bool) -> dict[str, Any]:
 
     Only the headers of the weights are read: they give the files' lengths and tensors.
     """
+    refuse_adapter(files.folder)
     found = {name: _json(files, files.folder / name) for name in _SETTINGS if (files.folder / name).exists()}
     if gguf_weights(files.folder) is None:
         _check_weights(files, allow_pickle)

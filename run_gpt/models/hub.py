@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from run_gpt.errors import DownloadError, ModelLoadError, ModelNotFound
 from run_gpt.models.cache import ModelCache, folder_bytes, require_space
+from run_gpt.models.paths import is_gguf
 from run_gpt.models.progress import OnProgress
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _RECORD = "hub.json"
 
 def is_hub_id(name: str) -> bool:
     """Return True if `name` has the form `organisation/model`."""
-    return _HUB_ID.fullmatch(name) is not None and not name.endswith(".gguf")
+    return _HUB_ID.fullmatch(name) is not None and not is_gguf(name)
 
 
 def hub_key(repo: str) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from run_gpt.errors import ModelNotFound
 from run_gpt.models.cache import ModelCache, folder_bytes
 from run_gpt.models.catalogue import CATALOGUE, CatalogueEntry, HubSource, find
-from run_gpt.models.convert import catalogue_key, converted_record
-from run_gpt.models.files import ModelFiles, fetch_entry, unknown_model
+from run_gpt.models.convert import catalogue_key, converted_key, converted_record, file_identity
+from run_gpt.models.files import ModelFiles, fetch_entry, path_of, unknown_model
 from run_gpt.models.hub import cached_snapshot, fetch_from_hub, hub_bytes, hub_key, is_hub_id, remove_from_hub_cache
+from run_gpt.models.paths import gguf_files, is_explicit_path, is_gguf, local_path, path_name
 from run_gpt.models.progress import OnProgress, no_progress
 
 
@@ -41,8 +42,10 @@ def list_models(cache_dir: Path | None = None) -> list[ModelInfo]:
 
 
 def show(name: str, cache_dir: Path | None = None) -> ModelInfo:
-    """Return all that is known about one model. Raises ModelNotFound."""
+    """Return all that is known about one model, or about a folder or GGUF file. Raises ModelNotFound."""
     cache = ModelCache(cache_dir)
+    if (path := path_of(name)) is not None:
+        return _local_info(cache, local_path(path))
     entry = find(name)
     if entry is not None:
         return _entry_info(cache, entry)
@@ -61,6 +64,10 @@ def pull(
 
     Raises ModelNotFound, DownloadError, ModelLoadError, ChecksumMismatch.
     """
+    if path_of(name) is not None:
+        raise ModelNotFound(
+            f"{name} is a path, and only models of the catalogue and the hub are fetched: serve it as it is"
+        )
     cache = ModelCache(cache_dir)
     entry = find(name)
     if entry is not None:
@@ -78,17 +85,34 @@ def remove(name: str, cache_dir: Path | None = None) -> int:
     A model's own folder or GGUF file outside the cache is kept. Raises ModelNotFound.
     """
     cache = ModelCache(cache_dir)
-    entry = find(name)
+    entry = None if is_explicit_path(name) else find(name)
     if entry is not None and isinstance(entry.source, HubSource):
         return remove_from_hub_cache(cache, entry.source.repo)
     if entry is not None:
         return sum(cache.remove(key) for key in _entry_keys(cache, entry))
     if is_hub_id(name):
         return remove_from_hub_cache(cache, name)
-    keys = [key for key in cache.keys("converted") if name in _names_of(cache, key)]
+    wanted = {name, str(local_path(name))}
+    keys = [key for key in cache.keys("converted") if wanted & {*_names_of(cache, key)}]
     if not keys:
         raise unknown_model(name)
     return sum(cache.remove(key) for key in keys)
+
+
+def _local_info(cache: ModelCache, local: Path) -> ModelInfo:
+    """Return what is known of a folder, or of a GGUF file, which has a folder in the cache once it was served."""
+    if not local.exists():
+        raise ModelNotFound(f"there is no file or folder {local}", param="model")
+    file = (
+        gguf_files(local)[0] if local.is_dir() and not (local / "config.json").exists() and gguf_files(local) else local
+    )
+    if not is_gguf(file):
+        if not (local / "config.json").is_file():
+            raise ModelNotFound(f"{local} is no model: give a folder with a config.json, or a GGUF file", param="model")
+        disk = sum(one.stat().st_size for one in local.iterdir() if one.is_file())
+        return _other(path_name(local), "a folder on this disk", str(local), disk, local)
+    converted = cache.get(converted_key(file.stem, file_identity(file)))
+    return _other(path_name(local), "a GGUF file on this disk", str(file), file.stat().st_size, converted, cached=True)
 
 
 def _names_of(cache: ModelCache, key: str) -> tuple[str, str]:
@@ -146,7 +170,9 @@ def _others(cache: ModelCache) -> list[ModelInfo]:
     return others
 
 
-def _other(name: str, description: str, source: str, disk: int, folder: Path | None) -> ModelInfo:
+def _other(
+    name: str, description: str, source: str, disk: int, folder: Path | None, *, cached: bool = False
+) -> ModelInfo:
     return ModelInfo(
         name=name,
         description=description,
@@ -155,7 +181,7 @@ def _other(name: str, description: str, source: str, disk: int, folder: Path | N
         download_bytes=None,
         source=source,
         aliases=(),
-        cached=folder is not None,
+        cached=cached or folder is not None,
         disk_bytes=disk,
         folder=folder,
     )

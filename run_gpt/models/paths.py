@@ -1,0 +1,44 @@
+"""Paths that users give in place of a model's name: when a text is one, the file that it means, and its name."""
+
+import os
+import re
+from pathlib import Path
+
+from run_gpt.errors import ModelLoadError
+
+_SNAPSHOT = re.compile(r"models--(.+)")
+
+
+def is_gguf(file: str | Path) -> bool:
+    """Return True if a file's name ends in .gguf, in any case."""
+    return str(file).lower().endswith(".gguf")
+
+
+def is_explicit_path(text: str) -> bool:
+    """Return True if a text can be nothing but a path: it begins with `.`, `~` or `/`, or ends in `/` or .gguf."""
+    return is_gguf(text) or text.startswith((".", "~", os.sep)) or text.endswith(os.sep)
+
+
+def local_path(text: str | Path) -> Path:
+    """Return an absolute path, with `~` replaced and links kept. Raises ModelLoadError for an unknown user."""
+    try:
+        return Path(os.path.abspath(Path(text).expanduser()))
+    except RuntimeError as error:
+        raise ModelLoadError(f"{text}: there is no such user here: give the whole path") from error
+
+
+def path_name(text: str | Path) -> str:
+    """Return the name of what lies at a path: of the folder or link, of the file without .gguf, or a snapshot's hub id.
+
+    Raises ModelLoadError for an unknown user.
+    """
+    local = local_path(text)
+    if local.parent.name == "snapshots" and (match := _SNAPSHOT.fullmatch(local.parent.parent.name)):
+        return match[1].replace("--", "/")
+    return local.stem if is_gguf(local) else local.name
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """Return the GGUF files of a folder that hold a model, by name: of a model in parts the first one."""
+    found = sorted(file for file in folder.iterdir() if is_gguf(file) and not file.name.startswith("mmproj"))
+    return [file for file in found if not re.search(r"-(?!00001)\d{5}-of-\d{5}$", file.stem)]
