@@ -8,6 +8,7 @@ from run_gpt.api.schema import BASE
 from run_gpt.config import ModelConfig
 from run_gpt.engine.interface import Engine
 from run_gpt.errors import InvalidRequest, ModelNotFound, SetupError
+from run_gpt.models.adapter_base import AdapterBase
 from run_gpt.models.adapters import read_adapter
 from run_gpt.models.files import adapter_folder, default_adapter
 
@@ -15,8 +16,9 @@ from run_gpt.models.files import adapter_folder, default_adapter
 class Adapters:
     """Adapters of one engine. Its methods may be called from any thread."""
 
-    def __init__(self, engine: Engine, config: ModelConfig):
-        self._engine, self._config = engine, config
+    def __init__(self, engine: Engine, config: ModelConfig, base: AdapterBase | None = None):
+        """`base`: the model that adapters must fit; see `read_adapter`."""
+        self._engine, self._config, self._base = engine, config, base
         self._default = default_adapter(config)
 
     def named(self, name: str | None) -> str | None:
@@ -47,7 +49,7 @@ class Adapters:
             raise InvalidRequest(f"name = {name!r}: that is the model itself", param="name")
         try:
             folder = adapter_folder(path, self._config)
-            weights = read_adapter(folder, allow_pickle=self._config.allow_pickle)
+            weights = read_adapter(folder, base=self._base, allow_pickle=self._config.allow_pickle)
         except (SetupError, ModelNotFound) as error:
             raise InvalidRequest(f"path: {error.message}", param="path") from error
         self._engine.load_adapter(name, weights)

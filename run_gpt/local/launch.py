@@ -15,6 +15,8 @@ from run_gpt.engine.runners.base import end_ids_of
 from run_gpt.engine.runners.choice import choose_runner
 from run_gpt.engine.runners.compiled import compile_forward, prepare_compiler
 from run_gpt.engine.runners.generic import GenericRunner
+from run_gpt.engine.runners.llama import FAMILIES
+from run_gpt.engine.runners.lora import PROJECTION
 from run_gpt.engine.runners.memory import fitting_tokens
 from run_gpt.engine.runners.native.runner import NativeRunner, fits
 from run_gpt.engine.runners.native.weights import PackedWeights
@@ -24,9 +26,11 @@ from run_gpt.local.kernels import finished, packer_for, start_kernels
 from run_gpt.local.parallel import Followers, load_shares
 from run_gpt.local.prompts import answer_decoder
 from run_gpt.models import LoadedModel, OnProgress, no_progress
+from run_gpt.models.adapters import adapter_paths
 from run_gpt.models.cache import cache_root
+from run_gpt.models.files import adapter_folder, startup_adapters
 from run_gpt.models.grammar import GrammarCompiler
-from run_gpt.models.placement import place
+from run_gpt.models.placement import Placement, place
 from run_gpt.models.target import QUANTISED
 from run_gpt.process.devices import is_split
 
@@ -63,8 +67,18 @@ def launch(
     """
     kernels = _start_compilers(model_config, engine_config)
     placement = place(model_config, on_progress=on_progress)
+    if engine_config.runner == "auto" and _needs_generic(placement):
+        engine_config = replace(engine_config, runner="generic")
     loaded, followers = load_shares(placement, packer_for(kernels, engine_config), on_progress)
     return start_model(loaded, engine_config, kernels, followers, on_dead)
+
+
+def _needs_generic(placement: Placement) -> bool:
+    """Return True if an adapter changes layers for which the native runner, else chosen for this model, has none."""
+    config = placement.config
+    folders = [adapter_folder(path, config) for path in startup_adapters(config).values()]
+    paths = [path for folder in folders for path in adapter_paths(folder)]
+    return placement.model_type in FAMILIES and not all(PROJECTION.fullmatch(path) for path in paths)
 
 
 def _start_compilers(model_config: ModelConfig, engine_config: EngineConfig) -> "MaybeKernels":

@@ -113,7 +113,7 @@ class Model(LanguageModel):
         self._preparation = Preparation(self._prompts, running.grammars, self.context_length)
         self._grammars = running.grammars
         self._engine = running.engine
-        self._adapters = Adapters(running.engine, config)
+        self._adapters = Adapters(running.engine, config, loaded.adapter_base)
 
     def status(self) -> Status:
         """Return the state of the engine."""

@@ -11,10 +11,12 @@ from typing import Any
 
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
+from run_gpt.models.adapter_base import AdapterBase
+from run_gpt.models.adapter_config import read_adapter_config
 from run_gpt.models.adapters import AdapterWeights, read_adapter
 from run_gpt.models.chat_template import end_with_turns
 from run_gpt.models.convert import converted_record, is_converted
-from run_gpt.models.files import ModelFiles, adapter_folder, startup_adapters
+from run_gpt.models.files import ModelFiles, adapter_folder, is_called, startup_adapters
 from run_gpt.models.metadata import read_config, read_tokenizer
 from run_gpt.models.packing import Packer
 from run_gpt.models.placement import Placement, place
@@ -54,6 +56,8 @@ class LoadedModel:
     """True if the model keeps a state instead of a key-value cache."""
     adapters: Mapping[str, AdapterWeights] = field(default_factory=dict)
     """LoRA adapters of the configuration, by name; see `read_adapter`."""
+    adapter_base: AdapterBase | None = None
+    """Model as adapters that are loaded later need it; None: they are not checked against it."""
     clean_ups: tuple[CleanUp, ...] = ()
     """Resources to free when the model is no longer used, in the order in which they were taken."""
 
@@ -98,6 +102,8 @@ def load_weights(
     model.eval().requires_grad_(False)
     context, notes = _context_length(model, tokenizer)
     template, stateful = _chat_template(files, model, tokenizer), _keeps_state(model)
+    base = AdapterBase.of(model, files.folder)
+    adapters, made_for = _adapters(placement, base, on_progress)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -105,11 +111,19 @@ def load_weights(
         context_length=context,
         precision=target.precision,
         device=str(input_device(model)),
-        notes=(*target.notes, *_slow_on_cpu(target, packer), *notes, *_unusual(model, template, stateful)),
+        notes=(
+            *files.notes,
+            *target.notes,
+            *_slow_on_cpu(target, packer),
+            *notes,
+            *_unusual(model, template, stateful),
+            *made_for,
+        ),
         packer=packer,
         chat_template=template,
         stateful=stateful,
-        adapters=_adapters(placement.config, on_progress),
+        adapters=adapters,
+        adapter_base=base,
         clean_ups=clean_ups,
     )
 
@@ -140,12 +154,19 @@ def _slow_on_cpu(target: Target, packer: Packer | None) -> list[str]:
     return []
 
 
-def _adapters(config: ModelConfig, on_progress: OnProgress) -> dict[str, AdapterWeights]:
-    adapters = {}
+def _adapters(
+    placement: Placement, base: AdapterBase, on_progress: OnProgress
+) -> tuple[dict[str, AdapterWeights], list[str]]:
+    """Return the adapters of the configuration by name, and a note on each that was made for another model."""
+    config, adapters, notes = placement.config, {}, []
     for name, path in startup_adapters(config).items():
         on_progress(f"Loading the adapter {name}", 0, None)
-        adapters[name] = read_adapter(adapter_folder(path, config), allow_pickle=config.allow_pickle)
-    return adapters
+        folder = adapter_folder(path, config)
+        adapters[name] = read_adapter(folder, base=base, allow_pickle=config.allow_pickle)
+        made_for = read_adapter_config(folder).base
+        if made_for is not None and not is_called(placement.files, made_for):
+            notes.append(f"the adapter {name} was made for {made_for}, and this is {placement.files.name}")
+    return adapters, notes
 
 
 def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplate | None:

@@ -108,7 +108,8 @@ class LlamaRunner(TransformersRunner):
         """See ModelRunner."""
         hidden, ends = self._hidden(runs)
         wanted = [place for run in runs for place in range(ends[run.slot] - run.num_logits, ends[run.slot])]
-        return self._logits(hidden if wanted == list(range(len(hidden))) else hidden[wanted])
+        with self._adapters.rows([run.adapter for run in runs for _ in range(run.num_logits)]):
+            return self._logits(hidden if wanted == list(range(len(hidden))) else hidden[wanted])
 
     @torch.inference_mode()
     def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """LoRA adapters (Hu et al. 2021) beside a model's weights: low-rank additions to linear layers, chosen per row."""
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from run_gpt.process.devices import input_device
 
 Rows = Sequence["Lora | None"]
+PROJECTION = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<name>[qkvo]|gate|up|down)_proj")
+"""Path of a layer for which every runner of Llama and similar models has adapters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +24,8 @@ class Lora:
 
     name: str
     weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-    """Matrices A [rank, inputs] and B [outputs, rank] by the path of a linear layer in the transformers model; in fp32,
-    with the scale in B. The layer computes x W^T + (x A^T) B^T."""
+    """Matrices A [rank, inputs] and B [outputs, rank] by the path of a layer in the transformers model; in fp32, with
+    the scale in B. A linear layer computes x W^T + (x A^T) B^T. An embedding's inputs are its rows, one-hot."""
 
 
 class Adapters:
@@ -88,8 +91,13 @@ class Adapters:
         """True when a row of the current call has an adapter."""
         return getattr(self._current, "loras", None) is not None
 
-    def __call__(self, path: str, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """Return `out` [..., outputs] of the layer at `path` for `x` [..., inputs], plus the adapters' additions."""
+    def __call__(
+        self, path: str, x: torch.Tensor, out: torch.Tensor, *, scale: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return `out` [..., outputs] of the layer at `path` for `x` [..., inputs], plus the adapters' additions.
+
+        `scale`: factor of an embedding's output, whose `x` are token ids [...]; None: a linear layer.
+        """
         loras: Rows | None = getattr(self._current, "loras", None)
         if loras is None:
             return out
@@ -99,26 +107,31 @@ class Adapters:
                 places.setdefault(lora, []).append(row)
         if not places:
             return out
-        inputs, sums = x.reshape(len(loras), -1, x.shape[-1]), out.reshape(len(loras), -1, out.shape[-1]).clone()
+        sums = out.reshape(len(loras), -1, out.shape[-1]).clone()
+        inputs = x.reshape(*sums.shape[:2], *x.shape[out.dim() - 1 :])
         for lora, rows in places.items():
             a, b = (weight.to(x.device) for weight in self._weights[lora][path])
-            sums[rows] += (inputs[rows].float() @ a.T @ b.T).to(out.dtype)
+            inner = inputs[rows].float() @ a.T if scale is None else a.T[inputs[rows]] * scale
+            sums[rows] += (inner @ b.T).to(out.dtype)
         return sums.reshape(out.shape)
 
     def _hook(self, path: str) -> Any:
         def add(module: nn.Module, arguments: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
-            return self(path, arguments[0], out)
+            scale = getattr(module, "embed_scale", 1.0) if not arguments[0].is_floating_point() else None
+            return self(path, arguments[0], out, scale=scale)
 
         return add
 
     def _shape(self, path: str) -> tuple[int, int]:
-        """Return the numbers of outputs and inputs of a linear layer."""
+        """Return the numbers of outputs and inputs of a linear layer, or of an embedding, whose inputs are its rows."""
         try:
             module: Any = self._model.get_submodule(path)
         except AttributeError as error:
             raise ValueError(f"this model has no layer {path}") from error
         if isinstance(module, Conv1D):
             return int(module.weight.shape[1]), int(module.weight.shape[0])
+        if module is self._model.get_input_embeddings():
+            return int(module.embedding_dim), int(module.num_embeddings)
         if not hasattr(module, "out_features") or not hasattr(module, "in_features"):
-            raise ValueError(f"{path} is no linear layer")
+            raise ValueError(f"{path} is no linear layer, and not the embedding of tokens")
         return int(module.out_features), int(module.in_features)

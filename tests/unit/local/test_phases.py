@@ -32,7 +32,7 @@ class Engine:
 
 
 log: list[str] = []
-PLACEMENT: Any = SimpleNamespace(config=ModelConfig(tensor_parallel=2))
+PLACEMENT: Any = SimpleNamespace(config=ModelConfig(tensor_parallel=2), model_type="llama")
 
 
 @pytest.fixture(autouse=True)

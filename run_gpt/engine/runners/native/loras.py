@@ -1,17 +1,14 @@
 """LoRA adapters in the form that the kernels need: by layer and projection, in fp32."""
 
 import ctypes
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from run_gpt.engine.plan import ScheduledTokens
-from run_gpt.engine.runners.lora import Lora
+from run_gpt.engine.runners.lora import PROJECTION, Lora
 from run_gpt.engine.runners.native.binding import LANES, LoraLayerStruct, LoraStruct
-
-_PATH = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<name>[qkvo]|gate|up|down)_proj")
 
 
 class NativeLoras:
@@ -26,7 +23,7 @@ class NativeLoras:
         """Add an adapter. Raises ValueError for a layer that is not one of the seven projections."""
         structs, kept = (LoraLayerStruct * self._layers)(), []
         for path, (a, b) in lora.weights.items():
-            match = _PATH.fullmatch(path)
+            match = PROJECTION.fullmatch(path)
             if match is None or a.shape[1] % LANES or b.shape[0] % LANES:
                 raise ValueError(
                     f"{path} is not a layer for which the native runner has adapters: use --runner generic"

@@ -42,14 +42,15 @@ class PackedLinear(Packed):
 class PackedEmbedding(Packed):
     """Layer like `nn.Embedding` over a packed matrix. Its rows are multiplied by `scale`, as in Gemma."""
 
-    def __init__(self, matrix: Matrix, scale: float):
+    def __init__(self, matrix: Matrix, rows: int, scale: float):
         super().__init__()
-        self._matrix, self._scale = matrix, scale
+        self._matrix, self.embed_scale = matrix, scale
+        self.num_embeddings, self.embedding_dim = rows, matrix.inputs
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """See nn.Embedding."""
         rows = self._matrix.rows(ids)
-        return (rows if self._scale == 1 else rows * self._scale).to(self.get_parameter("weight").dtype)
+        return (rows if self.embed_scale == 1 else rows * self.embed_scale).to(self.get_parameter("weight").dtype)
 
 
 class PackedExperts(Packed):

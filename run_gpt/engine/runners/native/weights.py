@@ -220,7 +220,7 @@ class PackedWeights:
     def _module(self, module: Any, matrix: Matrix, start: int, outputs: int, group: _Group) -> Packed:
         packed: Packed
         if isinstance(module, nn.Embedding):
-            packed = PackedEmbedding(matrix, _scale_of(module) or 1.0)
+            packed = PackedEmbedding(matrix, outputs, _scale_of(module) or 1.0)
         else:
             packed = PackedLinear(self._context, matrix, start, outputs, interleaved=group.interleaved)
         for name, parameter in module.named_parameters(recurse=False):

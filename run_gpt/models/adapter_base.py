@@ -1,0 +1,64 @@
+"""Model that LoRA adapters are for: its layers, and its own weights where an adapter's file has copies of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from run_gpt.models.gguf_weights import gguf_weights
+from run_gpt.models.headers import StoredTensor, stored_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """Model on this disk, as `read_adapter` needs it."""
+
+    folder: Path
+    layers: Mapping[str, bool]
+    """Paths of all modules; True for a linear layer that is not the output layer."""
+    ties: Mapping[str, str]
+    """Names of weights that are others of the model: the output layer's is often the embedding's."""
+
+    @classmethod
+    def of(cls, model: Any, folder: Path) -> "AdapterBase":
+        """Return the base of a transformers model, whose weights lie in `folder`."""
+        output = model.get_output_embeddings()
+        layers = {path: _is_linear(module) and module is not output for path, module in model.named_modules() if path}
+        return cls(folder, layers, dict(getattr(model, "all_tied_weights_keys", {})))
+
+    def has(self, name: str) -> bool:
+        """Return True if the model has a weight of this name."""
+        return name.rpartition(".")[0] in self.layers
+
+    def equals(self, name: str, tensor: "torch.Tensor") -> bool:
+        """Return True if a tensor is the model's weight of this name, in the type of either that has fewer bits."""
+        own = self._weight(name)
+        if own is None or own.shape != tensor.shape:
+            return False
+        shorter = min(own.dtype, tensor.dtype, key=lambda dtype: dtype.itemsize)
+        return bool((own.to(shorter) == tensor.to(shorter)).all())
+
+    def _weight(self, name: str) -> "torch.Tensor | None":
+        """Return a weight as the files have it; None if they do not have it under this name."""
+        from safetensors import safe_open
+
+        name = name if name not in self.ties or name in self._stored() else self.ties[name]
+        weights = gguf_weights(self.folder)
+        if weights is not None:
+            return weights[name][...] if name in weights else None
+        if (stored := self._stored().get(name)) is None:
+            return None
+        with safe_open(stored.file, framework="pt") as opened:
+            weight: torch.Tensor = opened.get_tensor(name)
+            return weight
+
+    def _stored(self) -> dict[str, StoredTensor]:
+        return stored_tensors(self.folder)
+
+
+def _is_linear(module: Any) -> bool:
+    """Return True for a layer to which "all-linear" applies: `nn.Linear`, a packed one, or GPT-2's Conv1D."""
+    return hasattr(module, "out_features") or hasattr(module, "nf")
