@@ -11,6 +11,7 @@ from run_gpt.models.adapter_config import refuse_adapter
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles
 from run_gpt.models.gguf_weights import gguf_weights
+from run_gpt.models.headers import INDEX, WHOLE, stored_tensors, weight_files
 
 # transformers goes on without the second file if it cannot read it, and then other tokens end the model's answers.
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
@@ -61,6 +62,43 @@ def check_report(files: ModelFiles, report: Mapping[str, Any]) -> None:
         raise damaged(files, files.folder, why)
 
 
+def check_types(files: ModelFiles) -> None:
+    """Raise ModelLoadError if weights are integers. It is for a model whose config.json names no quantisation."""
+    for name, tensor in stored_tensors(files.folder).items():
+        if name.endswith("weight") and tensor.dtype[0] in "IUB" and tensor.dtype != "BF16":
+            raise ModelLoadError(
+                f"{files.folder}: {name} has the type {tensor.dtype}, as quantised weights have, and config.json does "
+                "not say how: serve the model that it was made of"
+            )
+
+
+def check_unused(files: ModelFiles, report: Mapping[str, Any], model: Any) -> None:
+    """Raise ModelLoadError for a tensor of a layer that the model's code does not apply, so that answers would differ.
+
+    Such are scales of quantised weights that config.json does not mention, and biases. `report`: see `check_report`.
+    """
+    layers = {
+        path for path, module in model.named_modules() if "weight" in dict(module.named_parameters(recurse=False))
+    }
+    for name in sorted(report["unexpected_keys"]):
+        if name.rpartition(".")[0] in layers and not _is_zero(files, name):
+            raise ModelLoadError(
+                f"{files.folder} holds {name}, which {type(model).__name__} does not apply with this config.json: "
+                "correct it, or serve the model that this one was made of"
+            )
+
+
+def _is_zero(files: ModelFiles, name: str) -> bool:
+    """Return True if a tensor of the files has no effect where it is added."""
+    from safetensors import safe_open
+
+    stored = stored_tensors(files.folder).get(name)
+    if stored is None:
+        return False
+    with safe_open(stored.file, framework="pt") as opened:
+        return not bool(opened.get_tensor(name).any())
+
+
 def check_tokenizer(files: ModelFiles) -> None:
     """Raise ModelLoadError if a tokenizer cannot load because of its files. Slow: call it only after a failure."""
     from sentencepiece import SentencePieceProcessor
@@ -82,12 +120,17 @@ def check_tokenizer(files: ModelFiles) -> None:
 
 
 def _check_weights(files: ModelFiles, allow_pickle: bool) -> None:
-    weights = sorted(files.folder.glob("*.safetensors"))
+    weights, others = _safetensors(files)
     pickled = sorted(files.folder.glob("*.bin"))
     if not weights and pickled and not allow_pickle:
         raise ModelLoadError(
             f"{files.folder} has only pickled weights ({pickled[0].name}), which can run any code when loaded: if you "
             "trust them, set allow_pickle=True (--allow-pickle)"
+        )
+    if not weights and not pickled and others:
+        raise ModelLoadError(
+            f"{files.folder} has its weights in {others[0].name} only, another layout than transformers': fetch "
+            f"{WHOLE}, or the parts and {INDEX}"
         )
     if not weights and not pickled:
         raise ModelLoadError(f"{files.folder} holds no weights: there is no .safetensors file")
@@ -98,6 +141,17 @@ def _check_weights(files: ModelFiles, allow_pickle: bool) -> None:
     held = {file.name: _tensors(files, file) for file in weights}
     for index in _indices(files, weights or pickled):
         _check_index(files, index, held if weights else {file.name: None for file in pickled})
+
+
+def _safetensors(files: ModelFiles) -> tuple[list[Path], list[Path]]:
+    """Return the files that are loaded, or parts without an index, and all others, such as second copies."""
+    found = sorted(files.folder.glob("*.safetensors"))
+    try:
+        named = set(weight_files(files.folder))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):  # an index, which _check_index reports
+        named = set(found)
+    weights = [file for file in found if file in named or (not named and _PART.fullmatch(file.stem))]
+    return weights, [file for file in found if file not in weights]
 
 
 def _tensors(files: ModelFiles, file: Path) -> set[str]:
@@ -115,7 +169,10 @@ def _indices(files: ModelFiles, weights: list[Path]) -> list[Path]:
     """Return the index files, which say which file holds each part of the weights."""
     parts = {match[1] + file.suffix for file in weights if (match := _PART.fullmatch(file.stem))}
     whole = {file.name for file in weights}
-    indices = [files.folder / f"{name}.index.json" for name in sorted(parts - whole)]
+    names = {f"{name}.index.json" for name in parts - whole}
+    if WHOLE not in whole and (files.folder / INDEX).is_file():  # then its files may have any names
+        names.add(INDEX)
+    indices = [files.folder / name for name in sorted(names)]
     for index in indices:
         if not index.exists():
             raise damaged(files, index, "it is missing, though the weights are in parts")

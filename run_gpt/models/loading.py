@@ -96,10 +96,12 @@ def load_weights(
         model_config = read_config(files, placement.model_type, trust_remote_code=trusted)
         packer = _packer(placement, model_config, packer_for)
         target = placement.target if packer is None else replace(placement.target, precision=packer.precision)
-        _require_bitsandbytes(target, packer)
+        if placement.quantisation is None:
+            _require_bitsandbytes(target, packer)
         tokenizer = read_tokenizer(files, trust_remote_code=trusted)
         model, clean_ups = read_model(replace(placement, target=target), model_config, packer, on_progress)
     model.eval().requires_grad_(False)
+    precision, kept = _held(placement, model, target.precision)
     context, notes = _context_length(model, tokenizer)
     template, stateful = _chat_template(files, model, tokenizer), _keeps_state(model)
     base = AdapterBase.of(model, files.folder)
@@ -109,12 +111,13 @@ def load_weights(
         tokenizer=tokenizer,
         name=files.name,
         context_length=context,
-        precision=target.precision,
+        precision=precision,
         device=str(input_device(model)),
         notes=(
             *files.notes,
             *target.notes,
-            *_slow_on_cpu(target, packer),
+            *kept,
+            *([] if placement.quantisation else _slow_on_cpu(target, packer)),
             *notes,
             *_unusual(model, template, stateful),
             *made_for,
@@ -141,6 +144,24 @@ def _packer(placement: Placement, model_config: Any, packer_for: PackerFor) -> P
             if packer is not None:
                 return packer
     return packer_for(model_config, target.precision, {})
+
+
+def _held(placement: Placement, model: Any, precision: str) -> tuple[str, list[str]]:
+    """Return the precision in which most weights of a loaded model are, and a note if another one was wanted.
+
+    `precision`: that of the target, which plain and packed weights have.
+    """
+    found, wanted = placement.quantisation, placement.config.precision
+    if found is None:
+        return precision, []
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    largest = max(matrices, key=lambda parameter: parameter.numel(), default=None)
+    plain = found.keeps is None and largest is not None and largest.dtype.itemsize > 1
+    held = precision if plain else found.precision
+    if plain:
+        return held, [f"the checkpoint's weights ({found.text}) are dequantised to {held}"]
+    rest = f", and only the rest is {wanted}" if wanted not in ("auto", held) else ""
+    return held, [f"the checkpoint's weights stay as they are ({found.text}){rest}"]
 
 
 def _require_bitsandbytes(target: Target, packer: Packer | None) -> None:

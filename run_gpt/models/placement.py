@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from run_gpt.config import ModelConfig
-from run_gpt.models.checks import check_files
+from run_gpt.models.checks import check_files, check_types
 from run_gpt.models.files import ModelFiles, fetch
 from run_gpt.models.metadata import read_config
 from run_gpt.models.preflight import fit_target
 from run_gpt.models.progress import OnProgress, no_progress
+from run_gpt.models.quantised import Quantisation, check_quantisation, quantisation_of
 from run_gpt.models.quiet import quiet_transformers
 from run_gpt.models.target import Target, choose_target
 from run_gpt.models.tensor_parallel import check_parallel, check_shares
@@ -24,6 +25,8 @@ class Placement:
     trust_remote_code: bool
     """True if code of the checkpoint may run."""
     target: Target
+    quantisation: Quantisation | None = None
+    """Kind in which another tool has quantised the files, if one has."""
 
 
 def place(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Placement:
@@ -38,11 +41,16 @@ def place(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Plac
     target = choose_target(config)  # before a long download
     files = fetch(config, on_progress=on_progress)
     on_progress(f"Loading {files.name}", 0, None)
-    model_type = check_files(files, allow_pickle=config.allow_pickle).get("model_type")
+    settings = check_files(files, allow_pickle=config.allow_pickle)
+    model_type = settings.get("model_type")
+    quantisation = quantisation_of(files.folder, settings)
+    check_quantisation(quantisation, config.precision, files.folder)
+    if quantisation is None:
+        check_types(files)
     trusted = config.trust_remote_code and model_type != "moss"  # see moss.py
     if not parallel or target.device.type == "cpu":  # on a CPU all shares are in the same memory
-        target = fit_target(target, config, files.folder)
+        target = fit_target(target, config, files.folder, quantisation)
     if parallel:
         with quiet_transformers():
             check_shares(read_config(files, model_type, trust_remote_code=trusted), config.tensor_parallel)
-    return Placement(config, files, model_type, trusted, target)
+    return Placement(config, files, model_type, trusted, target, quantisation)

@@ -10,8 +10,9 @@ import torch
 
 from run_gpt.errors import RunGPTError
 from run_gpt.models.cache import cache_root
-from run_gpt.models.checks import check_report, load_error
+from run_gpt.models.checks import check_report, check_unused, load_error
 from run_gpt.models.gguf_weights import gguf_weights
+from run_gpt.models.headers import stored_tensors
 from run_gpt.models.offload import offload_folder, one_at_a_time, removal
 from run_gpt.models.packing import Packer, PackingConfig
 from run_gpt.models.placement import Placement
@@ -34,6 +35,7 @@ def read_model(
     with nullcontext() if placement.target.device_map is None else offload_folder(root) as offloaded:
         model, report = _read(placement, model_config, packer, offloaded, on_progress)
         check_report(placement.files, report)
+        check_unused(placement.files, report, model)
         if packer is not None and packer.precision in QUANTISED:
             model.float()  # the few parameters that are not packed
         if is_split(model):
@@ -68,14 +70,25 @@ def _options(placement: Placement, packer: Packer | None) -> dict[str, Any]:
         options["distributed_config"] = DistributedConfig(tp_size=placement.config.tensor_parallel)
     elif packer is not None:
         # The file's own type: a cast would copy each weight as a whole before it is packed.
-        options = {"dtype": "auto", "quantization_config": PackingConfig(packer, placement.files.folder)}
-    elif target.precision in QUANTISED:
+        options = {
+            "dtype": _file_type(placement.files.folder),
+            "quantization_config": PackingConfig(packer, placement.files.folder),
+        }
+    elif target.precision in QUANTISED and placement.quantisation is None:
         options |= {"quantization_config": _quantization(target), "device_map": target.device_map or {"": "cpu"}}
     elif target.device_map is not None:
         options["device_map"] = target.device_map
     if target.max_memory is not None:
         options["max_memory"] = target.max_memory
     return options
+
+
+def _file_type(folder: Path) -> torch.dtype:
+    """Return the type that holds each weight of the files exactly. config.json may name one with fewer bits."""
+    held = {tensor.dtype for tensor in stored_tensors(folder).values()} & {"F64", "F32", "F16", "BF16"}
+    if held == {"BF16"}:
+        return torch.bfloat16
+    return torch.float16 if held == {"F16"} else torch.float32
 
 
 def _from_pretrained(

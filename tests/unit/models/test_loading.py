@@ -329,3 +329,19 @@ def test_adapters_that_cannot_be_named_or_found_are_refused_before_a_download(
 def test_a_load_is_silent(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load(ModelConfig(model_name=str(tiny_model), device="cpu"))
     assert capfd.readouterr() == ("", "")
+
+
+def test_second_copies_are_not_loaded_and_another_layout_is_named(tiny_model: Path) -> None:
+    (tiny_model / "consolidated.safetensors").write_bytes(b"cut short")
+    assert load(ModelConfig(model_name=str(tiny_model), device="cpu")).name == "tiny"
+    (tiny_model / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"in consolidated.safetensors only.*model.safetensors.index.json"):
+        load(ModelConfig(model_name=str(tiny_model), device="cpu"))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": {"a": "a.safetensors"}}', '{"weight_map": [1]}'])
+def test_an_index_of_files_with_other_names_is_checked(tiny_model: Path, content: str) -> None:
+    (tiny_model / "model.safetensors").rename(tiny_model / "weights.safetensors")
+    (tiny_model / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelLoadError, match=r"model.safetensors.index.json|a.safetensors"):
+        load(ModelConfig(model_name=str(tiny_model), device="cpu"))
