@@ -5,8 +5,8 @@ from typing import Self
 
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.models import fetch
-from run_gpt.models.convert import converted_record, is_converted
-from run_gpt.models.estimate import BYTES, estimate_folder
+from run_gpt.models.estimate import estimate_folder
+from run_gpt.models.stored import held_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,7 @@ class Footprint:
         folder = fetch(model_config).folder
         if (estimate := estimate_folder(folder)) is None:
             return cls()
-        precision = model_config.precision
-        if precision == "auto" and is_converted(folder):
-            precision = converted_record(folder)["precision"] or precision
-        precision = precision if precision in BYTES else "bf16"
+        precision = held_precision(folder, model_config.precision) or "bf16"
         context = min(estimate.context, engine_config.max_context or estimate.context)
         return cls(weights=estimate.weights(precision), token=estimate.cache(precision, 1), context=context)
 

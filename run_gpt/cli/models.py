@@ -10,6 +10,7 @@ from run_gpt import models
 from run_gpt.errors import SetupError
 from run_gpt.models.estimate import BYTES, Estimate, estimate_entry, estimate_folder
 from run_gpt.models.sizes import size_text
+from run_gpt.models.stored import stored_text
 from run_gpt.process.devices import free_bytes
 
 CACHE = "Catalogue and cache"
@@ -58,6 +59,7 @@ def show(name: Shown) -> None:
         ("source", info.source),
         ("licence", info.licence),
         ("parameters", f"{info.parameters:,}" if info.parameters else None),
+        ("weights in its files", stored_text(info.folder) if info.folder else None),
         ("download", size_text(info.download_bytes) if info.download_bytes else None),
         ("on disk", size_text(info.disk_bytes) if info.disk_bytes else "no"),
         ("folder", str(info.folder) if info.folder else None),

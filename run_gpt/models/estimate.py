@@ -1,17 +1,21 @@
 """Estimates of a model's memory: bytes of its weights in each precision and of its KV cache, computed without torch.
 
-The header of a safetensors file (8 bytes of length, then JSON) lists the file's tensors, so the count is exact.
+The headers of the files list their tensors, so the count is exact.
 """
 
 import json
 import math
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from run_gpt.errors import ModelLoadError
 from run_gpt.models.gguf_weights import gguf_shapes
+from run_gpt.models.headers import stored_tensors
+from run_gpt.models.quantised import quantisation_of
 from run_gpt.models.sizes import size_text
 
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "bit8": 1 + 2 / 32, "bit4": 0.5 + 4 / 32}
@@ -20,6 +24,10 @@ SHORT_CONTEXT = 512
 """Smallest useful size of the KV cache, in tokens: less than a whole context, since few requests fill one."""
 
 _OUTER = ("embed", "lm_head", "wte", "wpe", "output")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_OTHERS = ("encoder", "vis", "audio")
+"""Parts of names of other stacks of layers than the text model's."""
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -59,25 +67,39 @@ class Estimate:
 
 
 def estimate_folder(folder: Path) -> Estimate | None:
-    """Return the estimate for a model's folder; None if it has no weights to count, or its files cannot be read."""
+    """Return the estimate for a model's folder; None if it has no weights to count, or its files cannot be read.
+
+    Only what is loaded counts: not a second copy in other files or of a tied weight, nor layers beyond the last one.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
-        shapes = {name: shape for file in sorted(folder.glob("*.safetensors")) for name, shape in _shapes(file)}
-        if not shapes:
-            shapes = gguf_shapes(folder)
-    except (OSError, ValueError, struct.error):  # damaged files: the loader reports them
+        numbers = _numbers(folder, config) or {name: (shape, 1.0) for name, shape in gguf_shapes(folder).items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error, ModelLoadError):
+        return None  # the loader reports it
+    if not numbers:
         return None
-    if not shapes:
-        return None
-    if config.get("tie_word_embeddings") and len(shapes) > 1:
-        shapes.pop("lm_head.weight", None)  # some files hold it twice
+    text = config.get("text_config") or {}
+    if (config.get("tie_word_embeddings") or text.get("tie_word_embeddings")) and len(numbers) > 1:
+        numbers.pop("lm_head.weight", None)  # some files hold it twice
+    layers = _first(config, *_LAYERS)
     counts = {"inner": 0, "outer": 0, "vectors": 0}
-    for name, shape in shapes.items():
+    for name, (shape, packed) in numbers.items():
+        layer = _LAYER.search(name)
+        if layer is not None and 0 < layers <= int(layer[1]) and not any(part in name for part in _OTHERS):
+            continue  # such as those that predict more than one token
         if len(shape) > 3:  # attention masks in old checkpoints of GPT-2, GPT-J and Pythia, which are not loaded
             continue
         outer = any(part in name.lower() for part in _OUTER) and "layers." not in name and "h." not in name
-        counts["vectors" if len(shape) < 2 else "outer" if outer else "inner"] += math.prod(shape)
+        counts["vectors" if len(shape) < 2 else "outer" if outer else "inner"] += int(math.prod(shape) * packed)
     return Estimate(**counts, cache_numbers=_cache_numbers(config), context=_first(config, *_CONTEXTS))
+
+
+def _numbers(folder: Path, config: dict[str, Any]) -> dict[str, tuple[Sequence[int], float]]:
+    """Return the shapes of the stored tensors by name, and the count of weights that each of their numbers holds."""
+    kind = quantisation_of(folder, config)
+    bits = None if kind is None else kind.bits
+    packed = {} if not bits else {"U8": 8 / bits, "I32": 32 / bits, "U32": 32 / bits}
+    return {name: (held.shape, packed.get(held.dtype, 1.0)) for name, held in stored_tensors(folder).items()}
 
 
 def estimate_entry(parameters: int) -> Estimate:
@@ -91,20 +113,11 @@ def refusal(needed: int, free: int, where: str, ways: list[str]) -> str:
     return f"it needs {size_text(needed)}, {size_text(free)} free on {where}{out}"
 
 
-def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        if length > file.stat().st_size:
-            raise ValueError(f"{file} is cut short")
-        header = json.loads(opened.read(length))
-    yield from ((name, entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-
-
 def _cache_numbers(config: dict[str, Any]) -> int:
     """Return the count of numbers in one token's keys and values; 0 if the configuration does not give it."""
     config = config.get("text_config") or config
     heads = _first(config, "num_attention_heads", "n_head", "n_heads")
-    layers = _first(config, "num_hidden_layers", "n_layer", "n_layers")
+    layers = _first(config, *_LAYERS)
     hidden = _first(config, "hidden_size", "n_embd", "d_model")
     if not heads:
         return 0

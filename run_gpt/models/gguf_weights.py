@@ -1,6 +1,8 @@
 """Weights of a GGUF file under transformers' names, each read from its place in the file when it is needed."""
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -96,6 +98,15 @@ def gguf_shapes(folder: Path) -> dict[str, list[int]]:
     if not (folder / _INDEX).is_file():
         return {}
     return {name: entry["shape"] for name, entry in json.loads((folder / _INDEX).read_text())["tensors"].items()}
+
+
+def gguf_types(folder: Path) -> Counter[str]:
+    """Return the count of weights of each of GGUF's types that `folder` refers to; empty if it refers to none."""
+    counts: Counter[str] = Counter()
+    if (folder / _INDEX).is_file():
+        for entry in json.loads((folder / _INDEX).read_text())["tensors"].values():
+            counts[entry["type"]] += math.prod(entry["shape"])
+    return counts
 
 
 def write_index(gguf: Path, folder: Path, model: Any) -> bool:

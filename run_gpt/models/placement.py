@@ -49,7 +49,7 @@ def place(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Plac
         check_types(files)
     trusted = config.trust_remote_code and model_type != "moss"  # see moss.py
     if not parallel or target.device.type == "cpu":  # on a CPU all shares are in the same memory
-        target = fit_target(target, config, files.folder, quantisation)
+        target = fit_target(target, config, files.folder)
     if parallel:
         with quiet_transformers():
             check_shares(read_config(files, model_type, trust_remote_code=trusted), config.tensor_parallel)

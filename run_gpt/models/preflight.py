@@ -5,26 +5,20 @@ from pathlib import Path
 
 from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
-from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.estimate import Estimate, estimate_folder, refusal
-from run_gpt.models.quantised import Quantisation
+from run_gpt.models.stored import held_precision
 from run_gpt.models.target import QUANTISED, Target
 from run_gpt.process.devices import free_bytes
 
 
-def fit_target(target: Target, config: ModelConfig, folder: Path, quantisation: Quantisation | None = None) -> Target:
+def fit_target(target: Target, config: ModelConfig, folder: Path) -> Target:
     """Return the final target, once the files are here: on the CPU, a model that fits as a whole is not split.
 
-    `quantisation`: kind in which the files are quantised, if they are. Raises ModelLoadError, with the options that
-    would help, for a model that cannot fit. Nothing is refused if the files do not tell the size, or if a map offloads
-    the excess.
+    Raises ModelLoadError, with the options that would help, for a model that cannot fit. Nothing is refused if the
+    files do not tell the size, or if a map offloads the excess.
     """
     estimate = estimate_folder(folder)
-    precision = target.precision
-    if config.precision == "auto" and is_converted(folder):
-        precision = converted_record(folder).get("precision") or precision
-    if quantisation is not None:
-        precision = quantisation.keeps or precision
+    precision = held_precision(folder, config.precision) or target.precision
     if estimate is not None and target.device.type == "cpu" and isinstance(target.device_map, str):
         limit = (target.max_memory or {}).get("cpu", 0)
         if estimate.weights(precision) <= limit:

@@ -87,3 +87,50 @@ def test_the_masks_of_old_checkpoints_count_nothing(tmp_path: Path) -> None:
     estimate = estimate_folder(tmp_path)
     assert estimate is not None
     assert estimate.parameters == 64 * 32 + 32 * 96
+
+
+def write(file: Path, shapes: dict[str, list[int]], dtype: str = "BF16") -> None:
+    header = json.dumps({n: {"dtype": dtype, "shape": s, "data_offsets": [0, 0]} for n, s in shapes.items()}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def parameters(folder: Path, **config: Any) -> int:
+    (folder / "config.json").write_text(json.dumps(config))
+    estimate = estimate_folder(folder)
+    assert estimate is not None
+    return estimate.parameters
+
+
+def test_second_copies_beside_the_loaded_files_count_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "model-00001-of-00002.safetensors", {"model.layers.0.q.weight": [8, 8]})
+    write(tmp_path / "model-00002-of-00002.safetensors", {"model.layers.1.q.weight": [8, 8]})
+    named = {f"model.layers.{i}.q.weight": f"model-0000{i + 1}-of-00002.safetensors" for i in range(2)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+    for copy in ("consolidated.safetensors", "model.fp16.safetensors", "adapter_model.safetensors"):
+        write(tmp_path / copy, {"layers.0.attention.wq.weight": [10**5, 10**5]})
+    assert parameters(tmp_path) == 128
+    write(tmp_path / "model.safetensors", {"model.layers.0.q.weight": [8, 8]})  # transformers prefers it to the index
+    assert parameters(tmp_path) == 64
+
+
+def test_only_what_is_loaded_counts(tmp_path: Path) -> None:
+    shapes = {f"model.layers.{i}.q.weight": [8, 8] for i in range(3)} | {"lm_head.weight": [16, 8]}
+    write(tmp_path / "model.safetensors", shapes)
+    assert parameters(tmp_path) == 3 * 64 + 128
+    assert parameters(tmp_path, num_hidden_layers=2) == 2 * 64 + 128  # the third predicts further tokens
+    assert parameters(tmp_path, text_config={"tie_word_embeddings": True}) == 3 * 64
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind", "count"),
+    [
+        ("U8", {"load_in_4bit": True, "quant_method": "bitsandbytes"}, 128),
+        ("I8", {"load_in_8bit": True, "quant_method": "bitsandbytes"}, 64),
+        ("U8", {"quant_method": "mxfp4"}, 128),
+        ("F8_E4M3", {"quant_method": "fp8"}, 64),
+        ("I32", {"quant_method": "gptq", "bits": 4}, 512),
+    ],
+)
+def test_packed_numbers_are_several_weights(tmp_path: Path, dtype: str, kind: dict[str, Any], count: int) -> None:
+    write(tmp_path / "model.safetensors", {"model.layers.0.q.weight": [8, 8]}, dtype)
+    assert parameters(tmp_path, quantization_config=kind) == count

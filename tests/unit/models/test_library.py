@@ -11,6 +11,7 @@ from run_gpt.errors import ModelNotFound
 from run_gpt.models import CATALOGUE, list_models, pull, remove, show
 from run_gpt.models.catalogue import WheelSource, find
 from run_gpt.models.convert import catalogue_key
+from run_gpt.models.stored import held_precision, stored_text
 
 
 def fill_default(cache: Path) -> Path:
@@ -73,3 +74,25 @@ def test_listing_needs_no_torch() -> None:
         "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_types_of_the_weights_are_shown(tmp_path: Path) -> None:
+    def write(**types: tuple[str, int]) -> None:
+        held = {
+            f"{name}.weight": {"dtype": dtype, "shape": [count, 1], "data_offsets": [0, 0]}
+            for name, (dtype, count) in types.items()
+        }
+        header = json.dumps(held).encode()
+        (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+    (tmp_path / "config.json").write_text("{}")
+    write(a=("BF16", 100))
+    assert stored_text(tmp_path) == "bf16"
+    write(a=("BF16", 100), b=("F32", 300))
+    assert stored_text(tmp_path) == "fp32 75.0 %, bf16 25.0 %"
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq", "bits": 4}}))
+    assert (stored_text(tmp_path), held_precision(tmp_path, "auto")) == ("AWQ in 4 bits", "bit4")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": {"bits": 4, "group_size": 64}}))
+    assert str(stored_text(tmp_path)).startswith("not served: ")
+    (tmp_path / "config.json").write_text("{")
+    assert (stored_text(tmp_path), held_precision(tmp_path, "bf16")) == (None, None)

@@ -23,6 +23,8 @@ MAX_SIZE = 512
 """Largest size of an attention head."""
 BLOCK = 64
 """Number of positions that attention takes together; a slot holds whole blocks."""
+ANGLES_AT_ONCE = 4096
+"""Number of positions whose rotary angles are computed together."""
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Precisions of weights that are not packed into fewer bits."""
 
@@ -84,10 +86,9 @@ class NativeRunner(TransformersRunner):
         shape, size = model.config, _head_size(model.config)
         context = min(shape.max_position_embeddings, config.max_context or shape.max_position_embeddings)
         positions = (context + BLOCK - 1) // BLOCK * BLOCK
-        cos, sin = (
-            self._weights.floats(table[0, :, : size // 2])
-            for table in model.model.rotary_emb(torch.empty(0, dtype=torch.float32), torch.arange(positions)[None])
-        )
+        # Address space, which takes memory as sequences grow: a whole table of a million tokens takes gigabytes.
+        self._tables, self._known = [torch.empty(positions, size // 2) for _ in range(2)], 0
+        cos, sin = (table.data_ptr() for table in self._tables)
         self._struct = ModelStruct(
             layers=shape.num_hidden_layers,
             hidden=shape.hidden_size,
@@ -158,6 +159,7 @@ class NativeRunner(TransformersRunner):
             raise IndexError(f"token ids {min(tokens, default=None)} to {max(tokens, default=None)}")
         if (last := max(run.start + len(run.token_ids) for run in runs)) > self._struct.positions:
             raise IndexError(f"{last} tokens, of {self._struct.positions}")
+        self._extend_angles(last)
         inputs = [
             array("i", tokens),
             array("i", [run.slot for run in runs for _ in run.token_ids]),
@@ -169,6 +171,15 @@ class NativeRunner(TransformersRunner):
             self._kernels.forward(
                 self._context.handle, alone, self._struct, len(tokens), *addresses, loras, *logits, *states
             )
+
+    def _extend_angles(self, length: int) -> None:
+        """Make sure that the tables of rotary angles hold this number of positions."""
+        while self._known < length:
+            end = min(self._known + ANGLES_AT_ONCE, len(self._tables[0]))
+            rotary, like = self._model.model.rotary_emb, torch.empty(0, dtype=torch.float32)
+            for table, new in zip(self._tables, rotary(like, torch.arange(self._known, end)[None]), strict=True):
+                table[self._known : end] = new[0, :, : table.shape[1]]
+            self._known = end
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """See ModelRunner."""
