@@ -7,8 +7,11 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
-def write_tiny_model(folder: Path, context: int = 96) -> Path:
-    """Write a Llama of random weights into the folder; its 64 tokens are the words w0 to w63, and w2 is the end."""
+def write_tiny_model(folder: Path, context: int = 96, tokens: int = 64) -> Path:
+    """Write a Llama of random weights into the folder; its 64 tokens are the words w0 to w63, and w2 is the end.
+
+    `tokens`: number of words that its tokenizer has.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -22,6 +25,6 @@ def write_tiny_model(folder: Path, context: int = 96) -> Path:
         eos_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(tokens)}, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0", eos_token="w2").save_pretrained(folder)
     return folder

@@ -105,8 +105,7 @@ def start_model(
     """Start the engine of a model and load the adapters into it. After a failure both are freed. Raises SetupError."""
     with ExitStack() as on_failure:
         on_failure.callback(loaded.close)
-        vocabulary = loaded.model.config.get_text_config().vocab_size
-        grammars = GrammarCompiler(loaded.tokenizer, vocabulary, end_ids_of(loaded.model))
+        grammars = GrammarCompiler(loaded.tokenizer, loaded.vocabulary, end_ids_of(loaded.model))
         on_failure.callback(grammars.close)
         engine = start_engine(loaded, answer_decoder(loaded), config, kernels, followers=followers, on_dead=on_dead)
         on_failure.callback(engine.shutdown)

@@ -1,14 +1,14 @@
 """Conversion between a model's texts and token ids: prompts and chats to ids, and ids to the text in answers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from run_gpt.api.chat import Message, NamedTool, Tool
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.errors import InvalidRequest
 from run_gpt.models import LoadedModel, render_chat
 from run_gpt.models.grammar import Kind
-from run_gpt.models.token_bytes import TokenBytes
+from run_gpt.models.token_bytes import TokenBytes, decoder
 from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
 
 Source = tuple[Kind, str]
@@ -21,8 +21,9 @@ class Prompts:
     def __init__(self, loaded: LoadedModel):
         self._tokenizer = loaded.tokenizer
         self._template = loaded.chat_template
-        self.vocabulary = len(loaded.tokenizer)
-        """Number of token ids; all ids are below it."""
+        self.vocabulary = loaded.vocabulary
+        """Number of token ids that the model takes, which may be more or fewer than the tokenizer has."""
+        self._decode = decoder(loaded.tokenizer)
         self.tool_format = find_tool_format(tool_template(loaded.tokenizer), loaded.tokenizer)
         self.token_bytes = TokenBytes(loaded.tokenizer)
 
@@ -33,14 +34,12 @@ class Prompts:
         return self.chat_ids(request.messages, functions(request), parallel=request.parallel_tool_calls is not False)
 
     def text_ids(self, prompt: str | Sequence[int], param: str, *, special: bool = True) -> list[int]:
-        """Return the ids of a text, or checked ids unchanged. `special`: add special tokens. Raises InvalidRequest."""
+        """Return the ids of a text, or of ids, checked. `special`: add special tokens. Raises InvalidRequest."""
         if not isinstance(prompt, str):
             return self._checked(prompt, param)
         options: dict[str, Any] = {} if special else {"add_special_tokens": False}
         ids = self._tokenizer(prompt, return_attention_mask=False, **options)["input_ids"]
-        if not ids:
-            raise InvalidRequest(f"{param} = {prompt!r}: the tokenizer makes no token of it", param=param)
-        return cast("list[int]", ids)
+        return self._checked(ids, param)
 
     def chat_ids(
         self, messages: Sequence[Message], tools: Sequence[Function] = (), *, parallel: bool = True
@@ -49,9 +48,10 @@ class Prompts:
         turns = [message.model_dump(exclude_none=True) for message in messages]
         for turn in turns:
             turn["role"] = "system" if turn["role"] == "developer" else turn["role"]
-        return render_chat(
+        ids = render_chat(
             self._tokenizer, turns, self._template, tools=tools, tool_format=self.tool_format, parallel=parallel
         )
+        return self._checked(ids, "messages")
 
     def grammars(self, request: Request) -> list[list[Source]]:
         """Return the alternatives for the answer's format and calls; each is a list of grammars that must all match.
@@ -85,7 +85,7 @@ class Prompts:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, including special tokens."""
-        return cast("str", self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+        return self._decode(ids)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of token ids from a client, after a check. Raises InvalidRequest."""
@@ -98,12 +98,16 @@ class Prompts:
     def checked_bias(self, bias: dict[str, float] | None) -> dict[int, float]:
         """Return `logit_bias` by token id. Raises InvalidRequest."""
         by_id = {int(token_id): value for token_id, value in (bias or {}).items()}
-        self._checked(list(by_id), "logit_bias")
+        if by_id:
+            self._checked(list(by_id), "logit_bias")
         return by_id
 
     def _checked(self, ids: Sequence[int], param: str) -> list[int]:
+        """Return ids, at least one, that the model takes. Raises InvalidRequest: every prompt passes here."""
+        if not ids:
+            raise InvalidRequest(f"{param}: the tokenizer makes no token of it", param=param)
         for token_id in ids:
-            if token_id >= self.vocabulary:
+            if not 0 <= token_id < self.vocabulary:
                 raise InvalidRequest(
                     f"{param}: token id {token_id} is outside the vocabulary of {self.vocabulary}", param=param
                 )

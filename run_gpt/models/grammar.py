@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import takewhile
 from typing import Any, Literal
 
 import llguidance.hf
@@ -56,10 +57,11 @@ _JSON = {
 class GrammarMatcher:
     """Matcher (as the engine defines it): state of one sequence in its grammar."""
 
-    def __init__(self, matcher: LLMatcher, end_ids: Sequence[int], vocabulary: int):
+    def __init__(self, matcher: LLMatcher, end_ids: Sequence[int], vocabulary: int, rows: int):
         self._matcher = matcher
         self._end_ids = list(end_ids)
         self._vocabulary = vocabulary
+        self._rows = rows
 
     def allows(self, token_id: int) -> bool:
         """See Matcher."""
@@ -88,7 +90,7 @@ class GrammarMatcher:
         """See Matcher."""
         tokens = self._matcher.compute_ff_tokens()
         self._check()
-        return list(tokens)
+        return list(takewhile(lambda token_id: token_id < self._rows, tokens))  # the model takes no others
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -98,14 +100,16 @@ class GrammarMatcher:
 class CompiledGrammar:
     """Grammar (as the engine defines it): constraint of an answer. Sequences share only its immutable parts."""
 
-    def __init__(self, matcher: LLMatcher, end_ids: Sequence[int], vocabulary: int):
+    def __init__(self, matcher: LLMatcher, end_ids: Sequence[int], vocabulary: int, rows: int):
+        """`vocabulary`: number of tokens of the matcher; `rows`: number of token ids that the model takes."""
         self._first = matcher
         self._end_ids = end_ids
         self._vocabulary = vocabulary
+        self._rows = rows
 
     def matcher(self) -> GrammarMatcher:
         """See Grammar."""
-        return GrammarMatcher(self._first.deep_copy(), self._end_ids, self._vocabulary)
+        return GrammarMatcher(self._first.deep_copy(), self._end_ids, self._vocabulary, self._rows)
 
 
 class GrammarCompiler:
@@ -117,6 +121,7 @@ class GrammarCompiler:
         `vocabulary` is the size of the model's vocabulary, and `end_ids` are the token ids that end a sequence.
         """
         self._tokenizer = tokenizer
+        self._rows = vocabulary
         self._vocabulary = max(vocabulary, len(tokenizer))
         self._end_ids = tuple(end_ids)
         self._building = threading.Lock()
@@ -161,7 +166,7 @@ class GrammarCompiler:
         if not self._trial.passes(grammar):
             raise _refusal(f"the {what} takes too long or too much memory to compile: make it simpler")
         began = time.thread_time()
-        compiled = CompiledGrammar(_compiled(tokenizer, grammar), self._end_ids, tokenizer.vocab_size)
+        compiled = CompiledGrammar(_compiled(tokenizer, grammar), self._end_ids, tokenizer.vocab_size, self._rows)
         self._keep((kind, source), compiled, time.thread_time() - began)
         return compiled
 

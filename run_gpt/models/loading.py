@@ -61,6 +61,12 @@ class LoadedModel:
     clean_ups: tuple[CleanUp, ...] = ()
     """Resources to free when the model is no longer used, in the order in which they were taken."""
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model takes: the rows of its embedding."""
+        rows = getattr(self.model.config.get_text_config(), "vocab_size", None)
+        return int(rows or self.model.get_input_embeddings().weight.shape[0])
+
     def close(self) -> None:
         """Run the clean-ups, the last one first. A second call does nothing."""
         with ExitStack() as stack:

@@ -3,23 +3,21 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from run_gpt.models.token_bytes import decoder
+
 
 def visible_decode(tokenizer: Any, visible: Collection[str] = ()) -> Callable[[Sequence[int]], str]:
     """Return a function from token ids to their text without special tokens, except those in `visible`.
 
-    If `visible` has no special token, the function is the tokenizer's own `decode`.
+    Ids without a token leave nothing.
     """
     added, special = tokenizer.added_tokens_decoder, _special_ids(tokenizer)
     hidden = special - {int(token_id) for token_id, token in added.items() if token.content in visible}
 
-    def plain(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def with_markers(ids: Sequence[int]) -> str:
-        shown = [token_id for token_id in ids if token_id not in hidden]
-        return str(tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    return plain if hidden == special else with_markers
+    if hidden == special:
+        return decoder(tokenizer, skip_special_tokens=True)
+    decode = decoder(tokenizer)
+    return lambda ids: decode([token_id for token_id in ids if token_id not in hidden])
 
 
 def wordless_ids(tokenizer: Any) -> set[int]:

@@ -92,6 +92,7 @@ def model_of(*events, max_context=None, chat_template=None, config=None):
         chat_template=chat_template,
         tokenizer=ScriptedTokenizer(),
         adapter_base=None,
+        vocabulary=1000,
     )
     grammars = GrammarCompiler(loaded.tokenizer, 1000, (0,))
     running = RunningModel(loaded, engine, grammars, min(100, max_context or 100))

@@ -51,7 +51,7 @@ def texts(draw: Any, row: Any) -> str:
 
 
 def prompts_of(tokenizer: Any) -> Prompts:
-    return Prompts(SimpleNamespace(tokenizer=tokenizer, chat_template=PLAIN))  # type: ignore[arg-type]
+    return Prompts(SimpleNamespace(tokenizer=tokenizer, chat_template=PLAIN, vocabulary=len(tokenizer)))  # type: ignore[arg-type]
 
 
 PROMPTS = {name: prompts_of(tool_tokenizer(name)) for name in NAMES}
