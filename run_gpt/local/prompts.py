@@ -1,7 +1,6 @@
 """Conversion between a model's texts and token ids: prompts and chats to ids, and ids to the text in answers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from run_gpt.api.chat import Message, NamedTool, Tool
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
@@ -9,6 +8,7 @@ from run_gpt.errors import InvalidRequest
 from run_gpt.models import LoadedModel, render_chat
 from run_gpt.models.grammar import Kind
 from run_gpt.models.token_bytes import TokenBytes, decoder
+from run_gpt.models.tokenizer import encode
 from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
 
 Source = tuple[Kind, str]
@@ -37,9 +37,7 @@ class Prompts:
         """Return the ids of a text, or of ids, checked. `special`: add special tokens. Raises InvalidRequest."""
         if not isinstance(prompt, str):
             return self._checked(prompt, param)
-        options: dict[str, Any] = {} if special else {"add_special_tokens": False}
-        ids = self._tokenizer(prompt, return_attention_mask=False, **options)["input_ids"]
-        return self._checked(ids, param)
+        return self._checked(encode(self._tokenizer, prompt, param, special=special), param)
 
     def chat_ids(
         self, messages: Sequence[Message], tools: Sequence[Function] = (), *, parallel: bool = True

@@ -6,6 +6,7 @@ from typing import Any
 
 from run_gpt.errors import InvalidRequest
 from run_gpt.models.templates import PLAIN, ChatTemplate
+from run_gpt.models.tokenizer import encode
 from run_gpt.models.tools import Function, ToolFormat, find_tool_format, tool_template
 from run_gpt.models.tools.prompt import (
     description,
@@ -48,8 +49,7 @@ def render_chat(
             turns = plain_turns(messages, tool_format)
             text = _described(tokenizer, turns, jinja, description(tools, tool_format, parallel=parallel))
     # The tokenizer's own template already writes the special tokens that begin a text.
-    ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    return [int(token) for token in ids]
+    return encode(tokenizer, text, "messages", special=not tokenizer.chat_template)
 
 
 def _text(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, **options: Any) -> str:
@@ -74,6 +74,20 @@ def _described(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, t
     except InvalidRequest:
         text = ""
     return text if told in text else _text(tokenizer, in_user_turn(turns, told), jinja)
+
+
+def unite_ends(model: Any, tokenizer: Any, vocabulary: int) -> None:
+    """Let an answer end at each id that the generation settings, the configuration or the tokenizer names as an end.
+
+    Checkpoints name the end of a turn in one place and the end of a text in another. `vocabulary`: number of ids that
+    the model takes; it never gives others.
+    """
+    config, settings = model.config, model.generation_config
+    places = (settings, config, config.get_text_config(), tokenizer)
+    named = [getattr(place, "eos_token_id", None) for place in places]
+    ends = [end for one in named for end in (one if isinstance(one, list | tuple) else [one])]
+    known = list(dict.fromkeys(int(end) for end in ends if end is not None and 0 <= end < vocabulary))
+    settings.eos_token_id = known[0] if len(known) == 1 else known or None
 
 
 def end_with_turns(model: Any, tokenizer: Any, template: ChatTemplate) -> ChatTemplate:

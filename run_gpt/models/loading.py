@@ -14,10 +14,10 @@ from run_gpt.errors import ModelLoadError
 from run_gpt.models.adapter_base import AdapterBase
 from run_gpt.models.adapter_config import read_adapter_config
 from run_gpt.models.adapters import AdapterWeights, read_adapter
-from run_gpt.models.chat_template import end_with_turns
+from run_gpt.models.chat_template import end_with_turns, unite_ends
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles, adapter_folder, is_called, startup_adapters
-from run_gpt.models.metadata import read_config, read_tokenizer
+from run_gpt.models.metadata import read_config
 from run_gpt.models.packing import Packer
 from run_gpt.models.placement import Placement, place
 from run_gpt.models.progress import OnProgress, no_progress
@@ -25,6 +25,7 @@ from run_gpt.models.quiet import quiet_transformers
 from run_gpt.models.reading import CleanUp, read_model
 from run_gpt.models.target import QUANTISED, Target
 from run_gpt.models.templates import PLAIN, ChatTemplate, find_template
+from run_gpt.models.tokenizer import read_tokenizer
 from run_gpt.process.devices import input_device
 
 _NO_LIMIT = 10**9  # a tokenizer without a limit has 10**30
@@ -64,8 +65,7 @@ class LoadedModel:
     @property
     def vocabulary(self) -> int:
         """Number of token ids that the model takes: the rows of its embedding."""
-        rows = getattr(self.model.config.get_text_config(), "vocab_size", None)
-        return int(rows or self.model.get_input_embeddings().weight.shape[0])
+        return _rows(self.model)
 
     def close(self) -> None:
         """Run the clean-ups, the last one first. A second call does nothing."""
@@ -109,6 +109,7 @@ def load_weights(
     model.eval().requires_grad_(False)
     precision, kept = _held(placement, model, target.precision)
     context, notes = _context_length(model, tokenizer)
+    unite_ends(model, tokenizer, _rows(model))
     template, stateful = _chat_template(files, model, tokenizer), _keeps_state(model)
     base = AdapterBase.of(model, files.folder)
     adapters, made_for = _adapters(placement, base, on_progress)
@@ -202,6 +203,11 @@ def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplat
         return None
     template = find_template(files.name, files.folder.name, model.config.model_type)
     return end_with_turns(model, tokenizer, template)
+
+
+def _rows(model: Any) -> int:
+    rows = getattr(model.config.get_text_config(), "vocab_size", None)
+    return int(rows or model.get_input_embeddings().weight.shape[0])
 
 
 def _keeps_state(model: Any) -> bool:

@@ -1,8 +1,8 @@
-"""Metadata of a model: transformers' configuration and tokenizer, read from its folder."""
+"""Metadata of a model: transformers' configuration, read from its folder."""
 
 from typing import Any
 
-from run_gpt.models.checks import check_tokenizer, load_error
+from run_gpt.models.checks import load_error
 from run_gpt.models.files import ModelFiles
 
 
@@ -18,15 +18,3 @@ def read_config(files: ModelFiles, model_type: str | None, *, trust_remote_code:
         return AutoConfig.from_pretrained(files.folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:
         raise load_error(files, "configuration", error) from error
-
-
-def read_tokenizer(files: ModelFiles, *, trust_remote_code: bool) -> Any:
-    """Return transformers' tokenizer. Raises ModelLoadError."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(files.folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:
-        if "trust_remote_code" not in str(error):
-            check_tokenizer(files)
-        raise load_error(files, "tokenizer", error) from error
