@@ -14,7 +14,7 @@ from run_gpt.errors import InvalidRequest, QueueFull
 
 Search = Callable[[threading.Event], list[list[int]]]
 """Return the answers' token ids, best first, early once the event is set (see ModelRunner.beam_search)."""
-Ended = Callable[[Sequence[TokenEvent] | Exception, float], None]
+Ended = Callable[[Sequence[TokenEvent] | BaseException, float], None]
 """Take the events of a search, or its error, and the seconds since it was started; called in the searches' thread."""
 
 
@@ -58,12 +58,12 @@ class BeamSearches:
         if stop.is_set():
             return
         started = time.perf_counter()
-        result: list[TokenEvent] | Exception
+        result: list[TokenEvent] | BaseException
         try:
             answers = search(stop)
             timing = Timing(arrived, started, started, time.perf_counter())
             result = [replace(self._event(request, index, ids), timing=timing) for index, ids in enumerate(answers)]
-        except Exception as error:
+        except BaseException as error:  # a library's panic is no Exception
             result = error
         ended(result, time.perf_counter() - arrived)
 

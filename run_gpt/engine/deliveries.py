@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from run_gpt.engine.beam_search import BeamSearches
 from run_gpt.engine.inbox import Delivery, Inbox
 from run_gpt.engine.interface import Outlet
+from run_gpt.engine.outcomes import fault
 from run_gpt.engine.plan import Outcome, Sequence
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.scheduler import Scheduler
@@ -50,10 +51,15 @@ class Deliveries:
     def deliver(self, outcomes: abc.Sequence[tuple[Sequence, Outcome]]) -> None:
         """Deliver the outcomes of a step, except those of aborted requests."""
         for sequence, outcome in outcomes:
-            if isinstance(outcome, TokenEvent) and outcome.finish_reason is not None:
-                outcome = replace(outcome, timing=sequence.timing)
-            if (delivery := self._open.get(sequence.request.id)) is not None:
+            if (delivery := self._open.get(sequence.request.id)) is None:
+                continue
+            try:
+                if isinstance(outcome, TokenEvent) and outcome.finish_reason is not None:
+                    outcome = replace(outcome, timing=sequence.timing)
                 self.put(delivery, outcome)
+            except Exception as error:  # the others' events must still arrive
+                if delivery in self:
+                    self.put(delivery, fault(error))
         self.flush()
 
     def put(self, delivery: Delivery, outcome: Outcome) -> None:

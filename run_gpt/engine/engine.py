@@ -187,7 +187,7 @@ class BatchEngine(Engine):
         """Run the engine's thread. If anything but `shutdown` ends it, the engine is dead and all requests end."""
         try:
             self._loop()
-        except Exception as error:
+        except BaseException as error:
             self.fail(describe_failure(error, self._config))
 
     def _loop(self) -> None:
@@ -197,20 +197,27 @@ class BatchEngine(Engine):
                 if self._stopping:
                     return
                 self._tasks.run()
-                started = time.perf_counter()
-                plan = self.scheduler.plan()
             try:
-                results = run_step(plan, self._runner, self._sampler)
-            except Exception as error:
+                self._step()
+            except BaseException as error:  # a library's panic is no Exception
                 self._step_failed(error)
-                continue
-            self._failures = 0
-            with self._changed:
-                outcomes = self.scheduler.commit(plan, *results)
+            else:
+                self._failures = 0
+
+    def _step(self) -> None:
+        """Plan, run and commit a step. The data of one sequence cannot break it: see Scheduler and `choose_tokens`."""
+        with self._changed:
+            started = time.perf_counter()
+            plan = self.scheduler.plan()
+        results = run_step(plan, self._runner, self._sampler)
+        with self._changed:
+            outcomes = self.scheduler.commit(plan, *results)
+            try:
                 self._metrics.step(plan, outcomes, started, time.perf_counter())  # it sets the sequences' times
+            finally:
                 self._deliveries.deliver(outcomes)
 
-    def _step_failed(self, error: Exception) -> None:
+    def _step_failed(self, error: BaseException) -> None:
         self._failures += 1
         reason = describe_failure(error, self._config)
         self._runner.reset()
@@ -220,13 +227,13 @@ class BatchEngine(Engine):
             self.fail(reason)
 
     def _beams_ended(
-        self, request: Request, delivery: Delivery, result: Sequence[TokenEvent] | Exception, seconds: float
+        self, request: Request, delivery: Delivery, result: Sequence[TokenEvent] | BaseException, seconds: float
     ) -> None:
         """Take the result of a beam search (see beam_search.Ended)."""
         with self._changed:
             if delivery not in self._deliveries:  # it was stopped
                 return
-            if isinstance(result, Exception):
+            if isinstance(result, BaseException):
                 self._metrics.beams(request, [], seconds)
                 self._deliveries.put(delivery, InternalError(describe_failure(result, self._config)))
             else:

@@ -9,12 +9,29 @@ from run_gpt.engine.request import FinishReason, TokenEvent
 from run_gpt.errors import InternalError, RequestError
 
 
+def fault(error: BaseException) -> RequestError:
+    """Return the error that ends a sequence whose data broke the engine's work on it."""
+    if isinstance(error, RequestError):
+        return error
+    return InternalError(f"the engine failed on this request: {type(error).__name__}: {str(error).strip()[:200]}")
+
+
 class Outcomes:
     """Results of runs, added to their sequences. Generated, drafted and accepted tokens are counted in `counters`."""
 
     def __init__(self, end_ids: abc.Sequence[int], counters: Counters):
         self._end_ids = frozenset(end_ids)
         self._counters = counters
+
+    def add(self, run: ScheduledTokens, result: Result, states: Sums, scores: Scores) -> Outcome | None:
+        """Add a run's results to its sequence. Returns its event, None if there is none yet, or the error that ends it.
+
+        Any fault ends this sequence alone.
+        """
+        try:
+            return self.add_states(run, states) if run.pooled else self.add_tokens(run, result, scores)
+        except BaseException as error:  # a library's panic is no Exception
+            return fault(error)
 
     def add_states(self, run: ScheduledTokens, states: Sums) -> Outcome | None:
         """Add a run's hidden states to those of its sequence. Returns the event with the embedding after the last run.
@@ -72,7 +89,7 @@ class Outcomes:
                 sequence.token_ids.append(result[taken].token_id)
                 new, finish = self._advance_text(sequence, result[taken].token_id)
                 text, taken = text + new, taken + 1
-        except Exception as error:  # an error of the tokenizer ends only this sequence
+        except BaseException as error:  # an error of the tokenizer ends only this sequence
             return InternalError(f"the answer's text failed: {error}")
         self._counters.generated_tokens += taken
         logprobs = tuple(sampled.logprob for sampled in result[:taken] if sampled.logprob)

@@ -4,13 +4,17 @@ import random
 from collections import abc, deque
 from collections.abc import Callable
 from itertools import islice
+from typing import TypeVar, TypeVarTuple
 
-from run_gpt.engine.outcomes import Outcomes
+from run_gpt.engine.outcomes import Outcomes, fault
 from run_gpt.engine.plan import Counters, Outcome, Result, ScheduledTokens, Scores, Sequence, StepPlan, Sums
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.slots import Slots
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import ContextLengthExceeded, QueueFull, RequestError
+
+_A = TypeVarTuple("_A")
+_T = TypeVar("_T")
 
 MAX_SCORED = 128
 """Largest number of prompt tokens that one step scores, in all sequences together. Each token has [vocabulary] logits
@@ -65,6 +69,8 @@ class Scheduler:
         self._cheap_tokens = cheap_tokens
         self._new_text = new_text
         self._outcomes = Outcomes(end_ids, self.counters)
+        self._faults: list[tuple[Sequence, Outcome]] = []
+        """Outcomes of sequences that ended while a step was planned."""
 
     def add(self, request: Request, adapter: object = None) -> list[Sequence]:
         """Queue a request's sequences, all with this LoRA adapter, and return them.
@@ -112,22 +118,32 @@ class Scheduler:
         prompts: list[ScheduledTokens] = []
         for sequence in begun:
             if most - budget < enough:
-                budget -= self._run_prompt(sequence, budget, prompts)
+                budget -= self._guarded(sequence, self._run_prompt, budget, prompts) or 0
         for sequence in list(self.waiting):
             if not budget or most - budget >= enough or not self.slots.has_free:
                 break
             if self._waits_for_first(sequence):
                 continue
-            if not self._place(sequence):
+            if (placed := self._guarded(sequence, self._place)) is False:
                 break
-            budget -= self._run_prompt(sequence, budget, prompts)
+            if placed:
+                budget -= self._guarded(sequence, self._run_prompt, budget, prompts) or 0
         # The cheap tokens that prompts leave are for drafts, the same number for each sequence.
         room = self._cheap_tokens - sum(len(run.token_ids) for run in prompts)
-        runs = [_continue(sequence, room // len(continued) - 1) for sequence in continued]
-        plan = StepPlan(tuple(self.slots.released), tuple(self.slots.copies), (*runs, *prompts))
+        runs = [self._guarded(sequence, _continue, room // len(continued) - 1) for sequence in continued]
+        plan = StepPlan(tuple(self.slots.released), tuple(self.slots.copies), (*filter(None, runs), *prompts))
         self.slots.released.clear()
         self.slots.copies.clear()
         return plan
+
+    def _guarded(self, sequence: Sequence, plan: Callable[[Sequence, *_A], _T], *arguments: *_A) -> _T | None:
+        """Return `plan`'s result for one sequence. A fault ends this sequence alone, and gives None."""
+        try:
+            return plan(sequence, *arguments)
+        except BaseException as error:  # a library's panic is no Exception
+            self._drop([sequence])
+            self._faults.append((sequence, fault(error)))
+            return None
 
     def _enough(self, begun: abc.Sequence[Sequence]) -> int:
         """Return the number of prompt tokens at which a step begins no further prompt. `begun`: unfinished prompts."""
@@ -196,25 +212,21 @@ class Scheduler:
             scored = next(scoring) if run.num_scored else ()
             if run.sequence.ended:  # aborted while the step ran
                 continue
-            if run.pooled:
-                outcome = self._outcomes.add_states(run, states)
-            else:
-                outcome = self._outcomes.add_tokens(run, result, scored)
-            if outcome is not None:
+            if (outcome := self._outcomes.add(run, result, states, scored)) is not None:
                 outcomes.append((run.sequence, outcome))
         if any(next(left, None) is not None for left in (remaining, pooled, scoring)):
             raise ValueError("more results than runs that need them")
         self._drop(
             [sequence for sequence, outcome in outcomes if not isinstance(outcome, TokenEvent) or outcome.finish_reason]
         )
-        return outcomes
+        return self._with_faults(outcomes)
 
     def fail(self, error: RequestError) -> list[tuple[Sequence, Outcome]]:
         """End all running sequences after a failed step. The reset of the runner has emptied all slots."""
         failed = list(self.running)
         self._drop(failed)
         self.slots.forget()
-        return [(sequence, error) for sequence in failed]
+        return self._with_faults([(sequence, error) for sequence in failed])
 
     def restart(self, cheap_tokens: int) -> None:
         """Go on with another runner, whose slots are empty. The tokens of running sequences are run again."""
@@ -251,6 +263,10 @@ class Scheduler:
         wrong = [sequence for sequence, run in scored if len(sequence.scores) != min(run, len(sequence.token_ids) - 1)]
         _must(not wrong, "a prompt has not the scores of what was run of it")
         self.slots.check()
+
+    def _with_faults(self, outcomes: list[tuple[Sequence, Outcome]]) -> list[tuple[Sequence, Outcome]]:
+        faults, self._faults = self._faults, []
+        return [*faults, *outcomes]
 
     def _drop(self, sequences: abc.Sequence[Sequence]) -> None:
         for sequence in sequences:

@@ -23,7 +23,7 @@ def run_step(plan: StepPlan, runner: ModelRunner, sampler: Sampler) -> tuple[lis
     return results, runner.embed(pooled).tolist() if pooled else [], scores
 
 
-def describe_failure(error: Exception, config: EngineConfig) -> str:
+def describe_failure(error: BaseException, config: EngineConfig) -> str:
     """Return a message of one line about an error of the model, with a remedy if memory was short."""
     text = str(error).strip().split("\n")[0]
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:

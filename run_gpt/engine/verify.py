@@ -56,7 +56,7 @@ def _sample(sampler: Sampler, logits: torch.Tensor, positions: Sequence[Position
     """Sample a token for each position. A sequence whose parameters or grammar break the sampler fails alone."""
     try:
         return sampler(logits, positions)
-    except Exception as error:
+    except BaseException as error:  # a grammar library's panic is no Exception
         if len(positions) == 1:
             return [error if isinstance(error, RequestError) else InternalError(f"sampling failed: {error}")]
         return [_sample(sampler, logits[i : i + 1], [at])[0] for i, at in enumerate(positions)]
