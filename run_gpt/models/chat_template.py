@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from run_gpt.errors import InvalidRequest
+from run_gpt.models.rendering import render
 from run_gpt.models.templates import PLAIN, ChatTemplate
 from run_gpt.models.tokenizer import encode
 from run_gpt.models.tools import Function, ToolFormat, find_tool_format, tool_template
@@ -39,12 +40,12 @@ def render_chat(
     """
     jinja = None if tokenizer.chat_template else (template or PLAIN).jinja
     if not tools and not has_calls(messages):
-        text = _text(tokenizer, [without_empty(message) for message in messages], jinja)
+        text = render(tokenizer, [without_empty(message) for message in messages], jinja)
     else:
         tool_format = tool_format or find_tool_format(tool_template(tokenizer), tokenizer)
         if tool_format.native:
             turns, told = native_turns(messages, tool_format), [function.as_tool() for function in tools]
-            text = _text(tokenizer, turns, tool_template(tokenizer), tools=told or None)
+            text = render(tokenizer, turns, tool_template(tokenizer), tools=told or None)
         else:
             turns = plain_turns(messages, tool_format)
             text = _described(tokenizer, turns, jinja, description(tools, tool_format, parallel=parallel))
@@ -52,28 +53,15 @@ def render_chat(
     return encode(tokenizer, text, "messages", special=not tokenizer.chat_template)
 
 
-def _text(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, **options: Any) -> str:
-    """Return the chat as one text, by the template `jinja`, else by the tokenizer's own."""
-    from jinja2 import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(
-            turns, chat_template=jinja, add_generation_prompt=True, tokenize=False, **options
-        )
-    except TemplateError as error:
-        raise InvalidRequest(f"messages: this model's chat template says: {error}", param="messages") from error
-    return str(text)
-
-
 def _described(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, told: str) -> str:
     """Return the chat with `told` in its system message, or before the first user message if there can be none."""
     if not told:
-        return _text(tokenizer, turns, jinja)
+        return render(tokenizer, turns, jinja)
     try:
-        text = _text(tokenizer, in_system_turn(turns, told), jinja)
+        text = render(tokenizer, in_system_turn(turns, told), jinja)
     except InvalidRequest:
         text = ""
-    return text if told in text else _text(tokenizer, in_user_turn(turns, told), jinja)
+    return text if told in text else render(tokenizer, in_user_turn(turns, told), jinja)
 
 
 def unite_ends(model: Any, tokenizer: Any, vocabulary: int) -> None:

@@ -16,7 +16,7 @@ from run_gpt.models.adapter_config import read_adapter_config
 from run_gpt.models.adapters import AdapterWeights, read_adapter
 from run_gpt.models.chat_template import end_with_turns, unite_ends
 from run_gpt.models.convert import converted_record, is_converted
-from run_gpt.models.files import ModelFiles, adapter_folder, is_called, startup_adapters
+from run_gpt.models.files import adapter_folder, is_called, startup_adapters
 from run_gpt.models.metadata import read_config
 from run_gpt.models.packing import Packer
 from run_gpt.models.placement import Placement, place
@@ -24,7 +24,8 @@ from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.models.quiet import quiet_transformers
 from run_gpt.models.reading import CleanUp, read_model
 from run_gpt.models.target import QUANTISED, Target
-from run_gpt.models.templates import PLAIN, ChatTemplate, find_template
+from run_gpt.models.template_choice import choose_template, template_notes
+from run_gpt.models.templates import PLAIN, ChatTemplate
 from run_gpt.models.tokenizer import read_tokenizer
 from run_gpt.process.devices import input_device
 
@@ -105,12 +106,14 @@ def load_weights(
         if placement.quantisation is None:
             _require_bitsandbytes(target, packer)
         tokenizer = read_tokenizer(files, trust_remote_code=trusted)
+        template = choose_template(files, model_config.model_type, tokenizer, None)
         model, clean_ups = read_model(replace(placement, target=target), model_config, packer, on_progress)
     model.eval().requires_grad_(False)
     precision, kept = _held(placement, model, target.precision)
-    context, notes = _context_length(model, tokenizer)
-    unite_ends(model, tokenizer, _rows(model))
-    template, stateful = _chat_template(files, model, tokenizer), _keeps_state(model)
+    context, unknown = _context_length(model, tokenizer)
+    slow = [] if placement.quantisation else _slow_on_cpu(target, packer)
+    template, stateful = _with_ends(model, tokenizer, template), _keeps_state(model)
+    unusual = _unusual(model, tokenizer, template, stateful)
     base = AdapterBase.of(model, files.folder)
     adapters, made_for = _adapters(placement, base, on_progress)
     return LoadedModel(
@@ -120,15 +123,7 @@ def load_weights(
         context_length=context,
         precision=precision,
         device=str(input_device(model)),
-        notes=(
-            *files.notes,
-            *target.notes,
-            *kept,
-            *([] if placement.quantisation else _slow_on_cpu(target, packer)),
-            *notes,
-            *_unusual(model, template, stateful),
-            *made_for,
-        ),
+        notes=(*files.notes, *target.notes, *kept, *slow, *unknown, *unusual, *made_for),
         packer=packer,
         chat_template=template,
         stateful=stateful,
@@ -197,12 +192,10 @@ def _adapters(
     return adapters, notes
 
 
-def _chat_template(files: ModelFiles, model: Any, tokenizer: Any) -> ChatTemplate | None:
-    """Return the chat template: see LoadedModel."""
-    if tokenizer.chat_template:
-        return None
-    template = find_template(files.name, files.folder.name, model.config.model_type)
-    return end_with_turns(model, tokenizer, template)
+def _with_ends(model: Any, tokenizer: Any, template: ChatTemplate | None) -> ChatTemplate | None:
+    """Set the model's ends, and return the template with those of its stop texts that are no tokens."""
+    unite_ends(model, tokenizer, _rows(model))
+    return None if template is None else end_with_turns(model, tokenizer, template)
 
 
 def _rows(model: Any) -> int:
@@ -219,9 +212,9 @@ def _keeps_state(model: Any) -> bool:
     return marked or any(type(layer) not in plain for layer in DynamicCache(config=model.config).layers)
 
 
-def _unusual(model: Any, template: ChatTemplate | None, stateful: bool) -> list[str]:
+def _unusual(model: Any, tokenizer: Any, template: ChatTemplate | None, stateful: bool) -> list[str]:
     """Return notes on properties of the model that a user would not expect."""
-    notes = []
+    notes = template_notes(tokenizer)
     if template is not None and template.name == PLAIN.name:
         notes.append("this model has no chat template: chats are written as plain lines, `User: ...`, `Assistant: ...`")
     if stateful:

@@ -1,0 +1,136 @@
+"""A checkpoint's template must be the one that it names, and a template that fails must not end more than its chat."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from run_gpt.config import ModelConfig
+from run_gpt.errors import InvalidRequest, ModelLoadError
+from run_gpt.models import load, render_chat, rendering
+from run_gpt.models.files import ModelFiles
+from run_gpt.models.template_choice import choose_template, template_names
+from run_gpt.models.tokenizer import read_tokenizer
+
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+def chosen(folder: Path, wanted: str | None = None) -> Any:
+    """Return a tokenizer with its template, and the template of ours."""
+    files = ModelFiles("tiny", folder)
+    tokenizer = read_tokenizer(files, trust_remote_code=False)
+    return tokenizer, choose_template(files, "llama", tokenizer, wanted)
+
+
+def with_named(folder: Path, **templates: str) -> Path:
+    file = folder / "tokenizer_config.json"
+    listed = [{"name": name, "template": text} for name, text in templates.items()]
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": listed}))
+    return folder
+
+
+def text_of(tokenizer: Any, **options: Any) -> str:
+    return str(tokenizer.decode(render_chat(tokenizer, CHAT, **options)))
+
+
+@pytest.mark.parametrize(
+    ("templates", "text"),
+    [
+        ({"default": "hello", "rag": "world"}, "hello"),
+        ({"tool_use": "world", "rag": "hello"}, "hello"),
+        ({"rag": "hello"}, "hello"),
+        ({"tool_use": "hello"}, "hello"),
+    ],
+)
+def test_of_named_templates_one_is_the_default(tiny_model: Path, templates: dict[str, str], text: str) -> None:
+    tokenizer, ours = chosen(with_named(tiny_model, **templates))
+    assert (text_of(tokenizer), ours) == (text, None)
+    assert set(template_names(tokenizer)) >= {"default"}
+
+
+def test_several_templates_without_a_default_are_refused_by_name(tiny_model: Path) -> None:
+    with_named(tiny_model, rag="world", chat="hello", tool_use="user")
+    with pytest.raises(ModelLoadError, match=r"rag, chat, tool_use and none is called default.*--chat-template rag"):
+        load(ModelConfig(model_name=str(tiny_model), precision="fp32", device="cpu"))
+    assert text_of(chosen(tiny_model, "chat")[0]) == "hello"
+
+
+@pytest.mark.parametrize("content", ["hello", [{"name": "default", "template": "hello"}], {"default": "hello"}])
+def test_the_template_of_a_processor_is_for_a_tokenizer_without_its_own(tiny_model: Path, content: Any) -> None:
+    (tiny_model / "chat_template.json").write_text(json.dumps({"chat_template": content}))
+    assert text_of(chosen(tiny_model)[0]) == "hello"
+    (tiny_model / "chat_template.jinja").write_text("world")
+    assert text_of(chosen(tiny_model)[0]) == "world"
+
+
+def test_a_damaged_template_of_a_processor_is_named(tiny_model: Path) -> None:
+    (tiny_model / "chat_template.json").write_text("{")
+    with pytest.raises(ModelLoadError, match=r"chat_template\.json"):
+        chosen(tiny_model)
+
+
+def test_templates_in_files_of_their_own_have_their_names(tiny_model: Path) -> None:
+    (tiny_model / "chat_template.jinja").write_text("hello")
+    (tiny_model / "additional_chat_templates").mkdir()
+    (tiny_model / "additional_chat_templates" / "rag.jinja").write_text("world")
+    assert sorted(template_names(chosen(tiny_model)[0])) == ["default", "rag"]
+    assert text_of(chosen(tiny_model, "rag")[0]) == "world"
+
+
+def test_the_wanted_template_is_a_file_or_a_name(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("{{ messages[0]['content'] }} world")
+    tokenizer, ours = chosen(with_named(tiny_model, default="user", tool_use="user"), str(tmp_path / "mine.jinja"))
+    assert (text_of(tokenizer), ours) == ("hello world", None)
+    assert chosen(tiny_model, "vicuna")[1].name == "vicuna"
+    (tmp_path / "broken.jinja").write_text("a\n{% if %}")
+    with pytest.raises(ModelLoadError, match=r"broken\.jinja' is no Jinja: line 2: "):
+        chosen(tiny_model, str(tmp_path / "broken.jinja"))
+    with pytest.raises(ModelLoadError, match=r"nothing\.jinja: No such file.*tool_use \(the model's\), plain"):
+        chosen(tiny_model, "nothing.jinja")
+
+
+@pytest.mark.parametrize(
+    ("jinja", "words"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "says: roles must alternate$"),
+        ("{{ messages[0].nothing.more }}", "says: .*has no attribute 'nothing'"),
+        ("{{ 1 + 'a' }}", "says: TypeError: unsupported operand"),
+        ("{{ messages[0]['content'] + 1 }}", "says: TypeError: "),
+        ("{{ 1 // 0 }}", "says: ZeroDivisionError: "),
+        ("{{ messages | unknown }}", "says: .*No filter named 'unknown'"),
+        ("{% if %}", "says: .*Expected an expression"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "says: RecursionError: "),
+        ("{{ ''.__class__.__mro__ }}", "says: "),
+        ("{{ ('x' * 1000000) ~ ('y' * 20000000) }}", "text of 21000000 characters, the limit is 16777216"),
+    ],
+)
+def test_a_template_that_fails_is_the_requests_error_in_its_words(tiny_model: Path, jinja: str, words: str) -> None:
+    (tiny_model / "chat_template.jinja").write_text(jinja)
+    tokenizer, _ = chosen(tiny_model)
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        render_chat(tokenizer, CHAT)
+    assert caught.value.param == "messages"
+    assert "\n" not in caught.value.message
+
+
+def test_a_template_that_is_no_jinja_is_noted_at_the_load(tiny_model: Path) -> None:
+    (tiny_model / "chat_template.jinja").write_text("{% if %}")
+    loaded = load(ModelConfig(model_name=str(tiny_model), precision="fp32", device="cpu"))
+    assert "'default' is no Jinja (line 1: " in loaded.notes[0]
+
+
+@pytest.mark.parametrize("body", ["", "x", "{% set n = namespace(a=1) %}"])
+def test_a_template_that_loops_is_stopped(tiny_model: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "MAX_SECONDS", 0.2)
+    loop = "{% for i in range(99999) %}"
+    (tiny_model / "chat_template.jinja").write_text(loop * 3 + body + "{% endfor %}" * 3)
+    tokenizer, _ = chosen(tiny_model)
+    began = time.monotonic()
+    with pytest.raises(InvalidRequest, match=r"takes more than 0\.2 s"):
+        render_chat(tokenizer, CHAT)
+    assert time.monotonic() - began < 2
+    (tiny_model / "chat_template.jinja").write_text("hello")
+    for _ in range(20):  # nothing is left over for later
+        assert text_of(chosen(tiny_model)[0]) == "hello"
