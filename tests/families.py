@@ -1,5 +1,6 @@
 """Tiny checkpoints of every family, as the hub holds them: a configuration, safetensors in shards, a tokenizer."""
 
+import copy
 import functools
 import io
 import json
@@ -160,7 +161,7 @@ def write_checkpoint(name: str, folder: Path) -> Path:
 def build(family: Family) -> Any:
     """Return a model with random weights, large enough that its answers vary."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family.architecture}Config")(**_IDS, **family.config)
+    config = getattr(transformers, f"{family.architecture}Config")(**{**_IDS, **copy.deepcopy(family.config)})
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     embeddings = model.get_input_embeddings().weight
     with torch.no_grad():

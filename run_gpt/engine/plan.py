@@ -107,6 +107,11 @@ class ScheduledTokens(Struct, frozen=True):
         return self.sequence.adapter
 
     @property
+    def prompt_length(self) -> int:
+        """Number of tokens of the sequence's whole prompt."""
+        return len(self.sequence.request.prompt_ids)
+
+    @property
     def pooled(self) -> bool:
         """True when its sequence is an embedding: it needs hidden states and no logits."""
         return self.sequence.request.pooling is not None

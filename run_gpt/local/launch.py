@@ -20,6 +20,7 @@ from run_gpt.engine.runners.lora import PROJECTION
 from run_gpt.engine.runners.memory import fitting_tokens
 from run_gpt.engine.runners.native.runner import NativeRunner, fits
 from run_gpt.engine.runners.native.weights import PackedWeights
+from run_gpt.engine.runners.rotary import switch_length
 from run_gpt.engine.text import Decode
 from run_gpt.errors import InvalidRequest, ModelLoadError, SetupError
 from run_gpt.local.kernels import finished, packer_for, start_kernels
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     MaybeKernels = Future[Kernels] | None
 
 _log = logging.getLogger("run_gpt")
+
+_OWN_CODE = "transformers_modules."
+"""Beginning of the names of the modules that come with a model."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ def start_model(
     """Start the engine of a model and load the adapters into it. After a failure both are freed. Raises SetupError."""
     with ExitStack() as on_failure:
         on_failure.callback(loaded.close)
+        loaded = _within_one_embedding(loaded, config, followers)
+        config = replace(config, max_context=min(loaded.context_length, config.max_context or loaded.context_length))
         grammars = GrammarCompiler(loaded.tokenizer, loaded.vocabulary, end_ids_of(loaded.model))
         on_failure.callback(grammars.close)
         engine = start_engine(loaded, answer_decoder(loaded), config, kernels, followers=followers, on_dead=on_dead)
@@ -114,9 +120,20 @@ def start_model(
                 engine.load_adapter(name, weights)
         except InvalidRequest as error:
             raise ModelLoadError(error.message) from error
-        limits = [limit for limit in (config.max_context, engine.scheduler.slots.max_tokens) if limit]
+        context = min(limit for limit in (config.max_context, engine.scheduler.slots.max_tokens) if limit)
         on_failure.pop_all()
-    return RunningModel(loaded, engine, grammars, min([loaded.context_length, *limits]))
+    return RunningModel(loaded, engine, grammars, context)
+
+
+def _within_one_embedding(loaded: LoadedModel, config: EngineConfig, followers: Followers | None) -> LoadedModel:
+    """Return the model with a context of one rotary embedding, where nothing chooses another for a longer text."""
+    switch = switch_length(loaded.model.config)
+    own_code = bool(getattr(loaded.model.config, "auto_map", None)) and loaded.model.__module__.startswith(_OWN_CODE)
+    if switch is None or switch >= loaded.context_length or not (own_code or followers or config.compile):
+        return loaded
+    why = "code of its own (--trust-remote-code)" if own_code else "--compile or --tensor-parallel"
+    note = f"the context is {switch} tokens, not {loaded.context_length}: longer texts have other rotary frequencies, "
+    return replace(loaded, context_length=switch, notes=(*loaded.notes, f"{note}which are not exact with {why}"))
 
 
 def start_engine(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from run_gpt.errors import ModelLoadError
+from run_gpt.models.context import context_length
 from run_gpt.models.gguf_weights import gguf_shapes
 from run_gpt.models.headers import stored_tensors
 from run_gpt.models.quantised import quantisation_of
@@ -28,7 +29,6 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _OTHERS = ("encoder", "vis", "audio")
 """Parts of names of other stacks of layers than the text model's."""
-_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def estimate_folder(folder: Path) -> Estimate | None:
             continue
         outer = any(part in name.lower() for part in _OUTER) and "layers." not in name and "h." not in name
         counts["vectors" if len(shape) < 2 else "outer" if outer else "inner"] += int(math.prod(shape) * packed)
-    return Estimate(**counts, cache_numbers=_cache_numbers(config), context=_first(config, *_CONTEXTS))
+    return Estimate(**counts, cache_numbers=_cache_numbers(config), context=context_length(config) or 0)
 
 
 def _numbers(folder: Path, config: dict[str, Any]) -> dict[str, tuple[Sequence[int], float]]:

@@ -15,6 +15,7 @@ from run_gpt.models.adapter_base import AdapterBase
 from run_gpt.models.adapter_config import read_adapter_config
 from run_gpt.models.adapters import AdapterWeights, read_adapter
 from run_gpt.models.chat_template import end_with_turns, unite_ends
+from run_gpt.models.context import context_length
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import adapter_folder, is_called, startup_adapters
 from run_gpt.models.metadata import read_config
@@ -226,11 +227,10 @@ def _unusual(model: Any, tokenizer: Any, template: ChatTemplate | None, stateful
 
 
 def _context_length(model: Any, tokenizer: Any) -> tuple[int, list[str]]:
-    text_config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx"):
-        length = getattr(text_config, name, None)
-        if isinstance(length, int) and length > 0:
-            return length, []
+    config = model.config.get_text_config()
+    own = {"max_position_embeddings": getattr(config, "max_position_embeddings", None)}  # by any name that means it
+    if (length := context_length({**config.to_dict(), **own})) is not None:
+        return length, []
     if 0 < tokenizer.model_max_length < _NO_LIMIT:
         return int(tokenizer.model_max_length), []
     return _UNKNOWN_CONTEXT, [f"the model does not say how long its context is: {_UNKNOWN_CONTEXT} tokens are taken"]

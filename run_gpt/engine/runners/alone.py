@@ -50,15 +50,20 @@ class AloneRunner(TransformersRunner):
             if not run.num_logits:
                 continue
             if run.end > len(prompt_ids):
-                logits.append(self._run(run, run.token_ids, 1))
+                goes_on = self._rotary.begin(run)
+                if not goes_on:
+                    self.release([run.slot])
+                logits.append(self._run(run, run.token_ids if goes_on else run.sequence.token_ids[: run.end], 1))
             elif run.num_logits > 1 or run.end < len(prompt_ids) or run.slot in self._ahead:
                 logits.append(self._scored(run))
             elif (prompt_ids, run.adapter) in prompts:  # usually another sequence of the same request
                 source, after = prompts[prompt_ids, run.adapter]
                 self._states[run.slot] = copy.deepcopy(self._states[source])
+                self._rotary.begin(run)
                 logits.append(after)
             else:
                 self.release([run.slot])
+                self._rotary.begin(run)
                 logits.append(self._run(run, prompt_ids, 1))
                 prompts[prompt_ids, run.adapter] = run.slot, logits[-1]
         return torch.cat(logits) if logits else torch.empty(0, 0)
@@ -100,6 +105,7 @@ class AloneRunner(TransformersRunner):
         start, logits = self._ahead.get(run.slot, (0, torch.empty(0, 0)))
         if not run.start or run.end > start + len(logits):
             self.release([run.slot])
+            self._rotary.begin(run)
             start, end = first, max(run.end, min(len(prompt_ids), first + AHEAD))
             logits = self._run(run, prompt_ids[:end], end - start)
         if run.end < len(prompt_ids):
@@ -112,7 +118,8 @@ class AloneRunner(TransformersRunner):
         """Return the logits after the last `num_logits` of these tokens: [num_logits, vocabulary]."""
         options = {"logits_to_keep": num_logits} if self._takes_logits_to_keep else {}
         ids = torch.tensor([list(token_ids)], device=input_device(self._model))
-        with self._adapters.rows([run.adapter]):
+        positions = torch.arange(run.end - len(token_ids), run.end)[None]
+        with self._adapters.rows([run.adapter]), self._rotary.of([run.slot], positions):
             out = self._model(ids, **{self._name: self._states.get(run.slot)}, use_cache=True, **options)
         self._states[run.slot] = out[self._name]
         return out.logits[0, -num_logits:]  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ import torch
 from run_gpt.engine.request import Request
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.lora import Adapters, Lora
+from run_gpt.engine.runners.rotary import Lengths
 from run_gpt.process.devices import input_device
 
 
@@ -20,6 +21,7 @@ class TransformersRunner(ModelRunner):
     def __init__(self, model: Any):
         self._model = model
         self._adapters = Adapters(model)
+        self._rotary = Lengths(model)
         self.end_ids = end_ids_of(model)
 
     def add_adapter(self, lora: Lora) -> None:

@@ -47,8 +47,16 @@ class GenericRunner(TransformersRunner):
         """See ModelRunner. Rows that continue by one token run together, as do whole prompts of similar length, and
         the first parts of scored prompts. All others run alone.
         """
+        crossing = {run.slot: parts for run in runs if len(parts := self._rotary.parts(run)) > 1}
+        logits = self._forward([run for run in runs if run.slot not in crossing])
+        for slot, parts in crossing.items():
+            logits[slot] = torch.cat([self._forward([part])[slot][-part.num_logits :] for part in parts])
+        return torch.cat([logits[run.slot][-run.num_logits :] for run in runs if run.num_logits] or [torch.empty(0, 0)])
+
+    def _forward(self, runs: Sequence[ScheduledTokens]) -> dict[int, torch.Tensor]:
+        """Run these tokens. Returns the logits by slot, of at least the tokens that need them."""
         self._begin(runs)
-        logits: dict[int, torch.Tensor] = {}  # by slot
+        logits: dict[int, torch.Tensor] = {}
         continued = [run for run in runs if run.start and len(run.token_ids) == 1]
         if continued:
             logits.update(self._continue(continued))
@@ -62,7 +70,7 @@ class GenericRunner(TransformersRunner):
         for run in runs:
             if run.slot not in logits:
                 logits[run.slot] = self._run_alone(run)
-        return torch.cat([logits[run.slot][-run.num_logits :] for run in runs if run.num_logits] or [torch.empty(0, 0)])
+        return logits
 
     @torch.inference_mode()
     def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
@@ -78,11 +86,15 @@ class GenericRunner(TransformersRunner):
         return torch.stack([sums[run.slot] for run in runs])
 
     def _begin(self, runs: Sequence[ScheduledTokens]) -> None:
-        """Cut each slot to the tokens before its run."""
+        """Cut each slot to the tokens before its run; they run again if their rotary embedding was another."""
         self.release([run.slot for run in runs if run.start == 0])
         for run in runs:
             self._loras[run.slot] = run.adapter
-            if run.start and self._batch_of(run.slot).length(run.slot) > run.start:
+            if not self._rotary.begin(run):
+                self.release([run.slot])
+                before = ScheduledTokens(run.sequence, 0, tuple(run.sequence.token_ids[: run.start]), 0)
+                self._run(*self._grown([before]), 1)
+            elif run.start and self._batch_of(run.slot).length(run.slot) > run.start:
                 self._alone(run.slot).crop(run.start)
 
     def _continue(self, runs: Sequence[ScheduledTokens]) -> dict[int, torch.Tensor]:
@@ -114,6 +126,7 @@ class GenericRunner(TransformersRunner):
         for copy in copies:
             self.release([copy.target])
             self._batches.append(self._batch_of(copy.source).cut_out(copy.source, copy.length, copy.target))
+        self._rotary.copy(copies)
 
     def release(self, slots: Sequence[int]) -> None:
         """See ModelRunner. The memory of a row in a batch is freed when the batch is next composed."""
@@ -160,10 +173,11 @@ class GenericRunner(TransformersRunner):
         """Call the model, or its part below the output layer. `batch.mask` covers `ids` already."""
         device = input_device(self._model)
         inputs: dict[str, Any] = {"input_ids": ids.to(device), "attention_mask": batch.mask.to(device)}
+        positions = (batch.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if self._takes_positions:
-            positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
-            inputs["position_ids"] = positions[:, -ids.shape[1] :].to(device)
-        with self._adapters.rows([self._loras.get(slot) for slot in batch.slots]):
+            inputs["position_ids"] = positions.to(device)
+        adapters = self._adapters.rows([self._loras.get(slot) for slot in batch.slots])
+        with adapters, self._rotary.of(batch.slots, positions):
             return model(**inputs, past_key_values=batch.cache, use_cache=True, **options)
 
 

@@ -23,7 +23,7 @@ from run_gpt.engine.slots import Copy
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
-"""Rotary embeddings whose frequencies do not change with the length of the text."""
+"""Rotary embeddings of one table for all layers, with frequencies that do not change with the length of the text."""
 BLOCK_ON_GPU = 64
 """Number of tokens in a block of the cache."""
 BLOCK_ON_CPU = 2048
@@ -58,7 +58,8 @@ def fits_config(config: Any) -> bool:
 def _slides(config: Any) -> bool:
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None) or ["sliding_attention"]
-    return window is not None and window < config.max_position_embeddings and "sliding_attention" in layers
+    longest = config.max_position_embeddings * max(1, config.rope_parameters.get("factor") or 1)
+    return window is not None and window < longest and "sliding_attention" in layers
 
 
 @dataclass
@@ -101,7 +102,7 @@ class LlamaRunner(TransformersRunner):
         self.cache_bytes_per_token = cache_bytes_per_token(model)
         block = BLOCK_ON_GPU if gpu else BLOCK_ON_CPU
         self._cache = BlockCache(len(self._layers), max_running, self._kv_heads, self._size, block, self._like)
-        self._rotary = self._like, self._like
+        self._table = self._like, self._like
 
     @torch.inference_mode()
     def forward(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
@@ -199,11 +200,11 @@ class LlamaRunner(TransformersRunner):
 
     def _angles(self, positions: torch.Tensor, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosines and sines of positions, [tokens, 1, size]. Their table grows with the longest sequence."""
-        if longest > len(self._rotary[0]):
-            known = torch.arange(max(longest, 2 * len(self._rotary[0])), device=self._like.device)[None]
+        if longest > len(self._table[0]):
+            known = torch.arange(max(longest, 2 * len(self._table[0])), device=self._like.device)[None]
             cos, sin = self._model.model.rotary_emb(self._like, known)
-            self._rotary = cos[0, :, None], sin[0, :, None]
-        return self._rotary[0][positions], self._rotary[1][positions]
+            self._table = cos[0, :, None], sin[0, :, None]
+        return self._table[0][positions], self._table[1][positions]
 
     def _run(self, ids: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], attend: AttendLayer) -> torch.Tensor:
         """Run the layers: returns [tokens, hidden]. `attend` gets q, k and v as [tokens, heads, size]."""

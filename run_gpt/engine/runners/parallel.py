@@ -29,7 +29,13 @@ class _Tokens:
     start: int
     token_ids: tuple[int, ...]
     num_logits: int
+    prompt_length: int
     adapter: None = None
+
+    @classmethod
+    def of(cls, run: ScheduledTokens) -> "_Tokens":
+        """Return a run without its sequence."""
+        return cls(run.slot, run.start, run.token_ids, run.num_logits, run.prompt_length)
 
     @property
     def end(self) -> int:
@@ -78,14 +84,12 @@ class ParallelRunner(ModelRunner):
 
     def forward(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner."""
-        light = [_Tokens(run.slot, run.start, run.token_ids, run.num_logits) for run in runs]
-        logits: torch.Tensor = self._call("forward", light)
+        logits: torch.Tensor = self._call("forward", [_Tokens.of(run) for run in runs])
         return logits
 
     def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner."""
-        light = [_Tokens(run.slot, run.start, run.token_ids, run.num_logits) for run in runs]
-        sums: torch.Tensor = self._call("embed", light)
+        sums: torch.Tensor = self._call("embed", [_Tokens.of(run) for run in runs])
         return sums
 
     def add_adapter(self, lora: Lora) -> None:

@@ -84,7 +84,7 @@ class NativeRunner(TransformersRunner):
         self._loras = NativeLoras(len(model.model.layers))  # for steps; the base's adapters are for beam search
         weights.link(model)
         shape, size = model.config, _head_size(model.config)
-        context = min(shape.max_position_embeddings, config.max_context or shape.max_position_embeddings)
+        context = config.max_context or shape.max_position_embeddings
         positions = (context + BLOCK - 1) // BLOCK * BLOCK
         # Address space, which takes memory as sequences grow: a whole table of a million tokens takes gigabytes.
         self._tables, self._known = [torch.empty(positions, size // 2) for _ in range(2)], 0
