@@ -8,6 +8,7 @@ from typing import Any
 
 from run_gpt.errors import ModelLoadError
 from run_gpt.models.adapter_config import refuse_adapter
+from run_gpt.models.context import rotary_kind, rotary_parameters
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import ModelFiles
 from run_gpt.models.gguf_weights import gguf_weights
@@ -56,6 +57,15 @@ def first_line(error: Exception) -> str:
 def check_report(files: ModelFiles, report: Mapping[str, Any]) -> None:
     """Raise ModelLoadError for weights that are missing or have another shape. `report`: transformers' loading info."""
     if missing := sorted(report["missing_keys"]):
+        if (
+            len(missing) == 1
+            and "head" in missing[0]
+            and not _json(files, files.folder / "config.json").get("architectures")
+        ):
+            raise ModelLoadError(
+                f"{files.folder} has no output layer ({missing[0]}), and its config.json names no class: it is a "
+                "classifier or an embedding model, which the class of its training in transformers runs"
+            )
         raise damaged(files, files.folder, f"no weights for {missing[0]}, of {len(missing)} missing")
     for name, found, expected in report["mismatched_keys"]:
         why = f"{name} has the shape {list(found)}, and the configuration says {list(expected)}"
@@ -97,6 +107,17 @@ def _is_zero(files: ModelFiles, name: str) -> bool:
         return False
     with safe_open(stored.file, framework="pt") as opened:
         return not bool(opened.get_tensor(name).any())
+
+
+def check_rotary(files: ModelFiles, model: Any) -> None:
+    """Raise ModelLoadError for a scaling of the rotary embedding that transformers' class of the model ignores."""
+    kinds = {rotary_kind(one) for one in rotary_parameters(model.config.get_text_config().to_dict())} - {"default"}
+    own_code = not type(model).__module__.startswith(("transformers.", "run_gpt."))
+    if kinds and not own_code and not any(hasattr(module, "rope_type") for module in model.modules()):
+        raise ModelLoadError(
+            f"{files.folder}: its config.json scales the rotary embedding ({', '.join(sorted(kinds))}), which "
+            f"{type(model).__name__} does not do: remove rope_scaling there if the model was trained without it"
+        )
 
 
 def check_tokenizer(files: ModelFiles) -> None:

@@ -15,6 +15,7 @@ from run_gpt.models.adapter_base import AdapterBase
 from run_gpt.models.adapter_config import read_adapter_config
 from run_gpt.models.adapters import AdapterWeights, read_adapter
 from run_gpt.models.chat_template import end_with_turns, unite_ends
+from run_gpt.models.checks import check_rotary
 from run_gpt.models.context import context_length
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.files import adapter_folder, is_called, startup_adapters
@@ -109,6 +110,7 @@ def load_weights(
         tokenizer = read_tokenizer(files, trust_remote_code=trusted)
         template = choose_template(files, model_config.model_type, tokenizer, None)
         model, clean_ups = read_model(replace(placement, target=target), model_config, packer, on_progress)
+    check_rotary(files, model)
     model.eval().requires_grad_(False)
     precision, kept = _held(placement, model, target.precision)
     context, unknown = _context_length(model, tokenizer)

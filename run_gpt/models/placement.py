@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from run_gpt.config import ModelConfig
 from run_gpt.models.checks import check_files, check_types
+from run_gpt.models.classes import check_class
 from run_gpt.models.files import ModelFiles, fetch
 from run_gpt.models.metadata import read_config
 from run_gpt.models.preflight import fit_target
@@ -42,6 +43,7 @@ def place(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Plac
     files = fetch(config, on_progress=on_progress)
     on_progress(f"Loading {files.name}", 0, None)
     settings = check_files(files, allow_pickle=config.allow_pickle)
+    check_class(files, settings, trust_remote_code=config.trust_remote_code)
     model_type = settings.get("model_type")
     quantisation = quantisation_of(files.folder, settings)
     check_quantisation(quantisation, config.precision, files.folder)

@@ -13,6 +13,7 @@ from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.engine.request import Request, SamplingParams
 from run_gpt.engine.runners.native import runner as native
 from run_gpt.engine.runners.native.build import unsupported
+from run_gpt.errors import ModelLoadError
 from run_gpt.local.launch import RunningModel, launch
 
 BASE = 256
@@ -106,3 +107,12 @@ def test_where_nothing_chooses_the_frequencies_the_context_ends_before_others_co
     model.engine.shutdown()
     assert model.context_length == BASE
     assert "the context is 256 tokens, not 1024" in model.loaded.notes[-1]
+
+
+def test_a_scaling_that_the_class_ignores_is_refused(tmp_path: Path) -> None:
+    build(FAMILIES["gpt-j"]).save_pretrained(tmp_path)
+    copied_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rope_scaling": {"type": "linear", "factor": 4.0}}))
+    with pytest.raises(ModelLoadError, match=r"scales the rotary embedding \(linear\), which GPTJForCausalLM does not"):
+        opened(tmp_path)
