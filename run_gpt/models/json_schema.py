@@ -27,13 +27,14 @@ def _enforceable(schema: Any) -> Any:
         return [_enforceable(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {}
+    made: dict[str, Any] = {}
     for key, value in schema.items():
         if key in _MAPS and isinstance(value, dict):
             made[key] = {name: _enforceable(one) for name, one in value.items()}
         else:
             made[key] = value if key in _DATA else _enforceable(value)
-    pattern = _SECONDS.get(made["format"]) if isinstance(made.get("format"), str) else None
+    name = made.get("format")
+    pattern = _SECONDS.get(name) if isinstance(name, str) else None
     if pattern is None:
         return made
     if "pattern" not in made:
