@@ -12,6 +12,7 @@ from run_gpt.models.cache import ModelCache
 from run_gpt.models.catalogue import CatalogueEntry, HubSource, WheelSource, find, near_matches
 from run_gpt.models.convert import catalogue_key, convert_gguf, converted_key, file_identity
 from run_gpt.models.estimate import BYTES, estimate_entry, refusal
+from run_gpt.models.gguf.parts import model_stem
 from run_gpt.models.hub import cached_snapshot, fetch_from_hub, is_hub_id
 from run_gpt.models.paths import gguf_files, is_explicit_path, is_gguf, local_path, path_name
 from run_gpt.models.progress import OnProgress, no_progress
@@ -209,7 +210,7 @@ def _local(cache: ModelCache, path: str, on_progress: OnProgress) -> Path:
         raise ModelLoadError(f"there is no file or folder {local}")
     if not is_gguf(local):
         raise ModelLoadError(f"{local} is not a GGUF file: give a model's folder or a file that ends in .gguf")
-    name = local.stem
+    name = model_stem(local)
     return convert_gguf(cache, local, converted_key(name, file_identity(local)), name=name, on_progress=on_progress)
 
 

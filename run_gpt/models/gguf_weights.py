@@ -1,10 +1,10 @@
-"""Weights of a GGUF file under transformers' names, each read from its place in the file when it is needed."""
+"""Weights of GGUF files under transformers' names, each read from its place in a file when it is needed."""
 
 import json
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ from run_gpt.errors import ModelLoadError
 _INDEX = "weights.json"
 _ROWS_AT_ONCE = 4096
 _LARGE = ("token_embd.weight", "output.weight")
-# Those of transformers' conversions from a tensor of the file to one of the model that need no other tensor.
-_SIMPLE = ("TensorProcessor", "LlamaTensorProcessor", "Gemma2TensorProcessor", "BloomTensorProcessor")
 # The engine's own 4 and 8 bits have the grids of Q4_0, Q4_1 and Q8_0, and nearly match that of Q4_K. Kinds with fewer
 # bits fit 4 bits with a small loss; kinds with more bits, or with levels that are not even, fit 8 bits.
 _HELD_AS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
@@ -24,12 +22,67 @@ _IN_4_BITS = {
 }
 
 
-class GgufTensor:
-    """One tensor of the file, with the interface of a checkpoint's lazy tensors in transformers."""
+def _pairs(values: Any, heads: int) -> Any:
+    """Return rows of queries or keys with the halves of each head apart, which the file has in pairs."""
+    size = values.shape[0] // heads
+    return values.reshape(heads, size // 2, 2, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
-    def __init__(self, file: Path, entry: Mapping[str, Any], processor: Any, in_parts: Callable[[], bool]):
+
+def _by_head(values: Any, heads: int) -> Any:
+    """Return rows of queries, keys and values head by head, which the file has one kind after the other."""
+    size = values.shape[0] // heads // 3
+    return values.reshape(3, heads, size, *values.shape[1:]).swapaxes(0, 1).reshape(values.shape)
+
+
+def _log_negative(values: Any) -> Any:
+    import numpy as np
+
+    return np.log(-values)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    import numpy as np
+
+    return np.concatenate(parts, axis=1)
+
+
+Change = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+"""Function from the arrays of a weight's tensors, and the configuration, to the weight."""
+
+CHANGES: Mapping[str, Change] = {
+    "": lambda parts, config: parts[0],
+    "joined": lambda parts, config: _joined(parts),
+    "pairs_q": lambda parts, config: _pairs(parts[0], config["num_attention_heads"]),
+    "pairs_k": lambda parts, config: _pairs(parts[0], config["num_key_value_heads"]),
+    "by_head": lambda parts, config: _by_head(parts[0], config["n_head"]),
+    "minus_one": lambda parts, config: parts[0] - 1,
+    "turned": lambda parts, config: parts[0].T,
+    "middle": lambda parts, config: parts[0][:, None],
+    "one_row": lambda parts, config: parts[0].reshape(1, -1),
+    "log_negative": lambda parts, config: _log_negative(parts[0]),
+}
+"""Function that undoes a change of the conversion to GGUF, by name."""
+
+
+def changed_shape(change: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the shape of a weight after a change of its tensors."""
+    (first, *rest) = shapes
+    if change == "joined":
+        fits = all(len(shape) == 3 and (shape[0], shape[2]) == (first[0], first[2]) for shape in rest)
+        return (first[0], sum(shape[1] for shape in shapes), *first[2:]) if fits else first
+    if change == "turned":
+        return tuple(reversed(first))
+    if change == "middle":
+        return (first[0], 1, *first[1:])
+    return (1, prod(first)) if change == "one_row" else first
+
+
+class GgufTensor:
+    """One weight in the files, with the interface of a checkpoint's lazy tensors in transformers."""
+
+    def __init__(self, entry: Mapping[str, Any], config: Mapping[str, Any], in_parts: Callable[[], bool]):
         """Create a tensor. If `in_parts()`, a large tensor is returned unread, and the caller takes slices of rows."""
-        self._file, self._entry, self._processor, self._in_parts = file, entry, processor, in_parts
+        self._entry, self._config, self._in_parts = entry, config, in_parts
         self.shape = tuple(entry["shape"])
 
     def __getitem__(self, index: Any) -> Any:
@@ -37,13 +90,14 @@ class GgufTensor:
         import numpy as np
         import torch
 
+        parts = self._entry["parts"]
         if isinstance(index, slice):
-            return torch.from_numpy(self._read(*index.indices(self.shape[0])[:2]))
-        # No processor changes these, and in fp32 one of them may be larger than all the rest of a packed model.
-        if self._entry["tensor"] in _LARGE and self._in_parts():
+            return torch.from_numpy(_read(parts[0], *index.indices(self.shape[0])[:2]))
+        # Nothing changes these, and in fp32 one of them may be larger than all the rest of a packed model.
+        if parts[0]["tensor"] in _LARGE and self._in_parts():
             return self
-        weights = self._processor.process(self._read(0, self.shape[0]), self._entry["tensor"]).weights
-        return torch.from_numpy(np.ascontiguousarray(weights))
+        read = [_read(part, 0, part["shape"][0]) for part in parts]
+        return torch.from_numpy(np.ascontiguousarray(CHANGES[self._entry["change"]](read, self._config)))
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -56,41 +110,42 @@ class GgufTensor:
         """See torch.Tensor.dim."""
         return len(self.shape)
 
-    def _read(self, start: int, end: int) -> Any:
-        import numpy as np
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
 
-        entry, kind = self._entry, GGMLQuantizationType[self._entry["type"]]
-        row = entry["bytes"] // self.shape[0]
-        wanted = (end - start) * row
-        data = np.fromfile(self._file, dtype=np.uint8, count=wanted, offset=entry["offset"] + start * row)
-        if len(data) != wanted:
-            raise ModelLoadError(f"{self._file} is cut short: {entry['tensor']} is not whole; download it again")
-        values = np.empty((end - start, *self.shape[1:]), dtype=np.float32)
-        rows = data.reshape(end - start, -1) if len(self.shape) > 1 else data
-        for first in range(0, end - start, _ROWS_AT_ONCE) if len(self.shape) > 1 else ():
-            part = slice(first, first + _ROWS_AT_ONCE)
-            values[part] = dequantize(rows[part], kind).reshape(values[part].shape)
-        return values if len(self.shape) > 1 else dequantize(rows, kind)
+def _read(part: Mapping[str, Any], start: int, end: int) -> Any:
+    """Return rows of a tensor of the file."""
+    import numpy as np
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    shape, kind = part["shape"], GGMLQuantizationType[part["type"]]
+    row = part["bytes"] // shape[0]
+    wanted = (end - start) * row
+    data = np.fromfile(part["file"], dtype=np.uint8, count=wanted, offset=part["offset"] + start * row)
+    if len(data) != wanted:
+        raise ModelLoadError(f"{part['file']} is cut short: {part['tensor']} is not whole; download it again")
+    if len(shape) == 1:
+        return dequantize(data, kind)
+    values = np.empty((end - start, *shape[1:]), dtype=np.float32)
+    rows = data.reshape(end - start, -1)
+    for first in range(0, end - start, _ROWS_AT_ONCE):
+        several = slice(first, first + _ROWS_AT_ONCE)
+        values[several] = dequantize(rows[several], kind).reshape(values[several].shape)
+    return values
 
 
 def gguf_weights(folder: Path, in_parts: Callable[[str], bool] = lambda name: False) -> dict[str, GgufTensor] | None:
     """Return the weights that `folder` refers to, by parameter; None if it holds its weights itself.
 
-    `in_parts`: see GgufTensor. Raises ModelLoadError if the GGUF file no longer exists.
+    `in_parts`: see GgufTensor. Raises ModelLoadError if a GGUF file no longer exists.
     """
     if not (folder / _INDEX).is_file():
         return None
     index = json.loads((folder / _INDEX).read_text())
-    file = Path(index["file"])
-    if not file.is_file():
-        raise ModelLoadError(f"{file} has gone, which holds the weights: put it back, or give its new path")
+    for file in index["files"]:
+        if not Path(file).is_file():
+            raise ModelLoadError(f"{file} has gone, which holds the weights: put it back, or give its new path")
     config = json.loads((folder / "config.json").read_text())
-    processor = _processor(index["architecture"])(config=config)
-    return {
-        name: GgufTensor(file, entry, processor, partial(in_parts, name)) for name, entry in index["tensors"].items()
-    }
+    return {name: GgufTensor(entry, config, partial(in_parts, name)) for name, entry in index["tensors"].items()}
 
 
 def gguf_shapes(folder: Path) -> dict[str, list[int]]:
@@ -105,67 +160,29 @@ def gguf_types(folder: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     if (folder / _INDEX).is_file():
         for entry in json.loads((folder / _INDEX).read_text())["tensors"].values():
-            counts[entry["type"]] += math.prod(entry["shape"])
+            counts[entry["parts"][0]["type"]] += prod(entry["shape"])
     return counts
 
 
-def write_index(gguf: Path, folder: Path, model: Any) -> bool:
-    """Write an index into `folder` with the places of the weights of `model` (on the meta device) in the file.
+def write_index(folder: Path, tensors: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the places of the weights into `folder`: see `gguf.tensors.place_tensors`."""
+    files = sorted({part["file"] for entry in tensors.values() for part in entry["parts"]})
+    (folder / _INDEX).write_text(json.dumps({"files": files, "tensors": tensors}))
 
-    Returns False, and writes nothing, if the file does not have each weight as one tensor: then it must be converted.
+
+def held_precisions(tensors: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, dict[str, str]]:
+    """Return the engine's precision that suits most of the weights, and that of each matrix, by parameter.
+
+    The former is None if there are no matrices.
     """
-    from gguf import GGUFReader
-    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
-
-    reader = GGUFReader(gguf)
-    architecture = reader.fields["general.architecture"].contents()
-    processor = _processor(architecture)
-    if processor.__name__ not in _SIMPLE:
-        return False
-    names = get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()))
-    tensors = {}
-    for tensor in reader.tensors:
-        if tensor.name in names:
-            tensors[names[tensor.name]] = {
-                "tensor": tensor.name,
-                "type": tensor.tensor_type.name,
-                "shape": [int(size) for size in reversed(tensor.shape)],
-                "offset": int(tensor.data_offset),
-                "bytes": int(tensor.n_bytes),
-            }
-    tied = set(model.all_tied_weights_keys)
-    if {name for name, _ in model.named_parameters()} - tied - tensors.keys():
-        return False
-    index = {"file": str(gguf.resolve()), "architecture": architecture, "tensors": tensors}
-    (folder / _INDEX).write_text(json.dumps(index))
-    return True
-
-
-def held_precisions(gguf: Path, folder: Path) -> tuple[str | None, dict[str, str]]:
-    """Return the engine's precision that suits most of the file, and that of each matrix in the index of `folder`.
-
-    The former is None if the file has no matrices.
-    """
-    from gguf import GGUFReader
-
     held: dict[str, int] = {}
-    for tensor in GGUFReader(gguf).tensors:
-        if len(tensor.shape) > 1:
-            precision = _held_as(tensor.tensor_type.name)
-            held[precision] = held.get(precision, 0) + int(tensor.n_bytes)
-    if not (folder / _INDEX).is_file():
-        each = {}
-    else:
-        tensors = json.loads((folder / _INDEX).read_text())["tensors"]
-        each = {name: _held_as(entry["type"]) for name, entry in tensors.items() if len(entry["shape"]) > 1}
+    each: dict[str, str] = {}
+    for name, entry in tensors.items():
+        if len(entry["shape"]) > 1:
+            precision = each[name] = _held_as(entry["parts"][0]["type"])
+            held[precision] = held.get(precision, 0) + sum(part["bytes"] for part in entry["parts"])
     return max(held, key=lambda precision: held[precision], default=None), each
 
 
 def _held_as(kind: str) -> str:
     return _HELD_AS.get(kind, "bit4" if kind in _IN_4_BITS else "bit8")
-
-
-def _processor(architecture: str) -> Any:
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
-
-    return TENSOR_PROCESSORS.get(architecture, TensorProcessor)

@@ -9,6 +9,7 @@ from run_gpt.models.cache import ModelCache, folder_bytes
 from run_gpt.models.catalogue import CATALOGUE, CatalogueEntry, HubSource, find
 from run_gpt.models.convert import catalogue_key, converted_key, converted_record, file_identity
 from run_gpt.models.files import ModelFiles, fetch_entry, path_of, unknown_model
+from run_gpt.models.gguf.parts import model_stem
 from run_gpt.models.hub import cached_snapshot, fetch_from_hub, hub_bytes, hub_key, is_hub_id, remove_from_hub_cache
 from run_gpt.models.paths import gguf_files, is_explicit_path, is_gguf, local_path, path_name
 from run_gpt.models.progress import OnProgress, no_progress
@@ -111,7 +112,7 @@ def _local_info(cache: ModelCache, local: Path) -> ModelInfo:
             raise ModelNotFound(f"{local} is no model: give a folder with a config.json, or a GGUF file", param="model")
         disk = sum(one.stat().st_size for one in local.iterdir() if one.is_file())
         return _other(path_name(local), "a folder on this disk", str(local), disk, local)
-    converted = cache.get(converted_key(file.stem, file_identity(file)))
+    converted = cache.get(converted_key(model_stem(file), file_identity(file)))
     return _other(path_name(local), "a GGUF file on this disk", str(file), file.stat().st_size, converted, cached=True)
 
 

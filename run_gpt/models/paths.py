@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from run_gpt.errors import ModelLoadError
+from run_gpt.models.gguf.parts import model_stem, part_paths
 
 _SNAPSHOT = re.compile(r"models--(.+)")
 
@@ -35,10 +36,10 @@ def path_name(text: str | Path) -> str:
     local = local_path(text)
     if local.parent.name == "snapshots" and (match := _SNAPSHOT.fullmatch(local.parent.parent.name)):
         return match[1].replace("--", "/")
-    return local.stem if is_gguf(local) else local.name
+    return model_stem(local) if is_gguf(local) else local.name
 
 
 def gguf_files(folder: Path) -> list[Path]:
     """Return the GGUF files of a folder that hold a model, by name: of a model in parts the first one."""
-    found = sorted(file for file in folder.iterdir() if is_gguf(file) and not file.name.startswith("mmproj"))
-    return [file for file in found if not re.search(r"-(?!00001)\d{5}-of-\d{5}$", file.stem)]
+    found = [file for file in folder.iterdir() if is_gguf(file) and not file.name.startswith("mmproj")]
+    return sorted({part_paths(file)[0] for file in found})

@@ -49,6 +49,11 @@ def test_the_documents_have_the_settings_that_the_configuration_declares() -> No
         assert made == document.read_text(), "run: python scripts/option_tables.py --write"
 
 
+def test_the_gguf_document_has_the_keys_that_the_code_reads() -> None:
+    made = script("gguf_tables").made()
+    assert made == (ROOT / "docs" / "gguf.md").read_text(), "run: python scripts/gguf_tables.py --write"
+
+
 def test_the_openai_document_has_the_fields_of_the_schemas_and_of_the_client() -> None:
     """A newer client's field must be supported or refused by name; else users get a 400 that says `not known here`."""
     text = (ROOT / "docs" / "openai.md").read_text()
