@@ -99,3 +99,6 @@ class ChatOptions(TextOptions, total=False):
     function that it must call."""
     parallel_tool_calls: bool | None
     """False: at most one call; default true."""
+    chat_template: str | None
+    """Name of one of the model's chat templates; default: the server's choice. The text of one is taken only with
+    `--trust-request-chat-template`."""

@@ -24,6 +24,10 @@ StopTexts = Annotated[
 
 BASE = "base"
 """Name that stands for the model itself where a request could name an adapter."""
+CHAT_TEMPLATE = (
+    "Name of one of the model's chat templates; default: the server's choice. The text of one is taken only with "
+    "`--trust-request-chat-template`."
+)
 ADAPTER = f"Name of a loaded LoRA adapter, or `{BASE}` for the model itself; default: the server's."
 
 # From the OpenAI spelling of a parameter to the transformers spelling that this project uses.
@@ -213,6 +217,7 @@ class ChatRequest(Parameters):
         "`none`: it must not; or the one function that it must call.",
     )
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
+    chat_template: NonEmpty | None = Field(None, description=CHAT_TEMPLATE)
 
     @model_validator(mode="after")
     def _possible_tools(self) -> Self:

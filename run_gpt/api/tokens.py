@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from run_gpt.api.answers import Answer
 from run_gpt.api.chat import Message, Tools
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.schema import CHAT_TEMPLATE, AnyRequest
 from run_gpt.api.values import NonEmpty, TokenIds
 from run_gpt.errors import InvalidRequest
 
@@ -17,6 +17,7 @@ class TokenizeRequest(AnyRequest):
     prompt: NonEmpty | None = Field(None, description="A text.")
     messages: Annotated[list[Message], Field(min_length=1)] | None = Field(None, description="Or a chat.")
     tools: Tools | None = Field(None, description="Of a chat: functions that the model may call.")
+    chat_template: NonEmpty | None = Field(None, description=CHAT_TEMPLATE)
     add_special_tokens: bool | None = Field(
         None, description="Of a text: begin with what begins every text; default true. A chat's template does that."
     )
@@ -25,8 +26,9 @@ class TokenizeRequest(AnyRequest):
     def _one_of_both(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequest("prompt, messages: give one of the two", param="prompt")
-        for name in ("tools", "add_special_tokens"):
-            if getattr(self, name) is not None and (name == "tools") == (self.messages is None):
+        for name in ("tools", "chat_template", "add_special_tokens"):
+            of_chat = name != "add_special_tokens"
+            if getattr(self, name) is not None and of_chat == (self.messages is None):
                 raise InvalidRequest(f"{name}: this does not go with {self._kind}", param=name)
         return self
 

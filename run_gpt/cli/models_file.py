@@ -44,6 +44,9 @@ DEFAULTS: Types = {key: kind for key, kind in MODEL.items() if key not in ("name
 SERVER: Types = {name: kind for name, kind in _types(ServeConfig).items() if name not in MODEL and name != "api_key"}
 
 
+_MAYBE_PATHS = ("adapter_name_or_path", "chat_template")
+
+
 def read_models_file(file: Path) -> ServeConfig:
     """Return the server configuration in the file. Relative paths in it are relative to its folder.
 
@@ -145,7 +148,7 @@ def _placed(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             placed[key] = Path(_absolute(str(value), folder))
         elif key == "model_path" and value is not None:
             placed[key] = _absolute(value, folder)
-        elif (key == "model_name" and not settings.get("model_path")) or key == "adapter_name_or_path":
+        elif (key == "model_name" and not settings.get("model_path")) or key in _MAYBE_PATHS:
             placed[key] = _if_path(value, folder)
         elif key == "adapters" and value is not None:
             placed[key] = {name: _if_path(path, folder) for name, path in value.items()}

@@ -89,8 +89,9 @@ def keyword(name: str, kind: Any, default: Any, option: Any) -> inspect.Paramete
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-# `--model` and the prompt have their own arguments; results of tools cannot be returned on a command line.
-_NO_OPTION = {"model", "prompt", "messages", "tools", "tool_choice", "parallel_tool_calls"}
+# `--model` and the prompt have their own arguments, `--chat-template` is the loaded model's; results of tools cannot be
+# returned on a command line.
+_NO_OPTION = {"model", "prompt", "messages", "tools", "tool_choice", "parallel_tool_calls", "chat_template"}
 # Fields that are not one plain value: the option's type, and a text that its help adds to the description.
 _WRITTEN: dict[str, tuple[Any, str]] = {
     "adapters": (list[str], "Written as NAME=PATH, or PATH for requests that name none; may be given several times."),

@@ -86,6 +86,17 @@ class ModelConfig(_Config):
         dict[str, str] | None,
         Option("More LoRA adapters, by the names that requests use.", Panel.MODEL, flag="--adapter"),
     ] = None
+    chat_template: Annotated[
+        str | None,
+        Option(
+            "A Jinja file, or the name of a template: one of the model's, or of ours, such as vicuna; "
+            "default: the model's.",
+            Panel.MODEL,
+        ),
+    ] = None
+    trust_request_chat_template: Annotated[
+        bool, Option("Let requests bring a chat template as text, not only name one of the model's.", Panel.MODEL)
+    ] = False
     trust_remote_code: Annotated[bool, Option("Run Python code that comes with the model.", Panel.MODEL)] = False
     allow_pickle: Annotated[bool, Option("Load pickled weights, which can run any code.", Panel.MODEL)] = False
     cache_dir: Annotated[Path | None, Option("Folder for models; default: $RUNGPT_CACHE, else `~/.cache/rungpt`.")] = (

@@ -17,6 +17,10 @@ class ModelOptions(TypedDict, total=False):
     """Processes that each hold a share of every layer, if the family has a plan. Default: 1."""
     adapters: dict[str, str] | None
     """More LoRA adapters, by the names that requests use."""
+    chat_template: str | None
+    """A Jinja file, or the name of a template: one of the model's, or of ours, such as vicuna; default: the model's."""
+    trust_request_chat_template: bool
+    """Let requests bring a chat template as text, not only name one of the model's. Default: False."""
     allow_pickle: bool
     """Load pickled weights, which can run any code. Default: False."""
     cache_dir: Path | None

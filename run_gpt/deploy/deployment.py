@@ -184,7 +184,11 @@ def _check_paths(server: ServeConfig) -> None:
 
     A relative path is on this machine; an absolute one is in the container, in the image or a volume.
     """
-    paths = {"MODEL": server.model_name, "--adapter": server.adapter_name_or_path}
+    paths = {
+        "MODEL": server.model_name,
+        "--adapter": server.adapter_name_or_path,
+        "--chat-template": server.chat_template,
+    }
     paths |= {f"--adapter {name}": path for name, path in (server.adapters or {}).items()}
     for option, path in paths.items():
         if path and not path.startswith("/") and (path.startswith((".", "~")) or Path(path).exists()):

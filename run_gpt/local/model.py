@@ -61,10 +61,11 @@ def create_model(
     """Load a model into this process.
 
     The parameters and their defaults are those of ModelConfig and EngineConfig. `options` are `max_memory`,
-    `tensor_parallel`, `adapters`, `allow_pickle` and `cache_dir` of the former, and `max_running`, `max_waiting`,
-    `max_step_tokens`, `runner`, `max_context`, `max_cache_tokens`, `reuse_prefixes`, `compile` and `speculate` of the
-    latter; `help(run_gpt.config.ModelOptions)` has their types. `on_progress` is called for downloads and other long
-    steps. Raises SetupError or ModelNotFound, each with a line that says what to do.
+    `tensor_parallel`, `adapters`, `chat_template`, `trust_request_chat_template`, `allow_pickle` and `cache_dir` of the
+    former, and `max_running`, `max_waiting`, `max_step_tokens`, `runner`, `max_context`, `max_cache_tokens`,
+    `reuse_prefixes`, `compile` and `speculate` of the latter; `help(run_gpt.config.ModelOptions)` has their types.
+    `on_progress` is called for downloads and other long steps. Raises SetupError or ModelNotFound, each with a line
+    that says what to do.
     """
     settings: dict[str, Any] = dict(options)
     engine_config = EngineConfig.take(settings)
@@ -109,7 +110,7 @@ class Model(LanguageModel):
         """Largest number of tokens of prompt and answer together."""
         self.tokenizer = loaded.tokenizer
         """Tokenizer of transformers."""
-        self._prompts = Prompts(loaded)
+        self._prompts = Prompts(loaded, trusts_templates=config.trust_request_chat_template)
         self._preparation = Preparation(self._prompts, running.grammars, self.context_length)
         self._grammars = running.grammars
         self._engine = running.engine
@@ -249,7 +250,7 @@ class Model(LanguageModel):
         if isinstance(request, DetokenizeRequest):
             return DetokenizedText(prompt=self._prompts.detokenize(request.tokens), **about)
         if request.messages is not None:
-            ids = self._prompts.chat_ids(request.messages, as_functions(request.tools))
+            ids = self._prompts.chat_ids(request.messages, as_functions(request.tools), template=request.chat_template)
         else:
             ids = self._prompts.text_ids(
                 request.prompt or "", "prompt", special=request.add_special_tokens is not False

@@ -7,6 +7,7 @@ from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.errors import InvalidRequest
 from run_gpt.models import LoadedModel, render_chat
 from run_gpt.models.grammar import Kind
+from run_gpt.models.template_choice import requested_template
 from run_gpt.models.token_bytes import TokenBytes, decoder
 from run_gpt.models.tokenizer import encode
 from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
@@ -18,7 +19,9 @@ Source = tuple[Kind, str]
 class Prompts:
     """Prompt converter of one loaded model. Its methods may be called from any thread."""
 
-    def __init__(self, loaded: LoadedModel):
+    def __init__(self, loaded: LoadedModel, *, trusts_templates: bool = False):
+        """`trusts_templates`: take the text of a chat template from a request."""
+        self._trusts_templates = trusts_templates
         self._tokenizer = loaded.tokenizer
         self._template = loaded.chat_template
         self.vocabulary = loaded.vocabulary
@@ -31,7 +34,12 @@ class Prompts:
         """Return the token ids of a request's prompt. Raises InvalidRequest."""
         if isinstance(request, GenerateRequest):
             return self.text_ids(request.prompt, "prompt")
-        return self.chat_ids(request.messages, functions(request), parallel=request.parallel_tool_calls is not False)
+        return self.chat_ids(
+            request.messages,
+            functions(request),
+            parallel=request.parallel_tool_calls is not False,
+            template=request.chat_template,
+        )
 
     def text_ids(self, prompt: str | Sequence[int], param: str, *, special: bool = True) -> list[int]:
         """Return the ids of a text, or of ids, checked. `special`: add special tokens. Raises InvalidRequest."""
@@ -40,14 +48,28 @@ class Prompts:
         return self._checked(encode(self._tokenizer, prompt, param, special=special), param)
 
     def chat_ids(
-        self, messages: Sequence[Message], tools: Sequence[Function] = (), *, parallel: bool = True
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Function] = (),
+        *,
+        parallel: bool = True,
+        template: str | None = None,
     ) -> list[int]:
-        """Return the ids of a chat up to the beginning of the answer. Raises InvalidRequest."""
+        """Return the ids of a chat up to the beginning of the answer. Raises InvalidRequest, Forbidden.
+
+        `template`: name of one of the model's templates, or the text of one; default: the model's own choice.
+        """
         turns = [message.model_dump(exclude_none=True) for message in messages]
         for turn in turns:
             turn["role"] = "system" if turn["role"] == "developer" else turn["role"]
         ids = render_chat(
-            self._tokenizer, turns, self._template, tools=tools, tool_format=self.tool_format, parallel=parallel
+            self._tokenizer,
+            turns,
+            self._template,
+            tools=tools,
+            tool_format=self.tool_format,
+            parallel=parallel,
+            jinja=None if template is None else requested_template(self._tokenizer, template, self._trusts_templates),
         )
         return self._checked(ids, "messages")
 
@@ -74,8 +96,8 @@ class Prompts:
 
     def stops(self, request: Request) -> tuple[str, ...]:
         """Return the request's stop sequences; in a chat also those that end a turn."""
-        in_chat = isinstance(request, ChatRequest) and self._template is not None
-        return (*request.stops, *(self._template.stop if in_chat else ()))  # type: ignore[union-attr]
+        ours = self._template if isinstance(request, ChatRequest) and request.chat_template is None else None
+        return (*request.stops, *(() if ours is None else ours.stop))
 
     def text(self, prompt: str | Sequence[int]) -> str:
         """Return a prompt as text."""

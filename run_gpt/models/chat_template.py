@@ -28,6 +28,7 @@ def render_chat(
     tools: Sequence[Function] = (),
     tool_format: ToolFormat | None = None,
     parallel: bool = True,
+    jinja: str | None = None,
 ) -> list[int]:
     """Return the token ids of `messages`, up to the point where the assistant's answer begins.
 
@@ -36,21 +37,36 @@ def render_chat(
     tokenizer's own template is used, else `template`, else PLAIN. A template that does not support `tools` gets plain
     turns, with a description of the tools in the system message, which offers several calls in one answer if
     `parallel`. `tool_format` defaults to the result of `find_tool_format`. Raises InvalidRequest with the template's
-    reason if it refuses the messages.
+    reason if it refuses the messages. `jinja`: text of a template that is used instead.
     """
-    jinja = None if tokenizer.chat_template else (template or PLAIN).jinja
+    requested, own = jinja is not None, jinja or tool_template(tokenizer)
+    if own is None:
+        jinja = (template or PLAIN).jinja
     if not tools and not has_calls(messages):
         text = render(tokenizer, [without_empty(message) for message in messages], jinja)
     else:
-        tool_format = tool_format or find_tool_format(tool_template(tokenizer), tokenizer)
+        if requested or tool_format is None:
+            tool_format = _tool_format(own, tokenizer, tool_format)
         if tool_format.native:
             turns, told = native_turns(messages, tool_format), [function.as_tool() for function in tools]
-            text = render(tokenizer, turns, tool_template(tokenizer), tools=told or None)
+            text = render(tokenizer, turns, own, tools=told or None)
         else:
             turns = plain_turns(messages, tool_format)
             text = _described(tokenizer, turns, jinja, description(tools, tool_format, parallel=parallel))
     # The tokenizer's own template already writes the special tokens that begin a text.
-    return encode(tokenizer, text, "messages", special=not tokenizer.chat_template)
+    return encode(tokenizer, text, "messages", special=own is None)
+
+
+def _tool_format(own: str | None, tokenizer: Any, wanted: ToolFormat | None) -> ToolFormat:
+    """Return the form of calls of a template. Raises InvalidRequest if another one is wanted."""
+    found = find_tool_format(own, tokenizer)
+    if wanted is not None and found.name != wanted.name:
+        raise InvalidRequest(
+            f"chat_template: it has calls in the form {found.name}, and answers are read in the form {wanted.name}: "
+            "leave the tools out, or serve it as --chat-template",
+            param="chat_template",
+        )
+    return found
 
 
 def _described(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, told: str) -> str:

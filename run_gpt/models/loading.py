@@ -108,7 +108,7 @@ def load_weights(
         if placement.quantisation is None:
             _require_bitsandbytes(target, packer)
         tokenizer = read_tokenizer(files, trust_remote_code=trusted)
-        template = choose_template(files, model_config.model_type, tokenizer, None)
+        template = choose_template(files, model_config.model_type, tokenizer, placement.config.chat_template)
         model, clean_ups = read_model(replace(placement, target=target), model_config, packer, on_progress)
     check_rotary(files, model)
     model.eval().requires_grad_(False)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from run_gpt.errors import ModelLoadError
+from run_gpt.errors import Forbidden, InvalidRequest, ModelLoadError
 from run_gpt.models.checks import damaged, first_line
 from run_gpt.models.files import ModelFiles
 from run_gpt.models.templates import PLAIN, TEMPLATES, ChatTemplate, find_template
@@ -36,10 +36,27 @@ def choose_template(files: ModelFiles, model_type: str, tokenizer: Any, wanted: 
     return None
 
 
-def template_names(tokenizer: Any) -> list[str]:
-    """Return the names of the templates that a request may choose from."""
+def requested_template(tokenizer: Any, wanted: str, trusted: bool) -> str | None:
+    """Return the text of the template that a request names or, if `trusted`, brings; None for the one of this package.
+
+    Raises InvalidRequest for an unknown name, Forbidden for a text that is not trusted.
+    """
     template = tokenizer.chat_template
-    return list(template) if isinstance(template, dict) else [DEFAULT] if template else []
+    named: dict[str, str | None] = template if isinstance(template, dict) else {DEFAULT: template}
+    if wanted in named:
+        return named[wanted]
+    if not any(mark in wanted for mark in ("{{", "{%", "{#")):
+        there = ", ".join(named)
+        raise InvalidRequest(
+            f"chat_template = {wanted!r}: this model has no such template: there are {there}", param="chat_template"
+        )
+    if not trusted:
+        raise Forbidden(
+            "chat_template: the text of a template is taken only from a server with --trust-request-chat-template; "
+            f"give a name: {', '.join(named)}",
+            param="chat_template",
+        )
+    return wanted
 
 
 def template_notes(tokenizer: Any) -> list[str]:

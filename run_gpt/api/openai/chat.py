@@ -9,9 +9,10 @@ from run_gpt.api import answers as native
 from run_gpt.api.answers import Answer, ChatEvent, FinishReason, TokenLogprob, ToolCallDelta, Usage, absent
 from run_gpt.api.chat import Message, ToolCall, ToolChoice, Tools, check_tools
 from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, MAX_TOKENS, EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
-from run_gpt.api.schema import ChatRequest
+from run_gpt.api.schema import CHAT_TEMPLATE, ChatRequest
 from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
+from run_gpt.api.values import NonEmpty
 from run_gpt.errors import InvalidRequest
 
 TEXT_ONLY = "models here read and write text only"
@@ -70,6 +71,7 @@ class ChatCompletionRequest(SamplingRequest):
         None, description="`auto`, `none`, `required`, or one function; the last two are enforced."
     )
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
+    chat_template: NonEmpty | None = Field(None, description=CHAT_TEMPLATE)
 
     @model_validator(mode="after")
     def _possible_chat(self) -> "ChatCompletionRequest":
@@ -91,6 +93,7 @@ class ChatCompletionRequest(SamplingRequest):
             "tools": self.tools,
             "tool_choice": self.tool_choice,
             "parallel_tool_calls": self.parallel_tool_calls,
+            "chat_template": self.chat_template,
         }
         return [ChatRequest.parse(fields, stream=bool(self.stream))]
 

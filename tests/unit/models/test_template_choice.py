@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from run_gpt.config import ModelConfig
-from run_gpt.errors import InvalidRequest, ModelLoadError
+from run_gpt.errors import Forbidden, InvalidRequest, ModelLoadError
 from run_gpt.models import load, render_chat, rendering
 from run_gpt.models.files import ModelFiles
-from run_gpt.models.template_choice import choose_template, template_names
+from run_gpt.models.template_choice import choose_template, requested_template
 from run_gpt.models.tokenizer import read_tokenizer
+from run_gpt.models.tools import Function, find_tool_format, tool_template
 
 CHAT = [{"role": "user", "content": "hello"}]
 
@@ -31,6 +32,10 @@ def with_named(folder: Path, **templates: str) -> Path:
     return folder
 
 
+def named_in(tokenizer: Any) -> set[str]:
+    return set(tokenizer.chat_template) if isinstance(tokenizer.chat_template, dict) else {"default"}
+
+
 def text_of(tokenizer: Any, **options: Any) -> str:
     return str(tokenizer.decode(render_chat(tokenizer, CHAT, **options)))
 
@@ -47,7 +52,7 @@ def text_of(tokenizer: Any, **options: Any) -> str:
 def test_of_named_templates_one_is_the_default(tiny_model: Path, templates: dict[str, str], text: str) -> None:
     tokenizer, ours = chosen(with_named(tiny_model, **templates))
     assert (text_of(tokenizer), ours) == (text, None)
-    assert set(template_names(tokenizer)) >= {"default"}
+    assert "default" in named_in(tokenizer)
 
 
 def test_several_templates_without_a_default_are_refused_by_name(tiny_model: Path) -> None:
@@ -75,7 +80,7 @@ def test_templates_in_files_of_their_own_have_their_names(tiny_model: Path) -> N
     (tiny_model / "chat_template.jinja").write_text("hello")
     (tiny_model / "additional_chat_templates").mkdir()
     (tiny_model / "additional_chat_templates" / "rag.jinja").write_text("world")
-    assert sorted(template_names(chosen(tiny_model)[0])) == ["default", "rag"]
+    assert named_in(chosen(tiny_model)[0]) == {"default", "rag"}
     assert text_of(chosen(tiny_model, "rag")[0]) == "world"
 
 
@@ -134,3 +139,27 @@ def test_a_template_that_loops_is_stopped(tiny_model: Path, body: str, monkeypat
     (tiny_model / "chat_template.jinja").write_text("hello")
     for _ in range(20):  # nothing is left over for later
         assert text_of(chosen(tiny_model)[0]) == "hello"
+
+
+def test_a_request_names_a_template_or_brings_one_where_it_is_trusted(tiny_model: Path) -> None:
+    tokenizer, _ = chosen(with_named(tiny_model, default="hello", rag="world"))
+    assert requested_template(tokenizer, "rag", False) == "world"
+    with pytest.raises(InvalidRequest, match=r"chat_template = 'other'.*there are default, rag") as caught:
+        requested_template(tokenizer, "other", True)
+    assert caught.value.param == "chat_template"
+    with pytest.raises(Forbidden, match="--trust-request-chat-template; give a name: default, rag"):
+        requested_template(tokenizer, "{{ 1 }}", False)
+    assert requested_template(tokenizer, "{{ 1 }}", True) == "{{ 1 }}"
+    bare, _ = chosen(tiny_model, "vicuna")
+    assert requested_template(bare, "default", False) is None
+
+
+def test_calls_in_another_form_than_answers_are_read_in_are_refused(tiny_model: Path) -> None:
+    (tiny_model / "chat_template.jinja").write_text("hello")
+    tokenizer, _ = chosen(tiny_model)
+    offered = [Function(name="f")]
+    form = find_tool_format(tool_template(tokenizer), tokenizer)
+    hermes = "{{ tools }}<tool_call>{{ arguments }}"
+    with pytest.raises(InvalidRequest, match="calls in the form hermes, and answers are read in the form json"):
+        render_chat(tokenizer, CHAT, tools=offered, tool_format=form, jinja=hermes)
+    assert text_of(tokenizer, tools=offered, tool_format=form, jinja="{{ messages[-1].role }}") == "user"
