@@ -61,14 +61,17 @@ def _scaled(model: GgufModel) -> dict[str, Any]:
     factor = _value(model, "rope.scaling.factor") or _value(model, "rope.scale_linear") or 1.0
     kind = _value(model, "rope.scaling.type", "linear")
     if LONG in model.tensors or SHORT in model.tensors or kind == "longrope":
+        if factor != 1.0:
+            raise _refused(model, f"LongRoPE with rope.scaling.factor {factor}")
         return _long(model)
-    if kind == "none" or (kind == "linear" and factor == 1.0):
-        return {}
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
         return _yarn(model, factor)
-    raise _refused(model, f"rope.scaling.type {kind!r}")
+    if kind not in ("none", "linear"):
+        raise _refused(model, f"rope.scaling.type {kind!r}")
+    for key in ("attn_factor", "yarn_attn_factor"):
+        if (attention := _value(model, f"rope.scaling.{key}", 1.0)) != 1.0:
+            raise _refused(model, f"rope.scaling.{key} {attention} without YaRN")
+    return {} if kind == "none" or factor == 1.0 else {"rope_type": "linear", "factor": factor}
 
 
 def _yarn(model: GgufModel, factor: float) -> dict[str, Any]:

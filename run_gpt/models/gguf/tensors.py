@@ -23,7 +23,7 @@ def place_tensors(model: GgufModel, parameters: Any) -> dict[str, dict[str, Any]
     `parameters`: transformers' model on the meta device. Raises ModelLoadError for a tensor that is missing, that the
     model does not have, or of another shape.
     """
-    names = _names(model, parameters)
+    names = tensor_names(model, parameters)
     tied = set(parameters.all_tied_weights_keys)
     index: dict[str, dict[str, Any]] = {}
     for name, parameter in _weights(parameters):
@@ -46,7 +46,7 @@ def _weights(parameters: Any) -> Iterable[tuple[str, Any]]:
     yield from parameters.state_dict(keep_vars=True).items()
 
 
-def _names(model: GgufModel, parameters: Any) -> dict[str, tuple[str, ...]]:
+def tensor_names(model: GgufModel, parameters: Any) -> dict[str, tuple[str, ...]]:
     """Return the names of the file's tensors by parameter."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 

@@ -33,6 +33,8 @@ def read_tokens(model: GgufModel) -> Any:
         splitting = _splitting(model)
         backend, begins = _byte_level(model, tokens, splitting), splitting.begins
     elif kind == "llama":
+        if (pre := _value(model, "pre", "default")) != "default":
+            raise ModelLoadError(f"{model.path} has {_KEY}.pre = {pre!r} beside {_KEY}.model = 'llama': {ORIGINAL}")
         backend, begins = _sentence_pieces(model, tokens), True
     else:
         raise ModelLoadError(

@@ -88,6 +88,17 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "scaling": (lambda m, t: m.update({"llama.rope.scaling.type": "su"}), r"rope\.scaling\.type 'su'"),
     "yarn": (lambda m, t: m.update({"llama.rope.scaling.yarn_log_multiplier": 0.1}), r"yarn_log_multiplier = 0\.1"),
+    "magnitude": (lambda m, t: m.update({"llama.rope.scaling.attn_factor": 1.2}), r"rope\.scaling\.attn_factor 1\.2"),
+    "two scalings": (
+        lambda m, t: (
+            m.update({"llama.rope.scaling.factor": 4.0}),
+            t.update({"rope_freqs.weight": torch.arange(1.0, 9.0)}),
+        ),
+        r"rope_freqs\.weight beside the scaling 'linear'",
+    ),
+    "long": (lambda m, t: m.update({"llama.rope.scaling.type": "longrope"}), r"LongRoPE needs rope_factors_long"),
+    "experts": (lambda m, t: m.update({"llama.expert_count": 4, "llama.expert_used_count": 2}), r"lacks the tensor"),
+    "pooling": (lambda m, t: m.update({"llama.pooling_type": 3}), r"llama\.pooling_type = 3"),
     "factors": (lambda m, t: t.update({"rope_freqs.weight": torch.ones(3)}), r"rope_freqs\.weight has 3 factors"),
     "splitting": (lambda m, t: m.update({"tokenizer.ggml.pre": "dreamt"}), r"'dreamt' \(tokenizer\.ggml\.pre\)"),
     "tokenizer": (lambda m, t: m.update({"tokenizer.ggml.model": "t5"}), r"'t5' \(tokenizer\.ggml\.model\)"),
