@@ -204,6 +204,8 @@ class Status(BaseModel):
     """Number of sequences that wait for a slot."""
     context_length: int | None = None
     """Most tokens of prompt and answer together."""
+    precision: str | None = None
+    """Precision of most of the model's weights, such as `bf16` or `bit4`; None: it is not loaded."""
     started: float | None = None
     """Time when the process began to serve, in seconds since 1970. Another number means another process."""
     memory: Bytes | None = None

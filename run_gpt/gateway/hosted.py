@@ -90,8 +90,14 @@ class Hosted:
 
     def card(self) -> Model:
         """Return its entry in `/v1/models`."""
-        length = self.pool.context_length
-        return Model(id=self.name, created=self._since, max_model_len=length, state=self.state, memory=self.memory)
+        return Model(
+            id=self.name,
+            created=self._since,
+            max_model_len=self.pool.context_length,
+            precision=self._said("precision"),
+            state=self.state,
+            memory=self.memory,
+        )
 
     def describe(self) -> ModelState:
         """Return its current state."""

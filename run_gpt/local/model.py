@@ -125,6 +125,7 @@ class Model(LanguageModel):
             running=stats.running,
             waiting=stats.waiting,
             context_length=self.context_length,
+            precision=self.precision,
         )
 
     def metrics(self) -> str:

@@ -32,6 +32,8 @@ class Model(Body):
     owned_by: Literal["rungpt"] = "rungpt"
     max_model_len: int | None = None
     """Beyond OpenAI's: tokens that its context holds; null until a replica has reported it."""
+    precision: str | None = None
+    """Beyond OpenAI's: precision of most of its weights in memory, such as `bf16` or `bit4`; null: it is not loaded."""
     state: State
     """Beyond OpenAI's: state of the model in memory."""
     memory: Bytes | None = None

@@ -146,7 +146,8 @@ def test_bodies_of_models_embeddings_and_tokens(session: requests.Session, base_
     assert models["object"] == "list"
     (card,) = models["data"]
     assert card == session.get(f"{base_url}/models/smollm2", timeout=60).json()
-    assert card.keys() == {"id", "object", "created", "owned_by", "max_model_len", "state", "memory"}
+    assert card.keys() == {"id", "object", "created", "owned_by", "max_model_len", "precision", "state", "memory"}
+    assert card["precision"] == "fp32"  # as the fixture asks
     embeddings = session.post(f"{base_url}/embeddings", json={"model": "smollm2", "input": "Hi"}, timeout=60).json()
     assert embeddings.keys() == {"object", "data", "model", "usage", "id", "created"}
     assert embeddings["usage"] == {"prompt_tokens": 1, "total_tokens": 1}
