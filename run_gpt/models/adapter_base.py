@@ -1,12 +1,12 @@
 """Model that LoRA adapters are for: its layers, and its own weights where an adapter's file has copies of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from run_gpt.models.gguf_weights import gguf_weights
-from run_gpt.models.headers import StoredTensor, stored_tensors
+from run_gpt.models.headers import stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -42,21 +42,24 @@ class AdapterBase:
         return bool((own.to(shorter) == tensor.to(shorter)).all())
 
     def _weight(self, name: str) -> "torch.Tensor | None":
-        """Return a weight as the files have it; None if they do not have it under this name."""
+        """Return a weight as the files have it, maybe under the name of the one that it is tied to; None: not there."""
         from safetensors import safe_open
 
-        name = name if name not in self.ties or name in self._stored() else self.ties[name]
-        weights = gguf_weights(self.folder)
-        if weights is not None:
-            return weights[name][...] if name in weights else None
-        if (stored := self._stored().get(name)) is None:
+        names = [name, self.ties[name]] if name in self.ties else [name]
+        if (weights := gguf_weights(self.folder)) is not None:
+            return next((weights[one][...] for one in names if one in weights), None)
+        held = stored_tensors(self.folder)
+        found = next((place for one in names if (place := _place(one, held)) is not None), None)
+        if found is None:
             return None
-        with safe_open(stored.file, framework="pt") as opened:
-            weight: torch.Tensor = opened.get_tensor(name)
+        with safe_open(held[found].file, framework="pt") as opened:
+            weight: torch.Tensor = opened.get_tensor(found)
             return weight
 
-    def _stored(self) -> dict[str, StoredTensor]:
-        return stored_tensors(self.folder)
+
+def _place(name: str, held: Iterable[str]) -> str | None:
+    """Return the name under which files have a weight: some lack the name of the inner model, such as `transformer.`"""
+    return next((one for one in held if one == name or name.endswith(f".{one}")), None)
 
 
 def _is_linear(module: Any) -> bool:

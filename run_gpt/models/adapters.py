@@ -73,8 +73,8 @@ def _check_copy(folder: Path, key: str, tensor: "torch.Tensor", base: AdapterBas
         )
     if not base.equals(name, tensor):
         raise ModelLoadError(
-            f"{folder}: {key} is not the served model's {name}, so the adapter was made for another model or changes "
-            "it as a whole: serve its own model, or merge the adapter into it"
+            f"{folder}: {key} is not the served model's {name}: serve the model that the adapter was made for, merge "
+            "it into that, or save it with save_embedding_layers=False if the served model's is meant"
         )
 
 

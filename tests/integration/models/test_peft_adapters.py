@@ -187,6 +187,20 @@ def test_another_output_layer_than_the_models_is_refused(write: Write) -> None:
         ours(checkpoint, folder)
 
 
+def test_copies_are_found_in_files_without_the_inner_models_name(write: Write) -> None:
+    """The hub's oldest checkpoints, such as gpt2, have `wte.weight` for `transformer.wte.weight`."""
+    checkpoint, folder = write("gpt2", target_modules=["wte", "lm_head"], fan_in_fan_out=True)
+    held = {}
+    for file in checkpoint.glob("model*.safetensors"):
+        held |= load_file(file)
+        file.unlink()
+    (checkpoint / "model.safetensors.index.json").unlink()
+    save_file(
+        {key.removeprefix("transformer."): value for key, value in held.items()}, checkpoint / "model.safetensors"
+    )
+    assert ours(checkpoint, folder) == (theirs("gpt2", folder), theirs("gpt2", None))
+
+
 def test_an_adapter_of_a_running_model_is_checked_too(write: Write) -> None:
     checkpoint, folder = write()
     change_weights(folder, lambda held: {key: value for key, value in held.items() if ".layers.0." in key})
