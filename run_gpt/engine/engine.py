@@ -25,7 +25,7 @@ from run_gpt.engine.scheduler import Scheduler
 from run_gpt.engine.steps import describe_failure, run_step
 from run_gpt.engine.tasks import TaskQueue
 from run_gpt.engine.text import Decode, TextStream
-from run_gpt.errors import InternalError, Unavailable
+from run_gpt.errors import InternalError, InvalidRequest, Unavailable
 
 
 class BatchEngine(Engine):
@@ -74,6 +74,8 @@ class BatchEngine(Engine):
     def start(self, request: Request, outlet: Outlet) -> None:
         """See Engine."""
         loop = asyncio.get_running_loop()
+        if not request.prompt_ids:
+            raise InvalidRequest("the prompt has no token: give at least one", param="prompt")
         with self._changed:
             if self._state != "ready":
                 raise Unavailable(f"the engine is {self._state}: ask another replica, or try again later")

@@ -126,11 +126,10 @@ class Prompts:
         """Return ids, at least one, that the model takes. Raises InvalidRequest: every prompt passes here."""
         if not ids:
             raise InvalidRequest(f"{param}: the tokenizer makes no token of it", param=param)
-        for token_id in ids:
-            if not 0 <= token_id < self.vocabulary:
-                raise InvalidRequest(
-                    f"{param}: token id {token_id} is outside the vocabulary of {self.vocabulary}", param=param
-                )
+        if min(ids) < 0 or max(ids) >= self.vocabulary:
+            wrong = next(token_id for token_id in ids if not 0 <= token_id < self.vocabulary)
+            message = f"{param}: token id {wrong} is outside the vocabulary of {self.vocabulary}"
+            raise InvalidRequest(message, param=param)
         return list(ids)
 
 

@@ -196,6 +196,14 @@ async def test_a_fault_beside_the_sequences_ends_the_step_and_not_the_engine(mon
     engine.shutdown()
 
 
+async def test_a_prompt_without_a_token_is_refused_before_it_waits():
+    engine = BatchEngine(CountingRunner(), decode, EngineConfig())
+    with pytest.raises(InvalidRequest, match="the prompt has no token"):
+        await answered(engine, Request(id="a", prompt_ids=(), max_new_tokens=3))
+    assert engine.stats().waiting == engine.stats().running == 0
+    engine.shutdown()
+
+
 async def test_a_beam_search_that_panics_ends_its_request():
     runner = CountingRunner()
     engine = BatchEngine(runner, decode, EngineConfig())
