@@ -12,7 +12,7 @@ from run_gpt.api.answers import Status
 from run_gpt.config import EngineConfig, HostConfig, ModelConfig
 from run_gpt.errors import RunGPTError, Unavailable
 from run_gpt.executors.causal_lm.footprint import Footprint
-from run_gpt.models import served_name
+from run_gpt.models import served_names
 
 if TYPE_CHECKING:
     from run_gpt.local.model import Model
@@ -33,7 +33,7 @@ class Host:
     def __init__(
         self, model_config: ModelConfig, engine_config: EngineConfig, config: HostConfig, on_dead: Callable[[], None]
     ):
-        self.name = served_name(model_config)
+        self.name, *self._aliases = served_names(model_config)
         measured = not config.preload or config.memory is not None
         self._footprint = Footprint.of(model_config, engine_config) if measured else Footprint()
         self._model_config, self._config = model_config, config
@@ -84,7 +84,9 @@ class Host:
         """Return the state of the model, and the memory that it takes."""
         status = self._status_without() if self._model is None else self._model.status()
         memory = self._footprint.bytes_of(self._engine_config, self._config.memory)
-        return status.model_copy(update={"memory": memory, "unload_after": self._config.unload_after})
+        return status.model_copy(
+            update={"memory": memory, "unload_after": self._config.unload_after, "aliases": self._aliases}
+        )
 
     def metrics(self) -> str:
         """Return the engine's metrics since the load, in Prometheus' text form; empty while it is not loaded."""

@@ -218,6 +218,8 @@ class Status(BaseModel):
     """Bytes of this step that are done."""
     total: Bytes | None = None
     """Bytes of this step in all; None: not known."""
+    aliases: list[str] = Field(default_factory=list)
+    """Further names that requests may use for the model."""
     why: str | None = None
     """Reason why the last attempt to load the model failed."""
 

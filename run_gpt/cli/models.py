@@ -18,8 +18,16 @@ CACHE = "Catalogue and cache"
 
 app = typer.Typer(help="The models that can be served, and those that a running server holds.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A catalogue name, or a hub id such as org/model.")]
-Shown = Annotated[str, typer.Argument(help="A catalogue name, a hub id, or the path of a folder or a GGUF file.")]
+Name = Annotated[
+    str, typer.Argument(help="A catalogue name, or a hub id such as org/model, org/model@v1 or org/model:Q4_K_M.")
+]
+Shown = Annotated[
+    str,
+    typer.Argument(
+        help="A catalogue name, a hub id such as org/model, org/model@v1 or org/model:Q4_K_M, or the path of a folder "
+        "or a GGUF file."
+    ),
+]
 
 
 @app.command("list", rich_help_panel=CACHE)
@@ -37,13 +45,16 @@ def list_models() -> None:
 @app.command(rich_help_panel=CACHE)
 def pull(
     name: Name,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit; default: the newest.")
+    ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Fetch pickled weights too.")] = False,
 ) -> None:
     """Fetch a model into the cache; print its folder."""
     from run_gpt.cli.progress import progress_bars
 
     with progress_bars() as on_progress:
-        files = models.pull(name, allow_pickle=allow_pickle, on_progress=on_progress)
+        files = models.pull(name, revision=revision, allow_pickle=allow_pickle, on_progress=on_progress)
     print(files.folder)
 
 
@@ -90,7 +101,7 @@ def _memory_table(estimate: Estimate, free: int) -> Table:
 
 @app.command(rich_help_panel=CACHE)
 def rm(name: Name) -> None:
-    """Delete a model from the cache."""
+    """Delete a model from the cache, which for one of the hub is the hub's own; other revisions of it stay."""
     freed = models.remove(name)
     if not freed:
         raise SetupError(f"{name} is not in the cache: nothing was deleted")

@@ -55,11 +55,13 @@ def _serve_in_json(config: ServeConfig) -> int:
 
 def check_names(config: ServeConfig) -> None:
     """Raise SetupError if two models have the same name: requests choose a model by its name."""
-    for name, count in Counter(map(name_of, config.served)).items():
+    for name, count in Counter(
+        name for model in config.served for name in models.served_names(ModelConfig.of(model))
+    ).items():
         if count > 1:
             raise SetupError(
-                f"{count} models are called {name}, by which requests choose: leave out all but one, or give another "
-                "name with its `model_path` in a --config file"
+                f"{count} models are called {name}, by which requests choose: leave out all but one, or give each "
+                "another `served_model_name` in a --config file"
             )
 
 

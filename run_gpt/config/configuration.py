@@ -40,8 +40,8 @@ def _as_declared(value: Any, hint: Any) -> Any:
     kinds = {get_origin(kind) or kind for kind in (get_args(hint) if get_origin(hint) is UnionType else (hint,))}
     if Path in kinds and isinstance(value, str):
         return Path(value)
-    if tuple in kinds and isinstance(value, list):
-        return tuple(value)
+    if tuple in kinds:
+        return tuple(map(str, value if isinstance(value, list | tuple) else [value]))
     if kinds == {str, NoneType} and isinstance(value, int | float):
         return str(value)
     if hint == dict[str, str] | None and value is not None:
@@ -54,12 +54,22 @@ class ModelConfig(_Config):
     """The model, and options for loading it."""
 
     model_name: Annotated[
-        str | None, Option("A catalogue name (`rungpt models list`), a hub id, a folder or a GGUF file.")
+        str | None,
+        Option(
+            "A catalogue name (`rungpt models list`), a hub id (org/name, org/name:Q4_K_M), a folder or a GGUF file."
+        ),
+    ] = None
+    revision: Annotated[
+        str | None, Option("Branch, tag or commit of a model of the hub; default: the newest.", Panel.MODEL)
     ] = None
     model_path: Annotated[
         str | None,
         Option("A folder or GGUF file to load instead of the model that `model_name` finds; the name stays."),
     ] = None
+    served_model_name: Annotated[
+        tuple[str, ...],
+        Option("Name that requests use instead of the model's own; the first one is shown.", Panel.MODEL),
+    ] = ()
     precision: Annotated[
         Precision,
         Option("auto: a GGUF file's own where the native runner has it, else the fastest without loss.", Panel.MODEL),
@@ -99,9 +109,13 @@ class ModelConfig(_Config):
     ] = False
     trust_remote_code: Annotated[bool, Option("Run Python code that comes with the model.", Panel.MODEL)] = False
     allow_pickle: Annotated[bool, Option("Load pickled weights, which can run any code.", Panel.MODEL)] = False
-    cache_dir: Annotated[Path | None, Option("Folder for models; default: $RUNGPT_CACHE, else `~/.cache/rungpt`.")] = (
-        None
-    )
+    cache_dir: Annotated[
+        Path | None,
+        Option(
+            "Folder for what RunGPT makes of models; default: $RUNGPT_CACHE, else `~/.cache/rungpt`. Models of the hub "
+            "lie in the hub's own cache (HF_HOME)."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,10 @@ from run_gpt.config.values import Runner
 class ModelOptions(TypedDict, total=False):
     """Further parameters of `create_model`."""
 
+    revision: str | None
+    """Branch, tag or commit of a model of the hub; default: the newest."""
+    served_model_name: tuple[str, ...]
+    """Name that requests use instead of the model's own; the first one is shown. Default: ()."""
     max_memory: dict[str | int, str | int] | None
     """Most memory for weights by GPU number or cpu, with a device map; the rest goes to the CPU and to disk."""
     tensor_parallel: int
@@ -24,7 +28,8 @@ class ModelOptions(TypedDict, total=False):
     allow_pickle: bool
     """Load pickled weights, which can run any code. Default: False."""
     cache_dir: Path | None
-    """Folder for models; default: $RUNGPT_CACHE, else `~/.cache/rungpt`."""
+    """Folder for what RunGPT makes of models; default: $RUNGPT_CACHE, else `~/.cache/rungpt`. Models of the hub lie in
+    the hub's own cache (HF_HOME)."""
     max_running: int
     """Most sequences decoded together, in each replica. Default: 64."""
     max_waiting: int

@@ -225,7 +225,7 @@ def _default_memory(server: ServeConfig) -> float:
 
 def _estimate(server: ServeConfig) -> Estimate | None:
     try:
-        info = models.show(models.served_name(ModelConfig.of(server)), server.cache_dir)
+        info = models.show(models.own_name(ModelConfig.of(server)), server.cache_dir)
     except ModelNotFound:
         return None
     counted = estimate_folder(info.folder) if info.folder else None

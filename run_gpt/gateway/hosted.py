@@ -43,6 +43,11 @@ class Hosted:
         return self.pool.model or ""
 
     @property
+    def names(self) -> list[str]:
+        """All names of the model, the shown one first; empty until a replica has reported it."""
+        return [self.name, *(self._said("aliases") or ())] if self.name else []
+
+    @property
     def can_load(self) -> bool:
         """True when a replica could load it, or does."""
         return any(replica.loads for replica in self.pool.replicas)
@@ -88,10 +93,10 @@ class Hosted:
             self.leaving.set()
             self.leaving = None
 
-    def card(self) -> Model:
-        """Return its entry in `/v1/models`."""
+    def card(self, name: str) -> Model:
+        """Return its entry in `/v1/models` under one of its names."""
         return Model(
-            id=self.name,
+            id=name,
             created=self._since,
             max_model_len=self.pool.context_length,
             precision=self._said("precision"),

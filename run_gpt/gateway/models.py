@@ -83,11 +83,11 @@ class Models:
         if name is None:
             return self.all[0]
         for hosted in self.all:
-            if hosted.name == name:
+            if name in hosted.names:
                 return hosted
         if unknown := next((hosted for hosted in self.all if not hosted.name), None):
             unknown.pool.check_ready()
-        names = ", ".join(repr(hosted.name) for hosted in self.all)
+        names = ", ".join(repr(known) for hosted in self.all for known in hosted.names)
         raise ModelNotFound(f"model {name!r} is not served here: this server has {names}", param="model")
 
     def check(self, name: str | None) -> None:

@@ -122,10 +122,10 @@ class Service:
         return await self.models.unload(self.models.named(request.model), limit)
 
     async def _list_models(self, request: ListModelsRequest, limit: float) -> Body:
-        return ModelList(data=[hosted.card() for hosted in self.models.all if hosted.name])
+        return ModelList(data=[hosted.card(name) for hosted in self.models.all for name in hosted.names])
 
     async def _show_model(self, request: RetrieveModelRequest, limit: float) -> Body:
-        return self.models.named(request.model).card()
+        return self.models.named(request.model).card(request.model)
 
     @asynccontextmanager
     async def _stream_text(self, request: AnyRequest, limit: float) -> AsyncIterator[Events]:

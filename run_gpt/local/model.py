@@ -39,7 +39,7 @@ from run_gpt.local.answers import (
 from run_gpt.local.launch import RunningModel, launch
 from run_gpt.local.preparation import Preparation
 from run_gpt.local.prompts import Prompts, as_functions
-from run_gpt.models import OnProgress, no_progress
+from run_gpt.models import OnProgress, no_progress, served_names
 from run_gpt.process import request_ids
 
 TEXTS_AT_ONCE = 64
@@ -60,15 +60,16 @@ def create_model(
 ) -> "Model":
     """Load a model into this process.
 
-    The parameters and their defaults are those of ModelConfig and EngineConfig. `options` are `max_memory`,
-    `tensor_parallel`, `adapters`, `chat_template`, `trust_request_chat_template`, `allow_pickle` and `cache_dir` of the
-    former, and `max_running`, `max_waiting`, `max_step_tokens`, `runner`, `max_context`, `max_cache_tokens`,
-    `reuse_prefixes`, `compile` and `speculate` of the latter; `help(run_gpt.config.ModelOptions)` has their types.
-    `on_progress` is called for downloads and other long steps. Raises SetupError or ModelNotFound, each with a line
-    that says what to do.
+    The parameters and their defaults are those of ModelConfig and EngineConfig. `options` are `revision`,
+    `served_model_name`, `max_memory`, `tensor_parallel`, `adapters`, `chat_template`, `trust_request_chat_template`,
+    `allow_pickle` and `cache_dir` of the former, and `max_running`, `max_waiting`, `max_step_tokens`, `runner`,
+    `max_context`, `max_cache_tokens`, `reuse_prefixes`, `compile` and `speculate` of the latter;
+    `help(run_gpt.config.ModelOptions)` has their types. `on_progress` is called for downloads and other long steps.
+    Raises SetupError or ModelNotFound, each with a line that says what to do.
     """
     settings: dict[str, Any] = dict(options)
     engine_config = EngineConfig.take(settings)
+    names = settings.pop("served_model_name", ())
     model_config = ModelConfig(
         model_name=model_name,
         model_path=model_path,
@@ -77,6 +78,7 @@ def create_model(
         device=device,
         device_map=device_map,
         trust_remote_code=trust_remote_code,
+        served_model_name=(names,) if isinstance(names, str) else tuple(names),
         **settings,
     )
     check_bounds(model_config)
@@ -102,6 +104,7 @@ class Model(LanguageModel):
     def __init__(self, running: RunningModel, config: ModelConfig):
         loaded = running.loaded
         self.name = loaded.name
+        self._names = served_names(config)
         self.precision = loaded.precision
         self.device = loaded.device
         self.notes = loaded.notes
@@ -219,7 +222,7 @@ class Model(LanguageModel):
             yield writer
 
     def _check_model(self, request: AnyRequest) -> None:
-        if request.model not in (None, self.name):
+        if request.model not in (None, self.name, *self._names):
             raise ModelNotFound(f"model = {request.model!r} is not served here: {self.name!r} is", param="model")
 
     async def _embeddings(self, request: EmbedRequest, timeout: float | None, on_timing: OnTiming) -> Embeddings:

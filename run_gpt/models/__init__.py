@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from run_gpt.models.catalogue import CATALOGUE, CatalogueEntry, find, near_matches
 from run_gpt.models.chat_template import render_chat
-from run_gpt.models.files import ModelFiles, fetch, served_name
+from run_gpt.models.files import ModelFiles, fetch, own_name, served_name, served_names
 from run_gpt.models.library import ModelInfo, list_models, pull, remove, show
 from run_gpt.models.progress import OnProgress, no_progress
 
@@ -25,10 +25,12 @@ __all__ = [
     "load",
     "near_matches",
     "no_progress",
+    "own_name",
     "pull",
     "remove",
     "render_chat",
     "served_name",
+    "served_names",
     "show",
 ]
 

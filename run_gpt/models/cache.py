@@ -31,13 +31,16 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise DownloadError, with the bytes needed and free, if `needed` bytes do not fit where `folder` lies."""
+def require_space(folder: Path, needed: int, what: str, variable: str = "RUNGPT_CACHE") -> None:
+    """Raise DownloadError, with the bytes needed and free, if `needed` bytes do not fit where `folder` lies.
+
+    `variable`: environment variable that names another folder.
+    """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(
             f"no space for {what}: {needed} bytes ({size_text(needed)}) are needed and {free} ({size_text(free)}) are "
-            f"free in {folder}; make room (`rungpt models rm NAME`) or set RUNGPT_CACHE to a folder on a larger disk"
+            f"free in {folder}; make room (`rungpt models rm NAME`) or set {variable} to a folder on a larger disk"
         )
 
 
@@ -53,14 +56,14 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 class ModelCache:
-    """Cache folder `root`, with `files/` (as fetched), `converted/` (ready to load), `hub/` (the hub library's own)."""
+    """Cache folder `root`, with `files/` (as fetched), `converted/` (ready to load), `hub/` (see `hub`)."""
 
     def __init__(self, cache_dir: Path | None = None):
         self.root = cache_root(cache_dir)
 
     @property
     def hub(self) -> Path:
-        """Folder that huggingface_hub uses as its cache."""
+        """Folder of models that earlier versions fetched from the hub; new ones lie in the hub's own cache."""
         return self.root / "hub"
 
     def get(self, key: str) -> Path | None:
@@ -86,7 +89,7 @@ class ModelCache:
         target = self.root / key
         if target.is_dir() and not again:
             return target
-        with self._locked(key, on_progress):
+        with self.locked(key, on_progress):
             if target.is_dir() and not again:
                 return target
             partial = target.with_name(f".{target.name}.partial")
@@ -111,7 +114,7 @@ class ModelCache:
         folder = self.root / key
         if not folder.is_dir():
             return 0
-        with self._locked(key, no_progress):
+        with self.locked(key, no_progress):
             size = folder_bytes(folder)
             shutil.rmtree(folder, ignore_errors=False)
         return size
@@ -124,7 +127,11 @@ class ModelCache:
         return sorted(f"{kind}/{path.name}" for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
     @contextmanager
-    def _locked(self, key: str, on_progress: OnProgress) -> Iterator[None]:
+    def locked(self, key: str, on_progress: OnProgress) -> Iterator[None]:
+        """Let one process at a time run the block for `key`; others wait, and report so.
+
+        Raises DownloadError if the cache cannot be written.
+        """
         from filelock import FileLock, Timeout
 
         folder = self.root / "locks"

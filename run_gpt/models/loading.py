@@ -18,7 +18,7 @@ from run_gpt.models.chat_template import end_with_turns, unite_ends
 from run_gpt.models.checks import check_rotary
 from run_gpt.models.context import context_length
 from run_gpt.models.convert import converted_record, is_converted
-from run_gpt.models.files import adapter_folder, is_called, startup_adapters
+from run_gpt.models.files import adapter_folder, is_called, served_name, startup_adapters
 from run_gpt.models.metadata import read_config
 from run_gpt.models.packing import Packer
 from run_gpt.models.placement import Placement, place
@@ -122,7 +122,7 @@ def load_weights(
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        name=files.name,
+        name=served_name(placement.config),
         context_length=context,
         precision=precision,
         device=str(input_device(model)),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from run_gpt.errors import ModelLoadError
 from run_gpt.models.gguf.parts import model_stem, part_paths
+from run_gpt.models.hub_names import is_hub_only
 
 _SNAPSHOT = re.compile(r"models--(.+)")
 
@@ -16,8 +17,13 @@ def is_gguf(file: str | Path) -> bool:
 
 
 def is_explicit_path(text: str) -> bool:
-    """Return True if a text can be nothing but a path: it begins with `.`, `~` or `/`, or ends in `/` or .gguf."""
-    return is_gguf(text) or text.startswith((".", "~", os.sep)) or text.endswith(os.sep)
+    """Return True if a text can be nothing but a path: it begins with `.`, `~` or `/`, or ends in `/` or .gguf.
+
+    An address on the hub and `org/model:FILE.gguf` end so too, but are names of the hub.
+    """
+    if text.startswith((".", "~", os.sep)):
+        return True
+    return (is_gguf(text) or text.endswith(os.sep)) and not is_hub_only(text)
 
 
 def local_path(text: str | Path) -> Path:

@@ -170,3 +170,17 @@ def test_http_and_grpc_list_all_models(pair):
     body = {"model": "smollm2", "prompt": "Water boils at", "max_tokens": 3}
     completion = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
     assert (completion.status_code, completion.json()["model"]) == (200, "smollm2"), completion.text
+
+
+def test_a_model_answers_under_each_served_name(start_server, tiny):
+    """Without it clients that are set to another server's names get a 404."""
+    names = ["--served-model-name", "house", "--served-model-name", "gpt-4o"]
+    with start_server(str(tiny), "--precision", "fp32", *names) as server:
+        assert list(states(server.http_url)) == ["house", "gpt-4o"]
+        for name in ("house", "gpt-4o"):
+            body = {"model": name, "prompt": "w5 w6", "max_tokens": 2}
+            answer = httpx.post(f"{server.http_url}/v1/completions", json=body, timeout=60)
+            assert (answer.status_code, answer.json()["model"]) == (200, "house"), answer.text
+            assert httpx.get(f"{server.http_url}/v1/models/{name}").json()["id"] == name
+        body = {"model": "tiny", "prompt": "w5 w6", "max_tokens": 2}
+        assert httpx.post(f"{server.http_url}/v1/completions", json=body, timeout=60).status_code == 404

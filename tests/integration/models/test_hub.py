@@ -1,117 +1,24 @@
 """Models from a small hub on this machine: complete downloads, safe weights, and no network needed later."""
 
-import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
-from urllib.parse import urlsplit
 
 import pytest
+from fake_hub import Hub, serving_hub
 
 from run_gpt.config import ModelConfig
 from run_gpt.errors import DownloadError, ModelLoadError, ModelNotFound
 from run_gpt.models import fetch, list_models, remove
 
-SHA = "1" * 40
-
-
-@dataclass
-class Hub:
-    url: str
-    repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    """Paths of the requests so far."""
-    stalled: Event = field(default_factory=Event)
-    """Set when half of a file of weights has been sent; the rest is sent after `go_on`."""
-    go_on: Event = field(default_factory=Event)
-    slow: bool = False
-
-
-def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            path = urlsplit(self.path).path.strip("/")
-            hub.asked.append(path)
-            parts = path.split("/")
-            if parts[0] == "api":
-                self._api("/".join(parts[2:4]), parts[4:])
-            else:
-                self._file(hub.repos["/".join(parts[:2])]["/".join(parts[4:])])
-
-        def _api(self, repo: str, rest: list[str]) -> None:
-            files = hub.repos.get(repo)
-            if files is None:
-                self._answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
-            elif rest[:1] == ["tree"]:
-                tree = [{"type": "file", "path": n, "size": len(c), "oid": etag(c)} for n, c in files.items()]
-                self._answer(json.dumps(tree).encode(), 200, {"Content-Type": "application/json"})
-            else:
-                siblings = [{"rfilename": n, "size": len(c)} for n, c in files.items()]
-                body = {"id": repo, "modelId": repo, "sha": SHA, "private": False, "siblings": siblings, "tags": []}
-                body |= {"downloads": 0, "likes": 0}
-                self._answer(json.dumps(body).encode(), 200, {"Content-Type": "application/json"})
-
-        def _file(self, content: bytes) -> None:
-            start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
-            headers = {"ETag": f'"{etag(content)}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
-            if start:
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self._answer(content[start:], 206 if start else 200, headers)
-
-        def _answer(self, body: bytes, status: int, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            if hub.slow and self.path.endswith(".safetensors"):
-                self.wfile.write(body[: len(body) // 2])
-                self.wfile.flush()
-                hub.stalled.set()
-                hub.go_on.wait(60)
-                body = body[len(body) // 2 :]
-            self.wfile.write(body)
-
-    return Handler
-
-
-def etag(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()
-
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants
-
-    monkeypatch.setenv("RUNGPT_CACHE", str(tmp_path / "cache"))
-    server = Hub("")
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler(server))
-    server.url = f"http://127.0.0.1:{httpd.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    thread = Thread(target=httpd.serve_forever, args=(0.05,))
-    thread.start()
-    yield server
-    server.go_on.set()
-    httpd.shutdown()
-    thread.join(10)
-    httpd.server_close()
+    with serving_hub(tmp_path, monkeypatch) as server:
+        yield server
 
 
 MODEL = {"config.json": b"{}", "model.safetensors": b"x" * 5000, "README.md": b"read me"}
@@ -178,10 +85,9 @@ print(fetch(ModelConfig(model_name="org/tiny"), on_progress=report).folder, flus
 
 
 @contextmanager
-def fetching(hub: Hub) -> Iterator[subprocess.Popen[str]]:
+def fetching() -> Iterator[subprocess.Popen[str]]:
     """Return a user's process that fetches the model."""
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
-    process = subprocess.Popen([sys.executable, "-c", FETCH], stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen([sys.executable, "-c", FETCH], stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
@@ -196,9 +102,9 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 def test_a_second_process_waits_for_the_first_ones_download(hub: Hub) -> None:
     hub.repos["org/tiny"], hub.slow = MODEL, True
-    with fetching(hub) as first:
+    with fetching() as first:
         assert hub.stalled.wait(60)
-        with fetching(hub) as second:
+        with fetching() as second:
             assert line_of(second) == "waits"
             hub.go_on.set()
             folder = line_of(first)
@@ -209,7 +115,7 @@ def test_a_second_process_waits_for_the_first_ones_download(hub: Hub) -> None:
 
 def test_a_download_that_is_killed_is_no_model_and_is_fetched_again(hub: Hub) -> None:
     hub.repos["org/tiny"], hub.slow = MODEL, True
-    with fetching(hub) as first:
+    with fetching() as first:
         assert hub.stalled.wait(60)
         first.kill()
         first.wait()
@@ -218,3 +124,111 @@ def test_a_download_that_is_killed_is_no_model_and_is_fetched_again(hub: Hub) ->
     hub.go_on.set()
     folder = fetch(ModelConfig(model_name="org/tiny")).folder
     assert (folder / "model.safetensors").read_bytes() == MODEL["model.safetensors"]
+
+
+def other_program(**options: object) -> Path:
+    """Fetch the model as a program that knows nothing of RunGPT does."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download("org/tiny", **options))  # type: ignore[arg-type]
+
+
+def test_a_model_that_another_program_fetched_is_not_fetched_again(hub: Hub) -> None:
+    hub.repos["org/tiny"] = {**MODEL, "tokenizer.json": b"{}", "LICENSE.txt": b"free"}
+    folder = other_program(allow_patterns=["*.json", "*.safetensors"])
+    hub.asked.clear()
+    assert fetch(ModelConfig(model_name="org/tiny")).folder == folder
+    assert [model.name for model in list_models() if model.cached] == ["org/tiny"]
+    assert hub.asked == []
+
+
+def test_other_programs_find_what_rungpt_fetched(hub: Hub) -> None:
+    hub.repos["org/tiny"] = {"config.json": b"{}", "model.safetensors": b"x"}
+    folder = fetch(ModelConfig(model_name="org/tiny")).folder
+    assert other_program(local_files_only=True) == folder
+
+
+@pytest.mark.parametrize("lacks", ["model-00002-of-00002.safetensors", "tokenizer.json", "config.json"])
+def test_a_copy_that_lacks_what_changes_answers_is_completed(hub: Hub, lacks: str) -> None:
+    shards = {f"model-0000{i}-of-00002.safetensors": b"x" * i for i in (1, 2)}
+    hub.repos["org/tiny"] = {"config.json": b"{}", "tokenizer.json": b"{}", **shards}
+    other_program(ignore_patterns=[lacks])
+    assert not any(model.cached for model in list_models())
+    assert (fetch(ModelConfig(model_name="org/tiny")).folder / lacks).is_file()
+
+
+OFFLINE = """
+from run_gpt.config import ModelConfig
+from run_gpt.errors import RunGPTError
+from run_gpt.models import fetch
+
+try:
+    print(fetch(ModelConfig(model_name="org/tiny")).folder)
+except RunGPTError as error:
+    print(error.message)
+"""
+
+
+def test_offline_what_is_here_is_served_and_the_rest_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["org/tiny"] = {**MODEL, "tokenizer.json": b"{}"}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run = [sys.executable, "-c", OFFLINE]
+    assert "org/tiny is not in the hub's cache" in (said := subprocess.check_output(run, text=True))
+    assert "HF_HUB_OFFLINE" in said
+    other_program(ignore_patterns=["tokenizer.json"])
+    assert "org/tiny lacks tokenizer.json" in subprocess.check_output(run, text=True)
+    folder = other_program(ignore_patterns=["README.md"])
+    assert subprocess.check_output(run, text=True).strip() == str(folder)
+
+
+def test_the_cache_and_the_token_are_those_of_the_hub_s_variables(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos["org/tiny"] = MODEL
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    said = subprocess.check_output([sys.executable, "-c", OFFLINE], text=True).strip()
+    assert said.startswith(str(tmp_path / "home/hub/models--org--tiny/snapshots"))
+    assert "Bearer hf_secret" in hub.tokens
+
+
+def test_a_revision_is_fetched_beside_the_main_one_and_removed_alone(hub: Hub) -> None:
+    hub.repos["org/tiny"] = MODEL
+    hub.tags["org/tiny", "v1"] = {**MODEL, "model.safetensors": b"old"}
+    main = fetch(ModelConfig(model_name="org/tiny")).folder
+    files = fetch(ModelConfig(model_name="org/tiny@v1"))
+    assert files.name == "org/tiny@v1"
+    assert (files.folder / "model.safetensors").read_bytes() == b"old"
+    assert fetch(ModelConfig(model_name="org/tiny", revision="v1")).folder == files.folder
+    assert fetch(ModelConfig(model_name="org/tiny", revision=files.folder.name)).folder == files.folder
+    assert [model.name for model in list_models() if model.cached] == ["org/tiny", "org/tiny@v1"]
+    assert remove("org/tiny@v1") == 3 + 40  # the weights, and the note of the tag; the configuration is shared
+    assert (main / "config.json").read_bytes() == b"{}"
+    assert not files.folder.exists()
+
+
+def test_a_revision_that_is_not_there_is_answered_with_those_that_are(hub: Hub) -> None:
+    hub.repos["org/tiny"] = MODEL
+    hub.tags["org/tiny", "v1"] = MODEL
+    with pytest.raises(ModelNotFound, match=r"org/tiny has no revision 'v2': it has main, v1"):
+        fetch(ModelConfig(model_name="org/tiny@v2"))
+    with pytest.raises(ModelLoadError, match="this names v1 and v2: give one of them"):
+        fetch(ModelConfig(model_name="org/tiny@v1", revision="v2"))
+
+
+@pytest.mark.parametrize("name", ["smollm2", "/nowhere/model.gguf"])
+def test_a_revision_of_a_model_from_elsewhere_is_refused(hub: Hub, name: str) -> None:
+    with pytest.raises(ModelLoadError, match="has no revision 'v1': leave --revision out"):
+        fetch(ModelConfig(model_name=name, revision="v1"))
+
+
+def test_a_download_of_an_earlier_version_is_still_found(hub: Hub, tmp_path: Path) -> None:
+    snapshot = tmp_path / "cache/hub/models--org--tiny/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    record = tmp_path / "cache/files/org--tiny"
+    record.mkdir(parents=True)
+    data = {"name": "org/tiny", "folder": "hub/models--org--tiny/snapshots/abc", "pickled": False}
+    (record / "hub.json").write_text(json.dumps(data))
+    assert fetch(ModelConfig(model_name="org/tiny")).folder == snapshot
+    assert hub.asked == []

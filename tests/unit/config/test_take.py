@@ -12,6 +12,12 @@ def test_values_of_a_flow_get_the_types_that_are_declared() -> None:
     assert settings == {"max_running": 4}, "others may take the rest"
 
 
+def test_names_and_revisions_stay_texts() -> None:
+    taken = ModelConfig.take({"served_model_name": ["house", 4], "revision": 2})
+    assert taken == ModelConfig(served_model_name=("house", "4"), revision="2")
+    assert ModelConfig.take({"served_model_name": "house"}).served_model_name == ("house",)
+
+
 def test_a_gateways_lists_and_files_get_the_types_that_are_declared() -> None:
     settings = {"cors_origins": ["https://a.example"], "api_key_file": "/run/keys", "log_load": 5}
     config = GatewayConfig.take(settings)

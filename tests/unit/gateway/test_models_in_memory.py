@@ -296,3 +296,13 @@ async def test_metrics_tell_of_each_model_from_when_its_name_is_known() -> None:
         **{("loaded", "a"): 0, ("loads_total", "a"): 1, ("load_failures_total", "a"): 0, ("unloads_total", "a"): 1},
         **{("loaded", "b"): 1, ("loads_total", "b"): 1, ("load_failures_total", "b"): 0, ("unloads_total", "b"): 0},
     }
+
+
+def test_every_served_name_finds_the_model_and_is_listed() -> None:
+    """Without it a client that asks for the second `--served-model-name` gets a 404."""
+    models, replicas = server(None, [], house=1, other=1)
+    replicas["house"].says(aliases=["gpt-4o"])
+    assert models.named("gpt-4o") is models.named("house") is models.all[0]
+    assert [models.named(name).card(name).id for name in models.all[0].names] == ["house", "gpt-4o"]
+    with pytest.raises(ModelNotFound, match="this server has 'house', 'gpt-4o', 'other'"):
+        models.named("gpt-3")

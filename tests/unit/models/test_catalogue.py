@@ -4,8 +4,8 @@ import families
 import pytest
 
 from run_gpt.config import DEFAULT_MODEL, ModelConfig
-from run_gpt.errors import ModelNotFound
-from run_gpt.models import CATALOGUE, fetch, find, near_matches, served_name
+from run_gpt.errors import ModelLoadError, ModelNotFound
+from run_gpt.models import CATALOGUE, fetch, find, near_matches, own_name, served_name, served_names
 from run_gpt.models.catalogue import FAMILIES
 
 
@@ -26,6 +26,19 @@ def test_a_local_model_is_served_under_its_own_name_or_the_given_one() -> None:
     assert served_name(ModelConfig(model_path="/data/my-model")) == "my-model"
     assert served_name(ModelConfig(model_name="house", model_path="/data/my-model")) == "house"
     assert served_name(ModelConfig(model_name="org/model")) == "org/model"
+
+
+def test_given_names_replace_the_model_s_own_and_the_first_is_shown() -> None:
+    config = ModelConfig(model_name="org/model", served_model_name=("house", "gpt-4o", "house"))
+    assert served_names(config) == ("house", "gpt-4o")
+    assert served_name(config) == "house"
+    assert own_name(config) == "org/model"
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\n", " a"])
+def test_a_name_that_no_request_can_give_is_refused(name: str) -> None:
+    with pytest.raises(ModelLoadError, match="is no name"):
+        served_names(ModelConfig(served_model_name=(name,)))
 
 
 def test_an_unknown_name_is_answered_with_near_ones() -> None:
