@@ -2,7 +2,7 @@
 
 import typer
 
-from run_gpt.cli import adapters, ask, bench, bench_model, deploy, models, playground, serve, served, top
+from run_gpt.cli import adapters, ask, bench, bench_model, check, deploy, models, playground, serve, served, top
 
 app = typer.Typer(
     help="Serve large language models over gRPC and HTTP, or use them right here.",
@@ -38,6 +38,7 @@ app.command()(ask.chat)
 app.command()(ask.embed)
 app.command()(playground.playground)
 app.command()(top.top)
+models.app.command(rich_help_panel=models.CACHE)(check.check)
 for command in (served.served, served.load, served.unload):
     models.app.command(rich_help_panel="A running server")(command)
 app.add_typer(models.app, name="models")
