@@ -140,6 +140,59 @@ FAMILIES = {
     "mistral": Family("Mistral", {**_LLAMA, "sliding_window": None}, CHATML, runner="native"),
     "mistral-v0.1": Family("Mistral", {**_LLAMA, "sliding_window": WINDOW}, CHATML),
     "mixtral": Family("Mixtral", {**_LLAMA, "num_local_experts": 4, "sliding_window": None}, CHATML),
+    "qwen3-moe": Family(
+        "Qwen3Moe",
+        {**_LLAMA, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        CHATML,
+    ),
+    "qwen3.5": Family(
+        "Qwen3_5Text",
+        {
+            **_LLAMA,
+            "head_dim": 16,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+        CHATML,
+        runner="alone",
+        scale=4,
+    ),
+    "llama-4": Family(
+        "Llama4Text", {**_LLAMA, "head_dim": 16, "num_local_experts": 2, "intermediate_size_mlp": 128}, CHATML
+    ),
+    "smollm3": Family("SmolLM3", {**_LLAMA, "no_rope_layers": [1, 0]}, CHATML, scale=4),
+    "granite-4": Family(
+        "GraniteMoeHybrid",
+        {
+            **_LLAMA,
+            "layer_types": ["attention", "attention"],
+            "num_local_experts": 0,
+            "shared_intermediate_size": 128,
+            "position_embedding_type": "rope",
+        },
+        CHATML,
+        runner="alone",
+    ),
+    "gpt-oss": Family(
+        "GptOss",
+        {
+            **_LLAMA,
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        CHATML,
+    ),
+    "olmo-3": Family(
+        "Olmo3",
+        {**_LLAMA, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+        CHATML,
+    ),
 }
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from run_gpt.config import DEFAULT_MODEL
+from run_gpt.models.pins import PINNED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +54,21 @@ class CatalogueEntry:
 
 FAMILIES = {
     "Llama": "llama",
+    "Llama 4": "llama4_text",
+    "Qwen 3": "qwen3",
+    "Qwen 3, experts": "qwen3_moe",
+    "Qwen 3.5": "qwen3_5_text",
+    "Gemma 3": "gemma3_text",
+    "Phi 3 and 4": "phi3",
+    "SmolLM 3": "smollm3",
+    "Granite 4": "granitemoehybrid",
+    "gpt-oss": "gpt_oss",
+    "OLMo 3": "olmo3",
     "Mistral": "mistral",
     "Mixtral": "mixtral",
     "Qwen 2": "qwen2",
-    "Qwen 3": "qwen3",
     "Gemma 2": "gemma2",
-    "Gemma 3": "gemma3_text",
     "Phi": "phi",
-    "Phi 3": "phi3",
     "StableLM 2": "stablelm",
     "StableLM Alpha": "gpt_neox",
     "Pythia": "gpt_neox",
@@ -73,11 +81,11 @@ FAMILIES = {
     "MOSS": "moss",
     "RWKV": "rwkv",
 }
-"""Families that are served and tested, and transformers' `model_type` of each."""
+"""Families that are served and tested, and transformers' `model_type` of each; those of today come first."""
 
 
 def _hub(
-    family: str, *rows: tuple[str, str, str, str, int], bytes_per_parameter: int = 2, pickled: bool = False
+    family: str, *rows: tuple[str, str, str, str, int], bytes_per_parameter: float = 2, pickled: bool = False
 ) -> list[CatalogueEntry]:
     """Return the entries of one family. Rows: name, repository, description, licence, millions of parameters."""
     return [
@@ -87,8 +95,8 @@ def _hub(
             description=description,
             licence=licence,
             parameters=millions * 1_000_000,
-            bytes=millions * 1_000_000 * bytes_per_parameter,
-            source=HubSource(repo=repo, pickled=pickled),
+            bytes=int(millions * 1_000_000 * bytes_per_parameter),
+            source=HubSource(repo=repo, revision=PINNED.get(repo), pickled=pickled),
         )
         for name, repo, description, licence, millions in rows
     ]
@@ -111,29 +119,75 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         aliases=("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
     ),
     *_hub(
-        "Llama",
-        ("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "SmolLM2 360M Instruct, chat", "Apache-2.0", 362),
-        ("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "SmolLM2 1.7B Instruct, chat", "Apache-2.0", 1_711),
-        ("tinyllama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "TinyLlama 1.1B, chat", "Apache-2.0", 1_100),
-        ("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "Llama 3.2 1B Instruct, chat", "Llama 3.2", 1_236),
-        ("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "Llama 3.1 8B Instruct, chat", "Llama 3.1", 8_030),
-        ("llama-2-7b", "meta-llama/Llama-2-7b-chat-hf", "Llama 2 7B, chat", "Llama 2", 6_738),
-        ("llama-7b", "huggyllama/llama-7b", "LLaMA 7B, plain text", "LLaMA, non-commercial", 6_738),
-    ),
-    *_hub("Llama", ("vicuna-7b", "lmsys/vicuna-7b-v1.5", "Vicuna 7B v1.5, chat", "Llama 2", 6_738), pickled=True),
-    *_hub(
-        "Qwen 2",
-        ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen 2.5 0.5B Instruct, chat", "Apache-2.0", 494),
-        ("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen 2.5 1.5B Instruct, chat", "Apache-2.0", 1_544),
-        ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "Qwen 2.5 7B Instruct, chat", "Apache-2.0", 7_616),
-    ),
-    *_hub(
         "Qwen 3",
         ("qwen3-0.6b", "Qwen/Qwen3-0.6B", "Qwen 3 0.6B, chat", "Apache-2.0", 596),
+        ("qwen3-1.7b", "Qwen/Qwen3-1.7B", "Qwen 3 1.7B, chat", "Apache-2.0", 1_721),
+        ("qwen3-4b", "Qwen/Qwen3-4B", "Qwen 3 4B, chat", "Apache-2.0", 4_022),
+        ("qwen3-4b-2507", "Qwen/Qwen3-4B-Instruct-2507", "Qwen 3 4B Instruct 2507, chat", "Apache-2.0", 4_022),
         ("qwen3-8b", "Qwen/Qwen3-8B", "Qwen 3 8B, chat", "Apache-2.0", 8_191),
+        ("qwen3-14b", "Qwen/Qwen3-14B", "Qwen 3 14B, chat", "Apache-2.0", 14_768),
+        ("qwen3-32b", "Qwen/Qwen3-32B", "Qwen 3 32B, chat", "Apache-2.0", 32_762),
+    ),
+    *_hub(
+        "Qwen 3, experts",
+        ("qwen3-30b-a3b", "Qwen/Qwen3-30B-A3B-Instruct-2507", "Qwen 3 30B-A3B 2507, chat", "Apache-2.0", 30_532),
+    ),
+    *_hub(
+        "Qwen 3.5",
+        ("qwen3.5-0.8b", "Qwen/Qwen3.5-0.8B", "Qwen 3.5 0.8B, chat, without its images", "Apache-2.0", 800),
+        ("qwen3.5-2b", "Qwen/Qwen3.5-2B", "Qwen 3.5 2B, chat, without its images", "Apache-2.0", 2_000),
+        ("qwen3.5-4b", "Qwen/Qwen3.5-4B", "Qwen 3.5 4B, chat, without its images", "Apache-2.0", 4_000),
+        ("qwen3.5-9b", "Qwen/Qwen3.5-9B", "Qwen 3.5 9B, chat, without its images", "Apache-2.0", 9_000),
+    ),
+    *_hub(
+        "Gemma 3",
+        ("gemma-3-270m", "google/gemma-3-270m-it", "Gemma 3 270M, chat", "Gemma", 268),
+        ("gemma-3-1b", "google/gemma-3-1b-it", "Gemma 3 1B, chat", "Gemma", 1_000),
+    ),
+    *_hub(
+        "Llama",
+        ("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "Llama 3.2 1B Instruct, chat", "Llama 3.2", 1_236),
+        ("llama-3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", "Llama 3.2 3B Instruct, chat", "Llama 3.2", 3_213),
+        ("llama-3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "Llama 3.1 8B Instruct, chat", "Llama 3.1", 8_030),
+        ("llama-3.3-70b", "meta-llama/Llama-3.3-70B-Instruct", "Llama 3.3 70B Instruct, chat", "Llama 3.3", 70_554),
+    ),
+    *_hub(
+        "Llama 4",
+        (
+            "llama-4-scout",
+            "meta-llama/Llama-4-Scout-17B-16E-Instruct",
+            "Llama 4 Scout 17B, 16 experts, chat, without its images",
+            "Llama 4",
+            108_642,
+        ),
+    ),
+    *_hub(
+        "Phi 3 and 4",
+        ("phi-4-mini", "microsoft/Phi-4-mini-instruct", "Phi 4 mini, chat", "MIT", 3_836),
+        ("phi-4", "microsoft/phi-4", "Phi 4 14B, chat", "MIT", 14_660),
+    ),
+    *_hub("SmolLM 3", ("smollm3", "HuggingFaceTB/SmolLM3-3B", "SmolLM 3 3B, chat", "Apache-2.0", 3_075)),
+    *_hub(
+        "Granite 4", ("granite-4-micro", "ibm-granite/granite-4.0-micro", "Granite 4 micro, chat", "Apache-2.0", 3_403)
+    ),
+    *_hub(
+        "gpt-oss",
+        ("gpt-oss-20b", "openai/gpt-oss-20b", "gpt-oss 20B, experts, chat", "Apache-2.0", 20_915),
+        bytes_per_parameter=0.66,
+    ),
+    *_hub("OLMo 3", ("olmo-3-7b", "allenai/Olmo-3-7B-Instruct", "OLMo 3 7B Instruct, chat", "Apache-2.0", 7_298)),
+    *_hub(
+        "Qwen 2",
+        ("deepseek-r1-1.5b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "DeepSeek R1, Qwen 1.5B, chat", "MIT", 1_777),
+        ("deepseek-r1-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "DeepSeek R1, Qwen 7B, chat", "MIT", 7_616),
+    ),
+    *_hub(
+        "Llama",
+        ("deepseek-r1-8b", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "DeepSeek R1, Llama 8B, chat", "MIT", 8_030),
     ),
     *_hub(
         "Mistral",
+        ("mistral-small", "mistralai/Mistral-Small-24B-Instruct-2501", "Mistral Small 24B, chat", "Apache-2.0", 23_572),
         ("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", "Mistral 7B Instruct v0.3, chat", "Apache-2.0", 7_248),
         (
             "mistral-7b-v0.1",
@@ -147,10 +201,24 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         "Mixtral",
         ("mixtral-8x7b", "mistralai/Mixtral-8x7B-Instruct-v0.1", "Mixtral 8x7B Instruct, chat", "Apache-2.0", 46_703),
     ),
+    *_hub(
+        "Qwen 2",
+        ("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen 2.5 0.5B Instruct, chat", "Apache-2.0", 494),
+        ("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen 2.5 1.5B Instruct, chat", "Apache-2.0", 1_544),
+        ("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "Qwen 2.5 7B Instruct, chat", "Apache-2.0", 7_616),
+    ),
+    *_hub(
+        "Llama",
+        ("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "SmolLM2 360M Instruct, chat", "Apache-2.0", 362),
+        ("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "SmolLM2 1.7B Instruct, chat", "Apache-2.0", 1_711),
+        ("tinyllama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "TinyLlama 1.1B, chat", "Apache-2.0", 1_100),
+        ("llama-2-7b", "meta-llama/Llama-2-7b-chat-hf", "Llama 2 7B, chat", "Llama 2", 6_738),
+        ("llama-7b", "huggyllama/llama-7b", "LLaMA 7B, plain text", "LLaMA, non-commercial", 6_738),
+    ),
+    *_hub("Llama", ("vicuna-7b", "lmsys/vicuna-7b-v1.5", "Vicuna 7B v1.5, chat", "Llama 2", 6_738), pickled=True),
+    *_hub("Phi 3 and 4", ("phi-3.5-mini", "microsoft/Phi-3.5-mini-instruct", "Phi 3.5 mini, chat", "MIT", 3_821)),
     *_hub("Gemma 2", ("gemma-2-2b", "google/gemma-2-2b-it", "Gemma 2 2B, chat", "Gemma", 2_614)),
-    *_hub("Gemma 3", ("gemma-3-1b", "google/gemma-3-1b-it", "Gemma 3 1B, chat", "Gemma", 1_000)),
     *_hub("Phi", ("phi-2", "microsoft/phi-2", "Phi 2, questions and answers", "MIT", 2_780)),
-    *_hub("Phi 3", ("phi-3.5-mini", "microsoft/Phi-3.5-mini-instruct", "Phi 3.5 mini, chat", "MIT", 3_821)),
     *_hub(
         "StableLM 2",
         ("stablelm-2-1.6b", "stabilityai/stablelm-2-1_6b-chat", "StableLM 2 1.6B, chat", "Stability AI", 1_645),

@@ -11,6 +11,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Set a temporary cache folder: no test of this folder may touch the user's cache."""
     root = tmp_path / "cache"
     monkeypatch.setenv("RUNGPT_CACHE", str(root))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf/hub"))
     return root
 
 

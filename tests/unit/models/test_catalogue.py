@@ -1,12 +1,17 @@
 """Without these tests, the short name that a user types could find the wrong model, or none."""
 
+from pathlib import Path
+
 import families
 import pytest
 
 from run_gpt.config import DEFAULT_MODEL, ModelConfig
 from run_gpt.errors import ModelLoadError, ModelNotFound
 from run_gpt.models import CATALOGUE, fetch, find, near_matches, own_name, served_name, served_names
+from run_gpt.models.cache import ModelCache
 from run_gpt.models.catalogue import FAMILIES
+from run_gpt.models.files import hub_name
+from run_gpt.models.hub_names import HubName
 
 
 def test_every_name_and_alias_finds_its_entry_and_no_other() -> None:
@@ -45,6 +50,30 @@ def test_an_unknown_name_is_answered_with_near_ones() -> None:
     assert near_matches("smolm2")[0] == "smollm2"
     with pytest.raises(ModelNotFound, match=r"no model 'smolm2'.*rungpt models list.*did you mean smollm2"):
         fetch(ModelConfig(model_name="smolm2"))
+
+
+def test_a_short_name_stands_for_its_pinned_commit_and_a_hub_id_for_the_newest(cache: Path) -> None:
+    commit = "c1899de289a04d12100db370d81485cdf75e47ca"
+    assert hub_name(ModelCache(cache), "qwen3-0.6b") == HubName("Qwen/Qwen3-0.6B", commit)
+    assert hub_name(ModelCache(cache), "qwen3-0.6b", "main") == HubName("Qwen/Qwen3-0.6B", "main")
+    assert hub_name(ModelCache(cache), "Qwen/Qwen3-0.6B") == HubName("Qwen/Qwen3-0.6B")
+
+
+def test_a_short_name_takes_the_main_branch_that_is_here_already(cache: Path, tmp_path: Path) -> None:
+    """Without it a model that another program fetched would be fetched again, in another commit."""
+    root = tmp_path / "hf/hub/models--Qwen--Qwen3-0.6B"
+    (root / "snapshots/abc").mkdir(parents=True)
+    (root / "refs").mkdir()
+    (root / "refs/main").write_text("abc")
+    for name in ("config.json", "model.safetensors"):
+        (root / "snapshots/abc" / name).write_text("{}")
+    assert hub_name(ModelCache(cache), "qwen3-0.6b") == HubName("Qwen/Qwen3-0.6B")
+
+
+def test_the_families_of_today_are_listed_first() -> None:
+    families = list(dict.fromkeys(entry.family for entry in CATALOGUE[1:]))
+    assert families[:4] == ["Qwen 3", "Qwen 3, experts", "Qwen 3.5", "Gemma 3"]
+    assert families.index("OLMo 3") < families.index("Mixtral") < families.index("GPT-J")
 
 
 def test_every_family_has_a_model_and_is_tested() -> None:
