@@ -32,6 +32,8 @@ class Hub:
     """Set when half of a file of weights has been sent; the rest is sent after `go_on`."""
     go_on: Event = field(default_factory=Event)
     slow: bool = False
+    gated: bool = False
+    """True when files need consent that was not given; their list is public, as on the hub."""
 
     def files(self, repo: str, revision: str) -> dict[str, bytes] | None:
         """Return the files of a revision, given as a branch, a tag or a commit; None if there is none."""
@@ -68,6 +70,9 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             parts = path.split("/")
             if parts[0] == "api":
                 self._api("/".join(parts[2:4]), parts[4:])
+                return
+            if hub.gated:
+                self._answer(b"", 403, {"X-Error-Code": "GatedRepo"})
                 return
             files = hub.files("/".join(parts[:2]), parts[3]) or {}
             self._file(files["/".join(parts[4:])], hub.commit_of("/".join(parts[:2]), parts[3]))

@@ -27,8 +27,10 @@ def fetch_from_hub(
     """Return the local folder of a repository, or its GGUF file (the first part), fetched if needed.
 
     Safetensors are fetched, or pickled weights if `allow_pickle` and there are no others. A complete earlier download
-    is used as it is, unless `again`, also one of another program. Raises ModelNotFound, DownloadError, ModelLoadError.
+    is used as it is, also one of another program, unless `again` and HF_HUB_OFFLINE is not set. Raises ModelNotFound,
+    DownloadError, ModelLoadError.
     """
+    again = again and not _is_offline()
     found = cached_snapshot(cache, name, allow_pickle=allow_pickle)
     if found is not None and not again:
         return found
@@ -37,6 +39,12 @@ def fetch_from_hub(
         if found is not None and not again:
             return found
         return _fetch(name, allow_pickle, on_progress, why)
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _fetch(name: HubName, allow_pickle: bool, on_progress: OnProgress, why: str) -> Path:
@@ -76,9 +84,7 @@ def _info(name: HubName, why: str, allow_pickle: bool) -> "ModelInfo":
     try:
         return HfApi().model_info(repo, revision=name.revision, files_metadata=True)
     except GatedRepoError as error:
-        raise DownloadError(
-            f"{repo} asks for consent: accept its terms at https://huggingface.co/{repo}, then set HF_TOKEN"
-        ) from error
+        raise _gated(repo) from error
     except RevisionNotFoundError as error:
         raise ModelNotFound(f"{repo} has no revision {name.revision!r}: {_revisions(repo)}") from error
     except RepositoryNotFoundError as error:
@@ -89,6 +95,12 @@ def _info(name: HubName, why: str, allow_pickle: bool) -> "ModelInfo":
         raise DownloadError(_offline(name, allow_pickle)) from error
     except Exception as error:  # the hub library raises its own and its HTTP library's classes, which may change
         raise _network_error(name, error) from error
+
+
+def _gated(repo: str) -> DownloadError:
+    return DownloadError(
+        f"{repo} asks for consent: accept its terms at https://huggingface.co/{repo}, then set HF_TOKEN"
+    )
 
 
 def _revisions(repo: str) -> str:
@@ -114,6 +126,7 @@ def _offline(name: HubName, allow_pickle: bool) -> str:
 
 def _download(root: Path, name: HubName, names: list[str], total: int, on_progress: OnProgress) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     try:
         folder = snapshot_download(
@@ -123,6 +136,8 @@ def _download(root: Path, name: HubName, names: list[str], total: int, on_progre
             allow_patterns=names,
             tqdm_class=_bar_class(f"Downloading {name}", total, on_progress),
         )
+    except GatedRepoError as error:  # its list of files is public
+        raise _gated(name.repo) from error
     except Exception as error:
         if is_disk_full(error):
             require_space(root, total, str(name), _VARIABLE)

@@ -80,7 +80,7 @@ def hub_models(cache: ModelCache) -> Iterator[tuple[HubName, Path]]:
         name = HubName(json.loads(record.read_text())["name"])
         if snapshot_folder(name) is None and (folder := _earlier(cache, name, True)) is not None:
             yield name, folder
-    for snapshot in sorted(hub_cache().glob("models--*/snapshots/*")):
+    for snapshot in sorted(hub_cache().glob("models--*--*/snapshots/*")):
         repo = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
         for name in _names_in(snapshot, repo):
             found = cached_snapshot(cache, name, allow_pickle=True)

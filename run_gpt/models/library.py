@@ -9,7 +9,7 @@ from run_gpt.models.catalogue import CATALOGUE, CatalogueEntry, HubSource, find
 from run_gpt.models.convert import catalogue_key, converted_key, converted_record, file_identity
 from run_gpt.models.files import ModelFiles, entry_of, fetch_hub, fetch_wheel, hub_name, path_of, unknown_model
 from run_gpt.models.gguf.parts import model_stem
-from run_gpt.models.hub_cache import cached_snapshot, hub_bytes, hub_models, remove_from_hub_cache
+from run_gpt.models.hub_cache import cached_snapshot, hub_bytes, hub_cache, hub_models, remove_from_hub_cache, storage
 from run_gpt.models.hub_names import HubName
 from run_gpt.models.paths import gguf_files, is_gguf, local_path, path_name
 from run_gpt.models.progress import OnProgress, no_progress
@@ -98,9 +98,7 @@ def remove(name: str, cache_dir: Path | None = None) -> int:
     cache = ModelCache(cache_dir)
     hub, entry = hub_name(cache, name), entry_of(name)
     if hub is not None:
-        found = cached_snapshot(cache, hub, allow_pickle=True)
-        freed = remove_from_hub_cache(cache, hub)
-        return freed + (_remove_conversions(cache, str(found)) if found is not None and found.is_file() else 0)
+        return remove_from_hub_cache(cache, hub) + _remove_conversions(cache, storage(hub_cache(), hub.repo))
     if entry is not None:
         return sum(cache.remove(key) for key in _entry_keys(cache, entry))
     wanted = {name, str(local_path(name))}
@@ -110,8 +108,11 @@ def remove(name: str, cache_dir: Path | None = None) -> int:
     return sum(cache.remove(key) for key in keys)
 
 
-def _remove_conversions(cache: ModelCache, source: str) -> int:
-    return sum(cache.remove(key) for key in cache.keys("converted") if _names_of(cache, key)[1] == source)
+def _remove_conversions(cache: ModelCache, folder: Path) -> int:
+    """Delete the conversions of GGUF files that were in `folder`; return the bytes freed."""
+    sources = {key: Path(_names_of(cache, key)[1]) for key in cache.keys("converted")}
+    gone = [key for key, source in sources.items() if folder in source.parents and not source.exists()]
+    return sum(cache.remove(key) for key in gone)
 
 
 def _local_info(cache: ModelCache, local: Path) -> ModelInfo:

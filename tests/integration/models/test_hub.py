@@ -12,7 +12,7 @@ from fake_hub import Hub, serving_hub
 
 from run_gpt.config import ModelConfig
 from run_gpt.errors import DownloadError, ModelLoadError, ModelNotFound
-from run_gpt.models import fetch, list_models, remove
+from run_gpt.models import fetch, list_models, pull, remove
 
 
 @pytest.fixture
@@ -70,6 +70,22 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub: Hub, monkeypatch: pytest.
     with pytest.raises(DownloadError, match="check the network") as caught:
         fetch(ModelConfig(model_name="org/tiny"))
     assert "\n" not in caught.value.message
+
+
+def test_a_repository_that_asks_for_consent_says_so(hub: Hub) -> None:
+    """Without it the line would send users to look for a fault of their network."""
+    hub.repos["org/tiny"], hub.gated = MODEL, True
+    with pytest.raises(DownloadError, match=r"org/tiny asks for consent: .*then set HF_TOKEN"):
+        fetch(ModelConfig(model_name="org/tiny"))
+
+
+def test_a_pull_without_network_keeps_what_is_here(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    hub.repos["org/tiny"] = MODEL
+    folder = fetch(ModelConfig(model_name="org/tiny")).folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert pull("org/tiny").folder == folder
 
 
 FETCH = """

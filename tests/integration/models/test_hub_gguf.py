@@ -1,5 +1,6 @@
 """GGUF files from a small hub on this machine: by quantisation or file, with all parts, or the list of them."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,15 @@ def test_each_file_is_listed_and_removed_for_itself(hub: Hub) -> None:
     assert not eight.exists()
     assert remove("org/tiny-GGUF:Q4_K_M") >= 6
     assert not four.parent.exists()
+
+
+def test_a_conversion_goes_with_its_file_and_no_other(hub: Hub, tmp_path: Path) -> None:
+    for path in (fetched("org/tiny-GGUF"), fetched("org/tiny-GGUF:Q8_0")):
+        folder = tmp_path / f"cache/converted/{path.stem}-abc"
+        folder.mkdir(parents=True)
+        (folder / "converted.json").write_text(json.dumps({"name": path.stem, "source": str(path)}))
+    assert remove("org/tiny-GGUF:Q8_0") > 6
+    assert [folder.name for folder in (tmp_path / "cache/converted").iterdir()] == ["tiny-Q4_K_M-abc"]
 
 
 @pytest.mark.parametrize("name", ["hf.co/org/name:Q4_K_M", "https://hf.co/org/name:Q4_K_M/", "org/name:Q4_K_M"])

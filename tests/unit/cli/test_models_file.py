@@ -88,13 +88,14 @@ def test_paths_are_relative_to_the_file_and_names_stay_names(read: Any, tmp_path
     """Servers may be started from any folder."""
     (tmp_path / "here").mkdir()
     (tmp_path / "smollm2").mkdir()
-    config = read("models: [here, ./there, a.gguf, smollm2, org/model, /abs/x]")
+    config = read("models: [here, ./there, a.gguf, smollm2, org/model, 'org/model:a.gguf', /abs/x]")
     assert [model.model_name for model in config.models] == [
         str(tmp_path / "here"),
         str(tmp_path / "there"),
         str(tmp_path / "a.gguf"),
         "smollm2",
         "org/model",
+        "org/model:a.gguf",
         "/abs/x",
     ]
 
