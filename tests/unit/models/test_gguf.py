@@ -44,10 +44,20 @@ def test_the_parts_of_a_split_file_are_one_model(tmp_path: Path, cache: Path, ti
     for path in (parts[0], parts[2], folder):
         check_same(path, tiny, cache)
     assert loaded(parts[1], cache).name == "tiny"
+    (folder / "config.json").write_text("{}")  # as repositories of GGUF files have it
+    check_same(folder, tiny, cache)
     parts[1].unlink()
     for path in (parts[0], parts[2], folder):
         with pytest.raises(ModelLoadError, match=r"tiny-00002-of-00003\.gguf is missing"):
             loaded(path, cache)
+
+
+def test_a_folder_of_several_models_asks_for_one(tmp_path: Path, cache: Path, tiny: Any) -> None:
+    write_llama(tmp_path / "a.gguf", tiny)
+    check_same(tmp_path, tiny, cache)
+    write_llama(tmp_path / "b.gguf", tiny)
+    with pytest.raises(ModelLoadError, match=r"give the path of its GGUF file, such as .*a\.gguf"):
+        loaded(tmp_path, cache)
 
 
 def test_a_part_that_does_not_fit_is_named(tmp_path: Path, cache: Path, tiny: Any) -> None:
