@@ -31,8 +31,9 @@ from run_gpt.errors import InternalError, InvalidRequest, Unavailable
 class BatchEngine(Engine):
     """Engine over a ModelRunner.
 
-    Failures: an exception in the forward pass fails the sequences of that step and resets the runner. If the next step
-    fails as well, the engine is dead: `on_dead` is called, and everything is refused with Unavailable.
+    Failures: a fault in the data of one sequence ends that sequence (see Scheduler, choose_tokens and Deliveries). Any
+    other error of a step fails its sequences and resets the runner. If the next step fails as well, the engine is dead:
+    `on_dead` is called, and everything is refused with Unavailable.
     """
 
     def __init__(
