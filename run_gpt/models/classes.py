@@ -65,7 +65,8 @@ def _check_family(files: ModelFiles, config: Mapping[str, Any], causal: str | No
     import transformers
 
     defaults = transformers.CONFIG_MAPPING[config["model_type"]]
-    if config.get("is_encoder_decoder", getattr(defaults, "is_encoder_decoder", False)):
+    # The decoders alone of such families count positions from the padding on, so they are not exact in a batch.
+    if config.get("is_encoder_decoder") or getattr(defaults, "is_encoder_decoder", False):
         raise _refused(files, config["model_type"], *_OTHERS["SEQ_TO_SEQ_CAUSAL_LM"])
     if causal is None:
         raise _refused(files, config["model_type"], "a model that does not write text token by token", None)

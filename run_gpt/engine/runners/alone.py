@@ -34,6 +34,7 @@ class AloneRunner(TransformersRunner):
         self._ahead: dict[int, tuple[int, torch.Tensor]] = {}  # by slot: logits, and the position of the first of them
         takes = inspect.signature(model.forward).parameters
         self._takes_logits_to_keep = "logits_to_keep" in takes
+        self._takes_positions = "position_ids" in takes
         self._name = next(name for name in _STATES if name in takes)
         self.can_reorder_cache = self._name != "state"  # a plain list of states, such as RWKV's
 
@@ -116,10 +117,14 @@ class AloneRunner(TransformersRunner):
 
     def _run(self, run: ScheduledTokens, token_ids: Sequence[int], num_logits: int) -> torch.Tensor:
         """Return the logits after the last `num_logits` of these tokens: [num_logits, vocabulary]."""
-        options = {"logits_to_keep": num_logits} if self._takes_logits_to_keep else {}
+        options: dict[str, Any] = {"logits_to_keep": num_logits} if self._takes_logits_to_keep else {}
+        state = self._states.get(run.slot)
         ids = torch.tensor([list(token_ids)], device=input_device(self._model))
-        positions = torch.arange(run.end - len(token_ids), run.end)[None]
+        start = 0 if state is None else run.end - len(token_ids)
+        positions = torch.arange(start, start + len(token_ids))[None]
+        if self._takes_positions:  # a model with layers of several kinds may count its tokens by one without a cache
+            options["position_ids"] = positions.to(ids.device)
         with self._adapters.rows([run.adapter]), self._rotary.of([run.slot], positions):
-            out = self._model(ids, **{self._name: self._states.get(run.slot)}, use_cache=True, **options)
+            out = self._model(ids, **{self._name: state}, use_cache=True, **options)
         self._states[run.slot] = out[self._name]
         return out.logits[0, -num_logits:]  # type: ignore[no-any-return]

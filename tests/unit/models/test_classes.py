@@ -53,6 +53,7 @@ def content(family: str, *architectures: str, **more: Any) -> dict[str, Any]:
     [
         (content("bert"), "an encoder"),
         (content("t5"), "an encoder-decoder model"),
+        (content("bart", "BartForCausalLM", is_decoder=True, is_encoder_decoder=False), "an encoder-decoder model"),
         (content("marian", "MarianMTModel"), "an encoder-decoder model"),
         (content("qwen2", "Qwen2ForRewardModel"), "a classifier or reward model"),
         (content("bloom", "BloomForTokenClassification"), "a model for token classification"),
