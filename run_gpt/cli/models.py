@@ -10,7 +10,7 @@ from run_gpt import models
 from run_gpt.errors import SetupError
 from run_gpt.models.estimate import BYTES, Estimate, estimate_entry, estimate_folder
 from run_gpt.models.sizes import size_text
-from run_gpt.models.stored import stored_text
+from run_gpt.models.stored import possible_precisions, stored_text
 from run_gpt.process.devices import free_bytes
 
 CACHE = "Catalogue and cache"
@@ -84,13 +84,14 @@ def show(name: Shown) -> None:
         estimate = estimate_entry(info.parameters)
         console.print("About, by its number of parameters:")
     if estimate is not None:
-        console.print(_memory_table(estimate, free_bytes("cpu")))
+        precisions = possible_precisions(info.folder) if info.folder else tuple(BYTES)
+        console.print(_memory_table(estimate, free_bytes("cpu"), precisions))
 
 
-def _memory_table(estimate: Estimate, free: int) -> Table:
+def _memory_table(estimate: Estimate, free: int, precisions: tuple[str, ...]) -> Table:
     """Return a table of the memory that each precision needs, and whether it fits into the free memory of the CPU."""
     table = Table("precision", "weights", "cache of one context", "sum", "on this CPU", box=None, pad_edge=False)
-    for precision in BYTES:
+    for precision in precisions:
         weights, cache = estimate.weights(precision), estimate.cache(precision)
         short = "fits with a shorter --max-context" if estimate.least(precision) <= free else "does not fit"
         verdict = "fits" if weights + cache <= free else short

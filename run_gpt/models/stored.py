@@ -7,6 +7,7 @@ from pathlib import Path
 
 from run_gpt.errors import ModelLoadError
 from run_gpt.models.convert import converted_record, is_converted
+from run_gpt.models.estimate import BYTES
 from run_gpt.models.gguf_weights import gguf_types
 from run_gpt.models.headers import stored_tensors
 from run_gpt.models.quantised import quantisation_of
@@ -28,6 +29,17 @@ def held_precision(folder: Path, wanted: str) -> str | None:
     except (OSError, ValueError, AttributeError, ModelLoadError):  # the loader reports it
         return None
     return None if wanted == "auto" else wanted
+
+
+def possible_precisions(folder: Path) -> tuple[str, ...]:
+    """Return the precisions in which the weights of a folder can be held: fewer for a quantised checkpoint."""
+    try:
+        found = quantisation_of(folder, json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, AttributeError, ModelLoadError):  # the loader reports it
+        return ()
+    if found is None:
+        return tuple(BYTES)
+    return ("fp32", "fp16", "bf16") if found.keeps is None else (found.keeps,)
 
 
 def stored_text(folder: Path) -> str | None:

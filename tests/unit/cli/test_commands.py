@@ -94,6 +94,17 @@ def test_show_says_what_each_precision_takes(tmp_path, monkeypatch):
     assert all(line.rstrip().endswith("fits") for line in rows.values())
 
 
+def test_show_tells_the_weights_of_a_path_and_what_they_can_become(tmp_path):
+    header = b'{"a.weight": {"dtype": "F8_E4M3", "shape": [64, 64], "data_offsets": [0, 4096]}}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    for method, kind, precisions in (("fp8", "FP8", ["fp32", "fp16", "bf16"]), ("awq", "AWQ", ["bit8"])):
+        settings = {"quantization_config": {"quant_method": method}}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        lines = run("models", "show", str(tmp_path)).stdout.splitlines()
+        assert any(line.split() == ["weights", "in", "its", "files", kind] for line in lines)
+        assert [line.split()[0] for line in lines if line.startswith(("fp", "bf", "bit"))] == precisions
+
+
 @pytest.mark.parametrize("schema", [GenerateRequest, ChatRequest])
 def test_every_parameter_of_a_request_has_its_option(schema):
     command = "generate" if schema is GenerateRequest else "chat"
