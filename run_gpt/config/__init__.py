@@ -1,8 +1,9 @@
 """The settings of a model and of a server, each declared once."""
 
-from run_gpt.config.configuration import EngineConfig, GatewayConfig, HostConfig, ModelConfig, ServeConfig, ServedModel
+from run_gpt.config.configuration import EngineConfig, HostConfig, ModelConfig, ServedModel
 from run_gpt.config.model_options import ModelOptions
 from run_gpt.config.option import Option, Panel, check_bounds, flag_of, options_of
+from run_gpt.config.server import GatewayConfig, ServeConfig
 from run_gpt.config.values import (
     API_KEY_VARIABLE,
     DEFAULT_MODEL,

@@ -1,24 +1,21 @@
-"""The configuration: frozen values, layered by inheritance. Each field declares its setting (see Option)."""
+"""The configuration of a model: frozen values, layered by inheritance. Each field declares its setting (see Option)."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
 
 from run_gpt.config.option import Option, Panel
 from run_gpt.config.values import (
-    API_KEY_VARIABLE,
     DEFAULT_MODEL,
-    EVERY_INTERFACE,
-    LOG_FORMAT_VARIABLE,
-    LOOPBACK,
-    LogFormat,
     Precision,
     Runner,
 )
 
 
-class _Config:
+class Config:
+    """Base of configurations."""
+
     @classmethod
     def of(cls, other: Any) -> Self:
         """Return the part of a wider configuration that this class holds."""
@@ -50,7 +47,7 @@ def _as_declared(value: Any, hint: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Config):
+class ModelConfig(Config):
     """The model, and options for loading it."""
 
     model_name: Annotated[
@@ -119,7 +116,7 @@ class ModelConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig(_Config):
+class EngineConfig(Config):
     """Limits and options of an engine."""
 
     max_running: Annotated[int, Option("Most sequences decoded together, in each replica.", Panel.SIZE, least=1)] = 64
@@ -160,7 +157,7 @@ class EngineConfig(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostConfig(_Config):
+class HostConfig(Config):
     """Times at which a model is in memory, and its share of the memory."""
 
     preload: Annotated[
@@ -205,108 +202,3 @@ class ServedModel(ModelConfig, EngineConfig, HostConfig):
         """Last part of the given name or path, for lines that people read."""
         given = self.model_name or self.model_path or DEFAULT_MODEL
         return Path(given).name or given
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatewayConfig(_Config):
-    """Options of the gateway, which serves gRPC and HTTP."""
-
-    request_timeout: Annotated[
-        float,
-        Option("Seconds until a request ends with DeadlineExceeded (504).", Panel.SERVER, least=0.001),
-    ] = 600.0
-    drain_seconds: Annotated[
-        float, Option("Seconds that running requests get when the server stops.", Panel.SERVER, least=0)
-    ] = 30.0
-    max_body_bytes: Annotated[
-        int, Option("Largest request body, in bytes; a larger one gets a 413.", Panel.SERVER, least=1)
-    ] = 4 * 1024 * 1024
-    runtime_adapters: Annotated[
-        bool, Option("Let requests load and unload LoRA adapters, by paths on the model's machine.", Panel.SERVER)
-    ] = False
-    api_key_file: Annotated[
-        Path | None, Option("Keys with names, a line NAME: KEY each; read again when it changes.", Panel.ACCESS)
-    ] = None
-    require_key: Annotated[
-        bool, Option(f"Refuse to start without a key, from the file or from ${API_KEY_VARIABLE}.")
-    ] = False
-    cors_origins: Annotated[
-        tuple[str, ...],
-        Option(
-            "Origin of web pages that may call the HTTP port, such as https://app.example.com; *: any.",
-            Panel.ACCESS,
-            flag="--cors-origin",
-        ),
-    ] = ()
-    log_requests: Annotated[
-        bool, Option("Log a line for each request: its route, status, seconds, key and id.", Panel.ACCESS)
-    ] = False
-    log_load: Annotated[
-        float | None,
-        Option("Seconds between two JSON lines with the load in the log; default: none.", Panel.SERVER, least=1),
-    ] = None
-    memory_budget: Annotated[
-        int | None,
-        Option(
-            "Most memory of all loaded models together, such as 8GB; default: what the machine has.",
-            Panel.MEMORY,
-            least=1,
-            is_size=True,
-        ),
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServeConfig(ServedModel, GatewayConfig):
-    """A whole server, with one model or with `models`."""
-
-    host: Annotated[
-        str | None,
-        Option(f"Address to listen on; default: {LOOPBACK}, or {EVERY_INTERFACE} if there is a key.", Panel.SERVER),
-    ] = None
-    grpc_port: Annotated[int, Option("gRPC port.", Panel.SERVER, least=1, most=65535)] = 51000
-    http_port: Annotated[int, Option("HTTP port.", Panel.SERVER, least=1, most=65535)] = 52000
-    api_key: Annotated[
-        str | None,
-        Option(
-            "The key that requests must have; better in the environment: others see the command line in `ps`.",
-            Panel.ACCESS,
-            envvar=API_KEY_VARIABLE,
-        ),
-    ] = field(default=None, repr=False)
-    """The gateway gets it through its environment; no Flow contains it."""
-    trace_endpoint: Annotated[
-        str | None,
-        Option(
-            "Collector for traces (OTLP over gRPC); https://HOST:PORT: over TLS.",
-            Panel.SERVER,
-            metavar="HOST:PORT",
-        ),
-    ] = None
-    log_format: Annotated[
-        LogFormat,
-        Option(
-            "json: each line of every process's log is a JSON object.",
-            Panel.SERVER,
-            envvar=LOG_FORMAT_VARIABLE,
-        ),
-    ] = "text"
-    """No Flow contains it: see LOG_FORMAT_VARIABLE."""
-    models: tuple[ServedModel, ...] = ()
-    """Models of a server with several, the default one first. The fields above about one model then have their
-    defaults."""
-
-    @property
-    def served(self) -> tuple[ServedModel, ...]:
-        """All models, one or several."""
-        return self.models or (ServedModel.of(self),)
-
-    @property
-    def asks_for_key(self) -> bool:
-        """True when requests need a key."""
-        return self.api_key is not None or self.api_key_file is not None or self.require_key
-
-    @property
-    def listen_host(self) -> str:
-        """Value of `host`, or its default."""
-        return (EVERY_INTERFACE if self.asks_for_key else LOOPBACK) if self.host is None else self.host
