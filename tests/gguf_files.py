@@ -105,7 +105,7 @@ def write_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, to
         if key != "general.architecture":
             _add(writer, key, value)
     for seed, (name, values) in enumerate(tensors.items()):
-        used = kind if values.dim() > 1 else "F32"
+        used = _kind(name, values, kind)
         writer.add_tensor(name, _blocks(values, used, seed), raw_dtype=GGMLQuantizationType[used])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -118,7 +118,7 @@ def stored(tensors: Mapping[str, torch.Tensor], kind: str) -> dict[str, torch.Te
     """Return the values that `write_file` stores for these tensors."""
     found = {}
     for seed, (name, values) in enumerate(tensors.items()):
-        used = kind if values.dim() > 1 else "F32"
+        used = _kind(name, values, kind)
         data = _blocks(values, used, seed)
         found[name] = torch.from_numpy(dequantize(data, GGMLQuantizationType[used]).reshape(values.shape).copy())
     return found
@@ -166,6 +166,13 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, value)
 
 
+def _kind(name: str, values: torch.Tensor, kind: str) -> str:
+    """Return the kind of a tensor in a file of this kind: embeddings are in Q8_0 beside K-quants, vectors in F32."""
+    if values.dim() == 1:
+        return "F32"
+    return "Q8_0" if kind.endswith("_K") and name in ("token_embd.weight", "output.weight") else kind
+
+
 def _blocks(values: torch.Tensor, kind: str, seed: int) -> np.ndarray:
     array, number = values.numpy().astype(np.float32), GGMLQuantizationType[kind]
     if not kind.endswith("_K"):
@@ -173,7 +180,7 @@ def _blocks(values: torch.Tensor, kind: str, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     elements, size = gguf.GGML_QUANT_SIZES[number]
     data = generator.integers(0, 256, (*array.shape[:-1], array.shape[-1] // elements, size), dtype=np.uint8)
-    scale = np.frombuffer(np.float16(0.06 / 400).tobytes(), dtype=np.uint8)
-    for at in {"Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[kind]:
-        data[..., at : at + 2] = scale
+    # The second number of 16 bits scales what is taken off: as much as makes the mean 0.
+    for at, value in {"Q4_K": {0: 1, 2: 7.5}, "Q5_K": {0: 1, 2: 15.5}, "Q6_K": {208: 1}}[kind].items():
+        data[..., at : at + 2] = np.frombuffer(np.float16(value * 0.06 / 400).tobytes(), dtype=np.uint8)
     return data.reshape(*array.shape[:-1], -1)

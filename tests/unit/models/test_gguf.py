@@ -260,7 +260,7 @@ def test_a_quantised_file_gives_the_tokens_of_its_own_weights(tmp_path: Path, ca
     """A shape of Llama 3.2 1B, with few layers and tokens."""
     parameters = {**FREQUENCIES["3.2"], "original_max_position_embeddings": 8192}
     shape = {"hidden_size": 2048, "intermediate_size": 1024, "num_attention_heads": 32, "num_key_value_heads": 8}
-    model = llama(1, **shape, head_dim=64, num_hidden_layers=1, rope_parameters=parameters, tie_word_embeddings=True)
+    model = llama(1, **shape, head_dim=64, num_hidden_layers=1, rope_parameters=parameters, tie_word_embeddings=False)
     own = stored(llama_tensors(model), kind)
     path = write_llama(
         tmp_path / "a.gguf", model, change=lambda m, t: t.update({"rope_freqs.weight": factors(model)}), kind=kind
@@ -272,4 +272,6 @@ def test_a_quantised_file_gives_the_tokens_of_its_own_weights(tmp_path: Path, ca
             parameter.copy_(values)
     ours = loaded(path, cache).model
     options = {"max_new_tokens": 24, "do_sample": False, "attention_mask": torch.ones_like(IDS)}
-    assert ours.generate(IDS, **options).tolist() == model.generate(IDS, **options).tolist()
+    expected = model.generate(IDS, **options).tolist()
+    assert len(set(expected[0][IDS.shape[1] :])) > 5  # answers that vary, or nothing is compared
+    assert ours.generate(IDS, **options).tolist() == expected
