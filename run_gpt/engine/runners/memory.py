@@ -14,13 +14,22 @@ SHARE = 0.5
 def cache_bytes_per_token(model: Any) -> int:
     """Return the bytes of one token's keys and values by the model's configuration; 0 when it does not give them."""
     config = model.config.get_text_config()
+    count = getattr(config, "num_hidden_layers", 0)
+    layers = [config] * count
+    if getattr(config, "is_heterogeneous", False):  # such as Gemma 4, whose layers have heads of different sizes
+        layers = [config.per_layer_config[i] for i in range(count)]
+    return int(sum(_numbers(layer) for layer in layers) * model.dtype.itemsize)
+
+
+def _numbers(config: Any) -> int:
+    """Return the count of numbers in the keys and values of one token in one layer."""
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         heads = 1  # Falcon 7B; its newer architecture caches the keys of all heads
     if not heads:
         return 0
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+    return int(2 * heads * size)
 
 
 def fitting_tokens(bytes_per_token: int, device: str, context_length: int, processes: int = 1) -> int | None:

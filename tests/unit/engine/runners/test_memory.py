@@ -1,8 +1,11 @@
 """Without these tests servers could be killed for their memory, or run one request where many would fit."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
+import torch
+import transformers
 
 from run_gpt.engine.runners import memory
 from run_gpt.process import devices
@@ -46,3 +49,14 @@ def test_replicas_on_one_gpu_share_it(monkeypatch):
     assert memory.fitting_tokens(1, "cuda:0", context_length=20) == 450
     monkeypatch.setenv(devices.GPU_SHARERS_VARIABLE, "2")
     assert memory.fitting_tokens(1, "cuda:0", context_length=20) == 200
+
+
+def test_layers_with_heads_of_different_sizes_are_counted_each():
+    """Check Gemma 4, whose configuration has no head size for all layers: it could not be loaded."""
+    config = transformers.Gemma4TextConfig(
+        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16, hidden_size=64
+    )
+    sizes = [config.per_layer_config[i].head_dim for i in range(4)]
+    assert len(set(sizes)) > 1
+    model = SimpleNamespace(config=config, dtype=torch.float32)
+    assert memory.cache_bytes_per_token(model) == sum(2 * 2 * size * 4 for size in sizes)
