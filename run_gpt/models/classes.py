@@ -19,6 +19,10 @@ _OTHERS = {
     "TEXT_ENCODING": ("an encoder", _VECTORS),
 }
 """Tasks of transformers' classes, in the order in which they are asked: a description, and what serves such models."""
+_DECODER_HALVES = ("trocr",)
+"""Families of decoders for an encoder of another family."""
+_STATE_INSIDE = ("recurrent_gemma",)
+"""Families whose class keeps the state of one text in its layers, and gives it to nobody."""
 _SUFFIXES = (
     (re.compile(r"Reward|ForSequenceClassification|ForScore"), _OTHERS["SEQUENCE_CLASSIFICATION"]),
     (re.compile(r"ForMaskedLM$"), _OTHERS["MASKED_LM"]),
@@ -66,12 +70,13 @@ def _check_family(files: ModelFiles, config: Mapping[str, Any], causal: str | No
 
     defaults = transformers.CONFIG_MAPPING[config["model_type"]]
     # The decoders alone of such families count positions from the padding on, so they are not exact in a batch.
-    if config.get("is_encoder_decoder") or getattr(defaults, "is_encoder_decoder", False):
+    half = getattr(defaults, "is_encoder_decoder", False) or config["model_type"] in _DECODER_HALVES
+    if config.get("is_encoder_decoder") or half:
         raise _refused(files, config["model_type"], *_OTHERS["SEQ_TO_SEQ_CAUSAL_LM"])
     if causal is None:
         raise _refused(files, config["model_type"], "a model that does not write text token by token", None)
     takes = inspect.signature(getattr(transformers, causal).forward).parameters
-    if not any(name in takes for name in STATES):
+    if not any(name in takes for name in STATES) or config["model_type"] in _STATE_INSIDE:
         why = "a model of a kind that keeps no cache from token to token"
         raise _refused(files, causal, why, "`generate` of transformers")
     both = "encoder_hidden_states" in takes and hasattr(defaults, "is_decoder")
