@@ -121,7 +121,10 @@ print(peak(sys.argv[2], sys.argv[3]))
 def test_the_memory_while_a_model_loads_is_little_more_than_that_of_its_weights(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Besides the weights there are threads, a tokenizer and rows that are being packed: 25 to 45 MB were measured."""
+    """Besides the weights there are threads, a tokenizer and rows that are being packed, 40 to 60 MB in all.
+
+    A second copy of the weights would take 112 MB.
+    """
     config = LlamaConfig(**{**CONFIG.to_dict(), "vocab_size": 2000, "hidden_size": 1024, "intermediate_size": 4096})
     config.num_hidden_layers = 4
     torch.manual_seed(0)
@@ -132,7 +135,7 @@ def test_the_memory_while_a_model_loads_is_little_more_than_that_of_its_weights(
         command = [sys.executable, "-c", MEASURE, str(checkpoint), str(tmp_path / "large"), precision]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert int(done.stdout) < bits / 16 * size + 55_000
+        assert int(done.stdout) < bits / 16 * size + 80_000
 
 
 def damage(folder: Path, name: str, change: Any) -> None:
