@@ -21,6 +21,8 @@ _OTHERS = {
 """Tasks of transformers' classes, in the order in which they are asked: a description, and what serves such models."""
 _DECODER_HALVES = ("trocr",)
 """Families of decoders for an encoder of another family."""
+_NOT_IN_A_BATCH = ("git", "moshi", "roformer")
+"""Families whose class takes no positions and counts the padding: scripts/sweep_models.py found other tokens."""
 _STATE_INSIDE = ("recurrent_gemma",)
 """Families whose class keeps the state of one text in its layers, and gives it to nobody."""
 _SUFFIXES = (
@@ -75,6 +77,8 @@ def _check_family(files: ModelFiles, config: Mapping[str, Any], causal: str | No
         raise _refused(files, config["model_type"], *_OTHERS["SEQ_TO_SEQ_CAUSAL_LM"])
     if causal is None:
         raise _refused(files, config["model_type"], "a model that does not write text token by token", None)
+    if config["model_type"] in _NOT_IN_A_BATCH:
+        raise _refused(files, causal, "a model whose positions begin at the padding of a batch", None)
     takes = inspect.signature(getattr(transformers, causal).forward).parameters
     if not any(name in takes for name in STATES) or config["model_type"] in _STATE_INSIDE:
         why = "a model of a kind that keeps no cache from token to token"

@@ -63,6 +63,7 @@ def content(family: str, *architectures: str, **more: Any) -> dict[str, Any]:
         (content("blip", "BlipForConditionalGeneration"), "a model for image text to text"),
         (content("xlm", "XLMWithLMHeadModel"), "no causal language model|keeps no cache"),
         (content("reformer", "ReformerModelWithLMHead"), "keeps no cache"),
+        (content("roformer", "RoFormerForCausalLM", is_decoder=True), "the padding of a batch"),
         (content("recurrent_gemma", "RecurrentGemmaForCausalLM"), "keeps no cache"),
         (content("trocr", "TrOCRForCausalLM", is_decoder=True), "an encoder-decoder model"),
         (content("qwen2", "Qwen2ForCausalLM", is_causal=False), r"an encoder \(is_causal"),
