@@ -97,13 +97,14 @@ def unite_ends(model: Any, tokenizer: Any, vocabulary: int) -> None:
 def end_with_turns(model: Any, tokenizer: Any, template: ChatTemplate) -> ChatTemplate:
     """Add the template's stop texts that are tokens to the model's end tokens; return a template with the other texts.
 
-    They must end answers as tokens: a special token leaves no text behind in which it could be found.
+    They must end answers as tokens: a special token leaves no text behind in which it could be found. `unite_ends` comes
+    first.
     """
     vocabulary = tokenizer.get_vocab()
     ends = [vocabulary[text] for text in template.stop if text in vocabulary]
     if ends:
         settings = model.generation_config
-        known = model.config.eos_token_id if settings.eos_token_id is None else settings.eos_token_id
+        known = settings.eos_token_id
         before = known if isinstance(known, list) else [] if known is None else [known]
         settings.eos_token_id = list(dict.fromkeys([*before, *ends]))
     return replace(template, stop=tuple(text for text in template.stop if text not in vocabulary))

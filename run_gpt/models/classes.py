@@ -21,7 +21,7 @@ _OTHERS = {
 """Tasks of transformers' classes, in the order in which they are asked: a description, and what serves such models."""
 _DECODER_HALVES = ("trocr",)
 """Families of decoders for an encoder of another family."""
-_NOT_IN_A_BATCH = ("git", "moshi", "roformer")
+_NOT_IN_A_BATCH = ("cpmant", "git", "moshi", "moss_transcribe_diarize", "roformer")
 """Families whose class takes no positions and counts the padding: scripts/sweep_models.py found other tokens."""
 _STATE_INSIDE = ("recurrent_gemma",)
 """Families whose class keeps the state of one text in its layers, and gives it to nobody."""

@@ -64,7 +64,7 @@ class TransformersRunner(ModelRunner):
 def end_ids_of(model: Any) -> tuple[int, ...]:
     """Return the token ids that end a sequence, from the model's generation settings, else from its configuration."""
     ends = model.generation_config.eos_token_id
-    ends = model.config.eos_token_id if ends is None else ends
+    ends = getattr(model.config.get_text_config(), "eos_token_id", None) if ends is None else ends
     return tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (ends,)
 
 

@@ -10,14 +10,16 @@ from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
 from run_gpt.models import files
 from run_gpt.models.cache import ModelCache
-from run_gpt.models.catalogue import find
+from run_gpt.models.catalogue import HubSource, find
 from run_gpt.models.estimate import Estimate, estimate_folder
+from run_gpt.models.hub_names import HubName
 
 
 def check(cache: Path, **wish: Any) -> None:
     entry = find("mistral-7b")
     assert entry is not None
-    files.require_room_before_download(ModelCache(cache), entry, ModelConfig(**wish))
+    assert isinstance(entry.source, HubSource)
+    files.require_room_before_download(ModelCache(cache), entry, HubName(entry.source.repo), ModelConfig(**wish))
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_folder_of_several_models_asks_for_one(tmp_path: Path, cache: Path, ti
     write_llama(tmp_path / "a.gguf", tiny)
     check_same(tmp_path, tiny, cache)
     write_llama(tmp_path / "b.gguf", tiny)
-    with pytest.raises(ModelLoadError, match=r"give the path of its GGUF file, such as .*a\.gguf"):
+    with pytest.raises(ModelLoadError, match=r"give the path of one of its GGUF files: .*a\.gguf"):
         loaded(tmp_path, cache)
 
 
