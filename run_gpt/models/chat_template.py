@@ -97,8 +97,8 @@ def unite_ends(model: Any, tokenizer: Any, vocabulary: int) -> None:
 def end_with_turns(model: Any, tokenizer: Any, template: ChatTemplate) -> ChatTemplate:
     """Add the template's stop texts that are tokens to the model's end tokens; return a template with the other texts.
 
-    They must end answers as tokens: a special token leaves no text behind in which it could be found. `unite_ends` comes
-    first.
+    They must end answers as tokens: a special token leaves no text behind in which it could be found.
+    `unite_ends` comes first.
     """
     vocabulary = tokenizer.get_vocab()
     ends = [vocabulary[text] for text in template.stop if text in vocabulary]
