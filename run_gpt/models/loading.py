@@ -110,14 +110,32 @@ def load_weights(
         tokenizer = read_tokenizer(files, trust_remote_code=trusted)
         template = choose_template(files, model_config.model_type, tokenizer, placement.config.chat_template)
         model, clean_ups = read_model(replace(placement, target=target), model_config, packer, on_progress)
-    check_rotary(files, model)
-    model.eval().requires_grad_(False)
+    with ExitStack() as on_failure:
+        for clean_up in clean_ups:
+            on_failure.callback(clean_up)
+        check_rotary(files, model)
+        model.eval().requires_grad_(False)
+        loaded = _described(placement, target, packer, model, tokenizer, template, on_progress)
+        on_failure.pop_all()
+    return replace(loaded, clean_ups=clean_ups)
+
+
+def _described(
+    placement: Placement,
+    target: Target,
+    packer: Packer | None,
+    model: Any,
+    tokenizer: Any,
+    template: ChatTemplate | None,
+    on_progress: OnProgress,
+) -> LoadedModel:
+    """Return the model with its settings, ends and adapters, and a note on each choice that a user would not expect."""
     precision, kept = _held(placement, model, target.precision)
     context, unknown = _context_length(model, tokenizer)
     slow = [] if placement.quantisation else _slow_on_cpu(target, packer)
     template, stateful = _with_ends(model, tokenizer, template), _keeps_state(model)
     unusual = _unusual(model, tokenizer, template, stateful)
-    base = AdapterBase.of(model, files.folder)
+    base = AdapterBase.of(model, placement.files.folder)
     adapters, made_for = _adapters(placement, base, on_progress)
     return LoadedModel(
         model=model,
@@ -126,13 +144,12 @@ def load_weights(
         context_length=context,
         precision=precision,
         device=str(input_device(model)),
-        notes=(*files.notes, *target.notes, *kept, *slow, *unknown, *unusual, *made_for),
+        notes=(*placement.files.notes, *target.notes, *kept, *slow, *unknown, *unusual, *made_for),
         packer=packer,
         chat_template=template,
         stateful=stateful,
         adapters=adapters,
         adapter_base=base,
-        clean_ups=clean_ups,
     )
 
 

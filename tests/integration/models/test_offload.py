@@ -155,6 +155,22 @@ def test_pickled_weights_are_offloaded_into_a_folder_that_goes_with_the_model(sh
     assert not list(cache.iterdir())
 
 
+def test_a_load_that_fails_after_its_weights_leaves_none_of_them_on_the_disk(shards, tmp_path):
+    folder, cache = tmp_path / "pickled", tmp_path / "cache"
+    model = AutoModelForCausalLM.from_pretrained(shards, dtype=torch.float32)
+    model.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
+    for file in shards.glob("token*.json"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    wish = {"device_map": PARTS, "allow_pickle": True, "adapters": {"lora": str(tmp_path / "lora")}}
+    with pytest.raises(ModelLoadError, match="LOHA"):
+        load(config(folder, cache, **wish))
+    assert not list(cache.iterdir())
+
+
 def test_a_model_that_does_not_fit_is_refused_with_what_would(shards, tmp_path, monkeypatch):
     estimate = estimate_folder(shards)
     free = estimate.least("bit8")
