@@ -271,9 +271,10 @@ def lines_of(keyed: Any) -> list[str]:
     return [match[1] for line in lines if (match := re.fullmatch(r"\d{4}-\d\d-\d\d \S+ ((?:GET|POST|gRPC) .*)", line))]
 
 
-def new_line(keyed: Any, before: int) -> str:
-    wait_until(lambda: len(lines_of(keyed)) > before)
-    return lines_of(keyed)[before]
+def new_line(keyed: Any, before: int, begins: str) -> str:
+    """Return the first new line with this beginning; the line of an earlier test's request may come late."""
+    lines: list[str] = wait_until(lambda: [line for line in lines_of(keyed)[before:] if line.startswith(begins)])
+    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def new_line(keyed: Any, before: int) -> str:
 def test_an_http_request_is_one_line(keyed: Any, path: str, body: Any, headers: dict[str, str], expected: str) -> None:
     before = len(lines_of(keyed))
     httpx.post(keyed.http + path, json=body, headers=headers)
-    line = new_line(keyed, before)
+    line = new_line(keyed, before, f"POST {path} ")
     assert re.fullmatch(rf"POST {path} {expected}", line), line
 
 
@@ -304,7 +305,7 @@ def test_a_cancelled_stream_is_distinguished_from_a_whole_one(keyed: Any) -> Non
     body = script(words=["a"], then="hang")
     with httpx.stream("POST", f"{keyed.http}/generate_stream", json=body, headers=BEARER, timeout=10) as response:
         next(response.iter_lines())
-    assert new_line(keyed, before).endswith("error=cut_off")
+    assert new_line(keyed, before, "POST /generate_stream ").endswith("error=cut_off")
 
 
 async def test_a_grpc_call_is_one_line(keyed: Any) -> None:
@@ -321,7 +322,7 @@ async def test_a_grpc_call_is_one_line(keyed: Any) -> None:
                 async for _ in call:
                     if leave:
                         call.cancel()
-        return (await asyncio.to_thread(new_line, keyed, before)).removeprefix(f"gRPC {METHOD} ")
+        return (await asyncio.to_thread(new_line, keyed, before, f"gRPC {METHOD} ")).removeprefix(f"gRPC {METHOD} ")
 
     METHOD = "/jina.JinaSingleDocumentRequestRPC/stream_doc"
     bearer = (("authorization", WAYS["named"]),)
