@@ -165,7 +165,7 @@ def _ends(loaded: LoadedModel, end_ids: tuple[int, ...]) -> Finding:
     own: set[int] = set()
     for ends in (
         loaded.model.generation_config.eos_token_id,
-        loaded.model.config.get_text_config().eos_token_id,
+        getattr(loaded.model.config.get_text_config(), "eos_token_id", None),
         loaded.tokenizer.eos_token_id,
     ):
         own |= set(ends) if isinstance(ends, list | tuple) else set() if ends is None else {ends}

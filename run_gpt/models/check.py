@@ -1,13 +1,15 @@
 """Exactness report of a model's files: each key of its metadata, and the tokens of a text beside tokenizer.json's."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
 from run_gpt.models.convert import converted_record, is_converted
+from run_gpt.models.gguf.keys import uses_of
+from run_gpt.models.gguf.parts import read_parts
 
 Verdict = Literal["honoured", "no effect", "same", "differs", "not compared"]
 
@@ -129,21 +131,9 @@ def _tokenizer_key(key: str, value: Any, tokenizer: Any) -> Finding:
 
 
 def _gguf_keys(file: Path) -> Iterator[Finding]:
-    """Yield the keys of a GGUF file's metadata, by the tables of transformers' reader."""
-    from gguf import GGUFReader
-    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-
-    fields = {key: field.contents() for key, field in GGUFReader(file).fields.items()}
-    architecture = str(fields.get("general.architecture", ""))
-    known: Mapping[str, Any] = GGUF_CONFIG_MAPPING.get(architecture, {})
-    for key, value in fields.items():
-        prefix, _, rest = key.partition(".")
-        if prefix in ("GGUF", "general") and key != "general.architecture":
-            yield Finding(key, _short(value), "no effect", "describes the file")
-        elif prefix == "tokenizer" or key == "general.architecture" or known.get(rest) is not None:
-            yield Finding(key, _short(value), "honoured")
-        else:
-            yield Finding(key, _short(value), "no effect", "it is not read")
+    """Yield the keys of a GGUF file's metadata, by the tables with which it was loaded."""
+    for key, value, is_read, note in uses_of(read_parts(file)):
+        yield Finding(key, _short(value), "honoured" if is_read else "no effect", note)
 
 
 def _json(file: Path) -> dict[str, Any]:

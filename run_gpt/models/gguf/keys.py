@@ -1,7 +1,7 @@
 """Metadata of GGUF files: each key is read, or has no effect on answers, or the file is refused."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from run_gpt.errors import ModelLoadError
@@ -103,6 +103,17 @@ def check_keys(model: GgufModel) -> None:
                 f"{model.path} has {key} = {_short(value)}, which changes answers in a way that RunGPT does not apply"
                 f"{f' (only {allowed[0]})' if allowed else ''}: {ORIGINAL}"
             )
+
+
+def uses_of(model: GgufModel) -> Iterator[tuple[str, Any, bool, str]]:
+    """Yield the keys of a file that `check_keys` takes: name, value, True if it is read, and its use or why not."""
+    architecture = architecture_of(model)
+    for key, value in model.metadata.items():
+        reason = next((reason for pattern, reason in NO_EFFECT.items() if re.fullmatch(pattern, key)), None)
+        if reason is None and _allowed(model.architecture, architecture, key) is not None:
+            reason = "the value at which it has none"
+        use = next((use for names, use in READ.items() if key in names.split(", ")), "")
+        yield key, value, reason is None, use if reason is None else reason
 
 
 def family_keys(architecture: Architecture) -> list[str]:

@@ -12,7 +12,8 @@ from run_gpt.config import ModelConfig
 from run_gpt.errors import ModelLoadError
 from run_gpt.models import load
 from run_gpt.models.gguf.configuration import read_configuration
-from run_gpt.models.gguf.parts import read_parts
+from run_gpt.models.gguf.keys import uses_of
+from run_gpt.models.gguf.parts import GgufModel, read_parts
 
 IDS = torch.arange(5, 45)[None]
 
@@ -275,3 +276,26 @@ def test_a_quantised_file_gives_the_tokens_of_its_own_weights(tmp_path: Path, ca
     expected = model.generate(IDS, **options).tolist()
     assert len(set(expected[0][IDS.shape[1] :])) > 5  # answers that vary, or nothing is compared
     assert ours.generate(IDS, **options).tolist() == expected
+
+
+def test_each_key_has_its_use_or_the_reason_why_it_has_none() -> None:
+    """`rungpt models check` shows them: a table of another reader would call honoured what is not."""
+    metadata = {
+        "general.architecture": "llama",
+        "general.name": "x",
+        "general.type": "model",
+        "llama.block_count": 2,
+        "llama.rope.freq_base": 1e4,
+        "llama.pooling_type": 0,
+        "tokenizer.ggml.merges": ["a b"],
+    }
+    found = {key: (is_read, use) for key, _, is_read, use in uses_of(GgufModel(Path("x.gguf"), metadata, {}))}
+    assert found == {
+        "general.architecture": (True, "the family"),
+        "general.name": (False, "description"),
+        "general.type": (False, "the value at which it has none"),
+        "llama.block_count": (True, ""),
+        "llama.rope.freq_base": (True, ""),
+        "llama.pooling_type": (False, "the value at which it has none"),
+        "tokenizer.ggml.merges": (True, "the vocabulary and its merges"),
+    }
