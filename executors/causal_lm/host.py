@@ -69,11 +69,9 @@ class Host:
 
     async def unload(self) -> None:
         """Free its memory. Call it when no request runs."""
-        model, self._model = self._model, None
-        if model is not None:
-            await asyncio.to_thread(model.shutdown)
-            del model  # drop the last reference before the garbage collection
-            await asyncio.to_thread(_give_back)
+        if self._model is not None:
+            held, self._model = [self._model], None
+            await asyncio.to_thread(_end, held)
 
     def close(self) -> None:
         """End the engine; requests that still run end with Unavailable. Blocks."""
@@ -132,8 +130,12 @@ class Host:
         self._progress = (step, done, total)
 
 
-def _give_back() -> None:
-    """Return unused memory to the system."""
+def _end(held: list["Model"]) -> None:
+    """End the model in `held`, and return its memory to the system.
+
+    In one thread: another that has called `shutdown` may keep its reference until after the memory is returned.
+    """
+    held.pop().shutdown()
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

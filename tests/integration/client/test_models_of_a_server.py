@@ -88,7 +88,7 @@ def test_a_model_is_listed_loaded_and_unloaded(url, tiny):
     with Client().get_model("tiny", url) as model:
         state = model.load(on_progress=lambda *step: heard.append(step))
         assert (state.model, state.state, state.memory) == ("tiny", "loaded", GIGABYTES)
-        assert heard == [("Reading tiny", GIGABYTES - 1, GIGABYTES)]
+        assert heard[-1] == ("Reading tiny", GIGABYTES - 1, GIGABYTES)
         assert told(Client().list_models(url))[1] == ("tiny", "loaded", GIGABYTES, 512)
         heard.clear()
         assert model.load(on_progress=lambda *step: heard.append(step)).state == "loaded"
@@ -161,7 +161,7 @@ def test_the_commands_show_and_change_it(url):
     ]
     done = rungpt("load", "tiny", "--endpoint", url)
     assert done.stdout == "tiny is loaded, and takes 3.0 GB at most\n"
-    assert done.stderr == "Reading tiny ...\n"
+    assert done.stderr.endswith("Reading tiny ...\n")
     assert rungpt("unload", "tiny", "--endpoint", url).stdout == "tiny is unloaded\n"
 
 
