@@ -16,18 +16,7 @@ import pytest
 
 from run_gpt.client import Client
 
-REQUIREMENTS = ("inference-client==0.0.8", "setuptools<81")
-# As in pyproject.toml: without these limits pip tries OpenTelemetry's releases for minutes.
-CONSTRAINTS = (
-    "opentelemetry-api>=1.44,<1.45",
-    "opentelemetry-sdk>=1.44,<1.45",
-    "opentelemetry-exporter-otlp>=1.44,<1.45",
-    "opentelemetry-exporter-prometheus>=0.65b0,<0.66b0",
-    "opentelemetry-instrumentation-aiohttp-client>=0.65b0,<0.66b0",
-    "opentelemetry-instrumentation-fastapi>=0.65b0,<0.66b0",
-    "opentelemetry-instrumentation-grpc>=0.65b0,<0.66b0",
-    "setuptools<81",
-)
+REQUIREMENTS = Path(__file__).parents[1] / "data" / "inference_client_requirements.txt"
 ASK = """
 import json, sys
 from inference_client import Client
@@ -48,15 +37,13 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def inference_python(request: pytest.FixtureRequest) -> Path:
     """Return the interpreter of the client's environment, which is built once and kept in pytest's cache."""
-    key = hashlib.sha256(repr((REQUIREMENTS, CONSTRAINTS, sys.version, sys.prefix)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(REQUIREMENTS.read_bytes() + f"{sys.version} {sys.prefix}".encode()).hexdigest()[:12]
     folder = Path(request.config.cache.mkdir("inference-client")) / key
     python, complete = folder / "bin" / "python", folder / "complete"
     if not complete.exists():
-        venv.create(folder, clear=True, with_pip=True)
-        constraints = folder / "constraints.txt"
-        constraints.write_text("\n".join(CONSTRAINTS))
-        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
-        subprocess.run([*pip, "--constraint", constraints, *REQUIREMENTS], check=True, timeout=900)
+        venv.create(folder, clear=True)
+        pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run([*pip, "--no-compile", "--no-deps", "--requirement", REQUIREMENTS], check=True, timeout=900)
         complete.touch()
     return python
 
