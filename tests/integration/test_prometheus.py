@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "monitoring" / "grafana" / "dashboards" / "rungpt.json").read_text())
 KEYS = {"alice": "alice-key-1", "prometheus": "prometheus-key-1"}
 VARIABLES = {"job": ".*", "model": ".*", "replica": ".*", "__rate_interval": "10s", "__range": "1m"}
-PATIENCE = 30.0
+PATIENCE = 90.0
 """Seconds for all queries to have a result; on an idle machine it takes 5."""
-USERS, MOST_REQUESTS, MOST_SECONDS = 6, 400, 90.0
+USERS, MOST_REQUESTS, MOST_SECONDS = 6, 2000, 150.0
 """Size of the load: number of users, most requests of each user, and most seconds."""
 
 pytestmark = pytest.mark.skipif(
