@@ -5,7 +5,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from run_gpt.engine.runners.native.build import built, library
+from run_gpt.engine.runners.native.build import built, ready
 from run_gpt.errors import SetupError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def building(folder: Path) -> "Future[Kernels]":
     The future's error is a SetupError with the reason. Raises SetupError if this machine cannot run the kernels.
     """
     future: Future[Kernels] = Future()
-    if library(folder).is_file():
+    if ready(folder):
         _build(folder, future)
     else:
         Thread(target=_build, args=(folder, future), name="rungpt-build", daemon=True).start()

@@ -1,18 +1,15 @@
 """Compilation of the kernels for this machine, once. The library is kept in the cache."""
 
-import ctypes
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
+from run_gpt.engine.runners.native import store
 from run_gpt.errors import SetupError
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
@@ -37,48 +34,56 @@ def unsupported() -> str | None:
     return None
 
 
-def library(folder: Path, target: str = "native") -> Path:
-    """Return the path in `folder` of the library, compiled or not yet. `target`: see `built`.
+def ready(folder: Path) -> bool:
+    """Return True if the library is in `folder`, so that `built` takes no time, unless it is damaged.
 
     Raises SetupError if this machine cannot run the kernels.
     """
-    if reason := unsupported():
-        raise SetupError(f"the native kernels cannot run here: {reason}")
-    return folder / f"kernels-{_identity(_options(target))}.so"
+    _check_machine()
+    return (folder / _name("native")).is_file()
 
 
 @cache
 def built(folder: Path, target: str = "native") -> Path:
-    """Return the compiled library in `folder`; compile it if necessary, in about 10 s.
+    """Return a path of the library, for this process only; compile it if there is no sound one, in about 10 s.
 
-    If several processes start together, such as replicas, one compiles it and the others wait. `target`: the compiler's
-    name of the CPUs to compile for; the default is this CPU. Raises SetupError with the reason and the compiler's
-    message.
+    If several processes start together, such as replicas, one compiles it and the others wait. A folder that others may
+    write, or we may not, is not used: see `store.home`. `target`: the compiler's name of the CPUs to compile for; the
+    default is this CPU. Raises SetupError with the reason and the compiler's message.
     """
-    wanted = library(folder, target)
-    if wanted.is_file():
-        return wanted
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{wanted.name}.lock"):
-        if not wanted.is_file():
-            _compile(wanted, target)
-    return wanted
+    _check_machine()
+    name = _name(target)
+    if (home := store.home(folder)) is None:
+        return store.in_memory(_compiled(name, target), name)
+    file = home / name
+    with store.locked(file):
+        if (kept := store.read(file)) is not None:
+            return store.in_memory(kept, name)
+        library = _compiled(name, target)
+        path = store.in_memory(library, name)  # a library that does not load is not kept
+        store.write(file, library)
+    return path
 
 
-def _compile(wanted: Path, target: str) -> None:
-    compiler = str(_compiler())  # `library` has checked that there is one
-    with tempfile.TemporaryDirectory(dir=wanted.parent) as scratch:
-        made = Path(scratch, wanted.name)
-        command = [compiler, *_options(target), str(SOURCE), "-o", str(made)]
-        try:
+def _check_machine() -> None:
+    if reason := unsupported():
+        raise SetupError(f"the native kernels cannot run here: {reason}")
+
+
+def _compiled(name: str, target: str) -> bytes:
+    compiler = str(_compiler())  # the callers have checked that there is one
+    try:
+        with tempfile.TemporaryDirectory(prefix="rungpt-kernels-") as scratch:
+            made = Path(scratch, name)
+            command = [compiler, *_options(target), str(SOURCE), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise SetupError(f"the native kernels cannot be compiled: {error}") from error
-        if done.returncode:
-            said = "\n".join(line for line in done.stderr.splitlines() if "error" in line) or done.stderr[-500:]
-            raise SetupError(f"the native kernels cannot be compiled with {compiler}: {said}")
-        ctypes.CDLL(str(made))  # a library that does not load must not stay in the cache
-        made.replace(wanted)
+            if done.returncode == 0:
+                return made.read_bytes()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SetupError(f"the native kernels cannot be compiled: {error}") from error
+    told = [line for line in done.stderr.splitlines() if "error" in line or "No space" in line]
+    said = "\n".join(told) or done.stderr[-500:]
+    raise SetupError(f"the native kernels cannot be compiled with {compiler}: {said}")
 
 
 @cache
@@ -101,9 +106,11 @@ def _options(target: str) -> list[str]:
     return [*_OPTIONS, f"-march={target}"]
 
 
-def _identity(options: Sequence[str]) -> str:
-    """Return a hash of the source, the options, the compiler and the CPU, because machines may share a cache."""
+@cache
+def _name(target: str) -> str:
+    """Return the library's file name, with a hash of source, options, compiler and CPU: machines may share a cache."""
     version = subprocess.run([str(_compiler()), "--version"], capture_output=True, text=True, check=False).stdout
     sources = [file.read_text() for file in sorted((*SOURCE.parent.glob("*.h"), SOURCE))]
-    parts = (*sources, *options, version, *_cpu_flags())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    parts = ("with a sum", *sources, *_options(target), version, *_cpu_flags())
+    identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return f"kernels-{identity}.so"
