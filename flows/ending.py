@@ -2,14 +2,19 @@
 
 import os
 import signal
-import sys
 import time
 from types import FrameType
 from typing import NoReturn
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that end a pod."""
-_ORPHAN_SECONDS = 5.0
+from run_gpt.process import logs
+
+SIGNALS = (
+    *(signal.SIGINT, signal.SIGTERM),
+    *((signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()),  # nohup asks for that
+)
+"""Signals that end a pod: SIGHUP is that of a closed terminal."""
+STOP_MARGIN = 12.0
+"""Seconds that the gateway gets after its drain time, to close its two ports, before it is killed."""
 
 
 def end_on_signals() -> None:
@@ -26,12 +31,12 @@ def end_now(signum: int, frame: FrameType | None = None) -> NoReturn:
     os._exit(128 + signum)
 
 
-def end_with_parent() -> None:
-    """Wait for the end of stdin, then stop normally. If the stop hangs, kill the process group after a grace time."""
+def end_with_parent(seconds: float) -> None:
+    """Wait for the end of stdin, then stop normally. If the stop hangs, kill the process group after `seconds`."""
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(_ORPHAN_SECONDS)
+    time.sleep(seconds)
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
@@ -39,6 +44,5 @@ def end_with_parent() -> None:
 
 def leave(code: int) -> NoReturn:
     """End the process without waiting for threads that libraries have left behind."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    logs.finish()
     os._exit(code)

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from run_gpt.config import EVERY_INTERFACE, FLOW_VARIABLE, GatewayConfig
 from run_gpt.errors import PortInUse, RunGPTError, SetupError
-from run_gpt.flows.ending import end_on_signals, end_with_parent, leave
+from run_gpt.flows.ending import STOP_MARGIN, end_on_signals, end_with_parent, leave
 from run_gpt.flows.process import SETUP_ERROR_EXIT, write_setup_error
 from run_gpt.flows.reading import flow_of_environment, flow_of_supervisor
 from run_gpt.flows.sharing import thread_environment
@@ -50,7 +50,8 @@ def main() -> NoReturn:
             if (flow := flow_of_supervisor()) is None:
                 raise SetupError(f"there is no Flow: give its YAML in the environment variable {FLOW_VARIABLE}")
             supervised = True
-            threading.Thread(target=end_with_parent, daemon=True).start()
+            seconds = drain_seconds(flow) + STOP_MARGIN
+            threading.Thread(target=end_with_parent, args=(seconds,), daemon=True).start()
         if options.role == "gateway":
             code = _run_gateway(flow)
         else:

@@ -20,6 +20,9 @@ SETUP_ERROR_EXIT = 78
 """Exit code of such a pod (EX_CONFIG)."""
 
 _LINES_KEPT = 30
+_LONGEST_LINE = 64 * 1024
+"""Characters after which a line of a process is cut in two."""
+_ROOM_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +47,21 @@ class PodProcess:
     """Running child process, leader of its own session so that Ctrl-C in a terminal does not reach it.
 
     `on_line(line)` gets its output, both streams; `on_exit(process)` is called once, when the process is reaped and
-    the rest of its process group is killed. Both are called from threads of this object.
+    the rest of its process group is killed. Both are called from threads of this object. `has_room(seconds)` waits
+    until a line can be taken: while it returns False the output is not read, so that the process itself drops its
+    lines, and counts them. The rest of the output of a process that has ended is read in any case.
     Raises SetupError if the command cannot be started at all.
     """
 
-    def __init__(self, spec: PodSpec, on_line: Callable[[str], None], on_exit: Callable[["PodProcess"], None]):
+    def __init__(
+        self,
+        spec: PodSpec,
+        on_line: Callable[[str], None],
+        on_exit: Callable[["PodProcess"], None],
+        has_room: Callable[[float], bool] = lambda seconds: True,
+    ):
         self.spec = spec
+        self._has_room = has_room
         self.error: RunGPTError | None = None
         """Error with which the process could not start, as the process reported it."""
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
@@ -85,12 +97,14 @@ class PodProcess:
     def _read_output(self, on_line: Callable[[str], None]) -> None:
         assert self._popen.stdout is not None
         with self._popen.stdout as stdout:
-            for raw in stdout:
+            while raw := stdout.readline(_LONGEST_LINE):
                 line = raw.rstrip()
                 if line.startswith(SETUP_ERROR_MARK):
                     self.error = _parse_error(line.removeprefix(SETUP_ERROR_MARK))
                 elif line:
                     self._lines.append(line)
+                    while not self._has_room(_ROOM_SECONDS) and self._popen.returncode is None:
+                        pass
                     on_line(line)
 
     def _wait(self, on_exit: Callable[["PodProcess"], None]) -> None:

@@ -13,15 +13,16 @@ from typing import Self
 
 from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, LOG_FORMAT_VARIABLE, LOOPBACK, ServeConfig
 from run_gpt.errors import SetupError
+from run_gpt.flows.ending import STOP_MARGIN
 from run_gpt.flows.ports import answers_ok, check_port, free_ports, is_listening, local_host
 from run_gpt.flows.process import PodSpec
 from run_gpt.flows.render import check_models, render_flow
 from run_gpt.flows.sharing import crowding, replica_environments, with_memory
-from run_gpt.flows.supervisor import Event, OnEvent, Supervisor, printer
+from run_gpt.flows.supervisor import OnEvent, Supervisor, printer
 from run_gpt.process import logs
 
-_STOP_MARGIN = 12.0
-"""Seconds that the gateway gets after its drain time, to close its two ports, before it is killed."""
+_REPORT_SECONDS = 1.0
+"""Time that a server in the background gives its events, after its start, to be reported."""
 
 
 def serve(config: ServeConfig, on_event: OnEvent | None = None) -> int:
@@ -46,10 +47,10 @@ class Server:
 
     def __init__(self, config: ServeConfig, on_event: OnEvent | None = None):
         self.config = resolve(config)
-        self._on_event = on_event or printer(config.log_format)
         self._ready = threading.Event()
         self._error: BaseException | None = None
-        self._supervisor = new_supervisor(self.config, self._note)
+        report = on_event or printer(config.log_format)
+        self._supervisor = new_supervisor(self.config, report, on_ready=self._ready.set)
         self._thread = threading.Thread(target=self._run, name="rungpt-supervisor", daemon=True)
 
     @property
@@ -75,6 +76,7 @@ class Server:
         if self._error is not None:
             self._thread.join()
             raise self._error
+        self._supervisor.finish_reports(_REPORT_SECONDS)
 
     def stop(self) -> None:
         """Drain, end every process, and return when they have ended."""
@@ -94,11 +96,6 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    def _note(self, event: Event) -> None:
-        self._on_event(event)
-        if event.kind == "ready":
-            self._ready.set()
 
     def _run(self) -> None:
         try:
@@ -130,13 +127,12 @@ def resolve(config: ServeConfig) -> ServeConfig:
     return replace(config, grpc_port=config.grpc_port or free[0], http_port=config.http_port or free[1])
 
 
-def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
+def new_supervisor(config: ServeConfig, on_event: OnEvent, on_ready: Callable[[], None] = lambda: None) -> Supervisor:
     """Return a supervisor for the processes of a resolved configuration; its warnings go to `on_event`.
 
-    There is a worker for each replica of each model, those of the first model first.
+    `on_ready`: see Supervisor. There is a worker for each replica of each model, those of the first model first.
     """
-    for line in crowding(config):
-        on_event(Event("warning", line))
+    warnings = crowding(config)
     config = with_memory(config)
     names = worker_names(config)
     ports = free_ports(len(names))
@@ -159,9 +155,12 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent) -> Supervisor:
         is_ready=functools.partial(answers_ok, config.listen_host, config.http_port, "/ready"),
         stdin=flow,
         env=_pod_env(config) | ({} if config.api_key is None else {API_KEY_VARIABLE: config.api_key}),
-        stop_seconds=config.drain_seconds + _STOP_MARGIN,
+        stop_seconds=config.drain_seconds + STOP_MARGIN,
     )
-    return Supervisor(gateway, workers, on_event)
+    supervisor = Supervisor(gateway, workers, on_event, on_ready=on_ready)
+    for line in warnings:
+        supervisor.warn(line)
+    return supervisor
 
 
 def worker_names(config: ServeConfig) -> list[str]:
@@ -197,6 +196,8 @@ def _signals(supervisor: Supervisor) -> Iterator[None]:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup asks for that
         names.append(signal.SIGHUP)
     before: dict[int, Callable[..., object] | int | None] = {name: signal.signal(name, stop) for name in names}
+    if hasattr(signal, "SIGTTOU"):  # a terminal may stop a process in the background that writes to it
+        before[signal.SIGTTOU] = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     try:
         yield
     finally:

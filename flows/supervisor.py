@@ -14,10 +14,13 @@ from run_gpt.errors import SetupError
 from run_gpt.flows.backoff import Backoff
 from run_gpt.flows.process import PodProcess, PodSpec
 from run_gpt.process import logs
+from run_gpt.process.log_queue import LogQueue
 
 EventKind = Literal["starting", "pod_ready", "ready", "died", "output", "stopping", "killed", "stopped", "warning"]
 
 _POLL_SECONDS = 0.05
+_TICK_SECONDS = 0.5
+"""Longest wait: a signal that comes just before a wait is handled after it."""
 _START_ATTEMPTS = 3
 _UNREADY_STOP_SECONDS = 1.0
 
@@ -32,7 +35,10 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
-"""Function that takes an event. It is called from several threads and must not raise."""
+"""Function that takes an event. It is called from one thread, which may wait for it; the processes do not."""
+
+_LAST_EVENTS_SECONDS = 1.0
+"""Time for the events that are not reported yet when all processes have ended."""
 
 
 def print_event(event: Event) -> None:
@@ -55,10 +61,7 @@ def printer(log_format: str) -> OnEvent:
 
 
 def _print(line: str) -> None:
-    try:
-        logs.write_line(line, sys.stderr)
-    except OSError:
-        return  # nothing reads stderr any more; the server continues
+    logs.write_line(line, sys.stderr)
 
 
 class _Child:
@@ -94,12 +97,15 @@ class Supervisor:
         workers: Sequence[PodSpec],
         on_event: OnEvent = print_event,
         *,
+        on_ready: Callable[[], None] = lambda: None,
         new_backoff: Callable[[], Backoff] = Backoff,
     ):
+        """Prepare the processes. `on_ready` is called once, when all serve; it must not wait for `on_event`."""
         self._gateway = _Child(gateway, new_backoff())
         self._workers = [_Child(spec, new_backoff()) for spec in workers]
         self._children = [*self._workers, self._gateway]
-        self._on_event = on_event
+        self._reports = LogQueue(on_event, lambda lines: Event("warning", f"{lines} lines of the log were lost"))
+        self._on_ready = on_ready
         self._inbox: SimpleQueue[PodProcess | None] = SimpleQueue()
         self._stop_requested = False
         self._kill_requested = False
@@ -124,6 +130,7 @@ class Supervisor:
                 self._shut_down()
             finally:
                 self._kill_all()
+                self._reports.close(_LAST_EVENTS_SECONDS)
 
     def request_stop(self) -> None:
         """Begin the orderly stop: the gateway drains, then the workers end."""
@@ -141,7 +148,15 @@ class Supervisor:
         return {name: process.pid for name, process in processes if process is not None}
 
     def _report(self, kind: EventKind, message: str, child: _Child | None = None) -> None:
-        self._on_event(Event(kind, message, child.spec.name if child else None))
+        self._reports.put(Event(kind, message, child.spec.name if child else None), len(message))
+
+    def warn(self, message: str) -> None:
+        """Report a warning."""
+        self._report("warning", message)
+
+    def finish_reports(self, seconds: float) -> None:
+        """Wait until the events so far are reported, for `seconds` at most."""
+        self._reports.finish(seconds)
 
     def _start(self, child: _Child) -> None:
         name = child.spec.name
@@ -149,8 +164,9 @@ class Supervisor:
         child.restart_at = None
         child.process = PodProcess(
             child.spec,
-            on_line=lambda line: self._on_event(Event("output", line, name)),
+            on_line=lambda line: self._reports.put(Event("output", line, name), len(line)),
             on_exit=self._inbox.put,
+            has_room=self._reports.wait_for_room,
         )
 
     def _note_ready(self) -> None:
@@ -165,6 +181,7 @@ class Supervisor:
         if not self._serving and all(child.ready_at for child in self._children):
             self._serving = True
             self._report("ready", "ready")
+            self._on_ready()
 
     def _wait(self) -> None:
         """Wait until a process dies, a restart or a check of a loading process is due, or a stop is requested."""
@@ -177,8 +194,9 @@ class Supervisor:
 
     def _next_dead(self, until: float | None) -> tuple[_Child, PodProcess] | None:
         """Remove the next process that has ended from its slot and return both; None at the time limit or a wake-up."""
+        seconds = _TICK_SECONDS if until is None else until - time.monotonic()
         try:
-            process = self._inbox.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+            process = self._inbox.get(timeout=max(0.0, min(seconds, _TICK_SECONDS)))
         except Empty:
             return None
         for child in self._children:

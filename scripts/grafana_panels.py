@@ -209,6 +209,15 @@ ROWS: dict[str, list[Panel]] = {
             "ops",
             "Replicas that gave no metrics in time, and so have a gap here.",
         ),
+        Panel(
+            "Dropped log lines",
+            {
+                "{{replica}}": total("rungpt_log_lines_dropped_total", "replica", rate=True),
+                "{{instance}}": counted("rungpt_gateway_log_lines_dropped_total", "instance"),
+            },
+            "ops",
+            "Lines of a replica's or a gateway's log that could not be written: its disk is full, or nothing reads it.",
+        ),
         Panel("Gateways", {"{{version}}": 'count by (version) (rungpt_build_info{job=~"$job"})'}),
         Panel(
             "Up since it started",

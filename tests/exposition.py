@@ -11,7 +11,7 @@ GAUGES = (
 )
 COUNTERS = (
     *("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits"),
-    *("spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"),
+    *("spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens", "log_lines_dropped"),
 )
 HISTOGRAMS = (
     *("time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds"),

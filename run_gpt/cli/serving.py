@@ -18,6 +18,8 @@ def run_server(config: ServeConfig) -> int:
     """Fetch the models, start the server, and block until it is stopped. Returns the exit code."""
     if config.log_format == "json":
         logs.begin_json(None)  # output of this process becomes JSON, too
+    else:
+        logs.begin_text()
     check_server(config)  # before a long download
     with progress_bars() as on_progress:
         for model in config.served:

@@ -15,6 +15,7 @@ from prometheus_client.utils import floatToGoString
 from run_gpt.engine.plan import Outcome, Sequence, StepPlan
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.scheduler import Scheduler
+from run_gpt.process import logs
 
 # Seconds. Latencies that a reader of the text notices are resolved to 5 ms, up to 100 ms.
 _WAITS = (0.001, 0.0025, *(step / 200 for step in range(1, 21)), 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 60)
@@ -183,6 +184,7 @@ class EngineMetrics(Collector):
             ("prefix_cache_hits", counters.cached_tokens, "Prompt tokens that were reused and not run."),
             ("spec_decode_num_draft_tokens", counters.drafted_tokens, "Tokens that were drafted."),
             ("spec_decode_num_accepted_tokens", counters.accepted_tokens, "Drafted tokens that were right."),
+            ("log_lines_dropped", logs.dropped_lines(), "Lines of this process's log that could not be written."),
         ):
             yield CounterMetricFamily(f"rungpt_{name}", about, value=value)
         finished = CounterMetricFamily(

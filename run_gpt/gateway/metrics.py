@@ -12,6 +12,7 @@ from run_gpt.api.endpoints import ENDPOINTS
 from run_gpt.errors import ERROR_CODES
 from run_gpt.gateway.models import Models
 from run_gpt.gateway.record import Record
+from run_gpt.process import logs
 
 OTHER = "other"
 CUT_OFF = "cut_off"
@@ -84,6 +85,11 @@ class GatewayMetrics:
             "rungpt_gateway_retries",
             "Calls of another replica, since one had failed or refused the request.",
             value=sum(hosted.pool.retries for hosted in self._models.all),
+        )
+        yield CounterMetricFamily(
+            "rungpt_gateway_log_lines_dropped",
+            "Lines of the gateway's log that could not be written.",
+            value=logs.dropped_lines(),
         )
         replicas = self._models.replicas
         states = Tally("leaving" if replica.leaving else replica.state for replica in replicas)

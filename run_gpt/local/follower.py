@@ -22,9 +22,9 @@ def main() -> None:
     # running requests finish, and then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logs.begin("follower")
     words = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output that libraries print must not be read as an answer
+    logs.begin("follower")
     calls = _calls_until_closed()
     join: Join = pickle.load(calls)
     import torch

@@ -1,5 +1,9 @@
-"""Logs of the server's processes: plain lines, or one JSON object in each line."""
+"""Logs of the server's processes: plain lines, or one JSON object in each line.
 
+No process waits for its log or depends on it: stdout and stderr are queues (`log_queue`), in both formats.
+"""
+
+import atexit
 import io
 import json
 import logging
@@ -8,6 +12,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO, cast
@@ -15,14 +20,19 @@ from typing import Any, TextIO, cast
 from run_gpt.config import LOG_FORMAT_VARIABLE, LOG_FORMATS
 from run_gpt.errors import SetupError
 from run_gpt.process import request_ids
+from run_gpt.process.log_queue import LogQueue
+from run_gpt.process.log_stream import LogStream, queue_of, release_libraries, same_file
 
 POD_VARIABLE = "RUNGPT_POD"
 """Environment variable with the name that the supervisor gave to this process; child processes inherit it."""
 MOST_TEXT = 4000
 """Largest number of characters of a message, and of a traceback, which keeps its last ones."""
+FINISH_SECONDS = 1.0
+"""Time that a process gives its last lines, at its end, to be written."""
 _COLOURS = re.compile(r"\x1b\[.*?[@-~]")
 
 log = logging.getLogger(__name__)
+_queues: list[LogQueue[bytes]] = []
 
 
 def check_format(log_format: str, where: str) -> str:
@@ -37,8 +47,13 @@ def begin(pod: str) -> None:
 
     `pod` is the name of the process if the environment gives none. Raises SetupError for an unknown format.
     """
-    if check_format(os.environ.get(LOG_FORMAT_VARIABLE) or "text", f"{LOG_FORMAT_VARIABLE}:") == "json":
+    log_format = check_format(os.environ.get(LOG_FORMAT_VARIABLE) or "text", f"{LOG_FORMAT_VARIABLE}:")
+    for fd in (1, 2):
+        release_libraries(fd)
+    if log_format == "json":
         begin_json(os.environ.setdefault(POD_VARIABLE, pod))
+    else:
+        begin_text()
 
 
 def is_json() -> bool:
@@ -46,11 +61,29 @@ def is_json() -> bool:
     return isinstance(sys.stderr, JsonStream)
 
 
+def begin_text() -> None:
+    """Queue every line of this process from now on; call it once. Lines that do not fit are counted, and reported."""
+    _begin_queues(lambda lines: f"{lines} lines of this log were lost: it was not written as fast as they came")
+
+
+def dropped_lines() -> int:
+    """Return the number of lines of this process that its log did not take."""
+    return sum(queue.dropped for queue in _queues)
+
+
+def finish() -> None:
+    """Wait until the lines so far are written, for FINISH_SECONDS at most."""
+    until = time.monotonic() + FINISH_SECONDS
+    for queue in _queues:
+        queue.finish(until - time.monotonic())
+
+
 def begin_json(pod: str | None) -> None:
     """Make every line of this process a JSON object from now on: log lines, warnings and printed lines.
 
-    Lines that a C library writes by itself are the only exception.
+    The lines are queued as those of `begin_text`. Lines that a C library writes by itself are the only exception.
     """
+    _begin_queues(lambda lines: json_line("lines were lost", logger=__name__, level="WARNING", pod=pod, lines=lines))
     handler = logging.StreamHandler(_beneath(sys.stderr))
     handler.setFormatter(JsonFormatter(pod))
     logging.getLogger().addHandler(handler)
@@ -92,6 +125,15 @@ def write_line(line: str, stream: Any) -> None:
     beneath = _beneath(stream)
     beneath.write(f"{line}\n")  # in one write: no other thread's line may come before the line end
     beneath.flush()
+
+
+def _begin_queues(lost: Callable[[int], str]) -> None:
+    streams = [cast("TextIO", sys.stdout), cast("TextIO", sys.stderr)]
+    queues = [queue_of(streams[0], lost)]
+    queues.append(queues[0] if same_file(*streams) else queue_of(streams[1], lost))
+    sys.stdout, sys.stderr = map(LogStream, streams, queues)
+    _queues.extend(dict.fromkeys(queues))
+    atexit.register(finish)
 
 
 def _whole(value: Any) -> Any:

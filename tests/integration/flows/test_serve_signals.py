@@ -1,5 +1,6 @@
 """Without these tests, Ctrl-C or `docker stop` could cut answers, print a traceback, or leave processes behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from test_supervisor import children_of, is_alive, wait_until
 
-from run_gpt.flows.ports import free_ports
+from run_gpt.flows.ports import answers_ok, free_ports
 
 CODE = """
 import sys; sys.path.insert(0, {folder!r})
@@ -25,6 +27,17 @@ def light(config, on_event):
 server.new_supervisor = light
 sys.exit(server.serve(ServeConfig(grpc_port=0, http_port=0)))
 """
+
+# The same with the command's own output, and its log on a terminal, or on a disk that is full.
+COMMAND = CODE.replace(
+    "sys.exit(server.serve(ServeConfig(grpc_port=0, http_port=0)))",
+    """
+from run_gpt.cli import serving
+serving.models.fetch = lambda *given, **named: None
+serving.console._force_terminal = {terminal}
+sys.exit(serving.run_server(ServeConfig(grpc_port={ports[0]}, http_port={ports[1]})))
+""",
+)
 
 
 @contextmanager
@@ -80,3 +93,35 @@ def test_a_killed_server_leaves_no_process() -> None:
         children = children_of(process.pid)
         process.kill()
         wait_until(lambda: not any(is_alive(pid) for pid in children))
+
+
+@pytest.mark.parametrize("log", ["/dev/full", "terminal"])
+def test_a_server_whose_log_fails_goes_on_and_a_closed_terminal_drains(log: str) -> None:
+    """A full disk once ended healthy replicas, and a closed terminal cut every stream."""
+    ports = free_ports(3)
+    code = COMMAND.format(
+        folder=str(Path(__file__).parent), behaviours=(), port=ports[2], ports=ports, terminal=log == "terminal"
+    )
+    terminal, stderr = os.openpty() if log == "terminal" else (os.open(log, os.O_WRONLY), os.open(log, os.O_WRONLY))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=stderr, stderr=stderr, start_new_session=True)
+    try:
+        wait_until(lambda: answers_ok("127.0.0.1", ports[1], "/ready"))
+        worker = next(pid for pid in children_of(process.pid) if "worker" in command_of(pid))
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: any("worker" in command_of(pid) and pid != worker for pid in children_of(process.pid)))
+        children = children_of(process.pid)
+        os.close(terminal)
+        process.send_signal(signal.SIGHUP if log == "terminal" else signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert not any(is_alive(pid) for pid in children)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(stderr)
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from run_gpt.errors import ModelLoadError, SetupError
 from run_gpt.flows.backoff import Backoff
 from run_gpt.flows.ports import answers_ok, free_ports, is_listening
-from run_gpt.flows.process import PodSpec
+from run_gpt.flows.process import PodProcess, PodSpec
 from run_gpt.flows.supervisor import Event, Supervisor
 
 LIGHT_POD = str(Path(__file__).with_name("light_pod.py"))
@@ -121,6 +123,43 @@ def test_a_killed_gateway_comes_back() -> None:
         os.kill(run.supervisor.pids()["gateway"], signal.SIGKILL)
         run.wait_for("pod_ready", "gateway", count=2)
         assert answers_ok("127.0.0.1", ports[1], "/ready")
+
+
+@pytest.mark.parametrize("fault", ["blocked", "failing"])
+def test_a_report_that_is_stuck_or_fails_keeps_no_process_from_coming_back(fault: str) -> None:
+    """Reports go to the log: a full disk, or a terminal that is stopped by Ctrl-S, must not be the server's end."""
+    ports, unblocked, ready = free_ports(2), threading.Event(), threading.Event()
+
+    def report(event: Event) -> None:
+        if fault == "failing":
+            raise OSError(28, "No space left on device")
+        unblocked.wait(LIMIT)
+
+    quick = functools.partial(Backoff, initial=0.05, maximum=0.2)
+    gateway, worker = light_pod("gateway", ports[1]), light_pod("worker 0", ports[0])
+    supervisor = Supervisor(gateway, [worker], report, on_ready=ready.set, new_backoff=quick)
+    thread = threading.Thread(target=supervisor.run, daemon=True)
+    thread.start()
+    assert ready.wait(LIMIT)
+    before = supervisor.pids()["worker 0"]
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: supervisor.pids().get("worker 0", before) != before)
+    supervisor.request_stop()
+    thread.join(LIMIT)
+    assert not thread.is_alive()
+    unblocked.set()
+
+
+def test_lines_that_cannot_be_passed_on_are_left_to_the_process_that_writes_them() -> None:
+    """So it counts them in its metrics. The lines of a process that has ended are read, since they say why."""
+    code = "import os; os.set_blocking(1, False); [os.write(1, b'y' * 1000 + b'\\n') for _ in range(1000)]"
+    spec = PodSpec(name="worker 0", role="worker", command=(sys.executable, "-c", code), is_ready=lambda: False)
+    lines: list[str] = []
+    ended = threading.Event()
+    process = PodProcess(spec, lines.append, lambda process: ended.set(), has_room=lambda seconds: False)
+    assert ended.wait(LIMIT)
+    assert process.last_line.startswith("BlockingIOError")
+    assert 10 < len(lines) < 500
 
 
 def test_workers_serve_until_the_gateway_has_ended() -> None:

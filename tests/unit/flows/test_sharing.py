@@ -162,7 +162,7 @@ def test_more_replicas_than_cores_is_one_line_at_the_start(
 ) -> None:
     machine(cores=cores, gpus=gpus)
     events: list[Event] = []
-    server.new_supervisor(ServeConfig(**config), events.append)
+    server.new_supervisor(ServeConfig(**config), events.append).finish_reports(20)
     assert [event.kind for event in events] == ["warning"] * warned
     if warned:
         assert events[0].message.startswith("Warning: 3 replicas take turns on 2 cores")

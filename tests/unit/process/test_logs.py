@@ -21,11 +21,14 @@ FORGED = '\n{"ts": "2026-01-01T00:00:00.000Z", "level": "INFO", "message": "forg
 PROGRAM = """
 import logging, sys, threading, warnings
 from run_gpt.process import logs, request_ids
+from run_gpt.process.log_stream import LogStream
 logs.begin("gateway")
 import run_gpt.process._jina
 from jina.logging.logger import JinaLogger
 request_ids.current.set("mine")
-JinaLogger("worker").warning("of Jina's")
+jina = JinaLogger("worker")
+assert all(isinstance(handler.stream, LogStream) for handler in jina.handlers if hasattr(handler, "stream"))
+jina.warning("of Jina's")
 logging.getLogger("run_gpt.x").warning("of ours: %s", "a\\nb")
 logging.getLogger("run_gpt.x").info("too little to tell")
 try:
