@@ -168,9 +168,13 @@ def _run(args: argparse.Namespace, start: Callable[[], Any]) -> Any:
 
 def _find_setup_error(error: BaseException | None) -> RunGPTError | None:
     """Return RunGPT's own error, which Jina may have wrapped."""
-    while error is not None and not isinstance(error, RunGPTError):
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:  # errors may name each other as their causes
+        if isinstance(error, RunGPTError):
+            return error
+        seen.append(error)
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 if __name__ == "__main__":

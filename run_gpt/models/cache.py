@@ -13,9 +13,15 @@ from run_gpt.models.sizes import size_text
 
 
 def cache_root(cache_dir: Path | None = None) -> Path:
-    """Return the cache folder: `cache_dir`, else $RUNGPT_CACHE, else `~/.cache/rungpt`."""
+    """Return the cache folder: `cache_dir`, else $RUNGPT_CACHE, else `~/.cache/rungpt`.
+
+    Raises DownloadError for a user without a home folder.
+    """
     chosen = cache_dir or os.environ.get("RUNGPT_CACHE") or Path("~/.cache/rungpt")
-    return Path(chosen).expanduser().absolute()
+    try:
+        return Path(chosen).expanduser().absolute()
+    except RuntimeError as error:
+        raise DownloadError(f"{chosen}: this user has no home folder: set RUNGPT_CACHE to a whole path") from error
 
 
 def folder_bytes(folder: Path) -> int:
@@ -46,11 +52,13 @@ def require_space(folder: Path, needed: int, what: str, variable: str = "RUNGPT_
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Return True if this error, or one that caused it, says that the disk is full."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:  # errors may name each other as their causes
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if "No space left on device" in str(error) or "os error 28" in str(error):
             return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
     return False
 

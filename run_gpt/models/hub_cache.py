@@ -20,10 +20,16 @@ _MAIN = "main"
 
 
 def hub_cache() -> Path:
-    """Return the hub's cache folder: $HF_HUB_CACHE, else `hub` in $HF_HOME, else `~/.cache/huggingface/hub`."""
+    """Return the hub's cache folder: $HF_HUB_CACHE, else `hub` in $HF_HOME, else `~/.cache/huggingface/hub`.
+
+    Raises ModelLoadError for a user without a home folder.
+    """
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     given = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return local_path(os.path.expandvars(given or os.path.join(home, "hub")))
+    try:
+        return local_path(os.path.expandvars(given or os.path.join(home, "hub")))
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{home}: this user has no home folder: set HF_HOME to a whole path") from error
 
 
 def hub_key(repo: str) -> str:

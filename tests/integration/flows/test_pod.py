@@ -84,11 +84,13 @@ def test_a_pod_whose_parent_has_ended_ends_itself() -> None:
         pod.kill()
 
 
-def test_a_jina_flow_starts_restarts_and_stops_under_the_supervisor() -> None:
+def test_a_jina_flow_starts_restarts_and_stops_under_the_supervisor(tmp_path: Path) -> None:
+    """Its user may have a home folder that cannot be written, as many services and containers do."""
     flow = toy_flow()
     stdin = json.dumps(yaml.safe_dump(flow))
+    env = pod_env() | {"HOME": "/proc/none", "RUNGPT_CACHE": str(tmp_path)}
     port, http = flow["executors"][0]["port"][0], flow["gateway"]["port"][1]
-    spec = functools.partial(PodSpec, stdin=stdin, env=pod_env())
+    spec = functools.partial(PodSpec, stdin=stdin, env=env)
     specs = [
         spec(
             name="worker 0",

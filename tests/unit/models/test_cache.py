@@ -1,6 +1,7 @@
 """Guarantees of the cache: every model in it is complete, and two processes never write the same model at once."""
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from run_gpt.errors import DownloadError
-from run_gpt.models.cache import ModelCache, cache_root, folder_bytes
+from run_gpt.models.cache import ModelCache, cache_root, folder_bytes, is_disk_full
 
 
 def test_the_configuration_goes_before_the_environment(
@@ -128,3 +129,20 @@ def test_remove_gives_back_the_bytes() -> None:
     assert models.remove("files/one") == 1000
     assert models.get("files/one") is None
     assert models.remove("files/one") == 0
+
+
+def test_errors_that_cause_each_other_are_looked_at_once() -> None:
+    """A walk through their causes once went round and round, and the start hung without a word."""
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_disk_full(first)
+    first.__cause__ = OSError(28, "No space left on device")
+    assert is_disk_full(second)
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNGPT_CACHE")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 987_654)
+    with pytest.raises(DownloadError, match="set RUNGPT_CACHE"):
+        cache_root()
