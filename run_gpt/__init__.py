@@ -4,7 +4,6 @@ The names are loaded on first use, so importing this package takes almost no tim
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ _HOME = {"Client": "run_gpt.client", "Model": "run_gpt.local.model", "create_mod
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("rungpt")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)

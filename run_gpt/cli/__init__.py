@@ -1,13 +1,18 @@
 """The `rungpt` command: parses options, builds a configuration, calls the library and prints. No other logic."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
 
 def main() -> None:
     """Run the command line. A RunGPTError becomes one line on stderr and exit code 1."""
+    before = signal.signal(signal.SIGINT, _leave)
     from run_gpt.cli.app import app
     from run_gpt.errors import RequestError, RunGPTError
 
+    signal.signal(signal.SIGINT, before)
     try:
         app(prog_name="rungpt")
     except RunGPTError as error:
@@ -19,3 +24,8 @@ def main() -> None:
     except BrokenPipeError:  # `rungpt ... | head`
         sys.stderr.close()
         sys.exit(1)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """End at once: while modules are imported there is nothing to finish, and a KeyboardInterrupt shows as their error."""
+    os._exit(128 + signum)

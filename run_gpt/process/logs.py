@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO, cast
@@ -74,8 +75,9 @@ def dropped_lines() -> int:
 def finish() -> None:
     """Wait until the lines so far are written, for FINISH_SECONDS at most."""
     until = time.monotonic() + FINISH_SECONDS
-    for queue in _queues:
-        queue.finish(until - time.monotonic())
+    with suppress(KeyboardInterrupt):  # a Ctrl-C is an end without the wait
+        for queue in _queues:
+            queue.finish(until - time.monotonic())
 
 
 def begin_json(pod: str | None) -> None:
