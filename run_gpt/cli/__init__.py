@@ -27,5 +27,5 @@ def main() -> None:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    """End at once: while modules are imported there is nothing to finish, and a KeyboardInterrupt shows as their error."""
+    """End at once: while modules are imported there is nothing to finish, and an interrupt would show as an error."""
     os._exit(128 + signum)

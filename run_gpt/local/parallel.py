@@ -51,7 +51,7 @@ class Followers:
         self._closed = False
         self._threads = torch.get_num_threads()
         share = max(1, self._threads // self.size)
-        self._store = TCPStore("127.0.0.1", 0, self.size, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        self._store = _store_on_loopback(self.size)
         env = {**os.environ, "OMP_NUM_THREADS": str(share)}
         self._processes = [
             subprocess.Popen(
@@ -147,11 +147,25 @@ def load_shares(
     return replace(loaded, clean_ups=(*loaded.clean_ups, followers.close)), followers
 
 
+def _store_on_loopback(size: int) -> TCPStore:
+    """Return the store of a group. By itself torch's would listen on every interface, and let anybody write to it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    return TCPStore(
+        *("127.0.0.1", port, size),
+        is_master=True,
+        wait_for_workers=False,
+        timeout=TIMEOUT,
+        master_listen_fd=listener.detach(),  # the store closes it
+    )
+
+
 def join_group(store: Any, rank: int, size: int) -> Any:
     """Join the group of processes, and return a group for communication between CPUs. Sockets are on loopback."""
     with suppress(OSError):
         names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0] if names else "")
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if names else ():
+            os.environ.setdefault(variable, names[0])
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(rank)

@@ -1,6 +1,7 @@
 """Without these tests a model in shares could answer differently than the whole model, or leave processes behind."""
 
 import asyncio
+import ipaddress
 import subprocess
 import sys
 
@@ -53,6 +54,14 @@ def children():
     return [p for p in psutil.Process().children() if "run_gpt.local.follower" in p.cmdline()]
 
 
+def listening():
+    """Return the addresses on which this process and the other shares listen."""
+    connections = [c for process in (psutil.Process(), *children()) for c in process.net_connections("inet")]
+    addresses = [connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN]
+    assert addresses
+    return addresses
+
+
 async def answer(model, name, prompt, **more):
     request = Request(id=name, prompt_ids=tuple(prompt), max_new_tokens=10, **more)
     text = "".join([event.text async for event in model._engine.submit(request)])
@@ -70,6 +79,7 @@ async def test_two_shares_answer_as_the_whole_and_leave_nobody_behind(folder):
         assert weight.to_local().shape[0] == whole.model.layers[0].mlp.up_proj.weight.shape[0] // 2
         beams = answer(model, "beams", PROMPTS[0], num_beams=2)
         got = await asyncio.gather(*(answer(model, str(i), p) for i, p in enumerate(PROMPTS)), beams)
+        assert {host for host in listening() if not ipaddress.ip_address(host).is_loopback} == set()
         assert "".join(chunk.choices[0].text for chunk in model.generate_stream("w5 w6 w7", max_new_tokens=4))
     finally:
         await model.aclose()
