@@ -22,6 +22,7 @@ import pytest
 from turns import turn
 
 from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.models import rendering
 from run_gpt.models.cache import cache_root
 
 # The tests' own model and the server's share the cores: their threads must not spin on a core that the other needs.
@@ -188,6 +189,7 @@ def compiled_kernels() -> None:
 def no_process_left() -> Iterator[None]:
     """Check that a test run leaves no processes on the user's machine."""
     yield
+    rendering.end_processes()
     left = []
     for process in psutil.wait_procs(psutil.Process().children(recursive=True), timeout=5)[1]:
         command = shlex.join(process.cmdline())

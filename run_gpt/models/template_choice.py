@@ -7,6 +7,7 @@ from typing import Any
 from run_gpt.errors import Forbidden, InvalidRequest, ModelLoadError
 from run_gpt.models.checks import damaged, first_line
 from run_gpt.models.files import ModelFiles
+from run_gpt.models.rendering import compile_fault
 from run_gpt.models.templates import PLAIN, TEMPLATES, ChatTemplate, find_template
 
 DEFAULT, TOOL_USE = "default", "tool_use"
@@ -29,7 +30,7 @@ def choose_template(files: ModelFiles, model_type: str, tokenizer: Any, wanted: 
         tokenizer.chat_template = None
         return ours[wanted]
     text = named[wanted] if wanted in named else _read(wanted, named, list(ours))
-    if (fault := fault_in(text)) is not None:
+    if (fault := compile_fault(text)) is not None:
         raise ModelLoadError(f"the chat template {wanted!r} is no Jinja: {fault}: mend it, or serve another one")
     others = {name: other for name, other in named.items() if name not in (DEFAULT, TOOL_USE)}
     tokenizer.chat_template = {DEFAULT: text, **others} if others else text
@@ -63,26 +64,12 @@ def template_notes(tokenizer: Any) -> list[str]:
     """Return a note for each template of the tokenizer that is no Jinja, with which every chat is refused."""
     template = tokenizer.chat_template or {}
     named = template if isinstance(template, dict) else {DEFAULT: template}
-    faults = {name: fault_in(text) for name, text in named.items()}
+    faults = {name: compile_fault(text) for name, text in named.items()}
     return [
         f"the chat template {name!r} is no Jinja ({fault}): chats are refused; give another with --chat-template"
         for name, fault in faults.items()
         if fault is not None
     ]
-
-
-def fault_in(text: str) -> str | None:
-    """Return the reason in one line for which a text is no template, or None."""
-    from jinja2 import TemplateSyntaxError
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    try:
-        _compile_jinja_template(text)
-    except TemplateSyntaxError as error:
-        return f"line {error.lineno}: {first_line(error)}"
-    except Exception as error:
-        return first_line(error)
-    return None
 
 
 def _named(files: ModelFiles, tokenizer: Any) -> dict[str, str]:

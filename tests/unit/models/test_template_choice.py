@@ -1,11 +1,12 @@
 """A checkpoint's template must be the one that it names, and a template that fails must not end more than its chat."""
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from run_gpt.config import ModelConfig
 from run_gpt.errors import Forbidden, InvalidRequest, ModelLoadError
@@ -126,19 +127,70 @@ def test_a_template_that_is_no_jinja_is_noted_at_the_load(tiny_model: Path) -> N
     assert "'default' is no Jinja (line 1: " in loaded.notes[0]
 
 
-@pytest.mark.parametrize("body", ["", "x", "{% set n = namespace(a=1) %}"])
-def test_a_template_that_loops_is_stopped(tiny_model: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "MAX_SECONDS", 0.2)
-    loop = "{% for i in range(99999) %}"
-    (tiny_model / "chat_template.jinja").write_text(loop * 3 + body + "{% endfor %}" * 3)
-    tokenizer, _ = chosen(tiny_model)
-    began = time.monotonic()
-    with pytest.raises(InvalidRequest, match=r"takes more than 0\.2 s"):
-        render_chat(tokenizer, CHAT)
-    assert time.monotonic() - began < 2
-    (tiny_model / "chat_template.jinja").write_text("hello")
-    for _ in range(20):  # nothing is left over for later
-        assert text_of(chosen(tiny_model)[0]) == "hello"
+LONG_STEP = "{{ 10**(10**8) % 7 }}"
+DOUBLING = "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}"
+
+
+@pytest.mark.parametrize(
+    "jinja",
+    [
+        *("{{ 'x' * 10**10 }}", "{% set x = 'x' * 10**10 %}", "{{ [0] * 10**10 }}", "{{ '%10000000000d' % 1 }}"),
+        *("{{ '{:>10000000000}'.format(1) }}", "{{ 'x'.center(10**10) }}", "{{ 'x' | center(10**10) }}"),
+        *("{{ ('a' * 10**6).replace('a', 'b' * 10**6) }}", "{{ tools | tojson(indent=10**10) }}"),
+        *("{{ lipsum(10**9) }}", "{{ (('a' * 10**6,) * 10**6) | join }}", "{{ range(10**10) | list }}", DOUBLING),
+    ],
+)
+def test_a_template_that_wants_too_much_memory_in_one_step_is_refused(jinja: str) -> None:
+    """In the server's process each of these would take all of the machine's memory, or seconds without a stop."""
+    with pytest.raises(InvalidRequest, match=r"takes more than |OverflowError|makes a text of"):
+        rendering.render(None, CHAT, jinja, tools=[{"name": "f"}])
+    assert rendering.render(None, CHAT, "hello") == "hello"
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["{% for i in range(99999) %}" * 3 + "x" + "{% endfor %}" * 3, LONG_STEP],
+    ids=["loop", "step"],
+)
+def test_a_template_that_takes_too_long_is_stopped(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call of C code too: a thread could be interrupted only at its end."""
+    monkeypatch.setattr(rendering, "MAX_SECONDS", 0.5)
+    with pytest.raises(InvalidRequest, match=r"takes more than 0\.5 s"):
+        rendering.render(None, CHAT, body)
+    monkeypatch.undo()
+    assert rendering.render(None, CHAT, "hello") == "hello"
+
+
+def test_a_template_that_takes_too_long_to_compile_is_no_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jinja computes constants while it compiles."""
+    monkeypatch.setattr(rendering, "MAX_SECONDS", 0.5)
+    assert "takes more than" in str(rendering.compile_fault(LONG_STEP))
+    monkeypatch.undo()
+    assert rendering.compile_fault("hello") is None
+
+
+def test_templates_see_what_transformers_shows_them() -> None:
+    """The process has an environment of its own, which must not differ."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "é": ["<", None, 1.5]}}}]
+    turns = [
+        {"role": "user", "content": "a é <b> \ud83d"},
+        {"role": "assistant", "content": "yes", "thinking": "hm", "tool_calls": [{"id": "1"}]},
+    ]
+    jinja = """
+    {%- set n = namespace(count=0, **dict(a=1)) %}
+    {%- for message in messages if message.role != 'system' %}
+        {%- set n.count = n.count + 1 %}
+        {{ message | tojson }} {{ message.reasoning_content }} {{ 'name' in message }} {{ loop.index }}
+        {%- if loop.last %}{% break %}{% endif %}
+    {%- endfor %}
+    {% generation %}{{ tools | tojson(indent=2, sort_keys=True) }}{% endgeneration %}
+    {{ n.count }} {{ documents is none }} {{ add_generation_prompt }} {{ bos_token }} {{ strftime_now('%Y') }}
+    {{ dict.fromkeys(['a'], 1) }} {{ undefined_name }} {{ messages[0].content | trim | upper }}
+    """
+    tokens = {"bos_token": "<s>", "additional_special_tokens": ["<x>"]}
+    (expected,), _ = render_jinja_template([turns], tools, chat_template=jinja, add_generation_prompt=True, **tokens)
+    tokenizer = SimpleNamespace(special_tokens_map=tokens, get_chat_template=lambda name, tools: jinja)
+    assert rendering.render(tokenizer, turns, None, tools=tools) == expected
 
 
 def test_a_request_names_a_template_or_brings_one_where_it_is_trusted(tiny_model: Path) -> None:
