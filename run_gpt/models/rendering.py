@@ -6,6 +6,7 @@ which is killed when its time is up: nothing that a template does can take more.
 
 import atexit
 import json
+import os
 import select
 import subprocess
 import sys
@@ -77,6 +78,7 @@ class _Process:
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self._stdin, self._stdout = self._popen.stdin, self._popen.stdout
+        os.set_blocking(self._stdin.fileno(), False)
 
     @property
     def lives(self) -> bool:
@@ -105,7 +107,7 @@ class _Process:
         rest = memoryview(data)
         while rest:
             _wait(self._stdin, select.POLLOUT, until)
-            rest = rest[self._stdin.write(rest[: select.PIPE_BUF]) or 0 :]  # a ready pipe takes so much at once
+            rest = rest[self._stdin.write(rest) or 0 :]
 
     def _read(self, size: int, until: float) -> bytes:
         """Return `size` bytes, or fewer if the process has ended."""

@@ -140,10 +140,14 @@ DOUBLING = "{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n
         *("{{ lipsum(10**9) }}", "{{ (('a' * 10**6,) * 10**6) | join }}", "{{ range(10**10) | list }}", DOUBLING),
     ],
 )
-def test_a_template_that_wants_too_much_memory_in_one_step_is_refused(jinja: str) -> None:
+def test_a_template_that_wants_too_much_memory_in_one_step_is_refused(
+    jinja: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the server's process each of these would take all of the machine's memory, or seconds without a stop."""
+    monkeypatch.setattr(rendering, "MAX_SECONDS", 1.0)
     with pytest.raises(InvalidRequest, match=r"takes more than |OverflowError|makes a text of"):
         rendering.render(None, CHAT, jinja, tools=[{"name": "f"}])
+    monkeypatch.undo()
     assert rendering.render(None, CHAT, "hello") == "hello"
 
 
