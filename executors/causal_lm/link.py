@@ -10,7 +10,7 @@ from run_gpt.errors import UnknownEndpoint
 from run_gpt.executors.causal_lm.service import ModelService
 from run_gpt.link.frames import Start
 from run_gpt.link.serving import Handle, Reply
-from run_gpt.process import request_ids
+from run_gpt.process import request_ids, tenants
 
 
 class LinkEndpoints:
@@ -30,6 +30,7 @@ class LinkEndpoints:
     async def __call__(self, start: Start, reply: Reply) -> None:
         """Answer a request. Raises a RequestError."""
         request_ids.current.set(start.request_id)
+        tenants.current.set(start.tenant)
         if (handle := self._handlers.get(start.path)) is None:
             raise UnknownEndpoint(f"an executor has no endpoint {start.path!r}")
         await handle(start, reply)

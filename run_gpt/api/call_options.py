@@ -71,6 +71,9 @@ class TextOptions(CallOptions, total=False):
     an answer that is text: it may be calls instead, or must be where `tool_choice` says so."""
     timings: bool | None
     """Say in the answer how long it took, as `timings`; of a stream, in its last event."""
+    cache_salt: str | None
+    """A secret of the client: prefixes are reused among requests with the same one, and the same key, only; up to 512
+    characters."""
 
 
 class GenerateOptions(TextOptions, total=False):

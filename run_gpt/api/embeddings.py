@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from run_gpt.api.answers import Answer
-from run_gpt.api.schema import ADAPTER, AnyRequest
+from run_gpt.api.schema import ADAPTER, CACHE_SALT, AnyRequest, CacheSalt
 from run_gpt.api.values import Text, TextOrIds, one_or_list
 
 MAX_TEXTS = 1024
@@ -28,6 +28,7 @@ class EmbedRequest(AnyRequest):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="Of a vector: a list of numbers (the default), or its bytes as 32-bit floats, little-endian."
     )
+    cache_salt: CacheSalt | None = Field(None, description=CACHE_SALT)
 
 
 class Embedding(BaseModel):

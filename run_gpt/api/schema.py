@@ -6,7 +6,7 @@ InvalidRequest that names the field, the limit and the value.
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from run_gpt.api.chat import Message, NamedTool, ResponseFormat, ToolChoice, Tools, check_tools
 from run_gpt.api.timings import TIMINGS
@@ -29,6 +29,12 @@ CHAT_TEMPLATE = (
     "`--trust-request-chat-template`."
 )
 ADAPTER = f"Name of a loaded LoRA adapter, or `{BASE}` for the model itself; default: the server's."
+
+CacheSalt = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+CACHE_SALT = (
+    "A secret of the client: prefixes are reused among requests with the same one, and the same key, only; "
+    "up to 512 characters."
+)
 
 # From the OpenAI spelling of a parameter to the transformers spelling that this project uses.
 SYNONYMS = {"max_tokens": "max_new_tokens", "n": "num_return_sequences", "stop_str": "stop"}
@@ -102,6 +108,7 @@ class Parameters(AnyRequest):
         "with tools, of an answer that is text: it may be calls instead, or must be where `tool_choice` says so.",
     )
     timings: bool | None = Field(None, description=TIMINGS)
+    cache_salt: CacheSalt | None = Field(None, description=CACHE_SALT)
 
     @model_validator(mode="before")
     @classmethod

@@ -68,6 +68,8 @@ class Request:
     before it, and those of the k likeliest tokens at its position. Not with beam search or `pooling`."""
     deadline: float | None = None
     """Time on time.monotonic's clock at which an unfinished request ends with DeadlineExceeded. None: never."""
+    cache_space: str = ""
+    """Space of the prefix reuse: its sequences take over the prompts of this space's sequences, and of no other."""
     whole: bool = False
     """True when only the complete answer is needed: one event for each sequence, with the end."""
 

@@ -160,14 +160,16 @@ class Scheduler:
     def _place(self, sequence: Sequence) -> bool:
         """Assign a slot to a sequence; returns False if there is no memory for it."""
         # A mean covers all tokens of the prompt, and so do scores: all must be run.
-        reuse = sequence.request.pooling != "mean" and not sequence.scores_prompt
-        sequence.place = self.slots.take(sequence.token_ids, _reserve(sequence.request), sequence.adapter, reuse=reuse)
-        if sequence.place is None:
+        request, reserve = sequence.request, _reserve(sequence.request)
+        reuse = request.pooling != "mean" and not sequence.scores_prompt
+        held = self.slots.take(sequence.token_ids, reserve, sequence.adapter, request.cache_space, reuse=reuse)
+        sequence.place = held
+        if held is None:
             return False
         self.waiting.remove(sequence)
         self.running.append(sequence)
-        sequence.cached = sequence.place.length
-        self.counters.prompt_tokens += len(sequence.request.prompt_ids)
+        sequence.cached = held.length
+        self.counters.prompt_tokens += len(request.prompt_ids)
         self.counters.cached_tokens += sequence.cached
         return True
 

@@ -34,6 +34,8 @@ class Slot:
     """Number of these tokens that the cache holds."""
     adapter: object = None
     """LoRA adapter that computed the cache. Sequences of another adapter, or of none, cannot use it."""
+    space: str = ""
+    """Space of the sequence that computed the cache (see Request.cache_space). Those of another space cannot use it."""
     reserved: int = 0
     """Tokens that its sequence may grow to; 0 when no sequence runs in it."""
     used: int = 0
@@ -75,14 +77,16 @@ class Slots:
         """Tokens for which memory is set aside in all slots together."""
         return sum(slot.tokens for slot in self.all)
 
-    def take(self, token_ids: "array[int]", reserve: int, adapter: object = None, *, reuse: bool = True) -> Slot | None:
+    def take(
+        self, token_ids: "array[int]", reserve: int, adapter: object = None, space: str = "", *, reuse: bool = True
+    ) -> Slot | None:
         """Assign a slot to a sequence that has run nothing yet. Its `length` is the part of `token_ids` that it holds.
 
-        The longest prefix that any slot holds is reused, but never all of the tokens: the last token must be run for
-        its logits. With `reuse` False nothing is reused. Returns None if all slots are taken, or if there is no memory
-        until a sequence ends.
+        The longest prefix that any slot of this adapter and space holds is reused, but never all of the tokens: the
+        last token must be run for its logits. With `reuse` False nothing is reused. Returns None if all slots are
+        taken, or if there is no memory until a sequence ends.
         """
-        source, length = self._longest_prefix(token_ids, adapter) if reuse else (None, 0)
+        source, length = self._longest_prefix(token_ids, adapter, space) if reuse else (None, 0)
         slot = self._choose(source, length, reserve)
         if slot is None:
             return None
@@ -91,7 +95,8 @@ class Slots:
             if source is not None:
                 self.copies.append(Copy(source.number, slot.number, length))
                 self._touch(source)
-        slot.token_ids, slot.length, slot.reserved, slot.adapter = token_ids, length, reserve, adapter
+        slot.token_ids, slot.length, slot.reserved = token_ids, length, reserve
+        slot.adapter, slot.space = adapter, space
         self._touch(slot)
         return slot
 
@@ -113,7 +118,7 @@ class Slots:
         for slot in self.all:
             slot.length = 0
             if not slot.reserved:
-                slot.token_ids, slot.used, slot.adapter = token_array(()), 0, None
+                slot.token_ids, slot.used, slot.adapter, slot.space = token_array(()), 0, None, ""
         self.released.clear()
 
     def check(self) -> None:
@@ -155,13 +160,15 @@ class Slots:
         beside = {slot for slot in self.all if slot.reserved} | staying
         return self.max_tokens is None or reserve + sum(slot.tokens for slot in beside) <= self.max_tokens
 
-    def _longest_prefix(self, token_ids: "array[int]", adapter: object) -> tuple[Slot | None, int]:
-        """Return the slot of this adapter that shares the longest prefix with `token_ids`, and the prefix's length."""
+    def _longest_prefix(self, token_ids: "array[int]", adapter: object, space: str = "") -> tuple[Slot | None, int]:
+        """Return the slot of this adapter and space with the longest prefix of `token_ids`, and the prefix's length."""
         best, longest = None, MIN_PREFIX - 1
         for slot in self.all if self._keep else ():
             most = min(slot.length, len(token_ids) - 1)
+            if most <= longest or slot.adapter is not adapter or slot.space != space:
+                continue
             # Most slots share nothing: only a slot that shares more than the best so far is searched.
-            if most > longest and slot.adapter is adapter and slot.token_ids[: longest + 1] == token_ids[: longest + 1]:
+            if slot.token_ids[: longest + 1] == token_ids[: longest + 1]:
                 best, longest = slot, _common(slot.token_ids, token_ids, longest + 1, most)
         return best, longest if best else 0
 
@@ -170,7 +177,8 @@ class Slots:
             self._release(slot)
 
     def _release(self, slot: Slot) -> None:
-        slot.token_ids, slot.length, slot.used, slot.adapter = token_array(()), 0, 0, None
+        slot.token_ids, slot.length, slot.used = token_array(()), 0, 0
+        slot.adapter, slot.space = None, ""
         self.released.append(slot.number)
 
     def _touch(self, slot: Slot) -> None:

@@ -94,9 +94,12 @@ def worth(characters: int) -> float:
     return min(MOST_WORTH, characters / WORTH_ONE)
 
 
-def digests_of(text: str) -> list[int]:
-    """Return a digest of each prefix of `text` that is compared. Each digest covers the whole prefix."""
-    digest, digests = 0, []
+def digests_of(text: str, space: str = "") -> list[int]:
+    """Return a digest of each prefix of `text` that is compared. Each digest covers the whole prefix, and the `space`.
+
+    Replicas reuse nothing of another space (see process.tenants), so the same text there is another one.
+    """
+    digest, digests = hash(space), []
     for start in range(0, min(len(text), MOST_CHARACTERS) - BLOCK + 1, BLOCK):
         # Each process has its own hashes of texts, which outsiders cannot guess.
         digest = hash((digest, text[start : start + BLOCK]))

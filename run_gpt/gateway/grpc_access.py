@@ -11,7 +11,7 @@ import grpc
 
 from run_gpt.errors import AuthenticationError, InvalidRequest, RequestError
 from run_gpt.gateway.keys import Keys, sent_key
-from run_gpt.gateway.record import Count, Record, begin
+from run_gpt.gateway.record import Count, Record, admit, begin
 from run_gpt.gateway.rpc import ERROR_METADATA
 from run_gpt.process import request_ids
 
@@ -43,7 +43,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         try:
             record.take_client_id(_value(metadata, request_ids.METADATA))
             if self._keys is not None:
-                record.key = self._keys.check(_sent(metadata))
+                admit(record, self._keys.check(_sent(metadata)))
         except (AuthenticationError, InvalidRequest) as error:
             record.error = error.code
             handler = _refusal(error, streaming=handler is not None and handler.request_streaming)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError, Forbidden, InvalidRequest, RequestError, SetupError
 from run_gpt.gateway.keys import Keys, sent_key
-from run_gpt.gateway.record import Count, Record, begin, current, note_error
+from run_gpt.gateway.record import Count, Record, admit, begin, current, note_error
 from run_gpt.process import request_ids
 
 OPEN_ROUTES = ("/health", "/ready")
@@ -144,7 +144,7 @@ class KeyCheck:
             await _refuse(error, sent, self.max_body_bytes, scope, receive, send)
             return
         if (record := current.get()) is not None:
-            record.key = name
+            admit(record, name)
         await self.app(scope, receive, send)
 
 

@@ -22,6 +22,7 @@ from run_gpt.gateway.members import Members
 from run_gpt.gateway.replica import Replica
 from run_gpt.gateway.request_span import note_attempt
 from run_gpt.link.calling import ConnectionFailed, Exchange, OtherVersion
+from run_gpt.process import tenants
 
 ATTEMPTS = 3
 """Number of replicas that may fail on one request before it fails: the request itself may be the cause."""
@@ -178,7 +179,10 @@ class ReplicaPool:
 
     def _tries(self, request: AnyRequest) -> "Tries":
         """Return the tries of a request. With a single replica no digests are needed: there is no choice."""
-        return Tries(digests_of(prompt_text(request)) if len(self.members.replicas) > 1 else [])
+        if len(self.members.replicas) <= 1:
+            return Tries([])
+        space = tenants.space(getattr(request, "cache_salt", None))
+        return Tries(digests_of(prompt_text(request), space))
 
     def _take(self, tries: "Tries") -> Replica:
         if self._stopped:

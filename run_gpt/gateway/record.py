@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from run_gpt.errors import InternalError, RequestError
-from run_gpt.process import logs, request_ids
+from run_gpt.process import logs, request_ids, tenants
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,12 @@ def begin(record: Record) -> None:
     """Make this record current in this task, and in the tasks that it starts from now on."""
     current.set(record)
     request_ids.current.set(record.shown_id)
+
+
+def admit(record: Record, key: str) -> None:
+    """Note the name of the key that the record's request was sent with; its tenant is current in this task, too."""
+    record.key = key
+    tenants.current.set(key)
 
 
 def note_endpoint(path: str) -> None:

@@ -14,7 +14,7 @@ from run_gpt.api.answers import Status
 from run_gpt.errors import DeadlineExceeded, InternalError, RequestError
 from run_gpt.gateway.request_span import carried
 from run_gpt.link.calling import ConnectionFailed, Exchange, Link, OtherVersion
-from run_gpt.process import request_ids
+from run_gpt.process import request_ids, tenants
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,9 @@ class Replica:
     ) -> Exchange:
         """Send a request (see Link.start). Raises ConnectionFailed, OtherVersion."""
         name = request_ids.current.get() or request_id
-        return await self._link.start(path, body, request_id=name, trace=carried(), arrived=arrived)
+        return await self._link.start(
+            path, body, request_id=name, trace=carried(), arrived=arrived, tenant=tenants.current.get()
+        )
 
     async def ask(self, path: str, body: bytes = b"", *, timeout: float) -> bytes:
         """Return the JSON of a whole answer. Raises a RequestError, DeadlineExceeded after `timeout` seconds."""

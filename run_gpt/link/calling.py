@@ -104,13 +104,14 @@ class Link:
         request_id: str,
         trace: Mapping[str, str],
         arrived: asyncio.Event | None = None,
+        tenant: str = "",
     ) -> Exchange:
-        """Send a request. Raises ConnectionFailed, OtherVersion."""
+        """Send a request of this `tenant`. Raises ConnectionFailed, OtherVersion."""
         if self._opening is None or (self._opening.done() and not _is_open(self._opening)):
             # The call belongs to no request: it does not inherit this one's context.
             self._opening = asyncio.create_task(_open(self._method), context=Context())
         connection = await asyncio.shield(self._opening)
-        return connection.start(path, body, request_id, dict(trace), arrived or asyncio.Event())
+        return connection.start(path, body, request_id, dict(trace), tenant, arrived or asyncio.Event())
 
     async def close(self) -> None:
         """End the call, and all exchanges on it."""
@@ -162,13 +163,15 @@ class _Connection:
         self._outbox = Outbox(self._take)
         self._running = asyncio.create_task(self._run(call))
 
-    def start(self, path: str, body: bytes, request_id: str, trace: dict[str, str], arrived: asyncio.Event) -> Exchange:
+    def start(
+        self, path: str, body: bytes, request_id: str, trace: dict[str, str], tenant: str, arrived: asyncio.Event
+    ) -> Exchange:
         """Send a request."""
         if not self.is_open:
             raise ConnectionFailed(NO_CONNECTION)
         number = next(self._numbers)
         exchange = self._exchanges[number] = Exchange(arrived, lambda: self._cancel(number))
-        self._ask(frames.Start(number, path, body, request_id, trace))
+        self._ask(frames.Start(number, path, body, request_id, trace, tenant))
         return exchange
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from run_gpt.api.pieces import Head, Piece
 
-VERSION = 1
+VERSION = 2
 """Version of the frames. Raise it with every change of a message or a `Piece` that an older end would misread."""
 METHOD = "/rungpt.Link/Connect"
 
@@ -33,6 +33,8 @@ class Start(Struct, array_like=True, frozen=True, tag=1):
     """Name of the request, for the log and for errors."""
     trace: dict[str, str] = {}
     """Context of the trace that the request belongs to, as its headers carry it."""
+    tenant: str = ""
+    """Name of the key that the request was sent with; empty without keys."""
 
 
 class Cancel(Struct, array_like=True, frozen=True, tag=2):

@@ -14,6 +14,7 @@ from run_gpt.errors import ContextLengthExceeded, InvalidRequest
 from run_gpt.local.prompts import Prompts
 from run_gpt.models.alternatives import Alternatives
 from run_gpt.models.grammar import CompiledGrammar, GrammarCompiler, Kind
+from run_gpt.process import tenants
 
 _SAMPLING = (
     "temperature",
@@ -43,13 +44,15 @@ class Preparation:
         """Prepare a request for a text. Raises InvalidRequest, ContextLengthExceeded, QueueFull."""
         deadline = _deadline(timeout)
         prepared = await asyncio.to_thread(self._text, request, adapter, deadline)
-        return replace(prepared, grammar=await self._grammar(request))
+        space = tenants.space(request.cache_salt)
+        return replace(prepared, grammar=await self._grammar(request, space), cache_space=space)
 
     async def embeddings(
         self, request: EmbedRequest, adapter: str | None, timeout: float | None
     ) -> list[engine_request.Request]:
         """Prepare a request for each text to embed. Raises InvalidRequest, ContextLengthExceeded."""
-        return await asyncio.to_thread(self._embeddings, request, adapter, _deadline(timeout))
+        prepared = await asyncio.to_thread(self._embeddings, request, adapter, _deadline(timeout))
+        return [replace(one, cache_space=tenants.space(request.cache_salt)) for one in prepared]
 
     def _text(self, request: Request, adapter: str | None, deadline: float | None) -> engine_request.Request:
         prompt_ids = self._prompts.of(request)
@@ -89,14 +92,14 @@ class Preparation:
             for ids in prompts
         ]
 
-    async def _grammar(self, request: Request) -> Grammar | None:
+    async def _grammar(self, request: Request, space: str) -> Grammar | None:
         """Compile the answer's grammar, if it has one. Raises InvalidRequest with the field's name, QueueFull."""
-        ways = [[await self._compiled(*source) for source in way] for way in self._prompts.grammars(request)]
+        ways = [[await self._compiled(*source, space) for source in way] for way in self._prompts.grammars(request)]
         return None if not ways else ways[0][0] if len(ways) == 1 else Alternatives(ways)
 
-    async def _compiled(self, kind: Kind, source: str) -> CompiledGrammar:
+    async def _compiled(self, kind: Kind, source: str, space: str) -> CompiledGrammar:
         try:
-            return await asyncio.wrap_future(self._grammars.submit(kind, source))
+            return await asyncio.wrap_future(self._grammars.submit(kind, source, space))
         except InvalidRequest as error:
             if kind != "lark":
                 raise

@@ -127,7 +127,7 @@ class GrammarCompiler:
         self._building = threading.Lock()
         self._built: LLTokenizer | RequestError | None = None
         self._trial = Trial([token.content for token in _added(tokenizer)], self._vocabulary)
-        self._kept: OrderedDict[tuple[str, str], tuple[CompiledGrammar, float]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str], tuple[CompiledGrammar, float]] = OrderedDict()
         self._keeping = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="rungpt-grammar")
         self._room = threading.BoundedSemaphore(WAITING)
@@ -136,28 +136,29 @@ class GrammarCompiler:
         """Build the shared tokenizer (about a second for a large vocabulary) and one grammar, in the background."""
         self._threads.submit(self.compile, "json_object")
 
-    def submit(self, kind: Kind, source: str = "") -> "Future[CompiledGrammar]":
+    def submit(self, kind: Kind, source: str = "", space: str = "") -> "Future[CompiledGrammar]":
         """Run `compile` in one of the compiler's threads; a kept grammar is there at once. Raises QueueFull."""
         future: Future[CompiledGrammar] = Future()
-        if (kept := self._find(kind, source)) is not None:
+        if (kept := self._find(_key(kind, source, space))) is not None:
             future.set_result(kept)
             return future
         if not self._room.acquire(blocking=False):
             raise QueueFull(f"{WAITING} grammars wait to be compiled: try again in {QueueFull.retry_after} s")
-        future = self._threads.submit(self.compile, kind, source)
+        future = self._threads.submit(self.compile, kind, source, space)
         future.add_done_callback(lambda _: self._room.release())
         return future
 
-    def compile(self, kind: Kind, source: str = "") -> CompiledGrammar:
+    def compile(self, kind: Kind, source: str = "", space: str = "") -> CompiledGrammar:
         """Compile a grammar. Blocks for about a millisecond for a common schema, and for 10 s at most.
 
         `source`, by kind: json_object: none; json_schema: a schema as JSON text, whose order of properties is that of
         the answer; regex: a regex that the whole answer matches, in the syntax of Rust's regex crate, without
-        look-around; choice: a JSON list of texts; lark: a grammar in llguidance's own syntax.
+        look-around; choice: a JSON list of texts; lark: a grammar in llguidance's own syntax. `space`: a kept grammar
+        is for requests of the same space only (see Request.cache_space), as its time would show another's use of it.
 
         Raises InvalidRequest.
         """
-        if (kept := self._find(kind, source)) is not None:
+        if (kept := self._find(_key(kind, source, space))) is not None:
             return kept
         what, limit = ("grammar", MAX_LARK) if kind == "lark" else (kind, MAX_SOURCE)
         if (size := len(source.encode(errors="replace"))) > limit:
@@ -167,7 +168,7 @@ class GrammarCompiler:
             raise _refusal(f"the {what} takes too long or too much memory to compile: make it simpler")
         began = time.thread_time()
         compiled = CompiledGrammar(_compiled(tokenizer, grammar), self._end_ids, tokenizer.vocab_size, self._rows)
-        self._keep((kind, source), compiled, time.thread_time() - began)
+        self._keep(_key(kind, source, space), compiled, time.thread_time() - began)
         return compiled
 
     def close(self) -> None:
@@ -175,14 +176,14 @@ class GrammarCompiler:
         self._trial.close()
         self._threads.shutdown(cancel_futures=True)
 
-    def _find(self, kind: Kind, source: str) -> CompiledGrammar | None:
+    def _find(self, key: tuple[str, str, str]) -> CompiledGrammar | None:
         with self._keeping:
-            if (kept := self._kept.get((kind, source))) is None:
+            if (kept := self._kept.get(key)) is None:
                 return None
-            self._kept.move_to_end((kind, source))
+            self._kept.move_to_end(key)
             return kept[0]
 
-    def _keep(self, key: tuple[str, str], grammar: CompiledGrammar, seconds: float) -> None:
+    def _keep(self, key: tuple[str, str, str], grammar: CompiledGrammar, seconds: float) -> None:
         with self._keeping:
             self._kept[key] = grammar, seconds
             while len(self._kept) > CACHED or (
@@ -212,6 +213,11 @@ class GrammarCompiler:
             )
         except Exception as error:  # any fault that llguidance finds in a tokenizer
             return _refusal(f"{refused}{_reason(str(error))}")
+
+
+def _key(kind: Kind, source: str, space: str) -> tuple[str, str, str]:
+    """Return the key of a kept grammar; one without a source is everybody's."""
+    return kind, source, space if source else ""
 
 
 def _json_schema(source: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from run_gpt.api.answers import Answer, Body, Generation, PromptTokensDetails, Usage
 from run_gpt.api.chat import ResponseFormat
-from run_gpt.api.schema import ADAPTER, MAX_SEQUENCES, AnyRequest, StopTexts
+from run_gpt.api.schema import ADAPTER, CACHE_SALT, MAX_SEQUENCES, AnyRequest, CacheSalt, StopTexts
 from run_gpt.api.timings import TIMINGS, Timings
 from run_gpt.api.values import INT32_MAX, Text
 from run_gpt.errors import InvalidRequest
@@ -144,6 +144,7 @@ class SamplingRequest(OpenAIRequest):
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="Beyond OpenAI's: CTRL's penalty.")
     adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
     timings: bool | None = Field(None, description=f"Beyond OpenAI's: {TIMINGS}")
+    cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
 
     @model_validator(mode="after")
     def _possible(self) -> "SamplingRequest":
@@ -164,7 +165,7 @@ class SamplingRequest(OpenAIRequest):
     def sampling(self) -> dict[str, Any]:
         """Return the native parameters."""
         same = ("n", "stop", "presence_penalty", "frequency_penalty", "logit_bias", "response_format")
-        more = ("model", "adapter", "top_k", "min_p", "repetition_penalty", "timings")
+        more = ("model", "adapter", "top_k", "min_p", "repetition_penalty", "timings", "cache_salt")
         given = {name: getattr(self, name) for name in (*same, *more)}
         return {
             **given,

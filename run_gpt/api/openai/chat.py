@@ -32,7 +32,7 @@ class ChatCompletionRequest(SamplingRequest):
         "modalities": TEXT_ONLY,
         "moderation": "nothing is moderated here",
         "prediction": "speculation here drafts from the prompt",
-        "prompt_cache_key": "prefixes are reused whatever they belong to",
+        "prompt_cache_key": "prefixes are reused within a key of this server; `cache_salt` divides them further",
         "prompt_cache_options": "prefixes are reused while there is room",
         "prompt_cache_retention": "prefixes are reused while there is room",
         "reasoning_effort": "models here do not reason apart from their answer",

@@ -10,7 +10,7 @@ from run_gpt.api.answers import Answer
 from run_gpt.api.embeddings import MAX_TEXTS, EmbeddingUsage, EmbedRequest
 from run_gpt.api.openai.base import OpenAIAnswer, OpenAIRequest
 from run_gpt.api.openai.completions import Prompts
-from run_gpt.api.schema import ADAPTER
+from run_gpt.api.schema import ADAPTER, CACHE_SALT, CacheSalt
 from run_gpt.api.values import Text
 
 
@@ -26,11 +26,12 @@ class EmbeddingRequest(OpenAIRequest):
         None, description="`float` (the default), or `base64` of the 32-bit floats."
     )
     adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
+    cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
 
     def natives(self) -> Sequence[EmbedRequest]:
         """See OpenAIRequest. Vectors come from the executor as base64: lists of numbers would take seconds."""
-        fields = {"model": self.model, "texts": self.input, "adapter": self.adapter, "encoding_format": "base64"}
-        return [EmbedRequest.parse(fields)]
+        same = {"model": self.model, "adapter": self.adapter, "cache_salt": self.cache_salt}
+        return [EmbedRequest.parse({**same, "texts": self.input, "encoding_format": "base64"})]
 
     def join(self, answers: Sequence[Answer]) -> Answer:
         """See OpenAIRequest."""

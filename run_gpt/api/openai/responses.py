@@ -22,7 +22,7 @@ from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, LEAST_TOP_P, MAX_TOKENS,
 from run_gpt.api.openai.chat import HOSTED, LONGER, NOT_STORED
 from run_gpt.api.openai.response_events import ResponseWriter, response_of
 from run_gpt.api.openai.response_items import Item, items_of
-from run_gpt.api.schema import ADAPTER, ChatRequest
+from run_gpt.api.schema import ADAPTER, CACHE_SALT, CacheSalt, ChatRequest
 from run_gpt.api.values import JsonObject, Text
 from run_gpt.errors import InvalidRequest
 
@@ -106,7 +106,7 @@ class ResponseRequest(OpenAIRequest):
         "moderation": "nothing is moderated here",
         "previous_response_id": f"{NOT_STORED}: send the whole conversation as input",
         "prompt": "there are no prompt templates here",
-        "prompt_cache_key": "prefixes are reused whatever they belong to",
+        "prompt_cache_key": "prefixes are reused within a key of this server; `cache_salt` divides them further",
         "prompt_cache_options": "prefixes are reused while there is room",
         "prompt_cache_retention": "prefixes are reused while there is room",
         "reasoning": "models here do not reason apart from their answer",
@@ -162,6 +162,7 @@ class ResponseRequest(OpenAIRequest):
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: ResponseStreamOptions | None = Field(None, description="`include_obfuscation`: only false.")
     adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
+    cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
 
     @model_validator(mode="after")
     def _possible_tools(self) -> "ResponseRequest":
@@ -174,6 +175,7 @@ class ResponseRequest(OpenAIRequest):
         fields = {
             "model": self.model,
             "adapter": self.adapter,
+            "cache_salt": self.cache_salt,
             "messages": self._messages(),
             "max_new_tokens": self.max_output_tokens or DEFAULT_MAX_TOKENS,
             "temperature": 1.0 if self.temperature is None else float(self.temperature),

@@ -1,10 +1,10 @@
 """An Executor without a model: the prompt is a script (JSON) of the answer and its failure.
 
 Script: {"words": [...] or a number, "delay": seconds before each word, "then": one of THEN, "error": an error's dict}.
-The word "$request_id" is answered with the request id. Each request is written to the journal, a file: "begin ID",
-then "end ID" or "cancelled ID". The worker reports the content of the file "state-NAME" beside it as its state; while
-that is not "ready", it refuses requests. With a file "silent-NAME" beside it the worker never returns its metrics,
-which count its words.
+The word "$request_id" is answered with the request id, "$tenant" with the tenant's name. Each request is written to the
+journal, a file: "begin ID", then "end ID" or "cancelled ID". The worker reports the content of the file "state-NAME"
+beside it as its state; while that is not "ready", it refuses requests. With a file "silent-NAME" beside it the worker
+never returns its metrics, which count its words.
 """
 
 import asyncio
@@ -111,7 +111,8 @@ class ScriptedExecutor(Executor):
                 await asyncio.sleep(script.get("delay", 0))
                 self.words_given += 1
                 last = then == "finish" and i == len(words) - 1
-                yield start.request_id if word == "$request_id" else word, "stop" if last else None
+                known = {"$request_id": start.request_id, "$tenant": start.tenant}
+                yield known.get(word, word), "stop" if last else None
             if then == "hang":
                 await asyncio.sleep(3600)
             elif then == "raise":

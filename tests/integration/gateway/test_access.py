@@ -247,6 +247,23 @@ def test_our_client_sends_its_token(keyed: Any, protocol: str) -> None:
                 list(model.generate_stream("x"))
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize(("key", "name"), [(OWN, "default"), (ALICE, "alice")])
+def test_the_name_of_the_key_goes_with_each_request(keyed: Any, protocol: str, key: str, name: str) -> None:
+    """Replicas reuse prompts within a key: without the name one user could read another's prompts."""
+    endpoint = keyed.http if protocol == "http" else f"grpc://{keyed.grpc}"
+    prompt = script(words=["$tenant"])["prompt"]
+    with Client(key).get_model(endpoint=endpoint) as model:
+        assert model.generate(prompt, cache_salt="s").text == name
+        assert "".join(event.text for event in model.generate_stream(prompt)) == name
+        assert model.chat([{"role": "user", "content": prompt}]).text == name
+    if protocol == "http":
+        headers = {"Authorization": f"Bearer {key}"}
+        fields = {"prompt": [prompt, prompt], "cache_salt": "s"}
+        answer = httpx.post(f"{keyed.http}/v1/completions", json=fields, headers=headers).json()
+        assert [choice["text"] for choice in answer["choices"]] == [name, name]
+
+
 async def test_an_older_client_sends_its_token_alone(keyed: Any) -> None:
     """inference-client 0.0.8 puts the token into the metadata without `Bearer`."""
     request = LegacyRequest()

@@ -230,6 +230,27 @@ def test_a_few_common_tokens_are_run_again():
     assert answer(s, request("c", 1, (*LONG[:MIN_PREFIX], 90))).runs[0].start == MIN_PREFIX
 
 
+def test_a_prefix_is_reused_in_its_own_space_only():
+    """`cached_tokens` and the time to the first token would tell one user what another one has sent."""
+    s = reusing(max_running=3)
+    answer(s, request("a", 1, LONG, cache_space="alice/"))
+    for space in ("bob/", "", "alice/salt", "alice"):
+        other = answer(s, request("b", 1, LONG, cache_space=space))
+        assert (other.runs[0].start, other.copies) == (0, ()), space
+        assert answer(s, request("c", 1, LONG, cache_space=space)).runs[0].start == 19
+    assert answer(s, request("d", 1, LONG, cache_space="alice/")).runs[0].start == 0  # it was used longest ago
+
+
+def test_a_running_row_lends_nothing_to_another_space_and_pooled_prompts_are_no_exception():
+    s = reusing(max_step_tokens=12, max_running=4)
+    s.add(request("a", 9, LONG, cache_space="alice/"))
+    step(s)
+    s.add(request("b", 0, LONG, cache_space="bob/", pooling="last"))
+    plan = s.plan()
+    assert plan.copies == ()
+    assert {run.slot: run.start for run in plan.runs} == {0: 12, 1: 0}
+
+
 def test_a_row_that_still_runs_lends_what_it_has_computed():
     s = reusing(max_step_tokens=12)
     s.add(request("a", 9, LONG))

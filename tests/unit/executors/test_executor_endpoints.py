@@ -12,6 +12,8 @@ from run_gpt.api.endpoints import MODEL_ENDPOINTS, Endpoint
 from run_gpt.errors import QueueFull
 from run_gpt.executors.causal_lm.executor import CausalLMExecutor
 from run_gpt.executors.causal_lm.link import LinkEndpoints
+from run_gpt.link.frames import Start
+from run_gpt.process import tenants
 
 OTHERS = {"/status", "/metrics", "/load", "/unload"}
 PATHS = {endpoint.path for endpoint in MODEL_ENDPOINTS}
@@ -25,6 +27,20 @@ def jina_endpoint(path: str) -> Any:
 
 def test_the_inner_wire_has_every_endpoint_of_a_model() -> None:
     assert LinkEndpoints(cast("Any", None))._handlers.keys() == PATHS | OTHERS
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+async def test_a_request_of_the_inner_wire_runs_for_the_tenant_that_it_names(path: str) -> None:
+    seen: list[str] = []
+
+    async def answer(*_: Any) -> AdapterList:
+        seen.append(tenants.current.get())
+        return ANSWER
+
+    service = SimpleNamespace(answer=answer, stream=answer)
+    reply = cast("Any", SimpleNamespace(put=lambda update: None))
+    await LinkEndpoints(cast("Any", service))(Start(1, path, b'{"prompt": "x"}', "r", {}, "alice"), reply)
+    assert seen == ["alice"]
 
 
 def test_jina_has_every_endpoint_of_a_model() -> None:

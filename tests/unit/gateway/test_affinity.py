@@ -187,3 +187,11 @@ def test_prompts_of_ids_and_requests_without_a_prompt() -> None:
     short, long = (prompt_text(GenerateRequest(prompt=ids[:n])) for n in (200, 400))
     assert long.startswith(short)
     assert prompt_text(EmbedRequest.parse({"texts": "x"})) == ""
+
+
+def test_the_same_text_in_another_space_is_another_text() -> None:
+    """A replica reuses nothing of another key, so its prompts are no reason to choose it."""
+    text = "x" * (4 * BLOCK)
+    spaces = ["", "alice/", "bob/", "alice/salt"]
+    assert len({digest for space in spaces for digest in digests_of(text, space)}) == 4 * len(spaces)
+    assert digests_of(text, "alice/") == digests_of(text, "alice/")

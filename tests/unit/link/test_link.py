@@ -303,7 +303,7 @@ async def test_a_link_that_is_closed_ends_what_runs_on_it(ends: Ends) -> None:
 @pytest.mark.parametrize("module", [calling, serving])
 async def test_ends_of_two_versions_say_both(ends: Ends, monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
     monkeypatch.setattr(module, "VERSION", 7)
-    versions = (1, 7) if module is calling else (7, 1)
+    versions = (frames.VERSION, 7) if module is calling else (7, frames.VERSION)
     says = "has version {} of the inner wire, this gateway {}".format(*versions)
     with pytest.raises(OtherVersion, match=says):
         await ends.start()

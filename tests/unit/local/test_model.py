@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 
+from run_gpt.api.embeddings import EmbedRequest
 from run_gpt.config import ModelConfig
 from run_gpt.engine.interface import Engine, EngineStats
 from run_gpt.engine.request import TokenEvent, TokenLogprob
@@ -14,6 +15,7 @@ from run_gpt.local.launch import RunningModel
 from run_gpt.local.model import Model
 from run_gpt.models.grammar import GrammarCompiler
 from run_gpt.models.templates import PLAIN
+from run_gpt.process import tenants
 
 
 class ScriptedTokenizer:
@@ -108,6 +110,18 @@ def hello():
     with model:
         yield model, engine
     assert engine.closed
+
+
+async def test_each_kind_of_request_runs_in_the_space_of_its_key_and_salt():
+    """Requests of one space share their prompts' cache: two users in one could read each other's prompts."""
+    model, engine = model_of(TokenEvent(0, "", 1, "stop", embedding=(1.0,)))
+    tenants.current.set("alice")
+    await model.agenerate("ab", cache_salt="s")
+    async for _ in model.agenerate_stream("ab"):
+        pass
+    await model._answer(EmbedRequest.parse({"texts": ["a", "b"], "cache_salt": "s"}))
+    assert [request.cache_space for request in engine.asked] == ["alice/s", "alice/", "alice/s", "alice/s"]
+    await model.aclose()
 
 
 def test_an_answer_has_all_text_and_counts_all_tokens(hello):

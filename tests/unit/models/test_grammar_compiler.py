@@ -256,6 +256,14 @@ def test_what_was_compiled_is_kept_and_what_was_not_used_for_long_goes(compiler,
     assert compiler.compile("choice", '["a0"]') is not compiled[0]
 
 
+def test_what_was_compiled_for_one_space_is_not_kept_for_another(compiler):
+    """The time of a request would tell one user that another one has lately sent the same schema."""
+    alices = compiler.compile("regex", "a9", "alice/")
+    assert compiler.compile("regex", "a9", "bob/") is not alices
+    assert compiler.submit("regex", "a9", "alice/").result(0) is alices
+    assert compiler.compile("json_object", "", "bob/") is compiler.compile("json_object"), "it holds nothing of anybody"
+
+
 def test_what_was_expensive_to_compile_leaves_no_room_for_others(compiler, monkeypatch):
     """Such grammars are large: a cache of many of them would take the model's memory."""
     monkeypatch.setattr(module, "CACHED_SECONDS", 0.0)
