@@ -11,6 +11,7 @@ RunGPTError
 │   ├── MethodNotAllowed        405 UNIMPLEMENTED
 │   ├── RequestTooLarge         413 RESOURCE_EXHAUSTED
 │   ├── QueueFull               429 RESOURCE_EXHAUSTED
+│   ├── RateLimited             429 RESOURCE_EXHAUSTED
 │   ├── InternalError           500 INTERNAL
 │   ├── Unavailable             503 UNAVAILABLE
 │   └── DeadlineExceeded        504 DEADLINE_EXCEEDED
@@ -75,7 +76,7 @@ class AuthenticationError(RequestError):
 
 
 class Forbidden(RequestError):
-    """The server was started without the option that allows this; the message names it."""
+    """The server was started without the option that allows this, or the key has not the role; the message says so."""
 
     http_status, grpc_code = 403, "PERMISSION_DENIED"
     type, code = "invalid_request_error", "forbidden"
@@ -115,6 +116,17 @@ class QueueFull(RequestError):
     http_status, grpc_code = 429, "RESOURCE_EXHAUSTED"
     type, code = "rate_limit_error", "queue_full"
     retry_after: ClassVar[int] = 1
+
+
+class RateLimited(RequestError):
+    """The key has reached one of its limits, which the message names: try again after `retry_after` seconds."""
+
+    http_status, grpc_code = 429, "RESOURCE_EXHAUSTED"
+    type, code = "rate_limit_error", "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int = 1):
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
 
 
 class InternalError(RequestError):
@@ -167,6 +179,7 @@ _BY_CODE: dict[str, type[RequestError]] = {
         MethodNotAllowed,
         RequestTooLarge,
         QueueFull,
+        RateLimited,
         InternalError,
         Unavailable,
         DeadlineExceeded,

@@ -62,6 +62,11 @@ def counted(name: str, *by: str, where: str = "") -> str:
     return f"{grouped} (rate({name}{{{OF_GATEWAYS}{where}}}[$__rate_interval]))"
 
 
+def of_keys(name: str, where: str = "") -> str:
+    """Return a gauge of each key, summed over gateways."""
+    return f"sum by (key) ({name}{{{OF_GATEWAYS}{where}}})"
+
+
 def seen(name: str, by: str, where: str = "") -> str:
     """Return a metric that is the same in every gateway."""
     return f"sum by ({by}) (max by (job, {by}) ({name}{{{OF_GATEWAYS}{where}}}))"
@@ -77,6 +82,7 @@ ERRORS = counted("rungpt_gateway_errors_total")
 # Scrapes and web pages are `other`.
 REQUESTS = counted("rungpt_gateway_requests_total", where=',endpoint!="other"')
 FAILED = ',status!~"2..|OK"'
+REFUSED = ',code=~"queue_full|rate_limit_exceeded|unavailable"'
 SECONDS = "rungpt_gateway_request_seconds"
 START = "rungpt_process_start_time_seconds"
 
@@ -184,9 +190,10 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Errors by code", {"{{code}}": f"{counted('rungpt_gateway_errors_total', 'code')} > 0"}, "reqps"),
         Panel(
             "Rejections",
-            {"{{code}}": counted("rungpt_gateway_errors_total", "code", where=',code=~"queue_full|unavailable"')},
+            {"{{code}}": counted("rungpt_gateway_errors_total", "code", where=REFUSED)},
             "reqps",
-            "queue_full: the engine's queue was full (429). unavailable: no replica could take it (503).",
+            "queue_full: the engine's queue was full (429). rate_limit_exceeded: a key's limit was reached (429). "
+            "unavailable: no replica could take it (503).",
         ),
         Panel("Retries", {"per second": counted("rungpt_gateway_retries_total")}, "reqps"),
         Panel("Replicas by state", {"{{state}}": seen("rungpt_replicas", "state")}),
@@ -257,6 +264,20 @@ ROWS: dict[str, list[Panel]] = {
             {"{{key}}, {{status}}": counted("rungpt_gateway_requests_total", "key", "status", where=FAILED)},
             "reqps",
             columns=12,
+        ),
+        Panel("Requests in flight, by key", {"{{key}}": of_keys("rungpt_gateway_key_in_flight")}),
+        Panel(
+            "Tokens a minute, by key",
+            {
+                "{{key}}": f"60 * {counted('rungpt_gateway_key_tokens_total', 'key')}",
+                "{{key}}, limit": of_keys("rungpt_gateway_key_limit", ',limit="tokens"'),
+            },
+            about="Of requests that ended; a key's limit is that of each gateway, added up.",
+        ),
+        Panel(
+            "Requests refused by a limit",
+            {"{{key}}, {{limit}}": counted("rungpt_gateway_key_limited_total", "key", "limit")},
+            "reqps",
         ),
     ],
 }

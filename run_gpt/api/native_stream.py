@@ -43,6 +43,11 @@ class NativeStream:
         self._begun: set[int] = set()
         self._plain: dict[int, PlainEvent] = {}
 
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the prompt and of the answer so far."""
+        return self._head.prompt_tokens + self._tokens
+
     def event(self, piece: Piece) -> Event:
         """Make the event of a piece. `usage` counts all tokens so far; `prompt` is in the first event only."""
         self.count(piece)

@@ -27,7 +27,8 @@ class GatewayConfig(Config):
         bool, Option("Let requests load and unload LoRA adapters, by paths on the model's machine.", Panel.SERVER)
     ] = False
     api_key_file: Annotated[
-        Path | None, Option("Keys with names, a line NAME: KEY each; read again when it changes.", Panel.ACCESS)
+        Path | None,
+        Option("Keys with names, roles and limits, a line NAME: KEY each; read again when it changes.", Panel.ACCESS),
     ] = None
     require_key: Annotated[
         bool, Option(f"Refuse to start without a key, from the file or from ${API_KEY_VARIABLE}.")

@@ -3,13 +3,15 @@
 import asyncio
 import inspect
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
+from functools import partial
 from typing import Any, cast
 
 import grpc
 
 from run_gpt.errors import AuthenticationError, InvalidRequest, RequestError
+from run_gpt.gateway.guesses import peer_address
 from run_gpt.gateway.keys import Keys, sent_key
 from run_gpt.gateway.record import Count, Record, admit, begin
 from run_gpt.gateway.rpc import ERROR_METADATA
@@ -40,10 +42,13 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if details.method.startswith(OPEN_METHODS):
             return handler
         record, metadata = Record(method="gRPC", route=details.method), details.invocation_metadata
+        key: str | None = None
         try:
             record.take_client_id(_value(metadata, request_ids.METADATA))
             if self._keys is not None:
-                admit(record, self._keys.check(_sent(metadata)))
+                key = _sent(metadata)
+                name = self._keys.check(key)
+                admit(record, name, self._keys.rights(name))
         except (AuthenticationError, InvalidRequest) as error:
             record.error = error.code
             handler = _refusal(error, streaming=handler is not None and handler.request_streaming)
@@ -51,7 +56,13 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None:
             self._ended(record, grpc.StatusCode.UNIMPLEMENTED.name)
             return None
-        return _followed(handler, record, self._ended)
+        return _followed(handler, record, self._ended, partial(self._settle, record, key))
+
+    async def _settle(self, record: Record, key: str | None, context: Any) -> None:
+        """Note the caller's address, which only the context of the call has, and wait as its key must."""
+        record.address = peer_address(context.peer())
+        if self._keys is not None and key is not None:
+            await self._keys.settle(key, record.address, right=record.key is not None)
 
     def _ended(self, record: Record, status: str) -> None:
         self._count(record, status)
@@ -89,19 +100,21 @@ def _refusal(error: RequestError, *, streaming: bool) -> Any:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _followed(handler: Any, record: Record, ended: Count) -> Any:
-    """Return the handler, made to send the request id first and to call `ended` at its end."""
+def _followed(handler: Any, record: Record, ended: Count, settle: Callable[[Any], Awaitable[None]]) -> Any:
+    """Return the handler, made to await `settle` and send the request id first, and to call `ended` at its end."""
     kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
     behaviour = getattr(handler, kind)
     named = ((request_ids.METADATA, record.shown_id),)
 
     async def whole(request: Any, context: Any) -> Any:
         with _following(record, context, ended):
+            await settle(context)
             await context.send_initial_metadata(named)
             return await behaviour(request, context)
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         with _following(record, context, ended):
+            await settle(context)
             await context.send_initial_metadata(named)
             async with aclosing(behaviour(request, context)) as messages:
                 async for message in messages:

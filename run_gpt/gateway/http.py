@@ -19,6 +19,7 @@ from run_gpt.errors import (
     InvalidRequest,
     MethodNotAllowed,
     QueueFull,
+    RateLimited,
     RequestError,
     RequestTooLarge,
     UnknownEndpoint,
@@ -26,13 +27,15 @@ from run_gpt.errors import (
 from run_gpt.gateway import openapi
 from run_gpt.gateway.event_stream import ClientGone, EventStream, until_gone
 from run_gpt.gateway.playground import PLAYGROUND, playground_files
-from run_gpt.gateway.record import note_error
+from run_gpt.gateway.record import current_rights, note_error
 from run_gpt.gateway.scrape import CONTENT_TYPE, scrape
 from run_gpt.gateway.service import Service
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
+STRANGER = "rungpt.stranger"
+"""Name in a request's scope; True there: it has no valid key, and the server has keys."""
 DISCARDED_BODIES = 8
 """Multiple of the limit that is read of a body that is too large: a client that still writes reads no answer."""
 
@@ -55,9 +58,10 @@ def build_app(service: Service) -> Starlette:
         return _json({"status": "alive"})
 
     async def ready(request: Request) -> Response:
-        return _json(service.status(), 200 if service.ready else 503)
+        return _json(service.status(to_stranger=request.scope.get(STRANGER, False)), 200 if service.ready else 503)
 
     async def metrics(request: Request) -> Response:
+        current_rights().check_metrics()
         return Response(await scrape(service.models.replicas, service.metrics), media_type=CONTENT_TYPE)
 
     async def description(request: Request) -> Response:
@@ -186,7 +190,7 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
 
 async def _on_request_error(request: Request, error: Any) -> Response:
     note_error(error)
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else {}
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull | RateLimited) else {}
     if isinstance(error, RequestTooLarge):
         headers["Connection"] = "close"  # the rest of the body is not read
     return _json({"error": error.to_dict()}, error.http_status, headers)

@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError, Forbidden, InvalidRequest, RequestError, SetupError
+from run_gpt.gateway.guesses import client_address
+from run_gpt.gateway.http import STRANGER
 from run_gpt.gateway.keys import Keys, sent_key
 from run_gpt.gateway.record import Count, Record, admit, begin, current, note_error
 from run_gpt.process import request_ids
@@ -63,7 +65,7 @@ class Recording:
         if scope["type"] != "http" or is_open(scope):
             await self.app(scope, receive, send)
             return
-        record = Record(method=scope["method"], route=scope["path"])
+        record = Record(method=scope["method"], route=scope["path"], address=_address(scope))
         status, complete = "-", False
 
         async def noting(message: Message) -> None:
@@ -122,7 +124,10 @@ class OriginCheck:
 
 
 class KeyCheck:
-    """Middleware that answers 401 to every request without a valid key, on every route but OPEN_ROUTES."""
+    """Middleware that answers 401 to every request without a valid key, on every route but OPEN_ROUTES.
+
+    There the app finds True in the scope, as STRANGER, if there is no valid key.
+    """
 
     def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int):
         self.app = app
@@ -131,12 +136,15 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http" or is_open(scope):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if is_open(scope):
+            await self.app({**scope, STRANGER: await self._is_stranger(scope)}, receive, send)
             return
         headers = Headers(scope=scope)
         try:
-            name = self.keys.check(sent_key(headers.get("authorization")))
+            name, rights = await self.keys.admit(sent_key(headers.get("authorization")), _address(scope))
         except AuthenticationError as error:
             by_browser = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
             # A browser then asks its user for a password.
@@ -144,8 +152,16 @@ class KeyCheck:
             await _refuse(error, sent, self.max_body_bytes, scope, receive, send)
             return
         if (record := current.get()) is not None:
-            admit(record, name)
+            admit(record, name, rights)
         await self.app(scope, receive, send)
+
+    async def _is_stranger(self, scope: Scope) -> bool:
+        """Return True for a request of an open route without a valid key."""
+        try:
+            await self.keys.admit(sent_key(Headers(scope=scope).get("authorization")), _address(scope))
+        except AuthenticationError:
+            return True
+        return False
 
 
 async def _refuse(
@@ -156,6 +172,10 @@ async def _refuse(
     if not await _discard(Headers(scope=scope), receive, max_body_bytes):
         headers["Connection"] = "close"  # the rest of the body is not read
     await JSONResponse({"error": error.to_dict()}, error.http_status, headers)(scope, receive, send)
+
+
+def _address(scope: Scope) -> str:
+    return client_address(scope["client"][0] if scope.get("client") else None)
 
 
 def is_open(scope: Scope) -> bool:

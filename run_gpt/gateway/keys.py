@@ -4,14 +4,19 @@ import base64
 import binascii
 import hmac
 import logging
+import os
 import re
+import stat
 import time
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
 from run_gpt.config import API_KEY_VARIABLE, GatewayConfig
 from run_gpt.errors import AuthenticationError, SetupError
+from run_gpt.gateway.guesses import Guesses
+from run_gpt.gateway.rights import EVERYTHING, Rights, parse_rights
 
 log = logging.getLogger(__name__)
 
@@ -28,26 +33,39 @@ _KEY = re.compile(rf"[!-~]{{{LEAST_KEY},{MOST_KEY}}}")
 _A_KEY = f"a key has {LEAST_KEY} to {MOST_KEY} printable ASCII characters and no spaces"
 
 
+@dataclass(frozen=True)
+class Key:
+    """One key that is accepted."""
+
+    digest: bytes = field(repr=False)
+    """SHA-256 of it."""
+    rights: Rights = EVERYTHING
+
+
 class Keys:
     """The keys that are accepted: `key`, named `default`, and those in `file`. Raises SetupError.
 
     Only the SHA-256 digest of a key is kept. When the file changes, its new keys hold within LOOK_SECONDS. A file that
-    is then missing or malformed changes nothing and is a warning; a file without keys admits no client.
+    is then missing or malformed changes nothing and is a warning; a file without keys admits no client. So is a file
+    that everybody on the machine may read; one that they may write is refused.
     """
 
     def __init__(self, key: str | None = None, file: Path | None = None):
-        self._own: dict[str, bytes] = {}
+        self._own: dict[str, Key] = {}
         if key is not None:
             if not _KEY.fullmatch(key):
                 raise SetupError(f"--api-key or ${API_KEY_VARIABLE}: {_A_KEY}")
-            self._own[DEFAULT_NAME] = _digest(key)
+            self._own[DEFAULT_NAME] = Key(_digest(key))
         self._file = file
-        self._named: dict[str, bytes] = {}
+        self._named: dict[str, Key] = {}
         self._seen: bytes | str = b""
         """State of the file at the last look: a digest of its bytes, or the reason why it could not be read."""
         self._look_at = 0.0
+        self._guesses = Guesses()
+        self._readable = False
+        """True when everybody may read the file, which is one warning."""
         if file is not None:
-            content = _read(file)
+            content = self._read(file)
             self._named = parse_keys(content, file, self._own)
             self._noted(sha256(content).digest())
         if file is not None and not self.names:
@@ -75,16 +93,45 @@ class Keys:
         if self._file is not None and time.monotonic() >= self._look_at:
             self._look(self._file)
         given, found = _digest(key), None
-        for name, digest in (*self._own.items(), *self._named.items()):  # all of them, for constant time
-            if hmac.compare_digest(digest, given):
+        for name, known in (*self._own.items(), *self._named.items()):  # all of them, for constant time
+            if hmac.compare_digest(known.digest, given):
                 found = name
         if found is None:
             raise AuthenticationError("the key is wrong, or is not valid any more")
         return found
 
+    def rights(self, name: str) -> Rights:
+        """Return the rights of the key of this name."""
+        return {**self._own, **self._named}[name].rights
+
+    async def admit(self, key: str, address: str) -> tuple[str, Rights]:
+        """Return the name and the rights of a key that came from this address, after its delay (see Guesses).
+
+        Raises AuthenticationError if it is none of ours.
+        """
+        try:
+            name = self.check(key)
+        except AuthenticationError:
+            await self.settle(key, address, right=False)
+            raise
+        rights = self.rights(name)  # before the wait, in which the file may change
+        await self.settle(key, address, right=True)
+        return name, rights
+
+    async def settle(self, key: str, address: str, *, right: bool) -> None:
+        """Wait as long as the answer to this key must from this address, and note the key there."""
+        await self._guesses.wait(address, _digest(key), right=right)
+
+    def _read(self, file: Path) -> bytes:
+        content, readable = _read(file)
+        if readable and not self._readable:
+            log.warning("%s: everybody on this machine may read these keys: chmod o-r", file)
+        self._readable = readable
+        return content
+
     def _look(self, file: Path) -> None:
         try:
-            content = _read(file)
+            content = self._read(file)
         except SetupError as error:
             if self._seen != error.message:
                 log.warning("%s; the keys that were in it before stay", error.message)
@@ -104,18 +151,19 @@ class Keys:
         self._look_at = time.monotonic() + LOOK_SECONDS
 
 
-def parse_keys(content: bytes, file: Path, taken: dict[str, bytes] | None = None) -> dict[str, bytes]:
-    """Return the digests of the keys in a file, by name: a line `NAME: KEY` for each, blank lines, and comments (`#`).
+def parse_keys(content: bytes, file: Path, taken: dict[str, Key] | None = None) -> dict[str, Key]:
+    """Return the keys in a file, by name: a line `NAME: KEY RIGHTS` for each, blank lines, and comments (`#`).
 
-    `taken`: digests by name of keys that exist beside them. Raises SetupError, which gives the line, but never the key.
+    `taken`: keys that exist beside them, by name. Raises SetupError, which gives the line, but never the key.
     """
-    found: dict[str, bytes] = {}
+    found: dict[str, Key] = {}
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         where = f"{file}, line {number}"
         line = raw.decode("utf-8", "replace").strip()
         if not line or line.startswith("#"):
             continue
-        name, colon, key = (part.strip() for part in line.partition(":"))
+        name, colon, rest = (part.strip() for part in line.partition(":"))
+        key, *words = rest.split() or [""]
         if not colon:
             raise SetupError(f"{where}: write NAME: KEY")
         if not _NAME.fullmatch(name):
@@ -126,9 +174,9 @@ def parse_keys(content: bytes, file: Path, taken: dict[str, bytes] | None = None
         if name in others:
             raise SetupError(f"{where}: there is another key called {name}")
         digest = _digest(key)
-        if twin := next((other for other, theirs in others.items() if theirs == digest), None):
+        if twin := next((other for other, theirs in others.items() if theirs.digest == digest), None):
             raise SetupError(f"{where}: {name} has the same key as {twin}")
-        found[name] = digest
+        found[name] = Key(digest, parse_rights(words, where))
     return found
 
 
@@ -159,13 +207,16 @@ def _digest(key: str) -> bytes:
     return sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-def _read(file: Path) -> bytes:
-    """Return the file's content. Raises SetupError."""
+def _read(file: Path) -> tuple[bytes, bool]:
+    """Return the file's content, and True if everybody may read it. Raises SetupError, also if everybody may write."""
     try:
         with file.open("rb") as opened:
+            mode = os.fstat(opened.fileno()).st_mode
             content = opened.read(MOST_FILE_BYTES + 1)
     except OSError as error:
         raise SetupError(f"the file of keys {file} cannot be read: {error.strerror}") from error
     if len(content) > MOST_FILE_BYTES:
         raise SetupError(f"the file of keys {file} has more than {MOST_FILE_BYTES} bytes")
-    return content
+    if stat.S_ISREG(mode) and mode & stat.S_IWOTH:
+        raise SetupError(f"the file of keys {file} may be written by everybody on this machine: chmod o-w")
+    return content, stat.S_ISREG(mode) and bool(mode & stat.S_IROTH)

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from run_gpt.api.endpoints import ENDPOINTS
 from run_gpt.errors import ERROR_CODES
+from run_gpt.gateway.limits import Limits
 from run_gpt.gateway.models import Models
 from run_gpt.gateway.record import Record
 from run_gpt.process import logs
@@ -28,8 +29,9 @@ class GatewayMetrics:
     Labels are bounded: endpoints are those of ENDPOINTS, keys the names in the file of keys.
     """
 
-    def __init__(self, models: Models, in_flight: Callable[[], int]):
-        self._models, self._in_flight = models, in_flight
+    def __init__(self, models: Models, in_flight: Callable[[], int], limits: Limits | None = None):
+        """`limits`: the accounts of keys; None: there are none."""
+        self._models, self._in_flight, self._limits = models, in_flight, limits or Limits()
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "rungpt_gateway_requests",
@@ -73,7 +75,7 @@ class GatewayMetrics:
         counted = list(self._registry.collect())
         for family in counted:  # the creation time of a counter is useless, and would double the text
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
-        return [*counted, *self._seen()]
+        return [*counted, *self._seen(), *self._keys()]
 
     def _seen(self) -> Iterator[Metric]:
         build = GaugeMetricFamily("rungpt_build_info", "Always 1.", labels=["version"])
@@ -112,6 +114,26 @@ class GatewayMetrics:
             failures.add_metric([hosted.name], hosted.failed_loads)
             unloads.add_metric([hosted.name], hosted.unloads)
         yield from (loaded, loads, failures, unloads)
+
+    def _keys(self) -> Iterator[Metric]:
+        """Yield the use of each key, from its first request on."""
+        running = GaugeMetricFamily("rungpt_gateway_key_in_flight", "Requests of the key that run.", labels=["key"])
+        tokens = CounterMetricFamily(
+            "rungpt_gateway_key_tokens", "Tokens of its prompts and answers, of requests that ended.", labels=["key"]
+        )
+        limit = GaugeMetricFamily(
+            "rungpt_gateway_key_limit", "Its `requests` at once, its `tokens` a minute.", labels=["key", "limit"]
+        )
+        limited = CounterMetricFamily(
+            "rungpt_gateway_key_limited", "Requests refused by one of its limits (429).", labels=["key", "limit"]
+        )
+        for key, account in self._limits.accounts.items():
+            running.add_metric([key], account.running)
+            tokens.add_metric([key], account.tokens)
+            for name, most in account.rights.limits.items():
+                limit.add_metric([key, name], most)
+                limited.add_metric([key, name], account.limited[name])
+        yield from (running, tokens, limit, limited)
 
 
 def error_code(record: Record, status: str) -> str | None:

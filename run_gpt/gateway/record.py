@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from run_gpt.errors import InternalError, RequestError
+from run_gpt.errors import AuthenticationError, InternalError, RequestError
+from run_gpt.gateway.rights import EVERYTHING, Rights
 from run_gpt.process import logs, request_ids, tenants
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,12 @@ class Record:
     """Path: an HTTP route, or a gRPC method."""
     key: str | None = None
     """Name of the key that it was sent with."""
+    rights: Rights = EVERYTHING
+    """Rights of that key."""
+    address: str | None = None
+    """IP address that it came from; the log has it for a wrong key only."""
+    admitted: bool = False
+    """True when one of its requests was within the limits of its key; see Limits."""
     endpoint: str | None = None
     """Endpoint of a gRPC call, such as `/generate`."""
     user: str | None = None
@@ -74,6 +81,7 @@ class Record:
             "client_id": self.client_id,
             "requests": self.requests if self.requests > 1 else None,
             "error": self.error,
+            "address": self.address if self.error == AuthenticationError.code else None,
         }
 
     def write(self, status: str) -> None:
@@ -103,10 +111,16 @@ def begin(record: Record) -> None:
     request_ids.current.set(record.shown_id)
 
 
-def admit(record: Record, key: str) -> None:
+def admit(record: Record, key: str, rights: Rights) -> None:
     """Note the name of the key that the record's request was sent with; its tenant is current in this task, too."""
-    record.key = key
+    record.key, record.rights = key, rights
     tenants.current.set(key)
+
+
+def current_rights() -> Rights:
+    """Return the rights of the key that the current task's request was sent with."""
+    record = current.get()
+    return EVERYTHING if record is None else record.rights
 
 
 def note_endpoint(path: str) -> None:

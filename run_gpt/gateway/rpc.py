@@ -21,7 +21,15 @@ from run_gpt.api import documents
 from run_gpt.api.answers import Body
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.api.together import together
-from run_gpt.errors import InternalError, InvalidRequest, RequestError, RequestTooLarge, UnknownEndpoint
+from run_gpt.errors import (
+    InternalError,
+    InvalidRequest,
+    QueueFull,
+    RateLimited,
+    RequestError,
+    RequestTooLarge,
+    UnknownEndpoint,
+)
 from run_gpt.gateway.record import note_endpoint, note_error
 from run_gpt.gateway.service import Service
 
@@ -244,8 +252,10 @@ async def _abort(context: Any, error: Exception) -> NoReturn:
     failure = _request_error(error)
     note_error(failure)
     sent = {name: text[:MOST_TEXT] if text else text for name, text in failure.to_dict().items()}
-    metadata = ((ERROR_METADATA, json.dumps(sent)),)
-    await context.abort(grpc.StatusCode[failure.grpc_code], sent["message"], metadata)
+    metadata = [(ERROR_METADATA, json.dumps(sent))]
+    if isinstance(failure, QueueFull | RateLimited):
+        metadata.append(("retry-after", str(failure.retry_after)))
+    await context.abort(grpc.StatusCode[failure.grpc_code], sent["message"], tuple(metadata))
     raise AssertionError("abort raises")
 
 

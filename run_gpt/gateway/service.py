@@ -17,16 +17,19 @@ from run_gpt.config import GatewayConfig
 from run_gpt.errors import Forbidden, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
 from run_gpt.gateway.events import Events, ModelEvents, TextEvents
+from run_gpt.gateway.limits import Limits, used_tokens
 from run_gpt.gateway.metrics import GatewayMetrics
 from run_gpt.gateway.models import Models
 from run_gpt.gateway.pool import ReplicaPool
-from run_gpt.gateway.record import Record, current, new_request_id, note_error, note_user
+from run_gpt.gateway.record import Record, current, current_rights, new_request_id, note_error, note_user
 from run_gpt.gateway.stream_writer import StreamWriter
 from run_gpt.gateway.streams import Streams, places_of
 
 if TYPE_CHECKING:
     from run_gpt.gateway.tracing import Tracing
 
+LIMITED = (Handler.MODEL, Handler.OPENAI)
+"""Handlers whose requests count for the limits of their key."""
 FLUSH_SECONDS = 2.0
 """Time that the ports get to write the last event of a request that the drain ended."""
 
@@ -42,7 +45,8 @@ class Service:
         self._held = 0
         """Number of requests in flight, and of answers that ports are writing."""
         self.draining = False
-        self.metrics = GatewayMetrics(self.models, lambda: self.in_flight)
+        self.limits = Limits()
+        self.metrics = GatewayMetrics(self.models, lambda: self.in_flight, self.limits)
         self._idle = asyncio.Event()
         self._idle.set()
         self._answers: Mapping[Handler, Callable[[Any, float], Awaitable[Body]]] = {
@@ -74,8 +78,15 @@ class Service:
         """
         handler = endpoint_of(request, stream=False).handler
         self.check(request, handler)
+        limit, answer = self._limit(timeout), self._answers[handler]
         with self.running():
-            return await self._answers[handler](request, self._limit(timeout))
+            if handler not in LIMITED:
+                return await answer(request, limit)
+            deadline = time.monotonic() + limit
+            async with self.limits.use(current.get(), request, limit) as use:
+                body = await answer(request, deadline - time.monotonic())
+                use.tokens = used_tokens(body)
+                return body
 
     def stream(self, request: AnyRequest, timeout: float | None = None) -> AbstractAsyncContextManager[Events]:
         """Return the events of the answer, which end with their block. Raises a RequestError, as do their methods."""
@@ -84,9 +95,10 @@ class Service:
         return self._streams[handler](request, self._limit(timeout))
 
     def check(self, request: AnyRequest, handler: Handler) -> None:
-        """Raise Unavailable, ModelNotFound or Forbidden for a request that cannot be served now."""
+        """Raise Forbidden, Unavailable or ModelNotFound for a request that is not allowed, or cannot be served now."""
         if isinstance(request, OpenAIRequest):
             note_user(request.user)
+        current_rights().check(handler)
         if handler is Handler.ADAPTERS and not self.config.runtime_adapters:
             raise Forbidden("adapters cannot be changed here: start the server with --runtime-adapters")
         if self.draining:
@@ -132,12 +144,17 @@ class Service:
         """Yield the events of a text: of the request itself, or of an OpenAI request's native ones."""
         deadline = time.monotonic() + limit
         with self.running(), _named_as_in(request):
-            async with self.models.held(self.models.named(request.model), limit) as pool:
+            async with (
+                self.limits.use(current.get(), request, limit) as use,
+                self.models.held(self.models.named(request.model), deadline - time.monotonic()) as pool,
+            ):
                 natives = request.natives() if isinstance(request, OpenAIRequest) else [request]
                 streams = Streams(pool, cast("Sequence[Request]", natives), deadline, _request_id)
+                writer = StreamWriter(cast("Any", request), cast("Any", natives))
                 try:
-                    yield TextEvents(streams, StreamWriter(cast("Any", request), cast("Any", natives)))
+                    yield TextEvents(streams, writer)
                 finally:
+                    use.tokens = writer.tokens + streams.unread_tokens()
                     await streams.close()
 
     @asynccontextmanager
@@ -176,8 +193,9 @@ class Service:
         """True when a request would be taken now."""
         return not self.draining and self.models.watched and self.models.ready
 
-    def status(self) -> dict[str, Any]:
-        """Return the answer of `/ready`."""
+    def status(self, *, to_stranger: bool = False) -> dict[str, Any]:
+        """Return the answer of `/ready`; a stranger does not get what there is to know of each replica."""
+        each = {} if to_stranger else {"each": [replica.describe() for replica in self.models.replicas]}
         return {
             "ready": self.ready,
             "model": self.models.all[0].name or None,
@@ -187,7 +205,7 @@ class Service:
             "replicas": {
                 "ready": sum(replica.takes_requests for replica in self.models.replicas),
                 "total": len(self.models.replicas),
-                "each": [replica.describe() for replica in self.models.replicas],
+                **each,
             },
         }
 

@@ -18,6 +18,11 @@ class StreamWriter:
         self._streams: dict[int, NativeStream] = {}
         self._writer: EventWriter | None = request.writer() if isinstance(request, OpenAIRequest) else None
 
+    @property
+    def tokens(self) -> int:
+        """Tokens so far of all prompts and answers."""
+        return sum(stream.total_tokens for stream in self._streams.values())
+
     def begin(self, which: int, head: Head) -> None:
         """Take the head of native request number `which`."""
         self._streams[which] = NativeStream(self._natives[which], head)

@@ -46,6 +46,11 @@ class Streams:
             raise self._error
         return updates
 
+    def unread_tokens(self) -> int:
+        """Remove and count the tokens that came and were not read."""
+        unread = [one for exchange in self._exchanges.values() for one in exchange.take()]
+        return sum(one.tokens for one in unread if isinstance(one, Piece))
+
     async def close(self) -> None:
         """End the streams that have not ended."""
         await end_tasks(*self._tasks)

@@ -91,7 +91,9 @@ class Source:
 
 
 def _refusal(response: httpx.Response) -> str:
-    if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+    if response.status_code == httpx.codes.FORBIDDEN:
+        return "its key may not read /metrics: take one with role=admin or role=monitor"
+    if response.status_code == httpx.codes.UNAUTHORIZED:
         return "it requires a key: set RUNGPT_API_KEY, or give --api-key"
     if response.status_code == httpx.codes.NOT_FOUND:
         return "it has no /metrics: it is no RunGPT server, or of another version"

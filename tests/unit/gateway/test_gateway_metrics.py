@@ -20,6 +20,7 @@ from run_gpt.gateway.http import build_app
 from run_gpt.gateway.http_access import guarded
 from run_gpt.gateway.metrics import GatewayMetrics, endpoint_label
 from run_gpt.gateway.record import Record
+from run_gpt.gateway.rights import EVERYTHING, Rights
 from run_gpt.gateway.scrape import CONTENT_TYPE, joined, scrape
 from run_gpt.gateway.service import Service
 
@@ -189,6 +190,9 @@ class OneKey:
         if key != "right":
             raise AuthenticationError("wrong")
         return "alice"
+
+    async def admit(self, key: str | None, address: str) -> tuple[str, Rights]:
+        return self.check(key), EVERYTHING
 
 
 @pytest.fixture

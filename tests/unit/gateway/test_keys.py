@@ -43,6 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def file(tmp_path: Path) -> Path:
     file = tmp_path / "keys"
     file.write_text(f"alice: {ALICE}\n")
+    file.chmod(0o600)
     return file
 
 
@@ -197,6 +198,36 @@ def test_an_emptied_file_lets_nobody_in_and_a_start_with_it_says_so(file: Path, 
     file.write_text(f"alice: {ALICE}")
     clock.now += 1
     assert keys.check(ALICE) == "alice"
+
+
+@pytest.mark.parametrize(("mode", "warns"), [(0o600, False), (0o440, False), (0o660, False), (0o644, True)])
+def test_a_file_that_everybody_may_read_is_a_warning_once(
+    file: Path, clock: Clock, caplog: Any, mode: int, warns: bool
+) -> None:
+    """A Secret in a container is often readable by its group, and nobody else is there."""
+    file.chmod(mode)
+    keys = Keys(file=file)
+    for i in range(3):
+        clock.now += 1
+        file.chmod(0o600)
+        file.write_text(f"alice: {ALICE}\n# {i}\n")
+        file.chmod(mode)
+        assert keys.check(ALICE) == "alice"
+    assert [line for line in caplog.messages if "chmod o-r" in line] == caplog.messages[: int(warns)]
+    assert ALICE not in caplog.text
+
+
+def test_a_file_that_everybody_may_write_is_refused(file: Path, clock: Clock, caplog: Any) -> None:
+    """Everybody on the machine could add a key of their own."""
+    keys = Keys(file=file)
+    file.chmod(0o602)
+    with pytest.raises(SetupError, match="may be written by everybody on this machine: chmod o-w"):
+        Keys(file=file)
+    file.write_text(f"bob: {BOB}\n")
+    clock.now += 1
+    assert refused(keys, BOB)
+    assert keys.check(ALICE) == "alice"
+    assert "chmod o-w" in caplog.text
 
 
 def basic(text: str) -> str:
