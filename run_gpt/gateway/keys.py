@@ -102,7 +102,7 @@ class Keys:
 
     def rights(self, name: str) -> Rights:
         """Return the rights of the key of this name."""
-        return {**self._own, **self._named}[name].rights
+        return (self._own.get(name) or self._named[name]).rights
 
     async def admit(self, key: str, address: str) -> tuple[str, Rights]:
         """Return the name and the rights of a key that came from this address, after its delay (see Guesses).
@@ -157,6 +157,7 @@ def parse_keys(content: bytes, file: Path, taken: dict[str, Key] | None = None) 
     `taken`: keys that exist beside them, by name. Raises SetupError, which gives the line, but never the key.
     """
     found: dict[str, Key] = {}
+    names = {known.digest: name for name, known in (taken or {}).items()}
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         where = f"{file}, line {number}"
         line = raw.decode("utf-8", "replace").strip()
@@ -170,11 +171,10 @@ def parse_keys(content: bytes, file: Path, taken: dict[str, Key] | None = None) 
             raise SetupError(f"{where}: a name has up to 100 of A-Z a-z 0-9 _ . - and begins with a letter or digit")
         if not _KEY.fullmatch(key):
             raise SetupError(f"{where}: {_A_KEY}")
-        others = {**(taken or {}), **found}
-        if name in others:
+        if name in found or name in (taken or {}):
             raise SetupError(f"{where}: there is another key called {name}")
         digest = _digest(key)
-        if twin := next((other for other, theirs in others.items() if theirs.digest == digest), None):
+        if (twin := names.setdefault(digest, name)) != name:
             raise SetupError(f"{where}: {name} has the same key as {twin}")
         found[name] = Key(digest, parse_rights(words, where))
     return found

@@ -75,7 +75,7 @@ def describe(version: str) -> dict[str, Any]:
     }
     ready = {
         "get": {
-            "summary": "Whether a request would be served now, and the state of each model and replica; needs no key",
+            "summary": "Whether a request would be served now; needs no key. With one also the state of each replica",
             "security": [],
             "responses": {"200": {"description": "It would"}, "503": {"description": "It would not"}},
         }

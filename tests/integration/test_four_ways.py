@@ -99,6 +99,19 @@ def test_a_chat_that_goes_on_says_what_it_did_not_run_again(local, remote, over_
             assert chunk.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
 
 
+def test_a_prompt_is_run_again_for_another_salt(local, remote, over_http):
+    """Users who share a key, or a server without keys, could otherwise tell what others have sent."""
+    for model, name in ((local, "Anna"), (remote, "Bert"), (over_http, "Carl")):  # both of the last are one server
+        prompt = f"{name} has a secret: the {PROMPT}"
+
+        def cached(salt, model=model, prompt=prompt):
+            answer = model.generate(prompt, max_new_tokens=1, cache_salt=salt)
+            return answer.usage.prompt_tokens_details.cached_tokens
+
+        assert [cached("one"), cached("two"), cached(None)] == [0, 0, 0]
+        assert min(cached("one"), cached("two"), cached(None)) > 0
+
+
 @pytest.mark.parametrize(
     "parameters",
     [
