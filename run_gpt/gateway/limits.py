@@ -6,8 +6,9 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from contextvars import ContextVar
 
+from run_gpt.api.answers import Answer
 from run_gpt.api.schema import AnyRequest
 from run_gpt.errors import DeadlineExceeded, RateLimited
 from run_gpt.gateway.record import Record
@@ -24,7 +25,7 @@ class Use:
     """Use of one request."""
 
     tokens = 0
-    """Tokens of its prompt and answer; set it before the end."""
+    """Tokens of its prompt and answer, as far as they are known."""
 
 
 class Account:
@@ -150,6 +151,7 @@ class Limits:
             account.enter()
             record.admitted = True
         began = time.monotonic()
+        current.set(use)
         try:
             yield use
         except (asyncio.CancelledError, GeneratorExit, DeadlineExceeded):
@@ -159,10 +161,15 @@ class Limits:
             account.leave(use.tokens, time.monotonic() - began)
 
 
-def used_tokens(body: Any) -> int:
-    """Return the tokens of a whole answer; 0 for one without a usage."""
-    usage = getattr(body, "usage", None)
-    return getattr(usage, "total_tokens", 0) or 0
+current: ContextVar[Use | None] = ContextVar("current", default=None)
+"""Use of the request that this task works for."""
+
+
+def note_answer(answer: Answer) -> None:
+    """Count the tokens of a whole answer to a native request of the current one, also if another one of these fails."""
+    if (use := current.get()) is not None:
+        usage = getattr(answer, "usage", None)
+        use.tokens += getattr(usage, "total_tokens", 0) or 0
 
 
 def estimated_tokens(request: AnyRequest) -> int:

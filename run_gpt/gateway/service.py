@@ -17,7 +17,7 @@ from run_gpt.config import GatewayConfig
 from run_gpt.errors import Forbidden, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
 from run_gpt.gateway.events import Events, ModelEvents, TextEvents
-from run_gpt.gateway.limits import Limits, used_tokens
+from run_gpt.gateway.limits import Limits, note_answer
 from run_gpt.gateway.metrics import GatewayMetrics
 from run_gpt.gateway.models import Models
 from run_gpt.gateway.pool import ReplicaPool
@@ -83,10 +83,8 @@ class Service:
             if handler not in LIMITED:
                 return await answer(request, limit)
             deadline = time.monotonic() + limit
-            async with self.limits.use(current.get(), request, limit) as use:
-                body = await answer(request, deadline - time.monotonic())
-                use.tokens = used_tokens(body)
-                return body
+            async with self.limits.use(current.get(), request, limit):
+                return await answer(request, deadline - time.monotonic())
 
     def stream(self, request: AnyRequest, timeout: float | None = None) -> AbstractAsyncContextManager[Events]:
         """Return the events of the answer, which end with their block. Raises a RequestError, as do their methods."""
@@ -110,7 +108,9 @@ class Service:
         """Return the answer of one replica."""
         deadline = time.monotonic() + limit
         async with self.models.held(self.models.named(request.model), limit) as pool:
-            return await pool.answer(request, _request_id(), deadline - time.monotonic())
+            answer = await pool.answer(request, _request_id(), deadline - time.monotonic())
+            note_answer(answer)
+            return answer
 
     async def _change_adapters(self, request: Change, limit: float) -> Body:
         async with self.models.held(self.models.named(request.model), limit) as pool:
@@ -126,7 +126,9 @@ class Service:
 
                 async def one(native: AnyRequest) -> Answer:
                     async with places:
-                        return await pool.answer(native, _request_id(), deadline - time.monotonic())
+                        answer = await pool.answer(native, _request_id(), deadline - time.monotonic())
+                        note_answer(answer)
+                        return answer
 
                 return request.join(await together([one(native) for native in natives]))
 

@@ -1,19 +1,22 @@
 """Limits of keys: without these tests one key could take the whole server, or a request never get its turn."""
 
 import asyncio
-from contextlib import AsyncExitStack
-from types import SimpleNamespace
+from contextlib import AsyncExitStack, suppress
 from typing import Any, cast
 
 import pytest
 
-from run_gpt.api.answers import GenerateAnswer, Usage
+from run_gpt.api.answers import Choice, GenerateAnswer, Usage
+from run_gpt.api.openai.completions import CompletionRequest
 from run_gpt.api.schema import GenerateRequest
-from run_gpt.errors import DeadlineExceeded, QueueFull, RateLimited
+from run_gpt.config import GatewayConfig
+from run_gpt.errors import DeadlineExceeded, InvalidRequest, QueueFull, RateLimited
 from run_gpt.gateway import limits as module
-from run_gpt.gateway.limits import Limits, used_tokens
+from run_gpt.gateway import record
+from run_gpt.gateway.limits import Limits
 from run_gpt.gateway.record import Record
 from run_gpt.gateway.rights import Rights
+from run_gpt.gateway.service import Service
 
 ASKED = GenerateRequest(prompt="x" * 400)
 LONG = 60.0
@@ -40,8 +43,8 @@ def call(key: str | None = "alice", **rights: Any) -> Record:
     return Record(method="POST", route="/generate", key=key, rights=Rights(**rights))
 
 
-async def spend(limits: Limits, record: Record, tokens: int) -> None:
-    async with limits.use(record, ASKED, LONG) as use:
+async def spend(limits: Limits, of: Record, tokens: int) -> None:
+    async with limits.use(of, ASKED, LONG) as use:
         use.tokens = tokens
 
 
@@ -117,12 +120,12 @@ async def test_a_request_that_nobody_waited_for_costs_what_is_known_or_about_its
 
 async def test_a_call_of_more_requests_than_the_limit_has_them_in_turns() -> None:
     """Documents of one message: a 429 for the call would be a 429 for ever."""
-    limits, record = Limits(), call(requests=2)
+    limits, one_call = Limits(), call(requests=2)
     together, most = 0, 0
 
     async def one(i: int) -> int:
         nonlocal together, most
-        async with limits.use(record, ASKED, LONG):
+        async with limits.use(one_call, ASKED, LONG):
             together += 1
             most = max(most, together)
             await asyncio.sleep(0.001)
@@ -135,13 +138,13 @@ async def test_a_call_of_more_requests_than_the_limit_has_them_in_turns() -> Non
 
 
 async def test_turns_are_given_in_order_and_those_who_leave_lose_none() -> None:
-    limits, record = Limits(), call(requests=1)
+    limits, one_call = Limits(), call(requests=1)
     order: list[int] = []
     first = AsyncExitStack()
-    await first.enter_async_context(limits.use(record, ASKED, LONG))
+    await first.enter_async_context(limits.use(one_call, ASKED, LONG))
 
     async def one(i: int) -> None:
-        async with limits.use(record, ASKED, LONG):
+        async with limits.use(one_call, ASKED, LONG):
             order.append(i)
 
     tasks = [asyncio.create_task(one(i)) for i in range(5)]
@@ -157,23 +160,48 @@ async def test_turns_are_given_in_order_and_those_who_leave_lose_none() -> None:
 
 
 async def test_a_turn_that_does_not_come_is_late_at_the_deadline() -> None:
-    limits, record = Limits(), call(requests=1)
-    async with limits.use(record, ASKED, LONG):
+    limits, one_call = Limits(), call(requests=1)
+    async with limits.use(one_call, ASKED, LONG):
         with pytest.raises(DeadlineExceeded, match="requests=1"):
-            async with limits.use(record, ASKED, 0.01):
+            async with limits.use(one_call, ASKED, 0.01):
                 pass
-    await spend(limits, record, 1)
+    await spend(limits, one_call, 1)
 
 
 async def test_a_further_request_of_a_call_waits_for_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits, record = Limits(), call(tokens=10**9)
-    await spend(limits, record, 10**9 + 10**5)
-    await spend(limits, record, 1)
+    limits, one_call = Limits(), call(tokens=10**9)
+    await spend(limits, one_call, 10**9 + 10**5)
+    await spend(limits, one_call, 1)
     assert limits.accounts["alice"].limited["tokens"] == 0
 
 
-def test_the_tokens_of_an_answer_are_those_of_its_usage() -> None:
-    usage = Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7)
-    answer = GenerateAnswer(id="x", created=1, model="m", choices=[], usage=usage)
-    assert used_tokens(answer) == 7
-    assert used_tokens(SimpleNamespace()) == used_tokens(cast("Any", SimpleNamespace(usage=None))) == 0
+class Pool:
+    """Pool of one ready replica, which answers each prompt with 7 tokens, but refuses the prompt "bad"."""
+
+    ready, model = (object(),), "m"
+
+    async def answer(self, request: GenerateRequest, *_: Any) -> GenerateAnswer:
+        if request.prompt == "bad":
+            raise InvalidRequest("no")
+        usage = Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7)
+        choice = Choice(index=0, text="x", finish_reason="stop")
+        return GenerateAnswer(id="x", created=1, model="m", choices=[choice], usage=usage)
+
+
+@pytest.mark.parametrize(
+    ("request_", "tokens"),
+    [
+        (GenerateRequest(prompt="x"), 7),
+        (CompletionRequest.parse({"prompt": ["x"] * 40}), 280),
+        (CompletionRequest.parse({"prompt": [*["x"] * 40, "bad"]}), 280),
+        (GenerateRequest(prompt="bad"), 0),
+    ],
+    ids=["one prompt", "many", "many, and the last one fails", "one that fails"],
+)
+async def test_each_prompt_that_was_answered_counts_whatever_becomes_of_the_others(request_: Any, tokens: int) -> None:
+    """One bad prompt behind many good ones would otherwise make these free."""
+    service = Service([cast("Any", Pool())], GatewayConfig())
+    record.begin(call())
+    with suppress(InvalidRequest):
+        await service.answer(request_)
+    assert service.limits.accounts["alice"].tokens == tokens
