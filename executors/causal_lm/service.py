@@ -1,6 +1,7 @@
 """`ModelService`: an executor's handling of requests to its model, from Jina or from the inner wire."""
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ class ModelService:
         self._running, self._idle, self._draining = 0, asyncio.Event(), False
         self._idle.set()
         self._started = time.time()
+        self._numbers = itertools.count(1)
 
     async def answer(self, request: AnyRequest, trace: Mapping[str, str] = NO_TRACE) -> Answer:
         """Answer a request as a whole. Raises a RequestError."""
@@ -71,7 +73,8 @@ class ModelService:
 
     def status(self) -> Status:
         """Return the status of the model and its engine."""
-        status = self.host.status().model_copy(update={"started": self._started})
+        now = {"started": self._started, "number": next(self._numbers)}
+        status = self.host.status().model_copy(update=now)
         if self._draining and status.state == "ready":
             status = status.model_copy(update={"state": "draining"})
         return status

@@ -208,6 +208,8 @@ class Status(BaseModel):
     """Precision of most of the model's weights, such as `bf16` or `bit4`; None: it is not loaded."""
     started: float | None = None
     """Time when the process began to serve, in seconds since 1970. Another number means another process."""
+    number: int | None = None
+    """Number of this status among those of its process: a higher one is newer, whichever arrives first."""
     memory: Bytes | None = None
     """Most bytes that the model's weights and KV cache take once it is loaded; None: not known."""
     unload_after: float | None = None

@@ -227,8 +227,6 @@ class Tries:
         """
         self.refusal = self.failure = refusal
         state = await replica.state_now() if isinstance(refusal, Unavailable) else "ready"
-        if state != "ready":
-            replica.suspect(state)
         self._failures += state != "draining"
         return self._failures < ATTEMPTS
 

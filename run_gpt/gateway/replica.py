@@ -68,6 +68,11 @@ class Replica:
         self._link = Link(self._channel)
         self._silent_since: float | None = None
         """Time at which the first of its unanswered probes was sent."""
+        self._heard_at = 0.0
+        """Time at which its newest status arrived."""
+        self._ready_word: Status | None = None
+        """The first status since its last absence that says `ready`."""
+        self._preparing = asyncio.Lock()
         self._doubt = asyncio.Event()
 
     async def start(
@@ -123,15 +128,20 @@ class Replica:
         """True when it can load its model, or does."""
         return self.state in ("unloaded", "loading") and not self.leaving
 
-    def suspect(self, state: State = "lost") -> None:
-        """Note that a call found no connection or was refused: it gets no request until it answers a probe."""
-        self.state = state
+    def suspect(self) -> None:
+        """Note that a call found no connection: it gets no request until it answers a probe."""
+        self._leave("lost")
         self._doubt.set()
+
+    def _leave(self, state: State) -> None:
+        """Take a state in which it gets no requests; it is prepared again before it is ready."""
+        self.state, self._ready_word = state, None
 
     def is_named(self, named: bool) -> None:
         """Take in `named`: True when its address is one of the pool's."""
         if named and self.leaving:
-            self.suspect("connecting")  # it has missed the changes made meanwhile
+            self._leave("connecting")  # it has missed the changes made meanwhile
+            self._doubt.set()
         self.leaving = not named
 
     async def watch(self, first: float, pause: Callable[[], float]) -> None:
@@ -179,23 +189,45 @@ class Replica:
         return self.status.model if self.status else None
 
     async def state_now(self) -> State:
-        """Ask for its state now; `lost` without an answer. Only the watcher keeps states, so this does not."""
+        """Ask for its state now, after it has refused a request; `lost` without an answer."""
         try:
-            return (await self._ask_status()).state
+            status = await self._ask_status()
         except (RequestError, ValidationError):
+            self.suspect()
             return "lost"
+        await self._heard(status)
+        return status.state
 
     async def _heard(self, status: Status) -> None:
-        """Take in its status."""
-        self._silent_since = None
-        if self.status is not None and self.status.started != status.started:
-            self.restarts += 1
-        self.status = status
-        if status.state == "ready" and self.state != "ready":
-            if not await self._prepared():
+        """Take in its status, unless a newer one has arrived: answers on the wire may overtake each other."""
+        self._heard_at, self._silent_since = time.monotonic(), None
+        if self._is_newer(status):
+            if self.status is not None and self.status.started != status.started:
+                self.restarts += 1
+                self._leave("connecting")
+            self.status = status
+            if status.state != "ready":
+                self._leave(status.state)
+            self._ready_word = self._ready_word or (status if status.state == "ready" else None)
+        if status.state == "ready":
+            await self._become_ready()
+
+    async def _become_ready(self) -> None:
+        """Prepare it, if it says that it is ready and is not yet. An absence meanwhile makes that void."""
+        async with self._preparing:
+            word = self._ready_word
+            if word is None or self.state == "ready":
                 return
-            self.cache = object()
-        self.state = status.state
+            if await self._prepared() and word is self._ready_word:
+                self.cache = object()
+                self.state = "ready"
+
+    def _is_newer(self, status: Status) -> bool:
+        """Return True for the first status of a process, and for one with a higher number than all before it."""
+        known = self.status
+        if known is None or known.started != status.started or known.number is None or status.number is None:
+            return True
+        return status.number > known.number
 
     async def ask_metrics(self, timeout: float) -> str:
         """Return its metrics in Prometheus' text form. Raises a RequestError."""
@@ -214,15 +246,17 @@ class Replica:
         return True
 
     def _unheard(self, sent: float, *, gone: bool) -> None:
+        if sent < self._heard_at:
+            return  # another question was answered since
         self._silent_since = self._silent_since or sent
         silent = time.monotonic() - self._silent_since > SILENT_SECONDS and self.state != "loading"
         if self.state != "connecting" and (gone or silent):
-            self.state = "lost"
+            self._leave("lost")
 
     def _note_other_version(self, error: OtherVersion) -> None:
         if self.state != "incompatible":
             log.error("the replica at %s gets no requests: %s", self.address, error.message)
-        self.state = "incompatible"
+        self._leave("incompatible")
 
     def describe(self) -> dict[str, Any]:
         """Return this replica's entry in `/ready`."""

@@ -79,10 +79,11 @@ class ScriptedReplica:
         self.calls.append(ScriptedExchange(arrived, self.scripts[len(self.calls)]))
         return self.calls[-1]
 
-    def suspect(self, state: str = "lost") -> None:
-        self.state = state
+    def suspect(self) -> None:
+        self.state = "lost"
 
     async def state_now(self) -> str:
+        self.state = self.says
         return self.says
 
 

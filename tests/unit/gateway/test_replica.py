@@ -1,6 +1,7 @@
 """The known state of a replica: its own report, when it counts as lost, and when its cache counts as lost."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -140,8 +141,8 @@ class Answering:
         self.forgotten += 1
 
 
-def said(state: str) -> bytes:
-    status = {"state": state, "model": "m", "running": 0, "waiting": 0}
+def said(state: str, number: int | None = None, started: float | None = None) -> bytes:
+    status = {"state": state, "model": "m", "running": 0, "waiting": 0, "number": number, "started": started}
     return Status.model_validate(status).model_dump_json().encode()
 
 
@@ -187,3 +188,101 @@ async def test_each_state_of_a_load_is_heard_and_its_failure_raised(new: New) ->
     with pytest.raises(Unavailable, match="no memory"):
         await failing.load()
     assert failing.state == "loading"
+
+
+async def hear(replica: Replica, *words: bytes) -> None:
+    """Let statuses arrive in this order."""
+    for word in words:
+        await replica._heard(Status.model_validate_json(word))
+
+
+@pytest.mark.parametrize("late", ["loading", "unloaded", "ready"])
+async def test_an_older_status_that_arrives_late_changes_nothing(new: New, late: str) -> None:
+    """Otherwise a request for a model that has just been loaded gets a 503, or one for an unloaded model is sent."""
+    for newest in ("ready", "unloaded", "loading", "draining"):
+        replica = new()
+        await hear(replica, said(newest, 7), said(late, 6))
+        assert (replica.state, replica.status and replica.status.number) == (newest, 7)
+
+
+async def test_any_order_of_arrival_ends_with_the_newest_status(new: New) -> None:
+    states = ["ready", "unloaded", "loading", "ready"]
+    for order in itertools.permutations(range(4)):
+        replica = new()
+        await hear(replica, *(said(states[number], number) for number in order))
+        assert replica.state == "ready"
+
+
+async def test_a_new_process_counts_anew_and_one_without_numbers_is_believed(new: New) -> None:
+    replica = new()
+    await hear(replica, said("ready", 900, started=2.0), said("draining", 1, started=1.0))
+    assert (replica.state, replica.restarts) == ("draining", 1), "clocks may be set back"
+    await hear(replica, said("ready", started=1.0))
+    assert replica.state == "ready"
+
+
+class Preparing:
+    """A replica whose preparations end when the test says so."""
+
+    def __init__(self) -> None:
+        self.replica = Replica("10.0.0.1:5", self.prepare)
+        self.may_end, self.begun = asyncio.Event(), 0
+
+    async def prepare(self, replica: Replica) -> None:
+        self.begun += 1
+        await self.may_end.wait()
+
+    async def hearing(self, word: bytes) -> "asyncio.Task[None]":
+        """Return a task that takes a status in; it has begun."""
+        task = asyncio.create_task(hear(self.replica, word))
+        await asyncio.sleep(0)
+        return task
+
+
+@pytest.mark.parametrize("absence", ["unloaded", "lost", "another process"])
+async def test_a_preparation_is_void_after_an_absence_meanwhile(absence: str) -> None:
+    """A replica without the changed adapters, or without a model, must not count as ready."""
+    them = Preparing()
+    first = await them.hearing(said("ready", 1))
+    if absence == "lost":
+        them.replica.suspect()
+    else:
+        await (await them.hearing(said("unloaded", 2))) if absence == "unloaded" else None
+    second = await them.hearing(said("ready", 3, started=1.0 if absence == "another process" else None))
+    them.may_end.set()
+    await asyncio.gather(first, second)
+    assert (them.replica.state, them.begun) == ("ready", 2)
+    await them.replica.close()
+
+
+async def test_who_brings_an_older_ready_waits_for_the_preparation_too() -> None:
+    """The end of a load may arrive after a probe that was asked later; then the request is answered all the same."""
+    them = Preparing()
+    probe = await them.hearing(said("ready", 7))
+    load = await them.hearing(said("ready", 6))
+    assert not load.done()
+    them.may_end.set()
+    await asyncio.gather(probe, load)
+    assert (them.replica.state, them.begun) == ("ready", 1)
+    await them.replica.close()
+
+
+async def test_a_probe_that_failed_after_a_later_question_was_answered_is_no_silence(probed: Probed) -> None:
+    replica = probed.replica
+    for failure in (GONE, LATE):
+
+        async def fail(*_: Any, **__: Any) -> bytes:
+            probed.now += 1
+            await hear(replica, said("ready"))
+            probed.now += 60
+            raise failure  # noqa: B023
+
+        replica.ask = fail  # type: ignore[method-assign]
+        await replica.probe()
+        assert replica.state == "ready"
+
+
+async def test_a_refusal_is_followed_by_the_state_that_its_replica_says(new: New) -> None:
+    replica = Answering(new(), said("draining", 5)).replica
+    await hear(replica, said("ready", 4))
+    assert await replica.state_now() == replica.state == "draining"
