@@ -12,6 +12,7 @@ from typing import Literal
 
 import run_gpt.errors
 from run_gpt.errors import RunGPTError, SetupError
+from run_gpt.flows.heartbeat import PIPE_VARIABLE, Pulse
 from run_gpt.process import logs
 
 SETUP_ERROR_MARK = "rungpt-setup-error "
@@ -65,7 +66,8 @@ class PodProcess:
         self.error: RunGPTError | None = None
         """Error with which the process could not start, as the process reported it."""
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
-        self._popen = _spawn(spec)
+        self._pulse = Pulse()
+        self._popen = _spawn(spec, self._pulse)
         self._output = threading.Thread(target=self._read_output, args=(on_line,), daemon=True)
         self._output.start()
         threading.Thread(target=self._wait, args=(on_exit,), daemon=True).start()
@@ -83,6 +85,14 @@ class PodProcess:
     def last_line(self) -> str:
         """Text of the last line that it has written, or an empty string."""
         return logs.text_of(self._lines[-1]) if self._lines else ""
+
+    def hangs(self) -> str | None:
+        """Look whether the process goes on, about once a second; return why it hangs, or None."""
+        return self._pulse.problem(self.pid)
+
+    def close(self) -> None:
+        """Free what is left of it after its end. The thread that calls `hangs` calls this."""
+        self._pulse.close()
 
     def terminate(self) -> None:
         """Ask the process to stop."""
@@ -130,21 +140,25 @@ def _parse_error(text: str) -> RunGPTError:
     return cls(message) if isinstance(cls, type) and issubclass(cls, RunGPTError) else SetupError(message)
 
 
-def _spawn(spec: PodSpec) -> subprocess.Popen[str]:
+def _spawn(spec: PodSpec, pulse: Pulse) -> subprocess.Popen[str]:
     try:
         popen = subprocess.Popen(
             spec.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={name: value for name, value in _environment(spec).items() if value is not None},
+            env=_environment(spec, pulse),
+            pass_fds=(pulse.write,),
             text=True,
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
         )
     except OSError as error:
+        pulse.close()
         raise SetupError(f"cannot start {spec.name}: {error.strerror or error}") from error
+    finally:
+        pulse.started()
     assert popen.stdin is not None
     try:
         popen.stdin.write(spec.stdin + "\n")
@@ -154,8 +168,9 @@ def _spawn(spec: PodSpec) -> subprocess.Popen[str]:
     return popen
 
 
-def _environment(spec: PodSpec) -> dict[str, str | None]:
-    return {**os.environ, logs.POD_VARIABLE: spec.name, **spec.env}
+def _environment(spec: PodSpec, pulse: Pulse) -> dict[str, str]:
+    ours = {logs.POD_VARIABLE: spec.name, PIPE_VARIABLE: str(pulse.write)}
+    return {name: value for name, value in {**os.environ, **ours, **spec.env}.items() if value is not None}
 
 
 def _kill_group(leader: int) -> None:

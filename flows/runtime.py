@@ -11,6 +11,7 @@ import grpc
 from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
 
 from run_gpt.flows.ending import SIGNALS, end_now, end_on_signals
+from run_gpt.flows.heartbeat import beat
 from run_gpt.process import request_ids
 
 _SEND_SECONDS = 5.0
@@ -33,6 +34,7 @@ class PodRuntime(AsyncNewLoopRuntime):  # type: ignore[misc]
             await super().async_setup()
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._stop, number)
+        self._beating = self._loop.create_task(beat())
 
     def _stop(self, signum: int) -> None:
         if self.is_cancel.is_set() and signum == signal.SIGINT:

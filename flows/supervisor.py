@@ -12,6 +12,7 @@ from typing import Literal
 
 from run_gpt.errors import SetupError
 from run_gpt.flows.backoff import Backoff
+from run_gpt.flows.heartbeat import LOOK_SECONDS
 from run_gpt.flows.process import PodProcess, PodSpec
 from run_gpt.process import logs
 from run_gpt.process.log_queue import LogQueue
@@ -107,6 +108,7 @@ class Supervisor:
         self._reports = LogQueue(on_event, lambda lines: Event("warning", f"{lines} lines of the log were lost"))
         self._on_ready = on_ready
         self._inbox: SimpleQueue[PodProcess | None] = SimpleQueue()
+        self._look_at = 0.0
         self._stop_requested = False
         self._kill_requested = False
         self._serving = False
@@ -123,6 +125,7 @@ class Supervisor:
                 self._start(child)
             while not self._stop_requested:
                 self._note_ready()
+                self._end_hung()
                 self._wait()
                 self._start_due()
         finally:
@@ -183,9 +186,20 @@ class Supervisor:
             self._report("ready", "ready")
             self._on_ready()
 
+    def _end_hung(self) -> None:
+        """End the processes that hang, about once a second; they are started again like those that die."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        for child in self._children:
+            if child.process is not None and (why := child.process.hangs()):
+                self._report("killed", f"{child.spec.name} hangs, {why}: it is killed", child)
+                child.process.kill()
+
     def _wait(self) -> None:
-        """Wait until a process dies, a restart or a check of a loading process is due, or a stop is requested."""
+        """Wait until a process dies, or a restart, a check of a process or a stop is due."""
         wake_at = [child.restart_at for child in self._children if child.restart_at is not None]
+        wake_at.append(self._look_at)
         if any(child.is_loading for child in self._children):
             wake_at.append(time.monotonic() + _POLL_SECONDS)
         dead = self._next_dead(min(wake_at, default=None))
@@ -202,6 +216,7 @@ class Supervisor:
         for child in self._children:
             if process is not None and child.process is process:
                 child.process = None
+                process.close()
                 return child, process
         return None
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +37,9 @@ add_rpc_methods()
 LoadModelRequestDocument, UnloadModelRequestDocument = map(document_class, (LoadModelRequest, UnloadModelRequest))
 StatusDocument, MetricsDocument = map(document_class, (Status, Metrics))
 
+_REPORT_SECONDS = 0.5
+"""Longest time that the last line of a hanging process may take."""
+
 # Arguments that Jina itself passes to an Executor's constructor.
 _JINAS = {"metas", "requests", "runtime_args", "workspace", "dynamic_batching"}
 
@@ -56,7 +60,7 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
             raise SetupError(f"CausalLMExecutor has no setting {', '.join(map(repr, settings))}")
         self.failed = False
         """True when the engine has died; the process then ends."""
-        self.host = Host(model_config, engine_config, host_config, on_dead=self._fail)
+        self.host = Host(model_config, engine_config, host_config, self._fail, self._end_hung)
         self.service = ModelService(self.host, Spans(self.tracer_provider))
         self._link = LinkServer(LinkEndpoints(self.service))
         self.rpc_methods = {METHOD: self._link.handler}
@@ -106,6 +110,21 @@ class CausalLMExecutor(Executor):  # type: ignore[misc]
         log.error("the engine is dead, this process ends")
         self.failed = True
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def _end_hung(self, reason: str) -> None:
+        """End this process, whose engine hangs, at once: an orderly end would wait for the engine's thread.
+
+        Gateways notice it by their broken connections, and ask another replica or end the requests with an error.
+        """
+
+        def report() -> None:
+            log.critical("%s: this process ends", reason)
+            logging.shutdown()
+
+        reporting = threading.Thread(target=report, daemon=True)
+        reporting.start()
+        reporting.join(_REPORT_SECONDS)  # nothing may read the log
+        os._exit(1)
 
 
 def _whole(endpoint: Endpoint) -> Any:

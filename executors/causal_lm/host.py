@@ -12,9 +12,11 @@ from run_gpt.api.answers import Status
 from run_gpt.config import EngineConfig, HostConfig, ModelConfig
 from run_gpt.errors import RunGPTError, Unavailable
 from run_gpt.executors.causal_lm.footprint import Footprint
+from run_gpt.executors.causal_lm.watch import EngineWatch
 from run_gpt.models import served_names
 
 if TYPE_CHECKING:
+    from run_gpt.engine.heartbeat import Heartbeat
     from run_gpt.local.model import Model
 
 log = logging.getLogger(__name__)
@@ -24,14 +26,21 @@ PROGRESS_SECONDS = 0.1
 
 
 class Host:
-    """The model that these configurations name. Use it on one event loop; `on_dead` is called when its engine dies.
+    """The model that these configurations name. Use it on one event loop.
+
+    `on_dead` is called when its engine dies, `on_hang` with the reason when it hangs, both in other threads.
 
     Loads it at once if `config.preload`; else it only ensures that the files are present. Raises SetupError or
     ModelNotFound.
     """
 
     def __init__(
-        self, model_config: ModelConfig, engine_config: EngineConfig, config: HostConfig, on_dead: Callable[[], None]
+        self,
+        model_config: ModelConfig,
+        engine_config: EngineConfig,
+        config: HostConfig,
+        on_dead: Callable[[], None],
+        on_hang: Callable[[str], None] = lambda reason: None,
     ):
         self.name, *self._aliases = served_names(model_config)
         measured = not config.preload or config.memory is not None
@@ -42,7 +51,15 @@ class Host:
         self._loading: asyncio.Task[None] | None = None
         self._progress: tuple[str, int, int | None] = ("", 0, None)
         self._why: str | None = None
-        self._model = self._load() if config.preload else None
+        # torch.compile waits for other processes.
+        self._watch = EngineWatch(self._heartbeat, config.step_timeout, on_hang, may_sleep=engine_config.compile)
+        self._model: Model | None = None
+        if config.preload:
+            self._model = self._load()
+        self._watch.start()
+
+    def _heartbeat(self) -> "Heartbeat | None":
+        return None if self._model is None else self._model.heartbeat
 
     @property
     def model(self) -> "Model":
@@ -75,16 +92,20 @@ class Host:
 
     def close(self) -> None:
         """End the engine; requests that still run end with Unavailable. Blocks."""
+        self._watch.close()
         if self._model is not None:
             self._model.shutdown()
 
     def status(self) -> Status:
         """Return the state of the model, and the memory that it takes."""
         status = self._status_without() if self._model is None else self._model.status()
-        memory = self._footprint.bytes_of(self._engine_config, self._config.memory)
-        return status.model_copy(
-            update={"memory": memory, "unload_after": self._config.unload_after, "aliases": self._aliases}
-        )
+        about = {
+            "state": "stuck" if self._watch.is_stuck and status.state == "ready" else status.state,
+            "memory": self._footprint.bytes_of(self._engine_config, self._config.memory),
+            "unload_after": self._config.unload_after,
+            "aliases": self._aliases,
+        }
+        return status.model_copy(update=about)
 
     def metrics(self) -> str:
         """Return the engine's metrics since the load, in Prometheus' text form; empty while it is not loaded."""

@@ -196,7 +196,8 @@ ChatCompletionChunk = ChatEvent
 class Status(BaseModel):
     """State of an executor, as `/status` gives it."""
 
-    state: Literal["ready", "draining", "dead", "unloaded", "loading"]
+    state: Literal["ready", "stuck", "draining", "dead", "unloaded", "loading"]
+    """`stuck`: the engine has work and seems not to go on; it may still do so."""
     model: str
     running: int
     """Number of sequences that are being decoded."""

@@ -158,7 +158,7 @@ class EngineConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class HostConfig(Config):
-    """Times at which a model is in memory, and its share of the memory."""
+    """Times at which a model is in memory, its share of the memory, and the time after which its engine hangs."""
 
     preload: Annotated[
         bool,
@@ -187,6 +187,10 @@ class HostConfig(Config):
             by_position=True,
         ),
     ] = None
+    step_timeout: Annotated[
+        float,
+        Option("Seconds for one step of the engine, after which its replica is restarted.", Panel.SERVER, least=1),
+    ] = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from run_gpt.config import EngineConfig
 from run_gpt.engine.adapters import LoadedAdapters
 from run_gpt.engine.beam_search import BeamSearches
 from run_gpt.engine.deliveries import Deliveries
+from run_gpt.engine.heartbeat import Heartbeat
 from run_gpt.engine.inbox import Delivery
 from run_gpt.engine.interface import Engine, EngineStats, Outlet, State
 from run_gpt.engine.metrics import EngineMetrics
@@ -69,6 +70,7 @@ class BatchEngine(Engine):
         self._beams = BeamSearches(config.max_waiting, self._new_text, runner.end_ids)
         self._deliveries = Deliveries(self.scheduler, self._beams, self._changed)
         self._metrics = EngineMetrics(self.scheduler, self._beams, self._changed)
+        self.heartbeat = Heartbeat()
         self._thread = threading.Thread(target=self._run, name="rungpt-engine", daemon=True)
         self._thread.start()
 
@@ -192,13 +194,17 @@ class BatchEngine(Engine):
             self._loop()
         except BaseException as error:
             self.fail(describe_failure(error, self._config))
+        finally:
+            self.heartbeat.rest()
 
     def _loop(self) -> None:
         while self._state != "dead":
             with self._changed:
+                self.heartbeat.rest()
                 self._changed.wait_for(lambda: self._stopping or self._tasks or self.scheduler.has_work)
                 if self._stopping:
                     return
+                self.heartbeat.begin()
                 self._tasks.run()
             try:
                 self._step()

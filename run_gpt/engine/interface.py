@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from run_gpt.engine.events import EventStream
+from run_gpt.engine.heartbeat import Heartbeat
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.errors import RequestError
 
@@ -46,6 +47,8 @@ class Outlet(Protocol):
 
 class Engine(ABC):
     """Requests in, token events out. Thread-safe; requests may be started from any event loop."""
+
+    heartbeat: Heartbeat
 
     @abstractmethod
     def start(self, request: Request, outlet: Outlet) -> None:

@@ -14,7 +14,7 @@ from run_gpt.gateway.replica import Replica
 
 log = logging.getLogger(__name__)
 
-_TAKES_MEMORY = ("ready", "draining", "loading")
+_TAKES_MEMORY = ("ready", "silent", "stuck", "draining", "loading")
 
 
 class Hosted:

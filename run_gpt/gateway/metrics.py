@@ -18,7 +18,10 @@ from run_gpt.process import logs
 OTHER = "other"
 CUT_OFF = "cut_off"
 """Error code of a request whose client did not wait for its end."""
-STATES = ("connecting", "unloaded", "loading", "ready", "draining", "dead", "lost", "incompatible", "leaving")
+STATES = (
+    *("connecting", "unloaded", "loading", "ready", "silent", "stuck"),
+    *("draining", "dead", "lost", "incompatible", "leaving"),
+)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _LEFT = ("499", "CANCELLED")
 

@@ -76,7 +76,7 @@ class Models:
     def ready(self) -> bool:
         """True when each model has been seen once, and at least one of them would take a request now."""
         known = all(hosted.name for hosted in self.all)
-        return known and any(hosted.pool.ready or hosted.can_load for hosted in self.all)
+        return known and any(hosted.pool.sure or hosted.can_load for hosted in self.all)
 
     def named(self, name: str | None) -> Hosted:
         """Return the model of this name, the default one for None. Raises ModelNotFound, Unavailable."""

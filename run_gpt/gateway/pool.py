@@ -72,8 +72,13 @@ class ReplicaPool:
 
     @property
     def ready(self) -> list[Replica]:
-        """Replicas that take requests."""
+        """Replicas that take requests, some of them only where no other does (see `sure`)."""
         return [replica for replica in self.members.replicas.values() if replica.takes_requests]
+
+    @property
+    def sure(self) -> list[Replica]:
+        """Replicas that take requests and seem to answer them."""
+        return [replica for replica in self.ready if replica.state == "ready"]
 
     @property
     def model(self) -> str | None:
@@ -190,6 +195,7 @@ class ReplicaPool:
         candidates = [replica for replica in self.ready if replica not in tries.replicas]
         if not candidates:
             raise tries.refusal or self._not_ready()
+        candidates = [replica for replica in candidates if replica.state == "ready"] or candidates
         replica = choose(candidates, self.affinity.matched(tries.digests), self._turn)
         self._turn += 1
         self.retries += bool(tries.replicas)

@@ -7,47 +7,38 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Literal, cast
 
-import grpc
 from pydantic import ValidationError
 
 from run_gpt.api.answers import Status
 from run_gpt.errors import DeadlineExceeded, InternalError, RequestError
-from run_gpt.gateway.request_span import carried
-from run_gpt.link.calling import ConnectionFailed, Exchange, Link, OtherVersion
-from run_gpt.process import request_ids, tenants
+from run_gpt.gateway.line import Line
+from run_gpt.link.calling import ConnectionFailed, Exchange, OtherVersion
 
 log = logging.getLogger(__name__)
 
-State = Literal["connecting", "unloaded", "loading", "ready", "draining", "dead", "lost", "incompatible"]
+State = Literal[
+    "connecting", "unloaded", "loading", "ready", "silent", "stuck", "draining", "dead", "lost", "incompatible"
+]
+PREPARED: tuple[State, ...] = ("ready", "silent", "stuck")
+"""States in which a replica may get requests; one that is not `ready` gets them only where none is."""
 
 PROBE_SECONDS = 0.5
 PROBE_TIMEOUT = 2.0
-SILENT_SECONDS = 10.0
-"""Time after which a replica with an open port that answers no probe is lost; a busy one answers late."""
+LATE_PROBES = 4
+"""Number of late probes in a row after which a replica with an open port is lost; a busy one is silent for a while."""
 LOAD_SECONDS = 3600.0
 """Longest time that a replica may take to load its model."""
 UNLOAD_SECONDS = 60.0
 """Longest time that it may take to free its memory."""
 
-_CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-    # Two gateways in one process must not share a connection: each ends its own.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-]
-
 
 class Replica:
     """One executor at `address` ("host:port").
 
-    States: connecting (not seen yet), unloaded and loading (it has no model in memory), ready, draining and dead (as it
-    reports), lost (was seen, does not answer), incompatible (its inner wire has another version than this gateway's). A
-    leaving replica has one of them, too.
+    States: connecting (not seen yet), unloaded and loading (it has no model in memory), ready, stuck, draining and dead
+    (as it reports), silent (was ready, and the latest probe was not answered in time), lost (was seen, does not
+    answer), incompatible (its inner wire has another version than this gateway's). A leaving replica has one of them,
+    too.
     """
 
     def __init__(self, address: str, prepare: "Callable[[Replica], Awaitable[None]] | None" = None):
@@ -64,10 +55,9 @@ class Replica:
         """Number of times that another process was found at its address."""
         self.leaving = False
         """True when its address is no longer listed: it finishes its requests and gets no new ones."""
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._link = Link(self._channel)
-        self._silent_since: float | None = None
-        """Time at which the first of its unanswered probes was sent."""
+        self._line = Line(address)
+        self._late = 0
+        """Number of its latest probes that were not answered in time; a time would count pauses of this process."""
         self._heard_at = 0.0
         """Time at which its newest status arrived."""
         self._ready_word: Status | None = None
@@ -79,10 +69,7 @@ class Replica:
         self, path: str, body: bytes = b"", *, request_id: str, arrived: asyncio.Event | None = None
     ) -> Exchange:
         """Send a request (see Link.start). Raises ConnectionFailed, OtherVersion."""
-        name = request_ids.current.get() or request_id
-        return await self._link.start(
-            path, body, request_id=name, trace=carried(), arrived=arrived, tenant=tenants.current.get()
-        )
+        return await self._line.start(path, body, request_id, arrived)
 
     async def ask(self, path: str, body: bytes = b"", *, timeout: float) -> bytes:
         """Return the JSON of a whole answer. Raises a RequestError, DeadlineExceeded after `timeout` seconds."""
@@ -116,7 +103,7 @@ class Replica:
     @property
     def takes_requests(self) -> bool:
         """True when it may get new requests."""
-        return self.state == "ready" and not self.leaving
+        return self.state in PREPARED and not self.leaving
 
     @property
     def answers(self) -> bool:
@@ -200,13 +187,15 @@ class Replica:
 
     async def _heard(self, status: Status) -> None:
         """Take in its status, unless a newer one has arrived: answers on the wire may overtake each other."""
-        self._heard_at, self._silent_since = time.monotonic(), None
+        self._heard_at, self._late = time.monotonic(), 0
         if self._is_newer(status):
             if self.status is not None and self.status.started != status.started:
                 self.restarts += 1
                 self._leave("connecting")
             self.status = status
-            if status.state != "ready":
+            if status.state == "stuck":
+                self._doubt_of("stuck")
+            elif status.state != "ready":
                 self._leave(status.state)
             self._ready_word = self._ready_word or (status if status.state == "ready" else None)
         if status.state == "ready":
@@ -216,9 +205,11 @@ class Replica:
         """Prepare it, if it says that it is ready and is not yet. An absence meanwhile makes that void."""
         async with self._preparing:
             word = self._ready_word
-            if word is None or self.state == "ready":
+            if self.state in PREPARED and self.status is not None and self.status.state == "ready":
+                self.state = "ready"
+            elif word is None or self.state in PREPARED:
                 return
-            if await self._prepared() and word is self._ready_word:
+            elif await self._prepared() and word is self._ready_word:
                 self.cache = object()
                 self.state = "ready"
 
@@ -248,9 +239,22 @@ class Replica:
     def _unheard(self, sent: float, *, gone: bool) -> None:
         if sent < self._heard_at:
             return  # another question was answered since
-        self._silent_since = self._silent_since or sent
-        silent = time.monotonic() - self._silent_since > SILENT_SECONDS and self.state != "loading"
-        if self.state != "connecting" and (gone or silent):
+        self._late += 1
+        if gone:
+            self._lose()
+        elif self._late >= LATE_PROBES and self.state not in ("connecting", "loading", "lost"):
+            self._lose()
+            self._line.renew()
+        else:
+            self._doubt_of("silent")
+
+    def _doubt_of(self, state: State) -> None:
+        """Take a state from which it may come back as it was."""
+        if self.state in PREPARED:
+            self.state = state
+
+    def _lose(self) -> None:
+        if self.state != "connecting":
             self._leave("lost")
 
     def _note_other_version(self, error: OtherVersion) -> None:
@@ -272,5 +276,4 @@ class Replica:
 
     async def close(self) -> None:
         """End the link and all requests on it."""
-        await self._link.close()
-        await self._channel.close()
+        await self._line.close()

@@ -205,7 +205,7 @@ class Service:
             "draining": self.draining,
             "in_flight": self.in_flight,
             "replicas": {
-                "ready": sum(replica.takes_requests for replica in self.models.replicas),
+                "ready": sum(len(hosted.pool.sure) for hosted in self.models.all),
                 "total": len(self.models.replicas),
                 **each,
             },

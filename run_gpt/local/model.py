@@ -22,6 +22,7 @@ from run_gpt.api.together import together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.config import EngineConfig, ModelConfig, ModelOptions, Precision, check_bounds
 from run_gpt.engine import request as engine_request
+from run_gpt.engine.heartbeat import Heartbeat
 from run_gpt.engine.request import TokenEvent
 from run_gpt.engine.timing import Timing
 from run_gpt.errors import ModelNotFound
@@ -130,6 +131,11 @@ class Model(LanguageModel):
             context_length=self.context_length,
             precision=self.precision,
         )
+
+    @property
+    def heartbeat(self) -> Heartbeat:
+        """Heartbeat of the engine's thread."""
+        return self._engine.heartbeat
 
     def metrics(self) -> str:
         """Return the engine's metrics since its start, in Prometheus' text format."""

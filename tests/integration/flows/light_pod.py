@@ -2,7 +2,7 @@
 
 Behaviours: `deaf` ignores SIGTERM, `child` starts a child process and prints its pid, `fails` reports that it cannot
 start, `crashes` ends at start with a line, `loads` never becomes ready, `fails-again=FILE` fails once FILE exists (and
-creates it).
+creates it), `beats` has a heartbeat, and `beats=FILE` one that ends when FILE exists.
 """
 
 import contextlib
@@ -47,12 +47,20 @@ def _serve(role: str, port: int) -> None:
             server.accept()[0].close()
 
 
+def _beat(until: Path) -> None:
+    while not until.exists():
+        os.write(int(os.environ["RUNGPT_HEARTBEAT"]), b".")
+        time.sleep(0.05)
+
+
 def main() -> None:
     role, port, *behaviours = sys.argv[1:]
     sys.stdin.readline()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in behaviours else lambda *_: os._exit(0))
     for behaviour in behaviours:
+        if behaviour.partition("=")[0] == "beats":
+            threading.Thread(target=_beat, args=(Path(behaviour.partition("=")[2] or "/none"),), daemon=True).start()
         if behaviour.startswith("fails-again="):
             mark = Path(behaviour.partition("=")[2])
             _setup_error() if mark.exists() else mark.touch()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from run_gpt.errors import ModelLoadError, SetupError
+from run_gpt.flows import heartbeat, supervisor
 from run_gpt.flows.backoff import Backoff
 from run_gpt.flows.ports import answers_ok, free_ports, is_listening
 from run_gpt.flows.process import PodProcess, PodSpec
@@ -231,6 +232,52 @@ def test_what_was_ready_may_die_for_as_long_as_another_one_loads() -> None:
         run.wait_for("pod_ready", "worker 1", count=6)
         assert run.error is None
         assert run.kinds("worker 0") == ["starting", "output"]
+
+
+@pytest.fixture
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process hang after a second."""
+    monkeypatch.setattr(heartbeat, "ASLEEP_SECONDS", 1.0)
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.1)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+
+
+@needs_proc
+@pytest.mark.usefixtures("quick_looks")
+@pytest.mark.parametrize(("pod", "behaviours"), [("worker 0", ["beats"]), ("gateway", ["beats"]), ("worker 0", [])])
+def test_a_stopped_process_is_replaced(pod: str, behaviours: list[str]) -> None:
+    """Its requests would wait until somebody continues it."""
+    ports = free_ports(2)
+    specs = [light_pod(name, port, *behaviours) for name, port in zip(("worker 0", "gateway"), ports, strict=True)]
+    with running(*specs) as run:
+        run.wait_for("ready")
+        before = run.supervisor.pids()
+        os.kill(before[pod], signal.SIGSTOP)
+        assert run.wait_for("killed", pod).message == f"{pod} hangs, it was stopped by a signal: it is killed"
+        run.wait_for("pod_ready", pod, count=2)
+        after = run.supervisor.pids()
+        assert {name for name in after if after[name] != before[name]} == {pod}
+
+
+@needs_proc
+@pytest.mark.usefixtures("quick_looks")
+def test_a_process_whose_heartbeat_ends_is_replaced_and_one_without_any_is_not(tmp_path: Path) -> None:
+    ports = free_ports(3)
+    specs = [
+        light_pod("worker 0", ports[0], f"beats={tmp_path / 'end'}"),
+        light_pod("worker 1", ports[1]),
+        light_pod("gateway", ports[2], "beats"),
+    ]
+    with running(*specs) as run:
+        run.wait_for("ready")
+        before = run.supervisor.pids()
+        (tmp_path / "end").touch()
+        assert "it has done nothing for" in run.wait_for("killed", "worker 0").message
+        (tmp_path / "end").unlink()
+        run.wait_for("pod_ready", "worker 0", count=2)
+        assert before.items() - run.supervisor.pids().items() == {("worker 0", before["worker 0"])}
 
 
 def test_a_replica_that_cannot_come_back_does_not_end_the_server(tmp_path: Path) -> None:

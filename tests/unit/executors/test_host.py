@@ -22,6 +22,7 @@ class ScriptedModel:
     """Stand-in for the result of `load_model`, without a model."""
 
     notes = ("a note",)
+    heartbeat = None
 
     def __init__(self) -> None:
         self.ended = threading.Event()

@@ -73,7 +73,7 @@ class Asked:
 
 def service_over(*replicas: Asked) -> Service:
     ready = [replica for replica in replicas if replica.state == "ready"]
-    pool = SimpleNamespace(replicas=list(replicas), ready=ready, retries=0, model="m", watched=True)
+    pool = SimpleNamespace(replicas=list(replicas), ready=ready, sure=ready, retries=0, model="m", watched=True)
     pool.check_ready = lambda: None
     return Service([cast("Any", pool)], GatewayConfig())
 

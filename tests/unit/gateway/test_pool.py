@@ -14,6 +14,7 @@ from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
 from run_gpt.gateway.affinity import MOST_WORTH
 from run_gpt.gateway.pool import ATTEMPTS, ReplicaPool
+from run_gpt.gateway.replica import PREPARED
 from run_gpt.gateway.streams import SEQUENCES_AT_ONCE, Streams
 from run_gpt.link.calling import ConnectionFailed, Exchange
 
@@ -72,7 +73,7 @@ class ScriptedReplica:
 
     @property
     def takes_requests(self) -> bool:
-        return self.state == "ready"
+        return self.state in PREPARED
 
     async def start(self, *_: Any, arrived: asyncio.Event, **__: Any) -> Exchange:
         await asyncio.sleep(self.connects_in)
@@ -134,6 +135,18 @@ async def test_without_a_ready_replica_a_request_is_refused_at_once() -> None:
         replica.state = state
         with pytest.raises(Unavailable, match=says):
             await pool_of(replica).answer(REQUEST, "id", 5)
+
+
+@pytest.mark.parametrize("state", ["silent", "stuck"])
+async def test_a_doubtful_replica_gets_requests_where_no_other_is_ready(state: str) -> None:
+    """It may only be busy: with one replica a slow moment is no 503."""
+    doubtful, ready = ScriptedReplica([unary("slow")]), ScriptedReplica(*([unary("quick")] for _ in range(9)))
+    doubtful.state = state
+    pool = pool_of(doubtful, ready)
+    assert [(await ask(pool))[0] for _ in range(9)] == ["quick"] * 9
+    ready.state = "lost"
+    assert await ask(pool) == ("slow", None)
+    assert (pool.ready, pool.sure) == ([doubtful], [])
 
 
 async def test_a_name_without_an_address_yet_is_said() -> None:

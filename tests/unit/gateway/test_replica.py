@@ -3,15 +3,19 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
 import pytest
 
 from run_gpt.api.answers import Status
 from run_gpt.errors import DeadlineExceeded, InternalError, RequestError, Unavailable
 from run_gpt.gateway import replica as module
-from run_gpt.gateway.replica import SILENT_SECONDS, Replica
+from run_gpt.gateway.replica import LATE_PROBES, Replica
 from run_gpt.link.calling import ConnectionFailed, Exchange, OtherVersion
+from run_gpt.link.frames import METHOD, Start
+from run_gpt.link.serving import LinkServer, Reply
 
 LATE, GONE, OTHER = DeadlineExceeded("late"), ConnectionFailed("gone"), OtherVersion("the replica has version 7")
 
@@ -59,16 +63,86 @@ async def probed(new: New, monkeypatch: pytest.MonkeyPatch) -> Probed:
 
 
 async def test_a_busy_replica_answers_late_and_a_silent_one_is_lost(probed: Probed) -> None:
+    """A short silence shows at once; only a long one ends the requests there. Pauses of the gateway are no silence."""
     assert await probed.probe("ready") == "ready"
-    probed.now += 3600  # with thousands of replicas the next probe comes late: that is not silence
-    assert await probed.probe(LATE) == "ready"
-    probed.now += SILENT_SECONDS - 1
-    assert await probed.probe(LATE) == "ready"
-    assert await probed.probe("ready") == "ready"
-    probed.now += SILENT_SECONDS + 1
-    assert await probed.probe(LATE) == "ready"
-    probed.now += SILENT_SECONDS + 1
-    assert await probed.probe(LATE) == "lost"
+    cache = probed.replica.cache
+    for _ in range(3):
+        for _ in range(LATE_PROBES - 1):
+            probed.now += 3600  # with thousands of replicas, or after a suspended machine, the next probe comes late
+            assert await probed.probe(LATE) == "silent"
+            assert probed.replica.takes_requests, "it gets them if there is no other"
+        assert await probed.probe("ready") == "ready"
+    assert probed.replica.cache is cache
+    for _ in range(LATE_PROBES):
+        await probed.probe(LATE)
+    assert probed.replica.state == "lost"
+
+
+@pytest.mark.parametrize("state", ["unloaded", "loading", "draining"])
+async def test_one_that_has_no_requests_is_not_silent(probed: Probed, state: str) -> None:
+    await probed.probe(state)
+    assert await probed.probe(LATE) == state
+    for _ in range(LATE_PROBES):
+        await probed.probe(LATE)
+    assert probed.replica.state == ("loading" if state == "loading" else "lost"), "imports may hold a loading process"
+
+
+async def test_one_whose_engine_is_stuck_is_prepared_when_it_goes_on(new: New) -> None:
+    replica = new()
+    await hear(replica, said("stuck", 1))
+    assert not replica.takes_requests, "this gateway has not prepared it"
+    await hear(replica, said("ready", 2))
+    cache = replica.cache
+    await hear(replica, said("stuck", 4), said("ready", 3))
+    assert (replica.state, replica.takes_requests) == ("stuck", True)
+    await hear(replica, said("ready", 5))
+    assert (replica.state, replica.cache) == ("ready", cache)
+
+
+async def test_a_request_on_a_connection_to_a_lost_replica_ends_once(new: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests to a stopped process waited until it went on. Its answer may still come, and is read by nobody."""
+    go, asked = asyncio.Event(), 0
+
+    async def handle(start: Start, reply: Reply) -> None:
+        nonlocal asked
+        asked += 1
+        await go.wait()
+        reply.put(said("ready"))
+
+    async with an_executor(handle) as address:
+        replica = Replica(address)
+        go.set()
+        await replica.probe()
+        go.clear()
+        arrived = asyncio.Event()
+        exchange = await replica.start("/generate", request_id="r", arrived=arrived)
+        ends: list[object] = []
+        exchange.ended.add_done_callback(ends.append)
+        monkeypatch.setattr(module, "PROBE_TIMEOUT", 0.05)
+        while replica.state != "lost":
+            await replica.probe()
+        async with asyncio.timeout(10):
+            await asyncio.wait((exchange.ended,))
+        assert isinstance(exchange.error, ConnectionFailed)
+        go.set()
+        async with asyncio.timeout(10):
+            while replica.state != "ready":
+                await replica.probe()
+        assert (len(ends), exchange.take()) == (1, [])
+        await replica.close()
+
+
+@asynccontextmanager
+async def an_executor(handle: Any) -> AsyncIterator[str]:
+    """Serve the inner wire; yield the address."""
+    server = grpc.aio.server()
+    service, method = METHOD.strip("/").split("/")
+    handlers = {method: LinkServer(handle).handler}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
 
 
 async def test_one_that_is_gone_is_lost_at_once_and_one_never_seen_is_connecting(probed: Probed) -> None:
