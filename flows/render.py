@@ -12,6 +12,7 @@ from run_gpt.config import (
     EVERY_INTERFACE,
     FLOW_VARIABLE,
     LOOPBACK,
+    AdminConfig,
     EngineConfig,
     GatewayConfig,
     HostConfig,
@@ -115,9 +116,9 @@ def check_models(config: ServeConfig) -> None:
         )
 
 
-def executor_settings(model: ServedModel) -> dict[str, Any]:
-    """Return the settings of an executor's model, for its `with`."""
-    parts = (ModelConfig.of(model), EngineConfig.of(model), HostConfig.of(model))
+def executor_settings(model: ServedModel, config: ServeConfig) -> dict[str, Any]:
+    """Return the settings of an executor of this server, for its `with`."""
+    parts = (ModelConfig.of(model), EngineConfig.of(model), HostConfig.of(model), AdminConfig.of(config))
     return {name: value for part in parts for name, value in changed_values(part).items()}
 
 
@@ -146,7 +147,7 @@ def _executors(config: ServeConfig) -> list[dict[str, Any]]:
     executors = [
         {
             "name": EXECUTOR_NAME if len(models) == 1 else f"{EXECUTOR_NAME}_{index}",
-            "uses": _uses("CausalLMExecutor", "run_gpt.executors.causal_lm.executor", executor_settings(model)),
+            "uses": _uses("CausalLMExecutor", "run_gpt.executors.causal_lm.executor", executor_settings(model, config)),
             "replicas": model.replicas,
             "host": LOOPBACK,
         }

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import secrets
 import signal
 import sys
 import threading
@@ -11,7 +12,14 @@ from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Self
 
-from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, LOG_FORMAT_VARIABLE, LOOPBACK, ServeConfig
+from run_gpt.config import (
+    API_KEY_VARIABLE,
+    EXECUTOR_TOKEN_VARIABLE,
+    FLOW_VARIABLE,
+    LOG_FORMAT_VARIABLE,
+    LOOPBACK,
+    ServeConfig,
+)
 from run_gpt.errors import SetupError
 from run_gpt.flows.ending import STOP_MARGIN
 from run_gpt.flows.ports import answers_ok, check_port, free_ports, is_listening, local_host
@@ -137,6 +145,7 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent, on_ready: Callable[[]
     names = worker_names(config)
     ports = free_ports(len(names))
     flow = json.dumps(render_flow(config, worker_ports=ports))
+    token = {EXECUTOR_TOKEN_VARIABLE: secrets.token_urlsafe(32)}  # other users of the machine reach the ports, too
     workers = [
         PodSpec(
             name=name,
@@ -144,7 +153,7 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent, on_ready: Callable[[]
             command=_pod_command("executor", str(index)),
             is_ready=functools.partial(is_listening, LOOPBACK, port),
             stdin=flow,
-            env=_pod_env(config) | own | {API_KEY_VARIABLE: None},  # a worker does not serve clients
+            env=_pod_env(config) | own | token | {API_KEY_VARIABLE: None},  # a worker does not serve clients
         )
         for index, (name, port, own) in enumerate(zip(names, ports, replica_environments(config), strict=True))
     ]
@@ -154,7 +163,7 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent, on_ready: Callable[[]
         command=_pod_command("gateway"),
         is_ready=functools.partial(answers_ok, config.listen_host, config.http_port, "/ready"),
         stdin=flow,
-        env=_pod_env(config) | ({} if config.api_key is None else {API_KEY_VARIABLE: config.api_key}),
+        env=_pod_env(config) | token | ({} if config.api_key is None else {API_KEY_VARIABLE: config.api_key}),
         stop_seconds=config.drain_seconds + STOP_MARGIN,
     )
     supervisor = Supervisor(gateway, workers, on_event, on_ready=on_ready)

@@ -16,7 +16,7 @@ from run_gpt.api.documents import WireError, document_class
 from run_gpt.api.endpoints import MODEL_ENDPOINTS, Endpoint
 from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
 from run_gpt.api.together import together
-from run_gpt.config import EngineConfig, HostConfig, ModelConfig
+from run_gpt.config import AdminConfig, EngineConfig, HostConfig, ModelConfig
 from run_gpt.errors import InternalError, RequestError, SetupError
 from run_gpt.executors.causal_lm.host import Host
 from run_gpt.executors.causal_lm.jina_server import add_rpc_methods
@@ -47,21 +47,21 @@ _JINAS = {"metas", "requests", "runtime_args", "workspace", "dynamic_batching"}
 class CausalLMExecutor(Executor):  # type: ignore[misc]
     """One (possibly sharded) causal language model behind the endpoints of a model, `/status` and `/metrics`.
 
-    Takes the fields of ModelConfig, EngineConfig and HostConfig as keyword arguments, and loads the model before it
-    serves, unless `preload` is false: then `/load` does. Raises SetupError for a setting it does not know or a model
-    that cannot be loaded.
+    Takes the fields of ModelConfig, EngineConfig, HostConfig and AdminConfig as keyword arguments, and loads the model
+    before it serves, unless `preload` is false: then `/load` does. Raises SetupError for a setting it does not know or
+    a model that cannot be loaded.
     """
 
     def __init__(self, **settings: Any):
         super().__init__(**{name: settings.pop(name) for name in _JINAS & settings.keys()})
         model_config, engine_config = ModelConfig.take(settings), EngineConfig.take(settings)
-        host_config = HostConfig.take(settings)
+        host_config, admin = HostConfig.take(settings), AdminConfig.take(settings)
         if settings:
             raise SetupError(f"CausalLMExecutor has no setting {', '.join(map(repr, settings))}")
         self.failed = False
         """True when the engine has died; the process then ends."""
         self.host = Host(model_config, engine_config, host_config, self._fail, self._end_hung)
-        self.service = ModelService(self.host, Spans(self.tracer_provider))
+        self.service = ModelService(self.host, Spans(self.tracer_provider), admin)
         self._link = LinkServer(LinkEndpoints(self.service))
         self.rpc_methods = {METHOD: self._link.handler}
         """gRPC methods beside Jina's (see jina_server)."""

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from run_gpt.api.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Status
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.api.schema import AnyRequest, Request
-from run_gpt.errors import Unavailable
+from run_gpt.config import AdminConfig
+from run_gpt.errors import Forbidden, Unavailable
 from run_gpt.executors.causal_lm.host import Host
 from run_gpt.executors.causal_lm.spans import Spans
 from run_gpt.local.answers import PassingSink, WaitingSink, native_events
@@ -27,8 +29,9 @@ class ModelService:
     `trace` of its calls: headers of the trace that a request belongs to; without them, the context of the task.
     """
 
-    def __init__(self, host: Host, spans: Spans):
+    def __init__(self, host: Host, spans: Spans, admin: AdminConfig):
         self.host = host
+        self._admin = admin
         self._spans = spans
         self._running, self._idle, self._draining = 0, asyncio.Event(), False
         self._idle.set()
@@ -37,6 +40,8 @@ class ModelService:
 
     async def answer(self, request: AnyRequest, trace: Mapping[str, str] = NO_TRACE) -> Answer:
         """Answer a request as a whole. Raises a RequestError."""
+        if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest) and not self._admin.runtime_adapters:
+            raise Forbidden("adapters cannot be changed here: start the server with --runtime-adapters")
         with self._admitted():
             model = self.host.model
             with self._spans.of(request, model.name, trace) as span:

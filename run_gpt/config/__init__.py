@@ -3,13 +3,14 @@
 from run_gpt.config.configuration import EngineConfig, HostConfig, ModelConfig, ServedModel
 from run_gpt.config.model_options import ModelOptions
 from run_gpt.config.option import Option, Panel, check_bounds, flag_of, options_of
-from run_gpt.config.server import GatewayConfig, ServeConfig
+from run_gpt.config.server import AdminConfig, GatewayConfig, ServeConfig
 from run_gpt.config.values import (
     API_KEY_VARIABLE,
     DEFAULT_MODEL,
     DEVICE_MAPS,
     EVERY_INTERFACE,
     EXECUTOR_PORT,
+    EXECUTOR_TOKEN_VARIABLE,
     FLOW_VARIABLE,
     LOG_FORMAT_VARIABLE,
     LOG_FORMATS,
@@ -26,11 +27,13 @@ __all__ = [
     "DEVICE_MAPS",
     "EVERY_INTERFACE",
     "EXECUTOR_PORT",
+    "EXECUTOR_TOKEN_VARIABLE",
     "FLOW_VARIABLE",
     "LOG_FORMATS",
     "LOG_FORMAT_VARIABLE",
     "LOOPBACK",
     "PRECISIONS",
+    "AdminConfig",
     "EngineConfig",
     "GatewayConfig",
     "HostConfig",

@@ -10,7 +10,16 @@ from run_gpt.config.values import API_KEY_VARIABLE, EVERY_INTERFACE, LOG_FORMAT_
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatewayConfig(Config):
+class AdminConfig(Config):
+    """Changes to a running server that requests may make, as its gateway and its executors know them."""
+
+    runtime_adapters: Annotated[
+        bool, Option("Let requests load and unload LoRA adapters, by paths on the model's machine.", Panel.SERVER)
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayConfig(AdminConfig):
     """Options of the gateway, which serves gRPC and HTTP."""
 
     request_timeout: Annotated[
@@ -23,9 +32,6 @@ class GatewayConfig(Config):
     max_body_bytes: Annotated[
         int, Option("Largest request body, in bytes; a larger one gets a 413.", Panel.SERVER, least=1)
     ] = 4 * 1024 * 1024
-    runtime_adapters: Annotated[
-        bool, Option("Let requests load and unload LoRA adapters, by paths on the model's machine.", Panel.SERVER)
-    ] = False
     api_key_file: Annotated[
         Path | None,
         Option("Keys with names, roles and limits, a line NAME: KEY each; read again when it changes.", Panel.ACCESS),

@@ -11,6 +11,8 @@ API_KEY_VARIABLE = "RUNGPT_API_KEY"
 """Environment variable with the API key, for a gateway and for its clients."""
 FLOW_VARIABLE = "RUNGPT_FLOW"
 """Environment variable with a Flow's YAML, for a pod without a supervisor, such as a container."""
+EXECUTOR_TOKEN_VARIABLE = "RUNGPT_EXECUTOR_TOKEN"
+"""Environment variable with the token that an executor asks of its gateways. Without it an executor takes any call."""
 LogFormat = Literal["text", "json"]
 LOG_FORMATS: tuple[str, ...] = get_args(LogFormat)
 LOG_FORMAT_VARIABLE = "RUNGPT_LOG_FORMAT"

@@ -156,7 +156,7 @@ class JinaCloud:
         return {
             "name": EXECUTOR_NAME,
             "uses": _image(deployment, "executor"),
-            **_uses_with(executor_settings(ServedModel.of(server))),
+            **_uses_with(executor_settings(ServedModel.of(server), server)),
             "env": _without_flow(deployment.executor_env(EXECUTOR_NAME)),
             "replicas": deployment.replicas,
             "timeout_ready": START_SECONDS * 1000,

@@ -1,10 +1,12 @@
 """`Line`: the connection of a gateway to one executor, which is replaced when it leads nowhere."""
 
 import asyncio
+import os
 from typing import Any
 
 import grpc
 
+from run_gpt.config import EXECUTOR_TOKEN_VARIABLE
 from run_gpt.gateway.request_span import carried
 from run_gpt.link.calling import Exchange, Link
 from run_gpt.process import request_ids, tenants
@@ -32,7 +34,7 @@ class Line:
 
     def _connect(self) -> None:
         self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
-        self._link = Link(self._channel)
+        self._link = Link(self._channel, os.environ.get(EXECUTOR_TOKEN_VARIABLE) or None)
 
     async def start(self, path: str, body: bytes, request_id: str, arrived: asyncio.Event | None) -> Exchange:
         """Send a request (see Link.start). Raises ConnectionFailed, OtherVersion."""

@@ -243,7 +243,7 @@ def _why_not(states: Sequence[str], unresolved: Sequence[str]) -> str:
     if {"unloaded", "loading"} & set(states) or ("connecting" in states and "lost" not in states):
         return "the model is loading: try again in a moment"
     if set(states) == {"incompatible"}:
-        return "the replicas speak another version of the inner wire than this gateway: update one of them"
+        return "the replicas have another version, or another token, than this gateway: its log names them"
     if "draining" in states:
         return "the server is draining: it takes no new requests"
     return f"no replica answers ({', '.join(states) or 'none is configured'}): try again in a moment"

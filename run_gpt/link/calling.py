@@ -5,15 +5,17 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 import grpc
 import msgspec
 
 from run_gpt.api.pieces import Pending, Update
+from run_gpt.config import EXECUTOR_TOKEN_VARIABLE
 from run_gpt.errors import DeadlineExceeded, InternalError, RequestError, Unavailable, error_from_dict
 from run_gpt.link import frames
-from run_gpt.link.frames import METHOD, VERSION, Asking
+from run_gpt.link.frames import METHOD, TOKEN, VERSION, Asking
 from run_gpt.link.outbox import Outbox, end_tasks
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ class ConnectionFailed(Unavailable):
 
 
 class OtherVersion(Unavailable):
-    """Error of a replica that has another version of the inner wire."""
+    """Error of a replica that has another version of the inner wire, or another token."""
 
 
 class Exchange:
@@ -90,10 +92,14 @@ class Exchange:
 
 
 class Link:
-    """The call to the executor behind `channel`. It is made at the first request, and again after a failure."""
+    """The call to the executor behind `channel`. It is made at the first request, and again after a failure.
 
-    def __init__(self, channel: Any):
-        self._method = channel.stream_stream(METHOD)
+    `token`: the token that the executor asks for, if it does.
+    """
+
+    def __init__(self, channel: Any, token: str | None = None):
+        metadata = None if token is None else ((TOKEN, token),)
+        self._call = partial(channel.stream_stream(METHOD), metadata=metadata)
         self._opening: asyncio.Task[_Connection] | None = None
 
     async def start(
@@ -109,7 +115,7 @@ class Link:
         """Send a request of this `tenant`. Raises ConnectionFailed, OtherVersion."""
         if self._opening is None or (self._opening.done() and not _is_open(self._opening)):
             # The call belongs to no request: it does not inherit this one's context.
-            self._opening = asyncio.create_task(_open(self._method), context=Context())
+            self._opening = asyncio.create_task(_open(self._call), context=Context())
         connection = await asyncio.shield(self._opening)
         return connection.start(path, body, request_id, dict(trace), tenant, arrived or asyncio.Event())
 
@@ -125,7 +131,7 @@ def _is_open(opening: "asyncio.Task[_Connection]") -> bool:
     return not opening.cancelled() and opening.exception() is None and opening.result().is_open
 
 
-async def _open(method: Any) -> "_Connection":
+async def _open(method: Callable[[], Any]) -> "_Connection":
     """Make a call, and check the version at its other end."""
     call = method()
     try:
@@ -135,11 +141,10 @@ async def _open(method: Any) -> "_Connection":
         if frame is grpc.aio.EOF:
             raise ConnectionFailed("the replica is ending")
         welcome = frames.decode_welcome(frame)
-    except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            raise OtherVersion(f"the replica has no inner wire, this gateway has version {VERSION}") from error
-        raise ConnectionFailed(NO_CONNECTION) from error
-    except (TimeoutError, asyncio.InvalidStateError) as error:
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:  # the latter: it ended before the write
+        call.cancel()
+        raise _failure(await call.code()) from error
+    except TimeoutError as error:
         call.cancel()
         raise ConnectionFailed(NO_CONNECTION) from error
     except msgspec.DecodeError as error:
@@ -150,6 +155,15 @@ async def _open(method: Any) -> "_Connection":
         said = f"version {welcome.version} of the inner wire"
         raise OtherVersion(f"the replica has {said}, this gateway {VERSION}: update one of them")
     return _Connection(call)
+
+
+def _failure(code: grpc.StatusCode) -> Unavailable:
+    """Return the error of a call that ended before its welcome."""
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return OtherVersion(f"the replica has no inner wire, this gateway has version {VERSION}")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return OtherVersion(f"the replica has another token than this gateway: set ${EXECUTOR_TOKEN_VARIABLE} for both")
+    return ConnectionFailed(NO_CONNECTION)
 
 
 class _Connection:

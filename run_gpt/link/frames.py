@@ -13,6 +13,8 @@ from run_gpt.api.pieces import Head, Piece
 VERSION = 2
 """Version of the frames. Raise it with every change of a message or a `Piece` that an older end would misread."""
 METHOD = "/rungpt.Link/Connect"
+TOKEN = "rungpt-token"
+"""Metadata of a call with the executor's token."""
 
 
 class Hello(Struct, array_like=True, frozen=True):
