@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from run_gpt.config import API_KEY_VARIABLE
+from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_TOKEN_VARIABLE
 from run_gpt.deploy.deployment import (
     CACHE_PATH,
     GATEWAY_CPUS,
@@ -24,8 +24,14 @@ KEYS_FOLDER = "keys"
 """Folder beside compose.yml that is mounted in the gateway as the folder of its key file."""
 MARK = "# RunGPT for Docker Compose, made by `rungpt deploy`."
 
+_TOKEN = f"${{{EXECUTOR_TOKEN_VARIABLE}:-}}"
+
 _KEY_NOTE = f"""\
 # {API_KEY_VARIABLE} in the environment of `docker compose` has the key, which is not in this file.
+"""
+_TOKEN_NOTE = f"""\
+# {EXECUTOR_TOKEN_VARIABLE}, a long random text, keeps others than the gateway from the executors. `rungpt deploy`
+# makes it, in a file .env beside this one, where Compose finds it.
 """
 _KEYS_NOTE = f"""\
 # The file of keys lies beside this one, as {KEYS_FOLDER}/{KEYS_PATH.name}. The gateway reads it as the image's user, so
@@ -51,7 +57,7 @@ def render_compose(deployment: Deployment, published: Published) -> str:
     }
     if deployment.gpus:
         file["networks"] = {"default": {}}
-    header = MARK + "\n"
+    header = MARK + "\n" + _TOKEN_NOTE
     if deployment.server.api_key is not None:
         header += _KEY_NOTE
     if deployment.server.api_key_file is not None:
@@ -105,7 +111,7 @@ def _service(deployment: Deployment, role: str, environment: dict[str, str]) -> 
         "image": deployment.image,
         "entrypoint": pod_command(role),
         "init": True,  # reaps processes that compilers and libraries leave behind
-        "environment": environment,
+        "environment": environment | {EXECUTOR_TOKEN_VARIABLE: _TOKEN},
         "healthcheck": {
             "test": ["CMD", "python", "-P", "-m", "run_gpt.flows.healthcheck", role],
             "interval": "10s",

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
-from run_gpt.config import EVERY_INTERFACE, LOOPBACK
+from run_gpt.config import EVERY_INTERFACE, EXECUTOR_TOKEN_VARIABLE, LOOPBACK
 from run_gpt.deploy.compose import EXECUTOR, GATEWAY, KEYS_FOLDER, Published, render_compose
 from run_gpt.deploy.compose_project import Project, check_free, find_project
 from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, KEYS_PATH, Deployment
@@ -160,6 +161,9 @@ def _write_files(folder: Path, compose: str, keys: str | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     (folder / FILE).write_text(compose, encoding="utf-8")
+    if not (variables := folder / ".env").exists():
+        variables.touch(0o600)
+        variables.write_text(f"{EXECUTOR_TOKEN_VARIABLE}={token_urlsafe(32)}\n", encoding="utf-8")
     if keys is not None:
         (folder / KEYS_FOLDER).mkdir(exist_ok=True)
         (folder / KEYS_FOLDER).chmod(0o755)

@@ -8,17 +8,17 @@ import yaml
 
 from run_gpt.deploy.deployment import KEYS_PATH, Deployment
 from run_gpt.deploy.kubernetes import network, workloads
-from run_gpt.deploy.kubernetes.options import Object, Options, key_secret, keys_secret, metadata
+from run_gpt.deploy.kubernetes.options import Object, Options, key_secret, keys_secret, metadata, token_secret
 
 FILE = "kubernetes.yaml"
-KEY_ITEM, KEYS_ITEM = workloads.KEY_ITEM, PurePosixPath(KEYS_PATH).name
+KEY_ITEM, TOKEN_ITEM, KEYS_ITEM = workloads.KEY_ITEM, workloads.TOKEN_ITEM, PurePosixPath(KEYS_PATH).name
 
 _HEADER = """\
 # {model} on Kubernetes, as `rungpt deploy --cloud kubernetes` applies it.
 # Without that command: kubectl apply --server-side --filename FILE
 """
 _SECRETS_HEADER = """\
-# The keys are in no file. `rungpt deploy` makes their Secret; without it, before this file is applied:
+# Keys and the executors' token are in no file. `rungpt deploy` makes their Secrets; without it, before this file:
 """
 
 
@@ -37,19 +37,26 @@ def manifests(deployment: Deployment, options: Options) -> list[Object]:
     ]
 
 
-def secrets(deployment: Deployment, namespace: str) -> list[Object]:
-    """Return the Secrets with the keys, for the cluster only. Raises SetupError if the key file is unreadable."""
-    key, keys = deployment.server.api_key, deployment.keys_file()
-    contents = ((key_secret(deployment.name), KEY_ITEM, key), (keys_secret(deployment.name), KEYS_ITEM, keys))
+def secrets(deployment: Deployment, namespace: str, token: str) -> list[Object]:
+    """Return the Secrets with the keys and the executors' token, for the cluster only.
+
+    Raises SetupError if the key file is unreadable.
+    """
+    name = deployment.name
+    contents = (
+        (key_secret(name), KEY_ITEM, deployment.server.api_key),
+        (keys_secret(name), KEYS_ITEM, deployment.keys_file()),
+        (token_secret(name), TOKEN_ITEM, token),
+    )
     return [
         {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": metadata(name, deployment.name, namespace, "gateway"),
+            "metadata": metadata(secret, name, namespace, "gateway"),
             "type": "Opaque",
             "data": {item: base64.b64encode(content.encode()).decode()},
         }
-        for name, item, content in contents
+        for secret, item, content in contents
         if content is not None
     ]
 
@@ -60,8 +67,7 @@ def text(deployment: Deployment, options: Options) -> str:
     if line := warning(deployment):
         header += f"# {line}\n"
     commands = _secret_commands(deployment, options.namespace)
-    if commands:
-        header += _SECRETS_HEADER + "".join(f"#   {command}\n" for command in commands)
+    header += _SECRETS_HEADER + "".join(f"#   {command}\n" for command in commands)
     objects = manifests(deployment, options)
     return header + yaml.dump_all(
         objects, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True, explicit_start=True
@@ -71,7 +77,8 @@ def text(deployment: Deployment, options: Options) -> str:
 def _secret_commands(deployment: Deployment, namespace: str) -> list[str]:
     """Return the commands that make the Secrets. The key goes through a pipe: other users see command lines in `ps`."""
     create = f"kubectl --namespace {namespace} create secret generic"
-    commands = []
+    token = f"{create} {token_secret(deployment.name)} --from-file={TOKEN_ITEM}=/dev/stdin"
+    commands = [f"head -c 32 /dev/urandom | base64 | tr -d '\\n' | {token}"]
     if deployment.server.api_key is not None:
         commands.append(
             f'printf %s "$RUNGPT_API_KEY" | {create} {key_secret(deployment.name)} --from-file={KEY_ITEM}=/dev/stdin'

@@ -76,6 +76,11 @@ def keys_secret(name: str) -> str:
     return f"{name}-keys"
 
 
+def token_secret(name: str) -> str:
+    """Return the name of the Secret with the executors' token, which gateways and executors read when they start."""
+    return f"{name}-token"
+
+
 def selector(name: str, component: str | None = None) -> dict[str, str]:
     """Return the labels that never change: a deployment's, or those of its `gateway` or `executor` pods."""
     labels = {"app.kubernetes.io/name": "rungpt", "app.kubernetes.io/instance": name}

@@ -1,15 +1,17 @@
 """Owns the target `kubernetes`: applies deployments to a cluster, watches, scales and removes them."""
 
+import base64
 import hashlib
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from secrets import token_urlsafe
 
 from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, Deployment
 from run_gpt.deploy.kubernetes import logs, manifests, rollout
 from run_gpt.deploy.kubernetes.cluster import KINDS, MADE, Cluster
-from run_gpt.deploy.kubernetes.options import Object, Options, check_label, key_secret, owned
+from run_gpt.deploy.kubernetes.options import Object, Options, check_label, key_secret, owned, token_secret
 from run_gpt.deploy.target import Endpoints, Phase, Report, Status
 from run_gpt.errors import SetupError
 
@@ -30,10 +32,10 @@ class Kubernetes(Options):
     def deploy(self, deployment: Deployment, report: Report) -> Endpoints:
         """Apply all objects, delete those that the deployment no longer has, and return when the last change serves."""
         objects = manifests.manifests(deployment, self)
-        secrets = manifests.secrets(deployment, self.namespace)
+        cluster = self._cluster()
+        secrets = manifests.secrets(deployment, self.namespace, _token(cluster, deployment.name))
         if warning := manifests.warning(deployment):
             report(warning)
-        cluster = self._cluster()
         if deployment.autoscale is not None:
             _require_keda(cluster)
             _keep_number(cluster, objects)
@@ -93,6 +95,13 @@ class Kubernetes(Options):
         if name is not None:
             check_label("NAME", name)
         return Cluster(self.namespace, self.context)
+
+
+def _token(cluster: Cluster, name: str) -> str:
+    """Return the executors' token that the cluster has, so that running pods stay, or a new one."""
+    if (secret := cluster.get("Secret", token_secret(name))) is None:
+        return token_urlsafe(32)
+    return base64.b64decode(secret["data"][manifests.TOKEN_ITEM]).decode()
 
 
 def _require_keda(cluster: Cluster) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import PurePosixPath
 
-from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_PORT
+from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_PORT, EXECUTOR_TOKEN_VARIABLE
 from run_gpt.deploy.deployment import (
     CACHE_PATH,
     GATEWAY_CPUS,
@@ -23,9 +23,11 @@ from run_gpt.deploy.kubernetes.options import (
     metadata,
     owned,
     selector,
+    token_secret,
 )
 
 KEY_ITEM = "key"
+TOKEN_ITEM = "token"
 WITHDRAW_SECONDS = 5
 """Seconds that a gateway keeps serving before SIGTERM, until no load balancer sends it requests."""
 
@@ -41,7 +43,7 @@ def gateways(deployment: Deployment, options: Options) -> Object:
     memory = f"{GATEWAY_MEMORY_GIB}Gi"
     alive, ready = ({"httpGet": {"path": path, "port": "http"}, "timeoutSeconds": 5} for path in ("/health", "/ready"))
     container = _container("gateway", deployment) | {
-        "env": [*_env(deployment.gateway_env(executors_name(name))), *env],
+        "env": [*_env(deployment.gateway_env(executors_name(name))), _token(deployment), *env],
         "ports": [
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
@@ -77,7 +79,7 @@ def executors(deployment: Deployment, options: Options) -> Object:
     probe = {"grpc": {"port": EXECUTOR_PORT}, "timeoutSeconds": 5}
     starts = options.start_minutes * 60 // _START_PERIOD
     container = _container("executor", deployment) | {
-        "env": _env(deployment.executor_env(executors_name(name))),
+        "env": [*_env(deployment.executor_env(executors_name(name))), _token(deployment)],
         "ports": [{"name": "grpc", "containerPort": EXECUTOR_PORT, "protocol": "TCP"}],
         "resources": _resources(deployment),
         "startupProbe": probe | {"periodSeconds": _START_PERIOD, "failureThreshold": starts},
@@ -101,14 +103,22 @@ def _keys(deployment: Deployment) -> tuple[list[Object], list[Object], list[Obje
     """Return a gateway's variable with the key, and the mount and the volume of its key file."""
     env, mounts, volumes = [], [], []
     if deployment.server.api_key is not None:
-        source = {"name": key_secret(deployment.name), "key": KEY_ITEM, "optional": False}
-        env.append({"name": API_KEY_VARIABLE, "valueFrom": {"secretKeyRef": source}})
+        env.append(_secret_variable(API_KEY_VARIABLE, key_secret(deployment.name), KEY_ITEM))
     if deployment.server.api_key_file is not None:
         # The folder, not the file: the kubelet updates only folders when the Secret changes.
         mounts.append({"name": "keys", "mountPath": str(PurePosixPath(KEYS_PATH).parent), "readOnly": True})
         secret = {"secretName": keys_secret(deployment.name), "optional": False, "defaultMode": 0o440}
         volumes.append({"name": "keys", "secret": secret})
     return env, mounts, volumes
+
+
+def _token(deployment: Deployment) -> Object:
+    """Return the variable with the executors' token."""
+    return _secret_variable(EXECUTOR_TOKEN_VARIABLE, token_secret(deployment.name), TOKEN_ITEM)
+
+
+def _secret_variable(name: str, secret: str, item: str) -> Object:
+    return {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": item, "optional": False}}}
 
 
 def _keeper(deployment: Deployment, options: Options, pod: Object) -> Object:

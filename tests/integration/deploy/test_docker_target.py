@@ -5,6 +5,7 @@ RunGPT uses the command line of docker; `docker_stand_in.py` answers in its plac
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -109,7 +110,12 @@ def test_the_life_of_a_deployment(stand_in: StandIn, said: list[str]) -> None:
 
 def test_the_same_command_again_changes_what_is_there(stand_in: StandIn, said: list[str]) -> None:
     DockerCompose().deploy(deployment(), said.append)
+    variables = stand_in.home / "chat" / ".env"
+    token = variables.read_text()
+    assert re.fullmatch(r"RUNGPT_EXECUTOR_TOKEN=\S{40,}\n", token)
+    assert variables.stat().st_mode & 0o077 == 0
     DockerCompose().deploy(deployment(cpus=7, server={"precision": "bit4"}), said.append)
+    assert variables.read_text() == token, "executors that stay have it"
     assert len(stand_in.called("up")) == 2
     text = (stand_in.home / "chat" / "compose.yml").read_text()
     assert "cpus: '7'" in text

@@ -82,7 +82,7 @@ def test_it_applies_all_and_waits_until_all_serves(cluster: ScriptedCluster) -> 
     endpoints, said = deploy()
     assert endpoints == Endpoints(http="http://chat.default.svc:52000", grpc="grpc://chat.default.svc:51000")
     assert said == [
-        f"applied 9 objects in the namespace default of {cluster.url}",
+        f"applied 10 objects in the namespace default of {cluster.url}",
         "1 of 2 replicas, 0 of 1 gateways ready",
         "2 of 2 replicas, 1 of 1 gateways ready",
         FORWARD,
@@ -108,8 +108,20 @@ def test_what_a_changed_deployment_no_longer_has_is_deleted(cluster: ScriptedClu
         "deleted StatefulSet chat-executors, which it no longer has",
         "deleted Secret chat-key, which it no longer has",
     }
-    assert cluster.names("Secret") == ["other"]
+    assert cluster.names("Secret") == ["chat-token", "other"]
     assert cluster.names("Deployment") == ["chat-executors", "chat-gateway"]
+
+
+def test_the_executors_token_is_made_once(cluster: ScriptedCluster) -> None:
+    """Another one would cut gateways that run off from executors that start."""
+
+    def token() -> str:
+        deploy()
+        return base64.b64decode(cluster.objects["Secret", "chat-token"]["data"]["token"]).decode()
+
+    first = token()
+    assert len(first) >= 40
+    assert token() == first
 
 
 def test_new_keys_reach_the_gateways(cluster: ScriptedCluster, tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def test_only_the_gateway_has_keys_and_doors(keys_file: Path) -> None:
     assert gateway["volumes"][0]["target"] == "/etc/rungpt/keys"
     assert gateway["volumes"][0]["read_only"]
     assert "RUNGPT_API_KEY" not in executor["environment"]
+    for service in (gateway, executor):
+        assert service["environment"]["RUNGPT_EXECUTOR_TOKEN"] == "${RUNGPT_EXECUTOR_TOKEN:-}"
     assert [volume["target"] for volume in executor["volumes"]] == ["/cache"]
     assert "ports" not in executor
 

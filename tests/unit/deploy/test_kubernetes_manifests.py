@@ -273,11 +273,16 @@ def test_the_pods_pass_the_strictest_of_kubernetes_pod_security_standards(
 def test_only_gateways_have_keys_and_only_from_a_secret(rendered: tuple[Deployment, list[Object]]) -> None:
     deployment, found = rendered
     executors, gateways = workloads(found)
-    assert not [env for env in container(executors)["env"] if "valueFrom" in env]
     assert not [volume for volume in pod(executors)["volumes"] if "secret" in volume]
-    sources = [env["valueFrom"]["secretKeyRef"] for env in container(gateways)["env"] if "valueFrom" in env]
-    assert bool(sources) == (deployment.server.api_key is not None)
-    assert all(source["optional"] is False for source in sources)
+    of_executors, of_gateways = (
+        {env["name"]: env["valueFrom"]["secretKeyRef"] for env in container(item)["env"] if "valueFrom" in env}
+        for item in (executors, gateways)
+    )
+    token = {"name": f"{deployment.name}-token", "key": "token", "optional": False}
+    assert of_executors == {"RUNGPT_EXECUTOR_TOKEN": token}
+    assert of_gateways.pop("RUNGPT_EXECUTOR_TOKEN") == token
+    assert bool(of_gateways) == (deployment.server.api_key is not None)
+    assert all(source["optional"] is False for source in of_gateways.values())
     mounts = [mount for mount in container(gateways)["volumeMounts"] if mount["name"] == "keys"]
     assert bool(mounts) == (deployment.server.api_key_file is not None)
     for mount in mounts:  # with subPath the mount would never follow a change of the Secret
@@ -289,6 +294,7 @@ def test_the_file_says_how_its_secrets_are_made(keys_file: Path) -> None:
     (text,) = Kubernetes().render(Deployment(server=server, name="chat", memory_gib=2)).values()
     assert 'printf %s "$RUNGPT_API_KEY" | kubectl --namespace default create secret generic chat-key' in text
     assert "kubectl --namespace default create secret generic chat-keys --from-file=keys=FILE" in text
+    assert "| kubectl --namespace default create secret generic chat-token --from-file=token=/dev/stdin" in text
     assert KEY not in text
 
 
