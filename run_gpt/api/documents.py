@@ -133,7 +133,10 @@ def _write_value(value: Any, node: Any) -> None:
     elif kind is bool:
         node.boolean = value
     elif kind is int:
-        node.integer = value
+        try:
+            node.integer = value
+        except ValueError:  # more than 32 bits
+            node.float = value
     elif kind is float:
         node.float = value
     elif kind is dict:

@@ -1,7 +1,7 @@
 """Several coroutines or streams run together: either all results, or the first error with no task left."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
@@ -49,3 +49,47 @@ async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncIterator[tuple[int
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def in_order(
+    answer: Callable[[bytes], Awaitable[bytes]], messages: AsyncIterator[bytes], most: int, most_bytes: int
+) -> AsyncIterator[bytes]:
+    """Yield the answers to messages in order. No message is read while `most` messages or `most_bytes` are open."""
+    tasks: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue()
+    started: dict[asyncio.Future[bytes], int] = {}
+    room = asyncio.Event()
+
+    async def read() -> None:
+        async for message in messages:
+            task = asyncio.ensure_future(answer(message))
+            started[task] = len(message)
+            tasks.put_nowait(task)
+            while len(started) >= most or sum(started.values()) >= most_bytes:
+                room.clear()
+                await room.wait()
+        tasks.put_nowait(None)
+
+    reading = asyncio.ensure_future(read())
+    try:
+        while (task := await _next(tasks, reading)) is not None:
+            yield await task
+            del started[task]
+            room.set()
+    finally:
+        reading.cancel()
+        for task in started:
+            task.cancel()
+        await asyncio.gather(reading, *started, return_exceptions=True)
+
+
+async def _next(tasks: asyncio.Queue[Any], reading: asyncio.Future[None]) -> Any:
+    """Return the next of `tasks`. Raises the error of `reading`, if that failed."""
+    getting: asyncio.Future[Any] = asyncio.ensure_future(tasks.get())
+    try:
+        if not reading.done():
+            await asyncio.wait((getting, reading), return_when=asyncio.FIRST_COMPLETED)
+        if reading.done() and not getting.done():
+            reading.result()
+        return await getting
+    finally:
+        getting.cancel()

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from run_gpt.api.protobuf import message_classes
 from run_gpt.api.schema import AnyRequest
-from run_gpt.api.values import DOCUMENT
+from run_gpt.api.values import DOCUMENT, INT32_MAX
 
 UNARY = "/jina.JinaSingleDataRequestRPC/process_single_data"
 STREAM = "/jina.JinaSingleDocumentRequestRPC/stream_doc"
@@ -79,6 +79,8 @@ def _node(value: Any) -> Any:
             return _classes.Node()
         case bool():  # before int: a bool is an int, too
             return _classes.Node(boolean=value)
+        case int() if abs(value) > INT32_MAX:  # more than a document's integer carries
+            return _classes.Node(float=value)
         case int():
             return _classes.Node(integer=value)
         case float():

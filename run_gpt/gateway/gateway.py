@@ -12,6 +12,7 @@ from run_gpt.errors import SetupError
 from run_gpt.gateway import record
 from run_gpt.gateway.discovery import is_name, join_address, split_address
 from run_gpt.gateway.grpc_access import AccessInterceptor
+from run_gpt.gateway.grpc_reads import Reads
 from run_gpt.gateway.http_access import check_origins
 from run_gpt.gateway.keys import Keys
 from run_gpt.gateway.legacy import LegacyInterceptor
@@ -54,17 +55,20 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         kwargs["runtime_args"]["tracing"] = False  # a port would have a provider of its own, which exports nothing
         protocol = str(kwargs["runtime_args"]["protocol"]).lower().rpartition(".")[2]
         if protocol == "grpc":
-            return GatewayGRPCServer(self.service, interceptors=self._interceptors(), **kwargs)
+            reads = Reads()
+            return GatewayGRPCServer(self.service, reads, interceptors=self._interceptors(reads), **kwargs)
         if protocol == "http":
             return GatewayHTTPServer(self.service, self.keys, **kwargs)
         raise SetupError(f"protocol {protocol}: the gateway serves grpc and http")
 
-    def _interceptors(self) -> list[Any]:
+    def _interceptors(self, reads: Reads) -> list[Any]:
         """Return the interceptors that see a gRPC call before our servicer does."""
-        service = self.service
-        access = AccessInterceptor(self.keys, service.count, log_requests=service.config.log_requests)
+        service, config = self.service, self.service.config
+        access = AccessInterceptor(
+            self.keys, service.count, reads=reads, most_bytes=config.max_body_bytes, log_requests=config.log_requests
+        )
         first = [] if service.tracing is None else [service.tracing.interceptor()]
-        return [*first, access, LegacyInterceptor(service.answer)]
+        return [*first, access, LegacyInterceptor(service.answer, config.max_body_bytes)]
 
     async def setup_server(self) -> None:
         """Open both ports; requests are refused with Unavailable until a replica is ready."""

@@ -2,37 +2,57 @@
 
 import asyncio
 import inspect
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from run_gpt.errors import AuthenticationError, InvalidRequest, RequestError
+from run_gpt.config import GatewayConfig
+from run_gpt.errors import AuthenticationError, InvalidRequest, QueueFull, RequestError
+from run_gpt.gateway.grpc_connections import peer_of
+from run_gpt.gateway.grpc_reads import Bound, Reads
 from run_gpt.gateway.guesses import peer_address
 from run_gpt.gateway.keys import Keys, sent_key
 from run_gpt.gateway.record import Count, Record, admit, begin
-from run_gpt.gateway.rpc import ERROR_METADATA
+from run_gpt.gateway.rpc import abort
 from run_gpt.process import request_ids
 
 OPEN_METHODS = ("/grpc.health.v1.Health/", "/jina.JinaGatewayDryRunRPC/dry_run")
 """Prefixes of methods that need no key and are neither logged nor counted: monitoring calls them often."""
-DISCARD_SECONDS = 5.0
-"""Time that a refused caller gets to write its first message."""
+OPEN_BOUND = Bound(most_bytes=65536, seconds=10.0, most_waiting=256)
+"""Bound of the messages of OPEN_METHODS."""
+MOST_OPEN = 256
+"""Most calls of OPEN_METHODS at once, such as health watches; one more ends the oldest."""
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+FIRST_MESSAGE_SECONDS = 60.0
+MOST_WAITING = 4096
+"""Most calls with a key that wait for a message at once."""
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Interceptor that gives each call its record, counts it at its end, and checks its key except for OPEN_METHODS.
 
-    The answer's initial metadata has the request id, and a malformed id is refused. No other interceptor that answers
-    calls may come before this one. `keys` None: calls need none.
+    The answer's initial metadata has the request id, and a malformed id is refused. Messages are read by `reads`, at
+    most `most_bytes` each. No other interceptor that answers calls may come before this one. `keys` None: calls need
+    none.
     """
 
-    def __init__(self, keys: Keys | None, count: Count, *, log_requests: bool = False):
+    def __init__(
+        self,
+        keys: Keys | None,
+        count: Count,
+        *,
+        reads: Reads | None = None,
+        most_bytes: int = GatewayConfig.max_body_bytes,
+        log_requests: bool = False,
+    ):
         self._keys = keys
+        self.reads = Reads() if reads is None else reads
+        self._bound = Bound(most_bytes, FIRST_MESSAGE_SECONDS, MOST_WAITING)
+        self._open_calls: dict[asyncio.Timeout, None] = {}
         self._count = count
         self._log_requests = log_requests
 
@@ -40,7 +60,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(details)
         if details.method.startswith(OPEN_METHODS):
-            return handler
+            return None if handler is None else self._crowded(bounded(handler, self.reads, OPEN_BOUND))
         record, metadata = Record(method="gRPC", route=details.method), details.invocation_metadata
         key: str | None = None
         try:
@@ -51,7 +71,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 admit(record, name, self._keys.rights(name))
         except (AuthenticationError, InvalidRequest) as error:
             record.error = error.code
-            handler = _refusal(error, streaming=handler is not None and handler.request_streaming)
+            handler = _refusal(error)
+        else:
+            handler = None if handler is None else bounded(handler, self.reads, self._bound)
         begin(record)  # each call has a task, and so a context, of its own
         if handler is None:
             self._ended(record, grpc.StatusCode.UNIMPLEMENTED.name)
@@ -63,6 +85,26 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         record.address = peer_address(context.peer())
         if self._keys is not None and key is not None:
             await self._keys.settle(key, record.address, right=record.key is not None)
+
+    def _crowded(self, handler: Any) -> Any:
+        """Return the handler of an open method, made to end the oldest call when there are more than MOST_OPEN."""
+
+        async def call(messages: AsyncIterator[bytes], context: Any) -> None:
+            try:
+                async with asyncio.timeout(None) as ending:
+                    self._open_calls[ending] = None
+                    if len(self._open_calls) > MOST_OPEN:
+                        oldest = next(iter(self._open_calls))
+                        del self._open_calls[oldest]
+                        oldest.reschedule(0)
+                    try:
+                        await handler.stream_stream(messages, context)
+                    finally:
+                        self._open_calls.pop(ending, None)
+            except TimeoutError:
+                await abort(context, QueueFull(f"more than {MOST_OPEN} calls of methods that need no key"))
+
+        return handler._replace(stream_stream=call)
 
     def _ended(self, record: Record, status: str) -> None:
         self._count(record, status)
@@ -83,44 +125,77 @@ def _value(metadata: Any, name: str) -> str | None:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _refusal(error: RequestError, *, streaming: bool) -> Any:
-    """Return a handler that refuses a call, for an answer of one message as well as for a stream.
-
-    It reads one message of a `streaming` caller: an asyncio client that cannot write its first one sees no error.
-    """
+def _refusal(error: RequestError) -> Any:
+    """Return a handler that refuses a call of any kind. It reads nothing of it."""
 
     async def refuse(messages: AsyncIterator[bytes], context: Any) -> None:
-        if streaming:
-            with suppress(TimeoutError, StopAsyncIteration):
-                async with asyncio.timeout(DISCARD_SECONDS):
-                    await anext(messages)
-        metadata = ((ERROR_METADATA, json.dumps(error.to_dict())),)
-        await context.abort(grpc.StatusCode[error.grpc_code], error.message, metadata)
+        await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _followed(handler: Any, record: Record, ended: Count, settle: Callable[[Any], Awaitable[None]]) -> Any:
-    """Return the handler, made to await `settle` and send the request id first, and to call `ended` at its end."""
+def bounded(handler: Any, reads: Reads, bound: Bound) -> Any:
+    """Return the handler, made to read its messages by `reads`. It calls gRPC's methods of any kind in the same way.
+
+    gRPC's own handlers of one message read it before any code of ours runs, however long it is and takes.
+    """
     kind = next(kind for kind in _KINDS if getattr(handler, kind) is not None)
     behaviour = getattr(handler, kind)
+
+    async def call(messages: AsyncIterator[bytes], context: Any) -> None:
+        arriving = _arriving(handler.request_deserializer, reads, bound, messages, context)
+        async with aclosing(arriving):
+            try:
+                request: Any = arriving if handler.request_streaming else await _only(arriving)
+                await _answer(behaviour, request, context, streaming=handler.response_streaming)
+            except RequestError as error:
+                await abort(context, error)
+
+    return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
+
+
+async def _arriving(
+    deserialize: Any, reads: Reads, bound: Bound, messages: AsyncIterator[bytes], context: Any
+) -> AsyncGenerator[Any]:
+    """Yield the messages of a call. Raises a RequestError for one that is out of bounds or cannot be read."""
+    peer, first = peer_of(context), True
+    while (message := await reads.next(messages, peer, bound, first=first)) is not None:
+        first = False
+        try:
+            yield message if deserialize is None else deserialize(message)
+        except DecodeError as error:
+            raise InvalidRequest(f"the message cannot be read: {error}") from None
+
+
+async def _only(arriving: AsyncIterator[Any]) -> Any:
+    """Return the message of a call that has one."""
+    async for message in arriving:
+        return message
+    raise InvalidRequest("this call has no message")
+
+
+async def _answer(behaviour: Any, request: Any, context: Any, *, streaming: bool) -> None:
+    if inspect.isasyncgenfunction(behaviour):
+        async with aclosing(behaviour(request, context)) as answers:
+            async for answer in answers:
+                await context.write(answer)
+        return
+    answer = await behaviour(request, context)
+    if not streaming:
+        await context.write(answer)
+
+
+def _followed(handler: Any, record: Record, ended: Count, settle: Callable[[Any], Awaitable[None]]) -> Any:
+    """Return the handler, made to await `settle` and send the request id first, and to call `ended` at its end."""
     named = ((request_ids.METADATA, record.shown_id),)
 
-    async def whole(request: Any, context: Any) -> Any:
+    async def call(messages: AsyncIterator[bytes], context: Any) -> None:
         with _following(record, context, ended):
             await settle(context)
             await context.send_initial_metadata(named)
-            return await behaviour(request, context)
+            await handler.stream_stream(messages, context)
 
-    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        with _following(record, context, ended):
-            await settle(context)
-            await context.send_initial_metadata(named)
-            async with aclosing(behaviour(request, context)) as messages:
-                async for message in messages:
-                    yield message
-
-    return handler._replace(**{kind: stream if inspect.isasyncgenfunction(behaviour) else whole})
+    return handler._replace(stream_stream=call)
 
 
 @contextmanager

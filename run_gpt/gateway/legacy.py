@@ -1,22 +1,27 @@
 """Answers the published inference-client 0.0.8 on the gRPC port: its messages hold docarray 0.21's documents.
 
-It calls `/jina.JinaRPC/Call`, as new clients may, with one prompt in each message of the stream. The first message that
-holds a document shows which of the two kinds a stream is.
+It calls `/jina.JinaRPC/Call`, as new clients may, with one prompt in each message of the stream. The first message
+shows which of the two kinds a stream is.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, cast
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from run_gpt.api.answers import Body, GenerateAnswer
 from run_gpt.api.protobuf import message_classes
 from run_gpt.api.schema import GenerateRequest
+from run_gpt.api.together import in_order
+from run_gpt.config import GatewayConfig
 from run_gpt.errors import InternalError, InvalidRequest, RequestError
+from run_gpt.gateway.grpc_messages import MOST_ON_LOOP, check_documents, handled, is_long, parse
 from run_gpt.gateway.record import note_endpoint, note_error
+from run_gpt.gateway.rpc import abort
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +51,9 @@ LegacyRequest = _classes.Request
 class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Interceptor that answers older clients' `/generate` by `answer`, which raises RequestErrors; passes on others."""
 
-    def __init__(self, answer: Answerer):
+    def __init__(self, answer: Answerer, most_bytes: int = GatewayConfig.max_body_bytes):
         self._answer = answer
+        self._most_bytes = most_bytes
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """See grpc.aio.ServerInterceptor."""
@@ -55,55 +61,38 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None or details.method != METHOD:
             return handler
 
-        async def call(messages: AsyncIterator[bytes], context: Any) -> None:
-            unreadable = False
+        async def call(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             try:
-                held, legacy = await _look(messages)
-                rest = _chain(held, messages)
-                await (self._serve(rest, context) if legacy else _pass_on(handler, rest, context))
-            except* DecodeError:
-                unreadable = True
-            if unreadable:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message cannot be read")
+                if (first := await anext(messages, None)) is None:
+                    return
+                legacy = await handled(lambda: is_legacy(first), long=is_long(first))
+                answers: Any = self._serve if legacy else handler.stream_stream
+                async with aclosing(answers(_chain(first, messages), context)) as answered:
+                    async for answer in answered:
+                        yield answer
+            except RequestError as error:
+                await abort(context, error)
 
         return grpc.stream_stream_rpc_method_handler(call)
 
-    async def _serve(self, messages: AsyncIterator[bytes], context: Any) -> None:
+    def _serve(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answer each message, several at a time, in their order: the client matches answers to prompts by order."""
-        running: asyncio.Queue[asyncio.Task[bytes | None] | None] = asyncio.Queue(MOST_TOGETHER)
+        return in_order(self._respond, messages, MOST_TOGETHER, 2 * self._most_bytes)
 
-        async def read() -> None:
-            async for message in messages:
-                await running.put(group.create_task(self._respond(message)))
-            await running.put(None)
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(read())
-            while (task := await running.get()) is not None:
-                if (answer := await task) is None:
-                    # Raised here, between two writes: gRPC cannot end a call in the middle of one.
-                    raise DecodeError
-                await context.write(answer)
-
-    async def _respond(self, message: bytes) -> bytes | None:
+    async def _respond(self, message: bytes) -> bytes:
         """Return the message as an older Executor would: with the answers in its documents, or with an error.
 
-        None for a message that cannot be read.
+        Raises InvalidRequest for a message that cannot be parsed.
         """
+        long = is_long(message)
+        request = await handled(lambda: parse(LegacyRequest, message), long=long)
         try:
-            request = LegacyRequest.FromString(message)
-        except DecodeError:
-            return None
-        try:
-            if request.header.exec_endpoint != ENDPOINT:
-                raise InvalidRequest(f"{request.header.exec_endpoint!r}: older clients can call {ENDPOINT!r} here")
-            note_endpoint(ENDPOINT)
-            parameters = parameters_of(request.parameters)
-            documents = request.data.docs.docs
-            requests = [GenerateRequest.parse({**parameters, "prompt": _prompt(document)}) for document in documents]
+            requests = await handled(
+                lambda: _requests(request), long=long or len(request.data.docs.docs) > MOST_ON_LOOP
+            )
             async with asyncio.TaskGroup() as group:
                 answers = [group.create_task(self._text(one)) for one in requests]
-            for document, answer in zip(documents, answers, strict=True):
+            for document, answer in zip(request.data.docs.docs, answers, strict=True):
                 document.tags["generated_text"] = answer.result()
         except* RequestError as errors:
             _set_error(request, _first(errors))
@@ -116,19 +105,30 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return cast("GenerateAnswer", await self._answer(request)).text
 
 
-def is_legacy(message: bytes) -> bool | None:
-    """Return True when the message holds older documents; None if it holds no document.
+def _requests(message: Any) -> list[GenerateRequest]:
+    """Return the checked requests of an older message. Raises InvalidRequest."""
+    if (endpoint := message.header.exec_endpoint) != ENDPOINT:
+        raise InvalidRequest(f"{endpoint!r}: older clients can call {ENDPOINT!r} here")
+    note_endpoint(ENDPOINT)
+    documents = message.data.docs.docs
+    check_documents(len(documents))
+    parameters = parameters_of(message.parameters)
+    return [GenerateRequest.parse({**parameters, "prompt": _prompt(document)}) for document in documents]
+
+
+def is_legacy(message: bytes) -> bool:
+    """Return True when the message holds older documents.
 
     Both kinds of documents have a field 1. In an older one it is the id, a text. In a new one it is the only field:
     entries of a map, and the first byte of an entry is the tag of its key (0x0a), or, if a writer swaps them, of
     its value (0x12). An id begins with neither, because both are control characters.
     """
     try:
-        documents = LegacyRequest.FromString(message).data.docs.docs
-    except DecodeError:
+        documents = parse(LegacyRequest, message).data.docs.docs
+    except InvalidRequest:
         return False  # the normal path refuses what cannot be read
     if not documents:
-        return None
+        return False
     document = documents[0]
     return bool(document.text or document.HasField("tags") or document.id[:1] not in (b"", b"\x0a", b"\x12"))
 
@@ -173,29 +173,7 @@ def _first(errors: BaseExceptionGroup[Any]) -> Any:
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
-async def _look(messages: AsyncIterator[bytes]) -> tuple[list[bytes], bool]:
-    """Return the messages up to the first one that holds a document, and True if that is an older document."""
-    held = []
-    async for message in messages:
-        held.append(message)
-        if (legacy := is_legacy(message)) is not None:
-            return held, legacy
-    return held, False
-
-
-async def _chain(held: list[bytes], messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    for message in held:
-        yield message
+async def _chain(first: bytes, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
     async for message in messages:
         yield message
-
-
-async def _pass_on(handler: Any, messages: AsyncIterator[bytes], context: Any) -> None:
-    """Handle the call as if this interceptor were absent."""
-
-    async def requests() -> AsyncIterator[Any]:
-        async for message in messages:
-            yield handler.request_deserializer(message)
-
-    async for response in handler.stream_stream(requests(), context):
-        await context.write(handler.response_serializer(response))

@@ -4,32 +4,24 @@ Messages are Jina's; an error is a gRPC status with the error's message, and the
 metadata `rungpt-error`. A stream that has begun ends with a document that carries the error.
 """
 
-import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from importlib.metadata import version
 from typing import Any, NoReturn, cast
 
 import grpc
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError
 from jina.proto import jina_pb2
 
 from run_gpt.api import documents
 from run_gpt.api.answers import Body
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
-from run_gpt.api.together import together
-from run_gpt.errors import (
-    InternalError,
-    InvalidRequest,
-    QueueFull,
-    RateLimited,
-    RequestError,
-    RequestTooLarge,
-    UnknownEndpoint,
-)
+from run_gpt.api.schema import Parameters
+from run_gpt.api.together import in_order, together
+from run_gpt.errors import InternalError, InvalidRequest, QueueFull, RateLimited, RequestError, UnknownEndpoint
+from run_gpt.gateway.grpc_messages import MOST_ON_LOOP, check_documents, handled, is_long, parse
 from run_gpt.gateway.record import note_endpoint, note_error
 from run_gpt.gateway.service import Service
 
@@ -38,6 +30,8 @@ log = logging.getLogger(__name__)
 ERROR_METADATA = "rungpt-error"
 MOST_TEXT = 500
 """Most characters of an error's message that are sent: metadata has 8 KiB, and a field's name may be long."""
+MOST_HEADER_BYTES = 8192
+"""Most bytes of a message's header, which every answer repeats."""
 REQUESTS_AT_ONCE = 16
 """Number of messages of one `Call` that are answered together; their answers come in order."""
 
@@ -67,28 +61,30 @@ class Servicer:
 
     async def call(self, messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answer DataRequests in order; the first that fails ends the call."""
-        async with aclosing(cast("Any", _in_order(lambda message: self._data(message, context), messages))) as answers:
+
+        def answer(message: bytes) -> Awaitable[bytes]:
+            return self._data(message, context)
+
+        most_bytes = 2 * self.service.config.max_body_bytes
+        async with aclosing(cast("Any", in_order(answer, messages, REQUESTS_AT_ONCE, most_bytes))) as answers:
             try:
-                async for answer in answers:
-                    yield answer
+                async for answered in answers:
+                    yield answered
             except Exception as error:
-                await _abort(context, error)
+                await abort(context, error)
 
     async def process_single_data(self, message: bytes, context: Any) -> bytes:
         """Answer one DataRequest."""
         try:
             return await self._data(message, context)
         except Exception as error:
-            await _abort(context, error)
+            await abort(context, error)
 
     async def stream_doc(self, message: bytes, context: Any) -> AsyncIterator[bytes]:
         """Answer one document with a stream of documents."""
         begun = False
         try:
-            proto = _parse(jina_pb2.SingleDocumentRequestProto, message, self.service.config.max_body_bytes)
-            endpoint = _endpoint(proto.header.exec_endpoint, stream=True)
-            _check_parameters(proto)
-            request = _request(endpoint, proto.document, stream=True)
+            proto, endpoint, request = await handled(lambda: _streamed(message), long=is_long(message))
             with self.service.writing():  # until the last document is written
                 async with self.service.stream(request, context.time_remaining()) as events:
                     while bodies := await events.bodies():
@@ -97,7 +93,7 @@ class Servicer:
                             begun = True
         except Exception as error:
             if not begun:
-                await _abort(context, error)
+                await abort(context, error)
             note_error(error)
             yield _last_event(proto.header, endpoint, _request_error(error))
 
@@ -123,72 +119,62 @@ class Servicer:
 
     async def _data(self, message: bytes, context: Any) -> bytes:
         """Return the answer to a DataRequest: its documents run together."""
-        proto = _parse(jina_pb2.DataRequestProto, message, self.service.config.max_body_bytes)
-        endpoint = _endpoint(proto.header.exec_endpoint, stream=False)
-        _check_parameters(proto)
-        if proto.data.WhichOneof("documents") == "docs_bytes":
-            raise InvalidRequest("docs_bytes is not taken here: send the documents as `docs`")
-        requests = [_request(endpoint, document, stream=False) for document in proto.data.docs.docs]
-        if any(endpoint.streams(request) for request in requests):
-            raise _called_wrong(endpoint.path, streams=True)
+        header, requests = await _asked(message)
         answers = await together([self.service.answer(request, context.time_remaining()) for request in requests])
-        answer = jina_pb2.DataRequestProto(header=proto.header)
-        for body in answers:
-            documents.write_answer(body, answer.data.docs.docs.add())
-        return cast("bytes", answer.SerializeToString())
+        long = len(answers) > MOST_ON_LOOP or not all(map(_has_short_answer, requests))
+        return await handled(lambda: _whole(header, answers), long=long)
+
+
+async def _asked(message: bytes) -> tuple[Any, list[Any]]:
+    """Return a DataRequest's header and its checked requests. Raises a RequestError."""
+    long = is_long(message)
+    proto, endpoint = await handled(lambda: _opened(jina_pb2.DataRequestProto, message, stream=False), long=long)
+    if proto.data.WhichOneof("documents") == "docs_bytes":
+        raise InvalidRequest("docs_bytes is not taken here: send the documents as `docs`")
+    sent = proto.data.docs.docs
+    check_documents(len(sent))
+
+    def checked() -> list[Any]:
+        return [_request(endpoint, document, stream=False) for document in sent]
+
+    requests = await handled(checked, long=long or len(sent) > MOST_ON_LOOP)
+    if any(endpoint.streams(request) for request in requests):
+        raise _called_wrong(endpoint.path, streams=True)
+    return proto.header, requests
+
+
+def _streamed(message: bytes) -> tuple[Any, Endpoint, Any]:
+    """Return a message for a stream, its endpoint and its checked request. Raises a RequestError."""
+    proto, endpoint = _opened(jina_pb2.SingleDocumentRequestProto, message, stream=True)
+    return proto, endpoint, _request(endpoint, proto.document, stream=True)
+
+
+def _opened(kind: Any, message: bytes, *, stream: bool) -> tuple[Any, Endpoint]:
+    """Return the parsed message and the endpoint that it calls. Raises a RequestError."""
+    proto = parse(kind, message)
+    if (size := proto.header.ByteSize()) > MOST_HEADER_BYTES:  # each answer has it
+        raise InvalidRequest(f"the message's header has {size} bytes, the limit is {MOST_HEADER_BYTES}")
+    endpoint = _endpoint(proto.header.exec_endpoint, stream=stream)
+    _check_parameters(proto)
+    return proto, endpoint
+
+
+def _has_short_answer(request: Any) -> bool:
+    """Return True when the answer is a text; lists of numbers take longer to write."""
+    return isinstance(request, Parameters) and request.logprobs is None
+
+
+def _whole(header: Any, answers: Sequence[Body]) -> bytes:
+    """Return the message with whole answers."""
+    message = jina_pb2.DataRequestProto(header=header)
+    for body in answers:
+        documents.write_answer(body, message.data.docs.docs.add())
+    return cast("bytes", message.SerializeToString())
 
 
 def _raw(message: bytes) -> bytes:
     """Return the bytes as they are: parsing happens later, where a failure becomes an InvalidRequest."""
     return message
-
-
-async def _in_order(
-    answer: Callable[[bytes], Awaitable[bytes]], messages: AsyncIterator[bytes]
-) -> AsyncIterator[bytes]:
-    """Yield the answers to messages in order; REQUESTS_AT_ONCE messages are answered at a time."""
-    tasks: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(REQUESTS_AT_ONCE)
-
-    async def read() -> None:
-        async for message in messages:
-            task = asyncio.ensure_future(answer(message))
-            started.append(task)
-            await tasks.put(task)
-        await tasks.put(None)
-
-    started: list[asyncio.Future[bytes]] = []
-    reading = asyncio.ensure_future(read())
-    try:
-        while (task := await _next(tasks, reading)) is not None:
-            yield await task
-            started.remove(task)
-    finally:
-        reading.cancel()
-        for task in started:
-            task.cancel()
-        await asyncio.gather(reading, *started, return_exceptions=True)
-
-
-async def _next(tasks: asyncio.Queue[Any], reading: asyncio.Future[None]) -> Any:
-    """Return the next of `tasks`. Raises the error of `reading`, if that failed."""
-    getting: asyncio.Future[Any] = asyncio.ensure_future(tasks.get())
-    try:
-        if not reading.done():
-            await asyncio.wait((getting, reading), return_when=asyncio.FIRST_COMPLETED)
-        if reading.done() and not getting.done():
-            reading.result()
-        return await getting
-    finally:
-        getting.cancel()
-
-
-def _parse(kind: Any, message: bytes, limit: int) -> Any:
-    if len(message) > limit:
-        raise RequestTooLarge(f"the message has {len(message)} bytes, the limit is {limit} bytes")
-    try:
-        return kind.FromString(message)
-    except DecodeError as error:
-        raise InvalidRequest(f"the message is not a {kind.DESCRIPTOR.name}: {error}") from None
 
 
 def _endpoint(path: str, *, stream: bool) -> Endpoint:
@@ -247,8 +233,8 @@ def _request_error(error: Exception) -> RequestError:
     return InternalError(f"the request failed: {type(error).__name__}")
 
 
-async def _abort(context: Any, error: Exception) -> NoReturn:
-    """End the call with the error's status."""
+async def abort(context: Any, error: Exception) -> NoReturn:
+    """End the call with the error's status, and the whole error in its metadata."""
     failure = _request_error(error)
     note_error(failure)
     sent = {name: text[:MOST_TEXT] if text else text for name, text in failure.to_dict().items()}

@@ -6,78 +6,52 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
 from jina.serve.runtimes.servers.grpc import GRPCServer
 from jina.serve.runtimes.servers.http import FastAPIBaseServer
 from uvicorn import Config, Server
 
 from run_gpt.errors import PortInUse
+from run_gpt.gateway import grpc_server
 from run_gpt.gateway.discovery import join_address
+from run_gpt.gateway.grpc_connections import ConnectionWatch, can_watch
+from run_gpt.gateway.grpc_reads import Reads
 from run_gpt.gateway.http import build_app
 from run_gpt.gateway.http_access import guarded
 from run_gpt.gateway.keys import Keys
-from run_gpt.gateway.rpc import Servicer
 from run_gpt.gateway.service import Service
 
-HEALTH_SECONDS = 0.2
 STOP_SECONDS = 5.0
-"""Time that connections get to end after the drain; then they are cut."""
+"""Time that HTTP connections get to end after the drain; then they are cut."""
 
 
 class GatewayGRPCServer(GRPCServer):  # type: ignore[misc]
-    """The gRPC server on `self.host`, `self.port`."""
+    """The gRPC server on `self.host`, `self.port`. `reads`: the reads of the interceptor of access."""
 
-    def __init__(self, service: Service, interceptors: Sequence[Any] = (), **kwargs: Any):
+    def __init__(self, service: Service, reads: Reads, interceptors: Sequence[Any] = (), **kwargs: Any):
         super().__init__(**kwargs)
         self.service = service
         self.interceptors = list(interceptors)
-        self._health: asyncio.Task[None] | None = None
+        self._reads = reads
+        self._watch: asyncio.Task[None] | None = None
 
     async def setup_server(self) -> None:
         """Open the port; do not wait for executors."""
-        limit = self.service.config.max_body_bytes
-        options = [
-            # A little above our own limit, because its error says more than gRPC's.
-            ("grpc.max_receive_message_length", 2 * limit + 65536),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
-        ]
-        self.server = grpc.aio.server(options=options, interceptors=self.interceptors)
-        handlers = Servicer(self.service).handlers()
-        self.server.add_generic_rpc_handlers(handlers)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health_servicer, self.server)
-        names = [handler.service_name() for handler in handlers]
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self.server)
+        self.server = grpc_server.build_server(self.service, self.interceptors)
         try:
             bound = self.server.add_insecure_port(join_address(self.host, self.port))
         except RuntimeError:
             bound = 0
         if not bound:
             raise PortInUse(f"port {self.port} on {self.host} cannot be opened: another program may listen there")
-        await self._tell_health(("", *names))
         await self.server.start()
-        self._health = asyncio.create_task(self._keep_health(("", *names)))
-
-    async def _keep_health(self, names: Sequence[str]) -> None:
-        while True:
-            await asyncio.sleep(HEALTH_SECONDS)
-            await self._tell_health(names)
-
-    async def _tell_health(self, names: Sequence[str]) -> None:
-        """Update gRPC's health service: it says SERVING only while a request would be served."""
-        states = health_pb2.HealthCheckResponse
-        state = states.SERVING if self.service.ready else states.NOT_SERVING
-        for name in names:
-            await self.health_servicer.set(name, state)
+        if can_watch():
+            self._watch = asyncio.create_task(ConnectionWatch(bound, self._reads, grpc_server.MOST_OF_ADDRESS).run())
 
     async def shutdown(self) -> None:
-        """Cut the calls that still run and close the port. Called after the drain."""
-        if self._health is not None:
-            self._health.cancel()
-        await self.health_servicer.enter_graceful_shutdown()
-        await self.server.stop(grace=STOP_SECONDS)
+        """Close the port and cut the calls that still run. Called after the drain, so none has an answer to come."""
+        await self.server.stop(grace=grpc_server.STOP_SECONDS)
+        if self._watch is not None:
+            self._watch.cancel()
         await self._request_handler.close()
         self._teardown_instrumentation()
 
