@@ -36,7 +36,7 @@ def problem_of(role: str | None, flow: dict[str, Any] | None) -> str | None:
     if role is None:
         role = "gateway" if is_listening(LOOPBACK, http_port) else "executor"
     if role == "gateway":
-        return gateway_problem(http_port)
+        return gateway_problem(http_port, tls=uses_tls(flow))
     here = (port for port in executor_ports if is_listening(LOOPBACK, port))
     return executor_problem(next(here, executor_ports[0]))
 
@@ -53,9 +53,15 @@ def ports_of(flow: dict[str, Any] | None) -> tuple[int, list[int]]:
     return gateway["port"][gateway["protocol"].index("http")], ports
 
 
-def gateway_problem(port: int) -> str | None:
+def uses_tls(flow: dict[str, Any] | None) -> bool:
+    """Return True when the gateway of this Flow has a certificate."""
+    settings = {} if flow is None else flow["gateway"]["uses"].get("with", {})
+    return settings.get("tls_cert") is not None
+
+
+def gateway_problem(port: int, *, tls: bool = False) -> str | None:
     """Return why a gateway on this machine does not serve, or None. Asks its `/ready`, which needs no key."""
-    if answers_ok(LOOPBACK, port, "/ready"):
+    if answers_ok(LOOPBACK, port, "/ready", tls=tls):
         return None
     return f"not ready on port {port}" if is_listening(LOOPBACK, port) else f"nothing listens on port {port}"
 

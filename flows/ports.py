@@ -4,6 +4,7 @@ import errno
 import http.client
 import os
 import socket
+import ssl
 
 from run_gpt.config import LOOPBACK
 from run_gpt.errors import PortInUse, SetupError
@@ -66,9 +67,9 @@ def is_listening(host: str, port: int) -> bool:
     return True
 
 
-def answers_ok(host: str, port: int, path: str) -> bool:
-    """Return True if an HTTP GET of the path is answered with 200."""
-    connection = http.client.HTTPConnection(local_host(host), port, timeout=1.0)
+def answers_ok(host: str, port: int, path: str, *, tls: bool = False) -> bool:
+    """Return True if an HTTP GET of the path is answered with 200. `tls`: over TLS, with any certificate."""
+    connection = _connection(local_host(host), port, tls=tls)
     try:
         connection.request("GET", path)
         return connection.getresponse().status == 200
@@ -76,3 +77,12 @@ def answers_ok(host: str, port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _connection(host: str, port: int, *, tls: bool) -> http.client.HTTPConnection:
+    if not tls:
+        return http.client.HTTPConnection(host, port, timeout=1.0)
+    context = ssl.create_default_context()
+    context.check_hostname = False  # the server's own probe: the certificate is for other names
+    context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=1.0, context=context)

@@ -63,11 +63,11 @@ class Server:
 
     @property
     def http_url(self) -> str:
-        return f"http://{_url_host(self.config.listen_host)}:{self.config.http_port}"
+        return f"{'https' if self.config.uses_tls else 'http'}://{_url_host(self.config.listen_host)}:{self.config.http_port}"
 
     @property
     def grpc_url(self) -> str:
-        return f"grpc://{_url_host(self.config.listen_host)}:{self.config.grpc_port}"
+        return f"{'grpcs' if self.config.uses_tls else 'grpc'}://{_url_host(self.config.listen_host)}:{self.config.grpc_port}"
 
     def pids(self) -> dict[str, int]:
         """Return the running processes' ids: `gateway`, `worker 0`, ...; with several models `worker 0 (NAME)`, ..."""
@@ -161,7 +161,7 @@ def new_supervisor(config: ServeConfig, on_event: OnEvent, on_ready: Callable[[]
         name="gateway",
         role="gateway",
         command=_pod_command("gateway"),
-        is_ready=functools.partial(answers_ok, config.listen_host, config.http_port, "/ready"),
+        is_ready=functools.partial(answers_ok, config.listen_host, config.http_port, "/ready", tls=config.uses_tls),
         stdin=flow,
         env=_pod_env(config) | token | ({} if config.api_key is None else {API_KEY_VARIABLE: config.api_key}),
         stop_seconds=config.drain_seconds + STOP_MARGIN,

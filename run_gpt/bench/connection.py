@@ -12,6 +12,7 @@ import httpx
 
 from run_gpt.bench.response import BadAnswer, Response
 from run_gpt.client.endpoint import Endpoint
+from run_gpt.client.trust import given_ca, http_trust
 
 _IDLE_SECONDS = 1.0  # a server may close a connection that was idle for longer just as it is reused
 
@@ -93,8 +94,9 @@ class Connections:
     def __init__(self, endpoint: Endpoint):
         host, _, port = endpoint.address.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
+        trust = http_trust(endpoint.is_secure, given_ca())
         # The same certificates as httpx, which requests the models of this server.
-        self._tls = httpx.create_ssl_context(trust_env=False) if endpoint.is_secure else None
+        self._tls = httpx.create_ssl_context(verify=trust, trust_env=False) if trust else None
         self._free: list[Connection] = []
 
     async def ask(self, request: bytes, response: Response) -> float:

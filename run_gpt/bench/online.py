@@ -18,6 +18,7 @@ from run_gpt.bench.sweep import sweep
 from run_gpt.bench.workload import Workload, WorkloadConfig
 from run_gpt.client import Client
 from run_gpt.client.endpoint import Endpoint
+from run_gpt.client.trust import given_ca, http_trust
 from run_gpt.errors import SetupError
 
 _ASK_SECONDS = 10.0  # timeout of the request for the model names
@@ -164,7 +165,7 @@ async def _warm_up(plan: Plan, sender: Sender) -> None:
 
 async def _models(endpoint: Endpoint, token: str | None) -> Any:
     """Return the JSON of /v1/models; None without it. Raises SetupError if nothing answers, or the key is wrong."""
-    verify = endpoint.is_secure
+    verify = http_trust(endpoint.is_secure, given_ca())
     async with httpx.AsyncClient(timeout=_ASK_SECONDS, verify=verify, trust_env=False) as client:
         try:
             response = await client.get(f"{base_url(endpoint)}/v1/models", headers=authorization(token))

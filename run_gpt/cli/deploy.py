@@ -19,7 +19,15 @@ from run_gpt.errors import SetupError
 
 REPLICA = "Each replica"
 _MODEL = "MODEL"
-_OF_THE_TARGET = {"host", "grpc_port", "http_port", "memory_budget", *(f.name for f in fields(HostConfig))}
+_OF_THE_TARGET = {
+    "host",
+    "grpc_port",
+    "http_port",
+    "tls_cert",
+    "tls_key",
+    "memory_budget",
+    *(f.name for f in fields(HostConfig)),
+}
 """Settings of a server that its platform chooses."""
 
 

@@ -34,8 +34,11 @@ def check_alive(url: str) -> None:
     """Raise SetupError if no RunGPT server answers at `url`."""
     import httpx
 
+    from run_gpt.client.trust import given_ca, http_trust
+
     try:
-        response = httpx.get(_join(url, "health"), timeout=SECONDS)
+        trust = http_trust(urlsplit(url).scheme == "https", given_ca())
+        response = httpx.get(_join(url, "health"), timeout=SECONDS, verify=trust)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise SetupError(f"no server answers at {_shown(url)} ({_why(error)}): start one with `rungpt serve`") from None
     if response.status_code != 200:

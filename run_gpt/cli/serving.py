@@ -90,7 +90,8 @@ def who_may_ask(config: ServeConfig) -> str:
         opens = "requests need a key" if config.asks_for_key else "--host or a key opens it to the network"
         return f"RunGPT listens on {host} only: {opens}."
     if config.asks_for_key:
-        return f"RunGPT listens on {where}: requests need a key."
+        plain = "" if config.uses_tls else ", which goes in plain text: --tls-cert encrypts it"
+        return f"RunGPT listens on {where}: requests need a key{plain}."
     return (
         f"Warning: RunGPT listens on {where}, and requires no key: anyone who reaches this machine can use it. "
         "--api-key or --api-key-file closes it."
@@ -125,7 +126,8 @@ def addresses(config: ServeConfig) -> tuple[str, str]:
     """Return the URLs of the HTTP and the gRPC endpoint, as reached from this machine."""
     host = "127.0.0.1" if config.listen_host in (EVERY_INTERFACE, "localhost") else config.listen_host
     host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{config.http_port}", f"grpc://{host}:{config.grpc_port}"
+    secure = "s" if config.uses_tls else ""
+    return f"http{secure}://{host}:{config.http_port}", f"grpc{secure}://{host}:{config.grpc_port}"
 
 
 def served_names(config: ServeConfig) -> str:

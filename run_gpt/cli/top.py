@@ -26,12 +26,13 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one interval as plain text, for scripts.")] = False,
 ) -> None:
     """Watch a running server: load, rates and latencies of the last interval. q or Ctrl-C ends it."""
+    from run_gpt.client.trust import given_ca, http_trust
     from run_gpt.top.reading import Source
     from run_gpt.top.watch import Watch
 
     if not once and not sys.stdout.isatty():
         raise SetupError("rungpt top: stdout is no terminal; for one look as plain text give --once")
-    source = Source(url, options.token(api_key))
+    source = Source(url, options.token(api_key), http_trust(url.startswith("https:"), given_ca()))
     with closing(source):
         watch = Watch(source)
         watch.start()

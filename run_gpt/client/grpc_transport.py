@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,7 @@ from run_gpt.api.schema import AnyRequest
 from run_gpt.client import wire
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.transport import broken, not_rungpt, read_answer, sent_id, too_late, unreachable
+from run_gpt.client.trust import grpc_trust
 from run_gpt.errors import (
     AuthenticationError,
     Forbidden,
@@ -55,7 +57,8 @@ _BY_STATUS = {
 class GrpcTransport:
     """One channel, opened by the first request."""
 
-    def __init__(self, endpoint: Endpoint, token: str | None):
+    def __init__(self, endpoint: Endpoint, token: str | None, ca: Path | None = None):
+        self._ca = ca
         self._endpoint = endpoint
         self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         self._lock = threading.Lock()
@@ -118,7 +121,7 @@ class GrpcTransport:
             if self._channel is None:
                 address = self._endpoint.address
                 if self._endpoint.is_secure:
-                    self._channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(), _OPTIONS)
+                    self._channel = grpc.secure_channel(address, grpc_trust(self._ca), _OPTIONS)
                 else:
                     self._channel = grpc.insecure_channel(address, _OPTIONS)
             return self._channel

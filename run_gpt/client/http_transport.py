@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from run_gpt.api.schema import AnyRequest
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.sse import EventDecoder
 from run_gpt.client.transport import broken, not_rungpt, read_answer, sent_id, too_late, unreachable
+from run_gpt.client.trust import http_trust
 from run_gpt.errors import InternalError, error_from_dict
 from run_gpt.process import request_ids
 
@@ -23,7 +25,8 @@ CONNECT_SECONDS = 10.0
 class HttpTransport:
     """Transport with one connection pool for each event loop that uses it; a pool is closed with its loop."""
 
-    def __init__(self, endpoint: Endpoint, token: str | None):
+    def __init__(self, endpoint: Endpoint, token: str | None, ca: Path | None = None):
+        self._ca = ca
         self._endpoint = endpoint
         self._base = f"{endpoint.scheme}://{endpoint.address}{endpoint.path}"
         self._headers = {"Content-Type": "application/json"}
@@ -120,7 +123,7 @@ class HttpTransport:
             pool = httpx.AsyncClient(
                 timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
                 limits=httpx.Limits(max_connections=None),
-                verify=self._endpoint.is_secure,  # saves plain HTTP the time to read certificates
+                verify=http_trust(self._endpoint.is_secure, self._ca),
             )
             closing = self._closing(loop, pool)
             self._pools[loop] = pool, closing

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from run_gpt.api.answers import Answer
@@ -25,10 +26,10 @@ class Model(LanguageModel):
     Beside the errors of LanguageModel, a call raises Unavailable if the server cannot be reached.
     """
 
-    def __init__(self, endpoint: Endpoint, token: str | None, model_name: str | None):
+    def __init__(self, endpoint: Endpoint, token: str | None, model_name: str | None, ca: Path | None = None):
         self.name = model_name
         self.endpoint = str(endpoint)
-        self._transport = _transport(endpoint, token)
+        self._transport = _transport(endpoint, token, ca)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, endpoint={self.endpoint!r})"
@@ -96,11 +97,11 @@ class Model(LanguageModel):
         return request.model_copy(update={"model": self.name})
 
 
-def _transport(endpoint: Endpoint, token: str | None) -> Transport:
+def _transport(endpoint: Endpoint, token: str | None, ca: Path | None) -> Transport:
     if endpoint.is_grpc:  # imported late: a program uses only one of the two transports
         from run_gpt.client.grpc_transport import GrpcTransport
 
-        return GrpcTransport(endpoint, token)
+        return GrpcTransport(endpoint, token, ca)
     from run_gpt.client.http_transport import HttpTransport
 
-    return HttpTransport(endpoint, token)
+    return HttpTransport(endpoint, token, ca)

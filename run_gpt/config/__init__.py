@@ -6,6 +6,7 @@ from run_gpt.config.option import Option, Panel, check_bounds, flag_of, options_
 from run_gpt.config.server import AdminConfig, GatewayConfig, ServeConfig
 from run_gpt.config.values import (
     API_KEY_VARIABLE,
+    CA_FILE_VARIABLE,
     DEFAULT_MODEL,
     DEVICE_MAPS,
     EVERY_INTERFACE,
@@ -23,6 +24,7 @@ from run_gpt.config.values import (
 
 __all__ = [
     "API_KEY_VARIABLE",
+    "CA_FILE_VARIABLE",
     "DEFAULT_MODEL",
     "DEVICE_MAPS",
     "EVERY_INTERFACE",

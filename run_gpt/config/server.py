@@ -39,6 +39,11 @@ class GatewayConfig(AdminConfig):
     require_key: Annotated[
         bool, Option(f"Refuse to start without a key, from the file or from ${API_KEY_VARIABLE}.")
     ] = False
+    tls_cert: Annotated[
+        Path | None,
+        Option("Certificate chain in PEM: both ports use TLS; read again when it changes.", Panel.ACCESS),
+    ] = None
+    tls_key: Annotated[Path | None, Option("Key of the certificate, in PEM.", Panel.ACCESS)] = None
     cors_origins: Annotated[
         tuple[str, ...],
         Option(
@@ -114,6 +119,11 @@ class ServeConfig(ServedModel, GatewayConfig):
     def asks_for_key(self) -> bool:
         """True when requests need a key."""
         return self.api_key is not None or self.api_key_file is not None or self.require_key
+
+    @property
+    def uses_tls(self) -> bool:
+        """True when the ports are encrypted."""
+        return self.tls_cert is not None
 
     @property
     def listen_host(self) -> str:

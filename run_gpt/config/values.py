@@ -9,6 +9,8 @@ Runner = Literal["auto", "native", "fast", "generic", "alone"]
 DEVICE_MAPS = ("single", "balanced", "auto", "sequential")
 API_KEY_VARIABLE = "RUNGPT_API_KEY"
 """Environment variable with the API key, for a gateway and for its clients."""
+CA_FILE_VARIABLE = "RUNGPT_CA_FILE"
+"""Environment variable with the file of the certificates that clients trust."""
 FLOW_VARIABLE = "RUNGPT_FLOW"
 """Environment variable with a Flow's YAML, for a pod without a supervisor, such as a container."""
 EXECUTOR_TOKEN_VARIABLE = "RUNGPT_EXECUTOR_TOKEN"

@@ -34,6 +34,11 @@ STOP_MARGIN = 15
 
 ONE_MODEL = "there is one model to a deployment: deploy each by itself, under a --name of its own"
 """Error message for a server of several models."""
+NO_TLS = (
+    "--tls-cert: the files are not on the containers' machines; end TLS before them: --tls-secret (Kubernetes), "
+    "--certificate (AWS), or a proxy"
+)
+"""Error message for a server with a certificate."""
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 _IMAGE = re.compile(r"[a-z0-9][\w.\-/:]*(@sha256:[0-9a-f]{64})?")
@@ -84,6 +89,8 @@ class Deployment:
     def __post_init__(self) -> None:
         if self.server.models:
             raise SetupError(ONE_MODEL)
+        if self.server.uses_tls:
+            raise SetupError(NO_TLS)
         _check_paths(self.server)
         _check_traces(self.server.trace_endpoint)
         object.__setattr__(self, "name", self.name or _default_name(self.server))

@@ -1,5 +1,6 @@
 """`RunGPTGateway`: the composite Jina gateway. It holds the pool and the service and serves each port."""
 
+import asyncio
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from run_gpt.gateway.load import LoadLog
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.servers import GatewayGRPCServer, GatewayHTTPServer
 from run_gpt.gateway.service import Service
+from run_gpt.gateway.tls import Certificate
 
 if TYPE_CHECKING:
     from run_gpt.gateway.tracing import Tracing
@@ -41,6 +43,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         if unknown := settings.keys() - vars(self.runtime_args).keys() - _JINAS:
             raise SetupError(f"RunGPTGateway has no setting {', '.join(map(repr, sorted(unknown)))}")
         check_origins(config.cors_origins)
+        self.certificate = Certificate.of(config)
         self.keys = Keys.of(config, os.environ.get(API_KEY_VARIABLE))
         if config.log_requests:
             record.open_log()
@@ -49,6 +52,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         self.service = Service([ReplicaPool(addresses) for addresses in executors.values()], config, tracing)
         self._load = LoadLog(self.service)
         self.servers = [self._server(server_kwargs) for server_kwargs in self._server_kwargs]
+        self._watching: asyncio.Task[None] | None = None
         self._ended = False
 
     def _server(self, kwargs: dict[str, Any]) -> GatewayGRPCServer | GatewayHTTPServer:
@@ -56,9 +60,10 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         protocol = str(kwargs["runtime_args"]["protocol"]).lower().rpartition(".")[2]
         if protocol == "grpc":
             reads = Reads()
-            return GatewayGRPCServer(self.service, reads, interceptors=self._interceptors(reads), **kwargs)
+            interceptors = self._interceptors(reads)
+            return GatewayGRPCServer(self.service, reads, self.certificate, interceptors, **kwargs)
         if protocol == "http":
-            return GatewayHTTPServer(self.service, self.keys, **kwargs)
+            return GatewayHTTPServer(self.service, self.keys, self.certificate, **kwargs)
         raise SetupError(f"protocol {protocol}: the gateway serves grpc and http")
 
     def _interceptors(self, reads: Reads) -> list[Any]:
@@ -74,6 +79,8 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         """Open both ports; requests are refused with Unavailable until a replica is ready."""
         await self.service.models.start()
         self._load.start()
+        if self.certificate is not None:
+            self._watching = asyncio.create_task(self.certificate.watch())
         await super().setup_server()
 
     async def shutdown(self) -> None:
@@ -83,6 +90,8 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         self._ended = True
         await self.service.drain()
         await super().shutdown()
+        if self._watching is not None:
+            self._watching.cancel()
         await self._load.close()
         await self.service.models.close()
 

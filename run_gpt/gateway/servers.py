@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from run_gpt.gateway.http import build_app
 from run_gpt.gateway.http_access import guarded
 from run_gpt.gateway.keys import Keys
 from run_gpt.gateway.service import Service
+from run_gpt.gateway.tls import Certificate
 
 STOP_SECONDS = 5.0
 """Time that HTTP connections get to end after the drain; then they are cut."""
@@ -27,8 +29,16 @@ STOP_SECONDS = 5.0
 class GatewayGRPCServer(GRPCServer):  # type: ignore[misc]
     """The gRPC server on `self.host`, `self.port`. `reads`: the reads of the interceptor of access."""
 
-    def __init__(self, service: Service, reads: Reads, interceptors: Sequence[Any] = (), **kwargs: Any):
+    def __init__(
+        self,
+        service: Service,
+        reads: Reads,
+        certificate: Certificate | None = None,
+        interceptors: Sequence[Any] = (),
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
+        self._certificate = certificate
         self.service = service
         self.interceptors = list(interceptors)
         self._reads = reads
@@ -37,8 +47,12 @@ class GatewayGRPCServer(GRPCServer):  # type: ignore[misc]
     async def setup_server(self) -> None:
         """Open the port; do not wait for executors."""
         self.server = grpc_server.build_server(self.service, self.interceptors)
+        address = join_address(self.host, self.port)
         try:
-            bound = self.server.add_insecure_port(join_address(self.host, self.port))
+            if self._certificate is None:
+                bound = self.server.add_insecure_port(address)
+            else:
+                bound = self.server.add_secure_port(address, self._certificate.credentials())
         except RuntimeError:
             bound = 0
         if not bound:
@@ -59,10 +73,11 @@ class GatewayGRPCServer(GRPCServer):  # type: ignore[misc]
 class GatewayHTTPServer(FastAPIBaseServer):  # type: ignore[misc]
     """The HTTP server on `self.host`, `self.port`."""
 
-    def __init__(self, service: Service, keys: Keys | None, **kwargs: Any):
+    def __init__(self, service: Service, keys: Keys | None, certificate: Certificate | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.service = service
         self.keys = keys
+        self._certificate = certificate
 
     @property
     def app(self) -> Any:
@@ -89,7 +104,7 @@ class GatewayHTTPServer(FastAPIBaseServer):  # type: ignore[misc]
             raise PortInUse(f"port {self.port} on {self.host} cannot be opened: {error.strerror}") from error
         # Accepted connections inherit it; asyncio would set it only on sockets that it opened itself.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.server = _Server(config, listener)
+        self.server = _Server(config, listener, None if self._certificate is None else self._certificate.context)
         await self.server.open()
 
     async def run_server(self) -> None:
@@ -116,12 +131,14 @@ class _Server(Server):
     Its own shutdown waits for idle connections for ever on Python 3.12.
     """
 
-    def __init__(self, config: Config, listener: socket.socket):
+    def __init__(self, config: Config, listener: socket.socket, tls: ssl.SSLContext | None = None):
         super().__init__(config)
         self._listener = listener
+        self._tls = tls
 
     async def open(self) -> None:
         self.config.load()
+        self.config.ssl = self._tls
         self.lifespan = self.config.lifespan_class(self.config)
         await self.startup(sockets=[self._listener])
 

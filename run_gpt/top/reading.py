@@ -1,5 +1,6 @@
 """Owns a reading of a server: how its two endpoints are requested, and which parts of the responses are kept."""
 
+import ssl
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,10 +47,12 @@ def parse(text: str) -> dict[str, dict[Labels, float]]:
 class Source:
     """The server at `url`: http://HOST:PORT, with a path prefix if its routes have one. Requests carry `key`, if any.
 
+    `trust` has the certificates that are trusted for https, default: the well-known ones.
+
     Raises SetupError for an invalid URL.
     """
 
-    def __init__(self, url: str, key: str | None):
+    def __init__(self, url: str, key: str | None, trust: ssl.SSLContext | bool = True):
         bad = SetupError(f"--url {url.rpartition('@')[2]}: write http://HOST:PORT")
         try:
             parts = urlsplit(url)
@@ -62,7 +65,9 @@ class Source:
         """URL for display, without scheme and password."""
         base = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._client = httpx.Client(base_url=base, headers=headers, timeout=SECONDS, verify=parts.scheme == "https")
+        self._client = httpx.Client(
+            base_url=base, headers=headers, timeout=SECONDS, verify=parts.scheme == "https" and trust
+        )
 
     def read(self) -> Reading:
         """Read the server once. Raises SetupError (one line) if it does not answer, or its answer has no metrics."""

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,9 +30,12 @@ class Stack:
     """Variables added to the environment of the gateway, and, except for the key, of the workers."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
+    ca: Path | None = None
+    """Certificate of the gateway, if it has one."""
+
     @property
     def http(self) -> str:
-        return f"http://127.0.0.1:{self.flow['gateway']['port'][1]}"
+        return f"http{'' if self.ca is None else 's'}://127.0.0.1:{self.flow['gateway']['port'][1]}"
 
     @property
     def grpc(self) -> str:
@@ -73,7 +77,8 @@ class Stack:
     def ready(self) -> dict[str, Any]:
         """Return the answer of /ready; {} without an answer."""
         try:
-            return httpx.get(f"{self.http}/ready", timeout=5).json()
+            verify = False if self.ca is None else ssl.create_default_context(cafile=self.ca)
+            return httpx.get(f"{self.http}/ready", timeout=5, verify=verify).json()
         except httpx.TransportError:
             return {}
 
@@ -132,10 +137,11 @@ def a_stack(
     state: str,
     env: dict[str, str] | None = None,
     host: str = "127.0.0.1",
+    ca: Path | None = None,
 ) -> Iterator[Stack]:
     executor = an_executor(folder, host, ports[2:], state)
     gateway = a_gateway(ports[:2], settings)
-    stack = Stack({"jtype": "Flow", "gateway": gateway, "executors": [executor]}, folder, env or {})
+    stack = Stack({"jtype": "Flow", "gateway": gateway, "executors": [executor]}, folder, env or {}, ca=ca)
     try:
         stack.start("gateway")
         for i in range(workers):

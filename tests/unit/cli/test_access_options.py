@@ -30,6 +30,8 @@ def dry_run(*arguments: str, **env: str) -> tuple[str, dict[str, Any]]:
         ({}, "127.0.0.1", "listens on 127.0.0.1 only: --host or a key opens it"),
         ({"api_key": KEY}, "0.0.0.0", "listens on 0.0.0.0, every interface: requests need a key"),
         ({"api_key_file": Path("keys")}, "0.0.0.0", "every interface: requests need a key"),
+        ({"api_key": KEY}, "0.0.0.0", "in plain text: --tls-cert encrypts it"),
+        ({"api_key": KEY, "tls_cert": Path("chain.pem")}, "0.0.0.0", "every interface: requests need a key."),
         ({"api_key": KEY, "host": "127.0.0.1"}, "127.0.0.1", "127.0.0.1 only: requests need a key"),
         ({"api_key": KEY, "host": "10.1.2.3"}, "10.1.2.3", "listens on 10.1.2.3: requests need a key"),
         ({"host": "0.0.0.0"}, "0.0.0.0", "Warning: RunGPT listens on 0.0.0.0, every interface, and requires no key"),
@@ -70,16 +72,26 @@ def test_a_dry_run_shows_no_key_and_its_flow_does_not_start_without_one(way: str
 def test_the_options_of_access_reach_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     origins = ["--cors-origin", "https://a.example", "--cors-origin", "http://b.example:8080"]
+    origins += ["--tls-cert", "chain.pem", "--tls-key", "key.pem"]
     _, flow = dry_run("--api-key-file", "keys", "--host", "127.0.0.1", "--log-requests", *origins)
     assert flow["gateway"]["host"] == "127.0.0.1"
     assert flow["gateway"]["uses"]["with"] == {
         "api_key_file": str(tmp_path / "keys"),
         "require_key": True,
+        "tls_cert": str(tmp_path / "chain.pem"),
+        "tls_key": str(tmp_path / "key.pem"),
         "cors_origins": ["https://a.example", "http://b.example:8080"],
         "log_requests": True,
     }
     assert "uses" in dry_run()[1]["gateway"]
     assert "with" not in dry_run()[1]["gateway"]["uses"], "off unless asked for"
+
+
+def test_a_server_with_a_certificate_is_named_by_its_scheme() -> None:
+    shown = welcome(ServeConfig(tls_cert=Path("chain.pem"), tls_key=Path("key.pem")))
+    assert "https://127.0.0.1:52000/v1" in shown
+    assert "grpcs://127.0.0.1:51000" in shown
+    assert "http://" not in shown
 
 
 def test_the_key_is_for_the_gateways_environment_alone() -> None:
