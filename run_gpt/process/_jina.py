@@ -20,6 +20,8 @@ from run_gpt.errors import SetupError
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
 # By default Jina reports each start to its makers: our users must choose that themselves.
 os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
+# gRPC writes a line for each connection that sends junk: a stranger could fill the log. What fails is raised anyway.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def _mended_legacy_module() -> ModuleType:

@@ -69,6 +69,7 @@ def test_no_port_speaks_without_tls(secure: Any) -> None:
         httpx.get(f"http://127.0.0.1:{http}/health", timeout=10)
     with Client().get_model(endpoint=f"grpc://127.0.0.1:{grpc}") as model, pytest.raises(RunGPTError):
         model.generate(PROMPT, timeout=10)
+    assert "Handshake" not in secure.log_of("gateway"), "a line for each connection of strangers would fill the log"
 
 
 def test_the_health_check_asks_over_tls(secure: Any) -> None:
