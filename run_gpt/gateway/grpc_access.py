@@ -147,7 +147,7 @@ def bounded(handler: Any, reads: Reads, bound: Bound) -> Any:
         async with aclosing(arriving):
             try:
                 request: Any = arriving if handler.request_streaming else await _only(arriving)
-                await _answer(behaviour, request, context, streaming=handler.response_streaming)
+                await _answer(behaviour, request, partial(_write, reads, context), context, handler.response_streaming)
             except RequestError as error:
                 await abort(context, error)
 
@@ -174,15 +174,23 @@ async def _only(arriving: AsyncIterator[Any]) -> Any:
     raise InvalidRequest("this call has no message")
 
 
-async def _answer(behaviour: Any, request: Any, context: Any, *, streaming: bool) -> None:
+async def _write(reads: Reads, context: Any, answer: Any) -> None:
+    reads.writing += 1
+    try:
+        await context.write(answer)
+    finally:
+        reads.writing -= 1
+
+
+async def _answer(behaviour: Any, request: Any, write: Any, context: Any, streaming: bool) -> None:
     if inspect.isasyncgenfunction(behaviour):
         async with aclosing(behaviour(request, context)) as answers:
             async for answer in answers:
-                await context.write(answer)
+                await write(answer)
         return
     answer = await behaviour(request, context)
     if not streaming:
-        await context.write(answer)
+        await write(answer)
 
 
 def _followed(handler: Any, record: Record, ended: Count, settle: Callable[[Any], Awaitable[None]]) -> Any:

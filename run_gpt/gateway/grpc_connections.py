@@ -9,7 +9,6 @@ import os
 import socket
 import stat
 import struct
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -24,6 +23,8 @@ MOST_HELD = 256 * 1024 * 1024
 """Most bytes of messages that are not complete, of all connections together."""
 SLACK = 1024 * 1024
 """Bytes that a connection may send beside its messages, such as pings, until it waits for no message."""
+SILENT_BYTES = 1024
+"""Bytes that a connection has sent when it had a call, or nearly so."""
 
 _DESCRIPTORS = "/proc/self/fd"
 _RECEIVED = struct.Struct("Q"), 128
@@ -41,7 +42,11 @@ class ConnectionWatch:
         self._reads = reads
         self._most = most_of_address
         self._bases: dict[str, int] = {}
-        """Bytes that had come from each connection when no call waited for a message; in order of their first look."""
+        """Bytes that had come from each connection when no call waited for a message."""
+        self._received: Mapping[str, int] = {}
+        self._order: dict[str, int] = {}
+        """Number of the look that found each connection first."""
+        self._looks = 0
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -68,6 +73,9 @@ class ConnectionWatch:
     def look(self, received: Mapping[str, int], taken: Mapping[str, int]) -> None:
         """End the calls that hold too much. `taken`: the bytes that were read before `received` was counted."""
         reads, waiting = self._reads, self._reads.peers
+        self._looks += 1
+        self._order = {peer: self._order.get(peer, self._looks) for peer in received}
+        self._received = received
         for gone in (self._bases.keys() | taken.keys()) - received.keys() - waiting:
             self._bases.pop(gone, None)
             del reads.taken[gone]
@@ -88,14 +96,15 @@ class ConnectionWatch:
             held[largest] = 0
 
     def surplus(self) -> set[str]:
-        """Return the newest connections of each address that has too many."""
-        seen: Counter[str] = Counter()
-        found = set()
-        for peer in self._bases:
-            host = peer.rpartition(":")[0]
-            seen[host] += 1
-            if seen[host] > self._most:
-                found.add(peer)
+        """Return the connections above the number of each address: first those that sent little, the oldest first."""
+        of_host: dict[str, list[str]] = {}
+        for peer in self._received:
+            of_host.setdefault(peer.rpartition(":")[0], []).append(peer)
+        found: set[str] = set()
+        for peers in of_host.values():
+            if (surplus := len(peers) - self._most) > 0:
+                peers.sort(key=lambda peer: (self._received[peer] >= SILENT_BYTES, self._order[peer]))
+                found.update(peers[:surplus])
         return found
 
     def _end(self, peer: str) -> None:

@@ -51,6 +51,8 @@ class Reads:
         self.taken: Counter[str] = Counter()
         """Bytes of the messages that were read, with their OVERHEAD, by the connection's peer."""
 
+        self.writing = 0
+        """Number of answers that are being written; a drain ends before those of one message are."""
         self.begun = asyncio.Event()
         """Set when a wait begins."""
 

@@ -5,6 +5,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from jina.serve.runtimes.servers.grpc import GRPCServer
@@ -23,7 +24,7 @@ from run_gpt.gateway.service import Service
 from run_gpt.gateway.tls import Certificate
 
 STOP_SECONDS = 5.0
-"""Time that HTTP connections get to end after the drain; then they are cut."""
+"""Time that answers get to be written after the drain; then they are cut."""
 
 
 class GatewayGRPCServer(GRPCServer):  # type: ignore[misc]
@@ -63,6 +64,10 @@ class GatewayGRPCServer(GRPCServer):  # type: ignore[misc]
 
     async def shutdown(self) -> None:
         """Close the port and cut the calls that still run. Called after the drain, so none has an answer to come."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                while self._reads.writing:  # noqa: ASYNC110  (a client reads slowly)
+                    await asyncio.sleep(0.02)
         await self.server.stop(grace=grpc_server.STOP_SECONDS)
         if self._watch is not None:
             self._watch.cancel()

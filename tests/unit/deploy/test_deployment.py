@@ -61,6 +61,12 @@ def test_name_and_memory_come_from_the_model() -> None:
     assert 1 < small < 4 < 14 < large < 24
 
 
+def test_a_certificate_of_this_machine_is_refused() -> None:
+    """The containers would not start: its files are not there."""
+    with pytest.raises(SetupError, match="end TLS before them"):
+        Deployment(server=ServeConfig(tls_cert=Path("chain.pem"), tls_key=Path("key.pem")))
+
+
 def test_nothing_is_open_to_others_by_accident(keys_file: Path) -> None:
     with pytest.raises(SetupError, match="anyone who reaches the load balancer could use this model: give --api"):
         Deployment(server=ServeConfig()).check_closed("anyone who reaches the load balancer")
