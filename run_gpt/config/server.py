@@ -52,6 +52,15 @@ class GatewayConfig(AdminConfig):
             flag="--cors-origin",
         ),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Option(
+            "Name by which HTTP requests may call the server, beside addresses and localhost; *: any. Default: any "
+            "with a key or on another interface than loopback.",
+            Panel.ACCESS,
+            flag="--allowed-host",
+        ),
+    ] = ()
     log_requests: Annotated[
         bool, Option("Log a line for each request: its route, status, seconds, key and id.", Panel.ACCESS)
     ] = False

@@ -14,6 +14,7 @@ from run_gpt.gateway import record
 from run_gpt.gateway.discovery import is_name, join_address, split_address
 from run_gpt.gateway.grpc_access import AccessInterceptor
 from run_gpt.gateway.grpc_reads import Reads
+from run_gpt.gateway.hosts import check_hosts
 from run_gpt.gateway.http_access import check_origins
 from run_gpt.gateway.keys import Keys
 from run_gpt.gateway.legacy import LegacyInterceptor
@@ -44,6 +45,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
             raise SetupError(f"RunGPTGateway has no setting {', '.join(map(repr, sorted(unknown)))}")
         check_origins(config.cors_origins)
         self.certificate = Certificate.of(config)
+        check_hosts(config.allowed_hosts)
         self.keys = Keys.of(config, os.environ.get(API_KEY_VARIABLE))
         if config.log_requests:
             record.open_log()

@@ -1,8 +1,8 @@
-"""The checks before the HTTP app: the key of each request, the origins of web pages, and the line in the log."""
+"""The checks before the HTTP app: each request's key and host, the origins of web pages, and the line in the log."""
 
 import asyncio
+import re
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError, Forbidden, InvalidRequest, RequestError, SetupError
 from run_gpt.gateway.guesses import client_address
+from run_gpt.gateway.hosts import Hosts
 from run_gpt.gateway.http import STRANGER
 from run_gpt.gateway.keys import Keys, sent_key
 from run_gpt.gateway.record import Count, Record, admit, begin, current, note_error
@@ -19,6 +20,7 @@ from run_gpt.process import request_ids
 
 OPEN_ROUTES = ("/health", "/ready")
 """Routes that need no key for a GET and are neither logged nor counted: monitoring requests them often."""
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._~-]+)(:[0-9]{1,5})?", re.ASCII)
 DISCARD_SECONDS = 5.0
 """Time that a client whose request is refused gets to send its body; before that it reads no answer."""
 
@@ -30,6 +32,7 @@ def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None, count: Count
     """
     if keys is not None:
         app = KeyCheck(app, keys, config.max_body_bytes)
+    hosts = Hosts(config.allowed_hosts, keyed=keys is not None)
     app = OriginCheck(app, config.cors_origins, config.max_body_bytes)
     if config.cors_origins:
         app = CORSMiddleware(
@@ -39,14 +42,14 @@ def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None, count: Count
             allow_headers=("*",),
             expose_headers=("Retry-After", request_ids.HEADER),
         )
+    app = HostCheck(app, hosts, config.max_body_bytes)
     return Recording(app, config, count)
 
 
 def check_origins(origins: Sequence[str]) -> None:
     """Raise SetupError for a value that no browser sends as an origin, and that so would never match."""
     for origin in origins:
-        parts = urlsplit(origin)
-        if origin != "*" and (not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}".lower()):
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise SetupError(f"--cors-origin {origin}: write SCHEME://HOST or SCHEME://HOST:PORT in lower case, or *")
 
 
@@ -99,6 +102,25 @@ class Recording:
             await _refuse(refusal, {}, self._config.max_body_bytes, scope, receive, send)
 
 
+class HostCheck:
+    """Middleware that refuses requests for a host that this server is not: see Hosts."""
+
+    def __init__(self, app: ASGIApp, hosts: Hosts, max_body_bytes: int):
+        self.app = app
+        self.hosts = hosts
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        try:
+            if scope["type"] == "http":
+                self.hosts.check(scope)
+        except RequestError as error:
+            await _refuse(error, {}, self.max_body_bytes, scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
 class OriginCheck:
     """Middleware that answers 403 to requests of web pages whose origin is neither the server's own nor allowed.
 
@@ -115,7 +137,8 @@ class OriginCheck:
         """See ASGI."""
         headers = Headers(scope=scope)
         origin = headers.get("origin", "")
-        own = not origin or urlsplit(origin).netloc == headers.get("host")
+        host = headers.get("host", "").lower()
+        own = not origin or origin in (f"http://{host}", f"https://{host}")
         if scope["type"] != "http" or own or origin in self.allowed or "*" in self.allowed or is_open(scope):
             await self.app(scope, receive, send)
             return
