@@ -10,6 +10,7 @@ RunGPTError
 │   ├── UnknownEndpoint         404 NOT_FOUND
 │   ├── MethodNotAllowed        405 UNIMPLEMENTED
 │   ├── RequestTooLarge         413 RESOURCE_EXHAUSTED
+│   ├── UnsupportedEncoding     415 INVALID_ARGUMENT
 │   ├── QueueFull               429 RESOURCE_EXHAUSTED
 │   ├── RateLimited             429 RESOURCE_EXHAUSTED
 │   ├── InternalError           500 INTERNAL
@@ -110,6 +111,13 @@ class RequestTooLarge(RequestError):
     type, code = "invalid_request_error", "request_too_large"
 
 
+class UnsupportedEncoding(RequestError):
+    """The body is compressed: send it as it is."""
+
+    http_status, grpc_code = 415, "INVALID_ARGUMENT"
+    type, code = "invalid_request_error", "unsupported_encoding"
+
+
 class QueueFull(RequestError):
     """The queue is full: try again after `retry_after` seconds."""
 
@@ -178,6 +186,7 @@ _BY_CODE: dict[str, type[RequestError]] = {
         UnknownEndpoint,
         MethodNotAllowed,
         RequestTooLarge,
+        UnsupportedEncoding,
         QueueFull,
         RateLimited,
         InternalError,

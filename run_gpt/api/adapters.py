@@ -6,7 +6,7 @@ from pydantic import Field, StringConstraints
 
 from run_gpt.api.answers import Answer
 from run_gpt.api.schema import AnyRequest
-from run_gpt.api.values import NonEmpty
+from run_gpt.api.values import Path
 
 NAME_PATTERN = r"^[A-Za-z0-9][\w.-]*$"
 AdapterName = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
@@ -20,7 +20,7 @@ class LoadAdapterRequest(AnyRequest):
     """Load an adapter in every replica."""
 
     name: AdapterName = Field(description="What requests will call it.")
-    path: NonEmpty = Field(description="A folder in PEFT's format, on the machine of the model, or a hub id.")
+    path: Path = Field(description="A folder in PEFT's format, on the machine of the model, or a hub id.")
 
 
 class UnloadAdapterRequest(AnyRequest):

@@ -18,6 +18,10 @@ from run_gpt.api.values import JsonObject, Text, joined_parts
 from run_gpt.errors import InvalidRequest
 
 MAX_TOOLS = 128
+MAX_MESSAGES = 4096
+MAX_CALLS = 256
+"""Most calls in a message."""
+MAX_CHOICES = 1024
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -61,7 +65,7 @@ class Message(_Part):
     ] = None
     """A text, or a list of `{"type": "text", "text": ...}`, whose texts are joined as lines."""
     name: Text | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
     """Calls of the assistant."""
     tool_call_id: Text | None = None
     """Id of the call that this message of a tool is the result of."""
@@ -125,7 +129,8 @@ ToolMode = Literal["none", "auto", "required"]
 ToolChoice = Annotated[
     Annotated[ToolMode, Tag("(mode)")] | Annotated[NamedTool, Tag("(named)")], Discriminator(_mode_or_named)
 ]
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class JsonSchemaFormat(_Part):
@@ -145,8 +150,14 @@ class ResponseFormat(_Part):
 
     type: Literal["text", "json_object", "json_schema", "regex", "choice"]
     json_schema: JsonSchemaFormat | None = None
-    regex: Annotated[str, StringConstraints(min_length=1)] | None = None
-    choice: Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1)] | None = None
+    regex: Annotated[str, StringConstraints(min_length=1, max_length=16_384)] | None = None
+    choice: (
+        Annotated[
+            list[Annotated[str, StringConstraints(min_length=1)]],
+            Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True),
+        ]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _what_its_type_needs(self) -> "ResponseFormat":

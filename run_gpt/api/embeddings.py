@@ -4,11 +4,11 @@ import base64
 import struct
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from run_gpt.api.answers import Answer
 from run_gpt.api.schema import ADAPTER, CACHE_SALT, AnyRequest, CacheSalt
-from run_gpt.api.values import Text, TextOrIds, one_or_list
+from run_gpt.api.values import Name, TextOrIds, few_ids, one_or_list
 
 MAX_TEXTS = 1024
 
@@ -18,13 +18,14 @@ class EmbedRequest(AnyRequest):
 
     texts: Annotated[
         list[TextOrIds],
-        Field(min_length=1, max_length=MAX_TEXTS),
+        Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True),
+        AfterValidator(few_ids),
         BeforeValidator(one_or_list, json_schema_input_type=list[str | list[int]] | str),
     ] = Field(description=f"One text or up to {MAX_TEXTS}, or the token ids of each.")
     pooling: Literal["mean", "last"] | None = Field(
         None, description="Of all tokens the mean (the default), or the last token alone."
     )
-    adapter: Text | None = Field(None, description=ADAPTER)
+    adapter: Name | None = Field(None, description=ADAPTER)
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="Of a vector: a list of numbers (the default), or its bytes as 32-bit floats, little-endian."
     )

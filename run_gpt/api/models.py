@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 
 from run_gpt.api.answers import Answer
 from run_gpt.api.schema import AnyRequest
-from run_gpt.api.values import Bytes, NonEmpty
+from run_gpt.api.values import Bytes, NonEmptyName
 
 State = Literal["unloaded", "loading", "loaded", "failed", "unavailable"]
 """`failed`: the last load failed, and the next request tries again. `unavailable`: no replica answers."""
@@ -15,7 +15,7 @@ State = Literal["unloaded", "loading", "loaded", "failed", "unavailable"]
 class LoadModelRequest(AnyRequest):
     """Load a model, and report the progress."""
 
-    model: NonEmpty = Field(description="Its name.")
+    model: NonEmptyName = Field(description="Its name.")
 
     def check_stream(self) -> "LoadModelRequest":
         """See AnyRequest."""
@@ -25,7 +25,7 @@ class LoadModelRequest(AnyRequest):
 class UnloadModelRequest(AnyRequest):
     """Unload an idle model; the next request for it loads it again."""
 
-    model: NonEmpty = Field(description="Its name.")
+    model: NonEmptyName = Field(description="Its name.")
 
 
 class ModelState(Answer):

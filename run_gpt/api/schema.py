@@ -4,23 +4,33 @@ A request is checked only here. An unknown field, a value out of range or a comb
 InvalidRequest that names the field, the limit and the value.
 """
 
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from run_gpt.api.chat import Message, NamedTool, ResponseFormat, ToolChoice, Tools, check_tools
+from run_gpt.api.chat import Messages, NamedTool, ResponseFormat, ToolChoice, Tools, check_tools
 from run_gpt.api.timings import TIMINGS
-from run_gpt.api.values import INT32_MAX, NonEmpty, Text, TextOrIds, field_path, one_or_list
+from run_gpt.api.values import INT32_MAX, Name, TextOrIds, field_path, one_or_list, shown
 from run_gpt.errors import InvalidRequest
 
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_SEQUENCES = 64
 
+MAX_PATH = 200
+"""Most characters of a field's path in an error: a client may choose names in it."""
+MAX_ERRORS = 1000
+"""Most faults of a request whose first one is named: to name it, a list of all is made."""
+
+StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 StopTexts = Annotated[
-    list[NonEmpty],
-    Field(max_length=16),
+    list[StopText],
+    Field(max_length=16, fail_fast=True),
     BeforeValidator(one_or_list, json_schema_input_type=list[str] | str),
 ]
+LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
+ChatTemplate = Annotated[str, StringConstraints(min_length=1, max_length=65_536)]
+_TOKEN_ID = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 BASE = "base"
 """Name that stands for the model itself where a request could name an adapter."""
@@ -45,7 +55,7 @@ class AnyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    model: Text | None = Field(None, description="The served model's name; another name is a 404.")
+    model: Name | None = Field(None, description="The served model's name; another name is a 404.")
 
     @classmethod
     def parse(cls, data: dict[str, Any], *, stream: bool = False) -> Self:
@@ -64,15 +74,18 @@ class AnyRequest(BaseModel):
 class Parameters(AnyRequest):
     """Fields that both kinds of request for a text have in common."""
 
-    adapter: Text | None = Field(None, description=ADAPTER)
+    adapter: Name | None = Field(None, description=ADAPTER)
     max_new_tokens: int | None = Field(
         None,
         ge=1,
+        le=INT32_MAX,
         description=f"Most tokens in the answer (also `max_tokens`); default {DEFAULT_MAX_NEW_TOKENS}, or what "
         "`max_length` leaves.",
     )
-    max_length: int | None = Field(None, ge=1, description="Most tokens in prompt and answer together.")
-    min_new_tokens: int | None = Field(None, ge=0, description="Hold the end of sequence back for so many tokens.")
+    max_length: int | None = Field(None, ge=1, le=INT32_MAX, description="Most tokens in prompt and answer together.")
+    min_new_tokens: int | None = Field(
+        None, ge=0, le=INT32_MAX, description="Hold the end of sequence back for so many tokens."
+    )
     do_sample: bool | None = Field(
         None,
         description="False is greedy, with any sampling parameters. Unset: sample if one of temperature, "
@@ -85,9 +98,7 @@ class Parameters(AnyRequest):
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="CTRL's penalty; above 1 repeats less.")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Taken off each token already generated.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, for each time it occurred.")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="Token id to a value added to its logit.", max_length=1024
-    )
+    logit_bias: LogitBias | None = Field(None, description="Token id to a value added to its logit.")
     no_repeat_ngram_size: int | None = Field(None, ge=0, le=1024, description="No n-gram of this size twice; 0 is off.")
     num_beams: int | None = Field(None, ge=1, le=16, description="Above 1: beam search, which runs alone.")
     length_penalty: float | None = Field(None, ge=-10, le=10, description="Beam search: above 0 favours long answers.")
@@ -120,7 +131,7 @@ class Parameters(AnyRequest):
             if (value := data.pop(synonym, None)) is None:
                 continue
             if data.get(name) not in (None, value):
-                message = f"{synonym} = {value!r} and {name} = {data[name]!r} mean the same: give one of them"
+                message = f"{synonym} = {shown(value)} and {name} = {shown(data[name])} mean the same: give one of them"
                 raise InvalidRequest(message, param=synonym)
             data[name] = value
         return data
@@ -128,7 +139,7 @@ class Parameters(AnyRequest):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         def refuse(param: str, why: str) -> InvalidRequest:
-            return InvalidRequest(f"{param} = {getattr(self, param)!r}: {why}", param=param)
+            return InvalidRequest(f"{param} = {shown(getattr(self, param))}: {why}", param=param)
 
         if (self.min_new_tokens or 0) > (self.max_new_tokens or INT32_MAX):
             raise refuse("min_new_tokens", f"this exceeds max_new_tokens = {self.max_new_tokens}")
@@ -137,8 +148,8 @@ class Parameters(AnyRequest):
         if self.best_of is not None and self.best_of < self.sequences:
             raise refuse("best_of", f"this is less than num_return_sequences = {self.sequences}")
         for key in self.logit_bias or {}:
-            if not key.isdecimal():
-                raise InvalidRequest(f"logit_bias: {key!r} is not a token id", param="logit_bias")
+            if not _TOKEN_ID.fullmatch(key) or int(key) > INT32_MAX:
+                raise InvalidRequest(f"logit_bias: {shown(key)} is not a token id", param="logit_bias")
         if (form := self.form) is not None:
             for name in ("num_beams", "min_new_tokens", "no_repeat_ngram_size"):
                 if getattr(self, name):
@@ -205,6 +216,7 @@ class GenerateRequest(Parameters):
     max_new_tokens: int | None = Field(
         None,
         ge=0,
+        le=INT32_MAX,
         description=f"Most tokens in the answer (also `max_tokens`); default {DEFAULT_MAX_NEW_TOKENS}, or what "
         "`max_length` leaves. 0 with `echo` and `logprobs` scores the prompt.",
     )
@@ -216,7 +228,7 @@ class GenerateRequest(Parameters):
 class ChatRequest(Parameters):
     """Answer the last message of a chat."""
 
-    messages: Annotated[list[Message], Field(min_length=1)] = Field(description="The chat so far, oldest first.")
+    messages: Messages = Field(description="The chat so far, oldest first.")
     tools: Tools | None = Field(None, description="Functions that the model may call, in OpenAI's form.")
     tool_choice: ToolChoice | None = Field(
         None,
@@ -224,7 +236,7 @@ class ChatRequest(Parameters):
         "`none`: it must not; or the one function that it must call.",
     )
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
-    chat_template: NonEmpty | None = Field(None, description=CHAT_TEMPLATE)
+    chat_template: ChatTemplate | None = Field(None, description=CHAT_TEMPLATE)
 
     @model_validator(mode="after")
     def _possible_tools(self) -> Self:
@@ -254,14 +266,14 @@ Request = GenerateRequest | ChatRequest
 
 def invalid_request(error: ValidationError) -> InvalidRequest:
     """Return the first problem of a pydantic error in one line: the field, the fault and the given value."""
+    if (count := error.error_count()) > MAX_ERRORS:
+        return InvalidRequest(f"the request has {count:,} faults: it is not one of this endpoint")
     first = error.errors(include_url=False)[0]
-    path = field_path(first["loc"])
+    path = field_path(first["loc"])[:MAX_PATH]
     given = first.get("input")
     if first["type"] == "extra_forbidden":
         return InvalidRequest(f"{path}: this field is not known here", param=path)
     if first["type"] == "missing":
         return InvalidRequest(f"{path}: this field is required", param=path)
-    shown = repr(given)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-    return InvalidRequest(f"{path}: {message[:1].lower()}{message[1:]}, got {shown}", param=path or None)
+    return InvalidRequest(f"{path}: {message[:1].lower()}{message[1:]}, got {shown(given)}", param=path or None)

@@ -1,12 +1,12 @@
 """Requests that convert texts and chats to token ids and back."""
 
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from run_gpt.api.answers import Answer
-from run_gpt.api.chat import Message, Tools
-from run_gpt.api.schema import CHAT_TEMPLATE, AnyRequest
+from run_gpt.api.chat import Messages, Tools
+from run_gpt.api.schema import CHAT_TEMPLATE, AnyRequest, ChatTemplate
 from run_gpt.api.values import NonEmpty, TokenIds
 from run_gpt.errors import InvalidRequest
 
@@ -15,9 +15,9 @@ class TokenizeRequest(AnyRequest):
     """Return the tokens of a text or a chat: the prompt that `generate` or `chat` would run."""
 
     prompt: NonEmpty | None = Field(None, description="A text.")
-    messages: Annotated[list[Message], Field(min_length=1)] | None = Field(None, description="Or a chat.")
+    messages: Messages | None = Field(None, description="Or a chat.")
     tools: Tools | None = Field(None, description="Of a chat: functions that the model may call.")
-    chat_template: NonEmpty | None = Field(None, description=CHAT_TEMPLATE)
+    chat_template: ChatTemplate | None = Field(None, description=CHAT_TEMPLATE)
     add_special_tokens: bool | None = Field(
         None, description="Of a text: begin with what begins every text; default true. A chat's template does that."
     )

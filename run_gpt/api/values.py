@@ -1,10 +1,22 @@
 """Values that several schemas share: texts, token ids, JSON objects that keep their order, contents in parts."""
 
 import json
+import reprlib
+from itertools import islice
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Field, PlainSerializer, SerializationInfo, StringConstraints, Tag
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    SerializationInfo,
+    StringConstraints,
+    Tag,
+)
 
+from run_gpt.api.json_text import MAX_TOKEN_IDS, check_object, parse_json
 from run_gpt.errors import InvalidRequest
 
 INT32_MAX = 2**31 - 1  # the widest integer a Jina document carries
@@ -15,12 +27,18 @@ NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 # With a constraint, pydantic refuses text that is not Unicode (a lone surrogate): neither gRPC nor JSON can carry it.
 Text = Annotated[str, StringConstraints(min_length=0)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+# After the first wrong id no others are looked at: an error for each of 100,000 would take seconds.
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)]
+Name = Annotated[str, StringConstraints(max_length=256)]
+NonEmptyName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Path = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 # More than 32 bits: a Jina document carries it as a float, JSON as an integer.
 Bytes = Annotated[float, PlainSerializer(int, return_type=int, when_used="json-unless-none")]
 
 TEXT_PARTS = ("text",)
+MAX_PARTS = 1024
+"""Most parts of a message's content."""
 
 OF_ANSWERS = ("annotations", "logprobs")
 """Fields that a response's `output_text` has beside its text. They are accepted, so an answer can be sent back."""
@@ -30,9 +48,9 @@ def _from_text(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except ValueError as error:
-        raise ValueError(f"this is no JSON: {error}") from None
+        return parse_json(value, "this")
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None
 
 
 def _to_text(value: Any, info: SerializationInfo) -> Any:
@@ -44,8 +62,19 @@ def _to_text(value: Any, info: SerializationInfo) -> Any:
 JsonObject = Annotated[
     dict[str, Any],
     BeforeValidator(_from_text, json_schema_input_type=dict[str, Any]),
+    AfterValidator(check_object),
     PlainSerializer(_to_text, return_type=Any),
 ]
+
+
+def _only_false(value: bool) -> bool:
+    if value:
+        raise ValueError("only false is supported here")
+    return value
+
+
+# `Literal[False]` would take 0, too, since both are equal.
+OnlyFalse = Annotated[bool, AfterValidator(_only_false), Field(json_schema_extra={"const": False})]
 
 
 def _text_or_ids(value: Any) -> str:
@@ -58,9 +87,35 @@ TextOrIds = Annotated[
 ]
 
 
+def few_ids(prompts: list[Any]) -> list[Any]:
+    """Return prompts or texts; for a validator. Raises ValueError for more than MAX_TOKEN_IDS token ids in all."""
+    ids = sum(len(prompt) for prompt in prompts if isinstance(prompt, list))
+    if ids > MAX_TOKEN_IDS:
+        raise ValueError(f"there are {ids:,} token ids, the limit is {MAX_TOKEN_IDS:,}")
+    return prompts
+
+
 def field_path(location: tuple[int | str, ...]) -> str:
     """Return a path such as `messages.0.content` from the location in a pydantic error."""
     return ".".join(str(part) for part in location if not str(part).startswith("("))
+
+
+class _Repr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 60, 60
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)  # it sorts all members
+
+
+_shorten = _Repr()
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error's message: one short line, however large it is."""
+    text = _shorten.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def one_or_list(value: Any) -> Any:
@@ -75,16 +130,18 @@ def joined_parts(value: Any, *, kinds: tuple[str, ...] = TEXT_PARTS, param: str 
     """
     if not isinstance(value, list):
         return value
+    if len(value) > MAX_PARTS:
+        raise InvalidRequest(f"{param}: there are {len(value):,} parts, the limit is {MAX_PARTS:,}", param=param)
     texts = []
     for part in value:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind not in kinds:
             raise InvalidRequest(
-                f"{param}: parts of the type {kind!r} are not supported, only {kinds[0]!r}", param=param
+                f"{param}: parts of the type {shown(kind)} are not supported, only {kinds[0]!r}", param=param
             )
         for name in part.keys() - {"type", "text", *(OF_ANSWERS if kind == "output_text" else ())}:
-            raise InvalidRequest(f"{param}: a part's field {name!r} is not known here", param=param)
+            raise InvalidRequest(f"{param}: a part's field {shown(name)} is not known here", param=param)
         if not isinstance(text := part.get("text"), str):
-            raise InvalidRequest(f"{param}: a part of the type {kind!r} has no text", param=param)
+            raise InvalidRequest(f"{param}: a part of the type {shown(kind)} has no text", param=param)
         texts.append(text)
     return "\n".join(texts)

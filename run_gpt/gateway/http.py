@@ -1,11 +1,11 @@
-"""The HTTP app: its routes, bounded bodies, and errors in OpenAI's shape."""
+"""The HTTP app: its routes, and errors in OpenAI's shape."""
 
 import asyncio
 import json
 import logging
 from collections.abc import Coroutine
 from importlib.metadata import version
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,6 +25,7 @@ from run_gpt.errors import (
     UnknownEndpoint,
 )
 from run_gpt.gateway import openapi
+from run_gpt.gateway.bodies import read_body, request_of
 from run_gpt.gateway.event_stream import ClientGone, EventStream, until_gone
 from run_gpt.gateway.playground import PLAYGROUND, playground_files
 from run_gpt.gateway.record import current_rights, note_error
@@ -36,8 +37,6 @@ Result = TypeVar("Result")
 
 STRANGER = "rungpt.stranger"
 """Name in a request's scope; True there: it has no valid key, and the server has keys."""
-DISCARDED_BODIES = 8
-"""Multiple of the limit that is read of a body that is too large: a client that still writes reads no answer."""
 
 
 def build_app(service: Service) -> Starlette:
@@ -102,71 +101,15 @@ def _endpoint_route(service: Service, endpoint: Endpoint) -> Route:
 
 def _handler(service: Service, endpoint: Endpoint) -> Any:
     async def handle(http_request: Request) -> Response:
-        body = await read_body(http_request, service.config.max_body_bytes)
-        fields = {} if http_request.method == "GET" else parse_json(body)
-        request = _parse(endpoint, {**fields, **http_request.path_params})
+        get = http_request.method == "GET"
+        body = None if get else await read_body(http_request, service.config.max_body_bytes)
+        request = await request_of(endpoint, body, http_request.path_params)
         if not endpoint.streams(request):
             answer = await _unless_gone(http_request, service.answer(request))
             return Response(answer.to_json(), media_type="application/json")
         return EventStream(service, request, endpoint.last_line)
 
     return handle
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body of at most `limit` bytes, checked while it is read; its content type does not matter.
-
-    Raises RequestTooLarge, which gives both numbers.
-    """
-    body, received = bytearray(), 0
-    declared = request.headers.get("content-length", "")
-    too_large = declared.isdecimal() and int(declared) > limit
-    async for chunk in request.stream():
-        received += len(chunk)
-        too_large = too_large or received > limit
-        if not too_large:
-            body += chunk
-        elif received > DISCARDED_BODIES * limit:
-            break
-    if too_large:
-        raise RequestTooLarge(f"the body has {declared or f'{received} or more'} bytes, the limit is {limit} bytes")
-    return bytes(body)
-
-
-def _parse(endpoint: Endpoint, fields: dict[str, Any]) -> Any:
-    try:
-        return endpoint.request.parse(fields, stream=endpoint.answer is None)
-    except RecursionError:
-        raise _too_deep() from None
-
-
-def _too_deep() -> InvalidRequest:
-    return InvalidRequest("the body is not a request: it is nested too deeply")
-
-
-def parse_json(body: bytes) -> dict[str, Any]:
-    """Return the JSON object in a body. Raises InvalidRequest, which says what is wrong and where."""
-    try:
-        data = json.loads(body, parse_constant=_no_constant)
-    except RecursionError:
-        raise _too_deep() from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise InvalidRequest(f"the body is not JSON: {error.msg} at {where}") from None
-    except ValueError as error:  # not UTF-8, a number of thousands of digits, NaN
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise InvalidRequest(f"the body must be a JSON object, got {_json_kind(data)}")
-    return data
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _json_kind(data: Any) -> str:
-    kinds = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
-    return kinds.get(type(data), "a number")
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -197,7 +140,7 @@ async def _on_request_error(request: Request, error: Any) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Any) -> Response:
-    path, method = request.url.path, request.method
+    path, method = request.scope["path"][:200], request.method  # not request.url, which a Host can make invalid
     known: dict[int, RequestError] = {
         404: UnknownEndpoint(
             f"no route {path}: this server has {', '.join(ENDPOINTS)}, /health, /ready, /metrics, /docs and /playground"

@@ -1,6 +1,7 @@
 """The checks before the HTTP app: each request's key and host, the origins of web pages, and the line in the log."""
 
 import asyncio
+import logging
 import re
 from collections.abc import Sequence
 
@@ -10,13 +11,15 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from run_gpt.config import GatewayConfig
-from run_gpt.errors import AuthenticationError, Forbidden, InvalidRequest, RequestError, SetupError
+from run_gpt.errors import AuthenticationError, Forbidden, InternalError, InvalidRequest, RequestError, SetupError
 from run_gpt.gateway.guesses import client_address
 from run_gpt.gateway.hosts import Hosts
 from run_gpt.gateway.http import STRANGER
 from run_gpt.gateway.keys import Keys, sent_key
 from run_gpt.gateway.record import Count, Record, admit, begin, current, note_error
 from run_gpt.process import request_ids
+
+log = logging.getLogger(__name__)
 
 OPEN_ROUTES = ("/health", "/ready")
 """Routes that need no key for a GET and are neither logged nor counted: monitoring requests them often."""
@@ -56,7 +59,8 @@ def check_origins(origins: Sequence[str]) -> None:
 class Recording:
     """Middleware that gives each request its record, and counts and logs it when it ends, except for OPEN_ROUTES.
 
-    The answer has the request id in its headers, and a malformed id is refused.
+    The answer has the request id in its headers, and a malformed id is refused. An unexpected exception ends here: the
+    ASGI server would close the connection after an answer that does not say so.
     """
 
     def __init__(self, app: ASGIApp, config: GatewayConfig, count: Count):
@@ -65,41 +69,54 @@ class Recording:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http" or is_open(scope):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = Record(method=scope["method"], route=scope["path"], address=_address(scope))
+        record = None if is_open(scope) else Record(scope["method"], scope["path"], address=_address(scope))
         status, complete = "-", False
 
         async def noting(message: Message) -> None:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = str(message["status"])
-                MutableHeaders(scope=message)[request_ids.HEADER] = record.shown_id
+                if record is not None:
+                    MutableHeaders(scope=message)[request_ids.HEADER] = record.shown_id
             elif message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
             await send(message)
 
         try:
             await self._answer(record, scope, receive, noting)
+        except Exception as error:
+            log.exception("a request failed")
+            if status == "-":
+                failure = InternalError(f"the request failed: {type(error).__name__}")
+                await _refuse(failure, {}, self._config.max_body_bytes, scope, receive, noting)
+            elif not complete:
+                raise  # cuts the connection
         finally:
-            if not complete:
-                record.error = record.error or "cut_off"
-            self._count(record, status)
-            if self._config.log_requests:
-                record.write(status)
+            if record is not None:
+                self._end(record, status, complete=complete)
 
-    async def _answer(self, record: Record, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, record: Record | None, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = None
-        try:
-            record.take_client_id(Headers(scope=scope).get(request_ids.HEADER))
-        except InvalidRequest as error:
-            refusal = error
-        begin(record)  # each request has a task, and so a context, of its own
+        if record is not None:
+            try:
+                record.take_client_id(Headers(scope=scope).get(request_ids.HEADER))
+            except InvalidRequest as error:
+                refusal = error
+            begin(record)  # each request has a task, and so a context, of its own
         if refusal is None:
             await self.app(scope, receive, send)
         else:
             await _refuse(refusal, {}, self._config.max_body_bytes, scope, receive, send)
+
+    def _end(self, record: Record, status: str, *, complete: bool) -> None:
+        if not complete:
+            record.error = record.error or "cut_off"
+        self._count(record, status)
+        if self._config.log_requests:
+            record.write(status)
 
 
 class HostCheck:

@@ -2,15 +2,16 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from run_gpt.api.answers import Answer, Body, Generation, PromptTokensDetails, Usage
 from run_gpt.api.chat import ResponseFormat
-from run_gpt.api.schema import ADAPTER, CACHE_SALT, MAX_SEQUENCES, AnyRequest, CacheSalt, StopTexts
+from run_gpt.api.schema import ADAPTER, CACHE_SALT, MAX_SEQUENCES, AnyRequest, CacheSalt, LogitBias, StopTexts
 from run_gpt.api.timings import TIMINGS, Timings
-from run_gpt.api.values import INT32_MAX, Text
+from run_gpt.api.values import INT32_MAX, Name, OnlyFalse, Text
 from run_gpt.errors import InvalidRequest
 
 LEAST_TOP_P = 1e-9
@@ -84,9 +85,18 @@ class OpenAIRequest(AnyRequest):
         """True when the request asks for a streamed answer."""
         return bool(getattr(self, "stream", False))
 
-    @abstractmethod
     def natives(self) -> Sequence[AnyRequest]:
-        """Return the native requests that this one stands for. Raises InvalidRequest."""
+        """Return the native requests that this one stands for; they are made once. Raises InvalidRequest."""
+        return self.made_natives
+
+    @cached_property
+    def made_natives(self) -> Sequence[AnyRequest]:
+        """See `natives`."""
+        return self.make_natives()
+
+    @abstractmethod
+    def make_natives(self) -> Sequence[AnyRequest]:
+        """Make the native requests."""
 
     @abstractmethod
     def join(self, answers: Sequence[Answer]) -> Body:
@@ -103,14 +113,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     include_usage: bool | None = Field(None, description="A last event with `usage` and no choices.")
-    include_obfuscation: Annotated[bool | None, Field(description="Only false: nothing is padded here.")] = None
-
-    @model_validator(mode="after")
-    def _possible(self) -> "StreamOptions":
-        if self.include_obfuscation:
-            name = "stream_options.include_obfuscation"
-            raise InvalidRequest(f"{name} = True: this is not supported here: nothing is padded", param=name)
-        return self
+    include_obfuscation: OnlyFalse | None = Field(None, description="Only false: nothing is padded here.")
 
 
 class SamplingRequest(OpenAIRequest):
@@ -128,12 +131,12 @@ class SamplingRequest(OpenAIRequest):
     top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest tokens of this total mass.")
     n: int | None = Field(None, ge=1, le=MAX_SEQUENCES, description="Answers to each prompt; default 1.")
     stop: StopTexts | None = Field(None, description="One text or up to 16 that end the answer, and are not in it.")
-    seed: int | None = Field(None, description="The same seed gives the same samples; taken modulo 2^31.")
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="The same seed gives the same samples; taken modulo 2^31."
+    )
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="Taken off each token already generated.")
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="The same, for each time it occurred.")
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="Token id to a value added to its logit.", max_length=1024
-    )
+    logit_bias: LogitBias | None = Field(None, description="Token id to a value added to its logit.")
     stream: bool | None = Field(None, description="Answer with server-sent events, the last of them `[DONE]`.")
     stream_options: StreamOptions | None = Field(None, description="`include_usage`: a last event with the usage.")
     response_format: ResponseFormat | None = Field(
@@ -142,7 +145,7 @@ class SamplingRequest(OpenAIRequest):
     top_k: int | None = Field(None, ge=0, le=INT32_MAX, description="Beyond OpenAI's: the k likeliest tokens only.")
     min_p: float | None = Field(None, ge=0, le=1, description="Beyond OpenAI's: drop tokens below this share.")
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="Beyond OpenAI's: CTRL's penalty.")
-    adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
+    adapter: Name | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
     timings: bool | None = Field(None, description=f"Beyond OpenAI's: {TIMINGS}")
     cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
 

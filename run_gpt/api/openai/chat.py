@@ -1,18 +1,18 @@
 """`/v1/chat/completions`: chats, answered with text or with calls of tools."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, Field, model_validator
 
 from run_gpt.api import answers as native
 from run_gpt.api.answers import Answer, ChatEvent, FinishReason, TokenLogprob, ToolCallDelta, Usage, absent
-from run_gpt.api.chat import Message, ToolCall, ToolChoice, Tools, check_tools
+from run_gpt.api.chat import Messages, ToolCall, ToolChoice, Tools, check_tools
 from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, MAX_TOKENS, EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
-from run_gpt.api.schema import CHAT_TEMPLATE, ChatRequest
+from run_gpt.api.schema import CHAT_TEMPLATE, ChatRequest, ChatTemplate
 from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
-from run_gpt.api.values import NonEmpty
+from run_gpt.api.values import INT32_MAX
 from run_gpt.errors import InvalidRequest
 
 TEXT_ONLY = "models here read and write text only"
@@ -59,11 +59,11 @@ class ChatCompletionRequest(SamplingRequest):
         "tools": "OpenAI's: custom tools, too.",
     }
 
-    messages: Annotated[list[Message], Field(min_length=1)] = Field(
+    messages: Messages = Field(
         description="The chat so far. Roles: system, developer (as system), user, assistant, tool; contents: text."
     )
-    max_completion_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS)
-    max_tokens: int | None = Field(None, ge=1, description="The same, by its older name.")
+    max_completion_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description=MAX_TOKENS)
+    max_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="The same, by its older name.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="With so many alternatives each.")
     tools: Tools | None = Field(None, description="Functions that the model may call.")
@@ -71,7 +71,7 @@ class ChatCompletionRequest(SamplingRequest):
         None, description="`auto`, `none`, `required`, or one function; the last two are enforced."
     )
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
-    chat_template: NonEmpty | None = Field(None, description=CHAT_TEMPLATE)
+    chat_template: ChatTemplate | None = Field(None, description=CHAT_TEMPLATE)
 
     @model_validator(mode="after")
     def _possible_chat(self) -> "ChatCompletionRequest":
@@ -83,7 +83,7 @@ class ChatCompletionRequest(SamplingRequest):
             raise InvalidRequest(f"{message} mean the same: give one of them", param="max_tokens")
         return self
 
-    def natives(self) -> Sequence[ChatRequest]:
+    def make_natives(self) -> Sequence[ChatRequest]:
         """See OpenAIRequest."""
         fields = {
             **self.sampling(),

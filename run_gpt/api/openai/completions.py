@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from run_gpt.api.answers import Answer, Choice, FinishReason, GenerateAnswer, TokenLogprob, TopLogprob, Usage, absent
 from run_gpt.api.openai.base import EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import MAX_SEQUENCES, GenerateRequest
 from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
-from run_gpt.api.values import TextOrIds
+from run_gpt.api.values import INT32_MAX, TextOrIds, few_ids
 from run_gpt.errors import InvalidRequest
 
 DEFAULT_MAX_TOKENS = 16
@@ -26,7 +26,8 @@ def _several(prompt: Any) -> Any:
 
 Prompts = Annotated[
     list[TextOrIds],
-    Field(min_length=1, max_length=MAX_PROMPTS),
+    Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
+    AfterValidator(few_ids),
     BeforeValidator(_several, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
 ]
 
@@ -44,7 +45,10 @@ class CompletionRequest(SamplingRequest):
 
     prompt: Prompts = Field(description="A text, token ids, or a list of either.")
     max_tokens: int | None = Field(
-        None, ge=0, description=f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}. 0: the prompt is scored only."
+        None,
+        ge=0,
+        le=INT32_MAX,
+        description=f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}. 0: the prompt is scored only.",
     )
     echo: bool | None = Field(None, description="Begin the answer with the prompt, its tokens' logprobs included.")
     logprobs: int | None = Field(
@@ -60,7 +64,7 @@ class CompletionRequest(SamplingRequest):
             raise InvalidRequest(f"best_of = {self.best_of}: this is less than n = {self.n}", param="best_of")
         return self
 
-    def natives(self) -> Sequence[GenerateRequest]:
+    def make_natives(self) -> Sequence[GenerateRequest]:
         """See OpenAIRequest."""
         common = {
             **self.sampling(),
@@ -69,7 +73,9 @@ class CompletionRequest(SamplingRequest):
             "logprobs": self.logprobs,
             "best_of": self.best_of,
         }
-        return [GenerateRequest.parse({**common, "prompt": prompt}, stream=bool(self.stream)) for prompt in self.prompt]
+        first = GenerateRequest.parse({**common, "prompt": self.prompt[0]}, stream=bool(self.stream))
+        # The others differ in nothing but the prompt, which has been checked: so many checks would take too long.
+        return [first, *(first.model_copy(update={"prompt": prompt}) for prompt in self.prompt[1:])]
 
     def join(self, answers: Sequence[Answer]) -> Answer:
         """See OpenAIRequest."""

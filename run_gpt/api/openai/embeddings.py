@@ -11,7 +11,7 @@ from run_gpt.api.embeddings import MAX_TEXTS, EmbeddingUsage, EmbedRequest
 from run_gpt.api.openai.base import OpenAIAnswer, OpenAIRequest
 from run_gpt.api.openai.completions import Prompts
 from run_gpt.api.schema import ADAPTER, CACHE_SALT, CacheSalt
-from run_gpt.api.values import Text
+from run_gpt.api.values import Name
 
 
 class EmbeddingRequest(OpenAIRequest):
@@ -25,10 +25,10 @@ class EmbeddingRequest(OpenAIRequest):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="`float` (the default), or `base64` of the 32-bit floats."
     )
-    adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
+    adapter: Name | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
     cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
 
-    def natives(self) -> Sequence[EmbedRequest]:
+    def make_natives(self) -> Sequence[EmbedRequest]:
         """See OpenAIRequest. Vectors come from the executor as base64: lists of numbers would take seconds."""
         same = {"model": self.model, "adapter": self.adapter, "cache_salt": self.cache_salt}
         return [EmbedRequest.parse({**same, "texts": self.input, "encoding_format": "base64"})]

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from run_gpt.api.answers import Body
 from run_gpt.api.models import State
 from run_gpt.api.schema import AnyRequest
-from run_gpt.api.values import Bytes, NonEmpty
+from run_gpt.api.values import Bytes, NonEmptyName
 
 
 class ListModelsRequest(AnyRequest):
@@ -17,7 +17,7 @@ class ListModelsRequest(AnyRequest):
 class RetrieveModelRequest(AnyRequest):
     """Describe one served model."""
 
-    model: NonEmpty = Field(description="Its name.")
+    model: NonEmptyName = Field(description="Its name.")
 
 
 class Model(Body):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Tag
 
 from run_gpt.api.chat import FunctionCall, Message, ToolCall
-from run_gpt.api.values import NonEmpty, Text, joined_parts
+from run_gpt.api.values import NonEmpty, Text, joined_parts, shown
 from run_gpt.errors import InvalidRequest
 
 TextKind = Literal["input_text", "output_text", "text"]
@@ -75,7 +75,8 @@ def _kind(item: Any) -> str:
     kind = item.get("type") or "message" if isinstance(item, dict) else getattr(item, "type", "message")
     if kind not in ("message", "function_call", "function_call_output"):
         raise InvalidRequest(
-            f"input: an item of the type {kind!r} is not supported, only message, function_call, function_call_output",
+            f"input: an item of the type {shown(kind)} is not supported, only message, function_call and "
+            "function_call_output",
             param="input",
         )
     return f"({kind})"

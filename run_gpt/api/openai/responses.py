@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from run_gpt.api.answers import Answer, Body, ChatAnswer
 from run_gpt.api.chat import (
+    MAX_MESSAGES,
     MAX_TOOLS,
     Function,
     JsonSchemaFormat,
@@ -23,7 +24,7 @@ from run_gpt.api.openai.chat import HOSTED, LONGER, NOT_STORED
 from run_gpt.api.openai.response_events import ResponseWriter, response_of
 from run_gpt.api.openai.response_items import Item, items_of
 from run_gpt.api.schema import ADAPTER, CACHE_SALT, CacheSalt, ChatRequest
-from run_gpt.api.values import JsonObject, Text
+from run_gpt.api.values import INT32_MAX, JsonObject, Name, OnlyFalse, Text
 from run_gpt.errors import InvalidRequest
 
 LOGPROBS = "message.output_text.logprobs"
@@ -89,7 +90,7 @@ class TextOptions(_Part):
 class ResponseStreamOptions(_Part):
     """Information in a stream beside the text; this server offers none."""
 
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: OnlyFalse | None = None
 
 
 class ResponseRequest(OpenAIRequest):
@@ -134,13 +135,15 @@ class ResponseRequest(OpenAIRequest):
     }
 
     input: Annotated[
-        list[Item], Field(min_length=1), BeforeValidator(items_of, json_schema_input_type=Text | list[Item])
+        list[Item],
+        Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+        BeforeValidator(items_of, json_schema_input_type=Text | list[Item]),
     ] = Field(description="A text, or items: messages (with text), function_call, function_call_output.")
     instructions: Text | None = Field(None, description="A system message before the input.")
-    max_output_tokens: int | None = Field(None, ge=1, description=MAX_TOKENS)
+    max_output_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
     top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest tokens of this total mass.")
-    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = Field(
+    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
         None, description="Functions that the model may call; no hosted tools."
     )
     tool_choice: (
@@ -152,16 +155,16 @@ class ResponseRequest(OpenAIRequest):
     ) = Field(None, description="`auto`, `none`, `required`, or one function; the last two are enforced.")
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
     text: TextOptions | None = Field(None, description="`format`: `text`, `json_object` or `json_schema`. Enforced.")
-    include: list[Literal["message.output_text.logprobs"]] | None = Field(
-        None, description=f"`{LOGPROBS}` and nothing else."
+    include: Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=16, fail_fast=True)] | None = (
+        Field(None, description=f"`{LOGPROBS}` and nothing else.")
     )
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives to each token of the text.")
-    store: Literal[False] | None = Field(None, description=f"Only false, which is the default here: {NOT_STORED}.")
+    store: OnlyFalse | None = Field(None, description=f"Only false, which is the default here: {NOT_STORED}.")
     truncation: Literal["disabled"] | None = Field(None, description="Only `disabled`: too long an input is a 400.")
     metadata: dict[str, Text] | None = Field(None, description="Given back in the answer.", max_length=16)
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: ResponseStreamOptions | None = Field(None, description="`include_obfuscation`: only false.")
-    adapter: Text | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
+    adapter: Name | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
     cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
 
     @model_validator(mode="after")
@@ -169,7 +172,7 @@ class ResponseRequest(OpenAIRequest):
         check_tools(self._tools(), self._choice())
         return self
 
-    def natives(self) -> Sequence[ChatRequest]:
+    def make_natives(self) -> Sequence[ChatRequest]:
         """See OpenAIRequest."""
         wants_logprobs = bool(self.include) or self.top_logprobs is not None
         fields = {

@@ -30,6 +30,7 @@ def test_the_table_of_the_design():
         (404, "NOT_FOUND"),
         (405, "UNIMPLEMENTED"),
         (413, "RESOURCE_EXHAUSTED"),
+        (415, "INVALID_ARGUMENT"),
         (429, "RESOURCE_EXHAUSTED"),
         (500, "INTERNAL"),
         (503, "UNAVAILABLE"),

@@ -21,9 +21,9 @@ from run_gpt.api.answers import (
     GenerateAnswer,
     Usage,
 )
-from run_gpt.api.chat import FunctionCall, ToolCall
+from run_gpt.api.chat import FunctionCall, Message, ToolCall
 from run_gpt.api.language_model import LanguageModel
-from run_gpt.api.schema import ChatRequest, Message, Request
+from run_gpt.api.schema import ChatRequest, Request
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.errors import InvalidRequest, QueueFull, Unavailable
 

@@ -12,8 +12,8 @@ from run_gpt.api.schema import GenerateRequest
 from run_gpt.api.sse import error_event
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import InvalidRequest, ModelNotFound, QueueFull, SetupError, Unavailable
+from run_gpt.gateway.bodies import parse_body
 from run_gpt.gateway.gateway import executor_addresses
-from run_gpt.gateway.http import parse_json
 from run_gpt.gateway.openapi import describe
 from run_gpt.gateway.service import Service
 
@@ -64,7 +64,7 @@ def test_addresses_in_each_form_that_jina_gives() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"1", b'"x"', b"null", b"NaN", b"\xff", b'{"a": Infinity}'])
 def test_a_body_that_is_no_object_is_an_invalid_request_in_one_line(body: bytes) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        parse_json(body)
+        parse_body(body)
     assert "\n" not in raised.value.message
 
 
