@@ -15,6 +15,8 @@ from run_gpt.api.schema import AnyRequest
 from run_gpt.errors import InvalidRequest, RequestError, RequestTooLarge, UnsupportedEncoding
 
 Result = TypeVar("Result")
+COUNTED_BODIES = 8
+"""Multiple of the limit up to which a body without a Content-Length is counted, for the error."""
 SMALL = 16 * 1024
 """Most bytes of a body that is parsed on the event loop, in a few milliseconds; a larger one is parsed in a thread."""
 _KINDS = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
@@ -33,11 +35,15 @@ async def read_body(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise RequestTooLarge(f"the body has {declared[:20]} bytes, the limit is {limit} bytes")
-    body = bytearray()
+    body, received = bytearray(), 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise RequestTooLarge(f"the body has {len(body)} or more bytes, the limit is {limit} bytes")
+        received += len(chunk)
+        if received <= limit:
+            body += chunk
+        elif received > COUNTED_BODIES * limit:
+            break
+    if received > limit:
+        raise RequestTooLarge(f"the body has {received} or more bytes, the limit is {limit} bytes")
     return bytes(body)
 
 

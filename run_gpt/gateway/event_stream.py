@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 from run_gpt.api.schema import AnyRequest
 from run_gpt.api.sse import COMMENT, data_event, error_event
 from run_gpt.errors import InternalError, RequestError
+from run_gpt.gateway.connections import COMMENT as CONNECTION_COMMENT
 from run_gpt.gateway.record import note_error
 from run_gpt.gateway.service import Service
 
@@ -47,6 +48,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI. Raises the RequestError of a request that had no event yet, and ClientGone."""
+        scope.setdefault("state", {})[CONNECTION_COMMENT] = COMMENT
         writer, task = _Writer(send), asyncio.current_task()
         assert task is not None
         gone = asyncio.ensure_future(until_gone(receive))

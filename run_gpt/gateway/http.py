@@ -26,6 +26,7 @@ from run_gpt.errors import (
 )
 from run_gpt.gateway import openapi
 from run_gpt.gateway.bodies import read_body, request_of
+from run_gpt.gateway.connections import DROP_ALL
 from run_gpt.gateway.event_stream import ClientGone, EventStream, until_gone
 from run_gpt.gateway.playground import PLAYGROUND, playground_files
 from run_gpt.gateway.record import current_rights, note_error
@@ -135,7 +136,8 @@ async def _on_request_error(request: Request, error: Any) -> Response:
     note_error(error)
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull | RateLimited) else {}
     if isinstance(error, RequestTooLarge):
-        headers["Connection"] = "close"  # the rest of the body is not read
+        headers["Connection"] = "close"  # the rest of the body is not read, but dropped, so that the answer arrives
+        request.scope.setdefault("state", {})[DROP_ALL] = True
     return _json({"error": error.to_dict()}, error.http_status, headers)
 
 

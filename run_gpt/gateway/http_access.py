@@ -72,7 +72,9 @@ class Recording:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = None if is_open(scope) else Record(scope["method"], scope["path"], address=_address(scope))
+        record = None
+        if not is_open(scope):
+            record = Record(method=scope["method"], route=scope["path"], address=_address(scope))
         status, complete = "-", False
 
         async def noting(message: Message) -> None:

@@ -6,7 +6,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from jina.serve.runtimes.servers.grpc import GRPCServer
 from jina.serve.runtimes.servers.http import FastAPIBaseServer
@@ -14,12 +14,14 @@ from uvicorn import Config, Server
 
 from run_gpt.errors import PortInUse
 from run_gpt.gateway import grpc_server
+from run_gpt.gateway.connections import Connection, Connections
 from run_gpt.gateway.discovery import join_address
 from run_gpt.gateway.grpc_connections import ConnectionWatch, can_watch
 from run_gpt.gateway.grpc_reads import Reads
 from run_gpt.gateway.http import build_app
 from run_gpt.gateway.http_access import guarded
 from run_gpt.gateway.keys import Keys
+from run_gpt.gateway.listening import Listener, raise_file_limit
 from run_gpt.gateway.service import Service
 from run_gpt.gateway.tls import Certificate
 
@@ -145,7 +147,17 @@ class _Server(Server):
         self.config.load()
         self.config.ssl = self._tls
         self.lifespan = self.config.lifespan_class(self.config)
-        await self.startup(sockets=[self._listener])
+        self.connections = Connections(raise_file_limit())
+
+        def connection(accepted: socket.socket) -> Connection:
+            return Connection(self.connections, self.config, self.server_state, accepted)
+
+        self.servers = [cast("Any", Listener(self._listener, connection, lambda: self.config.ssl))]
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:  # every second
+            self.connections.check(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     async def end(self, seconds: float) -> None:
         self.should_exit = True

@@ -1,0 +1,367 @@
+"""HTTP connections: strict requests, deadlines for heads and bodies, and a bound on the number of connections."""
+
+import asyncio
+import json
+import socket
+from collections import Counter
+from typing import Any
+
+import httptools
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from run_gpt.errors import DeadlineExceeded, InvalidRequest, RequestError, Unavailable
+
+HEAD_SECONDS = 10.0
+"""Time in which the head of a request must arrive. A new connection without one is closed then."""
+BODY_SECONDS = 20.0
+"""Time in which a body must arrive; each LEAST_RATE bytes of it add a second."""
+LEAST_RATE = 16 * 1024
+CLOSE_SECONDS = 30.0
+"""Time that a client gets to read its last answer. Meanwhile the rest of its body is read and dropped."""
+STALL_SECONDS = 120.0
+"""Time after which a client that reads nothing of an answer is gone."""
+GONE_SECONDS = 0.25
+"""Time after which a client that sends no more is asked whether it still reads."""
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 128
+TOO_LARGE = f"the head of the request has more than {MAX_HEADERS} headers or {MAX_HEAD_BYTES // 2} bytes"
+MAX_PIPELINED = 16
+"""Most requests that a connection holds while another one is answered."""
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""Interim answer, which clients skip. A client that has closed its connection answers with a reset."""
+MAX_DROPPED_BYTES = 16 * 1024 * 1024
+"""Most bytes that are dropped after the last answer, unless its request's `state` has DROP_ALL."""
+DROP_ALL = "drop_all"
+COMMENT = "comment"
+"""Name in a request's `state` of what can be sent for the same purpose when the answer has begun."""
+
+
+class Connections:
+    """The open connections of a server: at most `limit`, and half of that from one address.
+
+    One connection more closes the one that has waited longest for the rest of its request, or for one at all. It is
+    refused if all have requests in progress.
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self._all: set[Connection] = set()
+        self._waiting: dict[Connection, None] = {}
+        """Connections without a whole request, the one that has waited longest first."""
+        self._of_address: Counter[str] = Counter()
+
+    def add(self, connection: "Connection") -> bool:
+        """Add a connection. Return False if there is no room for it."""
+        address = connection.address
+        room = True
+        if self._of_address[address] >= max(1, self.limit // 2):
+            room = self._make_room(address)
+        elif len(self._all) >= self.limit:
+            room = self._make_room(None)
+        self._all.add(connection)
+        self._of_address[address] += 1
+        return room
+
+    def remove(self, connection: "Connection") -> None:
+        """Remove a closed connection."""
+        self._all.discard(connection)
+        self._waiting.pop(connection, None)
+        self._of_address[connection.address] -= 1
+        if not self._of_address[connection.address]:
+            del self._of_address[connection.address]
+
+    def set_waiting(self, connection: "Connection", *, waiting: bool) -> None:
+        """Note that a connection waits from now on, or that it does not any more."""
+        self._waiting.pop(connection, None)
+        if waiting:
+            self._waiting[connection] = None
+
+    def check(self, now: float) -> None:
+        """End the connections that are late. Called once a second, with the event loop's time."""
+        for connection in list(self._all):
+            connection.check(now)
+
+    def _make_room(self, address: str | None) -> bool:
+        found = next((one for one in self._waiting if address in (None, one.address)), None)
+        if found is None:
+            return False
+        self._waiting.pop(found)
+        found.transport.abort()
+        return True
+
+
+class _Refused(Exception):
+    """Raised in a callback of the parser: the request is refused and the connection closed."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status, self.error = status, InvalidRequest(message)
+
+
+class _Writing:
+    """Transport of an answer. To close it is to let the client read the answer first."""
+
+    def __init__(self, connection: "Connection"):
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.finish
+
+
+class Connection(HttpToolsProtocol):
+    """One connection. uvicorn reads its requests and writes the answers; this class bounds what a client may do."""
+
+    def __init__(self, connections: Connections, config: Config, state: ServerState, sock: socket.socket):
+        super().__init__(config, state, {})
+        self.address = ""
+        self._connections, self._socket = connections, sock
+        self._running: RequestResponseCycle | None = None
+        """The answer in progress, or the last one."""
+        self._deadline: float | None = None
+        """Time by which the client must send what is due, or close; None while the server works."""
+        self._head_bytes = 0
+        self._in_body = False
+        """True while the body of the last request, `cycle`, is incomplete."""
+        self._over = False
+        """True when nothing more is read: what comes is dropped."""
+        self._half_closed = False
+        self._dropped = 0
+        self._unread = (0, 0.0)
+        """Bytes that the client has not read, and the time since which there are as many."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See asyncio.Protocol."""
+        super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
+        room = self._connections.add(self)
+        self._wait(HEAD_SECONDS)
+        if not room:
+            self._refuse(503, Unavailable("the server has too many connections: try again in a moment"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._connections.remove(self)
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        if self._over:
+            self._drop(data)
+            return
+        self._unset_keepalive_if_required()
+        if not self._in_body:
+            if not self._head_bytes and not self._answering:
+                self._deadline = self.loop.time() + HEAD_SECONDS
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:  # no other protocol is spoken here: answer in this one, then close
+            self._stop_reading()
+        except httptools.HttpParserError as error:
+            refused = error.__context__
+            if not isinstance(refused, _Refused):
+                refused = _Refused(400, f"this is not HTTP/1.1: {str(error)[:100]}")
+            self._refuse(refused.status, refused.error)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, InvalidRequest(TOO_LARGE))
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """See asyncio.Protocol. Whole requests are answered although their client sends no more."""
+        if self._half_closed:
+            return True
+        if self._over or not self._answering or self._is_half_sent or self.scheme == "https":
+            return None
+        self._half_closed = True
+        self._stop_reading()
+        self.loop.call_later(GONE_SECONDS, self._ask, 0)
+        return True
+
+    def on_headers_complete(self) -> None:
+        """See httptools. Raises _Refused."""
+        self._check_head()
+        self._head_bytes = 0
+        before = self._running if self._answering else None
+        super().on_headers_complete()
+        self._in_body = True
+        self.cycle.transport = _Writing(self)  # type: ignore[assignment]
+        if before is None:
+            self._running = self.cycle
+            self._wait(BODY_SECONDS)
+
+    def on_body(self, body: bytes) -> None:
+        """See httptools."""
+        if self._deadline is not None:
+            self._deadline += len(body) / LEAST_RATE
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """See httptools."""
+        super().on_message_complete()
+        self._in_body = False
+        if self._answering:
+            self._work()
+        else:
+            self._wait(HEAD_SECONDS)
+
+    def on_response_complete(self) -> None:
+        """See uvicorn. Go on with the next request that has come already."""
+        following = self.pipeline[-1][0] if self.pipeline else None
+        if self._over and following is None:
+            return
+        super().on_response_complete()
+        if following is not None:
+            self._running = following
+        if self._in_body:
+            self._wait(BODY_SECONDS)
+        elif following is None:
+            self._wait(HEAD_SECONDS)
+
+    def shutdown(self) -> None:
+        """See uvicorn."""
+        if self._over and not self._answering:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def check(self, now: float) -> None:
+        """End this connection if its client is late."""
+        if (unread := self.transport.get_write_buffer_size()) != self._unread[0] or not unread:
+            self._unread = (unread, now)
+        if now - self._unread[1] > STALL_SECONDS:
+            self.transport.abort()
+        elif self._deadline is None:
+            return
+        elif self.flow.read_paused:  # the server does not read what the client sends
+            self._deadline = now + BODY_SECONDS
+        elif now > self._deadline:
+            self._end_late()
+
+    def finish(self) -> None:
+        """Close the connection once the client can have read the answer.
+
+        A client that still sends its body reads nothing before it has sent all, and a reset would take the answer away.
+        So the rest is read and dropped.
+        """
+        unread = self._in_body or self._over
+        self._over = True
+        self._wait(CLOSE_SECONDS)
+        if unread and not self._half_closed and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.flow.resume_reading()
+        else:
+            self.transport.close()
+
+    @property
+    def _answering(self) -> bool:
+        return self._running is not None and not self._running.response_complete
+
+    @property
+    def _is_half_sent(self) -> bool:
+        """True when the request that is being answered lacks a part of its body."""
+        return self._in_body and self._running is self.cycle
+
+    def _wait(self, seconds: float) -> None:
+        """Give the client so many seconds for its next move."""
+        self._deadline = self.loop.time() + seconds
+        self._connections.set_waiting(self, waiting=True)
+
+    def _work(self) -> None:
+        """Give the server all the time that it needs."""
+        self._deadline = None
+        self._connections.set_waiting(self, waiting=False)
+
+    def _check_head(self) -> None:
+        """Raise _Refused for a head that this server takes in no or in more than one way."""
+        if (version := self.parser.get_http_version()) not in ("1.0", "1.1"):
+            raise _Refused(505, f"HTTP/{version} is not spoken here: use HTTP/1.1")
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if len(self.headers) > MAX_HEADERS or size > MAX_HEAD_BYTES // 2:
+            raise _Refused(431, TOO_LARGE)
+        self._check_target()
+        encodings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        lengths = [value for name, value in self.headers if name == b"content-length"]
+        if encodings and (lengths or version == "1.0" or encodings != [b"chunked"]):
+            raise _Refused(400, "Transfer-Encoding may only be chunked, without Content-Length, in HTTP/1.1")
+        if len(lengths) > 1:
+            raise _Refused(400, "the request has several headers Content-Length: send one")
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise _Refused(400, f"{MAX_PIPELINED} requests of this connection wait already: send no more")
+
+    def _check_target(self) -> None:
+        """Raise _Refused for a malformed target. The host in `http://HOST/PATH` is the request's: RFC 9112, 3.2.2."""
+        try:
+            target = httptools.parse_url(self.url)
+            target.path.decode("ascii")
+        except (httptools.HttpParserError, AttributeError, UnicodeDecodeError):
+            raise _Refused(400, f"the target of the request is not a path: {self.url[:100]!r}") from None
+        if target.host is not None:
+            port = b"" if target.port is None else b":%d" % target.port
+            self.headers[:] = [header for header in self.headers if header[0] != b"host"]
+            self.headers.append((b"host", target.host + port))
+
+    def _drop(self, data: bytes) -> None:
+        self._dropped += len(data)
+        state: Any = {} if self._running is None else self._running.scope["state"]
+        if self._dropped > MAX_DROPPED_BYTES and DROP_ALL not in state:
+            self.transport.abort()
+
+    def _end_late(self) -> None:
+        if self._over:
+            self.transport.abort()
+        elif self._in_body:
+            self._refuse(408, DeadlineExceeded("the rest of the request's body did not come in time"))
+        elif self._head_bytes:
+            self._refuse(408, DeadlineExceeded(f"the request's head did not come in {HEAD_SECONDS:g} seconds"))
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, error: RequestError) -> None:
+        """Answer with an error and close. Answers in progress come first, and then without this one."""
+        if self._over:
+            return
+        running = self._running
+        if running is not None and self._answering:
+            if running.response_started or not self._is_half_sent:
+                self._stop_reading()
+                return
+            running.disconnected = True
+            running.message_event.set()
+        body = json.dumps({"error": error.to_dict()}).encode()
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[status] + head + body)
+        self._over = True
+        self.finish()
+
+    def _stop_reading(self) -> None:
+        """Answer the whole requests that have come, then close."""
+        if self._in_body and self.pipeline:
+            self.pipeline.popleft()
+        last = self.pipeline[0][0] if self.pipeline else self._running
+        if last is not None:
+            last.keep_alive = False
+        self._over = True
+
+    def _ask(self, turn: int) -> None:
+        """Find out if a client that sends no more has closed its connection, and end the request then.
+
+        Its system resets the connection when something is sent to it.
+        """
+        if self.transport.is_closing() or not self._answering:
+            return
+        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        if turn % 16 == 0 and not self.flow.write_paused:
+            self.transport.write(self._probe())
+        self.loop.call_later(1.0 if turn else 0.05, self._ask, turn + 1)
+
+    def _probe(self) -> bytes:
+        """Return what a client skips at this point of its answer, if there is something."""
+        assert self._running is not None
+        scope: Any = self._running.scope
+        if not self._running.response_started:
+            return CONTINUE if scope["http_version"] == "1.1" else b""
+        comment = scope["state"].get(COMMENT, b"") if self._running.chunked_encoding else b""
+        return b"%x\r\n%b\r\n" % (len(comment), comment) if comment else b""
