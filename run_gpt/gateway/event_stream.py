@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from run_gpt.api.schema import AnyRequest
 from run_gpt.api.sse import COMMENT, data_event, error_event
 from run_gpt.errors import InternalError, RequestError
-from run_gpt.gateway.connections import COMMENT as CONNECTION_COMMENT
+from run_gpt.gateway.connection import COMMENT as CONNECTION_COMMENT
 from run_gpt.gateway.record import note_error
 from run_gpt.gateway.service import Service
 

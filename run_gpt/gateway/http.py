@@ -26,7 +26,7 @@ from run_gpt.errors import (
 )
 from run_gpt.gateway import openapi
 from run_gpt.gateway.bodies import read_body, request_of
-from run_gpt.gateway.connections import DROP_ALL
+from run_gpt.gateway.connection import DROP_ALL
 from run_gpt.gateway.event_stream import ClientGone, EventStream, until_gone
 from run_gpt.gateway.playground import PLAYGROUND, playground_files
 from run_gpt.gateway.record import current_rights, note_error

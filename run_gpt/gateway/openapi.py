@@ -17,7 +17,9 @@ _ERRORS = {
     401: "The key is missing or wrong, on a server that asks for one",
     403: "The server was started without the option that allows this",
     404: "No such model or adapter",
+    408: "The request did not come in time",
     413: "The body is too large",
+    415: "The body is compressed",
     429: "The queue is full; see the Retry-After header",
     500: "Something broke while the request ran",
     503: "The model is loading, cannot be loaded or is in use, the server is draining, or no replica answers",
@@ -132,12 +134,12 @@ def _methods(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
-    content = {}
+    content: dict[str, Any] = {}
     if endpoint.answer is not None:
         content["application/json"] = {"schema": {"$ref": _REF + endpoint.answer.__name__}}
     if endpoint.event is not None:
-        content["text/event-stream"] = {"schema": {"$ref": _REF + endpoint.event.__name__}}
-    about = "Events: one JSON object in each; an error is an `error` event" if endpoint.event else "The answer"
+        content["text/event-stream"] = {"schema": {"anyOf": _events(endpoint, endpoint.event.__name__)}}
+    about = "Events: the data of each; an error is an `error` event, the last one" if endpoint.event else "The answer"
     responses: dict[str, Any] = {"200": {"description": about, "content": content}}
     for status, description in _ERRORS.items():
         error = {"application/json": {"schema": {"$ref": _REF + "Error"}}}
@@ -154,6 +156,12 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         },
         "responses": responses,
     }
+
+
+def _events(endpoint: Endpoint, name: str) -> list[dict[str, Any]]:
+    """Return the schemas of the data of an event: one of the answer, an error, the line after the last one."""
+    last: list[dict[str, Any]] = [] if endpoint.last_line is None else [{"const": endpoint.last_line}]
+    return [{"$ref": _REF + name}, {"$ref": _REF + "Error"}, *last]
 
 
 def _schemas() -> dict[str, Any]:

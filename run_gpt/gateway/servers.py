@@ -14,7 +14,7 @@ from uvicorn import Config, Server
 
 from run_gpt.errors import PortInUse
 from run_gpt.gateway import grpc_server
-from run_gpt.gateway.connections import Connection, Connections
+from run_gpt.gateway.connection import Connection
 from run_gpt.gateway.discovery import join_address
 from run_gpt.gateway.grpc_connections import ConnectionWatch, can_watch
 from run_gpt.gateway.grpc_reads import Reads
@@ -22,6 +22,7 @@ from run_gpt.gateway.http import build_app
 from run_gpt.gateway.http_access import guarded
 from run_gpt.gateway.keys import Keys
 from run_gpt.gateway.listening import Listener, raise_file_limit
+from run_gpt.gateway.open_connections import OpenConnections
 from run_gpt.gateway.service import Service
 from run_gpt.gateway.tls import Certificate
 
@@ -147,7 +148,7 @@ class _Server(Server):
         self.config.load()
         self.config.ssl = self._tls
         self.lifespan = self.config.lifespan_class(self.config)
-        self.connections = Connections(raise_file_limit())
+        self.connections = OpenConnections(raise_file_limit())
 
         def connection(accepted: socket.socket) -> Connection:
             return Connection(self.connections, self.config, self.server_state, accepted)

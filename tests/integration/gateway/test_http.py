@@ -10,6 +10,8 @@ import httpx
 import pytest
 from waiting import wait_until
 
+from run_gpt.api.endpoints import ENDPOINTS
+
 
 def script(**fields: Any) -> str:
     return json.dumps(fields)
@@ -262,3 +264,70 @@ def test_the_header_of_an_answer_has_the_answers_id(stack: Any, path: str) -> No
     assert response.headers["x-request-id"] == answer["id"]
     named = httpx.post(stack.http + path, json={"prompt": script(words=["a"])}, headers={"X-Request-Id": "mine"})
     assert named.headers["x-request-id"] == "mine"
+
+
+def raw(stack: Any, sent: bytes) -> bytes:
+    """Send bytes, end the sending, and return all that comes back."""
+    with socket.create_connection(("127.0.0.1", stack.flow["gateway"]["port"][1]), timeout=20) as client:
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        received = b""
+        while part := client.recv(65_536):
+            received += part
+    return received
+
+
+@pytest.mark.parametrize(("path", "delay"), [("/generate", 0.0), ("/generate", 0.5), ("/generate_stream", 0.5)])
+def test_a_client_that_has_ended_its_side_gets_its_answer(stack: Any, path: str, delay: float) -> None:
+    body = json.dumps({"prompt": script(words=["a", "b"], delay=delay)}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    received = raw(stack, head.encode() + body)
+    assert b"HTTP/1.1 200 OK" in received
+    assert b'"stop"' in received
+    assert delay or received.startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize("length_is_known", [True, False])
+def test_the_answer_to_a_body_of_any_size_arrives(stack: Any, length_is_known: bool) -> None:
+    """Over eight times the limit, a reset took it away."""
+    body = b"x" * 40_000_000
+    content: Any = body if length_is_known else iter([body[:20_000_000], body[20_000_000:]])
+    assert httpx.post(f"{stack.http}/generate", content=content).status_code == 413
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "deflate, gzip"])
+def test_a_compressed_body_is_a_415(stack: Any, encoding: str) -> None:
+    response = httpx.post(f"{stack.http}/generate", content=b"\x1f\x8b", headers={"Content-Encoding": encoding})
+    assert (response.status_code, error_of(response)["code"]) == (415, "unsupported_encoding")
+    plain = {"Content-Encoding": "identity"}
+    said = {"prompt": script(words=["a"])}
+    assert httpx.post(f"{stack.http}/generate", json=said, headers=plain).status_code == 200
+
+
+EXTREMES = (None, True, -1, 2**31, 2**63, 10**400, 1e308, "", "\ud800", "x" * 9000, [], [[]], [0] * 999, {}, {"a": {}})
+
+
+@pytest.mark.parametrize("path", [path for path, endpoint in ENDPOINTS.items() if "{" not in path])
+def test_no_value_of_any_field_is_a_500(stack: Any, path: str) -> None:
+    endpoint = ENDPOINTS[path]
+    whole = {"prompt": script(words=["a"]), "messages": [{"role": "user", "content": script(words=["a"])}]}
+    whole |= {
+        "texts": ["x"],
+        "input": script(words=["a"]),
+        "tokens": [1],
+        "name": "x",
+        "path": "x",
+        "model": "scripted",
+    }
+    fields = {name: value for name, value in whole.items() if name in endpoint.request.model_fields}
+    if path == "/tokenize":
+        del fields["messages"]
+    with httpx.Client(timeout=20) as client:
+        for name in [*endpoint.request.model_fields, "unknown"]:
+            for value in EXTREMES:
+                if name in ("prompt", "input") and value in ("", "x" * 9000, [0] * 999):
+                    continue  # a good request, but no script
+                body = json.dumps({**fields, name: value})
+                response = client.post(stack.http + path, content=body)
+                assert response.status_code < 500, f"{name}: {str(value)[:40]}: {response.text[:200]}"
+                assert len(response.content) < 20_000

@@ -15,9 +15,11 @@ import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from run_gpt.gateway import connections, listening
-from run_gpt.gateway.connections import Connection, Connections
+from run_gpt.gateway import connection as connections
+from run_gpt.gateway import listening
+from run_gpt.gateway.connection import Connection
 from run_gpt.gateway.listening import Listener, raise_file_limit
+from run_gpt.gateway.open_connections import OpenConnections
 
 GET = b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /x HTTP/1.1\r\nHost: localhost\r\n"
@@ -68,7 +70,7 @@ class App:
 async def serving(app: Any, limit: int = 64) -> AsyncIterator[Any]:
     config = Config(app=app, http=Connection, lifespan="off", ws="none", log_config=None, access_log=False)
     config.load()
-    state, all_of_them = ServerState(), Connections(limit)
+    state, all_of_them = ServerState(), OpenConnections(limit)
     listener_socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener_socket.getsockname()[1]
     listener = Listener(listener_socket, lambda sock: Connection(all_of_them, config, state, sock), lambda: None)

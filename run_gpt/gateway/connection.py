@@ -1,9 +1,8 @@
-"""HTTP connections: strict requests, deadlines for heads and bodies, and a bound on the number of connections."""
+"""One HTTP connection: strict requests, and deadlines for heads and bodies."""
 
 import asyncio
 import json
 import socket
-from collections import Counter
 from typing import Any
 
 import httptools
@@ -12,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from run_gpt.errors import DeadlineExceeded, InvalidRequest, RequestError, Unavailable
+from run_gpt.gateway.open_connections import OpenConnections
 
 HEAD_SECONDS = 10.0
 """Time in which the head of a request must arrive. A new connection without one is closed then."""
@@ -38,60 +38,6 @@ COMMENT = "comment"
 """Name in a request's `state` of what can be sent for the same purpose when the answer has begun."""
 
 
-class Connections:
-    """The open connections of a server: at most `limit`, and half of that from one address.
-
-    One connection more closes the one that has waited longest for the rest of its request, or for one at all. It is
-    refused if all have requests in progress.
-    """
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self._all: set[Connection] = set()
-        self._waiting: dict[Connection, None] = {}
-        """Connections without a whole request, the one that has waited longest first."""
-        self._of_address: Counter[str] = Counter()
-
-    def add(self, connection: "Connection") -> bool:
-        """Add a connection. Return False if there is no room for it."""
-        address = connection.address
-        room = True
-        if self._of_address[address] >= max(1, self.limit // 2):
-            room = self._make_room(address)
-        elif len(self._all) >= self.limit:
-            room = self._make_room(None)
-        self._all.add(connection)
-        self._of_address[address] += 1
-        return room
-
-    def remove(self, connection: "Connection") -> None:
-        """Remove a closed connection."""
-        self._all.discard(connection)
-        self._waiting.pop(connection, None)
-        self._of_address[connection.address] -= 1
-        if not self._of_address[connection.address]:
-            del self._of_address[connection.address]
-
-    def set_waiting(self, connection: "Connection", *, waiting: bool) -> None:
-        """Note that a connection waits from now on, or that it does not any more."""
-        self._waiting.pop(connection, None)
-        if waiting:
-            self._waiting[connection] = None
-
-    def check(self, now: float) -> None:
-        """End the connections that are late. Called once a second, with the event loop's time."""
-        for connection in list(self._all):
-            connection.check(now)
-
-    def _make_room(self, address: str | None) -> bool:
-        found = next((one for one in self._waiting if address in (None, one.address)), None)
-        if found is None:
-            return False
-        self._waiting.pop(found)
-        found.transport.abort()
-        return True
-
-
 class _Refused(Exception):
     """Raised in a callback of the parser: the request is refused and the connection closed."""
 
@@ -112,7 +58,7 @@ class _Writing:
 class Connection(HttpToolsProtocol):
     """One connection. uvicorn reads its requests and writes the answers; this class bounds what a client may do."""
 
-    def __init__(self, connections: Connections, config: Config, state: ServerState, sock: socket.socket):
+    def __init__(self, connections: OpenConnections, config: Config, state: ServerState, sock: socket.socket):
         super().__init__(config, state, {})
         self.address = ""
         self._connections, self._socket = connections, sock
