@@ -16,7 +16,7 @@ from run_gpt.config import AdminConfig
 from run_gpt.errors import Forbidden, Unavailable
 from run_gpt.executors.causal_lm.host import Host
 from run_gpt.executors.causal_lm.spans import Spans
-from run_gpt.local.answers import PassingSink, WaitingSink, native_events
+from run_gpt.local.sinks import PassingSink, WaitingSink, native_events
 
 log = logging.getLogger(__name__)
 

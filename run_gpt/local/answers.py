@@ -3,13 +3,12 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from run_gpt.api.answers import ChatEvent, FinishReason, GenerateAnswer
-from run_gpt.api.native_stream import NativeStream
-from run_gpt.api.pieces import CallPiece, Head, Likely, Pending, Piece, Token, Update
+from run_gpt.api.answers import FinishReason
+from run_gpt.api.pieces import CallPiece, Head, Likely, Piece, Token
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.api.timings import Timings
 from run_gpt.engine import request as engine_request
@@ -71,23 +70,29 @@ class PieceWriter:
         prompt = None if isinstance(given, str) else self._prompts.text(given)
         return Head(about.id, self._created, about.model, about.prompt_tokens, prompt)
 
-    def piece(self, event: TokenEvent) -> Piece:
-        """Make the piece of an event; with `echo`, the first piece of each sequence begins with the prompt."""
+    def piece(self, event: TokenEvent, tokens: list[Token] | None = None) -> Piece:
+        """Make the piece of an event; with `echo`, the first piece of each sequence begins with the prompt.
+
+        `tokens`: result of `named` for what `listed` gives; None: it is made here.
+        """
+        if tokens is None and self._request.logprobs is not None:
+            tokens = self.named(self.listed(event))
         first = event.index not in self._begun
+        echo = self._echo and first
         self._begun.add(event.index)
         self._count(event)
         text, calls = self._read(event)
-        if echo := self._echo and first:
+        if echo:
             text = self._prompts.text(self._request.prompt) + text  # type: ignore[union-attr]
-        finish = None if event.finish_reason is None else self._finish(event.index, event.finish_reason)
+            tokens = None if tokens is None else [self._first_token(), *tokens]
         return Piece(
             index=event.index,
             text=text,
             tokens=event.tokens,
-            finish=finish,
+            finish=None if event.finish_reason is None else self._finish(event.index, event.finish_reason),
             cached=event.cached_tokens if first and not event.index else 0,
             calls=calls,
-            logprobs=None if self._request.logprobs is None else self._logprobs(event, echo=echo),
+            logprobs=tokens,
             timings=self._timings() if self._request.timings else None,
         )
 
@@ -142,35 +147,46 @@ class PieceWriter:
             accepted_tokens=timing.accepted,
         ).model_dump()
 
-    def _logprobs(self, event: TokenEvent, *, echo: bool) -> list[Token]:
-        tokens = [self._token(token) for token in event.logprobs]
-        if not echo:
-            return tokens
-        first_id = self._prepared.prompt_ids[0]
-        first = Token(self._prompts.token_text(first_id), None, self._prompts.token_bytes(first_id))
-        return [first, *(self._token(token) for token in event.prompt_logprobs), *tokens]
+    def listed(self, event: TokenEvent) -> Sequence[TokenLogprob]:
+        """Return the tokens whose log-probabilities the piece of this event shows: with `echo` the prompt's, too."""
+        if self._echo and event.index not in self._begun:
+            return (*event.prompt_logprobs, *event.logprobs)
+        return event.logprobs
 
-    def _token(self, token: TokenLogprob) -> Token:
-        text, data = self._prompts.token_text, self._prompts.token_bytes
-        likeliest: list[Likely] = [(text(i), value, data(i)) for i, value in token.top]
-        return Token(text(token.token_id), token.logprob, data(token.token_id), likeliest)
+    def named(self, tokens: Sequence[TokenLogprob]) -> list[Token]:
+        """Return tokens with their texts and bytes. Any thread may call it."""
+        token = self._prompts.token
+        named = []
+        for one in tokens:
+            likeliest: list[Likely] = [(text, value, data) for i, value in one.top for text, data in (token(i),)]
+            text, data = token(one.token_id)
+            named.append(Token(text, one.logprob, data, likeliest))
+        return named
+
+    def _first_token(self) -> Token:
+        """Return the prompt's first token, which no token precedes."""
+        text, data = self._prompts.token(self._prepared.prompt_ids[0])
+        return Token(text, None, data)
 
 
 class PieceOutlet:
     """Outlet that turns a running request's events into pieces for a sink (see engine.interface.Outlet)."""
 
     def __init__(self, writer: PieceWriter, sink: Sink, on_timing: OnTiming):
-        self._writer, self._sink, self._on_timing = writer, sink, on_timing
+        self.writer, self._sink, self._on_timing = writer, sink, on_timing
         self._begun = False
         self.over = False
         """True once the request has ended."""
         self._held: dict[int, Piece] = {}
         """Pieces that show nothing yet, by sequence."""
 
-    def receive(self, event: TokenEvent) -> None:
-        """Pass an event's piece to the sink once it shows anything, and the head before the first piece."""
-        piece = self._writer.piece(event)
-        if event.timing is not None and (timing := self._writer.summary.timing) is not None:
+    def receive(self, event: TokenEvent, tokens: list[Token] | None = None) -> None:
+        """Pass an event's piece to the sink once it shows anything, and the head before the first piece.
+
+        `tokens`: see PieceWriter.piece.
+        """
+        piece = self.writer.piece(event, tokens)
+        if event.timing is not None and (timing := self.writer.summary.timing) is not None:
             self._on_timing(timing)
         if (held := self._held.pop(event.index, None)) is not None:
             held.add(piece)
@@ -180,7 +196,7 @@ class PieceOutlet:
             return
         if not self._begun:
             self._begun = True
-            self._sink.put(self._writer.head)
+            self._sink.put(self.writer.head)
         self._sink.put(piece)
 
     def ended(self, error: RequestError | None) -> None:
@@ -205,7 +221,7 @@ class WholeOutlet:
     def ended(self, error: RequestError | None) -> None:
         """Let `complete` return, or raise the error."""
         self.over = True
-        _settle(self._ended, error)
+        settle(self._ended, error)
 
     async def complete(self) -> list[TokenEvent]:
         """Return the sequences once all have ended. Raises the error that the request ended with."""
@@ -213,62 +229,8 @@ class WholeOutlet:
         return self._sequences
 
 
-class PassingSink:
-    """Sink that passes everything on to `put`, except the end, which is in `ended`."""
-
-    def __init__(self, put: Callable[[Head | Piece], None]):
-        self.put = put
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def end(self, error: RequestError | None) -> None:
-        """See Sink."""
-        _settle(self.ended, error)
-
-
-class WaitingSink:
-    """Sink with one reader, which takes the updates when it is ready."""
-
-    def __init__(self) -> None:
-        self._pending = Pending()
-        self._arrived = asyncio.Event()
-        self._over = False
-        self._error: RequestError | None = None
-
-    def put(self, update: Head | Piece) -> None:
-        """See Sink."""
-        self._pending.put(update)
-        self._arrived.set()
-
-    def end(self, error: RequestError | None) -> None:
-        """See Sink."""
-        self._over, self._error = True, error
-        self._arrived.set()
-
-    async def take(self) -> list[Update]:
-        """Wait for updates and return all since the last call; nothing at the end.
-
-        Raises the error that the request ended with, after everything else.
-        """
-        while not (self._pending or self._over):
-            self._arrived.clear()
-            await self._arrived.wait()
-        if not self._pending and self._error is not None:
-            raise self._error
-        return self._pending.take()
-
-
-async def native_events(request: Request, sink: WaitingSink) -> AsyncIterator[GenerateAnswer | ChatEvent]:
-    """Yield the API events of everything that comes into `sink`. Raises the errors of its `take`."""
-    stream: NativeStream | None = None
-    while updates := await sink.take():
-        for one in updates:
-            if isinstance(one, Head):
-                stream = NativeStream(request, one)
-            elif isinstance(one, Piece) and stream is not None:
-                yield stream.event(one)
-
-
-def _settle(future: "asyncio.Future[None]", error: RequestError | None) -> None:
+def settle(future: "asyncio.Future[None]", error: RequestError | None) -> None:
+    """End a future, if its reader waits for it."""
     if future.done():  # its reader is gone
         return
     if error is None:

@@ -8,7 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -32,14 +32,15 @@ from run_gpt.local.answers import (
     PieceOutlet,
     PieceWriter,
     Sink,
-    WaitingSink,
     WholeOutlet,
     likeliest,
-    native_events,
 )
 from run_gpt.local.launch import RunningModel, launch
+from run_gpt.local.naming import NamingOutlet, named
 from run_gpt.local.preparation import Preparation
 from run_gpt.local.prompts import Prompts, as_functions
+from run_gpt.local.sinks import WaitingSink, native_events
+from run_gpt.local.workers import Workers
 from run_gpt.models import OnProgress, no_progress, served_names
 from run_gpt.process import request_ids
 
@@ -115,7 +116,8 @@ class Model(LanguageModel):
         self.tokenizer = loaded.tokenizer
         """Tokenizer of transformers."""
         self._prompts = Prompts(loaded, trusts_templates=config.trust_request_chat_template)
-        self._preparation = Preparation(self._prompts, running.grammars, self.context_length)
+        self._workers = Workers()
+        self._preparation = Preparation(self._prompts, running.grammars, self.context_length, self._workers)
         self._grammars = running.grammars
         self._engine = running.engine
         self._adapters = Adapters(running.engine, config, loaded.adapter_base)
@@ -145,6 +147,7 @@ class Model(LanguageModel):
         """Give running requests `drain_seconds` to finish, then end the engine. Blocks."""
         self._engine.shutdown(drain_seconds)
         self._grammars.close()
+        self._workers.close()
 
     async def aclose(self) -> None:
         """End the engine; running requests end with Unavailable."""
@@ -176,11 +179,15 @@ class Model(LanguageModel):
         prepared = await self._preparation.text(request, self._adapters.named(request.adapter), timeout)
         sequences = await self._whole(prepared)
         writer = PieceWriter(self.name, self._prompts, request, prepared)
-        pieces = [writer.piece(sequence) for sequence in sequences]
+        pieces = []
+        for sequence in sequences:
+            tokens = None if request.logprobs is None else await named(writer, sequence, self._workers)
+            pieces.append(writer.piece(sequence, tokens))
         if writer.summary.timing is not None:
             on_timing(writer.summary.timing)
         best = likeliest(sequences)[: request.sequences] if request.best_of else None
-        return NativeStream(request, writer.head).whole(pieces, best)
+        whole = NativeStream(request, writer.head).whole
+        return whole(pieces, best) if request.logprobs is None else await self._workers.run(whole, pieces, best)
 
     async def _whole(self, prepared: engine_request.Request) -> list[TokenEvent]:
         """Run a request and return its sequences, one event each."""
@@ -189,7 +196,9 @@ class Model(LanguageModel):
             return await outlet.complete()
 
     @contextmanager
-    def _running(self, prepared: engine_request.Request, outlet: PieceOutlet | WholeOutlet) -> Iterator[None]:
+    def _running(
+        self, prepared: engine_request.Request, outlet: PieceOutlet | NamingOutlet | WholeOutlet
+    ) -> Iterator[None]:
         """Start a request; leaving the block ends it. Raises the errors of `Engine.start`."""
         self._engine.start(prepared, outlet)
         try:
@@ -224,7 +233,12 @@ class Model(LanguageModel):
         request.check_stream()
         prepared = await self._preparation.text(request, self._adapters.named(request.adapter), timeout)
         writer = PieceWriter(self.name, self._prompts, request, prepared)
-        with self._running(prepared, PieceOutlet(writer, sink, on_timing)):
+        outlet = PieceOutlet(writer, sink, on_timing)
+        if request.logprobs is None:
+            with self._running(prepared, outlet):
+                yield writer
+            return
+        with closing(NamingOutlet(outlet, self._workers)) as naming, self._running(prepared, naming):
             yield writer
 
     def _check_model(self, request: AnyRequest) -> None:

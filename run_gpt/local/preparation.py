@@ -12,6 +12,7 @@ from run_gpt.engine.grammar import Grammar
 from run_gpt.engine.request import SamplingParams
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest
 from run_gpt.local.prompts import Prompts
+from run_gpt.local.workers import Workers
 from run_gpt.models.alternatives import Alternatives
 from run_gpt.models.grammar import CompiledGrammar, GrammarCompiler, Kind
 from run_gpt.process import tenants
@@ -34,11 +35,12 @@ _SAMPLING = (
 class Preparation:
     """Converter of one model's requests. `adapter` is the engine's name of an adapter; None is the model itself."""
 
-    def __init__(self, prompts: Prompts, grammars: GrammarCompiler, context_length: int):
+    def __init__(self, prompts: Prompts, grammars: GrammarCompiler, context_length: int, workers: Workers):
         """`context_length`: largest number of tokens of prompt and answer together."""
         self._prompts = prompts
         self._grammars = grammars
         self._context_length = context_length
+        self._workers = workers
 
     async def text(self, request: Request, adapter: str | None, timeout: float | None) -> engine_request.Request:
         """Prepare a request for a text. Raises InvalidRequest, ContextLengthExceeded, QueueFull."""

@@ -1,6 +1,7 @@
 """Conversion between a model's texts and token ids: prompts and chats to ids, and ids to the text in answers."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from run_gpt.api.chat import Message, NamedTool, Tool
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
@@ -11,6 +12,9 @@ from run_gpt.models.template_choice import requested_template
 from run_gpt.models.token_bytes import TokenBytes, decoder
 from run_gpt.models.tokenizer import encode
 from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
+
+KEPT_TOKENS = 65_536
+"""Number of tokens whose texts are kept, at about 200 bytes each. A text is asked for up to 20 times for each token."""
 
 Source = tuple[Kind, str]
 """Grammar before it is compiled: see GrammarCompiler."""
@@ -28,7 +32,9 @@ class Prompts:
         """Number of token ids that the model takes, which may be more or fewer than the tokenizer has."""
         self._decode = decoder(loaded.tokenizer)
         self.tool_format = find_tool_format(tool_template(loaded.tokenizer), loaded.tokenizer)
-        self.token_bytes = TokenBytes(loaded.tokenizer)
+        self._token_bytes = TokenBytes(loaded.tokenizer)
+        self.token = lru_cache(KEPT_TOKENS)(self._token)
+        """Function from a token's id to its text, with a replacement character for a part of one, and its bytes."""
 
     def of(self, request: Request) -> list[int]:
         """Return the token ids of a request's prompt. Raises InvalidRequest."""
@@ -111,9 +117,8 @@ class Prompts:
         """Return the text of token ids from a client, after a check. Raises InvalidRequest."""
         return self.decode(self._checked(ids, "tokens"))
 
-    def token_text(self, token_id: int) -> str:
-        """Return the text of a single token; for a part of a character, a replacement character."""
-        return self.decode([token_id])
+    def _token(self, token_id: int) -> tuple[str, bytes]:
+        return self.decode([token_id]), self._token_bytes(token_id)
 
     def checked_bias(self, bias: dict[str, float] | None) -> dict[int, float]:
         """Return `logit_bias` by token id. Raises InvalidRequest."""
