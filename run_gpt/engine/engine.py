@@ -18,12 +18,13 @@ from run_gpt.engine.heartbeat import Heartbeat
 from run_gpt.engine.inbox import Delivery
 from run_gpt.engine.interface import Engine, EngineStats, Outlet, State
 from run_gpt.engine.metrics import EngineMetrics
+from run_gpt.engine.plan import StepPlan
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.sampler import Sampler
 from run_gpt.engine.scheduler import Scheduler
-from run_gpt.engine.steps import describe_failure, run_step
+from run_gpt.engine.steps import describe_failure, run_step, try_alone
 from run_gpt.engine.tasks import TaskQueue
 from run_gpt.engine.text import Decode, TextStream
 from run_gpt.errors import InternalError, InvalidRequest, Unavailable
@@ -32,9 +33,10 @@ from run_gpt.errors import InternalError, InvalidRequest, Unavailable
 class BatchEngine(Engine):
     """Engine over a ModelRunner.
 
-    Failures: a fault in the data of one sequence ends that sequence (see Scheduler, choose_tokens and Deliveries). Any
-    other error of a step fails its sequences and resets the runner. If the next step fails as well, the engine is dead:
-    `on_dead` is called, and everything is refused with Unavailable.
+    Failures: a fault in the data of one sequence ends that sequence (see Scheduler, choose_tokens and Deliveries). If
+    the runner fails, the sequence with which it fails alone is found and ended, and the others go on (see Suspects).
+    If it then fails without any sequence, the engine is dead: `on_dead` is called, and everything is refused with
+    Unavailable. An error beside runner and sequences ends all that run; two such steps in a row end the engine.
     """
 
     def __init__(
@@ -44,12 +46,16 @@ class BatchEngine(Engine):
         config: EngineConfig,
         on_dead: Callable[[], None] = lambda: None,
         on_shutdown: Callable[[], None] = lambda: None,
+        *,
+        vocabulary: int | None = None,
     ):
+        """`vocabulary`: number of token ids that the model takes; None: they are not checked."""
         self._runner = runner
         self._decode = decode
         self._config = config
         self._on_dead = on_dead
         self._on_shutdown = on_shutdown
+        self._vocabulary = vocabulary
         self._sampler = Sampler(runner.end_ids, runner.likeliest)
         self.scheduler = Scheduler(
             max_running=config.max_running,
@@ -77,8 +83,7 @@ class BatchEngine(Engine):
     def start(self, request: Request, outlet: Outlet) -> None:
         """See Engine."""
         loop = asyncio.get_running_loop()
-        if not request.prompt_ids:
-            raise InvalidRequest("the prompt has no token: give at least one", param="prompt")
+        self._check(request)
         with self._changed:
             if self._state != "ready":
                 raise Unavailable(f"the engine is {self._state}: ask another replica, or try again later")
@@ -173,6 +178,16 @@ class BatchEngine(Engine):
             self._changed.notify_all()
         self._on_dead()
 
+    def _check(self, request: Request) -> None:
+        """Raise InvalidRequest for a request that no engine of this model could run."""
+        if not request.prompt_ids:
+            raise InvalidRequest("the prompt has no token: give at least one", param="prompt")
+        for ids, param in ((request.prompt_ids, "prompt"), (request.sampling.logit_bias, "logit_bias")):
+            if ids and self._vocabulary is not None and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+                wrong = next(one for one in ids if not 0 <= one < self._vocabulary)
+                message = f"{param}: token id {wrong} is outside the vocabulary of {self._vocabulary}"
+                raise InvalidRequest(message, param=param)
+
     def _admit(self, request: Request, delivery: Delivery) -> None:
         delivery.adapter = None if request.adapter is None else self._adapters.get(request.adapter)
         if request.num_beams > 1:
@@ -218,13 +233,30 @@ class BatchEngine(Engine):
         with self._changed:
             started = time.perf_counter()
             plan = self.scheduler.plan()
-        results = run_step(plan, self._runner, self._sampler)
+        try:
+            results = run_step(plan, self._runner, self._sampler)
+        except BaseException as error:  # a library's panic is no Exception
+            self._runner_failed(plan, error)
+            return
         with self._changed:
             outcomes = self.scheduler.commit(plan, *results)
             try:
                 self._metrics.step(plan, outcomes, started, time.perf_counter())  # it sets the sequences' times
             finally:
                 self._deliveries.deliver(outcomes)
+
+    def _runner_failed(self, plan: StepPlan, error: BaseException) -> None:
+        """End the sequence with which the runner fails, once it is found, and the engine if it fails without any."""
+        reason = describe_failure(error, self._config)
+        self._runner.reset()
+        with self._changed:
+            outcomes = self.scheduler.search(plan, InternalError(reason))
+            self._deliveries.deliver(outcomes)
+        if outcomes or not plan.runs:
+            try:
+                try_alone(self._runner)
+            except BaseException as broken:
+                self.fail(describe_failure(broken, self._config))
 
     def _step_failed(self, error: BaseException) -> None:
         self._failures += 1

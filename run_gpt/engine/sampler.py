@@ -274,6 +274,6 @@ def _result(at: Position, token: int, logits: torch.Tensor, i: int) -> Sampled |
 def _logprob(logits: torch.Tensor, token_id: int, count: int) -> TokenLogprob:
     """Return the model's own log-probabilities of the token and the `count` likeliest. `logits`: [vocabulary]."""
     logprobs = logits.float().log_softmax(-1)
-    top = logprobs.topk(count)
+    top = logprobs.topk(min(count, len(logprobs)))
     likeliest = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
     return TokenLogprob(token_id, float(logprobs[token_id]), likeliest)

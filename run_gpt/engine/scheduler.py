@@ -6,10 +6,12 @@ from collections.abc import Callable
 from itertools import islice
 from typing import TypeVar, TypeVarTuple
 
+from run_gpt.engine.invariants import check
 from run_gpt.engine.outcomes import Outcomes, fault
 from run_gpt.engine.plan import Counters, Outcome, Result, ScheduledTokens, Scores, Sequence, StepPlan, Sums
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.slots import Slots
+from run_gpt.engine.suspects import Suspects
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import ContextLengthExceeded, QueueFull, RequestError
 
@@ -69,6 +71,7 @@ class Scheduler:
         self._cheap_tokens = cheap_tokens
         self._new_text = new_text
         self._outcomes = Outcomes(end_ids, self.counters)
+        self._suspects = Suspects()
         self._faults: list[tuple[Sequence, Outcome]] = []
         """Outcomes of sequences that ended while a step was planned."""
 
@@ -111,7 +114,8 @@ class Scheduler:
         """Plan the next step. Free slots go to the sequences that have waited longest."""
         continued: list[Sequence] = []
         begun: list[Sequence] = []
-        for sequence in self.running:
+        only = self._suspects.group
+        for sequence in self.running if only is None else only:
             (continued if sequence.prefilled and sequence.request.pooling is None else begun).append(sequence)
         most = budget = max(1, self.max_step_tokens - len(continued))
         enough = self._enough(begun)
@@ -119,7 +123,7 @@ class Scheduler:
         for sequence in begun:
             if most - budget < enough:
                 budget -= self._guarded(sequence, self._run_prompt, budget, prompts) or 0
-        for sequence in list(self.waiting):
+        for sequence in list(self.waiting) if only is None else ():
             if not budget or most - budget >= enough or not self.slots.has_free:
                 break
             if self._waits_for_first(sequence):
@@ -230,6 +234,17 @@ class Scheduler:
         self.slots.forget()
         return self._with_faults([(sequence, error) for sequence in failed])
 
+    def search(self, plan: StepPlan, error: RequestError) -> list[tuple[Sequence, Outcome]]:
+        """Run the sequences of a step that failed in the runner again, in groups (see Suspects), then all others.
+
+        Returns the outcome of the sequence that is the cause, once it is found. The reset of the runner has emptied all
+        slots.
+        """
+        ended = self._suspects.failed(plan.runs, self.counters.steps)
+        self._drop(ended)
+        self.restart(self._cheap_tokens)
+        return self._with_faults([(sequence, error) for sequence in ended])
+
     def restart(self, cheap_tokens: int) -> None:
         """Go on with another runner, whose slots are empty. The tokens of running sequences are run again."""
         self._cheap_tokens = cheap_tokens
@@ -241,30 +256,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Check the invariants of sequences, slots and memory. Raises AssertionError."""
-        _must(
-            all(sequence.place is None and not sequence.ended for sequence in self.waiting),
-            "a waiting sequence has a slot or has ended",
-        )
-        _must(
-            all(sequence.place is not None and not sequence.ended for sequence in self.running),
-            "a running sequence has no slot",
-        )
-        used = [sequence.place for sequence in self.running if sequence.place is not None]
-        reserved = [slot for slot in self.slots.all if slot.reserved]
-        _must(
-            sorted(s.number for s in used) == [s.number for s in reserved],
-            "slots in use are not those of the sequences",
-        )
-        _must(
-            all(sequence.place and sequence.place.token_ids is sequence.token_ids for sequence in self.running),
-            "a slot is another sequence's",
-        )
-        scored = [
-            (sequence, sequence.place.length) for sequence in self.running if sequence.scores_prompt and sequence.place
-        ]
-        wrong = [sequence for sequence, run in scored if len(sequence.scores) != min(run, len(sequence.token_ids) - 1)]
-        _must(not wrong, "a prompt has not the scores of what was run of it")
-        self.slots.check()
+        check(self.waiting, self.running, self.slots)
 
     def _with_faults(self, outcomes: list[tuple[Sequence, Outcome]]) -> list[tuple[Sequence, Outcome]]:
         faults, self._faults = self._faults, []
@@ -292,8 +284,3 @@ def _continue(sequence: Sequence, most: int) -> ScheduledTokens:
     return ScheduledTokens(
         sequence, len(sequence.token_ids) - 1, (sequence.token_ids[-1], *drafted), num_logits=1 + len(drafted)
     )
-
-
-def _must(holds: bool, message: str) -> None:
-    if not holds:
-        raise AssertionError(message)

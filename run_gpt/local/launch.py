@@ -162,7 +162,9 @@ def start_engine(
         runner = choose_runner(loaded.model, config, packed=_packed(loaded, config, native), stateful=loaded.stateful)
     if config.max_cache_tokens is None:
         config = replace(config, max_cache_tokens=_cache_tokens(loaded, config, runner, followers))
-    engine = BatchEngine(runner, decode, config, on_dead=on_dead, on_shutdown=loaded.close)
+    engine = BatchEngine(
+        runner, decode, config, on_dead=on_dead, on_shutdown=loaded.close, vocabulary=loaded.vocabulary
+    )
     if followers is not None:
         followers.watch(engine.fail)
     if awaited is not None:

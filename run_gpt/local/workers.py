@@ -33,7 +33,8 @@ class Workers:
         """
         if long and not self._room.acquire(blocking=False):
             raise QueueFull(f"{LONG_WAITING} long prompts wait to be tokenised: try again in {QueueFull.retry_after} s")
-        future = (self._long if long else self._short).submit(copy_context().run, task, *arguments)
+        context = copy_context()
+        future = (self._long if long else self._short).submit(lambda: context.run(task, *arguments))
         if long:
             future.add_done_callback(lambda _: self._room.release())
         return await asyncio.wrap_future(future)

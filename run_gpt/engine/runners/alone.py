@@ -51,7 +51,7 @@ class AloneRunner(TransformersRunner):
             if not run.num_logits:
                 continue
             if run.end > len(prompt_ids):
-                goes_on = self._rotary.begin(run)
+                goes_on = self._rotary.begin(run) and run.slot in self._states
                 if not goes_on:
                     self.release([run.slot])
                 logits.append(self._run(run, run.token_ids if goes_on else run.sequence.token_ids[: run.end], 1))
