@@ -37,7 +37,7 @@ from run_gpt.local.answers import (
 )
 from run_gpt.local.launch import RunningModel, launch
 from run_gpt.local.naming import NamingOutlet, named
-from run_gpt.local.preparation import Preparation
+from run_gpt.local.preparation import LONG, Preparation, size
 from run_gpt.local.prompts import Prompts, as_functions
 from run_gpt.local.sinks import WaitingSink, native_events
 from run_gpt.local.workers import Workers
@@ -171,7 +171,7 @@ class Model(LanguageModel):
         if isinstance(request, Request):
             return await self._text(request, timeout, on_timing)
         if isinstance(request, TokenizeRequest | DetokenizeRequest):
-            return await asyncio.to_thread(self._tokens, request)
+            return await self._workers.run(self._tokens, request, long=size(request) > LONG)
         change = request if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest) else None
         return await asyncio.to_thread(self._adapters.change, change, self.name)
 

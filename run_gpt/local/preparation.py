@@ -6,7 +6,8 @@ import uuid
 from dataclasses import replace
 
 from run_gpt.api.embeddings import EmbedRequest
-from run_gpt.api.schema import DEFAULT_MAX_NEW_TOKENS, ChatRequest, GenerateRequest, Parameters, Request
+from run_gpt.api.schema import DEFAULT_MAX_NEW_TOKENS, AnyRequest, ChatRequest, GenerateRequest, Parameters, Request
+from run_gpt.api.tokens import DetokenizeRequest
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.grammar import Grammar
 from run_gpt.engine.request import SamplingParams
@@ -32,6 +33,12 @@ _SAMPLING = (
 )
 
 
+LONG = 65_536
+"""Size (see `size`) from which a request is prepared beside the short ones. It takes about 0.1 s."""
+OF_TURN = 256
+"""Size that each message and tool of a chat has beside its text."""
+
+
 class Preparation:
     """Converter of one model's requests. `adapter` is the engine's name of an adapter; None is the model itself."""
 
@@ -45,7 +52,7 @@ class Preparation:
     async def text(self, request: Request, adapter: str | None, timeout: float | None) -> engine_request.Request:
         """Prepare a request for a text. Raises InvalidRequest, ContextLengthExceeded, QueueFull."""
         deadline = _deadline(timeout)
-        prepared = await asyncio.to_thread(self._text, request, adapter, deadline)
+        prepared = await self._workers.run(self._text, request, adapter, deadline, long=size(request) > LONG)
         space = tenants.space(request.cache_salt)
         return replace(prepared, grammar=await self._grammar(request, space), cache_space=space)
 
@@ -53,11 +60,12 @@ class Preparation:
         self, request: EmbedRequest, adapter: str | None, timeout: float | None
     ) -> list[engine_request.Request]:
         """Prepare a request for each text to embed. Raises InvalidRequest, ContextLengthExceeded."""
-        prepared = await asyncio.to_thread(self._embeddings, request, adapter, _deadline(timeout))
+        deadline, is_long = _deadline(timeout), size(request) > LONG
+        prepared = await self._workers.run(self._embeddings, request, adapter, deadline, long=is_long)
         return [replace(one, cache_space=tenants.space(request.cache_salt)) for one in prepared]
 
     def _text(self, request: Request, adapter: str | None, deadline: float | None) -> engine_request.Request:
-        prompt_ids = self._prompts.of(request)
+        prompt_ids = self._prompts.of(request, self._context_length)
         return engine_request.Request(
             id=f"{'chatcmpl' if isinstance(request, ChatRequest) else 'cmpl'}-{uuid.uuid4().hex}",
             prompt_ids=tuple(prompt_ids),
@@ -75,7 +83,7 @@ class Preparation:
     def _embeddings(
         self, request: EmbedRequest, adapter: str | None, deadline: float | None
     ) -> list[engine_request.Request]:
-        prompts = [self._prompts.text_ids(text, "texts") for text in request.texts]
+        prompts = [self._prompts.text_ids(text, "texts", most=self._context_length) for text in request.texts]
         for ids in prompts:
             if len(ids) > self._context_length:
                 raise ContextLengthExceeded(
@@ -129,6 +137,18 @@ class Preparation:
             given.setdefault("logprobs", 0)
         bias = self._prompts.checked_bias(request.logit_bias)
         return SamplingParams(do_sample=request.samples, logit_bias=bias, **given)
+
+
+def size(request: AnyRequest) -> int:
+    """Return about the number of characters, or of token ids, from which a request's prompt is made."""
+    if isinstance(request, EmbedRequest):
+        return sum(map(len, request.texts))
+    if isinstance(request, DetokenizeRequest):
+        return len(request.tokens)
+    messages, tools = getattr(request, "messages", None) or (), getattr(request, "tools", None) or ()
+    calls = sum(len(call.function.arguments) for message in messages for call in message.tool_calls or ())
+    texts = sum(len(message.content or "") for message in messages) + len(getattr(request, "prompt", None) or "")
+    return texts + calls + OF_TURN * (len(messages) + len(tools))
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -5,7 +5,8 @@ from functools import lru_cache
 
 from run_gpt.api.chat import Message, NamedTool, Tool
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
-from run_gpt.errors import InvalidRequest
+from run_gpt.errors import ContextLengthExceeded, InvalidRequest
+from run_gpt.local.least_tokens import LeastTokens
 from run_gpt.models import LoadedModel, render_chat
 from run_gpt.models.grammar import Kind
 from run_gpt.models.template_choice import requested_template
@@ -13,6 +14,8 @@ from run_gpt.models.token_bytes import TokenBytes, decoder
 from run_gpt.models.tokenizer import encode
 from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
 
+MOST_DIGITS = 18
+"""Number of digits beyond which a token's id is not read: it is larger than any vocabulary."""
 KEPT_TOKENS = 65_536
 """Number of tokens whose texts are kept, at about 200 bytes each. A text is asked for up to 20 times for each token."""
 
@@ -33,25 +36,39 @@ class Prompts:
         self._decode = decoder(loaded.tokenizer)
         self.tool_format = find_tool_format(tool_template(loaded.tokenizer), loaded.tokenizer)
         self._token_bytes = TokenBytes(loaded.tokenizer)
+        self._least_tokens = LeastTokens(loaded.tokenizer)
         self.token = lru_cache(KEPT_TOKENS)(self._token)
         """Function from a token's id to its text, with a replacement character for a part of one, and its bytes."""
 
-    def of(self, request: Request) -> list[int]:
-        """Return the token ids of a request's prompt. Raises InvalidRequest."""
+    def of(self, request: Request, most: int) -> list[int]:
+        """Return the token ids of a request's prompt. Raises InvalidRequest.
+
+        A prompt of more than `most` tokens is refused with ContextLengthExceeded before it is tokenised, where that
+        can be known.
+        """
         if isinstance(request, GenerateRequest):
-            return self.text_ids(request.prompt, "prompt")
+            return self.text_ids(request.prompt, "prompt", most=most)
         return self.chat_ids(
             request.messages,
             functions(request),
             parallel=request.parallel_tool_calls is not False,
             template=request.chat_template,
+            most=most,
         )
 
-    def text_ids(self, prompt: str | Sequence[int], param: str, *, special: bool = True) -> list[int]:
-        """Return the ids of a text, or of ids, checked. `special`: add special tokens. Raises InvalidRequest."""
-        if not isinstance(prompt, str):
-            return self._checked(prompt, param)
-        return self._checked(encode(self._tokenizer, prompt, param, special=special), param)
+    def text_ids(
+        self, prompt: str | Sequence[int], param: str, *, special: bool = True, most: int | None = None
+    ) -> list[int]:
+        """Return the ids of a text, or of ids, checked. Raises InvalidRequest.
+
+        `special`: add special tokens. `most`: see `of`.
+        """
+        if isinstance(prompt, str):
+            self._fits(prompt, param, most)
+            return self._checked(encode(self._tokenizer, prompt, param, special=special), param)
+        if most is not None and len(prompt) > most:
+            raise _too_long(param, f"{len(prompt)} tokens", most)
+        return self._checked(prompt, param)
 
     def chat_ids(
         self,
@@ -60,10 +77,12 @@ class Prompts:
         *,
         parallel: bool = True,
         template: str | None = None,
+        most: int | None = None,
     ) -> list[int]:
         """Return the ids of a chat up to the beginning of the answer. Raises InvalidRequest, Forbidden.
 
         `template`: name of one of the model's templates, or the text of one; default: the model's own choice.
+        `most`: see `of`.
         """
         turns = [message.model_dump(exclude_none=True) for message in messages]
         for turn in turns:
@@ -76,6 +95,7 @@ class Prompts:
             tool_format=self.tool_format,
             parallel=parallel,
             jinja=None if template is None else requested_template(self._tokenizer, template, self._trusts_templates),
+            check=lambda text: self._fits(text, "messages", most),
         )
         return self._checked(ids, "messages")
 
@@ -122,10 +142,21 @@ class Prompts:
 
     def checked_bias(self, bias: dict[str, float] | None) -> dict[int, float]:
         """Return `logit_bias` by token id. Raises InvalidRequest."""
-        by_id = {int(token_id): value for token_id, value in (bias or {}).items()}
+        for token_id in bias or {}:
+            if len(token_id.lstrip("0")) > MOST_DIGITS:  # Python reads no number of thousands of digits
+                message = (
+                    f"logit_bias: token id {token_id[:MOST_DIGITS]}... is outside the vocabulary of {self.vocabulary}"
+                )
+                raise InvalidRequest(message, param="logit_bias")
+        by_id = {int(token_id.lstrip("0") or "0"): value for token_id, value in (bias or {}).items()}
         if by_id:
             self._checked(list(by_id), "logit_bias")
         return by_id
+
+    def _fits(self, text: str, param: str, most: int | None) -> None:
+        """Raise ContextLengthExceeded for a text that has more than `most` tokens for certain."""
+        if most is not None and (least := self._least_tokens(text, most)) > most:
+            raise _too_long(param, f"{len(text)} characters, which are at least {least} tokens", most)
 
     def _checked(self, ids: Sequence[int], param: str) -> list[int]:
         """Return ids, at least one, that the model takes. Raises InvalidRequest: every prompt passes here."""
@@ -133,9 +164,18 @@ class Prompts:
             raise InvalidRequest(f"{param}: the tokenizer makes no token of it", param=param)
         if min(ids) < 0 or max(ids) >= self.vocabulary:
             wrong = next(token_id for token_id in ids if not 0 <= token_id < self.vocabulary)
-            message = f"{param}: token id {wrong} is outside the vocabulary of {self.vocabulary}"
-            raise InvalidRequest(message, param=param)
+            raise InvalidRequest(_outside(param, wrong, self.vocabulary), param=param)
         return list(ids)
+
+
+def _outside(param: str, token_id: int | str, vocabulary: int) -> str:
+    return f"{param}: token id {token_id} is outside the vocabulary of {vocabulary}"
+
+
+def _too_long(param: str, size: str, most: int) -> ContextLengthExceeded:
+    return ContextLengthExceeded(
+        f"{param}: a text of {size}; the model's context holds {most}, the answer's included: shorten it", param=param
+    )
 
 
 def functions(request: ChatRequest) -> list[Function]:

@@ -1,6 +1,6 @@
 """Conversion of a chat's messages to the token ids of a prompt, and the tokens that end an answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ def render_chat(
     tool_format: ToolFormat | None = None,
     parallel: bool = True,
     jinja: str | None = None,
+    check: Callable[[str], None] = lambda text: None,
 ) -> list[int]:
     """Return the token ids of `messages`, up to the point where the assistant's answer begins.
 
@@ -37,7 +38,8 @@ def render_chat(
     tokenizer's own template is used, else `template`, else PLAIN. A template that does not support `tools` gets plain
     turns, with a description of the tools in the system message, which offers several calls in one answer if
     `parallel`. `tool_format` defaults to the result of `find_tool_format`. Raises InvalidRequest with the template's
-    reason if it refuses the messages. `jinja`: text of a template that is used instead.
+    reason if it refuses the messages. `jinja`: text of a template that is used instead. `check` gets the
+    text before it is tokenised, and may raise.
     """
     requested, own = jinja is not None, jinja or tool_template(tokenizer)
     if own is None:
@@ -53,6 +55,7 @@ def render_chat(
         else:
             turns = plain_turns(messages, tool_format)
             text = _described(tokenizer, turns, jinja, description(tools, tool_format, parallel=parallel))
+    check(text)
     # The tokenizer's own template already writes the special tokens that begin a text.
     return encode(tokenizer, text, "messages", special=own is None)
 

@@ -48,7 +48,7 @@ class TokenBytes:
         if token_id in self._special:
             return piece.encode()
         if self._writes_bytes_as_characters:
-            return b"".join(_bytes_of(character) for character in piece)
+            return written_bytes(piece)
         if match := _BYTE.fullmatch(piece):
             return bytes([int(match[1], 16)])
         return piece.replace(_SPACE, " ").encode()
@@ -60,6 +60,11 @@ class TokenBytes:
         if backend is not None and "ByteLevel" in repr(backend.decoder):
             return True
         return getattr(self._tokenizer, "byte_decoder", None) is not None
+
+
+def written_bytes(piece: str) -> bytes:
+    """Return the bytes of a token of a tokenizer that writes each byte as one character, as GPT-2's does."""
+    return b"".join(map(_bytes_of, piece))
 
 
 def _bytes_of(character: str) -> bytes:

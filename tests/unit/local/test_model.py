@@ -1,6 +1,7 @@
 """Mapping between API and engine requests: without these tests answers could have wrong texts, counts or limits."""
 
 import asyncio
+import threading
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -10,9 +11,11 @@ from run_gpt.api.embeddings import EmbedRequest
 from run_gpt.config import ModelConfig
 from run_gpt.engine.interface import Engine, EngineStats
 from run_gpt.engine.request import TokenEvent, TokenLogprob
-from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from run_gpt.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, QueueFull
 from run_gpt.local.launch import RunningModel
 from run_gpt.local.model import Model
+from run_gpt.local.preparation import LONG
+from run_gpt.local.workers import LONG_WAITING
 from run_gpt.models.grammar import GrammarCompiler
 from run_gpt.models.templates import PLAIN
 from run_gpt.process import tenants
@@ -263,3 +266,53 @@ def test_logprobs_name_their_tokens():
         "logprob": -0.5,
         "top_logprobs": [{"token": "B", "bytes": [66], "logprob": -0.25}],
     }
+
+
+async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(monkeypatch):
+    model, engine = model_of(*HELLO)
+    monkeypatch.setattr(model._prompts, "_least_tokens", lambda text, enough: len(text) // 10)
+    tokenised = []
+    monkeypatch.setattr(ScriptedTokenizer, "__call__", lambda self, text, **_: tokenised.append(text))
+    async with model:
+        for ask, param in (
+            (lambda: model.agenerate("1" * 2000), "prompt"),
+            (lambda: model.agenerate([5] * 101), "prompt"),
+            (lambda: model.achat("1" * 2000), "messages"),
+            (lambda: model.aembed("1" * 2000), "texts"),
+            (lambda: model.aembed([[5] * 101]), "texts"),
+        ):
+            with pytest.raises(ContextLengthExceeded, match="holds 100") as raised:
+                await ask()
+            assert raised.value.param == param
+    assert not tokenised
+    assert not engine.asked
+
+
+async def test_a_long_text_is_tokenised_beside_the_short_ones(monkeypatch):
+    """Check that short prompts do not wait for long ones, and that only so many long ones wait."""
+    model, _ = model_of(*HELLO)
+    begun, gate = threading.Event(), threading.Event()
+    ids = ScriptedTokenizer.__call__
+
+    def slow(self, text, **options):
+        if len(text) > LONG:
+            begun.set()
+            assert gate.wait(20)
+        return ids(self, text, **options)
+
+    monkeypatch.setattr(ScriptedTokenizer, "__call__", slow)
+    async with model:
+        long = [asyncio.create_task(model.atokenize("a" * (LONG + 1))) for _ in range(LONG_WAITING)]
+        assert await asyncio.to_thread(begun.wait, 20)
+        assert await model.atokenize("ab") == [97, 98]
+        assert (await model.agenerate("ab")).text == "hello"
+        with pytest.raises(QueueFull, match="long prompts"):
+            await model.achat("b" * (LONG + 1))
+        gate.set()
+        assert {len(ids) for ids in await asyncio.gather(*long)} == {LONG + 1}
+
+
+@pytest.mark.parametrize("key", ["9" * 5000, "1000", "1" * 19, "\u0661" * 30])
+async def test_a_bias_of_a_token_that_cannot_be_is_refused_by_name(hello, key):
+    with pytest.raises(InvalidRequest, match=r"logit_bias: token id .* is outside the vocabulary of 1000"):
+        await hello[0].agenerate("ab", logit_bias={key: 1.0})
