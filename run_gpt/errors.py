@@ -23,6 +23,7 @@ RunGPTError
     └── PortInUse
 """
 
+import math
 from typing import Any, ClassVar
 
 
@@ -123,7 +124,16 @@ class QueueFull(RequestError):
 
     http_status, grpc_code = 429, "RESOURCE_EXHAUSTED"
     type, code = "rate_limit_error", "queue_full"
-    retry_after: ClassVar[int] = 1
+    retry_after: int = 1
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int = retry_after):
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
+
+    @staticmethod
+    def seconds(estimate: float) -> int:
+        """Return an estimated wait as whole seconds, 1 to 60."""
+        return max(1, min(60, math.ceil(estimate)))
 
 
 class RateLimited(RequestError):
@@ -202,4 +212,7 @@ ERROR_CODES = tuple(_BY_CODE)
 def error_from_dict(error: dict[str, Any]) -> RequestError:
     """Return the exception that `RequestError.to_dict` wrote; an unknown `code` becomes an InternalError."""
     cls = _BY_CODE.get(str(error.get("code")), InternalError)
-    return cls(str(error.get("message") or "the server gave no message"), param=error.get("param"))
+    made = cls(str(error.get("message") or "the server gave no message"), param=error.get("param"))
+    if isinstance(made, QueueFull) and str(error.get("retry_after")).isdecimal():
+        made.retry_after = int(error["retry_after"])
+    return made

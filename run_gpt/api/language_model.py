@@ -7,6 +7,7 @@ here once.
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Literal, Unpack, cast, overload
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
@@ -17,7 +18,7 @@ from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.loop_thread import Future, result
 from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Request
 from run_gpt.api.sync_calls import SyncCalls
-from run_gpt.api.together import merged, together
+from run_gpt.api.together import Turns, merged, together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 
 AnyPrompt = Prompt | Sequence[Prompt]
@@ -59,7 +60,8 @@ class LanguageModel(SyncCalls):
         self._check_open()
         fields, call = _split(options)
         requests = [GenerateRequest.parse({**fields, "prompt": one}) for one in as_prompts(prompt)]
-        running = [self._answer(request, *call) for request in requests]
+        turns = Turns(max(1, len(requests)))
+        running = [turns.whole(partial(self._answer, request, *call)) for request in requests]
         answers = cast("list[GenerateAnswer]", await together(running))
         return answers if is_several(prompt) else answers[0]
 

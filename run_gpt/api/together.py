@@ -1,9 +1,11 @@
-"""Several coroutines or streams run together: either all results, or the first error with no task left."""
+"""Several coroutines or streams run together, or in turns: either all results, or the first error, no task left."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar, cast
+
+from run_gpt.errors import QueueFull
 
 T = TypeVar("T")
 
@@ -93,3 +95,45 @@ async def _next(tasks: asyncio.Queue[Any], reading: asyncio.Future[None]) -> Any
         return await getting
     finally:
         getting.cancel()
+
+
+class Turns:
+    """Turns of the calls of one request: at most `most` have one, and fewer while the queue has no place for them."""
+
+    def __init__(self, most: int):
+        self._places = asyncio.Semaphore(most)
+        self._taken = 0
+        self._ended = asyncio.Event()
+
+    @asynccontextmanager
+    async def turn(self, begin: Callable[[], Awaitable[T]]) -> AsyncIterator[T]:
+        """Begin a call and yield its result; the turn ends with the block.
+
+        If the queue is full, the call begins again when another turn of this request has ended. Raises the errors of
+        `begin`; QueueFull only if no other call has a turn.
+        """
+        async with self._places:
+            begun = await self._begin(begin)
+            try:
+                yield begun
+            finally:
+                self._taken -= 1
+                self._ended.set()
+                self._ended = asyncio.Event()
+
+    async def whole(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call in its turn. Raises its errors, as `turn` does."""
+        async with self.turn(call) as result:
+            return result
+
+    async def _begin(self, begin: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            ended = self._ended
+            self._taken += 1
+            try:
+                return await begin()
+            except BaseException as error:
+                self._taken -= 1
+                if not isinstance(error, QueueFull) or not self._taken:
+                    raise
+            await ended.wait()

@@ -25,6 +25,8 @@ class BeamSearches:
         self._max_waiting = max_waiting
         self._new_text = new_text
         self._end_ids = end_ids
+        self._last_seconds = 0.0
+        """Time of the last search."""
         self._stops: dict[str, threading.Event] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rungpt-beam")
 
@@ -40,8 +42,12 @@ class BeamSearches:
                 "leave it out",
                 param="num_beams",
             )
-        if len(self) >= self._max_waiting:
-            raise QueueFull(f"{len(self)} beam searches wait, the limit is {self._max_waiting}")
+        if len(self) > self._max_waiting:  # one of them runs
+            seconds = QueueFull.seconds(self._last_seconds * (len(self) - self._max_waiting))
+            raise QueueFull(
+                f"{len(self) - 1} beam searches wait, the limit is {self._max_waiting}: try again in {seconds} s",
+                retry_after=seconds,
+            )
         self._stops[request.id] = stop = threading.Event()
         self._thread.submit(self._run, request, search, ended, stop, time.perf_counter())
 
@@ -65,6 +71,7 @@ class BeamSearches:
             result = [replace(self._event(request, index, ids), timing=timing) for index, ids in enumerate(answers)]
         except BaseException as error:  # a library's panic is no Exception
             result = error
+        self._last_seconds = time.perf_counter() - started
         ended(result, time.perf_counter() - arrived)
 
     def _event(self, request: Request, index: int, token_ids: Sequence[int]) -> TokenEvent:

@@ -66,6 +66,7 @@ class BatchEngine(Engine):
             max_cache_tokens=config.max_cache_tokens,
             reuse_prefixes=config.reuse_prefixes and runner.reuses_prefixes,
             cheap_tokens=self._cheap_tokens(),
+            seconds_until=lambda ended: self._metrics.seconds_until(ended),
         )
         self._adapters = LoadedAdapters()
         self._changed = threading.Condition()

@@ -15,6 +15,7 @@ from prometheus_client.utils import floatToGoString
 from run_gpt.engine.plan import Outcome, Sequence, StepPlan
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.scheduler import Scheduler
+from run_gpt.errors import QueueFull
 from run_gpt.process import logs
 
 # Seconds. Latencies that a reader of the text notices are resolved to 5 ms, up to 100 ms.
@@ -43,6 +44,10 @@ HISTOGRAMS: dict[str, tuple[abc.Sequence[float], str]] = {
     "rungpt_request_generation_tokens": (_TOKENS, "Tokens of the answer of a sequence that ended well, if it has any."),
 }
 """Buckets and help text of each histogram."""
+
+
+NEWEST = 0.1
+"""Weight of the newest sequence in the mean time that sequences run."""
 
 
 class Histogram:
@@ -82,6 +87,8 @@ class EngineMetrics(Collector):
         self._first, self._next, self._whole, self._queue, self._prefill, *rest = self._histograms.values()
         self._decode, self._step_time, self._step_rows, self._prompt, self._generated = rest
         self._finished = {"stop": 0, "length": 0}
+        self._slot_seconds = 0.0
+        """Time that a sequence holds its slot, the newest ones counted most."""
         self._prompt_tokens = 0
         self._beam_tokens = 0
         # Empty where there is no /proc. Containers have gauges of their own for the collector's other values.
@@ -118,8 +125,14 @@ class EngineMetrics(Collector):
         if not sequence.index:  # the others share its prompt
             self._prompt_tokens += len(sequence.request.prompt_ids)
 
+    def seconds_until(self, ended: int) -> int:
+        """Estimate the seconds until so many more sequences have ended, by the time that the last ones ran; 1 to 60."""
+        return QueueFull.seconds(self._slot_seconds * ended / self._scheduler.max_running)
+
     def _end(self, sequence: Sequence, reason: str) -> None:
         times = sequence.times
+        ran = times.last - (times.started or times.last)
+        self._slot_seconds += (ran - self._slot_seconds) * NEWEST if self._slot_seconds else ran
         self._finished[reason] += 1
         self._whole.add(times.last - times.arrived)
         self._prompt.add(len(sequence.request.prompt_ids))

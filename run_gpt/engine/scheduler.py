@@ -13,7 +13,7 @@ from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.slots import Slots
 from run_gpt.engine.suspects import Suspects
 from run_gpt.engine.text import TextStream
-from run_gpt.errors import ContextLengthExceeded, QueueFull, RequestError
+from run_gpt.errors import ContextLengthExceeded, InvalidRequest, QueueFull, RequestError
 
 _A = TypeVarTuple("_A")
 _T = TypeVar("_T")
@@ -58,8 +58,12 @@ class Scheduler:
         max_cache_tokens: int | None = None,
         reuse_prefixes: bool = False,
         cheap_tokens: int = 1,
+        seconds_until: Callable[[int], int] = lambda ended: QueueFull.retry_after,
     ):
-        """`max_cache_tokens`: limit for all slots together; None is no limit. `cheap_tokens` 1: no drafts."""
+        """`max_cache_tokens`: limit for all slots together; None is no limit. `cheap_tokens` 1: no drafts.
+
+        `seconds_until`: estimates when so many of the running sequences have ended.
+        """
         self.max_running = max_running
         self.max_waiting = max_waiting
         self.max_step_tokens = max_step_tokens
@@ -70,6 +74,7 @@ class Scheduler:
         self._reuse_prefixes = reuse_prefixes
         self._cheap_tokens = cheap_tokens
         self._new_text = new_text
+        self._seconds_until = seconds_until
         self._outcomes = Outcomes(end_ids, self.counters)
         self._suspects = Suspects()
         self._faults: list[tuple[Sequence, Outcome]] = []
@@ -78,7 +83,8 @@ class Scheduler:
     def add(self, request: Request, adapter: object = None) -> list[Sequence]:
         """Queue a request's sequences, all with this LoRA adapter, and return them.
 
-        Raises QueueFull if more than `max_waiting` sequences would wait, ContextLengthExceeded if a sequence needs
+        Raises QueueFull if more than `max_waiting` sequences would wait, InvalidRequest if they would on an empty
+        server, too, ContextLengthExceeded if a sequence needs
         more memory than the whole cache has.
         """
         limit = self.slots.max_tokens
@@ -87,12 +93,7 @@ class Scheduler:
                 f"prompt and answer may have {_reserve(request)} tokens, the cache holds {limit} (--max-cache-tokens): "
                 "ask for a shorter answer or shorten the prompt"
             )
-        must_wait = len(self.waiting) + request.sequences - (self.max_running - len(self.running))
-        if must_wait > self.max_waiting:
-            raise QueueFull(
-                f"{len(self.waiting)} sequences wait, {request.sequences} more would pass the limit of "
-                f"{self.max_waiting}: try again in {QueueFull.retry_after} s, or raise --max-waiting"
-            )
+        self._check_places(request.sequences)
         sequences: list[Sequence] = []
         for index in range(request.sequences):
             seed = None if request.sampling.seed is None else f"{request.sampling.seed}/{index}"
@@ -100,6 +101,22 @@ class Scheduler:
             sequences.append(Sequence(request, index, self._new_text(request), random.Random(seed), adapter, first))
         self.waiting += sequences
         return sequences
+
+    def _check_places(self, sequences: int) -> None:
+        if sequences > self.max_running + self.max_waiting:
+            raise InvalidRequest(
+                f"num_return_sequences = {sequences} (or best_of): at most {self.max_running} (--max-running) and "
+                f"{self.max_waiting} (--max-waiting) together: ask for fewer",
+                param="num_return_sequences",
+            )
+        must_wait = len(self.waiting) + sequences - (self.max_running - len(self.running))
+        if (over := must_wait - self.max_waiting) > 0:
+            seconds = self._seconds_until(over)
+            raise QueueFull(
+                f"{len(self.waiting)} sequences wait, {sequences} more would pass the limit of {self.max_waiting}: "
+                f"try again in {seconds} s, or raise --max-waiting",
+                retry_after=seconds,
+            )
 
     def abort(self, request_id: str) -> None:
         """Remove a request. An unknown id is no error, because the request may have ended by now."""

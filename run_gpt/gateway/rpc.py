@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NoReturn, cast
 
@@ -19,7 +20,7 @@ from run_gpt.api import documents
 from run_gpt.api.answers import Body
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.api.schema import Parameters
-from run_gpt.api.together import in_order, together
+from run_gpt.api.together import Turns, in_order, together
 from run_gpt.errors import InternalError, InvalidRequest, QueueFull, RateLimited, RequestError, UnknownEndpoint
 from run_gpt.gateway.grpc_messages import MOST_ON_LOOP, check_documents, handled, is_long, parse
 from run_gpt.gateway.record import note_endpoint, note_error
@@ -120,7 +121,9 @@ class Servicer:
     async def _data(self, message: bytes, context: Any) -> bytes:
         """Return the answer to a DataRequest: its documents run together."""
         header, requests = await _asked(message)
-        answers = await together([self.service.answer(request, context.time_remaining()) for request in requests])
+        turns = Turns(max(1, len(requests)))
+        calls = [partial(self.service.answer, request, context.time_remaining()) for request in requests]
+        answers = await together([turns.whole(call) for call in calls])
         long = len(answers) > MOST_ON_LOOP or not all(map(_has_short_answer, requests))
         return await handled(lambda: _whole(header, answers), long=long)
 

@@ -23,7 +23,7 @@ from run_gpt.gateway.models import Models
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.record import Record, current, current_rights, new_request_id, note_error, note_user
 from run_gpt.gateway.stream_writer import StreamWriter
-from run_gpt.gateway.streams import Streams, places_of
+from run_gpt.gateway.streams import Streams, turns_of
 
 if TYPE_CHECKING:
     from run_gpt.gateway.tracing import Tracing
@@ -122,13 +122,13 @@ class Service:
         async with self.models.held(self.models.named(request.model), limit) as pool:
             with _named_as_in(request):
                 natives = request.natives()
-                places = places_of(natives)
+                turns = turns_of(natives)
 
                 async def one(native: AnyRequest) -> Answer:
-                    async with places:
-                        answer = await pool.answer(native, _request_id(), deadline - time.monotonic())
-                        note_answer(answer)
-                        return answer
+                    name = _request_id()
+                    answer = await turns.whole(lambda: pool.answer(native, name, deadline - time.monotonic()))
+                    note_answer(answer)
+                    return answer
 
                 return request.join(await together([one(native) for native in natives]))
 

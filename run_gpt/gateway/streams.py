@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from run_gpt.api.endpoints import endpoint_of
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.together import Turns
 from run_gpt.errors import InternalError, RequestError
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.link.calling import Exchange
@@ -29,8 +30,8 @@ class Streams:
         self._unfinished = [native.sequences for native in natives]
         self._running = len(natives)
         self._error: Exception | None = None
-        places = places_of(natives)
-        self._tasks = [asyncio.create_task(self._run(which, places)) for which in range(len(natives))]
+        turns = turns_of(natives)
+        self._tasks = [asyncio.create_task(self._run(which, turns)) for which in range(len(natives))]
 
     async def read(self) -> list[tuple[int, Head | Piece]]:
         """Return the new items, each with the number of its native request; nothing when all have ended.
@@ -73,23 +74,25 @@ class Streams:
         self._running -= 1
         self._error = self._error or error
 
-    async def _run(self, which: int, places: asyncio.Semaphore) -> None:
-        native = self._natives[which]
-        async with places:
-            try:
-                left = self._deadline - time.monotonic()
-                endpoint = endpoint_of(native, stream=True)
-                exchange = await self._pool.begin(native, self._new_id(), left, self._arrived, endpoint)
-            except Exception as error:  # raised again by `read`
-                self._end(error)
+    async def _run(self, which: int, turns: Turns) -> None:
+        native, new_id = self._natives[which], self._new_id()
+        endpoint = endpoint_of(native, stream=True)
+
+        async def begin() -> Exchange:
+            left = self._deadline - time.monotonic()
+            return await self._pool.begin(native, new_id, left, self._arrived, endpoint)
+
+        try:
+            async with turns.turn(begin) as exchange:
+                self._exchanges[which] = exchange
                 self._arrived.set()
-                return
-            self._exchanges[which] = exchange
+                try:
+                    await asyncio.wait((exchange.ended,))
+                finally:
+                    exchange.close()
+        except Exception as error:  # raised again by `read`
+            self._end(error)
             self._arrived.set()
-            try:
-                await asyncio.wait((exchange.ended,))
-            finally:
-                exchange.close()
 
 
 def _failure(exchange: Exchange, unfinished: int) -> RequestError | None:
@@ -99,8 +102,8 @@ def _failure(exchange: Exchange, unfinished: int) -> RequestError | None:
     return exchange.error or InternalError("the model server ended the answer before it was complete")
 
 
-def places_of(natives: Sequence[AnyRequest]) -> asyncio.Semaphore:
-    """Return the semaphore that limits how many natives of one request run together."""
+def turns_of(natives: Sequence[AnyRequest]) -> Turns:
+    """Return the turns of the natives of one request, which limit how many of them run together."""
     first = natives[0]
     sequences = first.best_of or first.sequences if isinstance(first, Request) else 1
-    return asyncio.Semaphore(max(1, SEQUENCES_AT_ONCE // sequences))
+    return Turns(max(1, SEQUENCES_AT_ONCE // sequences))

@@ -79,7 +79,7 @@ class Done(Struct, array_like=True, frozen=True, tag=4):
 
 
 class Failed(Struct, array_like=True, frozen=True, tag=5):
-    """End of a request with this error, as `RequestError.to_dict` writes it."""
+    """End of a request with this error, as `RequestError.to_dict` writes it; of QueueFull with `retry_after`."""
 
     stream: int
     error: dict[str, str | None]

@@ -9,7 +9,7 @@ import grpc
 import msgspec
 
 from run_gpt.api.pieces import Head, Pending, Piece, Update
-from run_gpt.errors import InternalError, RequestError
+from run_gpt.errors import InternalError, QueueFull, RequestError
 from run_gpt.link import frames
 from run_gpt.link.frames import VERSION, Answering, Start
 from run_gpt.link.outbox import Outbox, end_tasks
@@ -33,8 +33,7 @@ class Reply:
 
     def end(self, error: RequestError | None) -> None:
         """Send the end of the answer."""
-        failed = None if error is None else frames.Failed(self.stream, error.to_dict())
-        self._end = failed or frames.Done(self.stream)
+        self._end = frames.Done(self.stream) if error is None else frames.Failed(self.stream, _written(error))
         self._notify(self)
 
     def take(self) -> list[Answering]:
@@ -46,6 +45,11 @@ class Reply:
         if isinstance(update, Piece):
             return frames.Next(self.stream, update)
         return frames.Begun(self.stream, update) if isinstance(update, Head) else frames.Body(self.stream, update)
+
+
+def _written(error: RequestError) -> dict[str, str | None]:
+    more = {"retry_after": str(error.retry_after)} if isinstance(error, QueueFull) else {}
+    return {**error.to_dict(), **more}
 
 
 Handle = Callable[[Start, Reply], Awaitable[None]]

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Unpack
 
 from run_gpt.api.adapters import LoadAdapterRequest, UnloadAdapterRequest
@@ -18,7 +19,7 @@ from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedR
 from run_gpt.api.language_model import LanguageModel
 from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.schema import AnyRequest, Request
-from run_gpt.api.together import together
+from run_gpt.api.together import Turns, together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.config import EngineConfig, ModelConfig, ModelOptions, Precision, check_bounds
 from run_gpt.engine import request as engine_request
@@ -247,13 +248,8 @@ class Model(LanguageModel):
 
     async def _embeddings(self, request: EmbedRequest, timeout: float | None, on_timing: OnTiming) -> Embeddings:
         prepared = await self._preparation.embeddings(request, self._adapters.named(request.adapter), timeout)
-        some = asyncio.Semaphore(TEXTS_AT_ONCE)
-
-        async def embed(text: engine_request.Request) -> TokenEvent:
-            async with some:
-                return (await self._whole(text))[0]
-
-        embedded = await together([embed(text) for text in prepared])
+        turns = Turns(TEXTS_AT_ONCE)
+        embedded = [one for (one,) in await together([turns.whole(partial(self._whole, text)) for text in prepared])]
         if timings := [event.timing for event in embedded if event.timing is not None]:
             on_timing(Timing.of_all(timings))
         vectors = [list(event.embedding) for event in embedded]

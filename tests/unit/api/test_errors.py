@@ -3,6 +3,8 @@
 import pytest
 
 from run_gpt import errors
+from run_gpt.link.frames import decode_answering, encode
+from run_gpt.link.serving import Reply
 
 CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.RequestError)]
 
@@ -36,3 +38,12 @@ def test_the_table_of_the_design():
         (503, "UNAVAILABLE"),
         (504, "DEADLINE_EXCEEDED"),
     }
+
+
+def test_a_full_queue_says_over_the_inner_wire_when_to_try_again():
+    reply = Reply(3, lambda reply: None)
+    reply.end(errors.QueueFull("full", retry_after=17))
+    [failed] = decode_answering(encode(reply.take()))
+    error = errors.error_from_dict(failed.error)
+    assert (type(error), error.message, error.retry_after) == (errors.QueueFull, "full", 17)
+    assert errors.error_from_dict(errors.QueueFull("full").to_dict()).retry_after == 1

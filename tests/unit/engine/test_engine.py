@@ -11,7 +11,7 @@ from run_gpt.config import EngineConfig
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.request import Request, TokenEvent
 from run_gpt.engine.runner import ModelRunner
-from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, Unavailable
+from run_gpt.errors import DeadlineExceeded, InternalError, InvalidRequest, QueueFull, Unavailable
 
 END = 0
 VOCABULARY = 100
@@ -88,7 +88,7 @@ def start(runner):
     engines = []
 
     def start(on_dead=lambda: None, **config):
-        engines.append(BatchEngine(runner, decode, EngineConfig(max_waiting=4, **config), on_dead))
+        engines.append(BatchEngine(runner, decode, EngineConfig(**{"max_waiting": 4, **config}), on_dead))
         return engines[-1]
 
     yield start
@@ -310,3 +310,41 @@ async def test_beam_search_answers_with_whole_sequences(engine):
         (0, "5 6 ", 3, "stop"),
         (1, "5 7 ", 2, "length"),
     ]
+
+
+async def test_more_sequences_than_an_empty_server_takes_are_refused_for_good(engine, runner):
+    """Check that such a request is no QueueFull, which a client would send again and again."""
+    with pytest.raises(InvalidRequest, match=r"at most 3 .--max-running. and 4 .--max-waiting.") as raised:
+        await collect(engine, request(sequences=8))
+    assert raised.value.param == "num_return_sequences"
+    assert (await collect(engine, request("b", sequences=7, tokens=1))).tokens == 7
+
+
+async def test_beam_searches_run_though_none_may_wait(start, runner):
+    engine = start(max_running=1, max_waiting=0)
+    runner.gate.clear()
+    first = asyncio.create_task(collect(engine, request("a", num_beams=2)))
+    await until(lambda: engine.stats().waiting == 1)
+    with pytest.raises(QueueFull, match="0 beam searches wait, the limit is 0: try again in 1 s"):
+        await collect(engine, request("b", num_beams=2))
+    runner.gate.set()
+    assert (await first).text == "5 6 "
+
+
+async def test_a_full_queue_says_when_to_try_again(start, runner):
+    engine = start(max_running=2, max_waiting=0)
+    engine._metrics._slot_seconds = 8.5
+    runner.gate.clear()
+    tasks = [asyncio.create_task(collect(engine, request(str(i)))) for i in range(2)]
+    await until(lambda: len(engine._deliveries) == 2)
+    for sequences, seconds in ((1, 5), (2, 9)):
+        with pytest.raises(QueueFull, match=f"try again in {seconds} s") as raised:
+            await collect(engine, request("more", sequences=sequences))
+        assert raised.value.retry_after == seconds
+    runner.gate.set()
+    await asyncio.gather(*tasks)
+    assert 0 < engine._metrics._slot_seconds < 8.5
+
+
+def test_an_estimate_is_a_number_of_seconds_within_bounds():
+    assert [QueueFull.seconds(estimate) for estimate in (0, 0.2, 1.1, 59, 10**6)] == [1, 1, 2, 59, 60]

@@ -316,3 +316,22 @@ async def test_a_long_text_is_tokenised_beside_the_short_ones(monkeypatch):
 async def test_a_bias_of_a_token_that_cannot_be_is_refused_by_name(hello, key):
     with pytest.raises(InvalidRequest, match=r"logit_bias: token id .* is outside the vocabulary of 1000"):
         await hello[0].agenerate("ab", logit_bias={key: 1.0})
+
+
+async def test_texts_to_embed_take_turns_for_the_places_of_a_small_queue(monkeypatch):
+    model, engine = model_of(TokenEvent(0, "", 0, "stop", embedding=(1.0,)))
+    start, running = ScriptedEngine.start, set()
+
+    def full(self, request, outlet):
+        if len(running) == 2:
+            raise QueueFull("full")
+        running.add(request.id)
+        ended = outlet.ended
+        outlet.ended = lambda error: (running.discard(request.id), ended(error))
+        start(self, request, outlet)
+
+    monkeypatch.setattr(ScriptedEngine, "start", full)
+    async with model:
+        assert len((await model.aembed(["ab"] * 100)).data) == 100
+        assert len(await model.agenerate(["ab"] * 100)) == 100
+    assert len(engine.asked) == 200
