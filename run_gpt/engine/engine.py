@@ -14,6 +14,7 @@ from run_gpt.config import EngineConfig
 from run_gpt.engine.adapters import LoadedAdapters
 from run_gpt.engine.beam_search import BeamSearches
 from run_gpt.engine.deliveries import Deliveries
+from run_gpt.engine.exits import end_at_exit
 from run_gpt.engine.heartbeat import Heartbeat
 from run_gpt.engine.inbox import Delivery
 from run_gpt.engine.interface import Engine, EngineStats, Outlet, State
@@ -80,6 +81,7 @@ class BatchEngine(Engine):
         self.heartbeat = Heartbeat()
         self._thread = threading.Thread(target=self._run, name="rungpt-engine", daemon=True)
         self._thread.start()
+        end_at_exit(self)
 
     def start(self, request: Request, outlet: Outlet) -> None:
         """See Engine."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.engine.engine import BatchEngine
+from run_gpt.engine.exits import before_exit
 from run_gpt.engine.interface import Engine
 from run_gpt.engine.runner import ModelRunner
 from run_gpt.engine.runners.base import end_ids_of
@@ -207,9 +208,12 @@ def _take_over(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedMo
     """Pack the weights while the present runner serves, then replace it; called in the thread that compiled."""
     if (built := finished(kernels, must=False)) is None:
         return
-    runner = NativeRunner(loaded.model, PackedWeights.of(loaded.model, built, loaded.precision), config)
-    try:
-        if engine.replace_runner(runner):
-            runner.take_over()
-    except ValueError as error:  # an adapter that only the generic runner has
-        _log.warning("answers will come slower than they could: %s", error)
+    with before_exit() as goes_on:
+        if not goes_on:
+            return
+        runner = NativeRunner(loaded.model, PackedWeights.of(loaded.model, built, loaded.precision), config)
+        try:
+            if engine.replace_runner(runner):
+                runner.take_over()
+        except ValueError as error:  # an adapter that only the generic runner has
+            _log.warning("answers will come slower than they could: %s", error)
