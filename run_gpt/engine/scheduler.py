@@ -129,8 +129,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Plan the next step. Free slots go to the sequences that have waited longest."""
-        continued: list[Sequence] = []
-        begun: list[Sequence] = []
+        continued, begun = list[Sequence](), list[Sequence]()
         only = self._suspects.group
         for sequence in self.running if only is None else only:
             (continued if sequence.prefilled and sequence.request.pooling is None else begun).append(sequence)

@@ -9,7 +9,7 @@ from run_gpt.errors import InternalError, QueueFull
 
 
 class Queue:
-    """Queue with a few places, of which others may have some."""
+    """Queue with a few places; others may have some of them."""
 
     def __init__(self, places):
         self.places, self.most, self.running = places, 0, 0
