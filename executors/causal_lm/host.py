@@ -145,6 +145,8 @@ class Host:
         )
         for note in model.notes:
             log.warning("%s", note)
+        gc.collect()
+        gc.freeze()  # else Python goes through all objects of torch and transformers now and then: 0.2 s on the loop
         return model
 
     def _note_progress(self, step: str, done: int, total: int | None) -> None:
@@ -157,6 +159,7 @@ def _end(held: list["Model"]) -> None:
     In one thread: another that has called `shutdown` may keep its reference until after the memory is returned.
     """
     held.pop().shutdown()
+    gc.unfreeze()
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
