@@ -17,7 +17,7 @@ from test_supervisor import wait_until
 from run_gpt.api import answers
 from run_gpt.api.pieces import Piece
 from run_gpt.api.schema import GenerateRequest
-from run_gpt.config import ServeConfig
+from run_gpt.config import EXECUTOR_TOKEN_VARIABLE, ServeConfig
 from run_gpt.errors import Unavailable
 from run_gpt.flows.ports import free_ports
 from run_gpt.flows.render import render_flow
@@ -53,6 +53,12 @@ def test_what_fails_is_logged_under_its_requests_name(caplog: pytest.LogCaptureF
     (record,) = caplog.records
     assert record.getMessage() == "the request mine failed"
     assert record.exc_info is not None
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give both ends a token, as in containers; without one an executor warns."""
+    monkeypatch.setenv(EXECUTOR_TOKEN_VARIABLE, "a token of the test")
 
 
 @pytest.fixture
