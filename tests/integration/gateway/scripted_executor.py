@@ -1,6 +1,7 @@
 """An Executor without a model: the prompt is a script (JSON) of the answer and its failure.
 
 Script: {"words": [...] or a number, "delay": seconds before each word, "then": one of THEN, "error": an error's dict}.
+A prompt that is no JSON object is the script {}.
 The word "$request_id" is answered with the request id, "$tenant" with the tenant's name. Each request is written to the
 journal, a file: "begin ID", then "end ID" or "cancelled ID". The worker reports the content of the file "state-NAME"
 beside it as its state; while that is not "ready", it refuses requests. With a file "silent-NAME" beside it the worker
@@ -22,7 +23,10 @@ import run_gpt.process._jina  # noqa: F401  (before jina)
 from jina import Executor
 
 from run_gpt.api import answers
+from run_gpt.api.adapters import AdapterList
+from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage
 from run_gpt.api.pieces import Head, Piece
+from run_gpt.api.tokens import DetokenizedText, Tokens
 from run_gpt.errors import Unavailable, UnknownEndpoint, error_from_dict
 from run_gpt.executors.causal_lm.jina_server import add_rpc_methods
 from run_gpt.link.frames import METHOD, Start
@@ -33,6 +37,28 @@ THEN = ("finish", "hang", "raise", "stop silently", "error")
 MODEL, CREATED, PROMPT_TOKENS, CACHED_TOKENS = "scripted", 1, 9, 8
 
 add_rpc_methods()
+
+_ABOUT: dict[str, Any] = {"id": "rungpt-scripted", "created": CREATED, "model": MODEL}
+CANNED: dict[str, answers.Body] = {
+    "/tokenize": Tokens(**_ABOUT, tokens=[1, 2], count=2, max_model_len=96),
+    "/detokenize": DetokenizedText(**_ABOUT, prompt="a b"),
+    "/adapters": AdapterList(**_ABOUT, adapters=["one"]),
+    "/embed": Embeddings(
+        **_ABOUT,
+        data=[Embedding(index=0, embedding=[0.6, 0.8])],
+        usage=EmbeddingUsage(prompt_tokens=2, total_tokens=2),
+    ),
+}
+"""Answers that are always the same."""
+
+
+def a_script(prompt: Any) -> dict[str, Any]:
+    """Return the script in a prompt; {}, which answers with three words, if it has none."""
+    try:
+        script = json.loads(prompt)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return script if isinstance(script, dict) else {}
 
 
 class ScriptedExecutor(Executor):
@@ -58,6 +84,8 @@ class ScriptedExecutor(Executor):
             reply.put((await self.whole(start)).to_json().encode())
         elif start.path in ("/generate_stream", "/chat_stream"):
             await self.stream(start, reply)
+        elif start.path in CANNED:
+            reply.put(CANNED[start.path].to_json().encode())
         else:
             raise UnknownEndpoint(f"an executor has no endpoint {start.path!r}")
 
@@ -102,7 +130,7 @@ class ScriptedExecutor(Executor):
         if self.state != "ready":
             raise Unavailable(f"the engine is {self.state}")
         body = json.loads(start.body)
-        script = json.loads(body["messages"][-1]["content"] if "messages" in body else body["prompt"])
+        script = a_script(body["messages"][-1].get("content") if "messages" in body else body["prompt"])
         words = script.get("words", ["Hello", " from ", self.who])
         words = [f"{i} " for i in range(words)] if isinstance(words, int) else words
         then = script.get("then", "finish")
