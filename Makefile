@@ -30,7 +30,7 @@ define check_python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve check test lint typecheck test-lean test-studies bench-startup clean
+.PHONY: help install serve check test lint typecheck test-lean test-studies campaign audit bench-startup clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -82,8 +82,16 @@ test-lean: ## run the tests of gateway and client with PYTHON in an environment 
 test-studies: install ## test the studies of studies/, which `make test` leaves out
 	@$(BIN)/python -m pytest studies $(PYTEST_ARGS)
 
+campaign: install ## attack a server that it starts on loopback, for up to 15 minutes, and print what it held; ARGS: --help
+	@$(BIN)/python -m studies.campaign $(ARGS)
+
+audit: install ## look the tested versions up in an index of advisories, where one can be reached
+	@$(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python $(PIP_INSTALL) pip-audit
+	@$(BIN)/python scripts/audit.py .venv-audit/bin/pip-audit
+
 bench-startup: install ## measure how long `rungpt serve` takes to be ready, and `rungpt --help` to answer
 	@$(BIN)/python scripts/startup_benchmark.py
 
 clean: ## remove what was built and installed here; the model cache stays
-	@rm -rf .venv .venv-lean-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis rungpt.egg-info
+	@rm -rf .venv .venv-audit .venv-lean-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis rungpt.egg-info
