@@ -27,6 +27,7 @@ from studies.campaign.report import Findings, markdown, record, write_json
 from studies.campaign.site import Site, serving
 
 LIMIT_SECONDS = 15 * 60.0
+SHORT_EASE = 5.0
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
@@ -76,7 +77,7 @@ def main() -> int:
         chosen = [one for one in ATTACKS if not options.attacks or one.name.replace(" ", "-") in options.attacks]
         with tempfile.TemporaryDirectory() as folder:
             model = options.model or str(write_byte_model(Path(folder) / "model"))
-            with serving(model, Path(folder)) as site:
+            with serving(model, Path(folder), SHORT_EASE if options.short else 1.0) as site:
                 findings = asyncio.run(campaign(site, chosen, short=options.short))
         recorded = record(findings, time.monotonic() - start)
     if options.json:

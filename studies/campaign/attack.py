@@ -42,7 +42,7 @@ async def find(site: Site, attack: Attack, expected: str, seconds: float) -> lis
                 findings = await attack.run(site, seconds)
         except Exception as error:  # one attack that cannot go on must not end the campaign
             findings = [Finding("the attack runs to its end", f"{type(error).__name__}: {error}"[:200], False)]
-    return [*findings, seen.finding(attack.allowed, attack.patience), await _settled(site, before)]
+    return [*findings, seen.finding(attack.allowed, site.ease * attack.patience), await _settled(site, before)]
 
 
 async def _settled(site: Site, before: int) -> Finding:

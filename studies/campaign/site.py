@@ -36,6 +36,8 @@ class Site:
     key: str = field(repr=False)
     log: Path
     """File with its stdout and stderr."""
+    ease: float = 1.0
+    """Factor on all bounds of time; tests, which run on busy machines, give more."""
 
     @property
     def url(self) -> str:
@@ -97,12 +99,12 @@ def _has_role(process: psutil.Process, role: str) -> bool:
 
 
 @contextmanager
-def serving(model: str, folder: Path, settings: tuple[str, ...] = SETTINGS) -> Iterator[Site]:
+def serving(model: str, folder: Path, ease: float = 1.0) -> Iterator[Site]:
     """Run `rungpt serve MODEL` on free ports: ready when the block begins, ended when it ends.
 
     Raises RuntimeError, with its log, if it does not become ready.
     """
-    site = _started(model, folder, settings)
+    site = _started(model, folder, ease)
     try:
         _wait_ready(site)
         yield site
@@ -110,15 +112,15 @@ def serving(model: str, folder: Path, settings: tuple[str, ...] = SETTINGS) -> I
         _stop(site.process)
 
 
-def _started(model: str, folder: Path, settings: tuple[str, ...]) -> Site:
+def _started(model: str, folder: Path, ease: float) -> Site:
     http_port, grpc_port = _free_ports()
     key, log = secrets.token_urlsafe(24), folder / "serve.log"
-    command = [sys.executable, "-m", "run_gpt.cli", "serve", model, *settings, "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "run_gpt.cli", "serve", model, *SETTINGS, "--host", "127.0.0.1"]
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
     env = {**os.environ, "RUNGPT_API_KEY": key}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env)
-    return Site(process, http_port, grpc_port, key, log)
+    return Site(process, http_port, grpc_port, key, log, ease)
 
 
 def _wait_ready(site: Site) -> None:

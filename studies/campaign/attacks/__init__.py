@@ -26,5 +26,5 @@ ATTACKS = (
     Attack("silence", silence.attack, 75),
     Attack("soak", soak.attack, 150, short=4.0),
     Attack("kills", kills.attack, 90, short=1.0, patience=60.0),
-    Attack("hangs", hangs.attack, 45, short=20.0, patience=60.0),
+    Attack("hangs", hangs.attack, 45, short=60.0, patience=60.0),
 )

@@ -26,11 +26,13 @@ async def attack(site: Site, seconds: float) -> list[Finding]:
     finally:
         await _let_go(site, victim, replicas)
     return [
-        Finding(
-            "a replica that hangs is noticed", _figure(noticed), noticed is not None and noticed <= NOTICED_SECONDS
-        ),
-        Finding("a replica that hangs is mended", _figure(mended), mended is not None and mended <= MENDED_SECONDS),
+        Finding("a replica that hangs is noticed", _figure(noticed), _within(noticed, site.ease * NOTICED_SECONDS)),
+        Finding("a replica that hangs is mended", _figure(mended), _within(mended, site.ease * MENDED_SECONDS)),
     ]
+
+
+def _within(took: float | None, seconds: float) -> bool:
+    return took is not None and took <= seconds
 
 
 def _figure(took: float | None) -> str:
