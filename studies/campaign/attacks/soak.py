@@ -33,7 +33,8 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 async def attack(site: Site, seconds: float) -> list[Finding]:
     """Ask for `seconds`; compare what processes hold after WARM_SHARE of it and at its end."""
-    mixed, counts, faults = itertools.cycle(KINDS), [0], set()
+    counts = [0]
+    faults: set[str] = set()
     warm, end = time.monotonic() + WARM_SHARE * seconds, time.monotonic() + seconds
     async with site.client() as client:
         name = (await client.get("/ready")).json()["model"]
@@ -54,7 +55,9 @@ async def attack(site: Site, seconds: float) -> list[Finding]:
     return findings
 
 
-async def _ask_until(client: httpx.AsyncClient, mixed: Any, deadline: float, counts: list[int], faults: Any) -> None:
+async def _ask_until(
+    client: httpx.AsyncClient, mixed: Any, deadline: float, counts: list[int], faults: set[str]
+) -> None:
     async def keep_asking() -> None:
         while time.monotonic() < deadline:
             path, body = next(mixed)
