@@ -25,7 +25,7 @@ from run_gpt.api.chat import FunctionCall, Message, ToolCall
 from run_gpt.api.language_model import LanguageModel
 from run_gpt.api.schema import ChatRequest, Request
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
-from run_gpt.errors import InvalidRequest, QueueFull, Unavailable
+from run_gpt.errors import InternalError, InvalidRequest, QueueFull, Unavailable
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
 COMMON = {"id": "x", "created": 0, "model": "scripted", "usage": USAGE}
@@ -39,7 +39,7 @@ def prompt_of(request):
 
 
 class ScriptedModel(LanguageModel):
-    """A model that answers with the prompt in capitals. "fail" fails, "wait" never ends, a stream comes by letters.
+    """A model that answers with the prompt in capitals. "fail" and "break" fail, "wait" never ends, a stream comes by letters.
 
     Token ids are Unicode code points.
     """
@@ -82,6 +82,8 @@ class ScriptedModel(LanguageModel):
         prompt = prompt_of(request)
         if prompt == "fail":
             raise QueueFull("the queue is full")
+        if prompt == "break":
+            raise InternalError("the model failed")
         if prompt == "wait":
             self.waiting.set()
             try:
@@ -183,8 +185,8 @@ def test_an_error_keeps_its_class(model):
 
 
 def test_an_error_of_one_prompt_cancels_the_others(model):
-    with pytest.raises(QueueFull):
-        model.generate(["wait", "fail"])
+    with pytest.raises(InternalError):
+        model.generate(["wait", "break"])
     assert model.cancelled.wait(SECONDS)
 
 
