@@ -22,7 +22,8 @@ class FakePool:
     """A pool with one ready replica that answers when the test lets it."""
 
     def __init__(self) -> None:
-        self.ready, self.replicas = [object()], []
+        self.ready = self.sure = [object()]
+        self.replicas: list[object] = []
         self.model, self.watched = "m", True
         self.go = asyncio.Event()
         self.stopped = ""
