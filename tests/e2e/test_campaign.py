@@ -7,7 +7,6 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,24 +18,8 @@ from studies.campaign.model import write_byte_model
 from studies.campaign.others import ask
 from studies.campaign.site import Site, serving
 
-NOT_YET = {
-    "slow readers": "log-probabilities hold the executor's loop",
-    "junk": "headers have no bound, and junk to gRPC health and reflection is UNKNOWN",
-    "extreme values": "some values are a 500",
-    "monopolies": "large requests hold the event loops",
-    "bombs": "a gRPC message is read before its key is checked",
-    "silence": "connections have no bound",
-    "hangs": "a replica that hangs is not mended",
-}
-"""Attacks under which a promise does not hold yet, and the reason."""
-
 EASE = 5.0
 """Factor on bounds of time: the machine may be slow, and other tests run beside these."""
-
-
-def case(attack: Attack) -> Any:
-    why = NOT_YET.get(attack.name)
-    return pytest.param(attack, id=attack.name, marks=[pytest.mark.xfail(reason=why, strict=False)] if why else [])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, str]]
         yield running, asyncio.run(answer(running))
 
 
-@pytest.mark.parametrize("attack", list(map(case, ATTACKS)))
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 async def test_what_is_promised_holds_under_attack(site: tuple[Site, str], attack: Attack) -> None:
     findings = await find(site[0], attack, site[1], attack.short)
     assert not [f"{finding.promise}: {finding.figure}" for finding in findings if not finding.held]

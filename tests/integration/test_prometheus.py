@@ -21,11 +21,12 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "monitoring" / "grafana" / "dashboards" / "rungpt.json").read_text())
-KEYS = {"alice": "alice-key-1", "prometheus": "prometheus-key-1"}
+KEYS = {"alice": "alice-key-1", "limited": "limited-key-1", "prometheus": "prometheus-key-1"}
+LIMITS = {"limited": "requests=1 tokens=1000000"}
 VARIABLES = {"job": ".*", "model": ".*", "replica": ".*", "__rate_interval": "10s", "__range": "1m"}
 PATIENCE = 90.0
 """Seconds for all queries to have a result; on an idle machine it takes 5."""
-USERS, MOST_REQUESTS, MOST_SECONDS = 6, 2000, 150.0
+USERS, MOST_REQUESTS, MOST_SECONDS = 7, 2000, 150.0
 """Size of the load: number of users, most requests of each user, and most seconds."""
 
 pytestmark = pytest.mark.skipif(
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.skipif(
 def busy(start_server, tmp_path_factory):
     """Yield a server with keys and the default model under a small load that overflows its queue."""
     keys = tmp_path_factory.mktemp("keys") / "keys"
-    keys.write_text("".join(f"{name}: {key}\n" for name, key in KEYS.items()))
+    keys.write_text("".join(f"{name}: {key} {LIMITS.get(name, '')}\n" for name, key in KEYS.items()))
     small = ("--max-running", "2", "--max-waiting", "1", "--host", "127.0.0.1", "--api-key-file", str(keys))
     with start_server(*small) as server, load(server.http_url):
         yield server
@@ -52,7 +53,8 @@ def load(url):
         # Text that repeats, for drafts, with a common prefix, for reuse.
         prompt = "red green blue " * 12 + str(number)
         fields = {"prompt": prompt, "max_new_tokens": 16 + number, "temperature": 0}
-        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEYS['alice']}"}, timeout=30) as client:
+        key = KEYS["limited" if number < 2 else "alice"]
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=30) as client:
             for _ in range(MOST_REQUESTS):
                 status = client.post("/generate", json=fields).status_code
                 assert status in (200, 429)
@@ -157,13 +159,18 @@ def test_each_query_of_the_dashboard_has_a_result(busy, prometheus):
     check_rules(prometheus)
 
 
+def readiness(busy):
+    """Return what /ready shows to a key."""
+    return httpx.get(f"{busy.http_url}/ready", headers={"Authorization": f"Bearer {KEYS['alice']}"}).json()
+
+
 def check_variables(busy, url):
     """Check the values in Grafana's lists."""
     found = {}
     for variable in DASHBOARD["templating"]["list"]:
         if match := re.fullmatch(r"label_values\((.*), (\w+)\)", variable.get("definition", "")):
             found[variable["name"]] = asked(url, f"label/{match[2]}/values", **{"match[]": filled(match[1])})
-    ready = httpx.get(f"{busy.http_url}/ready").json()
+    ready = readiness(busy)
     replicas = [replica["address"] for replica in ready["replicas"]["each"]]
     assert found == {"job": ["rungpt"], "model": [ready["model"]], "replica": replicas}
 
@@ -188,7 +195,7 @@ def test_top_shows_the_load_of_a_real_server(busy, monkeypatch):
     assert float(re.search(r"generated ([\d.]+)", text)[1]) > 0, text
     assert re.search(r"^first token\s+p50 [\d.]+ ms   p90 [\d.]+ ms\s*$", text, re.MULTILINE), text
     assert re.search(r"^errors\s.*queue_full \d+", text, re.MULTILINE), text
-    replica = httpx.get(f"{busy.http_url}/ready").json()["replicas"]["each"][0]["address"]
+    replica = readiness(busy)["replicas"]["each"][0]["address"]
     row = re.search(rf"^{re.escape(replica)}\s+ready\s+(.*)$", text, re.MULTILINE)[1].split()
     running, _, tokens, slots, _, step, batch, restarts = row
     assert float(tokens) > 0

@@ -44,7 +44,7 @@ async def _flood(site: Site, seconds: float) -> Finding:
         connection.close(reset=True)
     # Others' verdict says if the flood did harm; this one, if it is bounded.
     figure = f"{len(opened)} of {wanted} opened from one address, {alive} kept"
-    return Finding("silent connections are bounded", figure, alive < wanted)
+    return Finding("silent connections are bounded", figure, alive < FLOOD)
 
 
 async def _closed_after(sent: bytes, connections: list[wire.Connection]) -> float | None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from loop_watchdog import installed
 
-from run_gpt.config import EngineConfig, HostConfig, ModelConfig
+from run_gpt.config import AdminConfig, EngineConfig, HostConfig, ModelConfig
 from run_gpt.errors import RequestError
 from run_gpt.executors.causal_lm.host import Host
 from run_gpt.executors.causal_lm.link import LinkEndpoints
@@ -26,30 +26,27 @@ if str(Path(__file__).parents[3]) not in sys.path:
     sys.path.append(str(Path(__file__).parents[3]))
 from studies.campaign.model import write_byte_model
 
-ONE_BY_ONE = "tokens and their alternatives are decoded one by one, on the loop"
-MANY = "many items in one request are read on the loop"
 USER = {"role": "user", "content": "x"}
 LONG = {"prompt": "Once", "min_new_tokens": 1000, "max_new_tokens": 1000}
 
 
-def hostile(name: str, path: str, body: dict[str, Any], why: str | None = None, count: int = 1) -> Any:
-    """Return a case of `count` requests at once. `why`: the reason why it does not hold yet."""
-    marks = [pytest.mark.xfail(reason=why, strict=False)] if why else []
-    return pytest.param(path, body, count, id=name, marks=marks)
+def hostile(name: str, path: str, body: dict[str, Any], count: int = 1) -> Any:
+    """Return a case of `count` requests at once."""
+    return pytest.param(path, body, count, id=name)
 
 
 CASES = [
-    hostile("log-probabilities", "/generate", {**LONG, "logprobs": 20}, ONE_BY_ONE),
+    hostile("log-probabilities", "/generate", {**LONG, "logprobs": 20}),
     hostile("streamed log-probabilities", "/generate_stream", {**LONG, "logprobs": 20}, count=4),
-    hostile("scored prompt", "/generate", {"prompt": "x" * 3000, "echo": True, "logprobs": 20}, ONE_BY_ONE),
+    hostile("scored prompt", "/generate", {"prompt": "x" * 3000, "echo": True, "logprobs": 20}),
     hostile("a long answer", "/generate", LONG, count=4),
     hostile("streams", "/generate_stream", {**LONG, "min_new_tokens": 300, "max_new_tokens": 300}, count=16),
     hostile("many answers", "/generate", {"prompt": "x", "n": 16, "temperature": 1.0, "max_new_tokens": 200}),
     hostile("a long text", "/generate", {"prompt": "7" * 500_000, "max_new_tokens": 1}),
     hostile("a long text to tokenise", "/tokenize", {"prompt": "7 " * 100_000}),
-    hostile("many ids", "/generate", {"prompt": [5] * 500_000, "max_new_tokens": 1}, MANY),
-    hostile("many ids to a text", "/detokenize", {"tokens": [5] * 500_000}, MANY),
-    hostile("many messages", "/chat", {"messages": [USER] * 20_000, "max_new_tokens": 1}, MANY),
+    hostile("many ids", "/generate", {"prompt": [5] * 500_000, "max_new_tokens": 1}),
+    hostile("many ids to a text", "/detokenize", {"tokens": [5] * 500_000}),
+    hostile("many messages", "/chat", {"messages": [USER] * 20_000, "max_new_tokens": 1}),
     hostile("many texts", "/embed", {"texts": ["once upon a time"] * 200}),
     hostile("stop texts", "/generate", {**LONG, "stop": ["never " * 20] * 4}),
     hostile("biases", "/generate", {**LONG, "logit_bias": {str(i): 1.0 for i in range(256)}}),
@@ -77,7 +74,7 @@ async def run(endpoints: LinkEndpoints, path: str, body: bytes) -> None:
 async def test_a_request_does_not_hold_the_loop(
     host: Host, tmp_path: Path, path: str, body: dict[str, Any], count: int
 ) -> None:
-    endpoints, content = LinkEndpoints(ModelService(host, Spans(None))), json.dumps(body).encode()
+    endpoints, content = LinkEndpoints(ModelService(host, Spans(None), AdminConfig())), json.dumps(body).encode()
     small = {"prompt": "x", "max_new_tokens": 2, "logprobs": 1}
     await run(endpoints, "/generate_stream", json.dumps(small).encode())  # imports modules
     with installed(tmp_path / "slow") as watchdog:

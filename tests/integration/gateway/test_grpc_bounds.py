@@ -46,7 +46,7 @@ class Pool:
     """A pool that answers each prompt with itself, when `go` is set."""
 
     model, watched, context_length = "m", True, 100
-    replicas = ready = (SimpleNamespace(describe=lambda: {}, state="ready", status=None),)
+    replicas = ready = sure = (SimpleNamespace(describe=lambda: {}, state="ready", status=None),)
 
     def __init__(self) -> None:
         self.go = asyncio.Event()

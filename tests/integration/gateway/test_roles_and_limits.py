@@ -195,10 +195,13 @@ def test_a_key_that_has_used_its_tokens_waits_and_the_metrics_show_each_key(gate
         lines = response.iter_lines()
         while '"completion_tokens":5' not in next(lines):
             pass
-    url = f"{gateway.http}/generate"
-    wait_until(lambda: httpx.post(url, json=body, headers=bearer("cut")).status_code == 429)
-    metrics = httpx.get(f"{gateway.http}/metrics", headers=bearer("eye")).text
-    found = {match[1]: float(match[2]) for match in re.finditer(r"^rungpt_gateway_(key_\S+) (\S+)$", metrics, re.M)}
+
+    def metrics() -> str:
+        return httpx.get(f"{gateway.http}/metrics", headers=bearer("eye")).text
+
+    wait_until(lambda: 'key_in_flight{key="cut"} 0' in metrics())
+    assert httpx.post(f"{gateway.http}/generate", json=body, headers=bearer("cut")).status_code == 429
+    found = {match[1]: float(match[2]) for match in re.finditer(r"^rungpt_gateway_(key_\S+) (\S+)$", metrics(), re.M)}
     assert found['key_tokens_total{key="few"}'] == 29
     assert found['key_tokens_total{key="cut"}'] == 14
     assert found['key_limit{key="few",limit="tokens"}'] == 20

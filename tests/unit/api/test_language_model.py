@@ -39,9 +39,9 @@ def prompt_of(request):
 
 
 class ScriptedModel(LanguageModel):
-    """A model that answers with the prompt in capitals. "fail" and "break" fail, "wait" never ends, a stream comes by letters.
+    """A model that answers with the prompt in capitals. "fail" and "break" fail, "wait" never ends.
 
-    Token ids are Unicode code points.
+    A stream comes by letters. Token ids are Unicode code points.
     """
 
     def __init__(self) -> None:

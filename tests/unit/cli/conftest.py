@@ -24,10 +24,11 @@ def fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             grpc, http = free_ports(2)
             ports = ["--grpc-port", str(grpc), "--http-port", str(http)]
         monkeypatch.setattr(sys, "argv", ["rungpt", arguments[0], *ports, *arguments[1:]])
-        with monkeypatch.context() as streams, pytest.raises(SystemExit) as ended:
+        with monkeypatch.context() as streams:
             streams.setattr(sys, "stdout", sys.stdout)  # a server replaces both
             streams.setattr(sys, "stderr", sys.stderr)
-            main()
+            with pytest.raises(SystemExit) as ended:
+                main()
         logs.finish()
         out, err = capsys.readouterr()
         assert (ended.value.code, out, err.count("\n")) == (1, "", 1)
