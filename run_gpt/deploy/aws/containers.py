@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_PORT
+from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_PORT, EXECUTOR_TOKEN_VARIABLE
 from run_gpt.deploy.aws.cloudformation import Resources, allow, att, ref, resource, role, sub
 from run_gpt.deploy.aws.network import executor_host, subnets
 from run_gpt.deploy.aws.options import Options
@@ -41,6 +41,9 @@ def log_group(name: str, role: str) -> str:
 def containers(deployment: Deployment, options: Options) -> Resources:
     """Return the gateways on Fargate and the executors on the cluster's instances; the executors start first."""
     return {
+        "ExecutorToken": resource(
+            "SecretsManager::Secret", _token(), DeletionPolicy="Delete", UpdateReplacePolicy="Delete"
+        ),
         **_role_of_containers("Gateway", deployment),
         **_role_of_containers("Executor", deployment),
         "GatewayTask": resource("ECS::TaskDefinition", _gateway_task(deployment)),
@@ -55,6 +58,12 @@ def containers(deployment: Deployment, options: Options) -> Resources:
     }
 
 
+def _token() -> dict[str, Any]:
+    """Return the secret with the executors' token, which AWS makes once and which no one needs to know."""
+    made = {"PasswordLength": 64, "ExcludePunctuation": True}
+    return {"Description": "Token of the gateways, which executors ask for.", "GenerateSecretString": made}
+
+
 def _role_of_containers(kind: str, deployment: Deployment) -> Resources:
     """Return the log group, and the role with which ECS starts such a container. The container itself has no rights."""
     statements = [allow(["logs:CreateLogStream", "logs:PutLogEvents"], att(f"{kind}Logs", "Arn"))]
@@ -64,6 +73,7 @@ def _role_of_containers(kind: str, deployment: Deployment) -> Resources:
             repository = repository.replace(f"{{{part}}}", value)
         pull = ["ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"]
         statements += [allow(pull, sub(repository)), allow(["ecr:GetAuthorizationToken"], "*")]  # takes no resources
+    statements.append(allow(["secretsmanager:GetSecretValue"], ref("ExecutorToken")))
     if kind == "Gateway" and deployment.server.asks_for_key:
         statements.append(allow(["secretsmanager:GetSecretValue"], ref("KeySecret")))
     log = {"LogGroupName": log_group(deployment.name, kind.lower()), "RetentionInDays": LOG_DAYS}
@@ -88,6 +98,7 @@ def _container(kind: str, deployment: Deployment, env: dict[str, str]) -> dict[s
         "Essential": True,
         "EntryPoint": pod_command(kind.lower()),
         "Environment": [{"Name": name, "Value": value} for name, value in env.items()],
+        "Secrets": [{"Name": EXECUTOR_TOKEN_VARIABLE, "ValueFrom": ref("ExecutorToken")}],
         "ReadonlyRootFilesystem": True,
         "LinuxParameters": {"InitProcessEnabled": True, "Capabilities": {"Drop": ["ALL"]}},
         "StopTimeout": deployment.stop_seconds,
@@ -103,13 +114,13 @@ def _gateway_task(deployment: Deployment) -> dict[str, Any]:
         {"Name": "grpc", "ContainerPort": GRPC_PORT, "Protocol": "tcp", "AppProtocol": "grpc"},
         {"Name": "http", "ContainerPort": HTTP_PORT, "Protocol": "tcp", "AppProtocol": "http"},
     ]
-    if fields := secret_fields(deployment):
-        # The version is fixed: a changed key makes a changed task, and so new gateways.
-        container["Secrets"] = [
-            {"Name": variable, "ValueFrom": sub(f"${{KeySecret}}:{field}::${{KeyVersion}}")}
-            for variable, field in _SECRETS.items()
-            if field in fields
-        ]
+    fields = secret_fields(deployment)
+    # The version is fixed: a changed key makes a changed task, and so new gateways.
+    container["Secrets"] += [
+        {"Name": variable, "ValueFrom": sub(f"${{KeySecret}}:{field}::${{KeyVersion}}")}
+        for variable, field in _SECRETS.items()
+        if field in fields
+    ]
     if deployment.server.api_key_file is not None:
         container["EntryPoint"] = ["sh", "-c", _keys_then_gateway()]
     return _task("Gateway", container, "FARGATE", GATEWAY_CPUS, max(GATEWAY_MEMORY_GIB, 2 * GATEWAY_CPUS))

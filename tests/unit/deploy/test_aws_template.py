@@ -138,9 +138,11 @@ def test_roles_may_do_what_they_need_on_what_is_theirs_and_no_more() -> None:
     pull = (("ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"), repository)
     token = (("ecr:GetAuthorizationToken",), "*")
     write = ("logs:CreateLogStream", "logs:PutLogEvents")
-    assert may["ExecutorStart"] == [(write, {"Fn::GetAtt": ["ExecutorLogs", "Arn"]}), pull, token]
-    read_key = (("secretsmanager:GetSecretValue",), {"Ref": "KeySecret"})
-    assert may["GatewayStart"] == [(write, {"Fn::GetAtt": ["GatewayLogs", "Arn"]}), pull, token, read_key]
+    read_token, read_key = (
+        (("secretsmanager:GetSecretValue",), {"Ref": name}) for name in ("ExecutorToken", "KeySecret")
+    )
+    assert may["ExecutorStart"] == [(write, {"Fn::GetAtt": ["ExecutorLogs", "Arn"]}), pull, token, read_token]
+    assert may["GatewayStart"] == [(write, {"Fn::GetAtt": ["GatewayLogs", "Arn"]}), pull, token, read_token, read_key]
     for role, allowed in may.items():
         for actions, on in allowed:
             assert not [action for action in actions if "*" in action], f"{role}: {actions}"
@@ -156,15 +158,15 @@ def test_an_image_of_another_registry_needs_no_rights_at_ecr() -> None:
 
 def test_only_gateways_get_keys_and_of_one_version(keys_file: Path) -> None:
     made = deployment(server=ServeConfig(api_key="k", api_key_file=keys_file))
-    secrets = {
-        secret["Name"]: secret["ValueFrom"]["Fn::Sub"] for secret in container(AWS(), made, "Gateway")["Secrets"]
-    }
+    secrets = {secret["Name"]: secret["ValueFrom"] for secret in container(AWS(), made, "Gateway")["Secrets"]}
+    token = {"RUNGPT_EXECUTOR_TOKEN": {"Ref": "ExecutorToken"}}
     assert secrets == {
-        "RUNGPT_API_KEY": "${KeySecret}:api_key::${KeyVersion}",
-        "RUNGPT_KEYS": "${KeySecret}:keys::${KeyVersion}",
+        "RUNGPT_API_KEY": {"Fn::Sub": "${KeySecret}:api_key::${KeyVersion}"},
+        "RUNGPT_KEYS": {"Fn::Sub": "${KeySecret}:keys::${KeyVersion}"},
+        **token,
     }
-    assert "Secrets" not in container(AWS(), made, "Executor")
-    assert "Secrets" not in container(AWS(), deployment(), "Gateway")
+    for others in (container(AWS(), made, "Executor"), container(AWS(), deployment(), "Gateway")):
+        assert {secret["Name"]: secret["ValueFrom"] for secret in others["Secrets"]} == token
 
 
 def test_the_file_of_keys_is_there_before_the_gateway_starts_and_for_nobody_else(
