@@ -21,6 +21,7 @@ import psutil
 import pytest
 from turns import turn
 
+import run_gpt.process._jina  # noqa: F401  (before any test imports jina)
 from run_gpt.engine.runners.native.build import built, unsupported
 from run_gpt.models import rendering
 from run_gpt.models.cache import cache_root

@@ -67,7 +67,7 @@ def test_a_flow_of_jinas_own_pods_serves(tmp_path: Path, free_ports: Callable[[i
         assert '"finish_reason":"stop"' in httpx.post(f"{url}/generate_stream", json=body).text
         wait_until(lambda: "ready to serve" in (tmp_path / "log").read_text())  # Jina may hang if it is ended before
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(20) in (0, -signal.SIGINT)  # Jina sets its handler after it has said that it is ready
     finally:
         for left in psutil.wait_procs(family, timeout=5)[1]:
             left.kill()
