@@ -193,11 +193,15 @@ class Connection(HttpToolsProtocol):
         unread = self._in_body or self._over
         self._over = True
         self._wait(CLOSE_SECONDS)
-        if unread and not self._half_closed and self.transport.can_write_eof():
-            self.transport.write_eof()
-            self.flow.resume_reading()
-        else:
+        if not unread or self._half_closed or not self.transport.can_write_eof():
             self.transport.close()
+            return
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has reset the connection
+            self.transport.abort()
+        else:
+            self.flow.resume_reading()
 
     @property
     def _answering(self) -> bool:
