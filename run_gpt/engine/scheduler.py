@@ -83,9 +83,8 @@ class Scheduler:
     def add(self, request: Request, adapter: object = None) -> list[Sequence]:
         """Queue a request's sequences, all with this LoRA adapter, and return them.
 
-        Raises QueueFull if more than `max_waiting` sequences would wait, InvalidRequest if they would on an empty
-        server, too, ContextLengthExceeded if a sequence needs
-        more memory than the whole cache has.
+        Raises QueueFull if more than `max_waiting` would wait, InvalidRequest if they would on an empty server, too,
+        ContextLengthExceeded if one needs more memory than the whole cache has.
         """
         limit = self.slots.max_tokens
         if limit is not None and _reserve(request) > limit:
@@ -129,8 +128,7 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Plan the next step. Free slots go to the sequences that have waited longest."""
-        continued, begun = list[Sequence](), list[Sequence]()
-        only = self._suspects.group
+        continued, begun, only = list[Sequence](), list[Sequence](), self._suspects.group
         for sequence in self.running if only is None else only:
             (continued if sequence.prefilled and sequence.request.pooling is None else begun).append(sequence)
         most = budget = max(1, self.max_step_tokens - len(continued))

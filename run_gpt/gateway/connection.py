@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from run_gpt.errors import DeadlineExceeded, InvalidRequest, RequestError, Unavailable
+from run_gpt.gateway.heads import MAX_HEAD_BYTES, TOO_LARGE, Refused, check_head
 from run_gpt.gateway.open_connections import OpenConnections
 
 HEAD_SECONDS = 10.0
@@ -24,9 +25,6 @@ STALL_SECONDS = 120.0
 """Time after which a client that reads nothing of an answer is gone."""
 GONE_SECONDS = 0.25
 """Time after which a client that sends no more is asked whether it still reads."""
-MAX_HEAD_BYTES = 64 * 1024
-MAX_HEADERS = 128
-TOO_LARGE = f"the head of the request has more than {MAX_HEADERS} headers or {MAX_HEAD_BYTES // 2} bytes"
 MAX_PIPELINED = 16
 """Most requests that a connection holds while another one is answered."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -36,14 +34,6 @@ MAX_DROPPED_BYTES = 16 * 1024 * 1024
 DROP_ALL = "drop_all"
 COMMENT = "comment"
 """Name in a request's `state` of what can be sent for the same purpose when the answer has begun."""
-
-
-class _Refused(Exception):
-    """Raised in a callback of the parser: the request is refused and the connection closed."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status, self.error = status, InvalidRequest(message)
 
 
 class _Writing:
@@ -107,8 +97,8 @@ class Connection(HttpToolsProtocol):
             self._stop_reading()
         except httptools.HttpParserError as error:
             refused = error.__context__
-            if not isinstance(refused, _Refused):
-                refused = _Refused(400, f"this is not HTTP/1.1: {str(error)[:100]}")
+            if not isinstance(refused, Refused):
+                refused = Refused(400, f"this is not HTTP/1.1: {str(error)[:100]}")
             self._refuse(refused.status, refused.error)
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, InvalidRequest(TOO_LARGE))
@@ -125,8 +115,10 @@ class Connection(HttpToolsProtocol):
         return True
 
     def on_headers_complete(self) -> None:
-        """See httptools. Raises _Refused."""
-        self._check_head()
+        """See httptools. Raises Refused."""
+        check_head(self.parser.get_http_version(), self.url, self.headers)
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise Refused(400, f"{MAX_PIPELINED} requests of this connection wait already: send no more")
         self._head_bytes = 0
         before = self._running if self._answering else None
         super().on_headers_complete()
@@ -221,35 +213,6 @@ class Connection(HttpToolsProtocol):
         """Give the server all the time that it needs."""
         self._deadline = None
         self._connections.set_waiting(self, waiting=False)
-
-    def _check_head(self) -> None:
-        """Raise _Refused for a head that this server takes in no or in more than one way."""
-        if (version := self.parser.get_http_version()) not in ("1.0", "1.1"):
-            raise _Refused(505, f"HTTP/{version} is not spoken here: use HTTP/1.1")
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if len(self.headers) > MAX_HEADERS or size > MAX_HEAD_BYTES // 2:
-            raise _Refused(431, TOO_LARGE)
-        self._check_target()
-        encodings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
-        lengths = [value for name, value in self.headers if name == b"content-length"]
-        if encodings and (lengths or version == "1.0" or encodings != [b"chunked"]):
-            raise _Refused(400, "Transfer-Encoding may only be chunked, without Content-Length, in HTTP/1.1")
-        if len(lengths) > 1:
-            raise _Refused(400, "the request has several headers Content-Length: send one")
-        if len(self.pipeline) >= MAX_PIPELINED:
-            raise _Refused(400, f"{MAX_PIPELINED} requests of this connection wait already: send no more")
-
-    def _check_target(self) -> None:
-        """Raise _Refused for a malformed target. The host in `http://HOST/PATH` is the request's: RFC 9112, 3.2.2."""
-        try:
-            target = httptools.parse_url(self.url)
-            target.path.decode("ascii")
-        except (httptools.HttpParserError, AttributeError, UnicodeDecodeError):
-            raise _Refused(400, f"the target of the request is not a path: {self.url[:100]!r}") from None
-        if target.host is not None:
-            port = b"" if target.port is None else b":%d" % target.port
-            self.headers[:] = [header for header in self.headers if header[0] != b"host"]
-            self.headers.append((b"host", target.host + port))
 
     def _drop(self, data: bytes) -> None:
         self._dropped += len(data)
