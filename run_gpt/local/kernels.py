@@ -10,11 +10,14 @@ import torch
 
 from run_gpt.config import EngineConfig
 from run_gpt.engine.runners import native
-from run_gpt.engine.runners.native.build import unsupported
+from run_gpt.engine.runners.native.build import layout, unsupported
 from run_gpt.engine.runners.native.runner import fits_config
 from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.errors import SetupError
+from run_gpt.models.cache import ModelCache
 from run_gpt.models.loading import PackerFor
+from run_gpt.models.packed_files import PackedFile
+from run_gpt.models.placement import Placement
 
 if TYPE_CHECKING:
     from run_gpt.engine.runners.native.binding import Kernels
@@ -48,8 +51,12 @@ def start_kernels(
     return native.building(folder)
 
 
-def packer_for(kernels: "Future[Kernels] | None", config: EngineConfig) -> PackerFor:
+def packer_for(
+    kernels: "Future[Kernels] | None", config: EngineConfig, placement: Placement | None = None
+) -> PackerFor:
     """Return the function that chooses the weight packer of a model while it is loaded: see `load`.
+
+    With `placement` the packed weights are kept in the model cache, and taken from there if they are.
 
     Our own kernels pack the weights of a model for the native runner, if the kernels are compiled. They also pack any
     model in bit8 or bit4. Such a model waits for the kernels: a runner that served meanwhile would need the memory of
@@ -62,9 +69,21 @@ def packer_for(kernels: "Future[Kernels] | None", config: EngineConfig) -> Packe
         if kernels is None or not (quantised or (native and (own or kernels.done()))):
             return None
         built = finished(kernels, must=config.runner == "native")
-        return None if built is None else PackedWeights(built, precision, own=own, joined=native)
+        if built is None:
+            return None
+        kept = None if placement is None else _kept(placement, precision, own, joined=native)
+        return PackedWeights(built, precision, own=own, joined=native, kept=kept)
 
     return choose
+
+
+def _kept(placement: Placement, precision: str, own: Mapping[str, str], *, joined: bool) -> PackedFile | None:
+    """Return the place of a model's packed weights; None if its files are of a kind that is not looked at."""
+    kind, form = f"{precision}-{'joined' if joined else 'single'}", f"{layout()}\n{sorted(own.items())}"
+    try:
+        return PackedFile(ModelCache(placement.config.cache_dir), placement.files.folder, kind, form)
+    except (OSError, ValueError):  # the loader reports it
+        return None
 
 
 def finished(kernels: "Future[Kernels]", *, must: bool) -> "Kernels | None":

@@ -74,7 +74,7 @@ def launch(
     placement = place(model_config, on_progress=on_progress)
     if engine_config.runner == "auto" and _needs_generic(placement):
         engine_config = replace(engine_config, runner="generic")
-    loaded, followers = load_shares(placement, packer_for(kernels, engine_config), on_progress)
+    loaded, followers = load_shares(placement, packer_for(kernels, engine_config, placement), on_progress)
     return start_model(loaded, engine_config, kernels, followers, on_dead)
 
 
@@ -201,7 +201,8 @@ def _cache_tokens(
     """Return the size of the KV cache, in tokens, that the free memory allows."""
     context = min(loaded.context_length, config.max_context or loaded.context_length)
     processes = 1 if followers is None else followers.size
-    return fitting_tokens(runner.cache_bytes_per_token, loaded.device, context, processes)
+    shared = loaded.packer.shared_bytes if loaded.packer is not None else 0
+    return fitting_tokens(runner.cache_bytes_per_token, loaded.device, context, processes, shared)
 
 
 def _take_over(kernels: "Future[Kernels]", engine: BatchEngine, loaded: LoadedModel, config: EngineConfig) -> None:

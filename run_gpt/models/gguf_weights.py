@@ -80,9 +80,9 @@ def changed_shape(change: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, 
 class GgufTensor:
     """One weight in the files, with the interface of a checkpoint's lazy tensors in transformers."""
 
-    def __init__(self, entry: Mapping[str, Any], config: Mapping[str, Any], in_parts: Callable[[], bool]):
-        """Create a tensor. If `in_parts()`, a large tensor is returned unread, and the caller takes slices of rows."""
-        self._entry, self._config, self._in_parts = entry, config, in_parts
+    def __init__(self, entry: Mapping[str, Any], config: Mapping[str, Any], unread: Callable[[], bool]):
+        """Create a tensor. If `unread()`, a matrix is returned unread; the caller takes slices of rows, or nothing."""
+        self._entry, self._config, self._unread = entry, config, unread
         self.shape = tuple(entry["shape"])
 
     def __getitem__(self, index: Any) -> Any:
@@ -93,8 +93,7 @@ class GgufTensor:
         parts = self._entry["parts"]
         if isinstance(index, slice):
             return torch.from_numpy(_read(parts[0], *index.indices(self.shape[0])[:2]))
-        # Nothing changes these, and in fp32 one of them may be larger than all the rest of a packed model.
-        if parts[0]["tensor"] in _LARGE and self._in_parts():
+        if len(self.shape) > 1 and self._unread():
             return self
         read = [_read(part, 0, part["shape"][0]) for part in parts]
         return torch.from_numpy(np.ascontiguousarray(CHANGES[self._entry["change"]](read, self._config)))
@@ -133,10 +132,13 @@ def _read(part: Mapping[str, Any], start: int, end: int) -> Any:
     return values
 
 
-def gguf_weights(folder: Path, in_parts: Callable[[str], bool] = lambda name: False) -> dict[str, GgufTensor] | None:
+def gguf_weights(
+    folder: Path, unread: Callable[[str, bool], bool] = lambda name, large: False
+) -> dict[str, GgufTensor] | None:
     """Return the weights that `folder` refers to, by parameter; None if it holds its weights itself.
 
-    `in_parts`: see GgufTensor. Raises ModelLoadError if a GGUF file no longer exists.
+    `unread`: see GgufTensor; it gets the parameter's name, and if it is one that is stored as it is and that in fp32
+    may be larger than all the rest of a packed model. Raises ModelLoadError if a GGUF file no longer exists.
     """
     if not (folder / _INDEX).is_file():
         return None
@@ -145,7 +147,17 @@ def gguf_weights(folder: Path, in_parts: Callable[[str], bool] = lambda name: Fa
         if not Path(file).is_file():
             raise ModelLoadError(f"{file} has gone, which holds the weights: put it back, or give its new path")
     config = json.loads((folder / "config.json").read_text())
-    return {name: GgufTensor(entry, config, partial(in_parts, name)) for name, entry in index["tensors"].items()}
+    return {
+        name: GgufTensor(entry, config, partial(unread, name, entry["parts"][0]["tensor"] in _LARGE))
+        for name, entry in index["tensors"].items()
+    }
+
+
+def gguf_sources(folder: Path) -> list[Path]:
+    """Return the GGUF files that hold the weights of `folder`; empty if it holds its weights itself."""
+    if not (folder / _INDEX).is_file():
+        return []
+    return [Path(file) for file in json.loads((folder / _INDEX).read_text())["files"]]
 
 
 def gguf_shapes(folder: Path) -> dict[str, list[int]]:

@@ -1,6 +1,7 @@
 """The command line's operations on models: list, pull, show, remove."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from run_gpt.errors import ModelNotFound
@@ -11,6 +12,7 @@ from run_gpt.models.files import ModelFiles, entry_of, fetch_hub, fetch_wheel, h
 from run_gpt.models.gguf.parts import model_stem
 from run_gpt.models.hub_cache import cached_snapshot, hub_bytes, hub_cache, hub_models, remove_from_hub_cache, storage
 from run_gpt.models.hub_names import HubName
+from run_gpt.models.packed_files import packed_sources
 from run_gpt.models.paths import gguf_files, is_gguf, local_path, path_name
 from run_gpt.models.progress import OnProgress, no_progress
 
@@ -31,7 +33,7 @@ class ModelInfo:
     cached: bool
     """True when the model can be loaded without a download."""
     disk_bytes: int
-    """Bytes that the model takes on this disk, unfinished downloads included."""
+    """Bytes that the model takes on this disk, unfinished downloads and packed weights included."""
     folder: Path | None
     """Folder of the files that are ready to load, a GGUF file that is not converted yet, or None."""
 
@@ -39,12 +41,16 @@ class ModelInfo:
 def list_models(cache_dir: Path | None = None) -> list[ModelInfo]:
     """List the catalogue's models, then the other models in the cache (hub ids, converted GGUF files)."""
     cache = ModelCache(cache_dir)
-    return [_entry_info(cache, entry) for entry in CATALOGUE] + _others(cache)
+    return list(_with_packed(cache, [*(_entry_info(cache, entry) for entry in CATALOGUE), *_others(cache)]))
 
 
 def show(name: str, cache_dir: Path | None = None) -> ModelInfo:
     """Return all that is known about one model, or about a folder or GGUF file. Raises ModelNotFound."""
     cache = ModelCache(cache_dir)
+    return next(_with_packed(cache, [_show(cache, name)]))
+
+
+def _show(cache: ModelCache, name: str) -> ModelInfo:
     if path_of(name) is not None:
         return _local_info(cache, local_path(name))
     hub = HubName.parse(name)
@@ -93,9 +99,24 @@ def remove(name: str, cache_dir: Path | None = None) -> int:
     """Delete a model's files from the cache, unfinished downloads too; return the bytes freed, 0 if there were none.
 
     Of a model of the hub one revision is deleted, from the cache that other programs use too; other revisions stay. A
-    model's own folder or GGUF file outside the cache is kept. Raises ModelNotFound.
+    model's own folder or GGUF file outside the cache is kept; its conversion and its packed weights are deleted. Raises
+    ModelNotFound.
     """
     cache = ModelCache(cache_dir)
+    own = str(local_path(name).absolute()) if path_of(name) is not None else None
+    packed = [key for key, source in packed_sources(cache).items() if str(source) == own]
+    freed = sum(cache.remove(key) for key in packed)
+    try:
+        freed += _remove_files(cache, name)
+    except ModelNotFound:
+        if not packed:
+            raise
+    gone = [key for key, source in packed_sources(cache).items() if not source.exists()]
+    return freed + sum(cache.remove(key) for key in gone)
+
+
+def _remove_files(cache: ModelCache, name: str) -> int:
+    """Delete a model's files, but not its packed weights; see `remove`."""
     hub, entry = hub_name(cache, name), entry_of(name)
     if hub is not None:
         return remove_from_hub_cache(cache, hub) + _remove_conversions(cache, storage(hub_cache(), hub.repo))
@@ -106,6 +127,15 @@ def remove(name: str, cache_dir: Path | None = None) -> int:
     if not keys:
         raise unknown_model(name)
     return sum(cache.remove(key) for key in keys)
+
+
+def _with_packed(cache: ModelCache, models: list[ModelInfo]) -> Iterator[ModelInfo]:
+    """Add the bytes of the models' packed weights to what they take on this disk."""
+    sources = packed_sources(cache)
+    for model in models:
+        keys = [key for key, source in sources.items() if source == model.folder]
+        packed = sum(folder_bytes(cache.root / key) for key in keys)
+        yield replace(model, disk_bytes=model.disk_bytes + packed)
 
 
 def _remove_conversions(cache: ModelCache, folder: Path) -> int:

@@ -116,6 +116,8 @@ def load_weights(
         check_rotary(files, model)
         model.eval().requires_grad_(False)
         loaded = _described(placement, target, packer, model, tokenizer, template, on_progress)
+        if packer is not None:
+            packer.keep()
         on_failure.pop_all()
     return replace(loaded, clean_ups=clean_ups)
 

@@ -21,6 +21,8 @@ class Packer(Protocol):
 
     precision: str
     """Precision of the packed weights: one of config.PRECISIONS, never `auto`."""
+    restored: bool
+    """True when the matrices are known from an earlier start: `pack` reads biases only. `prepare` decides it."""
 
     def prepare(self, model: Any) -> None:
         """Reserve memory for the weights of a model, which is on the meta device."""
@@ -36,6 +38,13 @@ class Packer(Protocol):
 
     def settle(self) -> None:
         """Finish: all parameters have been packed."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Number of bytes of the weights that lie in pages of a file, which the system counts as free memory."""
+
+    def keep(self) -> None:
+        """Keep the packed weights for the next start, once all are known to be right."""
 
 
 class PackingConfig(QuantizationConfigMixin):  # type: ignore[misc]

@@ -103,7 +103,11 @@ def _from_pretrained(
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,  # reported in an error of our own
     }
-    weights: dict[str, Any] | None = gguf_weights(folder, packer.takes if packer else lambda name: False)
+
+    def unread(name: str, large: bool) -> bool:
+        return packer is not None and (large or packer.restored) and packer.takes(name)
+
+    weights: dict[str, Any] | None = gguf_weights(folder, unread)
     if weights is None:
         answer: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
             folder,

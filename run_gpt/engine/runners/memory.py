@@ -32,15 +32,17 @@ def _numbers(config: Any) -> int:
     return int(2 * heads * size)
 
 
-def fitting_tokens(bytes_per_token: int, device: str, context_length: int, processes: int = 1) -> int | None:
+def fitting_tokens(
+    bytes_per_token: int, device: str, context_length: int, processes: int = 1, shared: int = 0
+) -> int | None:
     """Return the number of tokens that fit SHARE of the device's free memory, at least one context.
 
     Returns None if a token's size is not known. Replicas on the same device each take SHARE of their own part of the
-    memory. `processes`: see `left_bytes`.
+    memory. `processes`: see `left_bytes`. `shared`: bytes of weights in pages of a file, which count as free memory.
     """
     if not bytes_per_token:
         return None
-    left = left_bytes(device, processes)
+    left = left_bytes(device, processes) - shared
     if left <= 0:
         _log.warning(
             "the model leaves no memory of %s for the cache, which holds one context, %d tokens: use a smaller "

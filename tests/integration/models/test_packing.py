@@ -1,6 +1,7 @@
 """Without these tests, a model could take far more memory to load than to run, or be loaded with wrong weights."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -119,7 +120,7 @@ print(peak(sys.argv[2], sys.argv[3]))
 
 @pytest.mark.alone
 def test_the_memory_while_a_model_loads_is_little_more_than_that_of_its_weights(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, tmp_path: Path, cache: Path
 ) -> None:
     """Besides the weights there are threads, a tokenizer and rows that are being packed, 40 to 60 MB in all.
 
@@ -133,7 +134,8 @@ def test_the_memory_while_a_model_loads_is_little_more_than_that_of_its_weights(
     size = sum(file.stat().st_size for file in (tmp_path / "large").glob("*.safetensors")) / 1024
     for precision, bits in (("bf16", 16), ("bit8", 8.5), ("bit4", 5.2)):
         command = [sys.executable, "-c", MEASURE, str(checkpoint), str(tmp_path / "large"), precision]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "RUNGPT_CACHE": str(cache)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
         assert int(done.stdout) < bits / 16 * size + 80_000
 
@@ -278,3 +280,71 @@ def test_a_gguf_file_that_has_gone_or_was_cut_is_named(tmp_path: Path, cache: Pa
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelLoadError, match=r"tiny\.gguf is cut short"):
         create_model(str(folder), cache_dir=cache)
+
+
+@pytest.fixture
+def keeps_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("run_gpt.models.packed_files.LEAST_BYTES", 1)
+
+
+def restored(model: Any) -> bool:
+    return bool(model._engine._runner._weights.restored)
+
+
+@pytest.mark.parametrize(("precision", "runner"), [("bf16", "native"), ("bit4", "native"), ("bit4", "generic")])
+def test_the_next_start_takes_the_packed_weights_from_the_cache(
+    checkpoint: Path, cache: Path, precision: str, runner: str, keeps_all: None
+) -> None:
+    found = []
+    for _ in range(2):
+        with create_model(str(checkpoint), cache_dir=cache, precision=precision, runner=runner) as model:
+            found.append((logits(model), model.generate("w5", max_new_tokens=8).choices[0].text))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert len(list(cache.glob("packed/*/weights"))) == 1
+
+
+def test_weights_in_the_cache_are_neither_read_nor_packed_again(
+    tmp_path: Path, cache: Path, keeps_all: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf", "Q4_K")
+    with create_model(str(tmp_path / "tiny.gguf"), cache_dir=cache) as model:
+        first = logits(model)
+    real = dequantize
+
+    def only_vectors(data: Any, kind: Any) -> Any:
+        assert data.ndim == 1, "a matrix is read"
+        return real(data, kind)
+
+    monkeypatch.setattr("gguf.quants.dequantize", only_vectors)
+    with create_model(str(tmp_path / "tiny.gguf"), cache_dir=cache) as model:
+        assert restored(model)
+        assert torch.equal(logits(model), first)
+
+
+def test_packed_weights_are_shared_by_processes_or_copied(
+    checkpoint: Path, cache: Path, keeps_all: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from run_gpt.engine.runners.native.binding import Memory
+
+    with create_model(str(checkpoint), cache_dir=cache, precision="bf16") as model:
+        first = logits(model)
+    for huge in (2**40, 0):  # the system maps files in huge pages, or does not
+        monkeypatch.setattr(Memory, "_huge_bytes", lambda self, huge=huge: huge)
+        with create_model(str(checkpoint), cache_dir=cache, precision="bf16") as model:
+            assert restored(model)
+            weights = model._engine._runner._weights  # type: ignore[attr-defined]
+            assert (weights.shared_bytes > 0) == (huge > 0)
+            assert torch.equal(logits(model), first)
+
+
+def test_a_checkpoint_that_lacks_weights_leaves_no_packed_ones(
+    checkpoint: Path, tmp_path: Path, cache: Path, keeps_all: None
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(checkpoint, folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    damage(folder, name, lambda tensors: tensors.pop(name))
+    with pytest.raises(ModelLoadError):
+        create_model(str(folder), cache_dir=cache, precision="bit4")
+    assert not list(cache.glob("packed/*"))

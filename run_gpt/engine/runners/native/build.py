@@ -65,6 +65,13 @@ def built(folder: Path, target: str = "native") -> Path:
     return path
 
 
+@cache
+def layout() -> str:
+    """Return a text that changes with the layout of packed weights: a hash of the code that packs, and of the CPU."""
+    sources = [file.read_text() for file in sorted((*SOURCE.parent.glob("*.h"), SOURCE, *SOURCE.parent.glob("*.py")))]
+    return hashlib.sha256("\n".join((*sources, *_cpu_flags())).encode()).hexdigest()
+
+
 def _check_machine() -> None:
     if reason := unsupported():
         raise SetupError(f"the native kernels cannot run here: {reason}")

@@ -91,12 +91,32 @@ void rungpt_unpack(const Matrix* matrix, const int64_t* rows, int count, float* 
 
 // Reserves address space of `bytes` bytes: zeros, which take memory only where they are written. Null if there is none.
 // `dense`: all of it will be written and read in order, so that huge pages pay off. A cache is sparse: a short sequence
-// would take a huge page for each head.
+// would take a huge page for each head. Dense memory begins with a huge page, as a file that is mapped there must.
 void* rungpt_reserve(int64_t bytes, int dense) {
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const int64_t huge = dense ? 1 << 21 : 0;
+  void* p = mmap(nullptr, bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) return nullptr;
+  if (dense) {
+    uint8_t *first = (uint8_t*)p, *start = (uint8_t*)(((uintptr_t)p + huge - 1) / huge * huge);
+    uint8_t* end = start + (bytes + 4095) / 4096 * 4096;
+    if (start > first) munmap(first, start - first);
+    if (end < first + bytes + huge) munmap(end, first + bytes + huge - end);
+    p = start;
+  }
   madvise(p, bytes, dense ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   return p;
+}
+
+// Puts the first bytes of a file in the place of reserved memory, or zeros if `file` is negative. The pages of the file
+// can only be read; every process that maps it shares them. False if the system refuses.
+int rungpt_map(void* p, int64_t bytes, int file) {
+  const int flags = file < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
+  if (mmap(p, bytes, file < 0 ? PROT_READ | PROT_WRITE : PROT_READ, flags | MAP_FIXED, file, 0) == MAP_FAILED) return 0;
+  madvise(p, bytes, MADV_HUGEPAGE);
+#ifdef MADV_POPULATE_READ
+  if (file >= 0) madvise(p, bytes, MADV_POPULATE_READ);
+#endif
+  return 1;
 }
 
 // Returns freed memory to the system, which the C library would keep for later.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -48,6 +48,16 @@ class _Group:
         return _shape(self.modules[0])[1]
 
 
+class KeptWeights(Protocol):
+    """Packed weights of an earlier start, or a place for those of this one."""
+
+    def restore(self, memory: Memory) -> bool:
+        """Put the weights into `memory`, if there are any, and return True."""
+
+    def keep(self, memory: Memory) -> None:
+        """Keep the weights for the next start."""
+
+
 class PackedWeights:
     """Matrices of a model. Call `prepare`, then `pack` for each parameter that it `takes`, then `settle`.
 
@@ -56,14 +66,26 @@ class PackedWeights:
     matrix; the native runner needs this.
     """
 
-    def __init__(self, kernels: Kernels, precision: str, *, own: Mapping[str, str] | None = None, joined: bool = True):
+    def __init__(
+        self,
+        kernels: Kernels,
+        precision: str,
+        *,
+        own: Mapping[str, str] | None = None,
+        joined: bool = True,
+        kept: KeptWeights | None = None,
+    ):
         """`precision`: one of FORMATS. In bit4 the embedding and the output layer are bit8: they lose much in 4 bits,
         and are a small part of a model. `own`: precisions by parameter name, of weights that differ from `precision`.
+        `kept`: packed weights of this model in just this form.
         """
         self.kernels, self.precision, self.joined = kernels, precision, joined
         self.matrices: dict[str, Matrix] = {}
         """Matrices by the name of a module; layers that are packed as one share a matrix."""
+        self.restored = False
+        """True when the matrices are those of an earlier start: then `pack` reads biases only."""
         self._own = own or {}
+        self._kept_weights = kept
         self._places: dict[str, _Place] = {}
         self._modules: dict[str, Packed] = {}
         self._kept: list[torch.Tensor] = []
@@ -83,11 +105,12 @@ class PackedWeights:
         # One piece of memory for all weights, because a huge page, which saves a tenth of a single-row step's time, is
         # larger than a layer.
         total = sum(self.kernels.matrix_bytes(FORMATS[p], outputs, inputs) + 64 for p, outputs, inputs in sizes)
-        memory = Memory(self.kernels, max(total, 1), dense=True)
+        self._memory = Memory(self.kernels, max(total, 1), dense=True)
         for group in groups:
-            self._place(model, group, memory)
+            self._place(model, group, self._memory)
         for name, module in experts:
-            self._place_experts(name, module, memory)
+            self._place_experts(name, module, self._memory)
+        self.restored = self._kept_weights is not None and self._kept_weights.restore(self._memory)
         for target, source in getattr(model, "all_tied_weights_keys", {}).items():
             if source in self._places and target not in self._places:
                 self._tie(model, target, source)
@@ -103,6 +126,8 @@ class PackedWeights:
             raise ValueError(
                 f"{name} has the shape {list(weight.shape)}, and the configuration says {list(place.shape)}"
             )
+        if self.restored and weight.dim() > 1:
+            return
         if weight.dim() == 1:
             place.matrix.fill_bias(weight, start=place.start)
         elif weight.dim() == 3:
@@ -125,6 +150,16 @@ class PackedWeights:
         """Drop the parameters' own data, once all are packed."""
         for module in self._modules.values():
             module.settle()
+
+    def keep(self) -> None:
+        """Keep the weights for the next start, once a loader has found all of them right."""
+        if self._kept_weights is not None and not self.restored:
+            self._kept_weights.keep(self._memory)
+
+    @property
+    def shared_bytes(self) -> int:
+        """See models.packing.Packer."""
+        return self._memory.shared_bytes
 
     @classmethod
     def of(cls, model: Any, kernels: Kernels, precision: str) -> "PackedWeights":
