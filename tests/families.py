@@ -83,12 +83,14 @@ FAMILIES = {
         runner="native",
     ),
     "vicuna": Family("Llama", _LLAMA, runner="native"),
-    "stablelm-tuned": Family("GPTNeoX", {**_NEOX, "use_parallel_residual": False}),
-    "stablelm-2": Family("StableLm", {**_LLAMA, "use_qkv_bias": True, "num_key_value_heads": 4}, CHATML),
-    "pythia": Family("GPTNeoX", _NEOX),
-    "mpt-7b-chat": Family("Mpt", {"d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": CONTEXT}),
-    "gpt-j": Family("GPTJ", {**_GPT2, "rotary_dim": 8}),
-    "moss": Family("CodeGen", {**_GPT2, "rotary_dim": 8, "n_ctx": CONTEXT}),
+    "stablelm-tuned": Family("GPTNeoX", {**_NEOX, "use_parallel_residual": False}, runner="native"),
+    "stablelm-2": Family(
+        "StableLm", {**_LLAMA, "use_qkv_bias": True, "num_key_value_heads": 4}, CHATML, runner="native"
+    ),
+    "pythia": Family("GPTNeoX", _NEOX, runner="native"),
+    "mpt-7b-chat": Family("Mpt", {"d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": CONTEXT}, runner="native"),
+    "gpt-j": Family("GPTJ", {**_GPT2, "rotary_dim": 8}, runner="native"),
+    "moss": Family("CodeGen", {**_GPT2, "rotary_dim": 8, "n_ctx": CONTEXT}, runner="native"),
     "rwkv-raven": Family(
         "Rwkv",
         {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "context_length": CONTEXT},
@@ -104,12 +106,12 @@ FAMILIES = {
         precisions=("bf16", "fp16"),
     ),
     "lfm2": Family("Lfm2", {**_LLAMA, "layer_types": ["conv", "full_attention"]}, CHATML, runner="alone"),
-    "falcon-7b-instruct": Family("Falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
-    "falcon-40b": Family("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-7b-instruct": Family("Falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}, runner="native"),
+    "falcon-40b": Family("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, runner="native"),
     "falcon-rw": Family(
         "Falcon", {**_FALCON, "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False}
     ),
-    "bloom": Family("Bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": CONTEXT}),
+    "bloom": Family("Bloom", {"hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": CONTEXT}, runner="native"),
     "opt": Family(
         "OPT",
         {
@@ -120,13 +122,14 @@ FAMILIES = {
             "num_attention_heads": 4,
             "max_position_embeddings": CONTEXT,
         },
+        runner="native",
     ),
-    "gpt2": Family("GPT2", _GPT2),
-    "phi-2": Family("Phi", {**_LLAMA, "num_key_value_heads": 4, "partial_rotary_factor": 0.5}),
-    "phi-3": Family("Phi3", _LLAMA, CHATML),
+    "gpt2": Family("GPT2", _GPT2, runner="native"),
+    "phi-2": Family("Phi", {**_LLAMA, "num_key_value_heads": 4, "partial_rotary_factor": 0.5}, runner="native"),
+    "phi-3": Family("Phi3", _LLAMA, CHATML, runner="native"),
     "qwen2": Family("Qwen2", _LLAMA, CHATML, runner="native"),
     "qwen3": Family("Qwen3", {**_LLAMA, "head_dim": 32}, CHATML, runner="native"),
-    "gemma-2": Family("Gemma2", {**_LLAMA, "head_dim": 16, "sliding_window": WINDOW}, CHATML),
+    "gemma-2": Family("Gemma2", {**_LLAMA, "head_dim": 16, "sliding_window": WINDOW}, CHATML, runner="native"),
     "gemma-3": Family(
         "Gemma3Text",
         {
@@ -136,9 +139,26 @@ FAMILIES = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
         CHATML,
+        runner="native",
     ),
     "mistral": Family("Mistral", {**_LLAMA, "sliding_window": None}, CHATML, runner="native"),
-    "mistral-v0.1": Family("Mistral", {**_LLAMA, "sliding_window": WINDOW}, CHATML),
+    "mistral-v0.1": Family("Mistral", {**_LLAMA, "sliding_window": WINDOW}, CHATML, runner="native"),
+    "gemma": Family("Gemma", {**_LLAMA, "head_dim": 16}, CHATML, runner="native"),
+    "granite": Family(
+        "Granite",
+        {
+            **_LLAMA,
+            "attention_multiplier": 0.2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 4.0,
+        },
+        CHATML,
+        runner="native",
+    ),
+    "olmo-2": Family("Olmo2", _LLAMA, CHATML, runner="native"),
+    "command-r": Family("Cohere", {**_LLAMA, "logit_scale": 0.5}, CHATML, runner="native"),
+    "starcoder-2": Family("Starcoder2", {**_LLAMA, "sliding_window": WINDOW}, runner="native"),
     "mixtral": Family("Mixtral", {**_LLAMA, "num_local_experts": 4, "sliding_window": None}, CHATML),
     "qwen3-moe": Family(
         "Qwen3Moe",
@@ -163,7 +183,7 @@ FAMILIES = {
     "llama-4": Family(
         "Llama4Text", {**_LLAMA, "head_dim": 16, "num_local_experts": 2, "intermediate_size_mlp": 128}, CHATML
     ),
-    "smollm3": Family("SmolLM3", {**_LLAMA, "no_rope_layers": [1, 0]}, CHATML, scale=4),
+    "smollm3": Family("SmolLM3", {**_LLAMA, "no_rope_layers": [1, 0]}, CHATML, scale=4, runner="native"),
     "granite-4": Family(
         "GraniteMoeHybrid",
         {
@@ -192,6 +212,7 @@ FAMILIES = {
         "Olmo3",
         {**_LLAMA, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
         CHATML,
+        runner="native",
     ),
 }
 

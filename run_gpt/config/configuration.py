@@ -130,7 +130,7 @@ class EngineConfig(Config):
     runner: Annotated[
         Runner,
         Option(
-            "native: Llama and similar models on a CPU; fast: them on a GPU or without a compiler; "
+            "native: most families on a CPU; fast: Llama and similar models on a GPU or without a compiler; "
             "generic: all families; alone: one sequence at a time.",
             Panel.SIZE,
         ),

@@ -37,8 +37,8 @@ class ModelOptions(TypedDict, total=False):
     max_step_tokens: int
     """Most tokens in one step; longer prompts are run in parts. Default: 512."""
     runner: Runner
-    """native: Llama and similar models on a CPU; fast: them on a GPU or without a compiler; generic: all families;
-    alone: one sequence at a time. Default: auto."""
+    """native: most families on a CPU; fast: Llama and similar models on a GPU or without a compiler; generic: all
+    families; alone: one sequence at a time. Default: auto."""
     max_context: int | None
     """Most tokens of prompt and answer together; default: the model's."""
     max_cache_tokens: int | None

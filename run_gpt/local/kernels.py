@@ -64,7 +64,8 @@ def packer_for(
     """
 
     def choose(model_config: Any, precision: str, own: Mapping[str, str]) -> PackedWeights | None:
-        native = config.runner in ("auto", "native") and fits_config(model_config)
+        own_code = placement is not None and placement.trust_remote_code and getattr(model_config, "auto_map", None)
+        native = config.runner in ("auto", "native") and fits_config(model_config) and not own_code
         quantised = precision in ("bit8", "bit4") and config.runner != "fast"
         if kernels is None or not (quantised or (native and (own or kernels.done()))):
             return None

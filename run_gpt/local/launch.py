@@ -16,10 +16,10 @@ from run_gpt.engine.runners.base import end_ids_of
 from run_gpt.engine.runners.choice import choose_runner
 from run_gpt.engine.runners.compiled import compile_forward, prepare_compiler
 from run_gpt.engine.runners.generic import GenericRunner
-from run_gpt.engine.runners.llama import FAMILIES
 from run_gpt.engine.runners.lora import PROJECTION
 from run_gpt.engine.runners.memory import fitting_tokens
-from run_gpt.engine.runners.native.runner import NativeRunner, fits
+from run_gpt.engine.runners.native.families import FAMILIES
+from run_gpt.engine.runners.native.runner import OWN_CODE, NativeRunner, fits
 from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.engine.runners.rotary import switch_length
 from run_gpt.engine.text import Decode
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     MaybeKernels = Future[Kernels] | None
 
 _log = logging.getLogger("run_gpt")
-
-_OWN_CODE = "transformers_modules."
-"""Beginning of the names of the modules that come with a model."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def start_model(
 def _within_one_embedding(loaded: LoadedModel, config: EngineConfig, followers: Followers | None) -> LoadedModel:
     """Return the model with a context of one rotary embedding, where nothing chooses another for a longer text."""
     switch = switch_length(loaded.model.config)
-    own_code = bool(getattr(loaded.model.config, "auto_map", None)) and loaded.model.__module__.startswith(_OWN_CODE)
+    own_code = bool(getattr(loaded.model.config, "auto_map", None)) and loaded.model.__module__.startswith(OWN_CODE)
     if switch is None or switch >= loaded.context_length or not (own_code or followers or config.compile):
         return loaded
     why = "code of its own (--trust-remote-code)" if own_code else "--compile or --tensor-parallel"

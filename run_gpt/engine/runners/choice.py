@@ -24,6 +24,7 @@ def choose_runner(
     from run_gpt.engine.runners.alone import AloneRunner
     from run_gpt.engine.runners.generic import GenericRunner
     from run_gpt.engine.runners.native import runner as native
+    from run_gpt.engine.runners.native.families import FAMILIES
 
     stateful = stateful or getattr(model, "_is_stateful", False)
     fits_native = packed is not None and packed.joined
@@ -35,7 +36,7 @@ def choose_runner(
         raise SetupError(f"runner {wanted!r} is not one of {', '.join(get_args(Runner))}")
     if wanted == "native" and not fits_native:
         raise SetupError(
-            f"--runner native: it runs {', '.join(llama.FAMILIES)} on a CPU, in sizes that are "
+            f"--runner native: it runs {', '.join(FAMILIES)} on a CPU, in sizes that are "
             f"multiples of 32, and this is {_described(model)}; leave the option out"
         )
     if wanted == "fast" and not llama.fits(model):

@@ -28,6 +28,8 @@ KINDS = (
     *("llama", "mistral", "qwen3", "pythia", "gpt-j", "opt", "bloom", "mpt-7b-chat"),
     *("mistral-v0.1", "gemma-2", "rwkv-raven", "mamba"),
 )
+FAST = ("llama", "llama-3", "vicuna", "qwen2", "qwen3", "mistral")
+"""Families of the fast runner."""
 REQUESTS = 7
 NEW_TOKENS = 12
 
@@ -84,8 +86,8 @@ def packed(model):
 def skip_what_does_not_fit(model, runner):
     if runner == "generic" and model._is_stateful:
         pytest.skip("it has no key-value cache")
-    if runner in ("native", "fast") and not fits(model):
-        pytest.skip("it is not one of the fast runners'")
+    if not {"native": fits_native, "fast": fits}.get(runner, lambda model: True)(model):
+        pytest.skip("it is not one of this runner's families")
 
 
 @pytest.fixture(params=["auto", "native", "fast", "generic", "alone", "plain"])
@@ -191,14 +193,17 @@ def test_the_size_of_a_tokens_cache_follows_from_the_configuration(family):
 # Loading marks LFM2 as a model with a state; its class does not.
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "lfm2"])
 def test_the_fast_runner_is_chosen_where_it_is_right(family):
-    model, fast = build(FAMILIES[family]), FAMILIES[family].runner == "native"
+    model = build(FAMILIES[family])
+    fast = fits(model)
+    assert fast == (family in FAST)
     wanted = LlamaRunner if fast else AloneRunner if model._is_stateful else GenericRunner
     assert type(choose_runner(copy.deepcopy(model), EngineConfig())) is wanted
     if unsupported() is None:
-        assert fits_native(model) == fast
+        assert fits_native(model) == (FAMILIES[family].runner == "native")
     if not fast:
         with pytest.raises(SetupError, match="--runner fast"):
             choose_runner(model, EngineConfig(runner="fast"))
+    if not fits_native(model):
         with pytest.raises(SetupError, match="--runner native"):
             choose_runner(model, EngineConfig(runner="native"))
 

@@ -1,4 +1,4 @@
-"""Native runner: Llama and similar models on a CPU, by our own kernels, which are compiled for the machine."""
+"""Native runner: most families on a CPU, by our own kernels, which are compiled for the machine."""
 
 from concurrent.futures import Future
 from pathlib import Path

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "model.h"
+#include "norm.h"
 #include "simd.h"
 
 namespace rungpt {
@@ -144,7 +145,8 @@ static void attend(const Model& m, int layer, int slot, int head, int position, 
   queries.resize((size_t)n * size), weights.resize((size_t)n * BLOCK), sums.assign((size_t)n * padded, 0.0f);
   scratch.resize((size_t)n * (BLOCK + 2));
   float *scores = scratch.data(), *tops = scores + (size_t)n * BLOCK, *totals = tops + n;
-  const float factor = m.attention_scale * LOG2E;
+  const float factor = m.attention_scale * LOG2E, cap = m.attention_cap * LOG2E;
+  const int window = m.layer[layer].window;
   for (int i = 0; i < n; i++) {
     const float* from = q + (size_t)(i / shared) * q_stride + i % shared * size;
     uint32_t* to = queries.data() + (size_t)i * size;
@@ -155,15 +157,21 @@ static void attend(const Model& m, int layer, int slot, int head, int position, 
     tops[i] = LOWEST, totals[i] = 0;
   }
   const int end = position + count;  // end of the positions that the last query sees
-  for (int start = 0; start < end; start += BLOCK) {
+  const int begin = window ? std::max(0, position - window + 1) / BLOCK * BLOCK : 0;
+  for (int start = begin; start < end; start += BLOCK) {
     const int here = std::min(BLOCK, end - start), blocks = (here + LANES - 1) / LANES;
     score<HALF>(keys + (size_t)start * size * element_bytes(m), size, blocks, queries.data(), n, scores);
     for (int i = 0; i < n; i++) {
       const int sees = position + i / shared + 1 - start;  // positions of this block that the query sees
+      const int hidden = window ? sees - window : 0;         // positions before its window
+      const float slope = m.slopes ? m.slopes[head * shared + i % shared] * LOG2E : 0;
       float* s = scores + i * BLOCK;
       f16v high = splat(LOWEST);
       for (int b = 0; b < blocks; b++) {
         f16v v = load(s + b * LANES);
+        if (cap > 0) v = capped(v, cap);
+        if (m.slopes) v += slope * (__builtin_convertvector(NUMBERS, f16v) + (float)(b * LANES + 1 - sees));
+        if (hidden > b * LANES) v = NUMBERS + b * LANES < hidden ? splat(LOWEST) : v;
         if (sees < (b + 1) * LANES) v = NUMBERS + b * LANES < sees ? v : splat(LOWEST);
         store(s + b * LANES, v);
         high = maximum(high, v);

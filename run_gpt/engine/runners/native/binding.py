@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu_squared")
+"""Activations, in the order of their numbers."""
 FORMATS = {"fp32": 0, "bf16": 1, "bit8": 2, "bit4": 3, "fp16": 4}
 LANES = 16
 """Number of outputs of a panel."""
@@ -33,12 +35,29 @@ class MatrixStruct(Structure):
     )
 
 
+class NormStruct(Structure):
+    """See Norm in model.h."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("kind", "size", "by_head")),
+        ("epsilon", c_float),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+_NORMS = ("norm", "q_norm", "k_norm", "after_attention", "mlp_norm", "after_mlp")
+
+
 class LayerStruct(Structure):
     """See Layer in model.h."""
 
     _fields_ = (
-        *((name, MatrixStruct) for name in ("qkv", "output", "gate_up", "down")),
-        *((name, c_void_p) for name in ("norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, MatrixStruct) for name in ("qkv", "output", "up", "down")),
+        *((name, NormStruct) for name in _NORMS),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("window", c_int32),
     )
 
 
@@ -56,7 +75,10 @@ class LoraLayerStruct(Structure):
 
 _SIZES = (
     *("layers", "hidden", "heads", "kv_heads", "head_size", "intermediate", "vocabulary"),
-    *("slots", "positions", "bf16_cache"),
+    *("slots", "positions", "bf16_cache", "gated", "activation", "parallel", "rotated", "pairs"),
+)
+_FACTORS = (
+    *("attention_scale", "attention_cap", "logit_cap", "embedding_scale", "residual_scale", "logit_scale", "clip"),
 )
 
 
@@ -65,12 +87,13 @@ class ModelStruct(Structure):
 
     _fields_ = (
         *((name, c_int32) for name in _SIZES),
-        ("epsilon", c_float),
-        ("attention_scale", c_float),
+        *((name, c_float) for name in _FACTORS),
         ("layer", POINTER(LayerStruct)),
         ("embedding", MatrixStruct),
         ("head", MatrixStruct),
-        *((name, c_void_p) for name in ("norm", "cos", "sin", "keys", "values")),
+        ("embedding_norm", NormStruct),
+        ("norm", NormStruct),
+        *((name, c_void_p) for name in ("learned", "slopes", "keys", "values")),
     )
 
 

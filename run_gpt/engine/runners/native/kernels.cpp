@@ -1,4 +1,4 @@
-// Forward pass of Llama and similar models on an x86-64 CPU: one call runs any mix of prompts and decoding sequences.
+// Forward pass of decoder-only models on an x86-64 CPU: one call runs any mix of prompts and decoding sequences.
 //
 // Weights lie in panels of 16 outputs, so that a vector register holds one number for each of them and a product needs
 // no horizontal sums. 4- and 8-bit weights have a scale (and a minimum) for each 32 inputs, as GGUF's Q4_1 and Q8_0;
@@ -9,34 +9,12 @@
 #include <sys/mman.h>
 
 #include <new>
+#include <tuple>
 
 #include "attention.h"
 #include "linear.h"
 
 using namespace rungpt;
-
-namespace {
-
-// x * weight / sqrt(mean(x^2) + epsilon)
-void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
-  f16v squares = {};
-  int i = 0;
-  for (; i + LANES <= n; i += LANES) squares += load(x + i) * load(x + i);
-  float sum = total(squares);
-  for (; i < n; i++) sum += x[i] * x[i];
-  const float factor = 1.0f / std::sqrt(sum / n + epsilon);
-  for (i = 0; i < n; i++) out[i] = x[i] * factor * weight[i];
-}
-
-void rotate(float* x, const float* cos, const float* sin, int size) {
-  for (int i = 0; i < size / 2; i++) {
-    const float a = x[i], b = x[i + size / 2];
-    x[i] = a * cos[i] - b * sin[i];
-    x[i + size / 2] = b * cos[i] + a * sin[i];
-  }
-}
-
-}  // namespace
 
 extern "C" {
 
@@ -44,7 +22,7 @@ struct Context {
   explicit Context(int threads) : team(threads) {}
   Team team;
   Inputs inputs;
-  Lines<float> x, wide, attended, active, extra;
+  Lines<float> x, branch, wide, attended, active, extra;
   Lines<uint8_t> extra_of;
   std::vector<Segment> segments;
 };
@@ -164,6 +142,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
   const int shared = m.heads / m.kv_heads, together = std::max(1, QUERIES / shared);
   c->inputs.resize(std::max(count, wanted), std::max({m.hidden, q_width, m.intermediate}));
   c->x.resize((size_t)count * m.hidden);
+  c->branch.resize((size_t)count * m.hidden);
   c->wide.resize((size_t)count * wide);
   c->attended.resize((size_t)count * q_width);
   c->active.resize((size_t)count * m.intermediate);
@@ -185,13 +164,17 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
     Team& team = c->team;
     Inputs& inputs = c->inputs;
     const int grain = std::max(1, count / (4 * team.size()));
-    Lines<float> normed(std::max(m.hidden, size)), middle;
+    Lines<float> normed(std::max(m.hidden, q_width)), middle;
 
-    auto norm_in = [&](const Matrix& next, const float* weight, int rows, auto row_of) {
-      team.loop(rows, std::max(1, rows / (4 * team.size())), [&](int i) {
-        rms_norm(x + (size_t)row_of(i) * m.hidden, weight, m.hidden, m.epsilon, normed.data());
-        inputs.put(next.format, i, normed.data(), m.hidden);
-      });
+    auto norm_of = [&](int i, const Norm& norm) -> const float* {
+      const float* row = x + (size_t)i * m.hidden;
+      if (norm.kind == NO_NORM) return row;
+      apply_norm(norm, 0, row, normed.data());
+      return normed.data();
+    };
+    auto norm_in = [&](const Matrix& next, const Norm& norm, int rows, auto row_of) {
+      team.loop(rows, std::max(1, rows / (4 * team.size())),
+                [&](int i) { inputs.put(next.format, i, norm_of(row_of(i), norm), m.hidden); });
     };
     auto same = [](int i) { return i; };
     // Additions of adapters: a separate part, so that it costs nothing without an adapter.
@@ -201,13 +184,24 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
         if (loras[i]) add(i, loras[i]);
       });
     };
-    auto norm_of = [&](int i, const float* weight) {
-      rms_norm(x + (size_t)i * m.hidden, weight, m.hidden, m.epsilon, normed.data());
-      return normed.data();
+    // x += the product of the rows in `inputs`, normed and scaled where the model does so; `add`: see adapt.
+    auto add_branch = [&](const Matrix& matrix, const Norm& norm, auto add) {
+      if (norm.kind == NO_NORM && m.residual_scale == 1) {
+        product<true>(team, matrix, inputs, count, x, m.hidden);
+        return adapt([&](int i, const LoraLayer* lora) { add(x + (size_t)i * m.hidden, i, lora); });
+      }
+      float* branch = c->branch.data();
+      product<false>(team, matrix, inputs, count, branch, m.hidden);
+      adapt([&](int i, const LoraLayer* lora) { add(branch + (size_t)i * m.hidden, i, lora); });
+      team.loop(count, grain, [&](int i) {
+        float *to = x + (size_t)i * m.hidden, *from = branch + (size_t)i * m.hidden;
+        if (norm.kind != NO_NORM) apply_norm(norm, 0, from, from);
+        for (int j = 0; j < m.hidden; j++) to[j] += m.residual_scale * from[j];
+      });
     };
 
-    team.loop(count, grain, [&](int i) { unpack_row(m.embedding, tokens[i], x + (size_t)i * m.hidden); });
-    for (int l = 0; l < m.layers; l++) {
+    // qkv: queries, keys and values of all rows; keys and values are written to the cache.
+    auto project = [&](int l) {
       const Layer& layer = m.layer[l];
       norm_in(layer.qkv, layer.norm, count, same);
       product<false>(team, layer.qkv, inputs, count, qkv, wide);
@@ -222,21 +216,23 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
       team.loop(count, grain, [&](int item) {
         const int i = count - 1 - item;
         float* row = qkv + (size_t)i * wide;
-        const float *cos = m.cos + (size_t)positions[i] * (size / 2), *sin = m.sin + (size_t)positions[i] * (size / 2);
-        for (int h = 0; h < m.heads + m.kv_heads; h++) {
-          float* head = row + (size_t)h * size;
-          const float* weight = h < m.heads ? layer.q_norm : layer.k_norm;
-          if (weight) {
-            rms_norm(head, weight, size, m.epsilon, normed.data());
-            std::memcpy(head, normed.data(), size * 4);
-          }
-          rotate(head, cos, sin, size);
+        if (m.clip > 0)
+          for (int j = 0; j < wide; j++) row[j] = std::clamp(row[j], -m.clip, m.clip);
+        for (const auto& [norm, at, width] : {std::tuple{&layer.q_norm, 0, q_width}, {&layer.k_norm, q_width, kv_width}})
+          for (int h = 0; norm->kind != NO_NORM && h < width / norm->size; h++)
+            apply_norm(*norm, h, row + at + (size_t)h * norm->size, row + at + (size_t)h * norm->size);
+        if (layer.cos) {
+          const size_t angles = (size_t)positions[i] * (m.rotated / 2);
+          for (int h = 0; h < m.heads + m.kv_heads; h++)
+            rotate(row + (size_t)h * size, layer.cos + angles, layer.sin + angles, m.rotated, m.pairs);
         }
         const bool last = i + 1 == count || slots[i + 1] != slots[i];
         for (int h = 0; h < m.kv_heads; h++)
           write_cache(m, l, slots[i], h, positions[i], row + q_width + h * size, row + q_width + kv_width + h * size,
                       last);
       });
+    };
+    auto attention = [&](int l) {
       const int segments = (int)c->segments.size();
       team.loop(segments * m.kv_heads, 1, [&](int item) {
         // The last segments first: they see the most positions, and the items that are taken last should be short.
@@ -249,14 +245,21 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
         else
           attend<false>(m, l, slot, h, at, s.count, q, wide, out, q_width);
       });
+    };
+    auto add_attention = [&](int l) {
+      const Matrix& output = m.layer[l].output;
       team.loop(count, grain, [&](int item) {
         const int i = count - 1 - item;
-        inputs.put(layer.output.format, i, attended + (size_t)i * q_width, q_width);
+        inputs.put(output.format, i, attended + (size_t)i * q_width, q_width);
       });
-      product<true>(team, layer.output, inputs, count, x, m.hidden);
-      adapt([&](int i, const LoraLayer* lora) {
-        float* row = x + (size_t)i * m.hidden;
+      add_branch(output, m.layer[l].after_attention, [&](float* row, int i, const LoraLayer* lora) {
         add_lora(lora[l].output, attended + (size_t)i * q_width, middle, row);
+      });
+    };
+    // active: the activations of the MLP.
+    auto activate_mlp = [&](int l) {
+      const Layer& layer = m.layer[l];
+      adapt([&](int i, const LoraLayer* lora) {
         float* more = c->extra.data() + (size_t)i * 2 * m.intermediate;
         c->extra_of[i] = lora[l].gate.a || lora[l].up.a;
         if (!c->extra_of[i]) return;
@@ -265,15 +268,36 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
         add_lora(lora[l].gate, in, middle, more);
         add_lora(lora[l].up, in, middle, more + m.intermediate);
       });
-      norm_in(layer.gate_up, layer.mlp_norm, count, same);
-      gated_product(team, layer.gate_up, inputs, count, active, m.intermediate, loras ? c->extra.data() : nullptr,
-                    c->extra_of.data());
+      norm_in(layer.up, layer.mlp_norm, count, same);
+      const float* extra = loras ? c->extra.data() : nullptr;
+      if (m.gated)
+        gated_product(team, m.activation, layer.up, inputs, count, active, m.intermediate, extra, c->extra_of.data());
+      else
+        active_product(team, m.activation, layer.up, inputs, count, active, m.intermediate, extra, c->extra_of.data());
+    };
+    auto add_mlp = [&](int l) {
+      const Matrix& down = m.layer[l].down;
       team.loop(count, grain,
-                [&](int i) { inputs.put(layer.down.format, i, active + (size_t)i * m.intermediate, m.intermediate); });
-      product<true>(team, layer.down, inputs, count, x, m.hidden);
-      adapt([&](int i, const LoraLayer* lora) {
-        add_lora(lora[l].down, active + (size_t)i * m.intermediate, middle, x + (size_t)i * m.hidden);
+                [&](int i) { inputs.put(down.format, i, active + (size_t)i * m.intermediate, m.intermediate); });
+      add_branch(down, m.layer[l].after_mlp, [&](float* row, int i, const LoraLayer* lora) {
+        add_lora(lora[l].down, active + (size_t)i * m.intermediate, middle, row);
       });
+    };
+
+    team.loop(count, grain, [&](int i) {
+      float* row = x + (size_t)i * m.hidden;
+      unpack_row(m.embedding, tokens[i], row);
+      for (int j = 0; m.embedding_scale != 1 && j < m.hidden; j++) row[j] *= m.embedding_scale;
+      for (int j = 0; m.learned && j < m.hidden; j++) row[j] += m.learned[(size_t)positions[i] * m.hidden + j];
+      if (m.embedding_norm.kind != NO_NORM) apply_norm(m.embedding_norm, 0, row, row);
+    });
+    for (int l = 0; l < m.layers; l++) {
+      project(l);
+      attention(l);
+      if (m.parallel) activate_mlp(l);  // before x changes
+      add_attention(l);
+      if (!m.parallel) activate_mlp(l);
+      add_mlp(l);
     }
     team.loop(runs, 1, [&](int r) {
       float* sum = states + (size_t)r * m.hidden;
@@ -285,6 +309,14 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
     });
     norm_in(m.head, m.norm, wanted, [&](int i) { return which[i]; });
     product<false>(team, m.head, inputs, wanted, logits, m.vocabulary);
+    if (m.logit_scale != 1 || m.logit_cap > 0)
+      team.loop(wanted, 1, [&](int i) {
+        float* row = logits + (size_t)i * m.vocabulary;
+        for (int j = 0; j < m.vocabulary; j++) {
+          row[j] *= m.logit_scale;
+          if (m.logit_cap > 0) row[j] = m.logit_cap * std::tanh(row[j] / m.logit_cap);
+        }
+      });
     release_tiles();
   };
   c->team.run(pass, alone);

@@ -6,6 +6,7 @@
 
 #include "amx.h"
 #include "model.h"
+#include "norm.h"
 #include "simd.h"
 #include "team.h"
 
@@ -372,10 +373,28 @@ static void product(Team& team, const Matrix& m, const Inputs& x, int rows, floa
   });
 }
 
-// out: [rows, intermediate]: silu(gate) * up. `extra`: null, or an addition to gate and up for the rows where
+// out: [rows, intermediate]: the activation of up; `extra`: null, or an addition to up for the rows where `extra_of` is
+// true, the second half of [rows, 2 * intermediate].
+static void active_product(Team& team, int activation, const Matrix& m, const Inputs& x, int rows, float* out,
+                           int stride, const float* extra, const uint8_t* extra_of) {
+  const int count = panels(m.outputs), most = rows_at_once(m, rows);
+  team.loop(count, std::max(1, count / (8 * team.size())), [&](int i) {
+    for (int row = 0; row < rows; row += most) {
+      f16v up[TILED_ROWS];
+      const int n = std::min(most, rows - row);
+      multiply(m, i, x, row, n, most, up);
+      for (int r = 0; r < n; r++) {
+        if (extra && extra_of[row + r]) up[r] += load(extra + (size_t)(row + r) * 2 * stride + stride + i * LANES);
+        store(out + (size_t)(row + r) * stride + i * LANES, activate(activation, up[r]));
+      }
+    }
+  });
+}
+
+// out: [rows, intermediate]: the activation of gate, times up. `extra`: null, or an addition to gate and up for the rows where
 // `extra_of` is true, [rows, 2 * intermediate].
-static void gated_product(Team& team, const Matrix& m, const Inputs& x, int rows, float* out, int stride,
-                          const float* extra, const uint8_t* extra_of) {
+static void gated_product(Team& team, int activation, const Matrix& m, const Inputs& x, int rows, float* out,
+                          int stride, const float* extra, const uint8_t* extra_of) {
   const int count = panels(m.outputs) / 2, most = rows_at_once(m, rows);
   team.loop(count, std::max(1, count / (8 * team.size())), [&](int i) {
     for (int row = 0; row < rows; row += most) {
@@ -388,7 +407,7 @@ static void gated_product(Team& team, const Matrix& m, const Inputs& x, int rows
           const float* more = extra + (size_t)(row + r) * 2 * stride + i * LANES;
           gate[r] += load(more), up[r] += load(more + stride);
         }
-        store(out + (size_t)(row + r) * stride + i * LANES, silu(gate[r]) * up[r]);
+        store(out + (size_t)(row + r) * stride + i * LANES, activate(activation, gate[r]) * up[r]);
       }
     }
   });

@@ -4,6 +4,8 @@
 #include <cstdint>
 
 enum Format { F32 = 0, BF16 = 1, Q8 = 2, Q4 = 3, F16 = 4 };
+enum NormKind { NO_NORM = 0, RMS = 1, MEAN = 2 };  // RMSNorm; LayerNorm, which takes off the mean
+enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU_SQUARED = 4 };
 
 extern "C" {
 
@@ -13,9 +15,19 @@ struct Matrix {
   const float* bias;  // [outputs, filled up to 16], or null
 };
 
+// kind: see NormKind. size: numbers that are normed together. weight, bias: [size], or [heads, size] with `by_head`; null
+// for ones and zeros.
+struct Norm {
+  int32_t kind, size, by_head;
+  float epsilon;
+  const float *weight, *bias;
+};
+
 struct Layer {
-  Matrix qkv, output, gate_up, down;               // gate_up: panels of gate and of up in turn
-  const float *norm, *mlp_norm, *q_norm, *k_norm;  // the last two: [head size], or null
+  Matrix qkv, output, up, down;  // up: panels of gate and of up in turn, if the MLP is gated
+  Norm norm, q_norm, k_norm, after_attention, mlp_norm, after_mlp;
+  const float *cos, *sin;  // [positions, rotated / 2], or null: this layer does not rotate
+  int32_t window;          // number of positions that a token sees, itself among them; 0: all
 };
 
 // Addition of a LoRA adapter to one linear layer: out += b^T (a x). Null where it adds nothing.
@@ -30,10 +42,17 @@ struct LoraLayer {
 
 struct Model {
   int32_t layers, hidden, heads, kv_heads, head_size, intermediate, vocabulary, slots, positions, bf16_cache;
-  float epsilon, attention_scale;
+  int32_t gated, activation, parallel;  // parallel: attention and MLP have the same input, else one follows the other
+  int32_t rotated, pairs;               // rotated numbers of each head: pairs of neighbours, or of the two halves
+  float attention_scale;
+  float attention_cap, logit_cap;  // cap * tanh(x / cap) of scores and logits; 0: none
+  float embedding_scale, residual_scale, logit_scale;
+  float clip;  // largest query, key and value; 0: none
   const Layer* layer;
   Matrix embedding, head;
-  const float *norm, *cos, *sin;  // cos, sin: [positions, head size / 2]
-  uint8_t *keys, *values;         // zeroed; see cache_bytes
+  Norm embedding_norm, norm;
+  const float* learned;    // [positions, hidden]: added to the embedding; or null
+  const float* slopes;     // [heads]: ALiBi, for scores after attention_scale; or null
+  uint8_t *keys, *values;  // zeroed; see cache_bytes
 };
 }

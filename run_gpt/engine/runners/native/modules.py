@@ -25,8 +25,19 @@ class Packed(nn.Module):
 class PackedLinear(Packed):
     """Layer like `nn.Linear` over outputs of a packed matrix: those from `start`, or every second panel from there."""
 
-    def __init__(self, context: Context, matrix: Matrix, start: int, outputs: int, *, interleaved: bool = False):
+    def __init__(
+        self,
+        context: Context,
+        matrix: Matrix,
+        start: int,
+        outputs: int,
+        *,
+        interleaved: bool = False,
+        order: torch.Tensor | None = None,
+    ):
+        """`order`: see `_Group` in weights.py."""
         super().__init__()
+        self._places = None if order is None else order.argsort()
         self._context, self._matrix, self._start, self._interleaved = context, matrix, start, interleaved
         self.in_features, self.out_features = matrix.inputs, outputs
         self.register_parameter("bias", None)
@@ -36,7 +47,8 @@ class PackedLinear(Packed):
         out = self._context.linear(self._matrix, x)
         if self._interleaved:
             return out.view(*x.shape[:-1], -1, 2, LANES)[..., self._start, :].flatten(-2)
-        return out[..., self._start : self._start + self.out_features]
+        own = out[..., self._start : self._start + self.out_features]
+        return own if self._places is None else own[..., self._places]
 
 
 class PackedEmbedding(Packed):

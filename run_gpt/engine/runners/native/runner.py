@@ -6,15 +6,18 @@ from itertools import accumulate
 from typing import Any
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from run_gpt.config import EngineConfig
 from run_gpt.engine.plan import ScheduledTokens
-from run_gpt.engine.runners import llama
 from run_gpt.engine.runners.base import TransformersRunner
 from run_gpt.engine.runners.lora import Lora
-from run_gpt.engine.runners.native.binding import GROUP, LANES, Context, Memory, ModelStruct
+from run_gpt.engine.runners.native.binding import ACTIVATIONS, GROUP, LANES, Context, Matrix, Memory, ModelStruct
+from run_gpt.engine.runners.native.families import family_of, shape_of
 from run_gpt.engine.runners.native.loras import NativeLoras
 from run_gpt.engine.runners.native.pace import Pace
+from run_gpt.engine.runners.native.structure import Rotary, Structure
 from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.engine.slots import Copy
 from run_gpt.errors import ModelLoadError
@@ -23,29 +26,41 @@ MAX_SIZE = 512
 """Largest size of an attention head."""
 BLOCK = 64
 """Number of positions that attention takes together; a slot holds whole blocks."""
-ANGLES_AT_ONCE = 4096
-"""Number of positions whose rotary angles are computed together."""
+_UNKNOWN_CONTEXT = 2048
+OWN_CODE = "transformers_modules."
+"""Beginning of the names of the modules that come with a model."""
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """Precisions of weights that are not packed into fewer bits."""
 
 
 def fits(model: Any) -> bool:
-    """Return True when this runner computes the same as the model: see `llama.fits`; on a CPU, in sizes that fit."""
-    return model.dtype in PRECISIONS and model.device.type == "cpu" and llama.fits(model) and fits_config(model.config)
+    """Return True when this runner computes the same as the model: a known family, plain weights, on the CPU."""
+    own_code = type(model).__module__.startswith(OWN_CODE)  # it may be another model of the same name
+    if own_code or model.dtype not in PRECISIONS or model.device.type != "cpu" or not fits_config(model.config):
+        return False
+    family = family_of(model.config)
+    assert family is not None  # checked by fits_config
+    names = family.names(model.config)
+    inner = {f"{names.layers}.{i}" for i in range(len(model.get_submodule(names.layers)))}
+    linear = {*names.qkv, names.output, *names.up, names.down}
+    plain = all(
+        isinstance(model.get_submodule(f"{layer}.{name}"), nn.Linear | Conv1D) for layer in inner for name in linear
+    )
+    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return plain and not hooked and bool(model.get_output_embeddings().weight.is_floating_point())
 
 
 def fits_config(config: Any) -> bool:
     """Return the part of `fits` that the configuration decides, before the model is loaded."""
-    if not llama.fits_config(config):
+    shape = shape_of(config)
+    if shape is None:
         return False
-    size = _head_size(config)
-    sizes = (config.hidden_size, config.intermediate_size, config.num_attention_heads * size)
+    sizes = (shape.hidden, shape.intermediate, shape.heads * shape.head_size)
     return (
         all(width % GROUP == 0 for width in sizes)
-        and config.num_key_value_heads * size % LANES == 0
-        and size % 2 == 0
-        and size <= MAX_SIZE
-        and not getattr(config, "mlp_bias", False)
+        and shape.kv_heads * shape.head_size % LANES == 0
+        and shape.head_size % 2 == 0
+        and shape.head_size <= MAX_SIZE
     )
 
 
@@ -53,10 +68,6 @@ def _address(numbers: "array[int]") -> int:
     """Return the address of the first number, valid while the array lives. Creating a tensor would take longer."""
     address, _ = numbers.buffer_info()
     return address
-
-
-def _head_size(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 class NativeRunner(TransformersRunner):
@@ -81,33 +92,45 @@ class NativeRunner(TransformersRunner):
         self._kernels, self._weights = kernels, weights
         threads = torch.get_num_threads()
         self._context, self._pace = Context(kernels, threads), Pace(threads)
-        self._loras = NativeLoras(len(model.model.layers))  # for steps; the base's adapters are for beam search
-        weights.link(model)
-        shape, size = model.config, _head_size(model.config)
-        context = config.max_context or shape.max_position_embeddings
-        positions = (context + BLOCK - 1) // BLOCK * BLOCK
-        # Address space, which takes memory as sequences grow: a whole table of a million tokens takes gigabytes.
-        self._tables, self._known = [torch.empty(positions, size // 2) for _ in range(2)], 0
-        cos, sin = (table.data_ptr() for table in self._tables)
+        family, shape = family_of(model.config), shape_of(model.config)
+        assert family is not None  # checked by `fits`
+        assert shape is not None
+        names = family.names(model.config)
+        self._loras = NativeLoras(len(shape.kinds))  # for steps; the base's adapters are for beam search
+        positions = _positions(model.config, config)
+        self._angles = Rotary(model, names, shape, positions)
+        self._structure = Structure(model, weights, names, shape, self._angles)
+        self._embedding, self._head = _outer(model, weights)
         self._struct = ModelStruct(
-            layers=shape.num_hidden_layers,
-            hidden=shape.hidden_size,
-            heads=shape.num_attention_heads,
-            kv_heads=shape.num_key_value_heads,
-            head_size=size,
-            intermediate=shape.intermediate_size,
-            vocabulary=self._weights.head.outputs,
+            layers=len(shape.kinds),
+            hidden=shape.hidden,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_size=shape.head_size,
+            intermediate=shape.intermediate,
+            vocabulary=self._head.outputs,
             slots=config.max_running,
             positions=positions,
             bf16_cache=weights.precision not in ("fp32", "fp16"),
-            epsilon=shape.rms_norm_eps,
-            attention_scale=size**-0.5,
-            layer=self._weights.layers,
-            embedding=self._weights.embedding.struct,
-            head=self._weights.head.struct,
-            norm=self._weights.norm,
-            cos=cos,
-            sin=sin,
+            gated=len(names.up) == 2 or shape.up_order is not None,
+            activation=ACTIVATIONS.index(shape.activation),
+            parallel=shape.parallel,
+            rotated=shape.rotated,
+            pairs=shape.pairs,
+            attention_scale=shape.attention_scale,
+            attention_cap=shape.attention_cap,
+            logit_cap=shape.logit_cap,
+            embedding_scale=shape.embedding_scale,
+            residual_scale=shape.residual_scale,
+            logit_scale=shape.logit_scale,
+            clip=shape.clip,
+            layer=self._structure.layers,
+            embedding=self._embedding.struct,
+            head=self._head.struct,
+            embedding_norm=self._structure.embedding_norm,
+            norm=self._structure.norm,
+            learned=self._structure.learned,
+            slopes=self._structure.slopes,
         )
         cache_bytes = kernels.cache_bytes(self._struct)
         self.cache_bytes_per_token = 2 * cache_bytes // (self._struct.slots * self._struct.positions)
@@ -159,7 +182,7 @@ class NativeRunner(TransformersRunner):
             raise IndexError(f"token ids {min(tokens, default=None)} to {max(tokens, default=None)}")
         if (last := max(run.start + len(run.token_ids) for run in runs)) > self._struct.positions:
             raise IndexError(f"{last} tokens, of {self._struct.positions}")
-        self._extend_angles(last)
+        self._angles.extend(last)
         inputs = [
             array("i", tokens),
             array("i", [run.slot for run in runs for _ in run.token_ids]),
@@ -171,15 +194,6 @@ class NativeRunner(TransformersRunner):
             self._kernels.forward(
                 self._context.handle, alone, self._struct, len(tokens), *addresses, loras, *logits, *states
             )
-
-    def _extend_angles(self, length: int) -> None:
-        """Make sure that the tables of rotary angles hold this number of positions."""
-        while self._known < length:
-            end = min(self._known + ANGLES_AT_ONCE, len(self._tables[0]))
-            rotary, like = self._model.model.rotary_emb, torch.empty(0, dtype=torch.float32)
-            for table, new in zip(self._tables, rotary(like, torch.arange(self._known, end)[None]), strict=True):
-                table[self._known : end] = new[0, :, : table.shape[1]]
-            self._known = end
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """See ModelRunner."""
@@ -208,3 +222,17 @@ class NativeRunner(TransformersRunner):
         """See ModelRunner."""
         super().remove_adapter(lora)
         self._loras.remove(lora)
+
+
+def _positions(model_config: Any, config: EngineConfig) -> int:
+    """Return the number of positions of a slot: whole blocks that hold the context."""
+    own = (getattr(model_config, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
+    context = config.max_context or next((length for length in own if length), _UNKNOWN_CONTEXT)
+    return (context + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _outer(model: Any, weights: PackedWeights) -> tuple[Matrix, Matrix]:
+    """Return the matrices of the embedding and of the output layer."""
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return weights.matrices[names[id(embedding)]], weights.matrices[names[id(head)]]

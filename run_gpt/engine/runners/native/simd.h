@@ -148,4 +148,6 @@ INLINE f16v exp2(f16v x) {
 
 INLINE f16v silu(f16v x) { return x / (exp2(x * -LOG2E) + 1.0f); }
 
+INLINE f16v tanh(f16v x) { return 1.0f - 2.0f / (exp2(x * (2 * LOG2E)) + 1.0f); }
+
 }  // namespace rungpt

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from run_gpt.engine.runners.native.binding import FORMATS, GROUP, LANES, Context, Kernels, LayerStruct, Matrix, Memory
+from run_gpt.engine.runners.native.binding import FORMATS, GROUP, LANES, Context, Kernels, Matrix, Memory
+from run_gpt.engine.runners.native.families import family_of, shape_of
 from run_gpt.engine.runners.native.modules import Packed, PackedEmbedding, PackedExperts, PackedLinear
 
 _BY_QUALITY = ("bit4", "bit8", "bf16", "fp16", "fp32")
@@ -28,6 +29,7 @@ class _Place:
     start: int = 0
     """First output of a bias."""
     transposed: bool = False
+    order: Any = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class _Group:
     modules: tuple[Any, ...]
     precision: str
     interleaved: bool = False
+    order: Any = None
+    """Rows of the only layer in the order in which they are packed, as a tensor of indices; None: as they are."""
 
     @property
     def outputs(self) -> list[int]:
@@ -62,8 +66,8 @@ class PackedWeights:
     """Matrices of a model. Call `prepare`, then `pack` for each parameter that it `takes`, then `settle`.
 
     Without `joined`, the linear layers, embeddings and experts of any model are packed separately, if their sizes allow
-    it. With `joined`, the layers of Llama and similar models are packed, and those with the same input become one
-    matrix; the native runner needs this.
+    it. With `joined`, the layers of a family that the native runner knows are packed, and those with the same input
+    become one matrix; the native runner needs this.
     """
 
     def __init__(
@@ -88,7 +92,6 @@ class PackedWeights:
         self._kept_weights = kept
         self._places: dict[str, _Place] = {}
         self._modules: dict[str, Packed] = {}
-        self._kept: list[torch.Tensor] = []
         # Modules run one at a time: in the generic runner, or in a beam search beside the engine.
         self._context = Context(kernels, torch.get_num_threads())
 
@@ -129,12 +132,13 @@ class PackedWeights:
         if self.restored and weight.dim() > 1:
             return
         if weight.dim() == 1:
-            place.matrix.fill_bias(weight, start=place.start)
+            place.matrix.fill_bias(weight if place.order is None else weight[place.order], start=place.start)
         elif weight.dim() == 3:
             for expert, part in enumerate(weight):
                 self.matrices[f"{name}.{expert}"].fill(part)
         else:
-            place.matrix.fill(weight.T if place.transposed else weight, panel=place.panel, step=place.step)
+            rows = weight.T if place.transposed else weight
+            place.matrix.fill(rows if place.order is None else rows[place.order], panel=place.panel, step=place.step)
 
     def replace(self, model: Any) -> None:
         """Make the model's own forward pass use the packed weights; the original ones, if loaded, are freed."""
@@ -171,45 +175,23 @@ class PackedWeights:
         packed.settle()
         return packed
 
-    def link(self, model: Any) -> None:
-        """Create the kernels' structures of a joined model, which live as long as this object."""
-        decoder = model.model
-        layers = [self._layer(f"model.layers.{i}", layer) for i, layer in enumerate(decoder.layers)]
-        self.layers = (LayerStruct * len(layers))(*layers)
-        self.head, self.embedding = self.matrices["lm_head"], self.matrices["model.embed_tokens"]
-        self.norm = self.floats(decoder.norm.weight)
-
-    def floats(self, tensor: torch.Tensor) -> int:
-        """Return the address of a copy in fp32, which this object keeps."""
-        kept = tensor.detach().float().contiguous().clone()
-        self._kept.append(kept)
-        return int(kept.data_ptr())
-
-    def _layer(self, name: str, layer: Any) -> LayerStruct:
-        attention = layer.self_attn
-        return LayerStruct(
-            qkv=self.matrices[f"{name}.self_attn.q_proj"].struct,
-            output=self.matrices[f"{name}.self_attn.o_proj"].struct,
-            gate_up=self.matrices[f"{name}.mlp.gate_proj"].struct,
-            down=self.matrices[f"{name}.mlp.down_proj"].struct,
-            norm=self.floats(layer.input_layernorm.weight),
-            mlp_norm=self.floats(layer.post_attention_layernorm.weight),
-            q_norm=self.floats(attention.q_norm.weight) if hasattr(attention, "q_norm") else None,
-            k_norm=self.floats(attention.k_norm.weight) if hasattr(attention, "k_norm") else None,
-        )
-
     def _joined(self, model: Any) -> "Sequence[_Group]":
-        groups = []
-        for i, layer in enumerate(model.model.layers):
-            for owner, names in (
-                ("self_attn", ("q_proj", "k_proj", "v_proj")),
-                ("self_attn", ("o_proj",)),
-                ("mlp", ("gate_proj", "up_proj")),
-                ("mlp", ("down_proj",)),
+        family, shape = family_of(model.config), shape_of(model.config)
+        assert family is not None
+        assert shape is not None
+        names, groups = family.names(model.config), []
+        for i in range(len(model.get_submodule(names.layers))):
+            path = f"{names.layers}.{i}"
+            for joined, order in (
+                (names.qkv, shape.qkv_order),
+                ((names.output,), None),
+                (names.up, shape.up_order),
+                ((names.down,), None),
             ):
-                full = tuple(f"model.layers.{i}.{owner}.{name}" for name in names)
-                modules = tuple(layer.get_submodule(f"{owner}.{name}") for name in names)
-                groups.append(_Group(full, modules, self._precision_of(full), interleaved="gate_proj" in names))
+                full = tuple(f"{path}.{name}" for name in joined)
+                modules = tuple(model.get_submodule(name) for name in full)
+                interleaved = joined == names.up and len(joined) == 2
+                groups.append(_Group(full, modules, self._precision_of(full), interleaved=interleaved, order=order))
         return groups
 
     def _single(self, model: Any, outer: set[str]) -> "Sequence[_Group]":
@@ -246,10 +228,12 @@ class PackedWeights:
             panel, step = (i, len(outputs)) if group.interleaved else (start // LANES, 1)
             shape, transposed = tuple(module.weight.shape), isinstance(module, Conv1D)
             self.matrices[name] = matrix
-            self._places[f"{name}.weight"] = _Place(matrix, shape, panel, step, transposed=transposed)
+            self._places[f"{name}.weight"] = _Place(
+                matrix, shape, panel, step, transposed=transposed, order=group.order
+            )
             self._modules[name] = self._module(module, matrix, i if group.interleaved else start, count, group)
             if getattr(module, "bias", None) is not None:
-                self._places[f"{name}.bias"] = _Place(matrix, tuple(module.bias.shape), start=start)
+                self._places[f"{name}.bias"] = _Place(matrix, tuple(module.bias.shape), start=start, order=group.order)
             start += count
 
     def _module(self, module: Any, matrix: Matrix, start: int, outputs: int, group: _Group) -> Packed:
@@ -257,7 +241,9 @@ class PackedWeights:
         if isinstance(module, nn.Embedding):
             packed = PackedEmbedding(matrix, outputs, _scale_of(module) or 1.0)
         else:
-            packed = PackedLinear(self._context, matrix, start, outputs, interleaved=group.interleaved)
+            packed = PackedLinear(
+                self._context, matrix, start, outputs, interleaved=group.interleaved, order=group.order
+            )
         for name, parameter in module.named_parameters(recurse=False):
             packed.stand_in(name, parameter.shape, parameter.dtype)
         return packed

@@ -1,0 +1,234 @@
+"""Families of models that the native runner knows: names of their modules, and what their layers compute."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from run_gpt.engine.runners.native.shapes import (
+    Names,
+    Shape,
+    bloom_shape,
+    codegen_shape,
+    falcon_shape,
+    gemma2_shape,
+    gpt2_shape,
+    gpt_shape,
+    llama_shape,
+    mpt_shape,
+    neox_shape,
+    opt_shape,
+    smollm3_shape,
+    stablelm_shape,
+    turns_of_halves,
+    unbiased,
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Family of models, by its `model_type`."""
+
+    _names: Names | Callable[[Any], Names]
+    _shape: Callable[[Any], Shape | None]
+
+    def names(self, config: Any) -> Names:
+        """Return the names of the modules of a model with this configuration."""
+        return self._names(config) if callable(self._names) else self._names
+
+    def shape(self, config: Any) -> Shape | None:
+        """Return the shape of a configuration; None if the kernels do not have one of its parts."""
+        try:
+            return self._shape(config)
+        except (AttributeError, KeyError, TypeError, ValueError):  # it has other fields than its family's
+            return None
+
+
+def family_of(config: Any) -> Family | None:
+    """Return the family of a transformers configuration, or None."""
+    return FAMILIES.get(config.model_type)
+
+
+def shape_of(config: Any) -> Shape | None:
+    """Return the shape of a transformers configuration, or None if the kernels cannot compute it."""
+    family = family_of(config)
+    return None if family is None else family.shape(config)
+
+
+_LLAMA = Names()
+_QK_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+_GEMMA_2 = Names(
+    after_attention="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+)
+_GPT_J = Names(
+    layers="transformer.h",
+    final="transformer.ln_f",
+    qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"),
+    output="attn.out_proj",
+    up=("mlp.fc_in",),
+    down="mlp.fc_out",
+    norm="ln_1",
+    mlp_norm="ln_1",
+)
+
+
+def _falcon_names(config: Any) -> Names:
+    two = config.new_decoder_architecture and (config.num_ln_in_parallel_attn or 2) == 2
+    own = "post_attention_layernorm" if not config.parallel_attn else "input_layernorm"
+    return Names(
+        layers="transformer.h",
+        final="transformer.ln_f",
+        rotary="transformer.rotary_emb",
+        qkv=("self_attention.query_key_value",),
+        output="self_attention.dense",
+        up=("mlp.dense_h_to_4h",),
+        down="mlp.dense_4h_to_h",
+        norm="ln_attn" if two else "input_layernorm",
+        mlp_norm="ln_mlp" if two else own,
+    )
+
+
+def _like(names: Names, **changes: Any) -> Names:
+    return replace(names, **changes)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(_LLAMA, lambda config: llama_shape(config, heads=unbiased(config))),
+    "mistral": Family(_LLAMA, llama_shape),
+    "qwen2": Family(_LLAMA, llama_shape),
+    "qwen3": Family(_like(_LLAMA, **_QK_NORMS), llama_shape),
+    "smollm3": Family(_LLAMA, smollm3_shape),
+    "granite": Family(
+        _LLAMA,
+        lambda config: llama_shape(
+            config,
+            heads=unbiased(config),
+            attention_scale=config.attention_multiplier,
+            embedding_scale=config.embedding_multiplier,
+            residual_scale=config.residual_multiplier,
+            logit_scale=1 / config.logits_scaling,
+        ),
+    ),
+    "phi3": Family(
+        _like(_LLAMA, qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)),
+        lambda config: llama_shape(config, up_order=turns_of_halves(config)),
+    ),
+    "stablelm": Family(
+        lambda config: _like(_LLAMA, mlp_norm="input_layernorm") if config.use_parallel_residual else _LLAMA,
+        stablelm_shape,
+    ),
+    "olmo2": Family(
+        _like(
+            _LLAMA,
+            norm=None,
+            mlp_norm=None,
+            after_attention="post_attention_layernorm",
+            after_mlp="post_feedforward_layernorm",
+            **_QK_NORMS,
+        ),
+        llama_shape,
+    ),
+    "gemma": Family(_LLAMA, lambda config: llama_shape(config, plus_one=True, embedding_scale=config.hidden_size**0.5)),
+    "gemma2": Family(_GEMMA_2, gemma2_shape),
+    "gemma3_text": Family(_like(_GEMMA_2, **_QK_NORMS), gemma2_shape),
+    "cohere": Family(
+        _like(_LLAMA, mlp_norm="input_layernorm"),
+        lambda config: llama_shape(
+            config,
+            heads=None if config.use_qk_norm else config.num_attention_heads,
+            mean=True,
+            parallel=True,
+            pairs=True,
+            logit_scale=config.logit_scale,
+        ),
+    ),
+    "starcoder2": Family(
+        _like(_LLAMA, up=("mlp.c_fc",), down="mlp.c_proj"), lambda config: llama_shape(config, mean=True)
+    ),
+    "phi": Family(
+        _like(
+            _LLAMA,
+            final="model.final_layernorm",
+            output="self_attn.dense",
+            up=("mlp.fc1",),
+            down="mlp.fc2",
+            mlp_norm="input_layernorm",
+        ),
+        lambda config: llama_shape(
+            config, heads=None if config.qk_layernorm else config.num_attention_heads, mean=True, parallel=True
+        ),
+    ),
+    "gpt_neox": Family(
+        Names(
+            layers="gpt_neox.layers",
+            final="gpt_neox.final_layer_norm",
+            rotary="gpt_neox.rotary_emb",
+            qkv=("attention.query_key_value",),
+            output="attention.dense",
+            up=("mlp.dense_h_to_4h",),
+            down="mlp.dense_4h_to_h",
+        ),
+        neox_shape,
+    ),
+    "gptj": Family(
+        _GPT_J,
+        lambda config: gpt_shape(
+            config, parallel=True, pairs=True, rotated=config.rotary_dim or config.n_embd // config.n_head
+        ),
+    ),
+    "codegen": Family(_like(_GPT_J, qkv=("attn.qkv_proj",)), codegen_shape),
+    "gpt2": Family(
+        _like(
+            _GPT_J,
+            positions="transformer.wpe",
+            qkv=("attn.c_attn",),
+            output="attn.c_proj",
+            up=("mlp.c_fc",),
+            down="mlp.c_proj",
+            mlp_norm="ln_2",
+        ),
+        gpt2_shape,
+    ),
+    "opt": Family(
+        Names(
+            layers="model.decoder.layers",
+            final="model.decoder.final_layer_norm",
+            positions="model.decoder.embed_positions",
+            output="self_attn.out_proj",
+            up=("fc1",),
+            down="fc2",
+            norm="self_attn_layer_norm",
+            mlp_norm="final_layer_norm",
+        ),
+        opt_shape,
+    ),
+    "bloom": Family(
+        Names(
+            layers="transformer.h",
+            final="transformer.ln_f",
+            embedding_norm="transformer.word_embeddings_layernorm",
+            qkv=("self_attention.query_key_value",),
+            output="self_attention.dense",
+            up=("mlp.dense_h_to_4h",),
+            down="mlp.dense_4h_to_h",
+        ),
+        bloom_shape,
+    ),
+    "mpt": Family(
+        Names(
+            layers="transformer.blocks",
+            final="transformer.norm_f",
+            qkv=("attn.Wqkv",),
+            output="attn.out_proj",
+            up=("ffn.up_proj",),
+            down="ffn.down_proj",
+            norm="norm_1",
+            mlp_norm="norm_2",
+        ),
+        mpt_shape,
+    ),
+    "falcon": Family(_falcon_names, falcon_shape),
+}
+FAMILIES = {**FAMILIES, "olmo3": FAMILIES["olmo2"], "moss": FAMILIES["codegen"]}
+"""Families by transformers' `model_type`. A family without a row runs on the generic runner."""
