@@ -111,7 +111,8 @@ def kind_of(schema: Mapping[str, Any]) -> str:
     if schema["type"] == "array":
         return " | ".join(f"list[{kind}]" for kind in kind_of(schema["items"]).split(" | "))
     if schema["type"] == "object":
-        return f"dict[str, {kind_of(schema['additionalProperties'])}]"
+        values = schema["additionalProperties"]
+        return f"dict[str, {'Any' if values is True else kind_of(values)}]"
     return _KINDS[schema["type"]]
 
 

@@ -105,3 +105,9 @@ class ChatOptions(TextOptions, total=False):
     chat_template: str | None
     """Name of one of the model's chat templates; default: the server's choice. The text of one is taken only with
     `--trust-request-chat-template`."""
+    chat_template_kwargs: dict[str, Any] | None
+    """Values for the chat template by name, such as `enable_thinking`; a template reads those that it has."""
+    add_generation_prompt: bool | None
+    """False: the prompt ends with the last message, without the beginning of an answer; default true."""
+    continue_final_message: bool | None
+    """Continue the last message, an assistant's, instead of beginning an answer."""

@@ -1,9 +1,11 @@
 """Parts of a chat: messages, the tools that a model may call, and its calls."""
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -14,14 +16,17 @@ from pydantic import (
     model_validator,
 )
 
-from run_gpt.api.values import JsonObject, Text, joined_parts
+from run_gpt.api.values import JsonObject, Text, joined_parts, shown
 from run_gpt.errors import InvalidRequest
 
 MAX_TOOLS = 128
 MAX_MESSAGES = 4096
 MAX_CALLS = 256
 """Most calls in a message."""
-MAX_CHOICES = 1024
+MAX_CHOICES = 5000
+MAX_TEMPLATE_VALUES = 64
+_TEMPLATE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+_OF_THE_SERVER = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template")
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -175,6 +180,29 @@ class ResponseFormat(_Part):
         if self.json_schema is not None:
             return json.dumps(self.json_schema.schema_, ensure_ascii=False)
         return self.regex if self.choice is None else json.dumps(self.choice, ensure_ascii=False)
+
+
+def _template_values(values: dict[str, Any]) -> dict[str, Any]:
+    if len(values) > MAX_TEMPLATE_VALUES:
+        raise ValueError(f"there are {len(values):,} values, the limit is {MAX_TEMPLATE_VALUES}")
+    for name in values:
+        if not _TEMPLATE_NAME.fullmatch(name):
+            raise ValueError(f"{shown(name)} is no name of a template's value")
+        if name in _OF_THE_SERVER or name.endswith("_token"):
+            raise ValueError(f"{name!r} comes from the server, or is a field of the request itself")
+    return values
+
+
+TemplateValues = Annotated[JsonObject, AfterValidator(_template_values)]
+
+
+def check_last_message(messages: list[Message], begins: bool | None) -> None:
+    """Raise InvalidRequest for a chat whose last message an answer cannot continue. `begins`: add_generation_prompt."""
+    last, param = messages[-1], "continue_final_message"
+    if last.role != "assistant" or not last.content or last.tool_calls:
+        raise InvalidRequest(f"{param}: the last message must be an assistant's, with a text and no calls", param=param)
+    if begins:
+        raise InvalidRequest(f"{param}: this does not go with add_generation_prompt = True", param=param)
 
 
 def check_tools(tools: list[Tool] | None, choice: str | NamedTool | None) -> None:

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from run_gpt.api.chat import Messages, NamedTool, ResponseFormat, ToolChoice, Tools, check_tools
+from run_gpt.api.chat import (
+    Messages,
+    NamedTool,
+    ResponseFormat,
+    TemplateValues,
+    ToolChoice,
+    Tools,
+    check_last_message,
+    check_tools,
+)
 from run_gpt.api.timings import TIMINGS
 from run_gpt.api.values import INT32_MAX, Name, TextOrIds, field_path, one_or_list, shown
 from run_gpt.errors import InvalidRequest
@@ -38,6 +47,9 @@ CHAT_TEMPLATE = (
     "Name of one of the model's chat templates; default: the server's choice. The text of one is taken only with "
     "`--trust-request-chat-template`."
 )
+TEMPLATE_VALUES = "Values for the chat template by name, such as `enable_thinking`; a template reads those that it has."
+GENERATION_PROMPT = "False: the prompt ends with the last message, without the beginning of an answer; default true."
+CONTINUE = "Continue the last message, an assistant's, instead of beginning an answer."
 ADAPTER = f"Name of a loaded LoRA adapter, or `{BASE}` for the model itself; default: the server's."
 
 CacheSalt = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -237,10 +249,15 @@ class ChatRequest(Parameters):
     )
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
     chat_template: ChatTemplate | None = Field(None, description=CHAT_TEMPLATE)
+    chat_template_kwargs: TemplateValues | None = Field(None, description=TEMPLATE_VALUES)
+    add_generation_prompt: bool | None = Field(None, description=GENERATION_PROMPT)
+    continue_final_message: bool | None = Field(None, description=CONTINUE)
 
     @model_validator(mode="after")
     def _possible_tools(self) -> Self:
         check_tools(self.tools, self.tool_choice)
+        if self.continue_final_message:
+            check_last_message(self.messages, self.add_generation_prompt)
         return self
 
     @property

@@ -39,7 +39,7 @@ from run_gpt.local.answers import (
 from run_gpt.local.launch import RunningModel, launch
 from run_gpt.local.naming import NamingOutlet, named
 from run_gpt.local.preparation import LONG, Preparation, size
-from run_gpt.local.prompts import Prompts, as_functions
+from run_gpt.local.prompts import Prompts, as_functions, template_options
 from run_gpt.local.sinks import WaitingSink, native_events
 from run_gpt.local.workers import Workers
 from run_gpt.models import OnProgress, no_progress, served_names
@@ -270,7 +270,12 @@ class Model(LanguageModel):
         if isinstance(request, DetokenizeRequest):
             return DetokenizedText(prompt=self._prompts.detokenize(request.tokens), **about)
         if request.messages is not None:
-            ids = self._prompts.chat_ids(request.messages, as_functions(request.tools), template=request.chat_template)
+            ids = self._prompts.chat_ids(
+                request.messages,
+                as_functions(request.tools),
+                template=request.chat_template,
+                options=template_options(request),
+            )
         else:
             ids = self._prompts.text_ids(
                 request.prompt or "", "prompt", special=request.add_special_tokens is not False

@@ -5,11 +5,13 @@ from functools import lru_cache
 
 from run_gpt.api.chat import Message, NamedTool, Tool
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
+from run_gpt.api.tokens import TokenizeRequest
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest
 from run_gpt.local.least_tokens import LeastTokens
 from run_gpt.models import LoadedModel, render_chat
 from run_gpt.models.grammar import Kind
 from run_gpt.models.template_choice import requested_template
+from run_gpt.models.template_options import TemplateOptions
 from run_gpt.models.token_bytes import TokenBytes, decoder
 from run_gpt.models.tokenizer import encode
 from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
@@ -53,6 +55,7 @@ class Prompts:
             functions(request),
             parallel=request.parallel_tool_calls is not False,
             template=request.chat_template,
+            options=template_options(request),
             most=most,
         )
 
@@ -77,12 +80,13 @@ class Prompts:
         *,
         parallel: bool = True,
         template: str | None = None,
+        options: TemplateOptions = TemplateOptions(),  # noqa: B008  (frozen)
         most: int | None = None,
     ) -> list[int]:
         """Return the ids of a chat up to the beginning of the answer. Raises InvalidRequest, Forbidden.
 
         `template`: name of one of the model's templates, or the text of one; default: the model's own choice.
-        `most`: see `of`.
+        `options`: see TemplateOptions. `most`: see `of`.
         """
         turns = [message.model_dump(exclude_none=True) for message in messages]
         for turn in turns:
@@ -95,6 +99,7 @@ class Prompts:
             tool_format=self.tool_format,
             parallel=parallel,
             jinja=None if template is None else requested_template(self._tokenizer, template, self._trusts_templates),
+            options=options,
             check=lambda text: self._fits(text, "messages", most),
         )
         return self._checked(ids, "messages")
@@ -175,6 +180,15 @@ def _outside(param: str, token_id: int | str, vocabulary: int) -> str:
 def _too_long(param: str, size: str, most: int) -> ContextLengthExceeded:
     return ContextLengthExceeded(
         f"{param}: a text of {size}; the model's context holds {most}, the answer's included: shorten it", param=param
+    )
+
+
+def template_options(request: ChatRequest | TokenizeRequest) -> TemplateOptions:
+    """Return the options of the rendering of a request's chat."""
+    return TemplateOptions(
+        values=request.chat_template_kwargs or {},
+        add_prompt=request.add_generation_prompt is not False,
+        continue_last=bool(request.continue_final_message),
     )
 
 

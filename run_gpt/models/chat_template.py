@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from run_gpt.errors import InvalidRequest
-from run_gpt.models.rendering import render
+from run_gpt.models import rendering
+from run_gpt.models.template_options import TemplateOptions, rendered
 from run_gpt.models.templates import PLAIN, ChatTemplate
 from run_gpt.models.tokenizer import encode
 from run_gpt.models.tools import Function, ToolFormat, find_tool_format, tool_template
@@ -29,6 +31,7 @@ def render_chat(
     tool_format: ToolFormat | None = None,
     parallel: bool = True,
     jinja: str | None = None,
+    options: TemplateOptions = TemplateOptions(),  # noqa: B008  (frozen)
     check: Callable[[str], None] = lambda text: None,
 ) -> list[int]:
     """Return the token ids of `messages`, up to the point where the assistant's answer begins.
@@ -38,23 +41,26 @@ def render_chat(
     tokenizer's own template is used, else `template`, else PLAIN. A template that does not support `tools` gets plain
     turns, with a description of the tools in the system message, which offers several calls in one answer if
     `parallel`. `tool_format` defaults to the result of `find_tool_format`. Raises InvalidRequest with the template's
-    reason if it refuses the messages. `jinja`: text of a template that is used instead. `check` gets the
-    text before it is tokenised, and may raise.
+    reason if it refuses the messages. `jinja`: text of a template that is used instead.
+    `options`: see TemplateOptions. `check` gets the text before it is tokenised, and may raise.
     """
     requested, own = jinja is not None, jinja or tool_template(tokenizer)
     if own is None:
         jinja = (template or PLAIN).jinja
-    if not tools and not has_calls(messages):
-        text = render(tokenizer, [without_empty(message) for message in messages], jinja)
-    else:
-        if requested or tool_format is None:
-            tool_format = _tool_format(own, tokenizer, tool_format)
+    render = partial(rendering.render, tokenizer, options=options)
+    if (tools or has_calls(messages)) and (requested or tool_format is None):
+        tool_format = _tool_format(own, tokenizer, tool_format)
+
+    def make(messages: Sequence[Mapping[str, Any]]) -> str:
+        if tool_format is None or not (tools or has_calls(messages)):
+            return render([without_empty(message) for message in messages], jinja)
         if tool_format.native:
-            turns, told = native_turns(messages, tool_format), [function.as_tool() for function in tools]
-            text = render(tokenizer, turns, own, tools=told or None)
-        else:
-            turns = plain_turns(messages, tool_format)
-            text = _described(tokenizer, turns, jinja, description(tools, tool_format, parallel=parallel))
+            told = [function.as_tool() for function in tools]
+            return render(native_turns(messages, tool_format), own, tools=told or None)
+        turns = plain_turns(messages, tool_format)
+        return _described(render, turns, jinja, description(tools, tool_format, parallel=parallel))
+
+    text = rendered(messages, options, make)
     check(text)
     # The tokenizer's own template already writes the special tokens that begin a text.
     return encode(tokenizer, text, "messages", special=own is None)
@@ -72,15 +78,15 @@ def _tool_format(own: str | None, tokenizer: Any, wanted: ToolFormat | None) -> 
     return found
 
 
-def _described(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, told: str) -> str:
+def _described(render: Callable[..., str], turns: list[dict[str, Any]], jinja: str | None, told: str) -> str:
     """Return the chat with `told` in its system message, or before the first user message if there can be none."""
     if not told:
-        return render(tokenizer, turns, jinja)
+        return render(turns, jinja)
     try:
-        text = render(tokenizer, in_system_turn(turns, told), jinja)
+        text = render(in_system_turn(turns, told), jinja)
     except InvalidRequest:
         text = ""
-    return text if told in text else render(tokenizer, in_user_turn(turns, told), jinja)
+    return text if told in text else render(in_user_turn(turns, told), jinja)
 
 
 def unite_ends(model: Any, tokenizer: Any, vocabulary: int) -> None:

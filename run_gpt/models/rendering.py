@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from run_gpt.errors import InternalError, InvalidRequest
+from run_gpt.models.template_options import TemplateOptions
 
 MAX_SECONDS = 3.0
 """Time that a template may take. One for a long chat takes milliseconds."""
@@ -31,16 +32,25 @@ _KEPT = 2
 _PROGRAM = str(Path(__file__).with_name("template_process.py"))
 
 
-def render(tokenizer: Any, turns: list[dict[str, Any]], jinja: str | None, **options: Any) -> str:
+def render(
+    tokenizer: Any,
+    turns: list[dict[str, Any]],
+    jinja: str | None,
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    options: TemplateOptions = TemplateOptions(),  # noqa: B008  (frozen)
+) -> str:
     """Return a chat as one text, by the template `jinja`, else by the tokenizer's own. Blocks.
 
-    `options`: `tools`. Raises InvalidRequest with the template's words if it fails, in any way, and if it passes a
+    Raises InvalidRequest with the template's words if it fails, in any way, and if it passes a
     limit.
     """
-    tools = options.get("tools")
     template = jinja if jinja is not None else tokenizer.get_chat_template(None, tools)
     tokens = {name: _plain(value) for name, value in getattr(tokenizer, "special_tokens_map", {}).items()}
-    told = _ask({"template": template, "messages": turns, "tools": tools, "tokens": tokens, "most": MAX_CHARACTERS})
+    given = {"values": options.values, "add_generation_prompt": options.begins_answer}
+    told = _ask(
+        {"template": template, "messages": turns, "tools": tools, "tokens": tokens, "most": MAX_CHARACTERS, **given}
+    )
     if "text" in told:
         return str(told["text"])
     raise InvalidRequest(f"messages: this model's chat template {_fault(told)}", param="messages")

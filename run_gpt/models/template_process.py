@@ -109,9 +109,8 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
         if asked.get("messages") is None:
             return {"text": ""}
         messages = [_message(message) for message in asked["messages"]]
-        text = template.render(
-            messages=messages, tools=asked["tools"], documents=None, add_generation_prompt=True, **asked["tokens"]
-        )
+        given = {"tools": asked["tools"], "add_generation_prompt": asked["add_generation_prompt"]}
+        text = template.render({"documents": None, **asked["values"], **asked["tokens"], **given, "messages": messages})
     except MemoryError:
         return {"memory": True}
     except Exception as error:
