@@ -62,6 +62,11 @@ class TextOptions(CallOptions, total=False):
     """One text or up to 16 that end the answer and are not part of it (also `stop_str`)."""
     stop_str: list[str] | str | None
     """Same as `stop`."""
+    stop_token_ids: list[int] | None
+    """Up to 64 token ids that end the answer as the end of sequence does."""
+    ignore_eos: bool | None
+    """Go on after the model's end of sequence, which is then a token as any other, without text. `stop`,
+    `stop_token_ids` and the length still end the answer."""
     seed: int | None
     """The same seed gives the same samples."""
     logprobs: int | None

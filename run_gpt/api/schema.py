@@ -20,7 +20,7 @@ from run_gpt.api.chat import (
     check_tools,
 )
 from run_gpt.api.timings import TIMINGS
-from run_gpt.api.values import INT32_MAX, Name, TextOrIds, field_path, one_or_list, shown
+from run_gpt.api.values import INT32_MAX, Name, TextOrIds, TokenId, field_path, one_or_list, shown
 from run_gpt.errors import InvalidRequest
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -37,6 +37,7 @@ StopTexts = Annotated[
     Field(max_length=16, fail_fast=True),
     BeforeValidator(one_or_list, json_schema_input_type=list[str] | str),
 ]
+StopTokenIds = Annotated[list[TokenId], Field(max_length=64, fail_fast=True)]
 LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
 ChatTemplate = Annotated[str, StringConstraints(min_length=1, max_length=65_536)]
 _TOKEN_ID = re.compile(r"[0-9]{1,10}", re.ASCII)
@@ -57,6 +58,12 @@ CACHE_SALT = (
     "A secret of the client: prefixes are reused among requests with the same one, and the same key, only; "
     "up to 512 characters."
 )
+
+_NOT_OF_BEAMS = (
+    *("best_of", "logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "seed"),
+    *("stop_token_ids", "ignore_eos"),
+)
+"""Parameters that do not go with beam search."""
 
 # From the OpenAI spelling of a parameter to the transformers spelling that this project uses.
 SYNONYMS = {"max_tokens": "max_new_tokens", "n": "num_return_sequences", "stop_str": "stop"}
@@ -121,6 +128,14 @@ class Parameters(AnyRequest):
     stop: StopTexts | None = Field(
         None, description="One text or up to 16 that end the answer and are not part of it (also `stop_str`)."
     )
+    stop_token_ids: StopTokenIds | None = Field(
+        None, description="Up to 64 token ids that end the answer as the end of sequence does."
+    )
+    ignore_eos: bool | None = Field(
+        None,
+        description="Go on after the model's end of sequence, which is then a token as any other, without text. "
+        "`stop`, `stop_token_ids` and the length still end the answer.",
+    )
     seed: int | None = Field(None, ge=0, le=INT32_MAX, description="The same seed gives the same samples.")
     logprobs: int | None = Field(
         None, ge=0, le=20, description="Log-probabilities of the answer's tokens, with so many alternatives each."
@@ -163,7 +178,7 @@ class Parameters(AnyRequest):
             if not _TOKEN_ID.fullmatch(key) or int(key) > INT32_MAX:
                 raise InvalidRequest(f"logit_bias: {shown(key)} is not a token id", param="logit_bias")
         if (form := self.form) is not None:
-            for name in ("num_beams", "min_new_tokens", "no_repeat_ngram_size"):
+            for name in ("num_beams", "min_new_tokens", "no_repeat_ngram_size", "ignore_eos"):
                 if getattr(self, name):
                     raise refuse(name, f"this does not go with {form}, which may leave no choice of the next token")
         if not self.beam_search:
@@ -178,7 +193,7 @@ class Parameters(AnyRequest):
             raise refuse("max_new_tokens", "beam search needs at least 1")
         if self.sequences > (self.num_beams or 1):
             raise refuse("num_return_sequences", f"this exceeds num_beams = {self.num_beams}")
-        for name in ("best_of", "logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "seed"):
+        for name in _NOT_OF_BEAMS:
             if getattr(self, name) is not None:
                 raise refuse(name, f"this does not go with beam search (num_beams = {self.num_beams})")
         return self

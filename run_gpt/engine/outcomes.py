@@ -5,7 +5,7 @@ import operator
 from collections import abc
 
 from run_gpt.engine.plan import Counters, Outcome, Result, Sampled, ScheduledTokens, Scores, Sequence, Sums
-from run_gpt.engine.request import FinishReason, TokenEvent
+from run_gpt.engine.request import FinishReason, SamplingParams, TokenEvent
 from run_gpt.errors import InternalError, RequestError
 
 
@@ -22,6 +22,12 @@ class Outcomes:
     def __init__(self, end_ids: abc.Sequence[int], counters: Counters):
         self._end_ids = frozenset(end_ids)
         self._counters = counters
+
+    def end_ids(self, sampling: SamplingParams) -> frozenset[int]:
+        """Return the ids of tokens that end a sequence with these parameters."""
+        if sampling.ignore_eos:
+            return sampling.stop_token_ids
+        return self._end_ids | sampling.stop_token_ids if sampling.stop_token_ids else self._end_ids
 
     def add(self, run: ScheduledTokens, result: Result, states: Sums, scores: Scores) -> Outcome | None:
         """Add a run's results to its sequence. Returns its event, None if there is none yet, or the error that ends it.
@@ -96,7 +102,7 @@ class Outcomes:
         return TokenEvent(sequence.index, text, taken, finish, logprobs, sequence.cached, prompt_logprobs=scores)
 
     def _advance_text(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
-        if token_id in self._end_ids:
+        if token_id in sequence.end_ids:
             return sequence.text.finish()[0], "stop"
         text, stopped = sequence.text.push(token_id)
         if stopped:

@@ -51,6 +51,8 @@ class Sequence:
     accepted: int = 0
     """Number of drafted tokens that were accepted."""
     times: Times = field(default_factory=Times)
+    end_ids: frozenset[int] = frozenset()
+    """Ids of tokens that end it."""
     ended: bool = False
 
     def __post_init__(self) -> None:

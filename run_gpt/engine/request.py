@@ -30,6 +30,11 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     no_repeat_ngram_size: int = 0
     min_new_tokens: int = 0
+    """Number of tokens before which no id that ends a sequence is chosen."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Ids that end this request's sequences beside those that end any."""
+    ignore_eos: bool = False
+    """True when only `stop_token_ids` end a sequence: the ids that end any other are tokens like the rest."""
     seed: int | None = None
     logprobs: int | None = None
     """Number k of likeliest tokens whose log-probabilities are returned with the chosen token's; None: none at all."""

@@ -114,7 +114,7 @@ class Sampler:
             if params.no_repeat_ngram_size:
                 banned.add(i, _repeats(at.token_ids, params.no_repeat_ngram_size))
             if at.sequence.answered + len(at.accepted) < params.min_new_tokens:
-                banned.add(i, self.end_ids)
+                banned.add(i, (*self.end_ids, *params.stop_token_ids))
         if seen.tokens:
             where, factor = seen.index(logits), torch.tensor(factors, device=logits.device)
             values = logits[where]
@@ -177,7 +177,9 @@ class Sampler:
         params = at.params
         if not params.greedy or (matcher is not None and not matcher.allows(likeliest)):
             return False
-        return likeliest not in self.end_ids or at.sequence.answered + len(at.accepted) >= params.min_new_tokens
+        if at.sequence.answered + len(at.accepted) >= params.min_new_tokens:
+            return True
+        return likeliest not in self.end_ids and likeliest not in params.stop_token_ids
 
 
 class _Cells:

@@ -93,11 +93,11 @@ class Scheduler:
                 "ask for a shorter answer or shorten the prompt"
             )
         self._check_places(request.sequences)
-        sequences: list[Sequence] = []
+        sequences, end_ids = list[Sequence](), self._outcomes.end_ids(request.sampling)
         for index in range(request.sequences):
             seed = None if request.sampling.seed is None else f"{request.sampling.seed}/{index}"
-            first = sequences[0] if sequences else None
-            sequences.append(Sequence(request, index, self._new_text(request), random.Random(seed), adapter, first))
+            text, first = self._new_text(request), sequences[0] if sequences else None
+            sequences.append(Sequence(request, index, text, random.Random(seed), adapter, first, end_ids=end_ids))
         self.waiting += sequences
         return sequences
 

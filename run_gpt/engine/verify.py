@@ -41,7 +41,8 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Schedul
                 continue
             results[i].append(token)
             # Nothing is sampled after the end of a sequence, even if more was drafted: a grammar allows nothing there.
-            if drafted[i][place : place + 1] == (token.token_id,) and token.token_id not in sampler.end_ids:
+            over = token.token_id in runs[i].sequence.end_ids
+            if drafted[i][place : place + 1] == (token.token_id,) and not over:
                 right.append(i)
         going, place = right, place + 1
     return [errors.get(i, result) for i, result in enumerate(results)]

@@ -136,7 +136,14 @@ class Preparation:
         if request.best_of is not None:  # the log-probabilities decide which answer is best
             given.setdefault("logprobs", 0)
         bias = self._prompts.checked_bias(request.logit_bias)
-        return SamplingParams(do_sample=request.samples, logit_bias=bias, **given)
+        ends = self._prompts.checked_ids(request.stop_token_ids or (), "stop_token_ids")
+        return SamplingParams(
+            do_sample=request.samples,
+            logit_bias=bias,
+            stop_token_ids=frozenset(ends),
+            ignore_eos=bool(request.ignore_eos),
+            **given,
+        )
 
 
 def size(request: AnyRequest) -> int:

@@ -126,7 +126,9 @@ class Prompts:
         return []
 
     def stops(self, request: Request) -> tuple[str, ...]:
-        """Return the request's stop sequences; in a chat also those that end a turn."""
+        """Return the request's stop sequences; in a chat also those that end a turn, without `ignore_eos`."""
+        if request.ignore_eos:
+            return request.stops
         ours = self._template if isinstance(request, ChatRequest) and request.chat_template is None else None
         return (*request.stops, *(() if ours is None else ours.stop))
 
@@ -154,9 +156,12 @@ class Prompts:
                 )
                 raise InvalidRequest(message, param="logit_bias")
         by_id = {int(token_id.lstrip("0") or "0"): value for token_id, value in (bias or {}).items()}
-        if by_id:
-            self._checked(list(by_id), "logit_bias")
+        self.checked_ids(list(by_id), "logit_bias")
         return by_id
+
+    def checked_ids(self, ids: Sequence[int], param: str) -> Sequence[int]:
+        """Return ids, which may be none, that the model has. Raises InvalidRequest."""
+        return self._checked(ids, param) if ids else ids
 
     def _fits(self, text: str, param: str, most: int | None) -> None:
         """Raise ContextLengthExceeded for a text that has more than `most` tokens for certain."""

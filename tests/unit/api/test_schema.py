@@ -49,6 +49,12 @@ def _parse(stream=False, **fields):
         ({"num_beams": 2, "temperature": 0.5}, "num_beams"),
         ({"num_beams": 2, "n": 3}, "num_return_sequences"),
         ({"num_beams": 2, "seed": 1}, "seed"),
+        ({"num_beams": 2, "ignore_eos": True}, "ignore_eos"),
+        ({"num_beams": 2, "stop_token_ids": [1]}, "stop_token_ids"),
+        ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        ({"stop_token_ids": 5}, "stop_token_ids"),
+        ({"ignore_eos": True, "response_format": {"type": "json_object"}}, "ignore_eos"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(fields, param):

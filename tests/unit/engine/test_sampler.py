@@ -135,6 +135,15 @@ def test_bias_and_held_back_end(logits):
     assert choose(logits[:1], row(logit_bias={END: -100.0, 9: 100.0}))[0].token_id == 9
 
 
+@pytest.mark.parametrize("more", [{}, {"repetition_penalty": 1.1}, {"do_sample": True, "top_k": 1}])
+def test_all_ends_of_a_request_are_held_back(logits, more):
+    """Without this an answer could end before `min_new_tokens`, by one of its own `stop_token_ids`."""
+    logits[0, 9], logits[0, END] = 60.0, 50.0
+    ends = {"stop_token_ids": frozenset({9}), "min_new_tokens": 1, **more}
+    assert choose(logits[:1], row(**ends))[0].token_id not in (9, END)
+    assert choose(logits[:1], row([7], **ends))[0].token_id == 9
+
+
 def test_log_probabilities_are_the_models_own(logits):
     sampled = choose(logits[:1], row(logprobs=2, logit_bias={9: 100.0}))[0].logprob
     own = logits[0].log_softmax(-1)

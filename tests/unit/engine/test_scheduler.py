@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from run_gpt.engine.plan import Sampled
-from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
+from run_gpt.engine.request import Request, SamplingParams, TokenEvent, TokenLogprob
 from run_gpt.engine.scheduler import Scheduler
 from run_gpt.engine.slots import MIN_PREFIX, Copy
 from run_gpt.engine.text import TextStream
@@ -79,6 +79,25 @@ def test_the_end_of_sequence_comes_before_stop_and_length():
     s.add(request("a", tokens=1, stop=("<0>",)))
     _, [(_, event)] = step(s, END)
     assert event == TokenEvent(0, "", 1, "stop")
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens", "ends_with", "text"),
+    [
+        ({"stop_token_ids": frozenset({6})}, (5, 6), "stop", "<5>"),
+        ({"stop_token_ids": frozenset({6})}, (5, END), "stop", "<5>"),
+        ({"ignore_eos": True}, (END, 5, END), "length", "<0><5><0>"),
+        ({"ignore_eos": True, "stop_token_ids": frozenset({6})}, (END, 6), "stop", "<0>"),
+        ({"ignore_eos": True, "stop_token_ids": frozenset({END})}, (5, END), "stop", "<5>"),
+    ],
+)
+def test_a_request_chooses_which_tokens_end_it(params, tokens, ends_with, text):
+    s = scheduler()
+    s.add(request("a", tokens=3, sampling=SamplingParams(**params)))
+    events = [step(s, token)[1][0][1] for token in tokens]
+    assert [event.finish_reason for event in events] == [None] * (len(tokens) - 1) + [ends_with]
+    assert "".join(event.text for event in events) == text
+    assert not s.running
 
 
 def test_a_stop_text_comes_before_length_and_is_not_shown():

@@ -64,6 +64,8 @@ def request(name, tokens=250, prompt=(3, 4, 5, 3, 4), **params):
         {"min_new_tokens": 50},
         {"do_sample": True, "min_new_tokens": 50, "repetition_penalty": 1.2},
         {"no_repeat_ngram_size": 5, "min_new_tokens": 20},
+        {"do_sample": True, "ignore_eos": True},
+        {"do_sample": True, "stop_token_ids": frozenset({9}), "min_new_tokens": 60},
         {"presence_penalty": 0.3, "frequency_penalty": 0.05},
     ],
     ids=lambda params: "-".join(params) or "greedy",

@@ -203,6 +203,17 @@ def test_a_chat_ends_where_its_template_ends_a_turn():
     assert engine.asked[1].stop == (".",)
 
 
+def test_a_request_says_which_tokens_end_it():
+    model, engine = model_of(*HELLO, chat_template=PLAIN)
+    with model:
+        model.chat("hi", stop=["."], stop_token_ids=[5, 7, 5], ignore_eos=True)
+        with pytest.raises(InvalidRequest, match="stop_token_ids: token id 1000 is outside the vocabulary of 1000"):
+            model.generate("hi", stop_token_ids=[1, 1000])
+    [asked] = engine.asked
+    assert (asked.sampling.stop_token_ids, asked.sampling.ignore_eos) == (frozenset({5, 7}), True)
+    assert asked.stop == (".",)  # not those that end a turn
+
+
 @pytest.mark.parametrize(
     ("parameters", "sampled"),
     [
