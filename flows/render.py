@@ -96,6 +96,8 @@ def check_models(config: ServeConfig) -> None:
         raise SetupError(
             f"a server with `models` has no model beside them: leave out {', '.join(own)}, or set it for each of them"
         )
+    if config.strict_fields and config.lenient_fields:
+        raise SetupError("--strict-fields and --lenient-fields say the opposite: leave one of them out")
     check_bounds(GatewayConfig.of(config))
     budget = config.memory_budget
     for model in config.served:

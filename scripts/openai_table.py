@@ -1,11 +1,11 @@
 """Print the tables of docs/openai.md, made from our schemas and the published `openai` package.
 
 `--write` writes them there. A test compares them, so that a new field of a newer client is noticed: it is neither in
-the schema nor in REFUSED.
+the schema nor in field_tables.py.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -19,10 +19,20 @@ from openai.types.chat import chat_completion, chat_completion_chunk, completion
 from openai.types.responses import response_create_params, response_input_item_param
 from pydantic import BaseModel
 
-from run_gpt.api import answers
+from run_gpt.api import answers, field_tables
 from run_gpt.api import chat as ours
-from run_gpt.api import values as our_values
-from run_gpt.api.openai import chat, completions, embeddings, models, response_events, response_items, responses
+from run_gpt.api import parts as our_parts
+from run_gpt.api.fields import Entry, Sifted
+from run_gpt.api.openai import (
+    chat,
+    completions,
+    embeddings,
+    models,
+    response_events,
+    response_items,
+    responses,
+    tool_choice,
+)
 from run_gpt.api.openai.base import OpenAIRequest, StreamOptions
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "openai.md"
@@ -41,7 +51,7 @@ def request_table(name: str) -> str:
     """Return every field of a request: OpenAI's, which are supported, differ or are refused, and our own."""
     request, params = REQUESTS[name]
     known = {field for kind in get_args(params) or (params,) for field in get_type_hints(kind)}
-    if lost := known - request.model_fields.keys() - request.REFUSED.keys():
+    if lost := known - request.model_fields.keys() - set(request.FIELDS.names):
         raise SystemExit(f"{request.__name__} neither has nor refuses what OpenAI's {name} have: {sorted(lost)}")
     lines: dict[str, list[str]] = {"supported": [], "differs": [], "ours": []}
     schema = request.model_json_schema()
@@ -51,17 +61,26 @@ def request_table(name: str) -> str:
         description = _sentence((info.description or "").removeprefix("Beyond OpenAI's: "))
         phrase = values(schema["properties"][field], schema.get("$defs", {}))
         lines[here].append(row(f"`{field}`", here, phrase, f"{description} {differs}".strip()))
-    refused = [
-        row(f"`{field}`", "refused", _granted(request.GRANTED.get(field, ())), _sentence(f"{why}."))
-        for field, why in request.REFUSED.items()
+    words = [
+        row(f"`{field}`", "word", f"for `{word.into}`", _sentence(f"{word.meaning}." if word.meaning else ""))
+        for field, word in request.FIELDS.words.items()
     ]
-    return table(("field", "here", "values", "meaning"), [*chain(*lines.values()), *refused])
+    others = [*_entries("hint", request.FIELDS.hints), *_entries("refused", request.FIELDS.refused)]
+    return table(("field", "here", "values", "meaning"), [*chain(*lines.values()), *words, *others])
 
 
-def _granted(values: Iterable[object]) -> str:
-    """Return the values that a refused field may have nevertheless."""
-    texts = [f"`{json.dumps(value)}`" for value in values]
-    return f"only {' or '.join(texts)}" if texts else ""
+def _entries(here: str, entries: Mapping[str, Entry]) -> list[str]:
+    """Return the rows of hints or of refused fields; those with the same reason are one."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, entry in entries.items():
+        alike.setdefault((_granted(here, entry), entry.why), []).append(f"`{name}`")
+    return [row(", ".join(names), here, granted, _sentence(f"{why}.")) for (granted, why), names in alike.items()]
+
+
+def _granted(here: str, entry: Entry) -> str:
+    """Return the values that a refused field may have nevertheless; for a hint, those that it agrees with."""
+    texts = dict.fromkeys(f"`{json.dumps(value)}`" for value in entry.granted if not isinstance(value, float))
+    return f"{'only' if here == 'refused' else 'as'} {' or '.join(texts)}" if texts else ""
 
 
 def _sentence(text: str) -> str:
@@ -72,20 +91,25 @@ def kinds_table() -> str:
     """Return the table of kinds (roles, parts, tools): those that are taken, and those that are refused."""
     parts, items = their_chat.ChatCompletionContentPartParam, their_responses.ResponseInputItemParam
     formats, our_formats = completion_create_params.ResponseFormat, ours.ResponseFormat
-    texts = their_responses.ResponseFormatTextConfigParam
-    our_items = (response_items.MessageItem, response_items.CallItem, response_items.ResultItem)
-    rows = [
+    texts, includes = their_responses.ResponseFormatTextConfigParam, field_tables.LEFT_OUT_INCLUDES
+    left_out, choices = field_tables.LEFT_OUT_TOOLS, tool_choice.ChatToolChoice
+    rows: list[tuple[Any, ...]] = [
         ("roles of messages", _kinds(their_chat.ChatCompletionMessageParam, "role"), get_args(ours.Role)),
-        ("parts of a message", _kinds(parts), our_values.TEXT_PARTS),
-        ("`tools`", _kinds(their_chat.ChatCompletionToolUnionParam), _literals(ours.Tool)),
-        ("`tool_choice`", _kinds(their_chat.ChatCompletionToolChoiceOptionParam), _literals(ours.ToolChoice)),
+        ("parts of a message", _kinds(parts), our_parts.PARTS),
+        ("`tools`", _kinds(their_chat.ChatCompletionToolUnionParam), _literals(ours.Tool), left_out),
+        (
+            "`tool_choice`",
+            _kinds(their_chat.ChatCompletionToolChoiceOptionParam),
+            _literals(choices),
+        ),
         ("`response_format`", _kinds(formats), _literals(our_formats)),
-        ("responses: items of `input`", _kinds(items), _literals(*our_items)),
-        ("responses: parts of an item", _kinds(their_responses.ResponseInputContentParam), response_items.TEXT_PARTS),
-        ("responses: `tools`", _kinds(their_responses.ToolParam), _literals(responses.ResponseTool)),
+        ("responses: items of `input`", _kinds(items), response_items.KINDS),
+        ("responses: parts of an item", _kinds(their_responses.ResponseInputContentParam), response_items.PARTS),
+        ("responses: `tools`", _kinds(their_responses.ToolParam), _literals(responses.ResponseTool), left_out),
+        ("responses: `include`", get_args(their_responses.ResponseIncludable), [responses.LOGPROBS], includes),
         ("responses: `text.format`", _kinds(texts), _literals(responses.TextFormat)),
     ]
-    return _compared("of", rows)
+    return _compared("of", "left out, and named", rows)
 
 
 def objects_table() -> str:
@@ -94,18 +118,25 @@ def objects_table() -> str:
     messages = [kind for kind in get_args(their_chat.ChatCompletionMessageParam) if kind is not functions]
     json_schema = shared_params.response_format_json_schema.JSONSchema
     result, function = response_input_item_param.FunctionCallOutput, their_responses.FunctionToolParam
-    rows = [
-        ("a message", chain(*map(_fields, messages)), _fields(ours.Message)),
-        ("a function of `tools`", _fields(shared_params.FunctionDefinition), _fields(ours.Function)),
-        ("`json_schema`", _fields(json_schema), _fields(ours.JsonSchemaFormat)),
-        ("`stream_options`", _fields(their_chat.ChatCompletionStreamOptionsParam), _fields(StreamOptions)),
-        ("responses: a message", _fields(their_responses.EasyInputMessageParam), _fields(response_items.MessageItem)),
-        ("responses: a call", _fields(their_responses.ResponseFunctionToolCallParam), _fields(response_items.CallItem)),
-        ("responses: its result", _fields(result), _fields(response_items.ResultItem)),
-        ("responses: a function of `tools`", _fields(function), _fields(responses.ResponseTool)),
-        ("responses: `text`", _fields(their_responses.ResponseTextConfigParam), _fields(responses.TextOptions)),
+    rows: list[tuple[str, Iterable[str], type[Sifted]]] = [
+        ("a message", chain(*map(_fields, messages)), ours.Message),
+        ("a call in it", _fields(their_chat.ChatCompletionMessageFunctionToolCallParam), ours.ToolCall),
+        ("a tool", _fields(their_chat.ChatCompletionFunctionToolParam), ours.Tool),
+        ("its function", _fields(shared_params.FunctionDefinition), ours.Function),
+        ("`json_schema`", _fields(json_schema), ours.JsonSchemaFormat),
+        ("`stream_options`", _fields(their_chat.ChatCompletionStreamOptionsParam), StreamOptions),
+        ("responses: a message", _fields(their_responses.ResponseOutputMessageParam), response_items.MessageItem),
+        ("responses: a call", _fields(their_responses.ResponseFunctionToolCallParam), response_items.CallItem),
+        ("responses: its result", _fields(result), response_items.ResultItem),
+        ("responses: reasoning", _fields(their_responses.ResponseReasoningItemParam), response_items.ReasoningItem),
+        ("responses: a function of `tools`", _fields(function), responses.ResponseTool),
+        ("responses: `text`", _fields(their_responses.ResponseTextConfigParam), responses.TextOptions),
+        ("responses: `reasoning`", _fields(shared_params.Reasoning), responses.Reasoning),
     ]
-    return _compared("object", rows)
+    taken = [
+        (title, them, _fields(we), [*we.FIELDS.hints, *we.FIELDS.words], we.FIELDS.refused) for title, them, we in rows
+    ]
+    return _compared("object", "hints and words", taken)
 
 
 def answers_table() -> str:
@@ -130,10 +161,16 @@ def answers_table() -> str:
     return table(("answer", "left out", "ours beyond OpenAI's"), lines)
 
 
-def _compared(what: str, rows: Iterable[tuple[str, Iterable[str], Iterable[str]]]) -> str:
-    """Return a table of rows with a title, the names in OpenAI's API, and the names that we take."""
-    lines = [row(title, _list(we), _list(_lacking(them, we))) for title, them, we in rows]
-    return table((what, "taken", "refused"), lines)
+def _compared(what: str, also: str, rows: Iterable[tuple[Any, ...]]) -> str:
+    """Return a table of rows: a title, OpenAI's names, those that we take, and perhaps those of the column `also`.
+
+    A row may have further names that are refused.
+    """
+    lines = []
+    for title, them, we, *more in rows:
+        others, refused = [*more, (), ()][:2]
+        lines.append(row(title, _list(we), _all(others), _list([*_lacking(them, [*we, *others]), *refused])))
+    return table((what, "taken", also, "refused"), lines)
 
 
 def _kinds(union: Any, key: str = "type") -> list[str]:
@@ -177,6 +214,10 @@ def _lacking(names: Iterable[str], others: Iterable[str]) -> list[str]:
 def _list(names: Iterable[str]) -> str:
     listed = list(dict.fromkeys(names))
     return f"{len(listed)} others" if len(listed) > FEW else ", ".join(f"`{name}`" for name in listed)
+
+
+def _all(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(names))
 
 
 TABLES = {

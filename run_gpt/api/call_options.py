@@ -33,7 +33,7 @@ class TextOptions(CallOptions, total=False):
     temperature: float | None
     """0 is greedy; default 1 when sampling."""
     top_k: int | None
-    """Sample from the k likeliest tokens; 0 is off."""
+    """Sample from the k likeliest tokens; 0 or -1 is off."""
     top_p: float | None
     """Sample from the likeliest tokens of this total mass."""
     min_p: float | None
@@ -79,6 +79,8 @@ class TextOptions(CallOptions, total=False):
     cache_salt: str | None
     """A secret of the client: prefixes are reused among requests with the same one, and the same key, only; up to 512
     characters."""
+    prompt_cache_key: str | None
+    """Prompts with the same beginning and the same key go to the same replica, if it is not too busy."""
 
 
 class GenerateOptions(TextOptions, total=False):

@@ -2,11 +2,10 @@
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -16,7 +15,10 @@ from pydantic import (
     model_validator,
 )
 
-from run_gpt.api.values import JsonObject, Text, joined_parts, shown
+from run_gpt.api.field_tables import CALL, FUNCTION, FUNCTION_CALL, MESSAGE, TOOL
+from run_gpt.api.fields import Sifted
+from run_gpt.api.parts import joined_parts
+from run_gpt.api.values import Fault, JsonObject, Text, shown
 from run_gpt.errors import InvalidRequest
 
 MAX_TOOLS = 128
@@ -30,39 +32,38 @@ _OF_THE_SERVER = ("messages", "tools", "add_generation_prompt", "continue_final_
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
-# Fields of OpenAI's answers beside a message's text. They are accepted when empty, so an answer can be sent back.
-_OF_ANSWERS = ("refusal", "annotations", "audio", "function_call")
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class FunctionCall(_Part):
+class FunctionCall(Sifted):
     """Name and arguments of a called function."""
+
+    FIELDS: ClassVar = FUNCTION_CALL
 
     name: Text
     arguments: Text
     """JSON text as the model wrote it; it may be cut off."""
 
 
-class ToolCall(_Part):
+class ToolCall(Sifted):
     """One call by the model."""
+
+    FIELDS: ClassVar = CALL
 
     id: Text | None = None
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
-class TextPart(_Part):
+class TextPart(Sifted):
     """A piece of a message's content."""
 
     type: Literal["text"]
     text: Text
 
 
-class Message(_Part):
+class Message(Sifted):
     """One turn of a chat."""
+
+    FIELDS: ClassVar = MESSAGE
 
     role: Role
     content: Annotated[
@@ -70,6 +71,9 @@ class Message(_Part):
     ] = None
     """A text, or a list of `{"type": "text", "text": ...}`, whose texts are joined as lines."""
     name: Text | None = None
+    """Name of who speaks, for a template that shows it; of a tool's function."""
+    reasoning_content: Text | None = None
+    """Text that the assistant thought before its answer."""
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
     """Calls of the assistant."""
     tool_call_id: Text | None = None
@@ -77,28 +81,28 @@ class Message(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_empty_parts_of_answers(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {name: value for name, value in data.items() if name not in _OF_ANSWERS or value not in (None, [])}
+    def _refusal_is_its_text(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("refusal"), str) and data.get("content") in (None, "", []):
+            return {name: value for name, value in data.items() if name != "refusal"} | {"content": data["refusal"]}
+        return data
 
     @model_validator(mode="after")
     def _possible(self) -> "Message":
-        if self.content is None and not self.tool_calls:
-            raise InvalidRequest(f"messages: a message of the role {self.role!r} has no content", param="messages")
-        if self.tool_calls and self.role != "assistant":
-            raise InvalidRequest(f"messages: a message of the role {self.role!r} has tool_calls", param="messages")
-        if any(call.id is None for call in self.tool_calls or ()):
-            raise InvalidRequest(
-                "messages: a call in tool_calls has no id, by which its result is known", param="messages"
-            )
-        if self.tool_call_id is not None and self.role != "tool":
-            raise InvalidRequest(f"messages: a message of the role {self.role!r} has a tool_call_id", param="messages")
+        if self.content is None and not self.tool_calls and self.reasoning_content is None:
+            raise Fault(f"a message of the role {self.role!r} has no content", "content")
+        for i, call in enumerate(self.tool_calls or ()):
+            if call.id is None:
+                raise Fault("a call in tool_calls has no id, by which its result is known", "tool_calls", i, "id")
+        for name, role in (("tool_calls", "assistant"), ("reasoning_content", "assistant"), ("tool_call_id", "tool")):
+            if getattr(self, name) and self.role != role:
+                raise Fault(f"a message of the role {self.role!r} has {name}", name)
         return self
 
 
-class Function(_Part):
+class Function(Sifted):
     """A function that the model may call."""
+
+    FIELDS: ClassVar = FUNCTION
 
     name: ToolName
     description: Text | None = None
@@ -108,18 +112,20 @@ class Function(_Part):
     """True: every call follows the schema. Otherwise only calls that `tool_choice` enforces do."""
 
 
-class Tool(_Part):
+class Tool(Sifted):
     """A tool: always a function."""
+
+    FIELDS: ClassVar = TOOL
 
     type: Literal["function"]
     function: Function
 
 
-class _Named(_Part):
+class _Named(Sifted):
     name: ToolName
 
 
-class NamedTool(_Part):
+class NamedTool(Sifted):
     """The one function that the model must call."""
 
     type: Literal["function"]
@@ -138,10 +144,10 @@ Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
-class JsonSchemaFormat(_Part):
+class JsonSchemaFormat(Sifted):
     """A JSON schema for the answer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
     schema_: JsonObject = Field(alias="schema")
     name: Text | None = None
@@ -150,7 +156,7 @@ class JsonSchemaFormat(_Part):
     """The schema is always enforced; this is for OpenAI's clients."""
 
 
-class ResponseFormat(_Part):
+class ResponseFormat(Sifted):
     """Form that the answer must have; it is enforced token by token."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "choice"]
@@ -163,6 +169,14 @@ class ResponseFormat(_Part):
         ]
         | None
     ) = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schema_of_an_object(cls, data: Any) -> Any:
+        """Take llama.cpp's form of a JSON schema, too."""
+        if not isinstance(data, dict) or data.get("type") != "json_object" or data.get("schema") is None:
+            return data
+        return {"type": "json_schema", "json_schema": {"schema": data["schema"]}}
 
     @model_validator(mode="after")
     def _what_its_type_needs(self) -> "ResponseFormat":

@@ -17,8 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, cr
 
 from run_gpt.api import answers, schema
 from run_gpt.api.endpoints import MODEL_ENDPOINTS
+from run_gpt.api.fields import Rules, Sifted
 from run_gpt.api.values import DOCUMENT
-from run_gpt.errors import InternalError, InvalidRequest, RequestError, error_from_dict
+from run_gpt.errors import InternalError, RequestError, error_from_dict
 
 Asked = TypeVar("Asked", bound=schema.AnyRequest)
 
@@ -40,8 +41,9 @@ def document_class(model: type[BaseModel]) -> type[BaseDoc]:
         if name != "id":  # each document has an id of its own
             kind = Any if _takes_more(info.metadata) else _plain(info.annotation)
             fields[name] = (kind | None, None)
-    for name in getattr(model, "REFUSED", ()):  # otherwise docarray would drop it silently
-        fields[name] = (Any, None)
+    if issubclass(model, Sifted):
+        for name in model.FIELDS.names:  # otherwise docarray would drop them silently
+            fields[name] = (Any, None)
     if issubclass(model, answers.Body):
         fields["error"] = (dict[str, Any] | None, None)
     base = _Request if issubclass(model, schema.AnyRequest) else BaseDoc
@@ -83,26 +85,27 @@ def request_to_document(request: schema.AnyRequest) -> BaseDoc:
     return document_class(type(request))(**request.model_dump(exclude_none=True, context=DOCUMENT))
 
 
-def message_to_request(model: type[Asked], message: DocProto, *, stream: bool = False) -> Asked:
+def message_to_request(model: type[Asked], message: DocProto, *, stream: bool = False, rules: Rules = "usual") -> Asked:
     """Return the checked request that a document's message carries. Raises InvalidRequest.
 
     The gRPC endpoint needs this: docarray drops unknown fields when it makes a document of a message.
     """
     cls = document_class(model)
-    for name in message.data:
-        if name not in cls.model_fields:
-            raise InvalidRequest(f"{name}: this field is not known here", param=name)
+    unknown = dict.fromkeys(name for name in message.data if name not in cls.model_fields)
     try:
         document = cls.from_protobuf(message)
     except ValidationError as error:
         raise schema.invalid_request(error) from None
-    return document_to_request(model, document, stream=stream)
+    return model.parse({**_fields(document), **unknown}, stream=stream, rules=rules)
 
 
 def document_to_request(model: type[Asked], document: BaseDoc, *, stream: bool = False) -> Asked:
     """Return the checked request that a document carries. Raises InvalidRequest."""
-    fields = {name: value for name, value in document.model_dump(exclude={"id"}).items() if value is not None}
-    return model.parse(fields, stream=stream)
+    return model.parse(_fields(document), stream=stream)
+
+
+def _fields(document: BaseDoc) -> dict[str, Any]:
+    return {name: value for name, value in document.model_dump(exclude={"id"}).items() if value is not None}
 
 
 def answer_to_document(answer: answers.Body) -> BaseDoc:

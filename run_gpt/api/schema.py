@@ -5,9 +5,9 @@ InvalidRequest that names the field, the limit and the value.
 """
 
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
 
 from run_gpt.api.chat import (
     Messages,
@@ -19,8 +19,9 @@ from run_gpt.api.chat import (
     check_last_message,
     check_tools,
 )
+from run_gpt.api.fields import Intake, Rules, Sifted, Table, Word
 from run_gpt.api.timings import TIMINGS
-from run_gpt.api.values import INT32_MAX, Name, TextOrIds, TokenId, field_path, one_or_list, shown
+from run_gpt.api.values import INT32_MAX, Fault, Name, TextOrIds, TokenId, field_path, is_minus_one, one_or_list, shown
 from run_gpt.errors import InvalidRequest
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -38,6 +39,7 @@ StopTexts = Annotated[
     BeforeValidator(one_or_list, json_schema_input_type=list[str] | str),
 ]
 StopTokenIds = Annotated[list[TokenId], Field(max_length=64, fail_fast=True)]
+TopK = Annotated[int, Field(ge=0, le=INT32_MAX), BeforeValidator(lambda value: 0 if is_minus_one(value) else value)]
 LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
 ChatTemplate = Annotated[str, StringConstraints(min_length=1, max_length=65_536)]
 _TOKEN_ID = re.compile(r"[0-9]{1,10}", re.ASCII)
@@ -65,25 +67,35 @@ _NOT_OF_BEAMS = (
 )
 """Parameters that do not go with beam search."""
 
+PromptCacheKey = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+CACHE_KEY = "Prompts with the same beginning and the same key go to the same replica, if it is not too busy."
+
 # From the OpenAI spelling of a parameter to the transformers spelling that this project uses.
 SYNONYMS = {"max_tokens": "max_new_tokens", "n": "num_return_sequences", "stop_str": "stop"}
 
 
-class AnyRequest(BaseModel):
+class AnyRequest(Sifted):
     """Base of all requests. A field that is unset (None) has the default that its description gives."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    _ignored: tuple[str, ...] = PrivateAttr(())
 
     model: Name | None = Field(None, description="The served model's name; another name is a 404.")
 
     @classmethod
-    def parse(cls, data: dict[str, Any], *, stream: bool = False) -> Self:
+    def parse(cls, data: dict[str, Any], *, stream: bool = False, rules: Rules = "usual") -> Self:
         """Check `data` and build the request. Raises InvalidRequest, which names the field, the limit and the value."""
+        intake = Intake(rules)
         try:
-            request = cls.model_validate(data)
+            request = cls.model_validate(data, context=intake)
         except ValidationError as error:
             raise invalid_request(error) from None
+        request._ignored = intake.ignored
         return request.check_stream() if stream else request
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of the fields that were taken and had no effect: see HEADER."""
+        return self._ignored
 
     def check_stream(self) -> Self:
         """Return this request if its answer can be streamed. Raises InvalidRequest otherwise."""
@@ -92,6 +104,8 @@ class AnyRequest(BaseModel):
 
 class Parameters(AnyRequest):
     """Fields that both kinds of request for a text have in common."""
+
+    FIELDS: ClassVar = Table(words={synonym: Word(name) for synonym, name in SYNONYMS.items()})
 
     adapter: Name | None = Field(None, description=ADAPTER)
     max_new_tokens: int | None = Field(
@@ -111,7 +125,7 @@ class Parameters(AnyRequest):
         "top_k, top_p, min_p is given and temperature is not 0.",
     )
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default 1 when sampling.")
-    top_k: int | None = Field(None, ge=0, le=INT32_MAX, description="Sample from the k likeliest tokens; 0 is off.")
+    top_k: TopK | None = Field(None, description="Sample from the k likeliest tokens; 0 or -1 is off.")
     top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this total mass.")
     min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this share of the likeliest one.")
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="CTRL's penalty; above 1 repeats less.")
@@ -147,21 +161,7 @@ class Parameters(AnyRequest):
     )
     timings: bool | None = Field(None, description=TIMINGS)
     cache_salt: CacheSalt | None = Field(None, description=CACHE_SALT)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_spelling(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        for synonym, name in SYNONYMS.items():
-            if (value := data.pop(synonym, None)) is None:
-                continue
-            if data.get(name) not in (None, value):
-                message = f"{synonym} = {shown(value)} and {name} = {shown(data[name])} mean the same: give one of them"
-                raise InvalidRequest(message, param=synonym)
-            data[name] = value
-        return data
+    prompt_cache_key: PromptCacheKey | None = Field(None, description=CACHE_KEY)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -301,6 +301,10 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
     if (count := error.error_count()) > MAX_ERRORS:
         return InvalidRequest(f"the request has {count:,} faults: it is not one of this endpoint")
     first = error.errors(include_url=False)[0]
+    error_of_ours = first.get("ctx", {}).get("error")
+    if isinstance(error_of_ours, Fault):
+        path = field_path((*first["loc"], *error_of_ours.path))[:MAX_PATH]
+        return InvalidRequest(f"{path}: {error_of_ours.message}", param=path)
     path = field_path(first["loc"])[:MAX_PATH]
     given = first.get("input")
     if first["type"] == "extra_forbidden":

@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+from collections.abc import Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -35,13 +36,6 @@ Path = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 # More than 32 bits: a Jina document carries it as a float, JSON as an integer.
 Bytes = Annotated[float, PlainSerializer(int, return_type=int, when_used="json-unless-none")]
-
-TEXT_PARTS = ("text",)
-MAX_PARTS = 1024
-"""Most parts of a message's content."""
-
-OF_ANSWERS = ("annotations", "logprobs")
-"""Fields that a response's `output_text` has beside its text. They are accepted, so an answer can be sent back."""
 
 
 def _from_text(value: Any) -> Any:
@@ -95,9 +89,18 @@ def few_ids(prompts: list[Any]) -> list[Any]:
     return prompts
 
 
-def field_path(location: tuple[int | str, ...]) -> str:
-    """Return a path such as `messages.0.content` from the location in a pydantic error."""
-    return ".".join(str(part) for part in location if not str(part).startswith("("))
+def field_path(location: Sequence[int | str]) -> str:
+    """Return a path such as `messages[0].content` from the location in a pydantic error."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if not str(part).startswith("(")]
+    return "".join(parts).removeprefix(".")
+
+
+class Fault(ValueError):
+    """Fault of a value at `path` below the one that a validator gets. See `invalid_request`."""
+
+    def __init__(self, message: str, *path: int | str):
+        super().__init__(message)
+        self.message, self.path = message, path
 
 
 class _Repr(reprlib.Repr):
@@ -118,30 +121,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def is_minus_one(value: Any) -> bool:
+    """Return True for the integer with which other servers turn a limit off."""
+    return type(value) is int and value == -1
+
+
 def one_or_list(value: Any) -> Any:
     """Return a list with one text for a text; for a validator."""
     return [value] if isinstance(value, str) else value
-
-
-def joined_parts(value: Any, *, kinds: tuple[str, ...] = TEXT_PARTS, param: str = "content") -> Any:
-    """Return the joined text of a message's content that is given in parts; for a validator.
-
-    `kinds`: the types of parts that are texts. Raises InvalidRequest for a part of another type.
-    """
-    if not isinstance(value, list):
-        return value
-    if len(value) > MAX_PARTS:
-        raise InvalidRequest(f"{param}: there are {len(value):,} parts, the limit is {MAX_PARTS:,}", param=param)
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        if kind not in kinds:
-            raise InvalidRequest(
-                f"{param}: parts of the type {shown(kind)} are not supported, only {kinds[0]!r}", param=param
-            )
-        for name in part.keys() - {"type", "text", *(OF_ANSWERS if kind == "output_text" else ())}:
-            raise InvalidRequest(f"{param}: a part's field {shown(name)} is not known here", param=param)
-        if not isinstance(text := part.get("text"), str):
-            raise InvalidRequest(f"{param}: a part of the type {shown(kind)} has no text", param=param)
-        texts.append(text)
-    return "\n".join(texts)

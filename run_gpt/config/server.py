@@ -61,6 +61,12 @@ class GatewayConfig(AdminConfig):
             flag="--allowed-host",
         ),
     ] = ()
+    strict_fields: Annotated[
+        bool, Option("Refuse fields of requests without an effect, too, instead of naming them.", Panel.SERVER)
+    ] = False
+    lenient_fields: Annotated[
+        bool, Option("Ignore unknown fields of requests, and name them in the answer's header.", Panel.SERVER)
+    ] = False
     log_requests: Annotated[
         bool, Option("Log a line for each request: its route, status, seconds, key and id.", Panel.ACCESS)
     ] = False

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from run_gpt.api.endpoints import Endpoint
+from run_gpt.api.fields import Rules
 from run_gpt.api.json_text import parse_json
 from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.schema import AnyRequest
@@ -47,12 +48,14 @@ async def read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def request_of(endpoint: Endpoint, body: bytes | None, path_params: dict[str, Any]) -> AnyRequest:
+async def request_of(
+    endpoint: Endpoint, body: bytes | None, path_params: dict[str, Any], rules: Rules = "usual"
+) -> AnyRequest:
     """Return the checked request of a body, or of a path alone. Raises InvalidRequest."""
 
     def parse() -> AnyRequest:
         fields = {} if body is None else parse_body(body)
-        return _parse(endpoint, {**fields, **path_params})
+        return _parse(endpoint, {**fields, **path_params}, rules)
 
     return parse() if body is None or len(body) <= SMALL else await in_thread(parse)
 
@@ -74,9 +77,9 @@ def parse_body(body: bytes) -> dict[str, Any]:
     return data
 
 
-def _parse(endpoint: Endpoint, fields: dict[str, Any]) -> AnyRequest:
+def _parse(endpoint: Endpoint, fields: dict[str, Any], rules: Rules) -> AnyRequest:
     try:
-        request = endpoint.request.parse(fields, stream=endpoint.answer is None)
+        request = endpoint.request.parse(fields, stream=endpoint.answer is None, rules=rules)
         if isinstance(request, OpenAIRequest):
             with suppress(RequestError):  # raised again where it gets the names of this API
                 request.natives()

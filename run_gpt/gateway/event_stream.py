@@ -6,6 +6,7 @@ import logging
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from run_gpt.api.fields import ignored_header
 from run_gpt.api.schema import AnyRequest
 from run_gpt.api.sse import COMMENT, data_event, error_event
 from run_gpt.errors import InternalError, RequestError
@@ -49,7 +50,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI. Raises the RequestError of a request that had no event yet, and ClientGone."""
         scope.setdefault("state", {})[CONNECTION_COMMENT] = COMMENT
-        writer, task = _Writer(send), asyncio.current_task()
+        writer, task = _Writer(send, _headers(self._request)), asyncio.current_task()
         assert task is not None
         gone = asyncio.ensure_future(until_gone(receive))
         gone.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
@@ -87,12 +88,17 @@ class EventStream(Response):
         await writer.end()
 
 
+def _headers(request: AnyRequest) -> list[tuple[bytes, bytes]]:
+    own = ignored_header(request.ignored).items()
+    return [*HEADERS, *((name.lower().encode(), value.encode()) for name, value in own)]
+
+
 class _Writer:
     """Writer of the response, which knows if any of it was sent."""
 
-    def __init__(self, send: Send):
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]):
         self.begun = False
-        self._send = send
+        self._send, self._headers = send, headers
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
         self._commenting: asyncio.Task[None] | None = None
@@ -103,7 +109,7 @@ class _Writer:
         self._last = self._loop.time()
         if not self.begun:
             self.begun = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await self._send({"type": "http.response.body", "body": content, "more_body": True})
 
     async def end(self) -> None:

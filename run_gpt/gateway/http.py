@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
+from run_gpt.api.fields import ignored_header
 from run_gpt.errors import (
     InternalError,
     InvalidRequest,
@@ -104,10 +105,10 @@ def _handler(service: Service, endpoint: Endpoint) -> Any:
     async def handle(http_request: Request) -> Response:
         get = http_request.method == "GET"
         body = None if get else await read_body(http_request, service.config.max_body_bytes)
-        request = await request_of(endpoint, body, http_request.path_params)
+        request = await request_of(endpoint, body, http_request.path_params, service.rules)
         if not endpoint.streams(request):
             answer = await _unless_gone(http_request, service.answer(request))
-            return Response(answer.to_json(), media_type="application/json")
+            return Response(answer.to_json(), headers=ignored_header(request.ignored), media_type="application/json")
         return EventStream(service, request, endpoint.last_line)
 
     return handle

@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from run_gpt.api.fields import HEADER as IGNORED
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError, Forbidden, InternalError, InvalidRequest, RequestError, SetupError
 from run_gpt.gateway.guesses import client_address
@@ -43,7 +44,7 @@ def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None, count: Count
             allow_origins=config.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("Retry-After", request_ids.HEADER),
+            expose_headers=("Retry-After", request_ids.HEADER, IGNORED),
         )
     app = HostCheck(app, hosts, config.max_body_bytes)
     return Recording(app, config, count)

@@ -144,7 +144,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     for status, description in _ERRORS.items():
         error = {"application/json": {"schema": {"$ref": _REF + "Error"}}}
         responses[str(status)] = {"description": description, "content": error}
-    refused = getattr(endpoint.request, "REFUSED", {})
+    refused = endpoint.request.FIELDS.refused
     note = {"description": f"Refused, since they are not supported here: {', '.join(refused)}."} if refused else {}
     return {
         "summary": endpoint.summary,

@@ -19,6 +19,7 @@ from jina.proto import jina_pb2
 from run_gpt.api import documents
 from run_gpt.api.answers import Body
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
+from run_gpt.api.fields import METADATA, MOST_NAMES, Rules
 from run_gpt.api.schema import Parameters
 from run_gpt.api.together import Turns, in_order, together
 from run_gpt.errors import InternalError, InvalidRequest, QueueFull, RateLimited, RequestError, UnknownEndpoint
@@ -85,7 +86,9 @@ class Servicer:
         """Answer one document with a stream of documents."""
         begun = False
         try:
-            proto, endpoint, request = await handled(lambda: _streamed(message), long=is_long(message))
+            rules = self.service.rules
+            proto, endpoint, request = await handled(lambda: _streamed(message, rules), long=is_long(message))
+            _name_ignored(context, [request])
             with self.service.writing():  # until the last document is written
                 async with self.service.stream(request, context.time_remaining()) as events:
                     while bodies := await events.bodies():
@@ -120,7 +123,8 @@ class Servicer:
 
     async def _data(self, message: bytes, context: Any) -> bytes:
         """Return the answer to a DataRequest: its documents run together."""
-        header, requests = await _asked(message)
+        header, requests = await _asked(message, self.service.rules)
+        _name_ignored(context, requests)
         turns = Turns(max(1, len(requests)))
         calls = [partial(self.service.answer, request, context.time_remaining()) for request in requests]
         answers = await together([turns.whole(call) for call in calls])
@@ -128,7 +132,13 @@ class Servicer:
         return await handled(lambda: _whole(header, answers), long=long)
 
 
-async def _asked(message: bytes) -> tuple[Any, list[Any]]:
+def _name_ignored(context: Any, requests: Sequence[Any]) -> None:
+    """Name the fields without an effect in the trailing metadata. Of several messages of a call the last one counts."""
+    if ignored := tuple(dict.fromkeys(name for request in requests for name in request.ignored)):
+        context.set_trailing_metadata(((METADATA, ", ".join(ignored[:MOST_NAMES])),))
+
+
+async def _asked(message: bytes, rules: Rules) -> tuple[Any, list[Any]]:
     """Return a DataRequest's header and its checked requests. Raises a RequestError."""
     long = is_long(message)
     proto, endpoint = await handled(lambda: _opened(jina_pb2.DataRequestProto, message, stream=False), long=long)
@@ -138,7 +148,7 @@ async def _asked(message: bytes) -> tuple[Any, list[Any]]:
     check_documents(len(sent))
 
     def checked() -> list[Any]:
-        return [_request(endpoint, document, stream=False) for document in sent]
+        return [_request(endpoint, document, rules, stream=False) for document in sent]
 
     requests = await handled(checked, long=long or len(sent) > MOST_ON_LOOP)
     if any(endpoint.streams(request) for request in requests):
@@ -146,10 +156,10 @@ async def _asked(message: bytes) -> tuple[Any, list[Any]]:
     return proto.header, requests
 
 
-def _streamed(message: bytes) -> tuple[Any, Endpoint, Any]:
+def _streamed(message: bytes, rules: Rules) -> tuple[Any, Endpoint, Any]:
     """Return a message for a stream, its endpoint and its checked request. Raises a RequestError."""
     proto, endpoint = _opened(jina_pb2.SingleDocumentRequestProto, message, stream=True)
-    return proto, endpoint, _request(endpoint, proto.document, stream=True)
+    return proto, endpoint, _request(endpoint, proto.document, rules, stream=True)
 
 
 def _opened(kind: Any, message: bytes, *, stream: bool) -> tuple[Any, Endpoint]:
@@ -202,10 +212,10 @@ def _check_parameters(proto: Any) -> None:
         raise InvalidRequest(f"{names[0]}: give parameters as fields of the document", param=names[0])
 
 
-def _request(endpoint: Endpoint, message: Any, *, stream: bool) -> Any:
+def _request(endpoint: Endpoint, message: Any, rules: Rules, *, stream: bool) -> Any:
     """Return the checked request in a document's message. Raises InvalidRequest."""
     try:
-        return documents.message_to_request(cast("Any", endpoint.request), message, stream=stream)
+        return documents.message_to_request(cast("Any", endpoint.request), message, stream=stream, rules=rules)
     except RequestError:
         raise
     except Exception as error:  # docarray fails in many ways on malformed documents

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from run_gpt.api.answers import Answer, Body
 from run_gpt.api.endpoints import Handler, endpoint_of
+from run_gpt.api.fields import Rules
 from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
 from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.openai.models import ListModelsRequest, ModelList, RetrieveModelRequest
@@ -71,6 +72,11 @@ class Service:
         if self.tracing is not None:
             self.tracing.end(record, status)
 
+    @property
+    def rules(self) -> Rules:
+        """Rules for fields of requests."""
+        return "strict" if self.config.strict_fields else "lenient" if self.config.lenient_fields else "usual"
+
     async def answer(self, request: AnyRequest, timeout: float | None = None) -> Body:
         """Return the whole answer, within `timeout` seconds if that is less than the server's own limit.
 
@@ -95,7 +101,7 @@ class Service:
     def check(self, request: AnyRequest, handler: Handler) -> None:
         """Raise Forbidden, Unavailable or ModelNotFound for a request that is not allowed, or cannot be served now."""
         if isinstance(request, OpenAIRequest):
-            note_user(request.user)
+            note_user(request.asker)
         current_rights().check(handler)
         if handler is Handler.ADAPTERS and not self.config.runtime_adapters:
             raise Forbidden("adapters cannot be changed here: start the server with --runtime-adapters")

@@ -1,24 +1,48 @@
 """Common parts of requests of OpenAI's API: native requests, refused fields, sampling, usage."""
 
+import secrets
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from run_gpt.api.answers import Answer, Body, Generation, PromptTokensDetails, Usage
 from run_gpt.api.chat import ResponseFormat
-from run_gpt.api.schema import ADAPTER, CACHE_SALT, MAX_SEQUENCES, AnyRequest, CacheSalt, LogitBias, StopTexts
+from run_gpt.api.field_tables import STREAM_OPTIONS
+from run_gpt.api.fields import Rules, Sifted
+from run_gpt.api.schema import (
+    ADAPTER,
+    CACHE_KEY,
+    CACHE_SALT,
+    MAX_SEQUENCES,
+    AnyRequest,
+    CacheSalt,
+    LogitBias,
+    PromptCacheKey,
+    StopTexts,
+    StopTokenIds,
+    TopK,
+)
 from run_gpt.api.timings import TIMINGS, Timings
-from run_gpt.api.values import INT32_MAX, Name, OnlyFalse, Text
+from run_gpt.api.values import INT32_MAX, Name, Text, is_minus_one
 from run_gpt.errors import InvalidRequest
 
+Metadata = Annotated[dict[Text, Text], Field(max_length=16)]
 LEAST_TOP_P = 1e-9
 DEFAULT_MAX_TOKENS = 4096
 """Default of most tokens in a chat's answer. OpenAI's default is the rest of the context. But each sequence reserves
 memory for its longest answer, and with whole contexts only few sequences could run together."""
-MAX_TOKENS = f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}, or what the model's context leaves."
+MAX_TOKENS = f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}; -1: what the model's context leaves."
+
+
+def _unlimited(value: Any) -> Any:
+    return INT32_MAX if is_minus_one(value) else value
+
+
+Length = Annotated[int, Field(ge=1, le=INT32_MAX), BeforeValidator(_unlimited)]
+LengthOrNone = Annotated[int, Field(ge=0, le=INT32_MAX), BeforeValidator(_unlimited)]
 
 
 class OpenAIAnswer(Answer):
@@ -48,37 +72,28 @@ class EventWriter(Protocol):
 class OpenAIRequest(AnyRequest):
     """A request of OpenAI's API."""
 
-    REFUSED: ClassVar[Mapping[str, str]] = {}
-    """OpenAI's fields that are a 400 here, with the reasons."""
-    GRANTED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Values of refused fields that are accepted, since they ask for the behaviour here."""
     DIFFERS: ClassVar[Mapping[str, str]] = {"model": "OpenAI's must be given."}
     """Fields that differ at OpenAI, with the difference."""
     NATIVE_NAMES: ClassVar[Mapping[str, str]] = {}
     """Names of this API for native fields that errors may name."""
 
     user: Text | None = Field(None, description="Who asks: it stands in the request log (`--log-requests`).")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for name, why in cls.REFUSED.items():
-            value, granted = data.get(name), cls.GRANTED.get(name, ())
-            if value is not None and not any(value == one and type(value) is type(one) for one in granted):
-                raise InvalidRequest(f"{name}: this is not supported here: {why}", param=name)
-        return {name: value for name, value in data.items() if name not in cls.REFUSED}
+    safety_identifier: Text | None = Field(None, description="The same, by its newer name, which comes first.")
 
     @classmethod
-    def parse(cls, data: dict[str, Any], *, stream: bool = False) -> Self:
+    def parse(cls, data: dict[str, Any], *, stream: bool = False, rules: Rules = "usual") -> Self:
         """See AnyRequest. `stream` makes an unset field `stream` true; without it, the field decides."""
         if stream and data.get("stream") is None:
             data = {**data, "stream": True}
-        request = super().parse(data)
+        request = super().parse(data, rules=rules)
         if stream and not request.streams:
             raise InvalidRequest("stream = False: this call is a stream", param="stream")
         return request
+
+    @property
+    def asker(self) -> str | None:
+        """User that the client names."""
+        return self.safety_identifier or self.user
 
     @property
     def streams(self) -> bool:
@@ -107,13 +122,13 @@ class OpenAIRequest(AnyRequest):
         raise InvalidRequest("this request has no streamed answer")
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Sifted):
     """Information in a stream beside the text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    FIELDS: ClassVar = STREAM_OPTIONS
 
     include_usage: bool | None = Field(None, description="A last event with `usage` and no choices.")
-    include_obfuscation: OnlyFalse | None = Field(None, description="Only false: nothing is padded here.")
+    continuous_usage_stats: bool | None = Field(None, description="With it, each event has the `usage` so far.")
 
 
 class SamplingRequest(OpenAIRequest):
@@ -124,8 +139,9 @@ class SamplingRequest(OpenAIRequest):
         "max_tokens": "OpenAI's is an error if the context has less room; here the answer ends there.",
         "n": "OpenAI's: up to 128.",
         "stop": "OpenAI's: up to 4.",
-        "stream_options": "OpenAI's: `include_obfuscation`, too; here it may only be false.",
     }
+
+    NATIVE_NAMES: ClassVar = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
     temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
     top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest tokens of this total mass.")
@@ -142,12 +158,21 @@ class SamplingRequest(OpenAIRequest):
     response_format: ResponseFormat | None = Field(
         None, description="`json_object`, `json_schema`; beyond OpenAI's also `regex` and `choice`. Enforced."
     )
-    top_k: int | None = Field(None, ge=0, le=INT32_MAX, description="Beyond OpenAI's: the k likeliest tokens only.")
+    top_k: TopK | None = Field(None, description="Beyond OpenAI's: the k likeliest tokens only; 0 or -1 is off.")
     min_p: float | None = Field(None, ge=0, le=1, description="Beyond OpenAI's: drop tokens below this share.")
     repetition_penalty: float | None = Field(None, gt=0, le=10, description="Beyond OpenAI's: CTRL's penalty.")
     adapter: Name | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
     timings: bool | None = Field(None, description=f"Beyond OpenAI's: {TIMINGS}")
+    min_tokens: int | None = Field(
+        None, ge=0, le=INT32_MAX, description="Beyond OpenAI's: hold the end of sequence back for so many tokens."
+    )
+    stop_token_ids: StopTokenIds | None = Field(
+        None, description="Beyond OpenAI's: up to 64 token ids that end the answer."
+    )
+    ignore_eos: bool | None = Field(None, description="Beyond OpenAI's: go on after the model's end of sequence.")
     cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
+    cache_prompt: bool | None = Field(None, description="Beyond OpenAI's: false: no prefix is reused; default true.")
+    prompt_cache_key: PromptCacheKey | None = Field(None, description=CACHE_KEY)
 
     @model_validator(mode="after")
     def _possible(self) -> "SamplingRequest":
@@ -161,6 +186,11 @@ class SamplingRequest(OpenAIRequest):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
+    def always_has_usage(self) -> bool:
+        """True when each event of a stream has the usage so far."""
+        return self.includes_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
     def has_last_event(self) -> bool:
         """True when a stream ends with an event without choices, for the usage or the timings."""
         return self.includes_usage or bool(self.timings)
@@ -169,9 +199,13 @@ class SamplingRequest(OpenAIRequest):
         """Return the native parameters."""
         same = ("n", "stop", "presence_penalty", "frequency_penalty", "logit_bias", "response_format")
         more = ("model", "adapter", "top_k", "min_p", "repetition_penalty", "timings", "cache_salt")
-        given = {name: getattr(self, name) for name in (*same, *more)}
+        of_others = ("stop_token_ids", "ignore_eos", "prompt_cache_key")
+        given = {name: getattr(self, name) for name in (*same, *more, *of_others)}
+        if self.cache_prompt is False:
+            given["cache_salt"] = secrets.token_hex(16)  # nothing else has it, so nothing is reused
         return {
             **given,
+            "min_new_tokens": self.min_tokens,
             "seed": None if self.seed is None else self.seed % (INT32_MAX + 1),
             "temperature": 1.0 if self.temperature is None else float(self.temperature),
             "top_p": None if self.top_p is None else max(LEAST_TOP_P, self.top_p),

@@ -3,79 +3,93 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, model_validator
 
 from run_gpt.api import answers as native
 from run_gpt.api.answers import Answer, ChatEvent, FinishReason, TokenLogprob, ToolCallDelta, Usage, absent
-from run_gpt.api.chat import Messages, ToolCall, ToolChoice, Tools, check_tools
-from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, MAX_TOKENS, EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
-from run_gpt.api.schema import CHAT_TEMPLATE, ChatRequest, ChatTemplate
+from run_gpt.api.chat import Messages, TemplateValues, Tool, ToolCall, Tools, check_tools
+from run_gpt.api.field_tables import CHAT
+from run_gpt.api.fields import Intake
+from run_gpt.api.openai.base import (
+    DEFAULT_MAX_TOKENS,
+    MAX_TOKENS,
+    EventWriter,
+    Length,
+    Metadata,
+    OpenAIAnswer,
+    SamplingRequest,
+    UsageSum,
+)
+from run_gpt.api.openai.tool_choice import AllowedTools, ChatToolChoice, Choice, allowed, leave_out_tools
+from run_gpt.api.schema import (
+    CHAT_TEMPLATE,
+    CONTINUE,
+    GENERATION_PROMPT,
+    TEMPLATE_VALUES,
+    ChatRequest,
+    ChatTemplate,
+)
 from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
-from run_gpt.api.values import INT32_MAX
 from run_gpt.errors import InvalidRequest
 
-TEXT_ONLY = "models here read and write text only"
-NOT_STORED = "nothing is stored here"
 LONGER = "OpenAI's default: what the context leaves."
-HOSTED = "there are no hosted tools here"
+
+
+SAME = (
+    *("parallel_tool_calls", "chat_template", "chat_template_kwargs", "add_generation_prompt"),
+    "continue_final_message",
+)
+"""Fields that are the same in the native request."""
 
 
 class ChatCompletionRequest(SamplingRequest):
     """Answer the last message of a chat."""
 
-    REFUSED: ClassVar = {
-        "audio": TEXT_ONLY,
-        "function_call": "this is `tool_choice` now",
-        "functions": "this is `tools` now",
-        "metadata": NOT_STORED,
-        "modalities": TEXT_ONLY,
-        "moderation": "nothing is moderated here",
-        "prediction": "speculation here drafts from the prompt",
-        "prompt_cache_key": "prefixes are reused within a key of this server; `cache_salt` divides them further",
-        "prompt_cache_options": "prefixes are reused while there is room",
-        "prompt_cache_retention": "prefixes are reused while there is room",
-        "reasoning_effort": "models here do not reason apart from their answer",
-        "safety_identifier": "this is `user` here",
-        "service_tier": "all requests are served alike",
-        "store": NOT_STORED,
-        "verbosity": "no model here has it: say it in the messages",
-        "web_search_options": HOSTED,
-    }
-
-    GRANTED: ClassVar = {
-        "modalities": (["text"],),
-        "reasoning_effort": ("none",),
-        "service_tier": ("auto", "default"),
-        "store": (False,),
-    }
+    FIELDS: ClassVar = CHAT
     DIFFERS: ClassVar = {
         **SamplingRequest.DIFFERS,
         "max_completion_tokens": LONGER,
         "max_tokens": LONGER,
         "messages": "OpenAI's: images, audio and files, too.",
         "response_format": "OpenAI's enforces a schema with `strict` only.",
-        "tool_choice": "OpenAI's: `allowed_tools` and custom tools, too.",
-        "tools": "OpenAI's: custom tools, too.",
+        "metadata": "OpenAI's is stored.",
+        "tool_choice": "OpenAI's: custom tools, too.",
+        "tools": "OpenAI's: custom tools, too; here they are left out, as hosted ones are.",
     }
 
     messages: Messages = Field(
         description="The chat so far. Roles: system, developer (as system), user, assistant, tool; contents: text."
     )
-    max_completion_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description=MAX_TOKENS)
-    max_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description="The same, by its older name.")
+    max_completion_tokens: Length | None = Field(None, description=MAX_TOKENS)
+    max_tokens: Length | None = Field(None, description="The same, by its older name.")
     logprobs: bool | None = Field(None, description="Log-probabilities of the answer's tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="With so many alternatives each.")
     tools: Tools | None = Field(None, description="Functions that the model may call.")
-    tool_choice: ToolChoice | None = Field(
-        None, description="`auto`, `none`, `required`, or one function; the last two are enforced."
+    tool_choice: ChatToolChoice | None = Field(
+        None,
+        description="`auto`, `none`, `required`, one function, or `allowed_tools`. Required calls are enforced.",
     )
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
-    chat_template: ChatTemplate | None = Field(None, description=CHAT_TEMPLATE)
+    metadata: Metadata | None = Field(None, description="Given back in a whole answer.")
+    chat_template: ChatTemplate | None = Field(None, description=f"Beyond OpenAI's: {CHAT_TEMPLATE}")
+    chat_template_kwargs: TemplateValues | None = Field(None, description=f"Beyond OpenAI's: {TEMPLATE_VALUES}")
+    add_generation_prompt: bool | None = Field(None, description=f"Beyond OpenAI's: {GENERATION_PROMPT}")
+    continue_final_message: bool | None = Field(None, description=f"Beyond OpenAI's: {CONTINUE}")
+    echo: bool | None = Field(
+        None, description="Beyond OpenAI's: begin the answer with the last message, if it is an assistant's."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_tools(cls, data: Any, info: ValidationInfo) -> Any:
+        return leave_out_tools(data, info.context)
 
     @model_validator(mode="after")
-    def _possible_chat(self) -> "ChatCompletionRequest":
-        check_tools(self.tools, self.tool_choice)
+    def _possible_chat(self, info: ValidationInfo) -> "ChatCompletionRequest":
+        check_tools(*self._calls())
+        if self.metadata and self.stream and isinstance(info.context, Intake):
+            info.context.ignore("metadata")
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs: this goes with logprobs only", param="top_logprobs")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
@@ -85,17 +99,30 @@ class ChatCompletionRequest(SamplingRequest):
 
     def make_natives(self) -> Sequence[ChatRequest]:
         """See OpenAIRequest."""
+        tools, choice = self._calls()
         fields = {
             **self.sampling(),
             "messages": self.messages,
             "max_new_tokens": self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS,
             "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
-            "tools": self.tools,
-            "tool_choice": self.tool_choice,
-            "parallel_tool_calls": self.parallel_tool_calls,
-            "chat_template": self.chat_template,
+            "tools": tools,
+            "tool_choice": choice,
+            **{name: getattr(self, name) for name in SAME},
         }
         return [ChatRequest.parse(fields, stream=bool(self.stream))]
+
+    def _calls(self) -> tuple[list[Tool] | None, Choice]:
+        """Return the tools that the model may call, and the native choice among them."""
+        if not isinstance(self.tool_choice, AllowedTools):
+            return self.tools, self.tool_choice
+        named = self.tool_choice.allowed_tools
+        return allowed(self.tools, named.mode, [tool.function.name for tool in named.tools])
+
+    @property
+    def echoed(self) -> str:
+        """Text before each answer."""
+        last = self.messages[-1]
+        return last.content or "" if self.echo and last.role == "assistant" else ""
 
     def join(self, answers: Sequence[Answer]) -> Answer:
         """See OpenAIRequest."""
@@ -103,7 +130,7 @@ class ChatCompletionRequest(SamplingRequest):
         choices = [
             AnswerChoice(
                 index=choice.index,
-                message=_message(choice.message),
+                message=_message(choice.message, self.echoed),
                 logprobs=_logprobs(choice.logprobs),
                 finish_reason=choice.finish_reason,
             )
@@ -111,7 +138,8 @@ class ChatCompletionRequest(SamplingRequest):
         ]
         usage = UsageSum.of(answers)
         about = _about(whole, "chat.completion")
-        return ChatCompletion(**about, choices=choices, usage=usage.total(), **usage.timings())
+        given: dict[str, Any] = {"metadata": self.metadata} if self.metadata else {}
+        return ChatCompletion(**about, choices=choices, usage=usage.total(), **usage.timings(), **given)
 
     def writer(self) -> EventWriter:
         """See OpenAIRequest."""
@@ -149,6 +177,7 @@ class ChatCompletion(OpenAIAnswer):
     object: Literal["chat.completion"]
     choices: list[AnswerChoice]
     usage: Usage
+    metadata: dict[str, str] | None = absent()
     timings: Timings | None = absent()
 
 
@@ -184,6 +213,7 @@ class _Writer:
     def __init__(self, request: ChatCompletionRequest):
         self._request = request
         self._usage = UsageSum()
+        self._always_usage = request.always_has_usage
         self._begun: set[int] = set()
         self._plain: dict[int, PlainEvent] = {}
         self._last: ChatEvent | None = None
@@ -196,7 +226,8 @@ class _Writer:
             if choice.index not in self._begun:
                 self._begun.add(choice.index)
                 text_first = choice.delta.content or not choice.delta.tool_calls
-                yield self._chunk(choice.index, ChoiceDelta(role="assistant", content="" if text_first else None))
+                before = self._request.echoed or ("" if text_first else None)
+                yield self._chunk(choice.index, ChoiceDelta(role="assistant", content=before))
             logprobs = _logprobs(choice.logprobs)
             if choice.delta.content or logprobs:
                 delta = ChoiceDelta(content=choice.delta.content) if choice.delta.content else ChoiceDelta()
@@ -208,7 +239,7 @@ class _Writer:
 
     def plain(self, which: int, index: int, text: str) -> bytes | None:
         """See EventWriter."""
-        if index not in self._begun:
+        if index not in self._begun or self._always_usage:
             return None
         if index not in self._plain:
             self._plain[index] = PlainEvent(self._chunk(index, ChoiceDelta(content=TEXT)))
@@ -233,7 +264,7 @@ class _Writer:
         about = _about(cast("Answer", self._last), "chat.completion.chunk")
         event = ChatCompletionChunk(**about, choices=choices, **(usage.timings() if usage else {}))
         if self._request.includes_usage:
-            event.usage = usage.total() if usage else None
+            event.usage = self._usage.total() if usage or self._always_usage else None
         return event
 
 
@@ -241,8 +272,9 @@ def _about(answer: Answer, kind: str) -> dict[str, Any]:
     return {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
 
 
-def _message(message: native.ChatMessage) -> ChatCompletionMessage:
-    return ChatCompletionMessage(role="assistant", content=message.content, refusal=None, tool_calls=message.tool_calls)
+def _message(message: native.ChatMessage, before: str) -> ChatCompletionMessage:
+    content = before + (message.content or "") if before else message.content
+    return ChatCompletionMessage(role="assistant", content=content, refusal=None, tool_calls=message.tool_calls)
 
 
 def _logprobs(logprobs: native.Logprobs | None) -> ChoiceLogprobs | None:

@@ -6,11 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from run_gpt.api.answers import Answer, Choice, FinishReason, GenerateAnswer, TokenLogprob, TopLogprob, Usage, absent
-from run_gpt.api.openai.base import EventWriter, OpenAIAnswer, SamplingRequest, UsageSum
+from run_gpt.api.field_tables import COMPLETION
+from run_gpt.api.openai.base import EventWriter, LengthOrNone, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.schema import MAX_SEQUENCES, GenerateRequest
 from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
-from run_gpt.api.values import INT32_MAX, TextOrIds, few_ids
+from run_gpt.api.values import TextOrIds, few_ids
 from run_gpt.errors import InvalidRequest
 
 DEFAULT_MAX_TOKENS = 16
@@ -35,7 +36,7 @@ Prompts = Annotated[
 class CompletionRequest(SamplingRequest):
     """Continue texts, or score them."""
 
-    REFUSED: ClassVar = {"suffix": "no model here fills in a middle"}
+    FIELDS: ClassVar = COMPLETION
     DIFFERS: ClassVar = {
         **SamplingRequest.DIFFERS,
         "prompt": "OpenAI's may be left out.",
@@ -44,11 +45,10 @@ class CompletionRequest(SamplingRequest):
     }
 
     prompt: Prompts = Field(description="A text, token ids, or a list of either.")
-    max_tokens: int | None = Field(
+    max_tokens: LengthOrNone | None = Field(
         None,
-        ge=0,
-        le=INT32_MAX,
-        description=f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}. 0: the prompt is scored only.",
+        description=f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}. 0: the prompt is scored only; -1: what "
+        "the model's context leaves.",
     )
     echo: bool | None = Field(None, description="Begin the answer with the prompt, its tokens' logprobs included.")
     logprobs: int | None = Field(
@@ -140,6 +140,7 @@ class _Writer:
     def __init__(self, request: CompletionRequest):
         self._request = request
         self._usage = UsageSum()
+        self._always_usage = request.always_has_usage
         self._offsets: dict[int, Offsets] = {}
         self._plain: dict[int, PlainEvent] = {}
         self._about: dict[str, Any] = {}
@@ -158,7 +159,7 @@ class _Writer:
 
     def plain(self, which: int, index: int, text: str) -> bytes | None:
         """See EventWriter."""
-        if not self._about:
+        if not self._about or self._always_usage:
             return None
         index += which * (self._request.n or 1)
         if index not in self._plain:
@@ -175,7 +176,7 @@ class _Writer:
         """Make an event. `usage` is given for the last event only."""
         event = Completion(**self._about, choices=choices, **(usage.timings() if usage else {}))
         if self._request.includes_usage:
-            event.usage = usage.total() if usage else None
+            event.usage = self._usage.total() if usage or self._always_usage else None
         return event
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from run_gpt.api import embeddings as native
 from run_gpt.api.answers import Answer
 from run_gpt.api.embeddings import MAX_TEXTS, EmbeddingUsage, EmbedRequest
+from run_gpt.api.field_tables import EMBEDDING
 from run_gpt.api.openai.base import OpenAIAnswer, OpenAIRequest
 from run_gpt.api.openai.completions import Prompts
 from run_gpt.api.schema import ADAPTER, CACHE_SALT, CacheSalt
@@ -17,7 +18,7 @@ from run_gpt.api.values import Name
 class EmbeddingRequest(OpenAIRequest):
     """Make a vector of each text."""
 
-    REFUSED: ClassVar = {"dimensions": "a vector has as many numbers as the model's hidden state"}
+    FIELDS: ClassVar = EMBEDDING
     DIFFERS: ClassVar = {**OpenAIRequest.DIFFERS, "input": "OpenAI's: up to 2048."}
     NATIVE_NAMES: ClassVar = {"texts": "input"}
 

@@ -46,7 +46,9 @@ class Response(Body):
     user: str | None
     error: None = None
     previous_response_id: None = None
-    reasoning: None = None
+    reasoning: Fields | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
     background: Literal[False] = False
     store: Literal[False] = False
     truncation: Literal["disabled"] = "disabled"

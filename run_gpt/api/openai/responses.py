@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from run_gpt.api.answers import Answer, Body, ChatAnswer
 from run_gpt.api.chat import (
@@ -14,28 +14,61 @@ from run_gpt.api.chat import (
     Message,
     NamedTool,
     ResponseFormat,
+    TemplateValues,
     Tool,
-    ToolMode,
     ToolName,
     check_tools,
 )
-from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, LEAST_TOP_P, MAX_TOKENS, EventWriter, OpenAIRequest
-from run_gpt.api.openai.chat import HOSTED, LONGER, NOT_STORED
+from run_gpt.api.field_tables import (
+    LEFT_OUT_INCLUDES,
+    REASONING,
+    RESPONSE,
+    RESPONSE_TOOL,
+    STREAM_OPTIONS,
+    TEXT_OPTIONS,
+    effort_values,
+)
+from run_gpt.api.fields import Intake, Sifted
+from run_gpt.api.openai.base import (
+    DEFAULT_MAX_TOKENS,
+    LEAST_TOP_P,
+    MAX_TOKENS,
+    EventWriter,
+    Length,
+    Metadata,
+    OpenAIRequest,
+)
+from run_gpt.api.openai.chat import LONGER
 from run_gpt.api.openai.response_events import ResponseWriter, response_of
-from run_gpt.api.openai.response_items import Item, items_of
-from run_gpt.api.schema import ADAPTER, CACHE_SALT, CacheSalt, ChatRequest
-from run_gpt.api.values import INT32_MAX, JsonObject, Name, OnlyFalse, Text
+from run_gpt.api.openai.response_items import Item, items_of, messages_of
+from run_gpt.api.openai.tool_choice import (
+    AllowedResponseTools,
+    Choice,
+    NamedResponseTool,
+    ResponseToolChoice,
+    allowed,
+    leave_out_tools,
+)
+from run_gpt.api.schema import (
+    ADAPTER,
+    CACHE_KEY,
+    CACHE_SALT,
+    TEMPLATE_VALUES,
+    CacheSalt,
+    ChatRequest,
+    PromptCacheKey,
+)
+from run_gpt.api.values import Fault, JsonObject, Name, Text
 from run_gpt.errors import InvalidRequest
 
 LOGPROBS = "message.output_text.logprobs"
+Includes = Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=16, fail_fast=True)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class ResponseTool(_Part):
+class ResponseTool(Sifted):
     """A function that the model may call."""
+
+    FIELDS: ClassVar = RESPONSE_TOOL
 
     type: Literal["function"]
     name: ToolName
@@ -51,21 +84,10 @@ class ResponseTool(_Part):
         return Tool(type="function", function=function)
 
 
-class NamedResponseTool(_Part):
-    """The one function that the model must call."""
-
-    type: Literal["function"]
-    name: ToolName
-
-
-def _mode_or_named(value: Any) -> str:
-    return "(named)" if isinstance(value, dict | NamedResponseTool) else "(mode)"
-
-
-class TextFormat(_Part):
+class TextFormat(Sifted):
     """Form of the text; all its fields are on one level."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
     type: Literal["text", "json_object", "json_schema"]
     name: Text | None = None
@@ -81,52 +103,55 @@ class TextFormat(_Part):
         return ResponseFormat(type=self.type, json_schema=schema)
 
 
-class TextOptions(_Part):
+class TextOptions(Sifted):
     """Options for the text."""
+
+    FIELDS: ClassVar = TEXT_OPTIONS
 
     format: TextFormat | None = None
 
 
-class ResponseStreamOptions(_Part):
+class ResponseStreamOptions(Sifted):
     """Information in a stream beside the text; this server offers none."""
 
-    include_obfuscation: OnlyFalse | None = None
+    FIELDS: ClassVar = STREAM_OPTIONS
+
+
+class Reasoning(Sifted):
+    """Options for what the model thinks before its answer."""
+
+    FIELDS: ClassVar = REASONING
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+
+def _there(include: Any, info: ValidationInfo) -> Any:
+    """Return the values of `include` without those of kinds that this server has not."""
+    if not isinstance(include, list) or len(include) > len(LEFT_OUT_INCLUDES) + 16:
+        return include
+    left_out = [name for name in include if isinstance(name, str) and name in LEFT_OUT_INCLUDES]
+    if left_out and isinstance(info.context, Intake):
+        if info.context.rules == "strict":
+            raise Fault(f"{left_out[0]}: there is nothing of the kind, and the server has --strict-fields")
+        for name in left_out:
+            info.context.ignore(f"include.{name}")
+    return [name for name in include if name not in left_out]
 
 
 class ResponseRequest(OpenAIRequest):
     """Answer a conversation."""
 
-    REFUSED: ClassVar = {
-        "access_programs": "there are none here",
-        "background": "every request is answered at once",
-        "background_options": "every request is answered at once",
-        "context_management": "shorten the input yourself",
-        "conversation": NOT_STORED,
-        "image": "models here read and write text only",
-        "max_tool_calls": HOSTED,
-        "moderation": "nothing is moderated here",
-        "previous_response_id": f"{NOT_STORED}: send the whole conversation as input",
-        "prompt": "there are no prompt templates here",
-        "prompt_cache_key": "prefixes are reused within a key of this server; `cache_salt` divides them further",
-        "prompt_cache_options": "prefixes are reused while there is room",
-        "prompt_cache_retention": "prefixes are reused while there is room",
-        "reasoning": "models here do not reason apart from their answer",
-        "safety_identifier": "this is `user` here",
-        "service_tier": "all requests are served alike",
-    }
-    GRANTED: ClassVar = {"background": (False,), "service_tier": ("auto", "default")}
+    FIELDS: ClassVar = RESPONSE
     DIFFERS: ClassVar = {
         **OpenAIRequest.DIFFERS,
-        "include": "OpenAI's: what hosted tools, images and reasoning leave, too.",
+        "include": "OpenAI's: what hosted tools, images and reasoning leave, too; here they are left out.",
         "input": "OpenAI's: images, files, calls of hosted tools and references to stored items, too.",
         "max_output_tokens": LONGER,
         "metadata": "OpenAI's is stored.",
-        "store": "OpenAI's default: true.",
-        "stream_options": "OpenAI's default: true.",
+        "reasoning": "OpenAI's has summaries.",
         "text": "OpenAI's enforces a schema with `strict` only, and has `verbosity`.",
-        "tool_choice": "OpenAI's: `allowed_tools` and hosted tools, too.",
-        "tools": "OpenAI's: hosted and custom tools, too.",
-        "truncation": "OpenAI's: `auto`, too.",
+        "tool_choice": "OpenAI's: hosted and custom tools, too.",
+        "tools": "OpenAI's: hosted and custom tools, too; here they are left out.",
     }
     NATIVE_NAMES: ClassVar = {
         "messages": "input",
@@ -138,54 +163,61 @@ class ResponseRequest(OpenAIRequest):
         list[Item],
         Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
         BeforeValidator(items_of, json_schema_input_type=Text | list[Item]),
-    ] = Field(description="A text, or items: messages (with text), function_call, function_call_output.")
+    ] = Field(description="A text, or items: messages (with text), function_call, function_call_output, reasoning.")
     instructions: Text | None = Field(None, description="A system message before the input.")
-    max_output_tokens: int | None = Field(None, ge=1, le=INT32_MAX, description=MAX_TOKENS)
+    max_output_tokens: Length | None = Field(None, description=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
     top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest tokens of this total mass.")
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
         None, description="Functions that the model may call; no hosted tools."
     )
-    tool_choice: (
-        Annotated[
-            Annotated[ToolMode, Tag("(mode)")] | Annotated[NamedResponseTool, Tag("(named)")],
-            Discriminator(_mode_or_named),
-        ]
-        | None
-    ) = Field(None, description="`auto`, `none`, `required`, or one function; the last two are enforced.")
+    tool_choice: ResponseToolChoice | None = Field(
+        None,
+        description="`auto`, `none`, `required`, one function, or `allowed_tools`. Required calls are enforced.",
+    )
     parallel_tool_calls: bool | None = Field(None, description="False: at most one call; default true.")
     text: TextOptions | None = Field(None, description="`format`: `text`, `json_object` or `json_schema`. Enforced.")
-    include: Annotated[list[Literal["message.output_text.logprobs"]], Field(max_length=16, fail_fast=True)] | None = (
-        Field(None, description=f"`{LOGPROBS}` and nothing else.")
+    include: Annotated[Includes, BeforeValidator(_there, json_schema_input_type=Includes)] | None = Field(
+        None, description=f"`{LOGPROBS}`."
     )
+    reasoning: Reasoning | None = Field(None, description="`effort`, for a model whose template reads it.")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Alternatives to each token of the text.")
-    store: OnlyFalse | None = Field(None, description=f"Only false, which is the default here: {NOT_STORED}.")
-    truncation: Literal["disabled"] | None = Field(None, description="Only `disabled`: too long an input is a 400.")
-    metadata: dict[str, Text] | None = Field(None, description="Given back in the answer.", max_length=16)
+    metadata: Metadata | None = Field(None, description="Given back in the answer.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
-    stream_options: ResponseStreamOptions | None = Field(None, description="`include_obfuscation`: only false.")
+    stream_options: ResponseStreamOptions | None = Field(None, description="Nothing.")
     adapter: Name | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
     cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
+    prompt_cache_key: PromptCacheKey | None = Field(None, description=CACHE_KEY)
+    chat_template_kwargs: TemplateValues | None = Field(None, description=f"Beyond OpenAI's: {TEMPLATE_VALUES}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_tools(cls, data: Any, info: ValidationInfo) -> Any:
+        return leave_out_tools(data, info.context)
 
     @model_validator(mode="after")
     def _possible_tools(self) -> "ResponseRequest":
-        check_tools(self._tools(), self._choice())
+        check_tools(*self._calls())
         return self
 
     def make_natives(self) -> Sequence[ChatRequest]:
         """See OpenAIRequest."""
+        tools, choice = self._calls()
+        system = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
         wants_logprobs = bool(self.include) or self.top_logprobs is not None
         fields = {
             "model": self.model,
             "adapter": self.adapter,
             "cache_salt": self.cache_salt,
-            "messages": self._messages(),
+            "prompt_cache_key": self.prompt_cache_key,
+            "messages": [*system, *messages_of(self.input)],
             "max_new_tokens": self.max_output_tokens or DEFAULT_MAX_TOKENS,
             "temperature": 1.0 if self.temperature is None else float(self.temperature),
             "top_p": None if self.top_p is None else max(LEAST_TOP_P, self.top_p),
             "logprobs": (self.top_logprobs or 0) if wants_logprobs else None,
-            "tools": self._tools(),
-            "tool_choice": self._choice(),
+            "tools": tools,
+            "tool_choice": choice,
+            "chat_template_kwargs": self._template_values(),
             "parallel_tool_calls": self.parallel_tool_calls,
             "response_format": self.text.format.response_format() if self.text and self.text.format else None,
         }
@@ -215,24 +247,21 @@ class ResponseRequest(OpenAIRequest):
             "text": {"format": form.model_dump(exclude_none=True) if form else {"type": "text"}},
             "top_logprobs": self.top_logprobs or 0,
             "user": self.user,
+            "reasoning": {"effort": self.reasoning.effort, "summary": None} if self.reasoning else None,
+            "prompt_cache_key": self.prompt_cache_key,
+            "safety_identifier": self.safety_identifier,
         }
 
-    def _messages(self) -> list[Message]:
-        """Return the conversation. Successive calls, and the text before them, become one message."""
-        messages = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
-        for item in self.input:
-            message, before = item.message(), messages[-1] if messages else None
-            if message.tool_calls and before is not None and before.role == "assistant":
-                calls = [*(before.tool_calls or ()), *message.tool_calls]
-                messages[-1] = Message(role="assistant", content=before.content, tool_calls=calls)
-            else:
-                messages.append(message)
-        return messages
+    def _calls(self) -> tuple[list[Tool] | None, Choice]:
+        """Return the tools that the model may call, and the native choice among them."""
+        tools, choice = None if self.tools is None else [tool.tool() for tool in self.tools], self.tool_choice
+        if isinstance(choice, AllowedResponseTools):
+            return allowed(tools, choice.mode, [tool.name for tool in choice.tools])
+        if isinstance(choice, NamedResponseTool):
+            return tools, NamedTool.model_validate({"type": "function", "function": {"name": choice.name}})
+        return tools, choice
 
-    def _tools(self) -> list[Tool] | None:
-        return None if self.tools is None else [tool.tool() for tool in self.tools]
-
-    def _choice(self) -> str | NamedTool | None:
-        if isinstance(self.tool_choice, NamedResponseTool):
-            return NamedTool.model_validate({"type": "function", "function": {"name": self.tool_choice.name}})
-        return self.tool_choice
+    def _template_values(self) -> dict[str, Any] | None:
+        effort = self.reasoning.effort if self.reasoning else None
+        values = {**(effort_values(effort) if effort else {}), **(self.chat_template_kwargs or {})}
+        return values or None

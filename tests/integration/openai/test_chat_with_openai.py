@@ -121,7 +121,7 @@ def test_the_clients_stream_helper(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("name", sorted(ChatCompletionRequest.REFUSED))
+@pytest.mark.parametrize("name", sorted(ChatCompletionRequest.FIELDS.refused))
 def test_a_field_that_is_not_supported_is_named(client: openai.OpenAI, name: str, stream: bool) -> None:
     """If the field were ignored, users would believe that it has an effect."""
     with pytest.raises(openai.BadRequestError) as raised:
@@ -133,7 +133,7 @@ def test_a_field_that_is_not_supported_is_named(client: openai.OpenAI, name: str
 
 
 def test_what_is_refused_may_be_sent_as_null(client: openai.OpenAI) -> None:
-    nothing = dict.fromkeys(ChatCompletionRequest.REFUSED)
+    nothing = dict.fromkeys(ChatCompletionRequest.FIELDS.refused)
     client.chat.completions.create(model="smollm2", messages=CAPITAL, max_tokens=1, extra_body=nothing)
 
 
@@ -156,7 +156,7 @@ def test_what_is_refused_may_be_sent_as_null(client: openai.OpenAI) -> None:
         ({"stream": True, "stream_options": {"colour": 1}}, "stream_options.colour"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
     ],
     ids=str,
 )

@@ -144,13 +144,13 @@ def test_user_is_taken(ask: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        *(({name: "x"}, name) for name in CompletionRequest.REFUSED),
+        *(({name: "x"}, name) for name in CompletionRequest.FIELDS.refused),
         ({"no_such_field": 1}, "no_such_field"),
         ({"logprobs": 21}, "logprobs"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"best_of": 1, "n": 2}, "best_of"),
         ({"prompt": [[1, 49152]]}, "prompt"),
-        ({"prompt": [[1], [-1]]}, "prompt.1.0"),
+        ({"prompt": [[1], [-1]]}, "prompt[1][0]"),
         ({"prompt": []}, "prompt"),
         ({"prompt": {"text": "x"}}, "prompt"),
     ],

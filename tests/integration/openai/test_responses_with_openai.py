@@ -111,7 +111,7 @@ def test_the_clients_stream_helper(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("name", sorted(ResponseRequest.REFUSED))
+@pytest.mark.parametrize("name", sorted(ResponseRequest.FIELDS.refused))
 def test_a_field_that_is_not_supported_is_named(client: openai.OpenAI, name: str, stream: bool) -> None:
     """If the field were ignored, users would believe that it has an effect."""
     with pytest.raises(openai.BadRequestError) as raised:
@@ -120,22 +120,22 @@ def test_a_field_that_is_not_supported_is_named(client: openai.OpenAI, name: str
     assert name in raised.value.message
 
 
+IMAGE = {"type": "input_image", "image_url": "x"}
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"no_such_field": 1}, "no_such_field"),
-        ({"store": True}, "store"),
-        ({"truncation": "auto"}, "truncation"),
-        ({"include": ["reasoning.encrypted_content"]}, "include.0"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"include": ["reasoning.colours"]}, "include[0]"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [{"type": "web_research"}]}, "tools[0].type"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
         ({"tool_choice": {"type": "function", "name": "clock"}, "tools": [WEATHER]}, "tool_choice"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
+        ({"input": [{"role": "user", "content": [IMAGE]}]}, "input[0].content[0].type"),
         ({"input": []}, "input"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
     ],
     ids=str,
 )

@@ -63,7 +63,7 @@ def test_the_shape_is_that_of_openai():
     [
         (EmbedRequest, {"texts": []}, "texts"),
         (EmbedRequest, {"texts": ["x"] * (MAX_TEXTS + 1)}, "texts"),
-        (EmbedRequest, {"texts": ["x", ""]}, "texts.1"),
+        (EmbedRequest, {"texts": ["x", ""]}, "texts[1]"),
         (EmbedRequest, {"texts": "x", "pooling": "max"}, "pooling"),
         (EmbedRequest, {"texts": "x", "max_new_tokens": 1}, "max_new_tokens"),
         (LoadAdapterRequest, {"name": "x"}, "path"),

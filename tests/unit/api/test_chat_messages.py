@@ -31,11 +31,14 @@ def test_an_answer_may_be_sent_back_as_it_came():
     [
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "'image_url'"),
         ({"role": "user", "content": [{"type": "text"}]}, "has no text"),
-        ({"role": "user", "content": [{"type": "text", "text": "a", "cache": 1}]}, "'cache'"),
-        ({"role": "user", "content": [{"type": "text", "text": "a", "annotations": []}]}, "'annotations'"),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a", "cache": 1}]},
+            "cache: .*did you mean cache_control",
+        ),
         ({"role": "user", "content": ["a"]}, "'str'"),
         ({"role": "user"}, "has no content"),
-        ({"role": "assistant", "content": None, "refusal": "no"}, "refusal"),
+        ({"role": "assistant", "content": None, "function_call": {"name": "f"}}, "function_call"),
+        ({"role": "user", "content": "a", "reasoning_content": "b"}, "reasoning_content"),
         ({"role": "user", "content": "a", "tool_calls": [{"function": {"name": "a", "arguments": ""}}]}, "tool_calls"),
         ({"role": "user", "content": "a", "tool_call_id": "x"}, "tool_call_id"),
         ({"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": ""}}]}, "has no id"),

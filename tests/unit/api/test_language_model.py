@@ -131,7 +131,7 @@ def test_texts_and_chats_become_tokens_and_come_back(model):
     assert model.detokenize((104, 105)) == "hi"
     with pytest.raises(InvalidRequest, match="tools: this does not go with prompt"):
         model.tokenize("hi", tools=[])
-    with pytest.raises(InvalidRequest, match=r"tokens\.0: .* got -1"):
+    with pytest.raises(InvalidRequest, match=r"tokens\[0\]: .* got -1"):
         model.detokenize([-1])
 
 

@@ -56,7 +56,7 @@ def test_the_order_in_a_schema_is_kept_as_json_text() -> None:
 @pytest.mark.parametrize("kind", [ChatCompletionRequest, CompletionRequest, ResponseRequest, EmbeddingRequest])
 def test_what_is_refused_arrives_and_is_refused(kind: Any) -> None:
     """docarray would drop it silently."""
-    for name in kind.REFUSED:
+    for name in kind.FIELDS.refused:
         document = documents.document_class(kind)(**{name: "x"})
         with pytest.raises(InvalidRequest, match=f"{name}: this is not supported here"):
             documents.message_to_request(kind, sent(document))

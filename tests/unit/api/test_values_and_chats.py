@@ -7,7 +7,9 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from run_gpt.api.chat import NamedTool, ResponseFormat, Tool, check_tools
-from run_gpt.api.values import DOCUMENT, JsonObject, Text, TextOrIds, field_path, joined_parts, one_or_list
+from run_gpt.api.field_tables import PART
+from run_gpt.api.parts import join
+from run_gpt.api.values import DOCUMENT, Fault, JsonObject, Text, TextOrIds, field_path, one_or_list
 from run_gpt.errors import InvalidRequest
 
 SCHEMA = {"type": "object", "properties": {"é": {"default": None}, "a": {"minimum": 10**12}}}
@@ -45,7 +47,7 @@ def test_a_prompt_is_a_text_or_ids(good: Any) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "path"),
-    [("", "prompt"), ([], "prompt"), ([-1], "prompt.0"), ([2**31], "prompt.0"), ([True], "prompt.0"), (3, "prompt")],
+    [("", "prompt"), ([], "prompt"), ([-1], "prompt[0]"), ([2**31], "prompt[0]"), ([True], "prompt[0]"), (3, "prompt")],
 )
 def test_another_prompt_is_named_where_it_is_wrong(bad: Any, path: str) -> None:
     """The matching part of a union is not in the name."""
@@ -66,12 +68,15 @@ def test_one_text_is_a_list_of_one() -> None:
 
 def test_parts_of_a_content_become_lines() -> None:
     parts = [{"type": "x", "text": "a"}, {"type": "y", "text": "b"}]
-    assert joined_parts(parts, kinds=("x", "y")) == "a\nb"
-    assert joined_parts("a") == "a"
-    assert joined_parts([], kinds=("x",)) == ""
-    for part in ({"type": "image_url", "image_url": {"url": "x"}}, {"text": "a"}, "a", {"type": "text"}):
-        with pytest.raises(InvalidRequest, match="input"):
-            joined_parts([part], param="input")
+    kinds = {"x": "text", "y": "text"}
+    assert join(parts, kinds, PART, None) == "a\nb"
+    assert join("a", kinds, PART, None) == "a"
+    assert join([], kinds, PART, None) == ""
+    image = {"type": "image_url", "image_url": {"url": "x"}}
+    for part, path in ((image, (1, "type")), ({"text": "a"}, (1, "type")), ("a", (1,)), ({"type": "x"}, (1, "text"))):
+        with pytest.raises(Fault) as raised:
+            join([parts[0], part], kinds, PART, None)
+        assert raised.value.path == path
 
 
 def tools(*names: str) -> list[Tool]:

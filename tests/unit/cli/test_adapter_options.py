@@ -37,7 +37,7 @@ def test_without_the_option_nothing_may_be_changed():
         (["serve", "--adapter", "a=x", "--adapter", "a=y"], "two adapters called a"),
         (["serve", "--adapter", "./nothing/here"], "no adapter folder ./nothing/here"),
         (["serve", "--adapter", "base=x"], "'base', which is the model itself"),
-        (["embed", ""], "texts.0"),
+        (["embed", ""], "texts[0]"),
         (["adapters", "load", "a b", "x", "--endpoint", "http://127.0.0.1:9"], "name"),
         (["adapters", "list", "--endpoint", "somewhere"], "grpc://HOST:PORT"),
     ],
