@@ -278,6 +278,7 @@ REASONING = Table(
 _OF_ITEMS = {
     **_CACHE,
     "async": Entry("the client makes the calls"),
+    "async_": Entry("the client makes the calls"),  # openai-python's name of it
     "caller": Entry(HOSTED),
     "created_by": Entry(SENT_BACK),
     "metadata": Entry(SENT_BACK),

@@ -94,12 +94,16 @@ def worth(characters: int) -> float:
     return min(MOST_WORTH, characters / WORTH_ONE)
 
 
-def digests_of(text: str, space: str = "") -> list[int]:
+def digests_of(text: str, space: str = "", key: str | None = None) -> list[int]:
     """Return a digest of each prefix of `text` that is compared. Each digest covers the whole prefix, and the `space`.
 
-    Replicas reuse nothing of another space (see process.tenants), so the same text there is another one.
+    Replicas reuse nothing of another space (see process.tenants), so the same text there is another one. A
+    client's `key` keeps its requests together: the first digest is that of the key alone, and counts as one block.
     """
     digest, digests = hash(space), []
+    if key is not None:
+        digest = hash((space, key))
+        digests.append(digest)
     for start in range(0, min(len(text), MOST_CHARACTERS) - BLOCK + 1, BLOCK):
         # Each process has its own hashes of texts, which outsiders cannot guess.
         digest = hash((digest, text[start : start + BLOCK]))

@@ -187,7 +187,7 @@ class ReplicaPool:
         if len(self.members.replicas) <= 1:
             return Tries([])
         space = tenants.space(getattr(request, "cache_salt", None))
-        return Tries(digests_of(prompt_text(request), space))
+        return Tries(digests_of(prompt_text(request), space, getattr(request, "prompt_cache_key", None)))
 
     def _take(self, tries: "Tries") -> Replica:
         if self._stopped:

@@ -195,3 +195,17 @@ def test_the_same_text_in_another_space_is_another_text() -> None:
     spaces = ["", "alice/", "bob/", "alice/salt"]
     assert len({digest for space in spaces for digest in digests_of(text, space)}) == 4 * len(spaces)
     assert digests_of(text, "alice/") == digests_of(text, "alice/")
+
+
+def test_requests_with_the_same_key_go_to_the_same_replica() -> None:
+    """Short prompts have no prefix to be known by, and a key must not mix the prefixes of two clients."""
+    affinity, replicas = Affinity(), [Candidate(), Candidate()]
+    text = "x" * 3 * BLOCK
+    affinity.note(digests_of("short", "", "a"), replicas[1].cache)
+    for turn in range(4):
+        assert choose(replicas, affinity.matched(digests_of("other", "", "a")), turn) is replicas[1]
+    assert affinity.matched(digests_of("other", "", "b")) == {}
+    assert affinity.matched(digests_of("other", "tenant/", "a")) == {}
+    affinity.note(digests_of(text, "", "a"), replicas[0].cache)
+    assert affinity.matched(digests_of(text, "", "a"))[replicas[0].cache] == 4 * BLOCK
+    assert not set(digests_of(text, "", "a")) & set(digests_of(text, "", "b")) & set(digests_of(text))
