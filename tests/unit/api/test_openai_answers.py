@@ -24,11 +24,13 @@ from run_gpt.api.answers import (
 )
 from run_gpt.api.chat import FunctionCall, ToolCall
 from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, packed
+from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.openai.base import UsageSum
 from run_gpt.api.openai.chat import ChatCompletionRequest
 from run_gpt.api.openai.completions import CompletionRequest, Offsets, token_text
 from run_gpt.api.openai.embeddings import EmbeddingRequest
 from run_gpt.api.openai.responses import ResponseRequest
+from run_gpt.api.pieces import CallPiece, Head, Piece
 
 
 def usage(prompt: int, completion: int, cached: int = 0) -> Usage:
@@ -281,3 +283,18 @@ def test_vectors_are_given_as_they_were_asked_for(form: str | None) -> None:
     whole = Embeddings(data=data, id="e", created=1, model="m", usage=EmbeddingUsage(prompt_tokens=2, total_tokens=2))
     (item,) = EmbeddingRequest.parse({"input": "x", "encoding_format": form}).join([whole]).data
     assert item.embedding == (packed(vector) if form == "base64" else vector)
+
+
+@pytest.mark.parametrize("calls", [False, True])
+def test_an_echoed_message_is_the_beginning_of_the_answer_whole_and_streamed(calls: bool) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "one, "}]
+    request = ChatCompletionRequest.parse({"messages": turns, "echo": True, "continue_final_message": True})
+    (native,) = request.natives()
+    head = Head(id="x", created=1, model="m", prompt_tokens=1)
+    made = [CallPiece(index=0, id="c", name="f", arguments="{}")] if calls else []
+    piece = Piece(0, "" if calls else "two", 1, finish="stop", calls=made)
+    whole: Any = request.join([NativeStream(native, head).whole([piece])])
+    writer = request.writer()
+    events: list[Any] = list(writer.events(0, NativeStream(native, head).event(piece)))
+    streamed = "".join(choice.delta.content or "" for event in events for choice in event.choices)
+    assert whole.choices[0].message.content == streamed == ("one, " if calls else "one, two")
