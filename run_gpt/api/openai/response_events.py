@@ -47,8 +47,8 @@ class Response(Body):
     error: None = None
     previous_response_id: None = None
     reasoning: Fields | None = None
-    prompt_cache_key: str | None = None
-    safety_identifier: str | None = None
+    prompt_cache_key: str | None = absent()
+    safety_identifier: str | None = absent()
     background: Literal[False] = False
     store: Literal[False] = False
     truncation: Literal["disabled"] = "disabled"

@@ -73,7 +73,7 @@ BODIES: dict[str, list[dict[str, Any]]] = {
 }
 WRONG: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "x", "suffix": "y"},
-    "/v1/chat/completions": {"messages": QUESTION, "store": True, "max_tokens": 1},
+    "/v1/chat/completions": {"messages": QUESTION, "web_search_options": {}, "max_tokens": 1},
     "/v1/responses": {"input": "x", "previous_response_id": "resp_1", "max_output_tokens": 1},
     "/v1/embeddings": {"input": [[99999]]},
     "/v1/models/{model}": {"model": "gpt-5"},
