@@ -243,7 +243,8 @@ MESSAGE = Table(
     },
     words={"reasoning": Word("reasoning_content"), "thinking": Word("reasoning_content")},
 )
-PART = Table(place="messages.content.", hints={**_CACHE, **_IN_ANSWERS, "citations": Entry(SENT_BACK)})
+_OF_PARTS = {**_CACHE, **_IN_ANSWERS, **dict.fromkeys(("citations", "refusal", "role", "text"), Entry(SENT_BACK))}
+PART = Table(place="messages.content.", hints=_OF_PARTS)
 CALL = Table(
     place="messages.tool_calls.",
     refused={"custom": Entry("there are no custom tools here")},
@@ -288,7 +289,7 @@ _OF_ITEMS = {
     "phase": Entry(SENT_BACK),
 }
 ITEM = Table(place="input.", hints=_OF_ITEMS)
-ITEM_PART = Table(place="input.content.", hints={**_CACHE, **_IN_ANSWERS})
+ITEM_PART = Table(place="input.content.", hints=_OF_PARTS)
 REASONING_ITEM = Table(
     place="input.",
     hints={

@@ -154,7 +154,8 @@ def size(request: AnyRequest) -> int:
         return len(request.tokens)
     messages, tools = getattr(request, "messages", None) or (), getattr(request, "tools", None) or ()
     calls = sum(len(call.function.arguments) for message in messages for call in message.tool_calls or ())
-    texts = sum(len(message.content or "") for message in messages) + len(getattr(request, "prompt", None) or "")
+    texts = sum(len(one.content or "") + len(one.reasoning_content or "") for one in messages)
+    texts += len(getattr(request, "prompt", None) or "")
     return texts + calls + OF_TURN * (len(messages) + len(tools))
 
 

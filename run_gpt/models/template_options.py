@@ -54,8 +54,12 @@ def rendered(messages: Messages, options: TemplateOptions, make: Make) -> str:
 
 
 def _check_names(messages: Messages, text: str, make: Make) -> None:
-    """Raise InvalidRequest for a role whose names make no difference to the text. A tool's name is its function's."""
-    named = {message["role"]: i for i, message in reversed(list(enumerate(messages))) if message.get("name")}
+    """Raise InvalidRequest for a role whose names make no difference to the text.
+
+    A tool's name is its function's, and a name that is the role itself, which clients send, tells nothing more.
+    """
+    backwards = reversed(list(enumerate(messages)))
+    named = {one["role"]: i for i, one in backwards if one.get("name") not in (None, "", one["role"])}
     for role in named.keys() - {"tool"}:
         nameless = [
             {key: value for key, value in message.items() if key != "name" or message["role"] != role}

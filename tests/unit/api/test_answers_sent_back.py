@@ -161,6 +161,7 @@ OF_NODE: list[dict[str, Any]] = [
     },
     {"role": "assistant", "content": "a", "annotations": [], "refusal": None, "tool_calls": None, "phase": None},
     {"role": "assistant", "content": None, "refusal": "I must not."},
+    {"role": "assistant", "content": [{"type": "text", "text": "a", "role": "assistant", "refusal": None}]},
     {"role": "assistant", "content": [{"type": "refusal", "refusal": "I must not."}]},
 ]
 _PART = {"type": "output_text", "text": "a", "annotations": [], "logprobs": [], "parsed": {"at": "it"}}

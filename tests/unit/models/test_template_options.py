@@ -46,3 +46,4 @@ def test_names_are_shown_or_refused(continue_last: bool) -> None:
     with pytest.raises(InvalidRequest, match=r"messages\[0\].name: .* role 'user'") as refused:
         text(named, TEMPLATE.replace("m.name", "false"), continue_last=continue_last)
     assert refused.value.param == "messages[0].name"
+    assert text([{**TURNS[0], "name": "user"}], TEMPLATE.replace("m.name", "false")).startswith("user: Count.")
