@@ -177,3 +177,22 @@ def test_too_long_a_chat_says_so(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="8192") as raised:
         client.chat.completions.create(model="smollm2", messages=turns)
     assert (raised.value.code, raised.value.param) == ("context_length_exceeded", "messages")
+
+
+def test_a_message_is_continued_and_echoed(ask: Any) -> None:
+    """Without the template's part in it, the model would begin a new answer, or end the old one."""
+    turns = [*CAPITAL, {"role": "assistant", "content": "The capital of France is"}]
+    body = {"continue_final_message": True, "add_generation_prompt": False}
+    fields = {"temperature": 0, "max_completion_tokens": 1}
+    assert ask.chat(turns, **fields, extra_body=body).only.text == " Paris"
+    assert ask.chat(turns, **fields, extra_body={**body, "echo": True}).only.text == "The capital of France is Paris"
+
+
+def test_words_of_other_servers_have_their_effect(client: openai.OpenAI) -> None:
+    words = {"ignore_eos": True, "n_predict": 40, "top_k": -1, "min_tokens": 2, "cache_prompt": False}
+    answer = client.chat.completions.create(model="smollm2", messages=CAPITAL, temperature=0, extra_body=words)
+    assert answer.usage is not None
+    assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (40, "length")
+    turns: Any = [{**CAPITAL[0], "name": "anna"}]
+    with pytest.raises(openai.BadRequestError, match="shows no name"):
+        client.chat.completions.create(model="smollm2", messages=turns)
