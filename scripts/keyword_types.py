@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from run_gpt.api.schema import SYNONYMS, ChatRequest, GenerateRequest, Parameters
 from run_gpt.config import EngineConfig, ModelConfig, options_of
+from run_gpt.config.values import GenerationConfig, Runner
 
 PACKAGE = Path(__file__).parents[1] / "run_gpt"
 MARK = "# Made by scripts/keyword_types.py: change the declarations there, and run it with --write."
@@ -48,7 +49,7 @@ _MODELS = f'''\
 from pathlib import Path
 from typing import TypedDict
 
-from run_gpt.config.values import Runner
+from run_gpt.config.values import GenerationConfig, Runner
 '''
 
 
@@ -118,8 +119,9 @@ def kind_of(schema: Mapping[str, Any]) -> str:
 
 def _named(hint: Any) -> str:
     """Return the source of a configuration's type."""
-    text = hint.__name__ if isinstance(hint, type) else str(hint)
-    return re.sub(r"\b(typing|pathlib)\.", "", text) if not text.startswith("typing.Literal") else "Runner"
+    if hint in (Runner, GenerationConfig):
+        return "Runner" if hint is Runner else "GenerationConfig"
+    return re.sub(r"\b(typing|pathlib)\.", "", hint.__name__ if isinstance(hint, type) else str(hint))
 
 
 def _with_default(text: str, default: Any) -> str:

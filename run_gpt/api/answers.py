@@ -207,6 +207,8 @@ class Status(BaseModel):
     """Most tokens of prompt and answer together."""
     precision: str | None = None
     """Precision of most of the model's weights, such as `bf16` or `bit4`; None: it is not loaded."""
+    sampling: dict[str, Any] | None = None
+    """Sampling defaults of requests, by the names of fields; None: the model is not loaded."""
     started: float | None = None
     """Time when the process began to serve, in seconds since 1970. Another number means another process."""
     number: int | None = None

@@ -28,10 +28,12 @@ class TextOptions(CallOptions, total=False):
     min_new_tokens: int | None
     """Hold the end of sequence back for so many tokens."""
     do_sample: bool | None
-    """False is greedy, with any sampling parameters. Unset: sample if one of temperature, top_k, top_p, min_p is given
-    and temperature is not 0."""
+    """False is greedy, with any sampling parameters. Unset: sample if the temperature is above 0, or one of top_k,
+    top_p, min_p rules tokens out; without any of them the model's defaults hold, else greedy."""
     temperature: float | None
-    """0 is greedy; default 1 when sampling."""
+    """0 is greedy; default when sampling: the model's, else 1."""
+    default_temperature: float | None
+    """Temperature if neither the request nor the model's defaults say whether to sample; default 0."""
     top_k: int | None
     """Sample from the k likeliest tokens; 0 or -1 is off."""
     top_p: float | None

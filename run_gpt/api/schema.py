@@ -121,10 +121,18 @@ class Parameters(AnyRequest):
     )
     do_sample: bool | None = Field(
         None,
-        description="False is greedy, with any sampling parameters. Unset: sample if one of temperature, "
-        "top_k, top_p, min_p is given and temperature is not 0.",
+        description="False is greedy, with any sampling parameters. Unset: sample if the temperature is above 0, or "
+        "one of top_k, top_p, min_p rules tokens out; without any of them the model's defaults hold, else greedy.",
     )
-    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; default 1 when sampling.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 is greedy; default when sampling: the model's, else 1."
+    )
+    default_temperature: float | None = Field(
+        None,
+        ge=0,
+        le=2,
+        description="Temperature if neither the request nor the model's defaults say whether to sample; default 0.",
+    )
     top_k: TopK | None = Field(None, description="Sample from the k likeliest tokens; 0 or -1 is off.")
     top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this total mass.")
     min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this share of the likeliest one.")
@@ -206,11 +214,12 @@ class Parameters(AnyRequest):
 
     @property
     def samples(self) -> bool:
-        """True when tokens are sampled, False when they are chosen greedily."""
+        """True when the request asks for sampling, False when it does not, or says nothing of it."""
         if self.do_sample is not None:
             return self.do_sample
-        asked = (self.temperature, self.top_k, self.top_p, self.min_p)
-        return self.temperature != 0 and any(value is not None for value in asked)
+        if self.temperature is not None:
+            return self.temperature > 0
+        return bool(self.top_k or self.min_p or self.top_p not in (None, 1))
 
     @property
     def sequences(self) -> int:

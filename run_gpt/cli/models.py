@@ -9,6 +9,8 @@ from rich.table import Table
 from run_gpt import models
 from run_gpt.errors import SetupError
 from run_gpt.models.estimate import BYTES, Estimate, estimate_entry, estimate_folder
+from run_gpt.models.files import entry_of
+from run_gpt.models.sampling import defaults_text, sampling_defaults
 from run_gpt.models.sizes import size_text
 from run_gpt.models.stored import possible_precisions, stored_text
 from run_gpt.process.devices import free_bytes
@@ -70,6 +72,7 @@ def show(name: Shown) -> None:
         ("source", info.source),
         ("licence", info.licence),
         ("parameters", f"{info.parameters:,}" if info.parameters else None),
+        ("sampling defaults", defaults_text(sampling_defaults(info.folder, entry_of(name))[0])),
         ("weights in its files", stored_text(info.folder) if info.folder else None),
         ("download", size_text(info.download_bytes) if info.download_bytes else None),
         ("on disk", size_text(info.disk_bytes) if info.disk_bytes else "no"),

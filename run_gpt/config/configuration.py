@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
 from run_gpt.config.option import Option, Panel
 from run_gpt.config.values import (
     DEFAULT_MODEL,
+    GenerationConfig,
     Precision,
     Runner,
 )
@@ -104,6 +105,14 @@ class ModelConfig(Config):
     trust_request_chat_template: Annotated[
         bool, Option("Let requests bring a chat template as text, not only name one of the model's.", Panel.MODEL)
     ] = False
+    generation_config: Annotated[
+        GenerationConfig,
+        Option(
+            "Sampling defaults of requests: auto: the model's generation_config.json; none: OpenAI's under /v1, "
+            "else greedy.",
+            Panel.MODEL,
+        ),
+    ] = "auto"
     trust_remote_code: Annotated[bool, Option("Run Python code that comes with the model.", Panel.MODEL)] = False
     allow_pickle: Annotated[bool, Option("Load pickled weights, which can run any code.", Panel.MODEL)] = False
     cache_dir: Annotated[

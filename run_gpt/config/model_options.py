@@ -5,7 +5,7 @@
 from pathlib import Path
 from typing import TypedDict
 
-from run_gpt.config.values import Runner
+from run_gpt.config.values import GenerationConfig, Runner
 
 
 class ModelOptions(TypedDict, total=False):
@@ -25,6 +25,9 @@ class ModelOptions(TypedDict, total=False):
     """A Jinja file, or the name of a template: one of the model's, or of ours, such as vicuna; default: the model's."""
     trust_request_chat_template: bool
     """Let requests bring a chat template as text, not only name one of the model's. Default: False."""
+    generation_config: GenerationConfig
+    """Sampling defaults of requests: auto: the model's generation_config.json; none: OpenAI's under /v1, else greedy.
+    Default: auto."""
     allow_pickle: bool
     """Load pickled weights, which can run any code. Default: False."""
     cache_dir: Path | None

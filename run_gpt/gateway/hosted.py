@@ -100,6 +100,7 @@ class Hosted:
             created=self._since,
             max_model_len=self.pool.context_length,
             precision=self._said("precision"),
+            sampling_defaults=self._said("sampling"),
             state=self.state,
             memory=self.memory,
         )

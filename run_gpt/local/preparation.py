@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from dataclasses import replace
+from types import MappingProxyType
 
 from run_gpt.api.embeddings import EmbedRequest
 from run_gpt.api.schema import DEFAULT_MAX_NEW_TOKENS, AnyRequest, ChatRequest, GenerateRequest, Parameters, Request
@@ -13,25 +14,12 @@ from run_gpt.engine.grammar import Grammar
 from run_gpt.engine.request import SamplingParams
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest
 from run_gpt.local.prompts import Prompts
+from run_gpt.local.sampling import sampling_fields
 from run_gpt.local.workers import Workers
 from run_gpt.models.alternatives import Alternatives
 from run_gpt.models.grammar import CompiledGrammar, GrammarCompiler, Kind
+from run_gpt.models.sampling import Defaults
 from run_gpt.process import tenants
-
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "no_repeat_ngram_size",
-    "min_new_tokens",
-    "seed",
-    "logprobs",
-)
-
 
 LONG = 65_536
 """Size (see `size`) from which a request is prepared beside the short ones. It takes about 0.1 s."""
@@ -42,8 +30,16 @@ OF_TURN = 256
 class Preparation:
     """Converter of one model's requests. `adapter` is the engine's name of an adapter; None is the model itself."""
 
-    def __init__(self, prompts: Prompts, grammars: GrammarCompiler, context_length: int, workers: Workers):
-        """`context_length`: largest number of tokens of prompt and answer together."""
+    def __init__(
+        self,
+        prompts: Prompts,
+        grammars: GrammarCompiler,
+        context_length: int,
+        workers: Workers,
+        defaults: Defaults = MappingProxyType({}),
+    ):
+        """`context_length`: most tokens of prompt and answer together. `defaults`: for parameters that are unset."""
+        self._defaults = defaults
         self._prompts = prompts
         self._grammars = grammars
         self._context_length = context_length
@@ -132,17 +128,13 @@ class Preparation:
         return min(room if wanted is None else wanted, request.max_length - prompt_tokens, room)
 
     def _sampling(self, request: Parameters) -> SamplingParams:
-        given = {name: getattr(request, name) for name in _SAMPLING if getattr(request, name) is not None}
-        if request.best_of is not None:  # the log-probabilities decide which answer is best
-            given.setdefault("logprobs", 0)
         bias = self._prompts.checked_bias(request.logit_bias)
         ends = self._prompts.checked_ids(request.stop_token_ids or (), "stop_token_ids")
         return SamplingParams(
-            do_sample=request.samples,
             logit_bias=bias,
             stop_token_ids=frozenset(ends),
             ignore_eos=bool(request.ignore_eos),
-            **given,
+            **sampling_fields(request, self._defaults),
         )
 
 

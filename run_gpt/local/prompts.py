@@ -33,6 +33,7 @@ class Prompts:
         self._trusts_templates = trusts_templates
         self._tokenizer = loaded.tokenizer
         self._template = loaded.chat_template
+        self._stops = tuple(loaded.sampling.get("stop", ()))
         self.vocabulary = loaded.vocabulary
         """Number of token ids that the model takes, which may be more or fewer than the tokenizer has."""
         self._decode = decoder(loaded.tokenizer)
@@ -126,11 +127,11 @@ class Prompts:
         return []
 
     def stops(self, request: Request) -> tuple[str, ...]:
-        """Return the request's stop sequences; in a chat also those that end a turn, without `ignore_eos`."""
+        """Return the request's stop sequences and, without `ignore_eos`, the model's; in a chat also those of turns."""
         if request.ignore_eos:
             return request.stops
         ours = self._template if isinstance(request, ChatRequest) and request.chat_template is None else None
-        return (*request.stops, *(() if ours is None else ours.stop))
+        return (*request.stops, *(() if ours is None else ours.stop), *self._stops)
 
     def text(self, prompt: str | Sequence[int]) -> str:
         """Return a prompt as text."""

@@ -44,12 +44,13 @@ class CatalogueEntry:
     """Approximate size of the download's weights."""
     source: WheelSource | HubSource
     aliases: tuple[str, ...] = ()
+    greedy: bool = False
+    """True when requests without sampling parameters are greedy, if the files have no defaults."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names of this entry: its name, its aliases and its hub id."""
-        hub = (self.source.repo,) if isinstance(self.source, HubSource) else ()
-        return (self.name, *self.aliases, *hub)
+        return (self.name, *self.aliases, *((self.source.repo,) if isinstance(self.source, HubSource) else ()))
 
 
 FAMILIES = {
@@ -117,6 +118,7 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
             wheel_bytes=92_871_040,
         ),
         aliases=("SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        greedy=True,  # at temperature 1 it answers with nonsense
     ),
     *_hub(
         "Qwen 3",

@@ -1,7 +1,7 @@
 """Exactness report of a model's files: each key of its metadata, and the tokens of a text beside tokenizer.json's."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from run_gpt.models.convert import converted_record, is_converted
 from run_gpt.models.gguf.keys import uses_of
 from run_gpt.models.gguf.parts import read_parts
+from run_gpt.models.sampling import read_defaults
 
 Verdict = Literal["honoured", "no effect", "same", "differs", "not compared"]
 
@@ -36,7 +37,7 @@ _OF_TOKENIZER = {
     "padding_side": "prompts are not padded",
     "truncation_side": "prompts are not cut",
 }
-_REQUESTS = "requests set it, else RunGPT's defaults hold"
+_DEFAULT, _NOT_APPLIED = "a default of requests", "RunGPT does not apply it"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def keys_of(folder: Path, config: Any, tokenizer: Any, end_ids: tuple[int, ...])
     """
     readers: dict[str, Callable[[str, Any], Finding]] = {
         _CONFIG: lambda key, value: _config_key(key, value, config),
-        _GENERATION: lambda key, value: _generation_key(key, value, end_ids),
+        _GENERATION: lambda key, value: _generation_key(key, value, end_ids, read_defaults(folder)),
         _TOKENIZER: lambda key, value: _tokenizer_key(key, value, tokenizer),
     }
     found = {
@@ -114,9 +115,15 @@ def _declared(config: Any) -> set[str]:
     }
 
 
-def _generation_key(key: str, value: Any, end_ids: tuple[int, ...]) -> Finding:
+def _generation_key(
+    key: str, value: Any, end_ids: tuple[int, ...], defaults: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> Finding:
+    applied, left = defaults
+    if {"stop_strings": "stop"}.get(key, key) in applied:
+        return Finding(key, _short(value), "honoured", _DEFAULT)
     if key != "eos_token_id":
-        return Finding(key, _short(value), "no effect", _NO_EFFECT.get(key, _REQUESTS))
+        why = _NOT_APPLIED if key in left else "it changes no answer"
+        return Finding(key, _short(value), "no effect", _NO_EFFECT.get(key, why))
     ends = value if isinstance(value, list) else [value]
     missing = [end for end in ends if end is not None and end not in end_ids]
     return Finding(key, _short(value), "differs" if missing else "honoured", f"{missing} do not end" if missing else "")

@@ -12,13 +12,14 @@ from typing import Any
 from run_gpt.errors import ModelLoadError, RunGPTError
 from run_gpt.models.cache import ModelCache, is_disk_full
 from run_gpt.models.gguf.parts import GgufModel, part_paths, read_parts
+from run_gpt.models.gguf.values import sampling_of
 from run_gpt.models.gguf_weights import held_precisions, write_index
 from run_gpt.models.progress import OnProgress
 from run_gpt.models.quiet import quiet_transformers
 
 _RECORD = "converted.json"
 # A new number makes old conversions stale: raise it when the written files change.
-_FORMAT = 4
+_FORMAT = 5
 
 
 def file_identity(file: Path) -> str:
@@ -59,8 +60,7 @@ def convert_gguf(
     def fill(folder: Path) -> None:
         check()
         on_progress(f"Converting {name}", 0, gguf.stat().st_size)
-        precision, precisions = _convert(gguf, folder)
-        record = {"name": name, "source": str(gguf), "sizes": {}, "precision": precision, "precisions": precisions}
+        record = {"name": name, "source": str(gguf), "sizes": {}, **_convert(gguf, folder)}
         (folder / _RECORD).write_text(json.dumps(record))
 
     return cache.ensure(key, fill, on_progress=on_progress)
@@ -75,18 +75,19 @@ def converted_record(folder: Path) -> dict[str, Any]:
     """Return the record that `convert_gguf` wrote for a folder.
 
     It has `name`, `source` (the GGUF file), `sizes` of its weight files, `precision` in which the engine holds most of
-    the file best (or null), and `precisions` of single parameters.
+    the file best (or null), `precisions` of single parameters, and `sampling`, the file's sampling defaults.
     """
     record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
     return record
 
 
-def _convert(gguf: Path, folder: Path) -> tuple[str | None, dict[str, str]]:
-    """Write the model's files into `folder`; return the precisions: see `held_precisions`."""
+def _convert(gguf: Path, folder: Path) -> dict[str, Any]:
+    """Write the model's files into `folder`; return the fields of the record that depend on the file."""
     model = read_parts(gguf)
     try:
         with quiet_transformers():
-            return _write(model, folder)
+            precision, precisions = _write(model, folder)
+            return {"precision": precision, "precisions": precisions, "sampling": sampling_of(model.metadata)}
     except RunGPTError:
         raise
     except Exception as error:  # metadata that do not fit together can make the libraries raise any error
@@ -100,6 +101,7 @@ def _convert(gguf: Path, folder: Path) -> tuple[str | None, dict[str, str]]:
 
 
 def _write(model: GgufModel, folder: Path) -> tuple[str | None, dict[str, str]]:
+    """Write the model's files; return the precisions: see `held_precisions`."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from run_gpt.config import ModelConfig
+from run_gpt.config import DEFAULT_MODEL, ModelConfig
 from run_gpt.errors import ModelLoadError
 from run_gpt.models.adapter_base import AdapterBase
 from run_gpt.models.adapter_config import read_adapter_config
@@ -18,13 +18,14 @@ from run_gpt.models.chat_template import end_with_turns, unite_ends
 from run_gpt.models.checks import check_rotary
 from run_gpt.models.context import context_length
 from run_gpt.models.convert import converted_record, is_converted
-from run_gpt.models.files import adapter_folder, is_called, served_name, startup_adapters
+from run_gpt.models.files import adapter_folder, entry_of, is_called, served_name, startup_adapters
 from run_gpt.models.metadata import read_config
 from run_gpt.models.packing import Packer
 from run_gpt.models.placement import Placement, place
 from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.models.quiet import quiet_transformers
 from run_gpt.models.reading import CleanUp, read_model
+from run_gpt.models.sampling import Defaults, sampling_defaults
 from run_gpt.models.target import QUANTISED, Target
 from run_gpt.models.template_choice import choose_template, template_notes
 from run_gpt.models.templates import PLAIN, ChatTemplate
@@ -54,6 +55,8 @@ class LoadedModel:
     """Lines for the user about settings that could not be followed exactly."""
     packer: Packer | None = None
     """Packer that holds the weights, if the model itself does not."""
+    sampling: Defaults = field(default_factory=dict)
+    """Sampling defaults of requests."""
     chat_template: ChatTemplate | None = None
     """Chat template for a tokenizer without its own; its stop texts are only those that are not tokens."""
     stateful: bool = False
@@ -138,6 +141,7 @@ def _described(
     template, stateful = _with_ends(model, tokenizer, template), _keeps_state(model)
     unusual = _unusual(model, tokenizer, template, stateful)
     base = AdapterBase.of(model, placement.files.folder)
+    sampling, not_applied = _sampling(placement)
     adapters, made_for = _adapters(placement, base, on_progress)
     return LoadedModel(
         model=model,
@@ -146,13 +150,23 @@ def _described(
         context_length=context,
         precision=precision,
         device=str(input_device(model)),
-        notes=(*placement.files.notes, *target.notes, *kept, *slow, *unknown, *unusual, *made_for),
+        notes=(*placement.files.notes, *target.notes, *kept, *slow, *unknown, *unusual, *not_applied, *made_for),
+        sampling=sampling,
         packer=packer,
         chat_template=template,
         stateful=stateful,
         adapters=adapters,
         adapter_base=base,
     )
+
+
+def _sampling(placement: Placement) -> tuple[Defaults, list[str]]:
+    """Return the sampling defaults of requests, and a note if a setting of the model is not applied."""
+    config = placement.config
+    if config.generation_config == "none":
+        return {}, []
+    entry = None if config.model_path is not None else entry_of(config.model_name or DEFAULT_MODEL)
+    return sampling_defaults(placement.files.folder, entry)
 
 
 def _packer(placement: Placement, model_config: Any, packer_for: PackerFor) -> Packer | None:

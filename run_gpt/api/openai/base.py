@@ -31,6 +31,9 @@ from run_gpt.errors import InvalidRequest
 
 Metadata = Annotated[dict[Text, Text], Field(max_length=16)]
 LEAST_TOP_P = 1e-9
+DEFAULT_TEMPERATURE = 1.0
+"""Temperature of a request without one, if the model has no sampling defaults."""
+TEMPERATURE = "0 is greedy; default: the model's, else 1."
 DEFAULT_MAX_TOKENS = 4096
 """Default of most tokens in a chat's answer. OpenAI's default is the rest of the context. But each sequence reserves
 memory for its longest answer, and with whole contexts only few sequences could run together."""
@@ -143,7 +146,7 @@ class SamplingRequest(OpenAIRequest):
 
     NATIVE_NAMES: ClassVar = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
-    temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
+    temperature: float | None = Field(None, ge=0, le=2, description=TEMPERATURE)
     top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest tokens of this total mass.")
     n: int | None = Field(None, ge=1, le=MAX_SEQUENCES, description="Answers to each prompt; default 1.")
     stop: StopTexts | None = Field(None, description="One text or up to 16 that end the answer, and are not in it.")
@@ -207,7 +210,8 @@ class SamplingRequest(OpenAIRequest):
             **given,
             "min_new_tokens": self.min_tokens,
             "seed": None if self.seed is None else self.seed % (INT32_MAX + 1),
-            "temperature": 1.0 if self.temperature is None else float(self.temperature),
+            "temperature": self.temperature,
+            "default_temperature": DEFAULT_TEMPERATURE,
             "top_p": None if self.top_p is None else max(LEAST_TOP_P, self.top_p),
         }
 

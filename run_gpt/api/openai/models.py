@@ -1,6 +1,6 @@
 """`/v1/models`: the served models, as the gateway knows them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -34,6 +34,9 @@ class Model(Body):
     """Beyond OpenAI's: tokens that its context holds; null until a replica has reported it."""
     precision: str | None = None
     """Beyond OpenAI's: precision of most of its weights in memory, such as `bf16` or `bit4`; null: it is not loaded."""
+    sampling_defaults: dict[str, Any] | None = None
+    """Beyond OpenAI's: sampling parameters of requests that leave them unset, where they differ from OpenAI's defaults;
+    null: it is not loaded."""
     state: State
     """Beyond OpenAI's: state of the model in memory."""
     memory: Bytes | None = None

@@ -37,8 +37,8 @@ class Response(Body):
     max_output_tokens: int | None
     metadata: dict[str, str]
     parallel_tool_calls: bool
-    temperature: float
-    top_p: float
+    temperature: float | None
+    top_p: float | None
     tool_choice: str | Fields
     tools: list[Fields]
     text: Fields

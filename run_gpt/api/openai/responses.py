@@ -31,12 +31,14 @@ from run_gpt.api.field_tables import (
 from run_gpt.api.fields import Intake, Sifted
 from run_gpt.api.openai.base import (
     DEFAULT_MAX_TOKENS,
+    DEFAULT_TEMPERATURE,
     LEAST_TOP_P,
     MAX_TOKENS,
     EventWriter,
     Length,
     Metadata,
     OpenAIRequest,
+    TEMPERATURE,
 )
 from run_gpt.api.openai.chat import LONGER
 from run_gpt.api.openai.response_events import ResponseWriter, response_of
@@ -166,7 +168,7 @@ class ResponseRequest(OpenAIRequest):
     ] = Field(description="A text, or items: messages (with text), function_call, function_call_output, reasoning.")
     instructions: Text | None = Field(None, description="A system message before the input.")
     max_output_tokens: Length | None = Field(None, description=MAX_TOKENS)
-    temperature: float | None = Field(None, ge=0, le=2, description="Default 1; 0 is greedy.")
+    temperature: float | None = Field(None, ge=0, le=2, description=TEMPERATURE)
     top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest tokens of this total mass.")
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = Field(
         None, description="Functions that the model may call; no hosted tools."
@@ -212,7 +214,8 @@ class ResponseRequest(OpenAIRequest):
             "prompt_cache_key": self.prompt_cache_key,
             "messages": [*system, *messages_of(self.input)],
             "max_new_tokens": self.max_output_tokens or DEFAULT_MAX_TOKENS,
-            "temperature": 1.0 if self.temperature is None else float(self.temperature),
+            "temperature": self.temperature,
+            "default_temperature": DEFAULT_TEMPERATURE,
             "top_p": None if self.top_p is None else max(LEAST_TOP_P, self.top_p),
             "logprobs": (self.top_logprobs or 0) if wants_logprobs else None,
             "tools": tools,
@@ -240,8 +243,8 @@ class ResponseRequest(OpenAIRequest):
             "max_output_tokens": self.max_output_tokens,
             "metadata": self.metadata or {},
             "parallel_tool_calls": self.parallel_tool_calls is not False,
-            "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
             "tool_choice": tool_choice or ("auto" if self.tools else "none"),
             "tools": [tool.model_dump() for tool in self.tools or ()],
             "text": {"format": form.model_dump(exclude_none=True) if form else {"type": "text"}},

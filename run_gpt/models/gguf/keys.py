@@ -14,6 +14,8 @@ from run_gpt.models.gguf.values import shortest
 READ: Mapping[str, str] = {
     "general.architecture": "the family",
     "general.alignment": "place of the weights",
+    "general.sampling.temp, general.sampling.top_k, general.sampling.top_p": "sampling defaults",
+    "general.sampling.min_p, general.sampling.penalty_repeat": "sampling defaults",
     "split.no, split.count, split.tensors.count": "the parts of a split file, which are read as one",
     "tokenizer.ggml.model": "kind of tokenizer: gpt2 (bytes) or llama (SentencePiece)",
     "tokenizer.ggml.pre": "splitting of text before the merges",
@@ -35,7 +37,7 @@ NO_EFFECT: Mapping[str, str] = {
     r"|general\.(repo_url|tags|languages|parameter_count|license(\..+)?)": "description",
     r"general\.(source|base_model|dataset)\..+": "description of where the model comes from",
     r"general\.(file_type|quantization_version)": "each tensor says its own kind",
-    r"general\.sampling\..+": "recommended settings; the request's settings decide",
+    r"general\.sampling\.(?!(temp|top_k|top_p|min_p|penalty_repeat)$).+": "settings that RunGPT does not apply",
     r"quantize\.imatrix\..+": "record of the quantisation",
     r"mradermacher\..+": "record of the quantisation",
     r"tokenizer\.chat_templates": "names of the templates",

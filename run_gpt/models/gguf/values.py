@@ -1,8 +1,13 @@
 """Values of a GGUF file's tensors, and of its metadata, as numbers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from run_gpt.models.gguf.header import TensorEntry
+
+_SAMPLING = "general.sampling."
+SAMPLING_NAMES = {"temp": "temperature", "penalty_repeat": "repetition_penalty"}
+"""transformers' names of settings that have another name in GGUF."""
 
 
 def shortest(value: Any) -> Any:
@@ -10,6 +15,12 @@ def shortest(value: Any) -> Any:
     import numpy as np
 
     return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def sampling_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sampling defaults in a file's metadata, under the names that transformers has for them."""
+    found = {key.removeprefix(_SAMPLING): value for key, value in metadata.items() if key.startswith(_SAMPLING)}
+    return {SAMPLING_NAMES.get(name, name): shortest(value) for name, value in found.items()}
 
 
 def read_vector(entry: TensorEntry) -> list[float]:

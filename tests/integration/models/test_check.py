@@ -83,13 +83,18 @@ def test_tokens_that_tokenizer_json_does_not_give_are_a_difference(checkpoint: P
     assert "tokenizer.json has" in found.note
 
 
+SETTINGS = {"eos_token_id": [2, 7], "temperature": 0.6, "typical_p": 0.9, "use_cache": True}
+
+
 def test_a_key_that_nothing_reads_and_an_end_that_does_not_end_are_named(checkpoint: Path, tmp_path: Path) -> None:
     content = json.loads((checkpoint / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, "attention_twist": 3}))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7], "temperature": 0.6}))
+    (tmp_path / "generation_config.json").write_text(json.dumps(SETTINGS))
     found = keys_of(tmp_path, AutoConfig.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(checkpoint), (2,))
     by_name = {one.name: one for keys in found.values() for one in keys}
     assert (by_name["attention_twist"].verdict, by_name["hidden_size"].verdict) == ("no effect", "honoured")
     assert "Gemma3TextConfig does not read it" in by_name["attention_twist"].note
     assert (by_name["eos_token_id"].verdict, by_name["eos_token_id"].note) == ("differs", "[7] do not end")
-    assert by_name["temperature"].verdict == "no effect"
+    assert (by_name["temperature"].verdict, by_name["temperature"].note) == ("honoured", "a default of requests")
+    assert (by_name["typical_p"].verdict, by_name["typical_p"].note) == ("no effect", "RunGPT does not apply it")
+    assert by_name["use_cache"].note == "the engine decides it"

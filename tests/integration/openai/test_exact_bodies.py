@@ -126,7 +126,7 @@ def test_a_responses_body(session: requests.Session, base_url: str) -> None:
         "metadata": {},
         "parallel_tool_calls": True,
         "temperature": 0.0,
-        "top_p": 1.0,
+        "top_p": None,  # not asked for: the model's default, which the gateway does not know
         "tool_choice": "none",
         "tools": [],
         "text": {"format": {"type": "text"}},
@@ -146,8 +146,10 @@ def test_bodies_of_models_embeddings_and_tokens(session: requests.Session, base_
     assert models["object"] == "list"
     (card,) = models["data"]
     assert card == session.get(f"{base_url}/models/smollm2", timeout=60).json()
-    assert card.keys() == {"id", "object", "created", "owned_by", "max_model_len", "precision", "state", "memory"}
+    own = {"max_model_len", "precision", "sampling_defaults", "state", "memory"}
+    assert card.keys() == {"id", "object", "created", "owned_by", *own}
     assert card["precision"] == "fp32"  # as the fixture asks
+    assert card["sampling_defaults"] == {"do_sample": False}  # the catalogue's
     embeddings = session.post(f"{base_url}/embeddings", json={"model": "smollm2", "input": "Hi"}, timeout=60).json()
     assert embeddings.keys() == {"object", "data", "model", "usage", "id", "created"}
     assert embeddings["usage"] == {"prompt_tokens": 1, "total_tokens": 1}

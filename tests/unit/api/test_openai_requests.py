@@ -42,7 +42,8 @@ def response(**fields: Any) -> ChatRequest:
 @pytest.mark.parametrize(
     ("fields", "meant"),
     [
-        ({}, {"temperature": 1.0}),
+        ({}, {"temperature": None, "samples": False, "default_temperature": 1.0}),
+        ({"temperature": 1}, {"temperature": 1.0, "samples": True}),
         ({"temperature": 0}, {"temperature": 0.0, "samples": False}),
         ({"temperature": 0, "top_p": 0.5}, {"samples": False, "top_p": 0.5}),
         ({"n": 3}, {"sequences": 3}),

@@ -92,6 +92,7 @@ def test_show_says_what_each_precision_takes(tmp_path, monkeypatch):
     assert "4.4 kB" in rows["bit8"]
     assert "2.6 kB" in rows["bit4"]
     assert all(line.rstrip().endswith("fits") for line in rows.values())
+    assert any(line.split() == ["sampling", "defaults", "do_sample", "=", "false"] for line in lines)
 
 
 def test_show_tells_the_weights_of_a_path_and_what_they_can_become(tmp_path):

@@ -87,7 +87,7 @@ class ScriptedEngine(Engine):
         self.closed = True
 
 
-def model_of(*events, max_context=None, chat_template=None, config=None):
+def model_of(*events, max_context=None, chat_template=None, config=None, sampling=None):
     engine = ScriptedEngine(*events)
     loaded = SimpleNamespace(
         name="scripted",
@@ -95,6 +95,7 @@ def model_of(*events, max_context=None, chat_template=None, config=None):
         device="cpu",
         notes=(),
         chat_template=chat_template,
+        sampling=sampling or {},
         tokenizer=ScriptedTokenizer(),
         adapter_base=None,
         vocabulary=1000,
@@ -221,6 +222,7 @@ def test_a_request_says_which_tokens_end_it():
         ({"temperature": 0}, False),
         ({"temperature": 0.5}, True),
         ({"top_k": 3}, True),
+        ({"top_k": 0, "top_p": 1.0, "min_p": 0.0}, False),
         ({"do_sample": True}, True),
         ({"do_sample": False, "temperature": 0.5}, False),
     ],
@@ -229,6 +231,19 @@ def test_when_it_samples(hello, parameters, sampled):
     model, engine = hello
     model.generate("x", **parameters)
     assert engine.asked[-1].sampling.do_sample is sampled
+
+
+def test_the_models_defaults_hold_for_what_a_request_leaves_unset():
+    model, engine = model_of(*HELLO, sampling={"temperature": 0.6, "top_p": 0.9, "stop": ["###"]})
+    with model:
+        model.generate("x", stop=".")
+        model.chat("x", temperature=0)
+        model.chat("x", ignore_eos=True)
+        assert model.status().sampling == {"temperature": 0.6, "top_p": 0.9, "stop": ["###"]}
+    first, second, third = engine.asked
+    assert (first.sampling.do_sample, first.sampling.temperature, first.sampling.top_p) == (True, 0.6, 0.9)
+    assert (first.stop, second.stop, third.stop) == ((".", "###"), ("###",), ())
+    assert not second.sampling.do_sample
 
 
 def test_best_of_gives_the_likeliest_and_counts_all():

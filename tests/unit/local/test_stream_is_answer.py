@@ -51,7 +51,8 @@ def texts(draw: Any, row: Any) -> str:
 
 
 def prompts_of(tokenizer: Any) -> Prompts:
-    return Prompts(SimpleNamespace(tokenizer=tokenizer, chat_template=PLAIN, vocabulary=len(tokenizer)))  # type: ignore[arg-type]
+    loaded = SimpleNamespace(tokenizer=tokenizer, chat_template=PLAIN, sampling={}, vocabulary=len(tokenizer))
+    return Prompts(loaded)  # type: ignore[arg-type]
 
 
 PROMPTS = {name: prompts_of(tool_tokenizer(name)) for name in NAMES}

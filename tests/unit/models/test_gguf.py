@@ -14,6 +14,7 @@ from run_gpt.models import load
 from run_gpt.models.gguf.configuration import read_configuration
 from run_gpt.models.gguf.keys import uses_of
 from run_gpt.models.gguf.parts import GgufModel, read_parts
+from run_gpt.models.sampling import sampling_defaults
 
 IDS = torch.arange(5, 45)[None]
 
@@ -155,6 +156,23 @@ def test_keys_without_effect_change_nothing(tmp_path: Path, cache: Path, tiny: A
         "llama.rope.scaling.type": "none",
     }
     check_same(write_llama(tmp_path / "tiny.gguf", tiny, change=lambda m, t: m.update(plain)), tiny, cache)
+
+
+def test_sampling_defaults_of_the_file_are_those_of_requests(tmp_path: Path, cache: Path, tiny: Any) -> None:
+    values = {"temp": 0.7, "top_k": 20, "top_p": 1.0, "penalty_repeat": 1.05, "xtc_probability": 0.5, "mirostat": 0}
+    metadata = {f"general.sampling.{name}": value for name, value in values.items()}
+    path = write_llama(tmp_path / "tiny.gguf", tiny, change=lambda m, t: m.update(metadata))
+    own = {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05}
+    assert sampling_defaults(path, None)[0] == own  # before it is converted
+    model = loaded(path, cache)
+    assert model.sampling == own
+    assert "the model has xtc_probability = 0.5, which RunGPT does not apply" in model.notes
+    uses = {key: is_read for key, _, is_read, _ in uses_of(read_parts(path))}
+    assert uses["general.sampling.temp"]
+    assert not uses["general.sampling.xtc_probability"]
+    none = load(ModelConfig(model_path=str(path), device="cpu", cache_dir=cache, generation_config="none"))
+    assert none.sampling == {}
+    assert not any("does not apply" in note for note in none.notes)
 
 
 def rope(**values: Any) -> dict[str, Any]:
