@@ -93,6 +93,8 @@ class GenerateOptions(TextOptions, total=False):
     `logprobs` scores the prompt."""
     max_tokens: int | None
     """Same as `max_new_tokens`."""
+    suffix: str | None
+    """Text that follows the answer, for a model that was trained to fill in a middle; an empty one is none."""
     echo: bool | None
     """Begin the answer's text with the prompt, and `logprobs` with those of its tokens."""
 

@@ -152,7 +152,6 @@ _WORDS = {
 COMPLETION = Table(
     refused={
         **_REFUSED,
-        "suffix": Entry("no model here fills in a middle"),
         "add_special_tokens": _always(True, "give token ids as the prompt"),
     },
     hints=_HINTS,

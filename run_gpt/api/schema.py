@@ -21,7 +21,19 @@ from run_gpt.api.chat import (
 )
 from run_gpt.api.fields import Intake, Rules, Sifted, Table, Word
 from run_gpt.api.timings import TIMINGS
-from run_gpt.api.values import INT32_MAX, Fault, Name, TextOrIds, TokenId, field_path, is_minus_one, one_or_list, shown
+from run_gpt.api.values import (
+    INT32_MAX,
+    AnyTextOrIds,
+    Fault,
+    Name,
+    Text,
+    TokenId,
+    field_path,
+    is_minus_one,
+    one_or_list,
+    require_text,
+    shown,
+)
 from run_gpt.errors import InvalidRequest
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -54,6 +66,8 @@ TEMPLATE_VALUES = "Values for the chat template by name, such as `enable_thinkin
 GENERATION_PROMPT = "False: the prompt ends with the last message, without the beginning of an answer; default true."
 CONTINUE = "Continue the last message, an assistant's, instead of beginning an answer."
 ADAPTER = f"Name of a loaded LoRA adapter, or `{BASE}` for the model itself; default: the server's."
+
+SUFFIX = "Text that follows the answer, for a model that was trained to fill in a middle; an empty one is none."
 
 CacheSalt = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 CACHE_SALT = (
@@ -248,7 +262,8 @@ class Parameters(AnyRequest):
 class GenerateRequest(Parameters):
     """Continue a text."""
 
-    prompt: TextOrIds = Field(description="The text to continue, or its token ids.")
+    prompt: AnyTextOrIds = Field(description="The text to continue, or its token ids; empty only with a `suffix`.")
+    suffix: Text | None = Field(None, description=SUFFIX)
     max_new_tokens: int | None = Field(
         None,
         ge=0,
@@ -259,6 +274,19 @@ class GenerateRequest(Parameters):
     echo: bool | None = Field(
         None, description="Begin the answer's text with the prompt, and `logprobs` with those of its tokens."
     )
+
+    @model_validator(mode="after")
+    def _possible_suffix(self) -> Self:
+        require_text(self.prompt, self.suffix, "prompt")
+        if not self.suffix:
+            return self
+        if self.beam_search:
+            raise InvalidRequest(f"suffix: this does not go with num_beams = {self.num_beams}", param="suffix")
+        if self.echo and self.logprobs is not None:
+            raise InvalidRequest(
+                "suffix: with it the prompt has other tokens: leave echo or logprobs out", param="suffix"
+            )
+        return self
 
 
 class ChatRequest(Parameters):

@@ -79,6 +79,10 @@ def _text_or_ids(value: Any) -> str:
 TextOrIds = Annotated[
     Annotated[NonEmpty, Tag("(text)")] | Annotated[TokenIds, Tag("(ids)")], Discriminator(_text_or_ids)
 ]
+AnyTextOrIds = Annotated[
+    Annotated[Text, Tag("(text)")] | Annotated[TokenIds, Tag("(ids)")], Discriminator(_text_or_ids)
+]
+"""A text, which may be empty, or token ids."""
 
 
 def few_ids(prompts: list[Any]) -> list[Any]:
@@ -87,6 +91,12 @@ def few_ids(prompts: list[Any]) -> list[Any]:
     if ids > MAX_TOKEN_IDS:
         raise ValueError(f"there are {ids:,} token ids, the limit is {MAX_TOKEN_IDS:,}")
     return prompts
+
+
+def require_text(prompt: Any, suffix: str | None, param: str) -> None:
+    """Raise InvalidRequest for an empty prompt, unless a suffix follows the answer."""
+    if prompt == "" and not suffix:
+        raise InvalidRequest(f"{param}: string should have at least 1 character, got ''", param=param)
 
 
 def field_path(location: Sequence[int | str]) -> str:

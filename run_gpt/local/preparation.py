@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from run_gpt.api.embeddings import EmbedRequest
-from run_gpt.api.schema import DEFAULT_MAX_NEW_TOKENS, AnyRequest, ChatRequest, GenerateRequest, Parameters, Request
+from run_gpt.api.schema import DEFAULT_MAX_NEW_TOKENS, AnyRequest, ChatRequest, GenerateRequest, Request
 from run_gpt.api.tokens import DetokenizeRequest
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.grammar import Grammar
@@ -127,12 +127,11 @@ class Preparation:
             )
         return min(room if wanted is None else wanted, request.max_length - prompt_tokens, room)
 
-    def _sampling(self, request: Parameters) -> SamplingParams:
+    def _sampling(self, request: Request) -> SamplingParams:
         bias = self._prompts.checked_bias(request.logit_bias)
-        ends = self._prompts.checked_ids(request.stop_token_ids or (), "stop_token_ids")
         return SamplingParams(
             logit_bias=bias,
-            stop_token_ids=frozenset(ends),
+            stop_token_ids=self._prompts.ends(request),
             ignore_eos=bool(request.ignore_eos),
             **sampling_fields(request, self._defaults),
         )
@@ -147,7 +146,7 @@ def size(request: AnyRequest) -> int:
     messages, tools = getattr(request, "messages", None) or (), getattr(request, "tools", None) or ()
     calls = sum(len(call.function.arguments) for message in messages for call in message.tool_calls or ())
     texts = sum(len(one.content or "") + len(one.reasoning_content or "") for one in messages)
-    texts += len(getattr(request, "prompt", None) or "")
+    texts += sum(len(getattr(request, name, None) or "") for name in ("prompt", "suffix"))
     return texts + calls + OF_TURN * (len(messages) + len(tools))
 
 

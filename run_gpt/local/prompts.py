@@ -1,7 +1,7 @@
 """Conversion between a model's texts and token ids: prompts and chats to ids, and ids to the text in answers."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from run_gpt.api.chat import Message, NamedTool, Tool
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
@@ -9,6 +9,7 @@ from run_gpt.api.tokens import TokenizeRequest
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest
 from run_gpt.local.least_tokens import LeastTokens
 from run_gpt.models import LoadedModel, render_chat
+from run_gpt.models.fill_in import FillIn, find_fill_in
 from run_gpt.models.grammar import Kind
 from run_gpt.models.template_choice import requested_template
 from run_gpt.models.template_options import TemplateOptions
@@ -49,6 +50,8 @@ class Prompts:
         A prompt of more than `most` tokens is refused with ContextLengthExceeded before it is tokenised, where that
         can be known.
         """
+        if isinstance(request, GenerateRequest) and request.suffix:
+            return self._fill_in_ids(request.prompt, request.suffix, most)
         if isinstance(request, GenerateRequest):
             return self.text_ids(request.prompt, "prompt", most=most)
         return self.chat_ids(
@@ -59,6 +62,29 @@ class Prompts:
             options=template_options(request),
             most=most,
         )
+
+    def _fill_in_ids(self, prefix: str | Sequence[int], suffix: str, most: int) -> list[int]:
+        """Return the ids of a prompt that asks for the text between two. Raises InvalidRequest."""
+        if (fill_in := self._fill_in) is None:
+            raise InvalidRequest(
+                "suffix: this model's tokenizer has no marks to fill in a middle: leave it out, or serve one for code",
+                param="suffix",
+            )
+        text, ids = (prefix + suffix, []) if isinstance(prefix, str) else (suffix, self._checked(prefix, "prompt"))
+        least = len(ids) + self._least_tokens(text, max(0, most - len(ids)))
+        if least > most:
+            raise _too_long("prompt", f"at least {least} tokens, with its suffix", most)
+        return self._checked(fill_in.prompt(prefix, suffix), "prompt")
+
+    @cached_property
+    def _fill_in(self) -> FillIn | None:
+        return find_fill_in(self._tokenizer)
+
+    def ends(self, request: Request) -> frozenset[int]:
+        """Return the ids that end the answer to a request beside the model's own. Raises InvalidRequest."""
+        own = frozenset(self.checked_ids(request.stop_token_ids or (), "stop_token_ids"))
+        fills_in = isinstance(request, GenerateRequest) and request.suffix and not request.ignore_eos
+        return own | self._fill_in.ends if fills_in and self._fill_in is not None else own
 
     def text_ids(
         self, prompt: str | Sequence[int], param: str, *, special: bool = True, most: int | None = None

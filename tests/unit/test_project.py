@@ -63,9 +63,9 @@ def test_the_openai_document_has_the_fields_of_the_schemas_and_of_the_client() -
 def test_a_field_of_openais_that_the_server_does_not_know_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this a new client's fields would be missing from the tables, without a decision about them."""
     table = script("openai_table")
-    monkeypatch.setattr(table.completions.CompletionRequest, "FIELDS", table.field_tables.Table())
-    with pytest.raises(SystemExit, match=r"neither has nor refuses .*\['suffix'\]"):
-        table.request_table("completions")
+    monkeypatch.setattr(table.REQUESTS["embeddings"][0], "FIELDS", table.field_tables.Table())
+    with pytest.raises(SystemExit, match=r"neither has nor refuses .*\['dimensions'\]"):
+        table.request_table("embeddings")
 
 
 def test_what_is_said_of_openais_fields_is_said_of_fields_that_there_are() -> None:

@@ -8,10 +8,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from run_gpt.api.answers import Answer, Choice, FinishReason, GenerateAnswer, TokenLogprob, TopLogprob, Usage, absent
 from run_gpt.api.field_tables import COMPLETION
 from run_gpt.api.openai.base import EventWriter, LengthOrNone, OpenAIAnswer, SamplingRequest, UsageSum
-from run_gpt.api.schema import MAX_SEQUENCES, GenerateRequest
+from run_gpt.api.schema import MAX_SEQUENCES, SUFFIX, GenerateRequest
 from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
-from run_gpt.api.values import TextOrIds, few_ids
+from run_gpt.api.values import AnyTextOrIds, Text, few_ids, require_text
 from run_gpt.errors import InvalidRequest
 
 DEFAULT_MAX_TOKENS = 16
@@ -26,7 +26,7 @@ def _several(prompt: Any) -> Any:
 
 
 Prompts = Annotated[
-    list[TextOrIds],
+    list[AnyTextOrIds],
     Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
     AfterValidator(few_ids),
     BeforeValidator(_several, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
@@ -45,6 +45,7 @@ class CompletionRequest(SamplingRequest):
     }
 
     prompt: Prompts = Field(description="A text, token ids, or a list of either.")
+    suffix: Text | None = Field(None, description=SUFFIX)
     max_tokens: LengthOrNone | None = Field(
         None,
         description=f"Most tokens in an answer; default {DEFAULT_MAX_TOKENS}. 0: the prompt is scored only; -1: what "
@@ -59,6 +60,12 @@ class CompletionRequest(SamplingRequest):
     )
 
     @model_validator(mode="after")
+    def _possible_prompts(self) -> "CompletionRequest":
+        for i, prompt in enumerate(self.prompt):
+            require_text(prompt, self.suffix, f"prompt.{i}")
+        return self
+
+    @model_validator(mode="after")
     def _possible_best(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of < (self.n or 1):
             raise InvalidRequest(f"best_of = {self.best_of}: this is less than n = {self.n}", param="best_of")
@@ -70,6 +77,7 @@ class CompletionRequest(SamplingRequest):
             **self.sampling(),
             "max_new_tokens": DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
             "echo": self.echo,
+            "suffix": self.suffix,
             "logprobs": self.logprobs,
             "best_of": self.best_of,
         }

@@ -96,8 +96,8 @@ def test_what_the_server_takes_is_valid_by_its_description(name: str, fields: di
 
 
 def test_it_says_what_differs_from_openais_and_what_is_refused() -> None:
-    post = DOCUMENT["paths"]["/v1/completions"]["post"]
-    assert "suffix" in post["description"]
+    post = DOCUMENT["paths"]["/v1/embeddings"]["post"]
+    assert "dimensions" in post["description"]
     fields = DOCUMENT["components"]["schemas"]["CompletionRequest"]["properties"]
     assert "OpenAI's: up to 5." in fields["logprobs"]["description"]
 

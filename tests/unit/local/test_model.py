@@ -41,6 +41,9 @@ class ScriptedTokenizer:
     def get_added_vocab(self):
         return {}
 
+    def get_vocab(self):
+        return {}
+
     all_special_ids = ()
     added_tokens_decoder: ClassVar = {}
 
@@ -294,15 +297,45 @@ def test_logprobs_name_their_tokens():
     }
 
 
+def test_a_suffix_makes_a_prompt_that_fills_in_the_middle(hello, monkeypatch):
+    marks = {"<fim_prefix>": 900, "<fim_suffix>": 901, "<fim_middle>": 902, "<|endoftext|>": 903}
+    monkeypatch.setattr(ScriptedTokenizer, "get_vocab", lambda self: marks)
+    model, engine = hello
+    answer = model.generate("ab", suffix="y", echo=True, stop_token_ids=[7])
+    model.generate([97, 98], suffix="y", ignore_eos=True)
+    model.generate("ab", suffix="")
+    whole, ids, plain = engine.asked
+    assert whole.prompt_ids == ids.prompt_ids == (900, 97, 98, 901, 121, 902)
+    assert whole.sampling.stop_token_ids == {900, 901, 902, 903, 7}
+    assert (ids.sampling.stop_token_ids, plain.sampling.stop_token_ids) == (frozenset(), frozenset())
+    assert plain.prompt_ids == (97, 98)
+    assert (answer.text, answer.usage.prompt_tokens) == ("abhello", 6)
+    with pytest.raises(ContextLengthExceeded, match="the prompt has 100 tokens, the model's context holds 100"):
+        model.generate("x" * 50, suffix="y" * 47)
+    with pytest.raises(InvalidRequest, match="token id 1000 is outside the vocabulary"):
+        model.generate([1000], suffix="y")
+
+
+def test_a_suffix_is_refused_by_name_where_no_middle_can_be_filled_in(hello):
+    with pytest.raises(InvalidRequest, match="suffix: this model's tokenizer has no marks") as raised:
+        hello[0].generate("ab", suffix="y")
+    assert raised.value.param == "suffix"
+
+
 async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(monkeypatch):
     model, engine = model_of(*HELLO)
     monkeypatch.setattr(model._prompts, "_least_tokens", lambda text, enough: len(text) // 10)
+    monkeypatch.setattr(ScriptedTokenizer, "get_vocab", lambda self: {"[PREFIX]": 900, "[SUFFIX]": 901})
+    assert model._prompts._fill_in is not None
     tokenised = []
     monkeypatch.setattr(ScriptedTokenizer, "__call__", lambda self, text, **_: tokenised.append(text))
     async with model:
         for ask, param in (
             (lambda: model.agenerate("1" * 2000), "prompt"),
             (lambda: model.agenerate([5] * 101), "prompt"),
+            (lambda: model.agenerate("1", suffix="1" * 2000), "prompt"),
+            (lambda: model.agenerate([5] * 99, suffix="1" * 20), "prompt"),
+            (lambda: model.agenerate([5] * 101, suffix="1"), "prompt"),
             (lambda: model.achat("1" * 2000), "messages"),
             (lambda: model.aembed("1" * 2000), "texts"),
             (lambda: model.aembed([[5] * 101]), "texts"),
