@@ -5,7 +5,7 @@ import operator
 from collections import abc
 
 from run_gpt.engine.plan import Counters, Outcome, Result, Sampled, ScheduledTokens, Scores, Sequence, Sums
-from run_gpt.engine.request import FinishReason, SamplingParams, TokenEvent
+from run_gpt.engine.request import FinishReason, SamplingParams, TokenEvent, TokenLogprob
 from run_gpt.errors import InternalError, RequestError
 
 
@@ -89,17 +89,20 @@ class Outcomes:
         scores = () if sequence.answered else tuple((sequence.first or sequence).scores)
         if not sequence.request.max_new_tokens:
             return TokenEvent(sequence.index, "", 0, "length", cached_tokens=sequence.cached, prompt_logprobs=scores)
-        text, finish, taken = "", None, 0
+        text, finish, taken, logprobs = "", None, 0, list[TokenLogprob]()
         try:
             while finish is None and taken < len(result):
-                sequence.token_ids.append(result[taken].token_id)
-                new, finish = self._advance_text(sequence, result[taken].token_id)
+                token_id, scored = result[taken].token_id, result[taken].logprob
+                sequence.token_ids.append(token_id)
+                new, finish = self._advance_text(sequence, token_id)
                 text, taken = text + new, taken + 1
+                if scored is not None and sequence.shown is not None:
+                    ends = token_id in sequence.end_ids
+                    logprobs += sequence.shown.add(scored, over=finish is not None, ends=ends)
         except BaseException as error:  # an error of the tokenizer ends only this sequence
             return InternalError(f"the answer's text failed: {error}")
         self._counters.generated_tokens += taken
-        logprobs = tuple(sampled.logprob for sampled in result[:taken] if sampled.logprob)
-        return TokenEvent(sequence.index, text, taken, finish, logprobs, sequence.cached, prompt_logprobs=scores)
+        return TokenEvent(sequence.index, text, taken, finish, tuple(logprobs), sequence.cached, prompt_logprobs=scores)
 
     def _advance_text(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
         if token_id in sequence.end_ids:

@@ -15,6 +15,7 @@ from msgspec import Struct
 from run_gpt.engine.draft import PromptLookup
 from run_gpt.engine.grammar import GrammarDrafts, GrammarState
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
+from run_gpt.engine.shown import ShownTokens
 from run_gpt.engine.slots import Copy, Slot, token_array
 from run_gpt.engine.text import TextStream
 from run_gpt.engine.timing import Times, Timing
@@ -51,6 +52,8 @@ class Sequence:
     accepted: int = 0
     """Number of drafted tokens that were accepted."""
     times: Times = field(default_factory=Times)
+    shown: ShownTokens | None = field(init=False, default=None)
+    """Its tokens with log-probabilities, if it has them."""
     end_ids: frozenset[int] = frozenset()
     """Ids of tokens that end it."""
     ended: bool = False
@@ -58,6 +61,8 @@ class Sequence:
     def __post_init__(self) -> None:
         self.token_ids = token_array(self.request.prompt_ids)
         self.grammar = None
+        if self.request.sampling.logprobs is not None:
+            self.shown = ShownTokens(self.text)
         if self.request.grammar is not None:
             self.grammar = GrammarState(self.request.grammar)
             self.drafts = GrammarDrafts(self.grammar, len(self.request.prompt_ids))

@@ -85,6 +85,9 @@ class TokenLogprob(Struct, frozen=True):
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    shown: int | None = None
+    """Number of bytes that it, and the tokens that share a character with it, have in the answer's text. None: all; 0
+    for a token that ends the answer, or is of a stop sequence."""
 
 
 class TokenEvent(Struct, frozen=True):

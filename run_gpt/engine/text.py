@@ -56,19 +56,26 @@ class StopTexts:
     """Search for the first stop sequence in a stream. It holds back text that may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]):
-        self._stops = stops
+        self.texts = stops
+        self.read = 0
+        """Number of characters of the text so far, if there are stop sequences."""
+        self.latest = ""
+        """Latest part of the text that was not empty, if there are stop sequences."""
+        self.cut: str | None = None
+        """Text from the stop sequence on, once one was found."""
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Return the text that may be shown, and True when a stop sequence was found. No text after it is shown."""
-        if not self._stops:
+        if not self.texts:
             return text, False
+        self.read, self.latest = self.read + len(text), text or self.latest
         text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [at for stop in self.texts if (at := text.find(stop)) >= 0]
         if found:
-            self._held = ""
+            self._held, self.cut = "", text[min(found) :]
             return text[: min(found)], True
-        hold = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        hold = max((self._overlap(text, stop) for stop in self.texts), default=0)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold], False
 
@@ -76,6 +83,11 @@ class StopTexts:
         """Return the text that was held back: it was not a stop sequence."""
         held, self._held = self._held, ""
         return held
+
+    @property
+    def shown(self) -> int:
+        """Number of characters of the text that may be shown, if there are stop sequences."""
+        return self.read - len(self._held if self.cut is None else self.cut)
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
@@ -92,7 +104,7 @@ class TextStream:
     def __init__(self, decode: Decode, prompt_ids: Sequence[int], stops: Sequence[str] = (), *, whole: bool = False):
         """`whole`: all text comes with `finish`, decoded once. With stop sequences each token is still checked."""
         self._detokenizer = Detokenizer(decode, prompt_ids)
-        self._stops = StopTexts(stops)
+        self.stops = StopTexts(stops)
         self._late = whole and not stops
 
     def push(self, token_id: int) -> tuple[str, bool]:
@@ -100,9 +112,9 @@ class TextStream:
         if self._late:
             self._detokenizer.add(token_id)
             return "", False
-        return self._stops.push(self._detokenizer.push(token_id))
+        return self.stops.push(self._detokenizer.push(token_id))
 
     def finish(self) -> tuple[str, bool]:
         """Return the last text, and True when it completed a stop sequence; for a sequence that ends otherwise."""
-        text, stopped = self._stops.push(self._detokenizer.flush())
-        return (text, True) if stopped else (text + self._stops.flush(), False)
+        text, stopped = self.stops.push(self._detokenizer.flush())
+        return (text, True) if stopped else (text + self.stops.flush(), False)

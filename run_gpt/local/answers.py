@@ -61,6 +61,8 @@ class PieceWriter:
         self._echo = isinstance(request, GenerateRequest) and bool(request.echo)
         self._begun: set[int] = set()
         self._parsers: dict[int, ToolParser] = {}
+        self._left: int | None = None
+        """Bytes that the tokens at a stop sequence have left, while they are named."""
 
     @property
     def head(self) -> Head:
@@ -148,10 +150,13 @@ class PieceWriter:
         ).model_dump()
 
     def listed(self, event: TokenEvent) -> Sequence[TokenLogprob]:
-        """Return the tokens whose log-probabilities the piece of this event shows: with `echo` the prompt's, too."""
-        if self._echo and event.index not in self._begun:
-            return (*event.prompt_logprobs, *event.logprobs)
-        return event.logprobs
+        """Return the tokens whose log-probabilities the piece of this event shows: with `echo` the prompt's, too.
+
+        Tokens that end the answer are not shown; one that is shown in part has the text of that part.
+        """
+        self._left = None
+        shown = [token for token in event.logprobs if token.shown != 0]
+        return [*event.prompt_logprobs, *shown] if self._echo and event.index not in self._begun else shown
 
     def named(self, tokens: Sequence[TokenLogprob]) -> list[Token]:
         """Return tokens with their texts and bytes. Any thread may call it."""
@@ -160,8 +165,18 @@ class PieceWriter:
         for one in tokens:
             likeliest: list[Likely] = [(text, value, data) for i, value in one.top for text, data in (token(i),)]
             text, data = token(one.token_id)
-            named.append(Token(text, one.logprob, data, likeliest))
+            if one.shown is not None:
+                text, data = self._part(data, one.shown)
+            if data or one.shown is None:
+                named.append(Token(text, one.logprob, data, likeliest))
         return named
+
+    def _part(self, data: bytes, shown: int) -> tuple[str, bytes]:
+        """Return the part of a token's text that is shown. `shown`: see TokenLogprob."""
+        left = shown if self._left is None else self._left
+        data = data[:left]
+        self._left = left - len(data)
+        return data.decode(errors="replace"), data
 
     def _first_token(self) -> Token:
         """Return the prompt's first token, which no token precedes."""

@@ -108,6 +108,16 @@ def test_a_stop_text_comes_before_length_and_is_not_shown():
     assert (first.text + last.text, last.finish_reason) == ("<", "stop")
 
 
+def test_tokens_of_a_stop_text_that_come_with_drafts_are_hidden():
+    s = scheduler()
+    s.add(request("a", tokens=9, stop=("><6",), sampling=SamplingParams(logprobs=0)))
+    step(s, 5)
+    plan = s.plan()
+    [(_, event)] = s.commit(plan, [[Sampled(token, TokenLogprob(token, -1.0)) for token in (4, 5, 6, 7)]])
+    assert (event.text, event.tokens, event.finish_reason) == ("><4><5", 3, "stop")
+    assert [(token.token_id, token.shown) for token in event.logprobs] == [(4, None), (5, 2), (6, 0)]
+
+
 def test_a_full_queue_names_its_limit():
     s = scheduler(max_running=2, max_waiting=1)
     s.add(request("a", sequences=3))

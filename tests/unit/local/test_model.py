@@ -322,6 +322,22 @@ def test_a_suffix_is_refused_by_name_where_no_middle_can_be_filled_in(hello):
     assert raised.value.param == "suffix"
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_logprobs_are_those_of_the_text_that_is_shown(streamed):
+    parts = (TokenLogprob(233, -1.0, shown=3), TokenLogprob(233, -1.5, shown=3), TokenLogprob(233, -1.7, shown=3))
+    tokens = (TokenLogprob(65, -0.5), *parts, TokenLogprob(66, -2.0, shown=0))
+    model, _ = model_of(TokenEvent(0, "A", 1, None, tokens[:1]), TokenEvent(0, "", 4, "stop", tokens[1:]))
+    with model:
+        events = list(model.generate_stream("x", logprobs=0)) if streamed else [model.generate("x", logprobs=0)]
+    listed = [token for event in events for token in event.choices[0].logprobs.content]
+    assert [(token.token, token.bytes, token.logprob) for token in listed] == [
+        ("A", [65], -0.5),
+        ("\u00e9", [195, 169], -1.0),
+        ("\ufffd", [195], -1.5),
+    ]
+    assert events[-1].usage.completion_tokens == 5
+
+
 async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(monkeypatch):
     model, engine = model_of(*HELLO)
     monkeypatch.setattr(model._prompts, "_least_tokens", lambda text, enough: len(text) // 10)
