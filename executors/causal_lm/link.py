@@ -5,9 +5,10 @@ from typing import cast
 
 from pydantic import BaseModel, ValidationError
 
+from run_gpt.api import check
 from run_gpt.api.answers import Answer
 from run_gpt.api.endpoints import ENDPOINTS, MODEL_ENDPOINTS
-from run_gpt.api.schema import AnyRequest, Request, invalid_request
+from run_gpt.api.schema import AnyRequest, GenerateRequest, Request, invalid_request
 from run_gpt.errors import UnknownEndpoint
 from run_gpt.executors.causal_lm.service import ModelService
 from run_gpt.link.frames import Start
@@ -28,6 +29,7 @@ class LinkEndpoints:
             "/metrics": self._metrics,
             "/load": self._load,
             "/unload": self._unload,
+            check.PATH: self._check,
         }
         for endpoint in MODEL_ENDPOINTS:
             self._handlers[endpoint.path] = self._answer if endpoint.event is None else self._stream
@@ -50,6 +52,11 @@ class LinkEndpoints:
     async def _stream(self, start: Start, reply: Reply) -> None:
         await self._service.stream(cast("Request", await _read(start)), reply.put, start.trace)
 
+    async def _check(self, start: Start, reply: Reply) -> None:
+        requests = _prompts(start) if len(start.body) <= SMALL else await asyncio.to_thread(_prompts, start)
+        await self._service.check(requests)
+        reply.put(b"{}")
+
     async def _status(self, start: Start, reply: Reply) -> None:
         reply.put(_json(self._service.status()))
 
@@ -62,6 +69,13 @@ class LinkEndpoints:
 
     async def _unload(self, start: Start, reply: Reply) -> None:
         reply.put(_json(await self._service.unload()))
+
+
+def _prompts(start: Start) -> list[GenerateRequest]:
+    try:
+        return check.PromptsCheck.model_validate_json(start.body).requests()
+    except ValidationError as error:
+        raise invalid_request(error) from None
 
 
 async def _read(start: Start) -> AnyRequest:

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -48,6 +48,11 @@ class ModelService:
                 answer = await model._answer(request, on_timing=span.took)
                 span.answered(answer)
                 return answer
+
+    async def check(self, requests: Sequence[Request]) -> None:
+        """Raise the RequestError of the first request whose prompt cannot be answered."""
+        with self._admitted():
+            await self.host.model._check(requests)
 
     async def stream(
         self, request: Request, put: Callable[[Head | Piece], None], trace: Mapping[str, str] = NO_TRACE

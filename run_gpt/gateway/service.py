@@ -17,6 +17,7 @@ from run_gpt.api.together import together
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import Forbidden, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
+from run_gpt.gateway.check import check_prompts
 from run_gpt.gateway.events import Events, ModelEvents, TextEvents
 from run_gpt.gateway.limits import Limits, note_answer
 from run_gpt.gateway.metrics import GatewayMetrics
@@ -157,6 +158,7 @@ class Service:
                 self.models.held(self.models.named(request.model), deadline - time.monotonic()) as pool,
             ):
                 natives = request.natives() if isinstance(request, OpenAIRequest) else [request]
+                await check_prompts(pool, natives, deadline)
                 streams = Streams(pool, cast("Sequence[Request]", natives), deadline, _request_id)
                 writer = StreamWriter(cast("Any", request), cast("Any", natives))
                 try:

@@ -7,7 +7,7 @@ a request gets the same answer in a notebook and from a cluster.
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -246,6 +246,10 @@ class Model(LanguageModel):
             return
         with closing(NamingOutlet(outlet, self._workers)) as naming, self._running(prepared, naming):
             yield writer
+
+    async def _check(self, requests: Sequence[Request]) -> None:
+        """Raise InvalidRequest or ContextLengthExceeded for the first request whose prompt cannot be answered."""
+        await self._preparation.check(requests)
 
     def _check_model(self, request: AnyRequest) -> None:
         if request.model not in (None, self.name, *self._names):

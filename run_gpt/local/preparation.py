@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -59,6 +60,14 @@ class Preparation:
         deadline, is_long = _deadline(timeout), size(request) > LONG
         prepared = await self._workers.run(self._embeddings, request, adapter, deadline, long=is_long)
         return [replace(one, cache_space=tenants.space(request.cache_salt)) for one in prepared]
+
+    async def check(self, requests: Sequence[Request]) -> None:
+        """Raise InvalidRequest or ContextLengthExceeded for the first request whose prompt cannot be answered."""
+        await self._workers.run(self._check, requests, long=sum(map(size, requests)) > LONG)
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._max_new_tokens(request, len(self._prompts.of(request, self._context_length)))
 
     def _text(self, request: Request, adapter: str | None, deadline: float | None) -> engine_request.Request:
         prompt_ids = self._prompts.of(request, self._context_length)

@@ -169,3 +169,15 @@ def test_another_model_and_too_long_a_prompt(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="8192") as long:
         client.completions.create(model="smollm2", prompt=[CAPITAL, "x " * 9000], max_tokens=1)
     assert (long.value.code, long.value.param) == ("context_length_exceeded", "prompt")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("wrong", "named"), [("word " * 9000, "context holds"), ([5, 10**6], "vocabulary")])
+def test_all_prompts_are_checked_before_the_first_byte(
+    client: openai.OpenAI, stream: bool, wrong: Any, named: str
+) -> None:
+    """Check the last of more prompts than run together: a stream that has begun cannot have another status."""
+    prompts: Any = [*([[5, 6]] * 40), wrong if isinstance(wrong, list) else [5] * len(wrong.split())]
+    with pytest.raises(openai.BadRequestError, match=named) as raised:
+        client.completions.create(model="smollm2", prompt=prompts, max_tokens=1, stream=stream)
+    assert raised.value.param == "prompt"

@@ -7,6 +7,7 @@ import pytest
 
 import run_gpt.process._jina  # noqa: F401  (before jina)
 from run_gpt.api.adapters import AdapterList
+from run_gpt.api.check import PATH
 from run_gpt.api.documents import WireError, document_class
 from run_gpt.api.endpoints import MODEL_ENDPOINTS, Endpoint
 from run_gpt.errors import QueueFull
@@ -26,7 +27,7 @@ def jina_endpoint(path: str) -> Any:
 
 
 def test_the_inner_wire_has_every_endpoint_of_a_model() -> None:
-    assert LinkEndpoints(cast("Any", None))._handlers.keys() == PATHS | OTHERS
+    assert LinkEndpoints(cast("Any", None))._handlers.keys() == PATHS | OTHERS | {PATH}
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
