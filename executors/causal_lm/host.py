@@ -14,6 +14,7 @@ from run_gpt.errors import RunGPTError, Unavailable
 from run_gpt.executors.causal_lm.footprint import Footprint
 from run_gpt.executors.causal_lm.watch import EngineWatch
 from run_gpt.models import served_names
+from run_gpt.models.files import startup_adapters
 
 if TYPE_CHECKING:
     from run_gpt.engine.heartbeat import Heartbeat
@@ -43,6 +44,7 @@ class Host:
         on_hang: Callable[[str], None] = lambda reason: None,
     ):
         self.name, *self._aliases = served_names(model_config)
+        self._adapters = list(startup_adapters(model_config))
         measured = not config.preload or config.memory is not None
         self._footprint = Footprint.of(model_config, engine_config) if measured else Footprint()
         self._model_config, self._config = model_config, config
@@ -119,6 +121,7 @@ class Host:
             running=0,
             waiting=0,
             context_length=self._footprint.context or None,
+            adapters=self._adapters,
             step=step,
             done=done,
             total=total,

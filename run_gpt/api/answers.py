@@ -225,6 +225,8 @@ class Status(BaseModel):
     """Bytes of this step in all; None: not known."""
     aliases: list[str] = Field(default_factory=list)
     """Further names that requests may use for the model."""
+    adapters: list[str] = Field(default_factory=list)
+    """Names of its LoRA adapters; of one that is not loaded, those that it is loaded with."""
     why: str | None = None
     """Reason why the last attempt to load the model failed."""
 

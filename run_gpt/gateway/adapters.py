@@ -35,6 +35,11 @@ class AdapterChanges:
         """
         return await asyncio.shield(asyncio.ensure_future(self._make(change, ready)))
 
+    def applied(self, names: Sequence[str]) -> list[str]:
+        """Return these names, of adapters that a replica has reported, after all changes."""
+        kept = [name for name in names if self._paths.get(name, "") is not None]
+        return kept + [name for name, path in self._paths.items() if path is not None and name not in kept]
+
     async def bring_up_to_date(self, replica: Replica) -> None:
         """Make the changes in a replica that was restarted. Raises a RequestError."""
         async with self._one_at_a_time:

@@ -15,7 +15,7 @@ from run_gpt.errors import AuthenticationError, InvalidRequest, QueueFull, Reque
 from run_gpt.gateway.grpc_connections import peer_of
 from run_gpt.gateway.grpc_reads import Bound, Reads
 from run_gpt.gateway.guesses import peer_address
-from run_gpt.gateway.keys import Keys, sent_key
+from run_gpt.gateway.keys import API_KEY_HEADER, Keys, sent_key
 from run_gpt.gateway.record import Count, Record, admit, begin
 from run_gpt.gateway.rpc import abort
 from run_gpt.process import request_ids
@@ -117,12 +117,16 @@ def _sent(metadata: Any) -> str:
 
     Raises AuthenticationError.
     """
-    return sent_key(_value(metadata, "authorization"), plain=True)
+    return sent_key(_values(metadata, "authorization"), _values(metadata, API_KEY_HEADER), plain=True)
 
 
 def _value(metadata: Any, name: str) -> str | None:
-    value = next((value for key, value in metadata or () if key == name), None)
-    return value.decode("latin-1") if isinstance(value, bytes) else value
+    return next(iter(_values(metadata, name)), None)
+
+
+def _values(metadata: Any, name: str) -> list[str]:
+    values = [value for key, value in metadata or () if key == name]
+    return [value.decode("latin-1") if isinstance(value, bytes) else value for value in values]
 
 
 def _refusal(error: RequestError) -> Any:

@@ -48,6 +48,11 @@ class Hosted:
         return [self.name, *(self._said("aliases") or ())] if self.name else []
 
     @property
+    def adapters(self) -> list[str]:
+        """Names of its LoRA adapters."""
+        return self.pool.adapters.applied(self._said("adapters") or ())
+
+    @property
     def can_load(self) -> bool:
         """True when a replica could load it, or does."""
         return any(replica.loads for replica in self.pool.replicas)
@@ -94,10 +99,12 @@ class Hosted:
             self.leaving = None
 
     def card(self, name: str) -> Model:
-        """Return its entry in `/v1/models` under one of its names."""
+        """Return its entry in `/v1/models` under one of its names, or the entry of one of its adapters."""
         return Model(
             id=name,
             created=self._since,
+            root=self.name,
+            parent=None if name in self.names else self.name,
             max_model_len=self.pool.context_length,
             precision=self._said("precision"),
             sampling_defaults=self._said("sampling"),

@@ -3,14 +3,16 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Coroutine
+from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
@@ -29,6 +31,7 @@ from run_gpt.gateway import openapi
 from run_gpt.gateway.bodies import read_body, request_of
 from run_gpt.gateway.connection import DROP_ALL
 from run_gpt.gateway.event_stream import ClientGone, EventStream, until_gone
+from run_gpt.gateway.front import PAGES
 from run_gpt.gateway.playground import PLAYGROUND, playground_files
 from run_gpt.gateway.record import current_rights, note_error
 from run_gpt.gateway.scrape import CONTENT_TYPE, scrape
@@ -40,43 +43,19 @@ Result = TypeVar("Result")
 STRANGER = "rungpt.stranger"
 """Name in a request's scope; True there: it has no valid key, and the server has keys."""
 
+NEAR = 0.75
+"""Similarity from which on a route may have been meant by a path that is none."""
+_NO_GUESS = re.compile(r"\{|/playground/|.+/$")
+"""Paths that no client types."""
+
 
 def build_app(service: Service) -> Starlette:
     """Build the app over `service`."""
-    about_us = {
-        "name": "RunGPT",
-        "version": version("rungpt"),
-        "docs": "/docs",
-        "playground": PLAYGROUND,
-        "ready": "/ready",
-    }
-    document = openapi.describe(about_us["version"])
-
-    async def about(request: Request) -> Response:
-        return _json(about_us)
-
-    async def health(request: Request) -> Response:
-        return _json({"status": "alive"})
-
-    async def ready(request: Request) -> Response:
-        return _json(service.status(to_stranger=request.scope.get(STRANGER, False)), 200 if service.ready else 503)
-
-    async def metrics(request: Request) -> Response:
-        current_rights().check_metrics()
-        return Response(await scrape(service.models.replicas, service.metrics), media_type=CONTENT_TYPE)
-
-    async def description(request: Request) -> Response:
-        return _json(document)
-
-    async def docs(request: Request) -> Response:
-        return HTMLResponse(openapi.page(document))
-
-    others = {"/": about, "/health": health, "/ready": ready, "/openapi.json": description, "/docs": docs}
     routes = [
         *(_endpoint_route(service, endpoint) for endpoint in ENDPOINTS.values()),
-        *(route(path, function, "GET") for path, function in others.items()),
-        route("/metrics", metrics, "GET", "HEAD"),
+        *(route(path, function, "GET") for path, function in _others(service).items()),
         *(route(path, function, "GET") for path, function in playground_files().items()),
+        *(route(f"{page}/", _without_slash, "GET") for page in PAGES),
     ]
     handlers: dict[Any, Any] = {
         RequestError: _on_request_error,
@@ -85,14 +64,55 @@ def build_app(service: Service) -> Starlette:
         ClientDisconnect: _on_client_gone,
         Exception: _on_exception,
     }
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return app
+
+
+def _others(service: Service) -> dict[str, Any]:
+    """Return the handlers of `GET` that no endpoint has, by their paths."""
+    ours = {"name": "RunGPT", "version": version("rungpt")}
+    document = openapi.describe(ours["version"])
+
+    async def ready(request: Request) -> Response:
+        return _json(service.status(to_stranger=request.scope.get(STRANGER, False)), 200 if service.ready else 503)
+
+    async def metrics(request: Request) -> Response:
+        current_rights().check_metrics()
+        return Response(await scrape(service.models.replicas, service.metrics), media_type=CONTENT_TYPE)
+
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(openapi.page(document))
+
+    return {
+        "/": _constant({**ours, "docs": "/docs", "playground": PLAYGROUND, "ready": "/ready"}),
+        "/health": _constant({"status": "alive"}),
+        "/version": _constant({**ours, "api": "v1"}),
+        "/openapi.json": _constant(document),
+        "/ready": ready,
+        "/metrics": metrics,
+        "/docs": docs,
+    }
 
 
 def route(path: str, function: Any, *methods: str) -> Route:
-    """Return a route that takes these methods and no other."""
-    made = Route(path, function, methods=methods)
-    made.methods = set(methods)  # Starlette adds HEAD to GET
-    return made
+    """Return a route that takes these methods, HEAD where it takes GET, and no other."""
+    return Route(path, function, methods=methods)
+
+
+def _constant(content: Any) -> Any:
+    """Return a handler that answers the same each time."""
+
+    async def answer(request: Request) -> Response:
+        return _json(content)
+
+    return answer
+
+
+async def _without_slash(request: Request) -> Response:
+    """Lead to the page itself, by a relative path: a proxy may have put something before it."""
+    page = request.scope["path"].strip("/")
+    return RedirectResponse(f"../{page}", 308)
 
 
 def _endpoint_route(service: Service, endpoint: Endpoint) -> Route:
@@ -103,7 +123,9 @@ def _endpoint_route(service: Service, endpoint: Endpoint) -> Route:
 
 def _handler(service: Service, endpoint: Endpoint) -> Any:
     async def handle(http_request: Request) -> Response:
-        get = http_request.method == "GET"
+        if "" in http_request.path_params.values():
+            raise HTTPException(404)
+        get = http_request.method in ("GET", "HEAD")
         body = None if get else await read_body(http_request, service.config.max_body_bytes)
         request = await request_of(endpoint, body, http_request.path_params, service.rules)
         if not endpoint.streams(request):
@@ -144,15 +166,26 @@ async def _on_request_error(request: Request, error: Any) -> Response:
 
 async def _on_http_exception(request: Request, error: Any) -> Response:
     path, method = request.scope["path"][:200], request.method  # not request.url, which a Host can make invalid
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))  # they come from a set
     known: dict[int, RequestError] = {
-        404: UnknownEndpoint(
-            f"no route {path}: this server has {', '.join(ENDPOINTS)}, /health, /ready, /metrics, /docs and /playground"
-        ),
-        405: MethodNotAllowed(f"{path} does not take {method}: use {(error.headers or {}).get('Allow', 'POST')}"),
+        404: UnknownEndpoint(f"no route {path}: {_instead_of(request.app, path)}"),
+        405: MethodNotAllowed(f"{path} does not take {method[:20]}: use {headers.get('Allow', 'POST')}"),
     }
     answer = known.get(error.status_code, InvalidRequest(str(error.detail)))
     note_error(answer)
-    return _json({"error": answer.to_dict()}, error.status_code, error.headers)
+    return _json({"error": answer.to_dict()}, error.status_code, headers)
+
+
+def _instead_of(app: Starlette, path: str) -> str:
+    """Return the routes that a client may have meant by a path: the nearest ones, or all."""
+    paths = [path for path in (getattr(one, "path", "{") for one in app.routes) if not _NO_GUESS.search(path)]
+    plain = re.sub("/+", "/", path).rstrip("/").lower()
+    meant = [one for one in (plain, f"/v1{plain}", plain.removeprefix("/v1")) if one in paths]
+    if near := list(dict.fromkeys(meant + get_close_matches(plain, paths, 3, NEAR))):
+        return f"did you mean {' or '.join(near[:3])}?"
+    return f"this server has {', '.join(ENDPOINTS)}, /health, /ready, /version, /metrics, /docs and /playground"
 
 
 async def _on_client_gone(request: Request, error: Any) -> Response:

@@ -16,14 +16,14 @@ from run_gpt.errors import AuthenticationError, Forbidden, InternalError, Invali
 from run_gpt.gateway.guesses import client_address
 from run_gpt.gateway.hosts import Hosts
 from run_gpt.gateway.http import STRANGER
-from run_gpt.gateway.keys import Keys, sent_key
+from run_gpt.gateway.keys import API_KEY_HEADER, Keys, sent_key
 from run_gpt.gateway.record import Count, Record, admit, begin, current, note_error
 from run_gpt.process import request_ids
 
 log = logging.getLogger(__name__)
 
-OPEN_ROUTES = ("/health", "/ready")
-"""Routes that need no key for a GET and are neither logged nor counted: monitoring requests them often."""
+OPEN_ROUTES = ("/health", "/ready", "/version")
+"""Routes that need no key for a GET or HEAD and are neither logged nor counted: monitoring requests them often."""
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._~-]+)(:[0-9]{1,5})?", re.ASCII)
 DISCARD_SECONDS = 5.0
 """Time that a client whose request is refused gets to send its body; before that it reads no answer."""
@@ -42,7 +42,7 @@ def guarded(app: ASGIApp, config: GatewayConfig, keys: Keys | None, count: Count
         app = CORSMiddleware(
             app,
             allow_origins=config.cors_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
             expose_headers=("Retry-After", request_ids.HEADER, IGNORED),
         )
@@ -187,9 +187,9 @@ class KeyCheck:
             return
         headers = Headers(scope=scope)
         try:
-            name, rights = await self.keys.admit(sent_key(headers.get("authorization")), _address(scope))
+            name, rights = await self.keys.admit(_sent(headers), _address(scope))
         except AuthenticationError as error:
-            by_browser = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
+            by_browser = scope["method"] in ("GET", "HEAD") and "text/html" in headers.get("accept", "")
             # A browser then asks its user for a password.
             sent = {"WWW-Authenticate": 'Basic realm="RunGPT", charset="UTF-8"' if by_browser else "Bearer"}
             await _refuse(error, sent, self.max_body_bytes, scope, receive, send)
@@ -201,7 +201,7 @@ class KeyCheck:
     async def _is_stranger(self, scope: Scope) -> bool:
         """Return True for a request of an open route without a valid key."""
         try:
-            await self.keys.admit(sent_key(Headers(scope=scope).get("authorization")), _address(scope))
+            await self.keys.admit(_sent(Headers(scope=scope)), _address(scope))
         except AuthenticationError:
             return True
         return False
@@ -217,13 +217,18 @@ async def _refuse(
     await JSONResponse({"error": error.to_dict()}, error.http_status, headers)(scope, receive, send)
 
 
+def _sent(headers: Headers) -> str:
+    """Return the key in a request's headers. Raises AuthenticationError."""
+    return sent_key(headers.getlist("authorization"), headers.getlist(API_KEY_HEADER))
+
+
 def _address(scope: Scope) -> str:
     return client_address(scope["client"][0] if scope.get("client") else None)
 
 
 def is_open(scope: Scope) -> bool:
     """Return True when the request needs no key."""
-    return scope["method"] == "GET" and scope["path"] in OPEN_ROUTES
+    return scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN_ROUTES
 
 
 async def _discard(headers: Headers, receive: Receive, limit: int) -> bool:

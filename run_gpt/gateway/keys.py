@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_NAME = "default"
 """Name of the key that has no name of its own: the one from --api-key or the environment."""
+API_KEY_HEADER = "x-api-key"
+"""Header, and key of gRPC's metadata, that takes a key as it is."""
 LEAST_KEY, MOST_KEY = 8, 512
 """Least and greatest number of characters of a key."""
 MOST_FILE_BYTES = 1024 * 1024
@@ -180,12 +183,23 @@ def parse_keys(content: bytes, file: Path, taken: dict[str, Key] | None = None) 
     return found
 
 
-def sent_key(authorization: str | None, *, plain: bool = False) -> str:
-    """Return the key in an `Authorization` header's value: `Bearer KEY`, or `Basic` with the key as the password.
+def sent_key(authorization: Iterable[str], api_key: Iterable[str] = (), *, plain: bool = False) -> str:
+    """Return the key in the values of a request's headers: see `_key_in` for `Authorization`, or `X-Api-Key` alone.
 
-    `plain`: the key alone is accepted, too. Raises AuthenticationError where there is no key.
+    `plain`: the key alone is accepted in `Authorization`, too. Raises AuthenticationError where there is no key, and
+    for several keys: to choose one of them would hide a client's mistake.
     """
-    scheme, _, rest = (authorization or "").strip().partition(" ")
+    sent = [*(_key_in(value, plain=plain) for value in authorization), *filter(None, map(str.strip, api_key))]
+    if len(set(sent)) > 1:
+        raise AuthenticationError("the request has several keys, in `Authorization` or `X-Api-Key`: send one")
+    if not sent:
+        raise AuthenticationError("this server needs a key: send `Authorization: Bearer KEY`")
+    return sent[0]
+
+
+def _key_in(authorization: str, *, plain: bool) -> str:
+    """Return the key in an `Authorization` header's value: `Bearer KEY`, or `Basic` with the key as the password."""
+    scheme, _, rest = authorization.strip().partition(" ")
     kind, rest = scheme.lower(), rest.strip()
     if kind == "bearer" and rest:
         return rest

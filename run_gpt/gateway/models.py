@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from run_gpt.api.models import ModelState
-from run_gpt.errors import DeadlineExceeded, ModelNotFound, Unavailable
+from run_gpt.api.openai.base import OpenAIRequest
+from run_gpt.api.schema import AnyRequest
+from run_gpt.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.hosted import Hosted
 from run_gpt.gateway.pool import ReplicaPool
 from run_gpt.gateway.replica import Replica
@@ -87,8 +89,35 @@ class Models:
                 return hosted
         if unknown := next((hosted for hosted in self.all if not hosted.name), None):
             unknown.pool.check_ready()
-        names = ", ".join(repr(known) for hosted in self.all for known in hosted.names)
+        known = [known for hosted in self.all for known in hosted.names] + list(self.adapters)
+        names = ", ".join(map(repr, known))
         raise ModelNotFound(f"model {name!r} is not served here: this server has {names}", param="model")
+
+    @property
+    def adapters(self) -> dict[str, Hosted]:
+        """Adapters that requests may name as their model. A model's name, and the first model's adapter, come first."""
+        taken = {name for hosted in self.all for name in hosted.names}
+        found: dict[str, Hosted] = {}
+        for hosted in self.all:
+            for name in hosted.adapters:
+                if name not in taken:
+                    found.setdefault(name, hosted)
+        return found
+
+    def shown(self, name: str) -> Hosted:
+        """Return the model of this name, or that of the adapter of this name. Raises the errors of `named`."""
+        return self.adapters.get(name) or self.named(name)
+
+    def resolved(self, request: AnyRequest) -> AnyRequest:
+        """Return the request; one whose model is an adapter's name as a request to its model, with the adapter.
+
+        Raises InvalidRequest if it names another adapter, too.
+        """
+        name = request.model
+        if name is None or any(name in hosted.names for hosted in self.all):
+            return request
+        hosted = self.adapters.get(name)
+        return request if hosted is None else _with_adapter(request, name, hosted.name)
 
     def check(self, name: str | None) -> None:
         """Raise ModelNotFound, or Unavailable for a model that is not in memory and cannot be loaded now."""
@@ -239,3 +268,18 @@ class Models:
                     async with self._one_at_a_time:
                         if hosted.expired:
                             await self._unload(hosted)
+
+
+def _with_adapter(request: AnyRequest, name: str, model: str) -> AnyRequest:
+    """Return a request to a model, and to an adapter if it is one for a text or vectors."""
+    changes = {"model": model}
+    if "adapter" in type(request).model_fields:
+        if (given := getattr(request, "adapter", None)) not in (None, name):
+            raise InvalidRequest(f"adapter = {given!r}: model = {name!r} is an adapter as well", param="adapter")
+        changes["adapter"] = name
+    named = request.model_copy(update=changes)
+    if isinstance(request, OpenAIRequest):
+        with suppress(RequestError):  # raised again where it gets the names of this API
+            natives = [_with_adapter(native, name, model) for native in request.natives()]
+            named.__dict__["made_natives"] = natives  # to make them anew would take long
+    return named

@@ -26,9 +26,10 @@ _ERRORS = {
     504: "The deadline passed",
 }
 # `{}`: without a key, where the server needs none.
-_SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"password": []}, {}]
+_SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"key": []}, {"password": []}, {}]
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "The key as it is."},
     "password": {"type": "http", "scheme": "basic", "description": "For browsers: the key is the password."},
 }
 _NAME_SCHEMA = {"type": "string", "pattern": "^[!-~]{1,128}$"}
@@ -82,6 +83,13 @@ def describe(version: str) -> dict[str, Any]:
             "responses": {"200": {"description": "It would"}, "503": {"description": "It would not"}},
         }
     }
+    ours = {
+        "get": {
+            "summary": "Version of this server, and of its API; needs no key",
+            "security": [],
+            "responses": {"200": {"description": "`name`, `version` and `api`"}},
+        }
+    }
     text = {"description": "Prometheus' text form", "content": {"text/plain": {"schema": {"type": "string"}}}}
     metrics = {"get": {"summary": "What is counted and measured, of all replicas", "responses": {"200": text}}}
     return {
@@ -91,6 +99,7 @@ def describe(version: str) -> dict[str, Any]:
             **{e.path: _named(_methods(e)) for e in ENDPOINTS.values()},
             "/health": health,
             "/ready": ready,
+            "/version": ours,
             "/metrics": _named(metrics),
         },
         "security": _SECURITY,

@@ -16,6 +16,7 @@ from run_gpt.errors import PortInUse
 from run_gpt.gateway import grpc_server
 from run_gpt.gateway.connection import Connection
 from run_gpt.gateway.discovery import join_address
+from run_gpt.gateway.front import front
 from run_gpt.gateway.grpc_connections import ConnectionWatch, can_watch
 from run_gpt.gateway.grpc_reads import Reads
 from run_gpt.gateway.http import build_app
@@ -92,7 +93,7 @@ class GatewayHTTPServer(FastAPIBaseServer):  # type: ignore[misc]
         """Our app, behind its access checks."""
         service = self.service
         app = guarded(build_app(service), service.config, self.keys, service.count)
-        return app if service.tracing is None else service.tracing.http(app)
+        return front(app if service.tracing is None else service.tracing.http(app))
 
     async def setup_server(self) -> None:
         """Open the port; do not wait for executors."""

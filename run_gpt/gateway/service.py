@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 LIMITED = (Handler.MODEL, Handler.OPENAI)
 """Handlers whose requests count for the limits of their key."""
+NAMED_BY_ADAPTER = (*LIMITED, Handler.LOAD_MODEL)
+"""Handlers that take the name of an adapter as that of its model."""
 FLUSH_SECONDS = 2.0
 """Time that the ports get to write the last event of a request that the drain ended."""
 
@@ -84,7 +86,7 @@ class Service:
         Raises a RequestError.
         """
         handler = endpoint_of(request, stream=False).handler
-        self.check(request, handler)
+        request = self._checked(request, handler)
         limit, answer = self._limit(timeout), self._answers[handler]
         with self.running():
             if handler not in LIMITED:
@@ -96,8 +98,15 @@ class Service:
     def stream(self, request: AnyRequest, timeout: float | None = None) -> AbstractAsyncContextManager[Events]:
         """Return the events of the answer, which end with their block. Raises a RequestError, as do their methods."""
         handler = endpoint_of(request, stream=True).handler
-        self.check(request, handler)
+        request = self._checked(request, handler)
         return self._streams[handler](request, self._limit(timeout))
+
+    def _checked(self, request: AnyRequest, handler: Handler) -> AnyRequest:
+        """Check a request, and return it with its adapter, if it names one as its model. Raises a RequestError."""
+        if handler in NAMED_BY_ADAPTER:
+            request = self.models.resolved(request)
+        self.check(request, handler)
+        return request
 
     def check(self, request: AnyRequest, handler: Handler) -> None:
         """Raise Forbidden, Unavailable or ModelNotFound for a request that is not allowed, or cannot be served now."""
@@ -143,10 +152,11 @@ class Service:
         return await self.models.unload(self.models.named(request.model), limit)
 
     async def _list_models(self, request: ListModelsRequest, limit: float) -> Body:
-        return ModelList(data=[hosted.card(name) for hosted in self.models.all for name in hosted.names])
+        models = [hosted.card(name) for hosted in self.models.all for name in hosted.names]
+        return ModelList(data=models + [hosted.card(name) for name, hosted in self.models.adapters.items()])
 
     async def _show_model(self, request: RetrieveModelRequest, limit: float) -> Body:
-        return self.models.named(request.model).card(request.model)
+        return self.models.shown(request.model).card(request.model)
 
     @asynccontextmanager
     async def _stream_text(self, request: AnyRequest, limit: float) -> AsyncIterator[Events]:

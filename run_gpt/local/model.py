@@ -138,6 +138,7 @@ class Model(LanguageModel):
             context_length=self.context_length,
             precision=self.precision,
             sampling=dict(self.sampling_defaults),
+            adapters=list(self._engine.adapters),
         )
 
     @property

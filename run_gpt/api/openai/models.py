@@ -17,7 +17,7 @@ class ListModelsRequest(AnyRequest):
 class RetrieveModelRequest(AnyRequest):
     """Describe one served model."""
 
-    model: NonEmptyName = Field(description="Its name.")
+    model: NonEmptyName = Field(description="Its name, or that of an adapter.")
 
 
 class Model(Body):
@@ -30,6 +30,10 @@ class Model(Body):
     created: int
     """Time at which this server was started, in seconds since 1970."""
     owned_by: Literal["rungpt"] = "rungpt"
+    root: str | None = None
+    """Beyond OpenAI's: name by which the server shows the model, for its further names and its adapters."""
+    parent: str | None = None
+    """Beyond OpenAI's: name of the model that this LoRA adapter belongs to; null: it is a model."""
     max_model_len: int | None = None
     """Beyond OpenAI's: tokens that its context holds; null until a replica has reported it."""
     precision: str | None = None

@@ -85,7 +85,8 @@ def check_refused(response: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [*KEYED_ROUTES, ("POST", "/nowhere"), ("POST", "/health"), ("GET", "/ready/")]
+    ("method", "path"),
+    [*KEYED_ROUTES, ("POST", "/nowhere"), ("POST", "/health"), ("GET", "/ready/x"), ("GET", "//health")],
 )
 def test_every_route_needs_a_key(keyed: Any, method: str, path: str) -> None:
     """The routes come from the app itself, so that routes added later are tested, too."""
@@ -96,7 +97,7 @@ def test_every_route_needs_a_key(keyed: Any, method: str, path: str) -> None:
     with httpx.Client(base_url=keyed.http, transport=transport) as client:
         for headers in ({}, {"Authorization": f"Bearer {WRONG}"}, {"Authorization": OWN}, basic(WRONG), basic("")):
             check_refused(client.request(method, path, content=body, headers=headers))
-        for headers in (BEARER, {"Authorization": f"Bearer {ALICE}"}, basic(OWN)):
+        for headers in (BEARER, {"Authorization": f"Bearer {ALICE}"}, basic(OWN), {"X-Api-Key": ALICE}):
             assert client.request(method, path, content=body, headers=headers).status_code != 401
 
 
@@ -112,6 +113,8 @@ def test_health_needs_no_key(keyed: Any, path: str) -> None:
     """A supervisor that restarts an unhealthy server has no key."""
     assert httpx.get(keyed.http + path).status_code == 200
     assert httpx.get(keyed.http + path, headers={"Authorization": f"Bearer {WRONG}"}).status_code == 200
+    assert httpx.get(f"{keyed.http}{path}/").status_code == 200
+    assert httpx.head(keyed.http + path).status_code == 200
 
 
 @pytest.mark.parametrize("key", [OWN, ALICE])

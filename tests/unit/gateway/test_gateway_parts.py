@@ -25,6 +25,7 @@ class FakePool:
         self.ready = self.sure = [object()]
         self.replicas: list[object] = []
         self.model, self.watched = "m", True
+        self.adapters = SimpleNamespace(applied=list)
         self.go = asyncio.Event()
         self.stopped = ""
 

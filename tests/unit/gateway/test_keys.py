@@ -236,8 +236,26 @@ def basic(text: str) -> str:
 
 def test_a_key_is_a_bearer_token_or_a_password() -> None:
     for value in (f"Bearer {ALICE}", f"bearer   {ALICE} ", basic(f"any:{ALICE}"), basic(f":{ALICE}")):
-        assert sent_key(value) == ALICE
-    assert sent_key(ALICE, plain=True) == ALICE
+        assert sent_key([value]) == ALICE
+        assert sent_key([value], [f" {ALICE} "]) == ALICE, "the same key twice is one"
+    assert sent_key([ALICE], plain=True) == ALICE
+    assert sent_key([], [ALICE]) == ALICE
+
+
+@pytest.mark.parametrize(
+    ("authorization", "api_key"),
+    [
+        ([f"Bearer {ALICE}"], [BOB]),
+        ([basic(f"any:{ALICE}")], [BOB]),
+        ([f"Bearer {ALICE}", f"Bearer {BOB}"], []),
+        ([], [ALICE, BOB]),
+    ],
+)
+def test_several_keys_are_refused(authorization: list[str], api_key: list[str]) -> None:
+    """To take one of them would hide that the other is wrong, or was meant."""
+    with pytest.raises(AuthenticationError, match="several keys") as raised:
+        sent_key(authorization, api_key)
+    assert ALICE not in raised.value.message
 
 
 @pytest.mark.parametrize(
@@ -245,7 +263,7 @@ def test_a_key_is_a_bearer_token_or_a_password() -> None:
 )
 def test_what_holds_no_key_is_an_error_that_says_how_to_send_one(value: str | None) -> None:
     with pytest.raises(AuthenticationError, match="Authorization"):
-        sent_key(value)
+        sent_key([] if value is None else [value], [""])
 
 
 def test_an_origin_that_no_browser_sends_is_refused() -> None:

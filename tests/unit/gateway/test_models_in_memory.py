@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from run_gpt.api.answers import Status
-from run_gpt.errors import DeadlineExceeded, InternalError, ModelNotFound, Unavailable
+from run_gpt.api.embeddings import EmbedRequest
+from run_gpt.api.models import LoadModelRequest
+from run_gpt.api.openai.base import OpenAIRequest
+from run_gpt.api.openai.chat import ChatCompletionRequest
+from run_gpt.api.openai.completions import CompletionRequest
+from run_gpt.api.openai.embeddings import EmbeddingRequest
+from run_gpt.api.openai.responses import ResponseRequest
+from run_gpt.api.schema import GenerateRequest
+from run_gpt.api.tokens import TokenizeRequest
+from run_gpt.errors import DeadlineExceeded, InternalError, InvalidRequest, ModelNotFound, Unavailable
 from run_gpt.gateway import models as module
 from run_gpt.gateway.hosted import Hosted
 from run_gpt.gateway.metrics import GatewayMetrics
@@ -306,3 +315,58 @@ def test_every_served_name_finds_the_model_and_is_listed() -> None:
     assert [models.named(name).card(name).id for name in models.all[0].names] == ["house", "gpt-4o"]
     with pytest.raises(ModelNotFound, match="this server has 'house', 'gpt-4o', 'other'"):
         models.named("gpt-3")
+
+
+async def test_an_adapter_is_a_model_with_a_parent() -> None:
+    """vLLM's clients choose an adapter by `model`."""
+    models, replicas = server(None, [], a=1, b=1)
+    replicas["a"].says(adapters=["one", "b", "gone"], aliases=["also"])
+    replicas["b"].says(adapters=["one", "two"])
+    models.all[0].pool.adapters._paths = {"gone": None, "new": "/x"}
+    assert [(name, hosted.name) for name, hosted in models.adapters.items()] == [
+        ("one", "a"),
+        ("new", "a"),
+        ("two", "b"),
+    ]
+    assert [
+        (card.id, card.parent, card.root) for card in (models.shown(name).card(name) for name in ("also", "two"))
+    ] == [
+        ("also", None, "a"),
+        ("two", "b", "b"),
+    ]
+    for name in ("gone", "three"):
+        with pytest.raises(ModelNotFound):
+            models.shown(name)
+    with pytest.raises(ModelNotFound):
+        models.named("one")
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (GenerateRequest, {"prompt": "x"}),
+        (EmbedRequest, {"texts": ["x"]}),
+        (ChatCompletionRequest, {"messages": [{"role": "user", "content": "x"}]}),
+        (CompletionRequest, {"prompt": ["x", "y"]}),
+        (ResponseRequest, {"input": "x"}),
+        (EmbeddingRequest, {"input": "x"}),
+        (TokenizeRequest, {"prompt": "x"}),
+        (LoadModelRequest, {}),
+    ],
+)
+def test_a_request_to_an_adapter_is_one_to_its_model(kind: Any, fields: dict[str, Any]) -> None:
+    models, replicas = server(None, [], a=1, b=1)
+    replicas["b"].says(adapters=["two"])
+    request = kind.parse({**fields, "model": "two"})
+    if isinstance(request, OpenAIRequest):
+        request.natives()  # they are made where the body is read
+    found: Any = models.resolved(request)
+    assert found.model == "b"
+    for one in [*(found.natives() if isinstance(found, OpenAIRequest) else ()), found]:
+        assert one.model == "b"
+        assert getattr(one, "adapter", "two") == "two"
+    if "adapter" in kind.model_fields:
+        with pytest.raises(InvalidRequest, match="adapter = 'other'"):
+            models.resolved(kind.parse({**fields, "model": "two", "adapter": "other"}))
+    untouched = kind.parse({**fields, "model": "a"})
+    assert models.resolved(untouched) is untouched

@@ -17,6 +17,8 @@ FUNCTION = {"name": "f", "parameters": {"type": "object"}}
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 PARTS = {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}
 
+PROBED = ("/health", "/ready", "/version")
+
 
 def validator(name: str) -> jsonschema.Draft202012Validator:
     """Return the validator of a schema of the description, whose references resolve in it."""
@@ -26,7 +28,7 @@ def validator(name: str) -> jsonschema.Draft202012Validator:
 def test_it_is_an_openapi_document() -> None:
     assert re.fullmatch(r"3\.1\.\d", DOCUMENT["openapi"])
     assert set(DOCUMENT["info"]) >= {"title", "version"}
-    assert {path for path, *_ in METHODS} == {*ENDPOINTS, "/health", "/ready", "/metrics"}
+    assert {path for path, *_ in METHODS} == {*ENDPOINTS, *PROBED, "/metrics"}
     names = [operation["operationId"] for *_, operation in METHODS if "operationId" in operation]
     assert len(names) == len(set(names))
     for path, method, operation in METHODS:
@@ -45,7 +47,7 @@ def test_a_request_may_be_named_and_every_answer_says_how_it_is_called() -> None
     for path, _, operation in METHODS:
         names = [p["$ref"] for p in operation.get("parameters", ()) if "$ref" in p]
         headers = [answer.get("headers") for answer in operation["responses"].values()]
-        probed = path in ("/health", "/ready")
+        probed = path in PROBED
         assert names == ([] if probed else [sent])
         assert all(header == (None if probed else {"X-Request-Id": {"$ref": told}}) for header in headers)
     parameter, header = (DOCUMENT["components"][kind]["RequestId"] for kind in ("parameters", "headers"))
