@@ -113,7 +113,7 @@ class RequestTooLarge(RequestError):
 
 
 class UnsupportedEncoding(RequestError):
-    """The body is compressed: send it as it is."""
+    """The body has a coding that is not taken: send it with gzip or deflate, or as it is."""
 
     http_status, grpc_code = 415, "INVALID_ARGUMENT"
     type, code = "invalid_request_error", "unsupported_encoding"

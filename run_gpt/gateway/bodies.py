@@ -13,26 +13,42 @@ from run_gpt.api.fields import Rules
 from run_gpt.api.json_text import parse_json
 from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.schema import AnyRequest
-from run_gpt.errors import InvalidRequest, RequestError, RequestTooLarge, UnsupportedEncoding
+from run_gpt.errors import InvalidRequest, RequestError, RequestTooLarge
+from run_gpt.gateway.encodings import coding_of, decode
+from run_gpt.gateway.held import Lease
 
 Result = TypeVar("Result")
 COUNTED_BODIES = 8
 """Multiple of the limit up to which a body without a Content-Length is counted, for the error."""
 SMALL = 16 * 1024
 """Most bytes of a body that is parsed on the event loop, in a few milliseconds; a larger one is parsed in a thread."""
+SMALL_CODED = 1024
+"""Most bytes of a compressed body that is decoded on the event loop: it has at most a thousand times as many."""
 _KINDS = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bodies")
 """One thread: several would take the interpreter from the event loop more often."""
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """Return the body of at most `limit` bytes, checked while it is read; its content type does not matter.
+async def read_body(request: Request, limit: int, lease: Lease) -> bytes:
+    """Return the decoded body of at most `limit` bytes, checked while it is read; its content type does not matter.
 
-    Raises RequestTooLarge, which gives both numbers, and UnsupportedEncoding for a compressed body.
+    Raises RequestTooLarge, which gives both numbers, UnsupportedEncoding for a coding that is not taken, InvalidRequest
+    for one that is malformed, and QueueFull if other bodies leave no room for it.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedEncoding(f"Content-Encoding {encoding[:100]}: send the body as it is, without compression")
+    coding = coding_of(request.headers.getlist("content-encoding"))
+    body = await _received(request, limit, lease)
+    if coding is None:
+        return body
+    if len(body) <= SMALL_CODED:
+        decoded = decode(body, coding, limit)
+    else:
+        decoded = await in_thread(lambda: decode(body, coding, limit))
+    lease.hold(len(decoded))
+    return decoded
+
+
+async def _received(request: Request, limit: int, lease: Lease) -> bytes:
+    """Return the body as it comes."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise RequestTooLarge(f"the body has {declared[:20]} bytes, the limit is {limit} bytes")
@@ -40,6 +56,7 @@ async def read_body(request: Request, limit: int) -> bytes:
     async for chunk in request.stream():
         received += len(chunk)
         if received <= limit:
+            lease.hold(received)
             body += chunk
         elif received > COUNTED_BODIES * limit:
             break

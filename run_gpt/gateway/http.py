@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.api.fields import ignored_header
@@ -26,12 +27,15 @@ from run_gpt.errors import (
     RequestError,
     RequestTooLarge,
     UnknownEndpoint,
+    UnsupportedEncoding,
 )
 from run_gpt.gateway import openapi
 from run_gpt.gateway.bodies import read_body, request_of
 from run_gpt.gateway.connection import DROP_ALL
+from run_gpt.gateway.encodings import ACCEPTED
 from run_gpt.gateway.event_stream import ClientGone, EventStream, until_gone
 from run_gpt.gateway.front import PAGES
+from run_gpt.gateway.held import BODIES, HeldBytes, Lease
 from run_gpt.gateway.playground import PLAYGROUND, playground_files
 from run_gpt.gateway.record import current_rights, note_error
 from run_gpt.gateway.scrape import CONTENT_TYPE, scrape
@@ -51,8 +55,9 @@ _NO_GUESS = re.compile(r"\{|/playground/|.+/$")
 
 def build_app(service: Service) -> Starlette:
     """Build the app over `service`."""
+    held = HeldBytes(BODIES * service.config.max_body_bytes)
     routes = [
-        *(_endpoint_route(service, endpoint) for endpoint in ENDPOINTS.values()),
+        *(_endpoint_route(service, endpoint, held) for endpoint in ENDPOINTS.values()),
         *(route(path, function, "GET") for path, function in _others(service).items()),
         *(route(path, function, "GET") for path, function in playground_files().items()),
         *(route(f"{page}/", _without_slash, "GET") for page in PAGES),
@@ -115,25 +120,35 @@ async def _without_slash(request: Request) -> Response:
     return RedirectResponse(f"../{page}", 308)
 
 
-def _endpoint_route(service: Service, endpoint: Endpoint) -> Route:
+def _endpoint_route(service: Service, endpoint: Endpoint, held: HeldBytes) -> Route:
     path = endpoint.path.replace("}", ":path}")  # a hub id has slashes
     methods = ["GET"] if path != endpoint.path else ["GET", "POST"] if endpoint.get else ["POST"]
-    return route(path, _handler(service, endpoint), *methods)
+    return route(path, _Handler(service, endpoint, held), *methods)
 
 
-def _handler(service: Service, endpoint: Endpoint) -> Any:
-    async def handle(http_request: Request) -> Response:
+class _Handler:
+    """ASGI app of one endpoint. It holds the bytes of a request's body until the answer has been sent."""
+
+    def __init__(self, service: Service, endpoint: Endpoint, held: HeldBytes):
+        self._service, self._endpoint, self._held = service, endpoint, held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI. Raises a RequestError, HTTPException, ClientGone."""
+        with self._held.lease() as lease:
+            response = await self._response(Request(scope, receive, send), lease)
+            await response(scope, receive, send)
+
+    async def _response(self, http_request: Request, lease: Lease) -> Response:
         if "" in http_request.path_params.values():
             raise HTTPException(404)
-        get = http_request.method in ("GET", "HEAD")
-        body = None if get else await read_body(http_request, service.config.max_body_bytes)
-        request = await request_of(endpoint, body, http_request.path_params, service.rules)
-        if not endpoint.streams(request):
-            answer = await _unless_gone(http_request, service.answer(request))
+        body = None
+        if http_request.method not in ("GET", "HEAD"):
+            body = await read_body(http_request, self._service.config.max_body_bytes, lease)
+        request = await request_of(self._endpoint, body, http_request.path_params, self._service.rules)
+        if not self._endpoint.streams(request):
+            answer = await _unless_gone(http_request, self._service.answer(request))
             return Response(answer.to_json(), headers=ignored_header(request.ignored), media_type="application/json")
-        return EventStream(service, request, endpoint.last_line)
-
-    return handle
+        return EventStream(self._service, request, self._endpoint.last_line)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -158,6 +173,8 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
 async def _on_request_error(request: Request, error: Any) -> Response:
     note_error(error)
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull | RateLimited) else {}
+    if isinstance(error, UnsupportedEncoding):
+        headers["Accept-Encoding"] = ACCEPTED
     if isinstance(error, RequestTooLarge):
         headers["Connection"] = "close"  # the rest of the body is not read, but dropped, so that the answer arrives
         request.scope.setdefault("state", {})[DROP_ALL] = True

@@ -27,7 +27,7 @@ async def attack(site: Site, seconds: float) -> list[Finding]:
     http = Finding(
         "a compressed or endless body is refused, and costs little memory",
         f"statuses {statuses}, {grown.figure}",
-        statuses == [415, 413] and grown.most < MOST_GROWTH,
+        statuses == [413, 413] and grown.most < MOST_GROWTH,
     )
     return [http, await _keyless(site, KEYLESS if seconds > 10 else KEYLESS_SHORT)]
 
