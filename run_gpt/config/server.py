@@ -29,6 +29,10 @@ class GatewayConfig(AdminConfig):
     drain_seconds: Annotated[
         float, Option("Seconds that running requests get when the server stops.", Panel.SERVER, least=0)
     ] = 30.0
+    keep_alive: Annotated[
+        float,
+        Option("Seconds until an idle HTTP connection is closed.", Panel.SERVER, least=1, most=3600),
+    ] = 75.0
     max_body_bytes: Annotated[
         int, Option("Largest request body, in bytes; a larger one gets a 413.", Panel.SERVER, least=1)
     ] = 4 * 1024 * 1024

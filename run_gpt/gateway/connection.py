@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 from run_gpt.errors import DeadlineExceeded, InvalidRequest, RequestError, Unavailable
 from run_gpt.gateway.heads import MAX_HEAD_BYTES, TOO_LARGE, Refused, check_head
 from run_gpt.gateway.open_connections import OpenConnections
+from run_gpt.gateway.pipelining import Flow, end_of_heads
 
 HEAD_SECONDS = 10.0
 """Time in which the head of a request must arrive. A new connection without one is closed then."""
@@ -26,7 +27,7 @@ STALL_SECONDS = 120.0
 GONE_SECONDS = 0.25
 """Time after which a client that sends no more is asked whether it still reads."""
 MAX_PIPELINED = 16
-"""Most requests that a connection holds while another one is answered."""
+"""Most requests that wait while another one is answered; what comes after them is not parsed yet."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Interim answer, which clients skip. A client that has closed its connection answers with a reset."""
 MAX_DROPPED_BYTES = 16 * 1024 * 1024
@@ -47,6 +48,8 @@ class _Writing:
 
 class Connection(HttpToolsProtocol):
     """One connection. uvicorn reads its requests and writes the answers; this class bounds what a client may do."""
+
+    flow: Flow
 
     def __init__(self, connections: OpenConnections, config: Config, state: ServerState, sock: socket.socket):
         super().__init__(config, state, {})
@@ -69,6 +72,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio.Protocol."""
         super().connection_made(transport)
+        self.flow = Flow(transport)
         self.address = self.client[0] if self.client else ""
         room = self._connections.add(self)
         self._wait(HEAD_SECONDS)
@@ -78,15 +82,27 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._connections.remove(self)
-        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         if self._over:
             self._drop(data)
-            return
-        self._unset_keepalive_if_required()
+        else:
+            self._read(self.flow.rest + data)
+
+    def _read(self, data: bytes) -> None:
+        """Parse received bytes as far as the pipeline has room for the requests in them, and keep the rest."""
+        begin = 0
+        while begin < len(data) and not self._over and (room := MAX_PIPELINED - len(self.pipeline)) > 0:
+            end = end_of_heads(data, begin, room)
+            self._parse(data[begin:end])
+            begin = end
+        self.flow.rest = b"" if self._over else data[begin:]
+        if self.flow.rest:
+            self.flow.pause_reading()
+
+    def _parse(self, data: bytes) -> None:
         if not self._in_body:
             if not self._head_bytes and not self._answering:
                 self._deadline = self.loop.time() + HEAD_SECONDS
@@ -107,18 +123,17 @@ class Connection(HttpToolsProtocol):
         """See asyncio.Protocol. Whole requests are answered although their client sends no more."""
         if self._half_closed:
             return True
-        if self._over or not self._answering or self._is_half_sent or self.scheme == "https":
+        if not self._answering or self._is_half_sent or self.scheme == "https":
             return None
         self._half_closed = True
-        self._stop_reading()
+        if not self._over:
+            self._stop_reading()
         self.loop.call_later(GONE_SECONDS, self._ask, 0)
         return True
 
     def on_headers_complete(self) -> None:
         """See httptools. Raises Refused."""
-        check_head(self.parser.get_http_version(), self.url, self.headers)
-        if len(self.pipeline) >= MAX_PIPELINED:
-            raise Refused(400, f"{MAX_PIPELINED} requests of this connection wait already: send no more")
+        self.url = check_head(self.parser.get_http_version(), self.url, self.headers)
         self._head_bytes = 0
         before = self._running if self._answering else None
         super().on_headers_complete()
@@ -141,7 +156,7 @@ class Connection(HttpToolsProtocol):
         if self._answering:
             self._work()
         else:
-            self._wait(HEAD_SECONDS)
+            self._wait(self.timeout_keep_alive)
 
     def on_response_complete(self) -> None:
         """See uvicorn. Go on with the next request that has come already."""
@@ -149,12 +164,16 @@ class Connection(HttpToolsProtocol):
         if self._over and following is None:
             return
         super().on_response_complete()
+        self._unset_keepalive_if_required()  # uvicorn's timer would run on while the next request is answered
         if following is not None:
             self._running = following
         if self._in_body:
             self._wait(BODY_SECONDS)
         elif following is None:
-            self._wait(HEAD_SECONDS)
+            self._wait(HEAD_SECONDS if self._head_bytes else self.timeout_keep_alive)
+        if self.flow.rest:
+            self._read(self.flow.rest)
+            self.flow.resume_reading()
 
     def shutdown(self) -> None:
         """See uvicorn."""
@@ -182,8 +201,10 @@ class Connection(HttpToolsProtocol):
         A client that still sends its body reads nothing before it has sent all, and a reset would take the answer away.
         So the rest is read and dropped.
         """
-        unread = self._in_body or self._over
+        unread = self._in_body or self._over or bool(self.flow.rest)
         self._over = True
+        self.pipeline.clear()  # the connection closes before the requests that wait
+        self.flow.rest = b""
         self._wait(CLOSE_SECONDS)
         if not unread or self._half_closed or not self.transport.can_write_eof():
             self.transport.close()
@@ -255,6 +276,7 @@ class Connection(HttpToolsProtocol):
         if last is not None:
             last.keep_alive = False
         self._over = True
+        self.flow.rest = b""
 
     def _ask(self, turn: int) -> None:
         """Find out if a client that sends no more has closed its connection, and end the request then.

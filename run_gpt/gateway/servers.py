@@ -105,7 +105,8 @@ class GatewayHTTPServer(FastAPIBaseServer):  # type: ignore[misc]
             access_log=False,
             lifespan="off",
             ws="none",
-            **self.uvicorn_kwargs,
+            proxy_headers=False,  # see `front`
+            **{**self.uvicorn_kwargs, "timeout_keep_alive": self.service.config.keep_alive},
         )
         try:
             listener = _listen(self.host, self.port, config.backlog)

@@ -67,8 +67,9 @@ class App:
 
 
 @asynccontextmanager
-async def serving(app: Any, limit: int = 64) -> AsyncIterator[Any]:
+async def serving(app: Any, limit: int = 64, keep_alive: float = 5.0) -> AsyncIterator[Any]:
     config = Config(app=app, http=Connection, lifespan="off", ws="none", log_config=None, access_log=False)
+    config.timeout_keep_alive = keep_alive  # type: ignore[assignment]
     config.load()
     state, all_of_them = ServerState(), OpenConnections(limit)
     listener_socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -149,6 +150,8 @@ REFUSED = {
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
     "no method": (b"NONSENSE /x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     "CONNECT": (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "a user in the URL": (b"GET http://a@x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+    "another scheme": (b"GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     "a bad URL": (b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     "many headers": (b"GET /x HTTP/1.1\r\n" + b"".join(b"a%d: b\r\n" % i for i in range(200)) + b"\r\n", 431),
     "a long header": (b"GET /x HTTP/1.1\r\nA: " + b"b" * 100_000 + b"\r\n\r\n", 431),
@@ -345,17 +348,110 @@ async def test_requests_in_progress_are_not_closed_for_others(app: App) -> None:
         assert all(b"200 OK" in one for one in await asyncio.gather(*asking))
 
 
-async def test_pipelined_requests_are_few(app: App) -> None:
+@pytest.mark.parametrize("end", [False, True])
+async def test_pipelined_requests_are_few_at_a_time_and_all_are_answered(app: App, end: bool) -> None:
     """10,000 small ones fit in one packet's read."""
     app.go.clear()
+    last = GET if end else GET.replace(b"Host", b"Connection: close\r\nHost")
+    body = b"a" + b"\r\n\r\n" * 500
+    post = POST + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
     async with serving(app) as server:
-        asking = asyncio.create_task(answer(server.port, GET * 5000))
+        asking = asyncio.create_task(answer(server.port, GET * 300, post, GET * 300, post, post, last, end=end))
         await app.begun.wait()
         (connection,) = server.connections._all
-        assert len(connection.pipeline) <= connections.MAX_PIPELINED
+        while not connection.flow.rest:
+            await asyncio.sleep(0.01)  # between two polls of the condition
+        assert len(connection.pipeline) <= connections.MAX_PIPELINED + 1
         app.go.set()
-        received = await asking
-    assert received.count(b"HTTP/1.1 200 OK") == connections.MAX_PIPELINED + 1
+        received = (await asking).replace(connections.CONTINUE, b"")
+    answers = [int(part.rpartition(b"\r\n\r\n")[2]) for part in received.split(b"HTTP/1.1 200 OK")[1:]]
+    assert answers == [0] * 300 + [len(body)] + [0] * 300 + [len(body)] * 2 + [0]
+
+
+async def test_requests_behind_a_slow_one_are_answered(app: App) -> None:
+    """uvicorn's timer for idle connections ran on while the next request was answered, and closed its connection."""
+    slow = GET.replace(b"/x", b"/slow")
+
+    async def take_turns() -> None:
+        for count in range(1, 4):
+            while len(app.scopes) < count:
+                await asyncio.sleep(0.01)  # between two polls of the condition
+            await asyncio.sleep(0.15)  # longer than the connection may be idle
+            app.go.set()
+            app.go.clear()
+
+    app.go.clear()
+    async with serving(app, keep_alive=0.05) as server:
+        turns = asyncio.create_task(take_turns())
+        received = await answer(server.port, slow * 3)
+        await turns
+    assert received.count(b"HTTP/1.1 200 OK") == 3
+
+
+async def test_an_idle_connection_is_closed_in_time_and_not_before(app: App) -> None:
+    async with serving(app, keep_alive=1000) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        async with asyncio.timeout(20):
+            writer.write(GET)
+            await reader.readuntil(b"\r\n\r\n0")
+            (connection,) = server.connections._all
+            while connection._deadline is None:
+                await asyncio.sleep(0.01)  # between two polls of the condition
+            now = asyncio.get_running_loop().time()
+            assert connections.HEAD_SECONDS < connection._deadline - now <= 1000
+            server.connections.check(now + 1001)
+            assert await reader.read() == b""
+        writer.close()
+
+
+async def test_an_answer_reaches_a_client_that_offers_to_upgrade_and_ends_its_side(app: App) -> None:
+    """Nothing is read after the offer; the end of the client's side closed the connection."""
+    app.go.clear()
+    upgrade = GET.replace(b"Host", b"Connection: Upgrade\r\nUpgrade: h2c\r\nHost")
+    async with serving(app) as server:
+        asking = asyncio.create_task(answer(server.port, upgrade, end=True))
+        await app.begun.wait()
+        await asyncio.sleep(0.1)
+        app.go.set()
+        received = (await asking).replace(connections.CONTINUE, b"")
+    assert received.startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_what_follows_a_request_to_close_is_not_answered(app: App) -> None:
+    close = GET.replace(b"Host", b"Connection: close\r\nHost")
+    async with serving(app) as server:
+        received = await answer(server.port, GET + close + GET + POST + b"Content-Length: 9\r\n\r\nabc", end=True)
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+    assert len(app.scopes) == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "path", "query"),
+    [
+        (b"http://a.example", b"a.example", "/", b""),
+        (b"http://a.example?x=1", b"a.example", "/", b"x=1"),
+        (b"HTTP://a.example:8080/v1/models?x=/y", b"a.example:8080", "/v1/models", b"x=/y"),
+        (b"http://[::1]:80/a%20b", b"[::1]:80", "/a b", b""),
+        (b"//evil.example/x", b"localhost", "//evil.example/x", b""),
+    ],
+)
+async def test_a_target_with_a_host_is_one_without_it(
+    app: App, target: bytes, host: bytes, path: str, query: bytes
+) -> None:
+    async with serving(app) as server:
+        await answer(server.port, b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % target)
+    (scope,) = app.scopes
+    assert [value for name, value in scope["headers"] if name == b"host"] == [host]
+    assert (scope["path"], scope["query_string"]) == (path, query)
+
+
+@pytest.mark.parametrize(("version", "hosts", "left"), [(b"1.1", 0, 0), (b"1.1", 2, 2), (b"1.0", 0, 1), (b"1.0", 2, 2)])
+async def test_a_target_with_a_host_hides_no_wrong_header(app: App, version: bytes, hosts: int, left: int) -> None:
+    async with serving(app) as server:
+        head = b"GET http://a.example/x HTTP/%b\r\nConnection: close\r\n" % version
+        await answer(server.port, head + b"Host: localhost\r\n" * hosts + b"\r\n")
+    (scope,) = app.scopes
+    assert len([value for name, value in scope["headers"] if name == b"host"]) == left
 
 
 async def test_an_answer_in_progress_comes_before_the_error_of_the_next_request(app: App) -> None:
