@@ -97,6 +97,7 @@ _WRITTEN: dict[str, tuple[Any, str]] = {
     "adapters": (list[str], "Written as NAME=PATH, or PATH for requests that name none; may be given several times."),
     "cors_origins": (list[str], "May be given several times."),
     "allowed_hosts": (list[str], "May be given several times."),
+    "trusted_proxies": (list[str], "May be given several times."),
     "device_map": (str, "Numbers are written as 0,1, accelerate's map as JSON."),
     "served_model_name": (list[str], "May be given several times."),
     "max_memory": (str, "Written as cpu=8GB,0=10GB."),
@@ -225,6 +226,7 @@ def _parse_budget(text: str) -> int:
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "cors_origins": tuple,
     "allowed_hosts": tuple,
+    "trusted_proxies": tuple,
     "served_model_name": tuple,
     "device_map": _parse_device_map,
     "logit_bias": _parse_bias,

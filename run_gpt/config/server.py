@@ -71,6 +71,14 @@ class GatewayConfig(AdminConfig):
     lenient_fields: Annotated[
         bool, Option("Ignore unknown fields of requests, and name them in the answer's header.", Panel.SERVER)
     ] = False
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Option(
+            "Address, or network such as 10.0.0.0/8, of a proxy that names its clients in `X-Forwarded-For`.",
+            Panel.ACCESS,
+            flag="--trusted-proxy",
+        ),
+    ] = ()
     log_requests: Annotated[
         bool, Option("Log a line for each request: its route, status, seconds, key and id.", Panel.ACCESS)
     ] = False

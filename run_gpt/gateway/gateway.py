@@ -20,6 +20,7 @@ from run_gpt.gateway.keys import Keys
 from run_gpt.gateway.legacy import LegacyInterceptor
 from run_gpt.gateway.load import LoadLog
 from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.proxies import Proxies
 from run_gpt.gateway.servers import GatewayGRPCServer, GatewayHTTPServer
 from run_gpt.gateway.service import Service
 from run_gpt.gateway.tls import Certificate
@@ -46,6 +47,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
         check_origins(config.cors_origins)
         self.certificate = Certificate.of(config)
         check_hosts(config.allowed_hosts)
+        self.proxies = Proxies(config.trusted_proxies)
         self.keys = Keys.of(config, os.environ.get(API_KEY_VARIABLE))
         if config.log_requests:
             record.open_log()
@@ -65,14 +67,19 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
             interceptors = self._interceptors(reads)
             return GatewayGRPCServer(self.service, reads, self.certificate, interceptors, **kwargs)
         if protocol == "http":
-            return GatewayHTTPServer(self.service, self.keys, self.certificate, **kwargs)
+            return GatewayHTTPServer(self.service, self.keys, self.proxies, self.certificate, **kwargs)
         raise SetupError(f"protocol {protocol}: the gateway serves grpc and http")
 
     def _interceptors(self, reads: Reads) -> list[Any]:
         """Return the interceptors that see a gRPC call before our servicer does."""
         service, config = self.service, self.service.config
         access = AccessInterceptor(
-            self.keys, service.count, reads=reads, most_bytes=config.max_body_bytes, log_requests=config.log_requests
+            self.keys,
+            service.count,
+            reads=reads,
+            most_bytes=config.max_body_bytes,
+            log_requests=config.log_requests,
+            proxies=self.proxies,
         )
         first = [] if service.tracing is None else [service.tracing.interceptor()]
         return [*first, access, LegacyInterceptor(service.answer, config.max_body_bytes)]

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any, cast
@@ -16,6 +16,7 @@ from run_gpt.gateway.grpc_connections import peer_of
 from run_gpt.gateway.grpc_reads import Bound, Reads
 from run_gpt.gateway.guesses import peer_address
 from run_gpt.gateway.keys import API_KEY_HEADER, Keys, sent_key
+from run_gpt.gateway.proxies import FORWARDED, Proxies
 from run_gpt.gateway.record import Count, Record, admit, begin
 from run_gpt.gateway.rpc import abort
 from run_gpt.process import request_ids
@@ -48,8 +49,10 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         reads: Reads | None = None,
         most_bytes: int = GatewayConfig.max_body_bytes,
         log_requests: bool = False,
+        proxies: Proxies | None = None,
     ):
         self._keys = keys
+        self._proxies = proxies or Proxies()
         self.reads = Reads() if reads is None else reads
         self._bound = Bound(most_bytes, FIRST_MESSAGE_SECONDS, MOST_WAITING)
         self._open_calls: dict[asyncio.Timeout, None] = {}
@@ -78,11 +81,11 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None:
             self._ended(record, grpc.StatusCode.UNIMPLEMENTED.name)
             return None
-        return _followed(handler, record, self._ended, partial(self._settle, record, key))
+        return _followed(handler, record, self._ended, partial(self._settle, record, key, _values(metadata, FORWARDED)))
 
-    async def _settle(self, record: Record, key: str | None, context: Any) -> None:
+    async def _settle(self, record: Record, key: str | None, forwarded: Sequence[str], context: Any) -> None:
         """Note the caller's address, which only the context of the call has, and wait as its key must."""
-        record.address = peer_address(context.peer())
+        record.address = self._proxies.client(peer_address(context.peer()), forwarded)
         if self._keys is not None and key is not None:
             await self._keys.settle(key, record.address, right=record.key is not None)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -16,14 +17,15 @@ class Waiting(Protocol):
 
 
 class OpenConnections:
-    """The open connections of a server: at most `limit`, and half of that from one address.
+    """The open connections of a server: at most `limit`, and half of that from one address that is not `trusted`.
 
     One connection more closes the one that has waited longest for the rest of its request, or for one at all. It is
     refused if all have requests in progress.
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int, trusted: Callable[[str], bool] = lambda address: False):
         self.limit = limit
+        self._trusted = trusted
         self._all: set[Waiting] = set()
         self._waiting: dict[Waiting, None] = {}
         """Connections without a whole request, the one that has waited longest first."""
@@ -33,7 +35,7 @@ class OpenConnections:
         """Add a connection. Return False if there is no room for it."""
         address = connection.address
         room = True
-        if self._of_address[address] >= max(1, self.limit // 2):
+        if self._of_address[address] >= max(1, self.limit // 2) and not self._trusted(address):
             room = self._make_room(address)
         elif len(self._all) >= self.limit:
             room = self._make_room(None)

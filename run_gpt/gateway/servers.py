@@ -24,6 +24,7 @@ from run_gpt.gateway.http_access import guarded
 from run_gpt.gateway.keys import Keys
 from run_gpt.gateway.listening import Listener, raise_file_limit
 from run_gpt.gateway.open_connections import OpenConnections
+from run_gpt.gateway.proxies import Proxies
 from run_gpt.gateway.service import Service
 from run_gpt.gateway.tls import Certificate
 
@@ -82,10 +83,18 @@ class GatewayGRPCServer(GRPCServer):  # type: ignore[misc]
 class GatewayHTTPServer(FastAPIBaseServer):  # type: ignore[misc]
     """The HTTP server on `self.host`, `self.port`."""
 
-    def __init__(self, service: Service, keys: Keys | None, certificate: Certificate | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        service: Service,
+        keys: Keys | None,
+        proxies: Proxies,
+        certificate: Certificate | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.service = service
         self.keys = keys
+        self._proxies = proxies
         self._certificate = certificate
 
     @property
@@ -93,7 +102,7 @@ class GatewayHTTPServer(FastAPIBaseServer):  # type: ignore[misc]
         """Our app, behind its access checks."""
         service = self.service
         app = guarded(build_app(service), service.config, self.keys, service.count)
-        return front(app if service.tracing is None else service.tracing.http(app))
+        return front(app if service.tracing is None else service.tracing.http(app), self._proxies)
 
     async def setup_server(self) -> None:
         """Open the port; do not wait for executors."""
@@ -114,7 +123,8 @@ class GatewayHTTPServer(FastAPIBaseServer):  # type: ignore[misc]
             raise PortInUse(f"port {self.port} on {self.host} cannot be opened: {error.strerror}") from error
         # Accepted connections inherit it; asyncio would set it only on sockets that it opened itself.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.server = _Server(config, listener, None if self._certificate is None else self._certificate.context)
+        context = None if self._certificate is None else self._certificate.context
+        self.server = _Server(config, listener, self._proxies, context)
         await self.server.open()
 
     async def run_server(self) -> None:
@@ -141,8 +151,9 @@ class _Server(Server):
     Its own shutdown waits for idle connections for ever on Python 3.12.
     """
 
-    def __init__(self, config: Config, listener: socket.socket, tls: ssl.SSLContext | None = None):
+    def __init__(self, config: Config, listener: socket.socket, proxies: Proxies, tls: ssl.SSLContext | None = None):
         super().__init__(config)
+        self._proxies = proxies
         self._listener = listener
         self._tls = tls
 
@@ -150,7 +161,7 @@ class _Server(Server):
         self.config.load()
         self.config.ssl = self._tls
         self.lifespan = self.config.lifespan_class(self.config)
-        self.connections = OpenConnections(raise_file_limit())
+        self.connections = OpenConnections(raise_file_limit(), self._proxies.trusts)
 
         def connection(accepted: socket.socket) -> Connection:
             return Connection(self.connections, self.config, self.server_state, accepted)

@@ -10,6 +10,7 @@ from run_gpt.config import GatewayConfig
 from run_gpt.gateway.front import PAGES, front
 from run_gpt.gateway.http import build_app
 from run_gpt.gateway.http_access import guarded
+from run_gpt.gateway.proxies import Proxies
 from run_gpt.gateway.service import Service
 
 
@@ -31,7 +32,7 @@ class Pool:
 def client(**config: Any) -> httpx.AsyncClient:
     settings = GatewayConfig(**config)
     app = guarded(build_app(Service([Pool()], settings)), settings, None, lambda *_: None)  # type: ignore[list-item]
-    return httpx.AsyncClient(transport=httpx.ASGITransport(front(app)), base_url="http://localhost")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(front(app, Proxies())), base_url="http://localhost")
 
 
 PATHS = sorted(
