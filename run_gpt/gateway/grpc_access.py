@@ -70,6 +70,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             record.take_client_id(_value(metadata, request_ids.METADATA))
             if self._keys is not None:
                 key = _sent(metadata)
+                await self._keys.refresh()
                 name = self._keys.check(key)
                 admit(record, name, self._keys.rights(name))
         except (AuthenticationError, InvalidRequest) as error:

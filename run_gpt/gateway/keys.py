@@ -1,5 +1,6 @@
 """The keys of a gateway: their sources, the check of a request's key, and the repeated reading of the file."""
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -64,6 +65,8 @@ class Keys:
         self._seen: bytes | str = b""
         """State of the file at the last look: a digest of its bytes, or the reason why it could not be read."""
         self._look_at = 0.0
+        self._looking: asyncio.Future[dict[str, Key]] | None = None
+        """Look at the file in progress."""
         self._guesses = Guesses()
         self._readable = False
         """True when everybody may read the file, which is one warning."""
@@ -91,10 +94,26 @@ class Keys:
         """Names of the keys that are accepted now."""
         return [*self._own, *self._named]
 
+    async def refresh(self) -> None:
+        """Read the file again if that was LOOK_SECONDS ago. Await this before `check`.
+
+        That is done in a thread: a file of a megabyte takes seconds. Requests wait meanwhile: the new file may not have
+        their key.
+        """
+        if self._file is None or (self._looking is None and time.monotonic() < self._look_at):
+            return
+        if self._looking is None:
+            self._looking = asyncio.ensure_future(asyncio.to_thread(self._look, self._file))
+            self._looking.add_done_callback(self._looked)
+        await asyncio.shield(self._looking)
+
+    def _looked(self, looking: asyncio.Future[dict[str, Key]]) -> None:
+        self._looking = None
+        if not looking.cancelled() and looking.exception() is None:
+            self._named = looking.result()  # here and not in the thread: nothing changes between `check` and `rights`
+
     def check(self, key: str) -> str:
         """Return the name of the key. Raises AuthenticationError if it is none of ours."""
-        if self._file is not None and time.monotonic() >= self._look_at:
-            self._look(self._file)
         given, found = _digest(key), None
         for name, known in (*self._own.items(), *self._named.items()):  # all of them, for constant time
             if hmac.compare_digest(known.digest, given):
@@ -112,6 +131,7 @@ class Keys:
 
         Raises AuthenticationError if it is none of ours.
         """
+        await self.refresh()
         try:
             name = self.check(key)
         except AuthenticationError:
@@ -132,22 +152,25 @@ class Keys:
         self._readable = readable
         return content
 
-    def _look(self, file: Path) -> None:
+    def _look(self, file: Path) -> dict[str, Key]:
+        """Return the keys that the file has now, or those that it had if they stay. Blocks."""
+        named = self._named
         try:
             content = self._read(file)
         except SetupError as error:
             if self._seen != error.message:
                 log.warning("%s; the keys that were in it before stay", error.message)
             self._noted(error.message)
-            return
+            return named
         digest = sha256(content).digest()
         if digest != self._seen:
             try:
-                self._named = parse_keys(content, file, self._own)
-                log.warning("%s has changed: it has %d keys now", file, len(self._named))
+                named = parse_keys(content, file, self._own)
+                log.warning("%s has changed: it has %d keys now", file, len(named))
             except SetupError as error:
                 log.warning("%s; the keys that were in it before stay", error.message)
         self._noted(digest)
+        return named
 
     def _noted(self, seen: bytes | str) -> None:
         self._seen = seen

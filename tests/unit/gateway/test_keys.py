@@ -1,8 +1,10 @@
 """Without these tests a server could admit the wrong clients, refuse the right ones, or write a key into its log."""
 
+import asyncio
 import base64
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +47,12 @@ def file(tmp_path: Path) -> Path:
     file.write_text(f"alice: {ALICE}\n")
     file.chmod(0o600)
     return file
+
+
+def later(clock: Clock, keys: Keys) -> None:
+    """Let a second pass, and a request come."""
+    clock.now += 1
+    asyncio.run(keys.refresh())
 
 
 def refused(keys: Keys, key: str) -> bool:
@@ -158,12 +166,12 @@ def test_a_change_of_the_file_counts_without_a_restart(file: Path, clock: Clock)
     file.write_text(f"alice: {ALICE[::-1]}\n")  # as long as before, and not newer
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert keys.check(ALICE) == "alice", "it was looked at a moment ago"
-    clock.now += 1
+    later(clock, keys)
     assert refused(keys, ALICE)
     assert keys.check(ALICE[::-1]) == "alice"
     (file.parent / "new").write_text(f"bob: {BOB}\n")
     (file.parent / "new").replace(file)
-    clock.now += 1
+    later(clock, keys)
     assert keys.check(BOB) == "bob"
     assert refused(keys, ALICE[::-1])
 
@@ -175,28 +183,54 @@ def test_a_file_that_becomes_bad_changes_nothing_and_warns_once(
     keys = Keys(file=file)
     file.unlink() if content is None else file.write_bytes(content)
     for _ in range(3):
-        clock.now += 1
+        later(clock, keys)
         assert keys.check(ALICE) == "alice"
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert str(file) in caplog.text
     assert "stay" in caplog.text
     file.write_text(f"bob: {BOB}")
-    clock.now += 1
+    later(clock, keys)
     assert keys.check(BOB) == "bob"
     assert refused(keys, ALICE)
     assert BOB not in caplog.text
 
 
+async def test_a_large_file_is_read_beside_the_loop_and_once_for_all_who_wait(
+    file: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a megabyte held every stream of the gateway for two seconds."""
+    keys = Keys(file=file)
+    await asyncio.to_thread(file.write_text, f"bob: {BOB}\n")
+    threads, go, real = [], threading.Event(), parse_keys
+
+    def parse(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        assert go.wait(20)
+        return real(*arguments)
+
+    monkeypatch.setattr(keys_module, "parse_keys", parse)
+    clock.now += 1
+    asking = [asyncio.create_task(keys.admit(BOB, "192.0.2.1")) for _ in range(3)]
+    while not threads:
+        await asyncio.sleep(0.01)  # between two polls of the condition
+    asking.pop().cancel()
+    assert not any(task.done() for task in asking)
+    go.set()
+    assert [name for name, _ in await asyncio.gather(*asking)] == ["bob"] * 2
+    assert threads != [threading.main_thread()]
+    assert len(threads) == 1
+
+
 def test_an_emptied_file_lets_nobody_in_and_a_start_with_it_says_so(file: Path, clock: Clock, caplog: Any) -> None:
     keys = Keys(file=file)
     file.write_text("# nobody for now\n")
-    clock.now += 1
+    later(clock, keys)
     for emptied in (keys, Keys(file=file)):
         assert refused(emptied, ALICE)
         assert refused(emptied, "")
     assert "every request is refused" in caplog.text
     file.write_text(f"alice: {ALICE}")
-    clock.now += 1
+    later(clock, keys)
     assert keys.check(ALICE) == "alice"
 
 
@@ -208,7 +242,7 @@ def test_a_file_that_everybody_may_read_is_a_warning_once(
     file.chmod(mode)
     keys = Keys(file=file)
     for i in range(3):
-        clock.now += 1
+        later(clock, keys)
         file.chmod(0o600)
         file.write_text(f"alice: {ALICE}\n# {i}\n")
         file.chmod(mode)
@@ -224,7 +258,7 @@ def test_a_file_that_everybody_may_write_is_refused(file: Path, clock: Clock, ca
     with pytest.raises(SetupError, match="may be written by everybody on this machine: chmod o-w"):
         Keys(file=file)
     file.write_text(f"bob: {BOB}\n")
-    clock.now += 1
+    later(clock, keys)
     assert refused(keys, BOB)
     assert keys.check(ALICE) == "alice"
     assert "chmod o-w" in caplog.text
