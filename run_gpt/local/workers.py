@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar, TypeVarTuple
 
-from run_gpt.errors import QueueFull
+from run_gpt.process.pace import Pace
 
 SHORT_THREADS = 4
 LONG_THREADS = 2
@@ -25,6 +25,7 @@ class Workers:
         self._short = ThreadPoolExecutor(SHORT_THREADS, thread_name_prefix="rungpt-short")
         self._long = ThreadPoolExecutor(LONG_THREADS, thread_name_prefix="rungpt-long")
         self._room = threading.BoundedSemaphore(LONG_WAITING)
+        self._pace = Pace(LONG_THREADS)
 
     async def run(self, task: Callable[[*_A], _T], *arguments: *_A, long: bool = False) -> _T:
         """Return the task's result. A task that is cancelled while it waits is not run.
@@ -32,9 +33,10 @@ class Workers:
         Raises QueueFull if LONG_WAITING long tasks wait or run.
         """
         if long and not self._room.acquire(blocking=False):
-            raise QueueFull(f"{LONG_WAITING} long prompts wait to be tokenised: try again in {QueueFull.retry_after} s")
+            raise self._pace.full(f"{LONG_WAITING} long prompts wait to be tokenised")
         context = copy_context()
-        future = (self._long if long else self._short).submit(lambda: context.run(task, *arguments))
+        work = self._pace.timed(task) if long else task
+        future = (self._long if long else self._short).submit(lambda: context.run(work, *arguments))
         if long:
             future.add_done_callback(lambda _: self._room.release())
         return await asyncio.wrap_future(future)

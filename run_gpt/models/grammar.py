@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 
-from run_gpt.errors import InvalidRequest, QueueFull, RequestError
+from run_gpt.errors import InvalidRequest, RequestError
 from run_gpt.models.json_schema import enforceable
 from run_gpt.models.trial import Trial, limits
+from run_gpt.process.pace import Pace
 
 Kind = Literal["json_object", "json_schema", "regex", "choice", "lark"]
 
@@ -131,6 +132,7 @@ class GrammarCompiler:
         self._keeping = threading.Lock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="rungpt-grammar")
         self._room = threading.BoundedSemaphore(WAITING)
+        self._pace = Pace(THREADS)
 
     def start(self) -> None:
         """Build the shared tokenizer (about a second for a large vocabulary) and one grammar, in the background."""
@@ -143,8 +145,8 @@ class GrammarCompiler:
             future.set_result(kept)
             return future
         if not self._room.acquire(blocking=False):
-            raise QueueFull(f"{WAITING} grammars wait to be compiled: try again in {QueueFull.retry_after} s")
-        future = self._threads.submit(self.compile, kind, source, space)
+            raise self._pace.full(f"{WAITING} grammars wait to be compiled")
+        future = self._threads.submit(self._pace.timed(self.compile), kind, source, space)
         future.add_done_callback(lambda _: self._room.release())
         return future
 
