@@ -62,12 +62,12 @@ class Service:
             Handler.SHOW_MODEL: self._show_model,
         }
         """Handlers of whole answers: they take a request and its limit in seconds."""
-        self._streams: Mapping[Handler, Callable[[Any, float], AbstractAsyncContextManager[Events]]] = {
+        self._streams: Mapping[Handler, Callable[[Any, float, str | None], AbstractAsyncContextManager[Events]]] = {
             Handler.MODEL: self._stream_text,
             Handler.OPENAI: self._stream_text,
             Handler.LOAD_MODEL: self._load_model,
         }
-        """Handlers of streams."""
+        """Handlers of streams: they take a request, its limit, and the adapter that it called its model, if it did."""
 
     def count(self, record: Record, status: str) -> None:
         """Count a request that has ended. `status`: HTTP's number, or gRPC's name."""
@@ -86,20 +86,22 @@ class Service:
         Raises a RequestError.
         """
         handler = endpoint_of(request, stream=False).handler
-        request = self._checked(request, handler)
+        called, request = request.model, self._checked(request, handler)
         limit, answer = self._limit(timeout), self._answers[handler]
         with self.running():
             if handler not in LIMITED:
                 return await answer(request, limit)
             deadline = time.monotonic() + limit
             async with self.limits.use(current.get(), request, limit):
-                return await answer(request, deadline - time.monotonic())
+                body = await answer(request, deadline - time.monotonic())
+            return body if request.model == called else body.model_copy(update={"model": called})
 
     def stream(self, request: AnyRequest, timeout: float | None = None) -> AbstractAsyncContextManager[Events]:
         """Return the events of the answer, which end with their block. Raises a RequestError, as do their methods."""
         handler = endpoint_of(request, stream=True).handler
-        request = self._checked(request, handler)
-        return self._streams[handler](request, self._limit(timeout))
+        called, request = request.model, self._checked(request, handler)
+        adapter = None if request.model == called else called
+        return self._streams[handler](request, self._limit(timeout), adapter)
 
     def _checked(self, request: AnyRequest, handler: Handler) -> AnyRequest:
         """Check a request, and return it with its adapter, if it names one as its model. Raises a RequestError."""
@@ -159,7 +161,7 @@ class Service:
         return self.models.shown(request.model).card(request.model)
 
     @asynccontextmanager
-    async def _stream_text(self, request: AnyRequest, limit: float) -> AsyncIterator[Events]:
+    async def _stream_text(self, request: AnyRequest, limit: float, adapter: str | None) -> AsyncIterator[Events]:
         """Yield the events of a text: of the request itself, or of an OpenAI request's native ones."""
         deadline = time.monotonic() + limit
         with self.running(), _named_as_in(request):
@@ -170,7 +172,7 @@ class Service:
                 natives = request.natives() if isinstance(request, OpenAIRequest) else [request]
                 await check_prompts(pool, natives, deadline)
                 streams = Streams(pool, cast("Sequence[Request]", natives), deadline, _request_id)
-                writer = StreamWriter(cast("Any", request), cast("Any", natives))
+                writer = StreamWriter(cast("Any", request), cast("Any", natives), adapter)
                 try:
                     yield TextEvents(streams, writer)
                 finally:
@@ -178,7 +180,7 @@ class Service:
                     await streams.close()
 
     @asynccontextmanager
-    async def _load_model(self, request: LoadModelRequest, limit: float) -> AsyncIterator[Events]:
+    async def _load_model(self, request: LoadModelRequest, limit: float, adapter: str | None) -> AsyncIterator[Events]:
         with self.running():
             async with aclosing(cast("Any", self.models.load(self.models.named(request.model), limit))) as states:
                 yield ModelEvents(states)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from run_gpt.api.answers import Body
 from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.openai.base import EventWriter, OpenAIRequest
@@ -11,10 +13,11 @@ from run_gpt.api.sse import body_event
 
 
 class StreamWriter:
-    """Writer of the stream of `request`, which stands for the requests `natives`."""
+    """Writer of the stream of `request`, which stands for the requests `natives`. `model`: name of it in the answer."""
 
-    def __init__(self, request: Request | OpenAIRequest, natives: Sequence[Request]):
+    def __init__(self, request: Request | OpenAIRequest, natives: Sequence[Request], model: str | None = None):
         self._natives = natives
+        self._model = model
         self._streams: dict[int, NativeStream] = {}
         self._writer: EventWriter | None = request.writer() if isinstance(request, OpenAIRequest) else None
 
@@ -25,6 +28,7 @@ class StreamWriter:
 
     def begin(self, which: int, head: Head) -> None:
         """Take the head of native request number `which`."""
+        head = head if self._model is None else replace(head, model=self._model)
         self._streams[which] = NativeStream(self._natives[which], head)
 
     def bodies(self, which: int, piece: Piece) -> list[Body]:

@@ -114,6 +114,10 @@ def test_adapters_come_and_go_in_all_replicas(local: Any, remote: Any, folders: 
         for name, text in texts.items():
             assert remote.generate(PROMPT, adapter=name, **SHORT).text == text
             assert "".join(map(str, remote.generate_stream(PROMPT, adapter=name, **SHORT))) == text
+    answer = remote.generate(PROMPT, model="pirate", **SHORT)
+    events = list(remote.generate_stream(PROMPT, model="pirate", **SHORT))
+    assert answer.text == "".join(map(str, events)) == texts["pirate"]
+    assert {one.model for one in (answer, *events)} == {"pirate"}
     with pytest.raises(InvalidRequest, match="'pirate': an adapter of this name is loaded"):
         remote.load_adapter("pirate", folders[0])
     with pytest.raises(InvalidRequest, match="path: no adapter folder nowhere"):
@@ -122,6 +126,8 @@ def test_adapters_come_and_go_in_all_replicas(local: Any, remote: Any, folders: 
     for _ in range(2):
         with pytest.raises(ModelNotFound, match=r"'pirate' is not loaded: there are poet"):
             remote.generate(PROMPT, adapter="pirate")
+        with pytest.raises(ModelNotFound, match=r"'pirate' is not served here.*'poet'"):
+            remote.generate(PROMPT, model="pirate")
     with pytest.raises(ModelNotFound, match=r"'pirate' is not loaded"):
         remote.unload_adapter("pirate")
 
