@@ -288,6 +288,28 @@ def test_a_client_that_has_ended_its_side_gets_its_answer(stack: Any, path: str,
     assert delay or received.startswith(b"HTTP/1.1 200 OK")
 
 
+def test_pipelined_requests_of_all_kinds_are_whole_and_in_order(stack: Any) -> None:
+    """A body after `HEAD`, or a chunk too many, would shift all later answers."""
+    said = json.dumps({"prompt": script(words=["a", "b"], delay=0.1)}).encode()
+    post = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
+    sent = b"HEAD /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n" + post % (b"/generate_stream", len(said), said)
+    sent += post % (b"/generat", len(said), said) + post % (b"/generate/", len(said), said)
+    received = raw(stack, sent * 5).replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
+    answers = received.split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200", b"200", b"404", b"200"] * 5
+    for head, stream, missing, whole in zip(*(answers[i::4] for i in range(4)), strict=True):
+        assert head.endswith(b"\r\n\r\n")
+        assert stream.endswith(b"\r\n0\r\n\r\n")
+        assert json.loads(missing.partition(b"\r\n\r\n")[2])["error"]["code"] == "unknown_endpoint"
+        assert json.loads(whole.partition(b"\r\n\r\n")[2])["choices"][0]["text"] == "ab"
+
+
+@pytest.mark.parametrize(("target", "status"), [(b"http://localhost:1", 200), (b"http://evil.example/v1/models", 403)])
+def test_the_host_of_an_absolute_target_is_checked(stack: Any, target: bytes, status: int) -> None:
+    received = raw(stack, b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % target)
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+
+
 @pytest.mark.parametrize("length_is_known", [True, False])
 def test_the_answer_to_a_body_of_any_size_arrives(stack: Any, length_is_known: bool) -> None:
     """Over eight times the limit, a reset took it away."""
