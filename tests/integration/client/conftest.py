@@ -39,6 +39,7 @@ class ScriptedPool:
     model = MODEL
     watched = True
     context_length = 2048
+    adapters = SimpleNamespace(applied=list)
     replicas = ready = (SimpleNamespace(describe=lambda: {}, state="ready", status=None),)
 
     def __init__(self) -> None:

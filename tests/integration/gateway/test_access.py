@@ -221,8 +221,8 @@ async def check_method(keyed: Any, method: str) -> None:
         assert error.code() == grpc.StatusCode.UNAUTHENTICATED
         assert json.loads(error.trailing_metadata()["rungpt-error"])["code"] == "invalid_api_key"
         assert WRONG not in str(error)
-    for value in WAYS.values():
-        error = await end_of(keyed, method, (("authorization", value),))
+    for sent in (*(("authorization", value) for value in WAYS.values()), ("x-api-key", ALICE)):
+        error = await end_of(keyed, method, (sent,))
         assert error is None or error.code() != grpc.StatusCode.UNAUTHENTICATED
 
 

@@ -46,6 +46,7 @@ class Pool:
     """A pool that answers each prompt with itself, when `go` is set."""
 
     model, watched, context_length = "m", True, 100
+    adapters = SimpleNamespace(applied=list)
     replicas = ready = sure = (SimpleNamespace(describe=lambda: {}, state="ready", status=None),)
 
     def __init__(self) -> None:

@@ -74,7 +74,7 @@ class Asked:
 def service_over(*replicas: Asked) -> Service:
     ready = [replica for replica in replicas if replica.state == "ready"]
     pool = SimpleNamespace(replicas=list(replicas), ready=ready, sure=ready, retries=0, model="m", watched=True)
-    pool.check_ready = lambda: None
+    pool.check_ready, pool.adapters = lambda: None, SimpleNamespace(applied=list)
     return Service([cast("Any", pool)], GatewayConfig())
 
 

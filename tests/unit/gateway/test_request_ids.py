@@ -20,6 +20,7 @@ MADE = re.compile(r"rungpt-[0-9a-f]{24}")
 @pytest.fixture
 def client() -> httpx.AsyncClient:
     pool = SimpleNamespace(replicas=[], ready=[], sure=[], retries=0, model="m", watched=True, context_length=1)
+    pool.adapters = SimpleNamespace(applied=list)
     service = Service([cast("Any", pool)], GatewayConfig(log_requests=True))
     app = guarded(build_app(service), service.config, None, service.metrics.count)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
