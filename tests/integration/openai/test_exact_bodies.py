@@ -146,7 +146,7 @@ def test_bodies_of_models_embeddings_and_tokens(session: requests.Session, base_
     assert models["object"] == "list"
     (card,) = models["data"]
     assert card == session.get(f"{base_url}/models/smollm2", timeout=60).json()
-    own = {"max_model_len", "precision", "sampling_defaults", "state", "memory"}
+    own = {"root", "parent", "max_model_len", "precision", "sampling_defaults", "state", "memory"}
     assert card.keys() == {"id", "object", "created", "owned_by", *own}
     assert card["precision"] == "fp32"  # as the fixture asks
     assert card["sampling_defaults"] == {"do_sample": False}  # the catalogue's
