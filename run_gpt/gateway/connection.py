@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 from run_gpt.errors import DeadlineExceeded, InvalidRequest, RequestError, Unavailable
 from run_gpt.gateway.heads import MAX_HEAD_BYTES, TOO_LARGE, Refused, check_head
 from run_gpt.gateway.open_connections import OpenConnections
-from run_gpt.gateway.pipelining import Flow, end_of_heads
+from run_gpt.gateway.pipelining import MAX_PIPELINED, Flow, end_of_heads
 
 HEAD_SECONDS = 10.0
 """Time in which the head of a request must arrive. A new connection without one is closed then."""
@@ -26,8 +26,6 @@ STALL_SECONDS = 120.0
 """Time after which a client that reads nothing of an answer is gone."""
 GONE_SECONDS = 0.25
 """Time after which a client that sends no more is asked whether it still reads."""
-MAX_PIPELINED = 16
-"""Most requests that wait while another one is answered; what comes after them is not parsed yet."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Interim answer, which clients skip. A client that has closed its connection answers with a reset."""
 MAX_DROPPED_BYTES = 16 * 1024 * 1024

@@ -2,6 +2,8 @@
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
+MAX_PIPELINED = 16
+"""Most requests that wait while another one is answered; what comes after them is not parsed yet."""
 HEAD_END = b"\r\n\r\n"
 
 

@@ -63,6 +63,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory, free_ports: Any, a_stack: An
         "require_key": True,
         "cors_origins": [ORIGIN],
         "log_requests": True,
+        "trusted_proxies": ["127.0.2.0/24"],
     }
     with a_stack(folder, free_ports(3), 1, settings, "ready", {"RUNGPT_API_KEY": OWN}) as running:
         yield running
@@ -126,6 +127,18 @@ def test_answers_and_streams_come_with_a_key(keyed: Any, key: str) -> None:
     body = script(words=["a"], then="hang")
     with httpx.stream("POST", f"{keyed.http}/generate_stream", json=body, headers=headers, timeout=10) as response:
         assert '"text":"a"' in next(response.iter_lines())
+
+
+@pytest.mark.parametrize(("peer", "logged"), [("127.0.2.1", "203.0.113.7"), ("127.0.3.1", "127.0.3.1")])
+def test_only_a_trusted_proxy_names_the_address_of_a_wrong_key(keyed: Any, peer: str, logged: str) -> None:
+    """A client could blame its guesses on others, and make them wait."""
+    headers = {"Authorization": f"Bearer {WRONG}", "X-Forwarded-For": "203.0.113.9, 203.0.113.7", "X-Request-Id": peer}
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=peer)) as client:
+        assert client.get(f"{keyed.http}/v1/models/", headers=headers).status_code == 401
+    wait_until(lambda: f"client_id={peer} " in keyed.log_of("gateway"))
+    (line,) = [line for line in keyed.log_of("gateway").splitlines() if f"client_id={peer} " in line]
+    assert line.endswith(f"address={logged}")
+    assert " GET /v1/models 401 " in line
 
 
 def test_a_browser_is_asked_for_the_key_as_a_password(keyed: Any) -> None:

@@ -20,6 +20,7 @@ from run_gpt.gateway import listening
 from run_gpt.gateway.connection import Connection
 from run_gpt.gateway.listening import Listener, raise_file_limit
 from run_gpt.gateway.open_connections import OpenConnections
+from run_gpt.gateway.pipelining import MAX_PIPELINED
 
 GET = b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /x HTTP/1.1\r\nHost: localhost\r\n"
@@ -361,7 +362,7 @@ async def test_pipelined_requests_are_few_at_a_time_and_all_are_answered(app: Ap
         (connection,) = server.connections._all
         while not connection.flow.rest:
             await asyncio.sleep(0.01)  # between two polls of the condition
-        assert len(connection.pipeline) <= connections.MAX_PIPELINED + 1
+        assert len(connection.pipeline) <= MAX_PIPELINED + 1
         app.go.set()
         received = (await asking).replace(connections.CONTINUE, b"")
     answers = [int(part.rpartition(b"\r\n\r\n")[2]) for part in received.split(b"HTTP/1.1 200 OK")[1:]]
