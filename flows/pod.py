@@ -8,6 +8,8 @@ supervisor has ended and this process ends too. The runtime is started as Jina's
 """
 
 import argparse
+import gc
+import importlib
 import json
 import logging
 import os
@@ -25,6 +27,7 @@ from run_gpt.flows.reading import flow_of_environment, flow_of_supervisor
 from run_gpt.flows.sharing import thread_environment
 from run_gpt.flows.traces import trace_arguments
 from run_gpt.process import logs
+from run_gpt.process.imports import without_collection
 
 _NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments", "WireError(")
 """Beginnings of Jina's log lines that are dropped.
@@ -116,12 +119,15 @@ def drain_seconds(flow: dict[str, Any]) -> float:
 
 def _run_gateway(flow: dict[str, Any]) -> int:
     sys.modules["torch"] = None  # type: ignore[assignment]  # docarray would import it: seconds and 200 MB for nothing
-    import run_gpt.process._jina  # noqa: F401, I001  (mends jina; must come before it)
-    from jina.parsers import set_gateway_parser
-    from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
+    with without_collection():
+        import run_gpt.process._jina  # noqa: F401, I001  (mends jina; must come before it)
+        from jina.parsers import set_gateway_parser
+        from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
 
-    from run_gpt.flows.runtime import PodRuntime
+        from run_gpt.flows.runtime import PodRuntime
 
+        _import_modules(flow["gateway"]["uses"])
+    gc.freeze()
     args = set_gateway_parser().parse_args(gateway_arguments(flow))
     args.port_monitoring = args.port_monitoring[0]
     _run(args, lambda: PodRuntime(args, req_handler_cls=GatewayRequestHandler))
@@ -130,17 +136,29 @@ def _run_gateway(flow: dict[str, Any]) -> int:
 
 def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> int:
     os.environ.update(thread_environment() | os.environ)  # before torch is imported; variables that are set win
-    _import_docarray_without_torch()
-    import run_gpt.process._jina  # noqa: F401, I001  (mends jina; must come before it)
-    from jina.parsers import set_pod_parser
-    from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler
+    with without_collection():
+        sys.modules["boto3"] = None  # type: ignore[assignment]  # accelerate would import it, where `deploy` has it
+        _import_docarray_without_torch()
+        import run_gpt.process._jina  # noqa: F401, I001  (mends jina; must come before it)
+        from jina.parsers import set_pod_parser
+        from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler
 
-    from run_gpt.flows.runtime import ExecutorRuntime
+        from run_gpt.flows.runtime import ExecutorRuntime
 
+        for executor in flow["executors"]:
+            _import_modules(executor["uses"])
+    gc.freeze()
     args = set_pod_parser().parse_args(executor_arguments(flow, index, listen_host))
     args.host, args.port_monitoring = args.host[0], args.port_monitoring[0]
     runtime = _run(args, lambda: ExecutorRuntime(args, drain_seconds(flow), req_handler_cls=WorkerRequestHandler))
     return 1 if getattr(runtime.executor, "failed", False) else 0
+
+
+def _import_modules(uses: dict[str, Any]) -> None:
+    """Import the modules of a gateway or an executor, which Jina would import later."""
+    for name in uses.get("py_modules", ()):
+        if not name.endswith(".py"):  # Jina also takes files
+            importlib.import_module(name)
 
 
 def _import_docarray_without_torch() -> None:

@@ -21,7 +21,10 @@ def __getattr__(name: str) -> Any:
 
         return version("rungpt")
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        from run_gpt.process.imports import without_collection
+
+        with without_collection():
+            return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

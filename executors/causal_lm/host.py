@@ -15,6 +15,7 @@ from run_gpt.executors.causal_lm.footprint import Footprint
 from run_gpt.executors.causal_lm.watch import EngineWatch
 from run_gpt.models import served_names
 from run_gpt.models.files import startup_adapters
+from run_gpt.process.imports import without_collection
 
 if TYPE_CHECKING:
     from run_gpt.engine.heartbeat import Heartbeat
@@ -141,7 +142,10 @@ class Host:
             self._loading = None
 
     def _load(self) -> "Model":
-        from run_gpt.local.model import load_model  # imports torch, which an executor without a model does not need
+        with without_collection():
+            from run_gpt.local.model import load_model  # imports torch, which an executor without a model does not need
+
+        gc.freeze()
 
         model = load_model(
             self._model_config, self._engine_config, on_progress=self._note_progress, on_dead=self._on_dead

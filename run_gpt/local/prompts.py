@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, TypeAlias
 
 from run_gpt.api.chat import Message, NamedTool, Tool
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.api.tokens import TokenizeRequest
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest
 from run_gpt.local.least_tokens import LeastTokens
-from run_gpt.models import LoadedModel, render_chat
+from run_gpt.models import render_chat
 from run_gpt.models.fill_in import FillIn, find_fill_in
 from run_gpt.models.grammar import Kind
 from run_gpt.models.template_choice import requested_template
@@ -17,19 +18,23 @@ from run_gpt.models.token_bytes import TokenBytes, decoder
 from run_gpt.models.tokenizer import encode
 from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
 
+if TYPE_CHECKING:  # these import torch, which an executor without a model does not need
+    from run_gpt.models import LoadedModel
+    from run_gpt.models.grammar import Kind
+
 MOST_DIGITS = 18
 """Number of digits beyond which a token's id is not read: it is larger than any vocabulary."""
 KEPT_TOKENS = 65_536
 """Number of tokens whose texts are kept, at about 200 bytes each. A text is asked for up to 20 times for each token."""
 
-Source = tuple[Kind, str]
+Source: TypeAlias = "tuple[Kind, str]"
 """Grammar before it is compiled: see GrammarCompiler."""
 
 
 class Prompts:
     """Prompt converter of one loaded model. Its methods may be called from any thread."""
 
-    def __init__(self, loaded: LoadedModel, *, trusts_templates: bool = False):
+    def __init__(self, loaded: "LoadedModel", *, trusts_templates: bool = False):
         """`trusts_templates`: take the text of a chat template from a request."""
         self._trusts_templates = trusts_templates
         self._tokenizer = loaded.tokenizer
@@ -242,7 +247,7 @@ def as_functions(tools: Sequence[Tool] | None) -> list[Function]:
     ]
 
 
-def answer_decoder(loaded: LoadedModel) -> Callable[[Sequence[int]], str]:
+def answer_decoder(loaded: "LoadedModel") -> Callable[[Sequence[int]], str]:
     """Return the decoder of an answer's token ids. Its text keeps the markers of tool calls."""
     tool_format = find_tool_format(tool_template(loaded.tokenizer), loaded.tokenizer)
     return visible_decode(loaded.tokenizer, tool_format.visible)

@@ -11,7 +11,7 @@ from typing import Any
 from run_gpt.errors import ModelLoadError
 
 _INDEX = "weights.json"
-_ROWS_AT_ONCE = 4096
+_VALUES_AT_ONCE = 1 << 18  # what a core's cache holds
 _LARGE = ("token_embd.weight", "output.weight")
 # The engine's own 4 and 8 bits have the grids of Q4_0, Q4_1 and Q8_0, and nearly match that of Q4_K. Kinds with fewer
 # bits fit 4 bits with a small loss; kinds with more bits, or with levels that are not even, fit 8 bits.
@@ -126,9 +126,11 @@ def _read(part: Mapping[str, Any], start: int, end: int) -> Any:
         return dequantize(data, kind)
     values = np.empty((end - start, *shape[1:]), dtype=np.float32)
     rows = data.reshape(end - start, -1)
-    for first in range(0, end - start, _ROWS_AT_ONCE):
-        several = slice(first, first + _ROWS_AT_ONCE)
-        values[several] = dequantize(rows[several], kind).reshape(values[several].shape)
+    count = max(1, _VALUES_AT_ONCE // prod(shape[1:]))
+    for first in range(0, end - start, count):
+        several = slice(first, first + count)
+        # As one row: gguf's own groups of 16 rows are small in a small model.
+        values[several] = dequantize(rows[several].reshape(-1), kind).reshape(values[several].shape)
     return values
 
 

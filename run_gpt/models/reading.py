@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from run_gpt.errors import RunGPTError
 from run_gpt.models.cache import cache_root
@@ -95,8 +96,6 @@ def _from_pretrained(
     placement: Placement, model_config: Any, packer: Packer | None, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Call transformers' function of this name: for a folder with weights, or with the weights of a GGUF file."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig
-
     folder = placement.files.folder
     common = {
         "local_files_only": True,
@@ -121,7 +120,7 @@ def _from_pretrained(
         weights = {name: tensor[...] for name, tensor in weights.items()}
     if packer is not None:
         options = {**options, "dtype": torch.float32}
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]
+    model_class: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]
     model, report = model_class.from_pretrained(None, config=model_config, state_dict=weights, **common, **options)
     model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model, report

@@ -41,6 +41,7 @@ HEAVY = ("torch", "transformers", "jina", "docarray", "llguidance")
 LIGHT_MODULES = (
     *("run_gpt", "run_gpt.cli", "run_gpt.client", "run_gpt.api.schema", "run_gpt.flows", "run_gpt.models"),
     "run_gpt.deploy",
+    "run_gpt.executors.causal_lm.link",  # with all that an executor needs while it has no model
     "run_gpt.process.devices",
     "run_gpt.models.tools",
     "run_gpt.bench.online",
