@@ -180,6 +180,13 @@ def server(start_server: Callable[..., Any]) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Give the models of a parallel worker one thread: those of several workers would wait for one another's."""
+    if "PYTEST_XDIST_WORKER" in os.environ and (torch := sys.modules.get("torch")):
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def compiled_kernels() -> None:
     """Compile the kernels before any model loads: meanwhile another runner answers, which rounds differently."""
     if importlib.util.find_spec("torch") and unsupported() is None:

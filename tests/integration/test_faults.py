@@ -6,18 +6,27 @@ import signal
 
 import httpx
 import psutil
+import pytest
 from native_stream import read_stream
+from tiny_model import write_tiny_model
 
-LONG = {"prompt": "Once upon a time", "min_new_tokens": 150, "max_new_tokens": 150}
-SHORT = {"prompt": "Water boils at", "min_new_tokens": 20, "max_new_tokens": 20}
+LONG = {"prompt": "w5 w6", "min_new_tokens": 5000, "max_new_tokens": 5000, "temperature": 0}
+SHORT = {"prompt": "w7 w8", "min_new_tokens": 20, "max_new_tokens": 20, "temperature": 0}
+STORY = {"prompt": "Once upon a time"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Return the folder of a model that is loaded at once: the content of its answers does not matter here."""
+    return str(write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", context=8192))
 
 
 def workers(server):
     return [p for p in server.processes() if "run_gpt.flows.pod" in p.cmdline() and "executor" in p.cmdline()]
 
 
-async def test_a_killed_replica_loses_no_unary_request_and_no_stream_silently_and_comes_back(start_server):
-    with start_server("--replicas", "2", "--precision", "fp32") as server:
+async def test_a_killed_replica_loses_no_unary_request_and_no_stream_silently_and_comes_back(start_server, tiny):
+    with start_server(tiny, "--replicas", "2", "--precision", "fp32") as server:
         async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
             await replicas_ready(client, 2)
             expected = (await client.post("/generate", json=SHORT)).json()["choices"][0]["text"]
@@ -55,8 +64,8 @@ async def replicas_ready(client, count):
             await asyncio.sleep(0.1)
 
 
-async def test_sigterm_in_mid_stream_lets_the_stream_finish_and_leaves_no_process(start_server):
-    with start_server("--precision", "fp32") as server:
+async def test_sigterm_in_mid_stream_lets_the_stream_finish_and_leaves_no_process(start_server, tiny):
+    with start_server(tiny, "--precision", "fp32") as server:
         async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
             began = asyncio.Event()
             stream = asyncio.create_task(read_stream(client, LONG, began))
@@ -73,13 +82,13 @@ async def test_a_disconnected_client_frees_its_slot(server):
     async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
         began = asyncio.Event()
         stream = asyncio.create_task(
-            read_stream(client, {**LONG, "max_new_tokens": 2000, "min_new_tokens": 2000}, began)
+            read_stream(client, STORY | {"max_new_tokens": 2000, "min_new_tokens": 2000}, began)
         )
         await began.wait()
         stream.cancel()
         await in_flight(client, 0)
         unary = asyncio.create_task(
-            client.post("/generate", json={**LONG, "max_new_tokens": 1500, "min_new_tokens": 1500})
+            client.post("/generate", json=STORY | {"max_new_tokens": 1500, "min_new_tokens": 1500})
         )
         await in_flight(client, 1)
         unary.cancel()
