@@ -11,7 +11,6 @@ from run_gpt.errors import ContextLengthExceeded, InvalidRequest
 from run_gpt.local.least_tokens import LeastTokens
 from run_gpt.models import render_chat
 from run_gpt.models.fill_in import FillIn, find_fill_in
-from run_gpt.models.grammar import Kind
 from run_gpt.models.template_choice import requested_template
 from run_gpt.models.template_options import TemplateOptions
 from run_gpt.models.token_bytes import TokenBytes, decoder

@@ -34,11 +34,11 @@ from run_gpt.api.openai.base import (
     DEFAULT_TEMPERATURE,
     LEAST_TOP_P,
     MAX_TOKENS,
+    TEMPERATURE,
     EventWriter,
     Length,
     Metadata,
     OpenAIRequest,
-    TEMPERATURE,
 )
 from run_gpt.api.openai.chat import LONGER
 from run_gpt.api.openai.response_events import ResponseWriter, response_of
