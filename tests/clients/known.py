@@ -1,0 +1,80 @@
+"""The clients that are tested: what each is, where its packages and its cases are, and what its users set."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client, in one language."""
+
+    name: str
+    """Name of its files: `python/NAME_cases.py` and `python/NAME.txt`, or `node/NAME_cases.mjs` and `node/NAME/`."""
+    title: str
+    package: str
+    """Package whose version the document names."""
+    sets: str
+    """What its user sets, in Markdown; `URL` is the server's address with `/v1`."""
+    node: bool = False
+    most_used: bool = False
+    """True for a client that `make test` runs, too."""
+    own: bool = False
+    """True for the client that is installed with RunGPT's development tools."""
+    needs: str | None = None
+    """Environment variable with the interpreter of an environment that is too large to be made for a test."""
+
+    @property
+    def cases_file(self) -> Path:
+        """Script with its cases. One that only calls programs is Python's even if the client is Node's."""
+        module = FOLDER / "node" / f"{self.name}_cases.mjs"
+        return module if module.exists() else FOLDER / "python" / f"{self.name}_cases.py"
+
+    @property
+    def cases(self) -> list[str]:
+        """Names of its cases, in order."""
+        return re.findall(r'^(?:@case|case_)\("([^"]+)"', self.cases_file.read_text(), re.MULTILINE)
+
+    @property
+    def pins(self) -> Path:
+        """File or folder with its pinned packages."""
+        return FOLDER / "node" / self.name if self.node else FOLDER / "python" / f"{self.name}.txt"
+
+    @property
+    def version(self) -> str:
+        """Version that is tested."""
+        if self.node:
+            return str(json.loads((self.pins / "package.json").read_text())["dependencies"][self.package])
+        if self.needs:
+            return "the one that is there"
+        pins = FOLDER.parents[1] / "constraints.txt" if self.own else self.pins
+        found = re.search(rf"^{re.escape(self.package)}==(.+)$", pins.read_text(), re.MULTILINE | re.IGNORECASE)
+        assert found, f"{pins}: no {self.package}"
+        return found[1]
+
+
+BASE = "`base_url=URL`, any `api_key`"
+CLIENTS = (
+    Client("openai", "OpenAI's Python client", "openai", BASE, own=True, most_used=True),
+    Client("openai_node", "OpenAI's client for JavaScript", "openai", "`baseURL: URL`, any `apiKey`", node=True, most_used=True),
+    Client("langchain", "LangChain", "langchain-openai", BASE + "; embeddings: `check_embedding_ctx_length=False`", most_used=True),
+    Client("llama_index", "LlamaIndex", "llama-index-llms-openai-like", "`OpenAILike`: `api_base=URL`, `is_chat_model=True`, `is_function_calling_model=True`", most_used=True),
+    Client("litellm", "LiteLLM", "litellm", "model `openai/NAME` or `hosted_vllm/NAME`, `api_base=URL`", most_used=True),
+    Client("langchain_js", "LangChain for JavaScript", "@langchain/openai", "`configuration: { baseURL: URL }`", node=True),
+    Client("ai_sdk", "Vercel's AI SDK", "ai", "`createOpenAICompatible({ baseURL: URL })` or `createOpenAI`; responses: `providerOptions: { openai: { store: false } }`", node=True),
+    Client("agents_js", "OpenAI's agents for JavaScript", "@openai/agents", "`setDefaultOpenAIClient`", node=True),
+    Client("codex", "Codex CLI", "@openai/codex", "a provider in `config.toml`: `base_url = URL`, `wire_api = \"responses\"`", node=True),
+    Client("instructor", "Instructor", "instructor", BASE + ", of OpenAI's client"),
+    Client("outlines", "Outlines", "outlines", BASE + ", of OpenAI's client"),
+    Client("pydantic_ai", "Pydantic AI", "pydantic-ai-slim", "`OpenAIProvider(base_url=URL)`"),
+    Client("openai_agents", "OpenAI's agents", "openai-agents", "`AsyncOpenAI(base_url=URL)` as the model's client"),
+    Client("dspy", "DSPy", "dspy", "model `openai/NAME`, `api_base=URL`"),
+    Client("haystack", "Haystack", "haystack-ai", "`api_base_url=URL`"),
+    Client("semantic_kernel", "Semantic Kernel", "semantic-kernel", "`AsyncOpenAI(base_url=URL)` as `async_client`"),
+    Client("autogen", "AutoGen", "autogen-ext", "`base_url=URL`, `model_info`"),
+    Client("ag2", "AG2", "ag2", "`base_url` of the configuration"),
+    Client("smolagents", "smolagents", "smolagents", "`OpenAIServerModel(api_base=URL)`"),
+)

@@ -1,0 +1,29 @@
+"""Requests that other people's clients sent (`tests/clients`), against the schemas: a field that is refused stops a client."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from run_gpt.api.endpoints import ENDPOINTS
+from run_gpt.api.openai.base import OpenAIRequest
+
+FOLDER = Path(__file__).parents[2] / "clients" / "data" / "requests"
+ALL: list[tuple[str, dict[str, Any]]] = [
+    (f"{file.stem}-{number}", request)
+    for file in sorted(FOLDER.glob("*.json"))
+    for number, request in enumerate(json.loads(file.read_text()))
+]
+BODIES = [pytest.param(request, id=name) for name, request in ALL if isinstance(request["body"], dict)]
+
+
+@pytest.mark.parametrize("recorded", BODIES)
+def test_a_clients_request_is_taken(recorded: dict[str, Any]) -> None:
+    request = ENDPOINTS[recorded["path"]].request.parse(recorded["body"])
+    assert isinstance(request, OpenAIRequest)
+    assert request.natives()
+
+
+def test_every_clients_requests_are_there() -> None:
+    assert len(BODIES) > 100
