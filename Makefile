@@ -30,7 +30,7 @@ define check_python
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve check test lint typecheck test-lean test-studies campaign audit bench-startup clean
+.PHONY: help install serve check test lint typecheck test-lean test-studies test-clients campaign audit bench-startup clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -81,6 +81,9 @@ test-lean: ## run the tests of gateway and client with PYTHON in an environment 
 
 test-studies: install ## test the studies of studies/, which `make test` leaves out
 	@$(BIN)/python -m pytest studies $(PYTEST_ARGS)
+
+test-clients: install ## test with other people's clients, of which `make test` runs the most used only
+	@$(BIN)/python -m pytest tests/clients $(PYTEST_ARGS)
 
 campaign: install ## attack a server that it starts on loopback, for up to 15 minutes, and print what it held; ARGS: --help
 	@$(BIN)/python -m studies.campaign $(ARGS)

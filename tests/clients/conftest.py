@@ -66,7 +66,7 @@ def _command(client: Client, home: Path) -> tuple[list[str], Path]:
             pytest.skip(f"{client.needs} names no interpreter of an environment with {client.package}")
         return [interpreter, str(client.cases_file)], Path(interpreter).parent
     if not client.node:
-        programs = python_environment(client.pins)
+        programs = python_environment(client.pins, torch=client.torch)
         return [str(programs / "python"), str(client.cases_file)], programs
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not here")

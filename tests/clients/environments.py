@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +16,22 @@ FOLDER = Path(__file__).parents[2] / "build" / "clients"
 INSTALL_SECONDS = 900.0
 
 
-def python_environment(requirements: Path) -> Path:
-    """Return the folder of the programs of an environment with these packages, which are pinned, and complete."""
-    return _made(requirements.stem, requirements.read_bytes(), lambda folder: _install(folder, requirements)) / "bin"
+def python_environment(requirements: Path, *, torch: bool = False) -> Path:
+    """Return the folder of the programs of an environment with these packages, which are pinned, and complete.
+
+    With `torch` it takes what it lacks from our own environment, so that torch is not installed once more.
+    """
+    name, content = requirements.stem, requirements.read_bytes()
+    return _made(name, content, lambda folder: _install(folder, requirements, torch=torch)) / "bin"
 
 
-def _install(folder: Path, requirements: Path) -> None:
+def _install(folder: Path, requirements: Path, *, torch: bool) -> None:
     venv.create(folder)
+    if torch:
+        (packages,) = folder.glob("lib/python*/site-packages")
+        (packages / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check"]
-    options = ["--quiet", "--no-deps", "--no-compile", "--only-binary", ":all:", "--requirement", str(requirements)]
+    options = ["--quiet", "--quiet", "--no-deps", "--no-compile", "--requirement", str(requirements)]
     subprocess.run([*pip, "install", *options], check=True, timeout=INSTALL_SECONDS)
 
 

@@ -24,6 +24,8 @@ class Client:
     """True for a client that `make test` runs, too."""
     own: bool = False
     """True for the client that is installed with RunGPT's development tools."""
+    torch: bool = False
+    """True for a client that takes torch from our own environment."""
     needs: str | None = None
     """Environment variable with the interpreter of an environment that is too large to be made for a test."""
 
@@ -51,7 +53,8 @@ class Client:
         if self.needs:
             return "the one that is there"
         pins = FOLDER.parents[1] / "constraints.txt" if self.own else self.pins
-        found = re.search(rf"^{re.escape(self.package)}==(.+)$", pins.read_text(), re.MULTILINE | re.IGNORECASE)
+        name = re.sub("[-_.]+", "[-_.]+", self.package)
+        found = re.search(rf"^{name}==(.+)$", pins.read_text(), re.MULTILINE | re.IGNORECASE)
         assert found, f"{pins}: no {self.package}"
         return found[1]
 
@@ -59,14 +62,49 @@ class Client:
 BASE = "`base_url=URL`, any `api_key`"
 CLIENTS = (
     Client("openai", "OpenAI's Python client", "openai", BASE, own=True, most_used=True),
-    Client("openai_node", "OpenAI's client for JavaScript", "openai", "`baseURL: URL`, any `apiKey`", node=True, most_used=True),
-    Client("langchain", "LangChain", "langchain-openai", BASE + "; embeddings: `check_embedding_ctx_length=False`", most_used=True),
-    Client("llama_index", "LlamaIndex", "llama-index-llms-openai-like", "`OpenAILike`: `api_base=URL`, `is_chat_model=True`, `is_function_calling_model=True`", most_used=True),
-    Client("litellm", "LiteLLM", "litellm", "model `openai/NAME` or `hosted_vllm/NAME`, `api_base=URL`", most_used=True),
-    Client("langchain_js", "LangChain for JavaScript", "@langchain/openai", "`configuration: { baseURL: URL }`", node=True),
-    Client("ai_sdk", "Vercel's AI SDK", "ai", "`createOpenAICompatible({ baseURL: URL })` or `createOpenAI`; responses: `providerOptions: { openai: { store: false } }`", node=True),
+    Client(
+        "openai_node",
+        "OpenAI's client for JavaScript",
+        "openai",
+        "`baseURL: URL`, any `apiKey`",
+        node=True,
+        most_used=True,
+    ),
+    Client(
+        "langchain",
+        "LangChain",
+        "langchain-openai",
+        BASE + "; embeddings: `check_embedding_ctx_length=False`",
+        most_used=True,
+    ),
+    Client(
+        "llama_index",
+        "LlamaIndex",
+        "llama-index-llms-openai-like",
+        "`OpenAILike`: `api_base=URL`, `is_chat_model=True`, `is_function_calling_model=True`",
+        most_used=True,
+    ),
+    Client(
+        "litellm", "LiteLLM", "litellm", "model `openai/NAME` or `hosted_vllm/NAME`, `api_base=URL`", most_used=True
+    ),
+    Client(
+        "langchain_js", "LangChain for JavaScript", "@langchain/openai", "`configuration: { baseURL: URL }`", node=True
+    ),
+    Client(
+        "ai_sdk",
+        "Vercel's AI SDK",
+        "ai",
+        "`createOpenAICompatible({ baseURL: URL })` or `createOpenAI`; responses: `providerOptions: { openai: { store: false } }`",
+        node=True,
+    ),
     Client("agents_js", "OpenAI's agents for JavaScript", "@openai/agents", "`setDefaultOpenAIClient`", node=True),
-    Client("codex", "Codex CLI", "@openai/codex", "a provider in `config.toml`: `base_url = URL`, `wire_api = \"responses\"`", node=True),
+    Client(
+        "codex",
+        "Codex CLI",
+        "@openai/codex",
+        'a provider in `config.toml`: `base_url = URL`, `wire_api = "responses"`',
+        node=True,
+    ),
     Client("instructor", "Instructor", "instructor", BASE + ", of OpenAI's client"),
     Client("outlines", "Outlines", "outlines", BASE + ", of OpenAI's client"),
     Client("pydantic_ai", "Pydantic AI", "pydantic-ai-slim", "`OpenAIProvider(base_url=URL)`"),
@@ -77,4 +115,13 @@ CLIENTS = (
     Client("autogen", "AutoGen", "autogen-ext", "`base_url=URL`, `model_info`"),
     Client("ag2", "AG2", "ag2", "`base_url` of the configuration"),
     Client("smolagents", "smolagents", "smolagents", "`OpenAIServerModel(api_base=URL)`"),
+    Client("llm", "LLM", "llm", "`extra-openai-models.yaml`: `api_base: URL`"),
+    Client("shell_gpt", "ShellGPT", "shell-gpt", "`API_BASE_URL=URL`"),
+    Client("magentic", "magentic", "magentic", "`OpenaiChatModel(base_url=URL)`"),
+    Client(
+        "guidellm", "GuideLLM", "guidellm", "`--backend kind=openai_http,target=` the address without `/v1`", torch=True
+    ),
+    Client("mirascope", "Mirascope", "mirascope", '`register_provider("openai", base_url=URL)`'),
+    Client("lm_eval", "lm-evaluation-harness", "lm_eval", "`--model_args base_url=URL/completions`"),
+    Client("inspect_ai", "Inspect", "inspect-ai", "model `openai-api/NAME/MODEL`, `base_url=URL`"),
 )

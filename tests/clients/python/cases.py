@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import json
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -57,6 +58,22 @@ def run() -> None:
         except Exception:
             error = traceback.format_exc()
         print(json.dumps({"case": name, "error": error}), flush=True)
+
+
+def program(name: str, *arguments: str, seconds: float = 300, **variables: str) -> str:
+    """Run a program of the client's environment, and return its stdout. It must end well."""
+    command = [os.path.join(os.environ["PROGRAMS"], name), *arguments]
+    ended = subprocess.run(
+        command,
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert ended.returncode == 0, f"{name} ended with {ended.returncode}:\n{ended.stdout}\n{ended.stderr}"
+    return ended.stdout
 
 
 async def _wait(result: Any) -> None:

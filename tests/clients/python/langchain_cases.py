@@ -60,8 +60,6 @@ def structured() -> None:
     assert chat.invoke([HumanMessage(PARIS), raw["raw"], HumanMessage(PARIS)]).content
 
 
-
-
 @case("responses: text, tools, and items sent back")
 def responses() -> None:
     answers = ChatOpenAI(model=MODEL, temperature=0, max_tokens=80, use_responses_api=True, **AT)
