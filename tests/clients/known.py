@@ -124,4 +124,5 @@ CLIENTS = (
     Client("mirascope", "Mirascope", "mirascope", '`register_provider("openai", base_url=URL)`'),
     Client("lm_eval", "lm-evaluation-harness", "lm_eval", "`--model_args base_url=URL/completions`"),
     Client("inspect_ai", "Inspect", "inspect-ai", "model `openai-api/NAME/MODEL`, `base_url=URL`"),
+    Client("vllm_bench", "vLLM's benchmark", "vllm", "`--base-url` without `/v1`", needs="RUNGPT_TEST_VLLM_PYTHON"),
 )

@@ -73,8 +73,6 @@ async def messages() -> None:
         **asked, tools=[tool], tool_choice={"type": "any"}, system=[{"type": "text", "text": "Be short."}]
     )
     assert called["content"][0]["type"] == "tool_use"
-    stream = await litellm.anthropic_messages(**asked, stream=True)
-    assert [part async for part in stream]
 
 
 @case("text_completion and embedding")

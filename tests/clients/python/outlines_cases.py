@@ -33,10 +33,15 @@ def as_vllm() -> None:
     assert model(PARIS, outlines.regex("[0-9]{4}"), max_tokens=8).isdigit()
 
 
-@case("vllm: a grammar")
+@case("vllm: a grammar is refused by its name")
 def grammar() -> None:
     model = outlines.from_vllm(client, MODEL)
-    assert model(PARIS, outlines.cfg('start: "Paris" | "Rome"'), max_tokens=8) in ("Paris", "Rome")
+    try:
+        model(PARIS, outlines.cfg('start: "Paris" | "Rome"'), max_tokens=8)
+    except outlines.exceptions.BadRequestError as error:
+        assert "grammar" in str(error)
+    else:
+        raise AssertionError("a grammar was taken")
 
 
 @case("vllm: a stream")
