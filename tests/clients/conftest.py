@@ -15,6 +15,9 @@ from environments import environment_variables, node_environment, python_environ
 from known import FOLDER, Client
 from recorder import recording
 
+from run_gpt.config import ModelConfig
+from run_gpt.models.files import fetch
+
 RECORD = "RUNGPT_RECORD_CLIENTS"
 RUN_SECONDS = 600.0
 MODEL = "smollm2"
@@ -44,7 +47,13 @@ def run_client(client: Client, url: str, home: Path) -> dict[str, str | None]:
         done = subprocess.run(
             command,
             cwd=home,
-            env={**variables, "BASE_URL": f"{address}/v1", "MODEL": MODEL, "PROGRAMS": str(programs)},
+            env={
+                **variables,
+                "BASE_URL": f"{address}/v1",
+                "MODEL": MODEL,
+                "PROGRAMS": str(programs),
+                **_tokenizer(client),
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -54,6 +63,11 @@ def run_client(client: Client, url: str, home: Path) -> dict[str, str | None]:
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case":')]
     assert results, f"{client.name} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return {result["case"]: result["error"] for result in results}
+
+
+def _tokenizer(client: Client) -> dict[str, str]:
+    """Return the folder with the tokenizer of the model, for a client that counts tokens by itself."""
+    return {"TOKENIZER": str(fetch(ModelConfig()).folder)} if client.needs else {}
 
 
 def _command(client: Client, home: Path) -> tuple[list[str], Path]:

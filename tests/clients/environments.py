@@ -50,7 +50,7 @@ def _npm(folder: Path, files: list[Path]) -> None:
 
 
 def _made(name: str, content: bytes, make: Callable[[Path], None]) -> Path:
-    """Return the folder of an environment, which `make` fills if it is not complete. One worker makes it, others wait."""
+    """Return the folder of an environment, which `make` fills if it is not complete. One process makes it."""
     key = hashlib.sha256(content + f"{sys.version} {sys.prefix}".encode()).hexdigest()[:12]
     folder, complete = FOLDER / f"{name}-{key}", FOLDER / f"{name}-{key}.complete"
     FOLDER.mkdir(parents=True, exist_ok=True)

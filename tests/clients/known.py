@@ -18,7 +18,7 @@ class Client:
     package: str
     """Package whose version the document names."""
     sets: str
-    """What its user sets, in Markdown; `URL` is the server's address with `/v1`."""
+    """Setting of its user, in Markdown; `URL` is the server's address with `/v1`."""
     node: bool = False
     most_used: bool = False
     """True for a client that `make test` runs, too."""
@@ -94,7 +94,7 @@ CLIENTS = (
         "ai_sdk",
         "Vercel's AI SDK",
         "ai",
-        "`createOpenAICompatible({ baseURL: URL })` or `createOpenAI`; responses: `providerOptions: { openai: { store: false } }`",
+        "`createOpenAICompatible({ baseURL: URL })`, or `createOpenAI` with `store: false` for responses",
         node=True,
     ),
     Client("agents_js", "OpenAI's agents for JavaScript", "@openai/agents", "`setDefaultOpenAIClient`", node=True),

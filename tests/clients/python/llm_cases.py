@@ -8,7 +8,8 @@ from cases import BASE_URL, KEY, MODEL, PARIS, case, program, run
 HOME = Path(os.environ["HOME"]) / "llm"
 HOME.mkdir(exist_ok=True)
 (HOME / "extra-openai-models.yaml").write_text(
-    f"- model_id: here\n  model_name: {MODEL}\n  api_base: {BASE_URL}\n  supports_schema: true\n  supports_tools: true\n"
+    f"- model_id: here\n  model_name: {MODEL}\n  api_base: {BASE_URL}\n"
+    "  supports_schema: true\n  supports_tools: true\n"
     f"- model_id: text\n  model_name: {MODEL}\n  api_base: {BASE_URL}\n  completion: true\n"
 )
 FEW = ("-o", "max_tokens", "40", "-o", "temperature", "0", "--key", KEY)

@@ -7,14 +7,22 @@ from pathlib import Path
 from cases import BASE_URL, MODEL, case, program, run
 
 HOME = Path(os.environ["HOME"])
+BENCHMARK = """
+import argparse
+from vllm.benchmarks.serve import add_cli_args, main
+parser = argparse.ArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
 
 
 def _run(backend: str, route: str) -> None:
     program(
-        *("vllm", "bench", "serve", "--backend", backend, "--base-url", BASE_URL.removesuffix("/v1"), "--endpoint", route),
-        *("--model", MODEL, "--tokenizer", os.environ["TOKENIZER"], "--dataset-name", "random", "--num-prompts", "2"),
-        *("--random-input-len", "8", "--random-output-len", "4", "--ignore-eos", "--disable-tqdm"),
-        *("--save-result", "--result-dir", str(HOME), "--result-filename", "result.json"),
+        *("python", "-c", BENCHMARK, "--backend", backend, "--base-url", BASE_URL.removesuffix("/v1")),
+        *("--endpoint", route, "--model", MODEL, "--tokenizer", os.environ["TOKENIZER"]),
+        *("--dataset-name", "random", "--num-prompts", "2", "--random-input-len", "8", "--random-output-len", "4"),
+        *("--ignore-eos", "--disable-tqdm", "--save-result", "--result-dir", str(HOME)),
+        *("--result-filename", "result.json"),
         HF_HUB_OFFLINE="1",
         VLLM_NO_USAGE_STATS="1",
     )

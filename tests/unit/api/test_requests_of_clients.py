@@ -1,4 +1,7 @@
-"""Requests that other people's clients sent (`tests/clients`), against the schemas: a field that is refused stops a client."""
+"""Requests that other people's clients sent (`tests/clients`), against the schemas.
+
+A field that is refused stops a client.
+"""
 
 import json
 from pathlib import Path
@@ -17,7 +20,7 @@ ALL: list[tuple[str, dict[str, Any]]] = [
     for number, request in enumerate(json.loads(file.read_text()))
 ]
 REFUSED = ("structured_outputs", "grammar")
-"""A field and its part that a client sends and that is refused by name: forms are JSON schemas, expressions, choices."""
+"""A field of vLLM's and its part that is refused by name."""
 BODIES = [pytest.param(request, id=name) for name, request in ALL if isinstance(request["body"], dict)]
 
 
