@@ -125,4 +125,11 @@ CLIENTS = (
     Client("lm_eval", "lm-evaluation-harness", "lm_eval", "`--model_args base_url=URL/completions`"),
     Client("inspect_ai", "Inspect", "inspect-ai", "model `openai-api/NAME/MODEL`, `base_url=URL`"),
     Client("vllm_bench", "vLLM's benchmark", "vllm", "`--base-url` without `/v1`", needs="RUNGPT_TEST_VLLM_PYTHON"),
+    Client(
+        "opencode",
+        "OpenCode",
+        "opencode-linux-x64",
+        "a provider in `opencode.json`: `@ai-sdk/openai-compatible`, `baseURL: URL`",
+        node=True,
+    ),
 )

@@ -62,7 +62,7 @@ def run() -> None:
 
 def program(name: str, *arguments: str, seconds: float = 300, **variables: str) -> str:
     """Run a program of the client's environment, and return its stdout. It must end well."""
-    command = [os.path.join(os.environ["PROGRAMS"], name), *arguments]
+    command = [os.path.normpath(os.path.join(os.environ["PROGRAMS"], name)), *arguments]
     ended = subprocess.run(
         command,
         env={**os.environ, **variables},
