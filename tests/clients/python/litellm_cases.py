@@ -1,6 +1,9 @@
 """LiteLLM: chats, tools, its bridges to other APIs, embeddings."""
 
+import os
 from typing import Literal
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it looks prices up on the internet
 
 import litellm
 from cases import BASE_URL, CITY_TOOL, KEY, MODEL, PARIS, case, run
