@@ -42,7 +42,7 @@ def run_case(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 def run_client(client: Client, url: str, home: Path) -> dict[str, str | None]:
     """Run the cases of a client, and return each one's error. Renew its recorded requests if the environment asks."""
     command, programs = _command(client, home)
-    with _recorded(client, url) as address:
+    with _recorded(client, url, home) as address:
         variables = environment_variables(home, programs)
         done = subprocess.run(
             command,
@@ -94,11 +94,11 @@ def _command(client: Client, home: Path) -> tuple[list[str], Path]:
 
 
 @contextmanager
-def _recorded(client: Client, url: str) -> Iterator[str]:
+def _recorded(client: Client, url: str, home: Path) -> Iterator[str]:
     """Yield the address for the client: the server's, or that of a recorder before it."""
     if os.environ.get(RECORD) != "1":
         yield url
         return
     with recording(url) as recorder:
         yield recorder.url
-        recorder.write(FOLDER / "data" / "requests" / f"{client.name}.json")
+        recorder.write(FOLDER / "data" / "requests" / f"{client.name}.json", home)

@@ -30,11 +30,11 @@ class Recorder(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    def write(self, file: Path) -> None:
-        """Write one request of each form, in order, one a line."""
+    def write(self, file: Path, home: Path) -> None:
+        """Write one request of each form, in order, one a line, without the path of the client's home."""
         each = {json.dumps(form(request), sort_keys=True): request for request in reversed(self.requests)}
         lines = [json.dumps(request, ensure_ascii=False) for request in reversed(each.values())]
-        file.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+        file.write_text(("[\n" + ",\n".join(lines) + "\n]\n").replace(str(home), "/home/user"))
 
 
 class _Handler(BaseHTTPRequestHandler):
