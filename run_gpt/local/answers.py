@@ -121,8 +121,8 @@ class PieceWriter:
 
     def _parser(self, index: int) -> ToolParser:
         if index not in self._parsers:
-            parallel = getattr(self._request, "parallel_tool_calls", None) is not False
-            self._parsers[index] = self._prompts.tool_format.parser(self._functions, parallel=parallel)
+            assert isinstance(self._request, ChatRequest)
+            self._parsers[index] = self._prompts.parser(self._request)
         return self._parsers[index]
 
     def _finish(self, index: int, reason: engine_request.FinishReason) -> FinishReason:

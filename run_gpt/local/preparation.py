@@ -110,7 +110,9 @@ class Preparation:
     async def _grammar(self, request: Request, space: str) -> Grammar | None:
         """Compile the answer's grammar, if it has one. Raises InvalidRequest with the field's name, QueueFull."""
         ways = [[await self._compiled(*source, space) for source in way] for way in self._prompts.grammars(request)]
-        return None if not ways else ways[0][0] if len(ways) == 1 else Alternatives(ways)
+        if not ways:
+            return None
+        return self._prompts.held(request, ways[0][0]) if len(ways) == 1 else Alternatives(ways)
 
     async def _compiled(self, kind: Kind, source: str, space: str) -> CompiledGrammar:
         try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from run_gpt.api.chat import Message, NamedTool, Tool
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.api.tokens import TokenizeRequest
+from run_gpt.engine.grammar import Grammar
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest
 from run_gpt.local.least_tokens import LeastTokens
 from run_gpt.models import render_chat
@@ -15,11 +16,12 @@ from run_gpt.models.template_choice import requested_template
 from run_gpt.models.template_options import TemplateOptions
 from run_gpt.models.token_bytes import TokenBytes, decoder
 from run_gpt.models.tokenizer import encode
-from run_gpt.models.tools import Function, find_tool_format, tool_template, visible_decode
+from run_gpt.models.tools import Function, ToolParser, find_tool_format, tool_template, visible_decode
+from run_gpt.models.unrepeated import Unrepeated
 
 if TYPE_CHECKING:  # these import torch, which an executor without a model does not need
     from run_gpt.models import LoadedModel
-    from run_gpt.models.grammar import Kind
+    from run_gpt.models.grammar import CompiledGrammar, Kind
 
 MOST_DIGITS = 18
 """Number of digits beyond which a token's id is not read: it is larger than any vocabulary."""
@@ -155,6 +157,17 @@ class Prompts:
         if not parallel or any(function.strict for function in offered):
             return [[("lark", self.tool_format.optional_grammar(offered, parallel=parallel))]]
         return []
+
+    def parser(self, request: ChatRequest) -> ToolParser:
+        """Return the parser of the calls in one answer."""
+        parallel = request.parallel_tool_calls is not False
+        return self.tool_format.parser(functions(request), parallel=parallel, once=request.must_call)
+
+    def held(self, request: Request, grammar: "CompiledGrammar") -> Grammar:
+        """Return the grammar of an answer; that of required calls ends when a call is made again."""
+        if not isinstance(request, ChatRequest) or not request.must_call:
+            return grammar
+        return Unrepeated(grammar, lambda: self.parser(request), self._token_bytes)
 
     def stops(self, request: Request) -> tuple[str, ...]:
         """Return the request's stop sequences and, without `ignore_eos`, the model's; in a chat also those of turns."""

@@ -60,13 +60,14 @@ class GrammarMatcher:
 
     def __init__(self, matcher: LLMatcher, end_ids: Sequence[int], vocabulary: int, rows: int):
         self._matcher = matcher
-        self._end_ids = list(end_ids)
+        self.end_ids = list(end_ids)
+        """Ids of the tokens that end a sequence."""
         self._vocabulary = vocabulary
         self._rows = rows
 
     def allows(self, token_id: int) -> bool:
         """See Matcher."""
-        if token_id in self._end_ids:
+        if token_id in self.end_ids:
             allowed = self._matcher.is_accepting()
         else:
             allowed = token_id < self._vocabulary and self._matcher.validate_tokens([token_id]) == 1
@@ -79,7 +80,7 @@ class GrammarMatcher:
         self._check()
         allowed = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little", count=self._vocabulary)
         # A tokenizer's end token may be ordinary text that can also occur in the middle of an answer.
-        allowed[self._end_ids] = self._matcher.is_accepting()
+        allowed[self.end_ids] = self._matcher.is_accepting()
         return torch.from_numpy(allowed.view(np.bool_))  # no copy, for which torch would wake its threads
 
     def advance(self, token_id: int) -> None:

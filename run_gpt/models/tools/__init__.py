@@ -2,7 +2,8 @@
 
 from run_gpt.models.tools.formats import ToolFormat, find_tool_format, tool_template
 from run_gpt.models.tools.function import Function
-from run_gpt.models.tools.parser import ArgumentsPiece, CallPiece, Piece, TextPiece, ToolParser, joined
+from run_gpt.models.tools.parser import ToolParser
+from run_gpt.models.tools.pieces import ArgumentsPiece, CallPiece, Piece, TextPiece, joined
 from run_gpt.models.tools.tokens import visible_decode
 
 __all__ = [

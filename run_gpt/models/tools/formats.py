@@ -44,15 +44,15 @@ class ToolFormat:
         """True when an answer has at most one call."""
         return self.form.between is None
 
-    def parser(self, functions: Sequence[Function], *, parallel: bool = True) -> ToolParser:
+    def parser(self, functions: Sequence[Function], *, parallel: bool = True, once: bool = False) -> ToolParser:
         """Return a parser of one answer; if `parallel` is false, it returns only the first call.
 
         In that case, and if a function is strict, the answer must follow a grammar, and the parser finds no calls in
-        what is text by that grammar.
+        what is text by that grammar. If `once`, a call that is equal to an earlier one is dropped.
         """
-        held = not self.form.marker and (not parallel or any(function.strict for function in functions))
+        held = not parallel or any(function.strict for function in functions)
         opening = free_grammar.opening(self.form, [function.name for function in functions]) if held else None
-        return self.parse(functions, parallel=parallel, opening=opening)
+        return self.parse(functions, parallel=parallel, opening=opening, once=once)
 
     def grammar(self, functions: Sequence[Function], *, name: str | None = None, parallel: bool = True) -> str:
         """Return the grammar, in llguidance's Lark, of an answer that consists only of calls.

@@ -1,9 +1,9 @@
-"""Grammars of answers that may be any text or calls: an answer that begins as a call must continue as one.
+"""Grammars of answers that may be any text or calls: what begins as a call must continue as one.
 
-A call begins with the format's marker. In a format without a marker, a call begins in the object at the answer's
-beginning, or in the first object of a list there, once its first member is a known name. Up to that point the object
-may be an answer in JSON that is not a call. The texts must be UTF-8 and are otherwise free. A call is not recognised
-if there is a special token amid the letters of its beginning, since the answer's text does not show that token.
+A call begins with the format's marker, or as an object without a marker, bare or first in a list, once its first member
+is a known name (see ToolParser.at_value for the places of such an object). Up to that point the object may be an answer
+in JSON that is not a call. The texts must be UTF-8 and are otherwise free. A call is not recognised if there is a
+special token amid the letters of its beginning, since the answer's text does not show that token.
 """
 
 import json
@@ -14,78 +14,101 @@ from itertools import groupby
 from run_gpt.models.tools.function import Function
 from run_gpt.models.tools.grammar import CallForm, lark_text
 
-_BLANKS = r"[ \t\r\n]*"  # JSON's white space
+_BLANK = r"[ \t\r\n]"  # JSON's white space
+_INNER = rf'\[|"{_BLANK}*:|[}}\]"]{_BLANK}*,'
+"""Characters before a value that is within another one."""
 _TERMINALS = rf"""
 ANY: /(?s:.*)/
 TEXT: /(?s:.+)/
-BLANKS: /{_BLANKS}/
-TO_NAME: BLANKS "{{" BLANKS "\"name\"" BLANKS ":" BLANKS
+BEFORE: /(?s:(.*{_BLANK})?)/ & ~/(?s:.*({_INNER}){_BLANK}*)/
+BLANKS: /{_BLANK}*/
+TO_NAME: BLANKS "\"name\"" BLANKS ":" BLANKS
+CLOSE: /{_BLANK}{{0,8}}\}}/
+BETWEEN: /{_BLANK}{{0,8}}[;,]?{_BLANK}{{1,8}}/
+LISTED: /{_BLANK}{{0,8}},{_BLANK}{{0,8}}/
+LIST_END: /{_BLANK}{{0,8}}\]/
+AFTER: /{_BLANK}{{1,8}}|{_BLANK}{{0,8}}(```|<\/tools>){_BLANK}{{0,8}}/
 """
 
 
 def text_or_calls(
     form: CallForm, functions: Sequence[Function], tokens: Mapping[str, int], others: Sequence[int], *, several: bool
 ) -> str:
-    """Return llguidance's Lark grammar of a text, or of one or more calls; with a marker, text may precede the calls.
+    """Return llguidance's Lark grammar of a text, or of one or more calls, which text may precede.
 
     `tokens` are as in CallForm.lark; `others` are the ids of the other tokens that never match a grammar's texts.
     """
+    starts, rules = ["text"], ["text: (TEXT | other)*", f"other: <[{_ranges(others)}]>" if others else 'other: ""']
     if form.marker:
-        rules = _after_text(form, functions, tokens, several=several)
-    else:
-        rules = _from_beginning(form, functions, several=several)
-    rules += ["text: (TEXT | other)*", f"other: <[{_ranges(others)}]>" if others else 'other: ""']
-    return "\n".join(rules) + _TERMINALS + form.call_rules(functions, tokens)
+        starts.append(f"text marker first_call {form.rest(tokens, several=several)}")
+        rules += _marked(form, functions, tokens)
+    for way, before in _ways(form).items():
+        starts.append(f"text {way}")
+        rules += _bare(form, functions, way, before, several=several)
+    rules.append(_object(form, functions))
+    return "\n".join(["start: " + " | ".join(starts), *rules]) + _TERMINALS + form.call_rules(functions, tokens)
 
 
 def no_call(form: CallForm, functions: Sequence[Function]) -> str:
     """Return the grammar of the texts in which no call begins; it allows no special tokens and none in `<>`."""
-    names = " | ".join(json.dumps(form.named(function.name)) for function in functions)
-    begin = f"ANY {json.dumps(form.marker)}" if form.marker else f"({' | '.join(_ways(form).values())}) ({names})"
-    return f"start: NO_CALL\nNO_CALL: ANY & ~({begin} ANY){_TERMINALS}"
+    names = " | ".join(json.dumps(json.dumps(function.name, ensure_ascii=False)) for function in functions)
+    begins = [f"({' | '.join(_ways(form).values())}) ({names})"]
+    if form.marker:
+        begins.append(f"ANY {json.dumps(form.marker)}")
+    return f"start: NO_CALL\nNO_CALL: ANY & ~(({' | '.join(begins)}) ANY){_TERMINALS}"
 
 
 def opening(form: CallForm, names: Iterable[str]) -> re.Pattern[str]:
-    """Return the pattern of a call's beginning without a marker, as in `text_or_calls`: the answer up to its name."""
-    before = f"(?:{re.escape(form.tag)})?" + (rf"(?:{_BLANKS}\[)?" if form.first else "")
-    known = "|".join(re.escape(form.named(name)) for name in names)
-    return re.compile(rf'{before}{_BLANKS}\{{{_BLANKS}"name"{_BLANKS}:{_BLANKS}(?:{known})')
+    """Return the pattern of the end of a text up to the name of a call without a marker, as in `text_or_calls`."""
+    first = rf"(?:\[{_BLANK}*)?" if form.between is not None else ""
+    marker = form.tag or form.marker
+    tag = f"|{re.escape(marker)}{_BLANK}*" if marker else ""
+    known = "|".join(re.escape(json.dumps(name, ensure_ascii=False)) for name in names)
+    return re.compile(rf'(?:\A|{_BLANK}{tag}){first}\{{{{1,2}}{_BLANK}*"name"{_BLANK}*:{_BLANK}*(?:{known})\Z')
 
 
 def _ways(form: CallForm) -> dict[str, str]:
-    """Return terminals, by name, for the possible beginnings of an answer without a marker, up to the first name."""
-    bare = f"{json.dumps(form.tag)}? TO_NAME" if form.tag else "TO_NAME"
-    return {"bare": bare, "listed": f"BLANKS {json.dumps(form.first)} TO_NAME"} if form.first else {"bare": bare}
+    """Return terminals, by name, for the possible beginnings of an object without a marker, up to its name."""
+    ways = {"bare": 'BEFORE "{" TO_NAME', "doubled": 'BEFORE "{{" TO_NAME'}
+    if form.tag:
+        ways["tagged"] = f'ANY {json.dumps(form.tag)} BLANKS "{{" TO_NAME'
+    return ways if form.between is None else {**ways, "listed": 'BEFORE "[" BLANKS "{" TO_NAME'}
 
 
-def _from_beginning(form: CallForm, functions: Sequence[Function], *, several: bool) -> list[str]:
-    """Return the rules of a whole answer that is text or calls: once it begins like a call (`lazy`), it is not text.
+def _bare(form: CallForm, functions: Sequence[Function], way: str, before: str, *, several: bool) -> list[str]:
+    """Return the rules of calls without a marker: once a text begins like one (`lazy`), it is no text.
 
     Tokens that match no text may come before the call, since most of them are not shown.
     """
-    starts, rules = ["text"], []
-    for way, before in _ways(form).items():
-        calls = []
-        for i, function in enumerate(functions):
-            begun, name = f"{way}_{i}", json.dumps(form.named(function.name))
-            rules += [f"{begun}[lazy]: {begun.upper()}", f"{begun.upper()}: {before} {name}"]
-            calls.append(f"{begun} {lark_text(form.arguments, {})} arguments_{i} {lark_text(form.end, {})}")
-        rules.append(f"{way}: {' | '.join(calls)}")
-        starts.append(f"other* {way} {form.rest({}, several=several) if way == 'listed' else ''}")
-    return ["start: " + " | ".join(starts), *rules]
+    rules, calls = [], []
+    for i, function in enumerate(functions):
+        begun, name = f"{way}_{i}", json.dumps(json.dumps(function.name, ensure_ascii=False))
+        rules += [f"{begun}[lazy]: {begun.upper()}", f"{begun.upper()}: {before} {name}"]
+        calls.append(f"{begun} to_arguments arguments_{i}")
+    close = 'CLOSE "}"' if way == "doubled" else "CLOSE"
+    more = {"bare": "(BETWEEN object)*", "listed": "(LISTED object)*"}.get(way, "")
+    repeated = more if several and form.between is not None else ""
+    end = "LIST_END" if way == "listed" else ""
+    return [*rules, f"{way}: ({' | '.join(calls)}) {close} {repeated} {end} AFTER?"]
 
 
-def _after_text(
-    form: CallForm, functions: Sequence[Function], tokens: Mapping[str, int], *, several: bool
-) -> list[str]:
-    """Return the rules of a text and the calls after it; the text ends where a spelled marker is complete (`lazy`)."""
+def _object(form: CallForm, functions: Sequence[Function]) -> str:
+    """Return the rules of a call's object after the first one, and of the text between name and arguments."""
+    key = "parameters" if "parameters" in form.arguments else "arguments"
+    separator = rf'TO_ARGUMENTS: /{_BLANK}{{0,8}},{_BLANK}{{0,8}}"{key}"{_BLANK}{{0,8}}:{_BLANK}{{0,8}}/'
+    names = [json.dumps(json.dumps(function.name, ensure_ascii=False)) for function in functions]
+    calls = " | ".join(f"{name} to_arguments arguments_{i}" for i, name in enumerate(names))
+    return f'object: OBJECT ({calls}) CLOSE\nOBJECT: "{{" TO_NAME\nto_arguments: TO_ARGUMENTS\n{separator}'
+
+
+def _marked(form: CallForm, functions: Sequence[Function], tokens: Mapping[str, int]) -> list[str]:
+    """Return the rules of the first call after a marker; the text ends where a spelled marker is complete (`lazy`)."""
     calls = []
     for i, function in enumerate(functions):
         written = f"{form.first}{form.before(function.name)}".removeprefix(form.marker)
         calls.append(f"{lark_text(written, tokens)} arguments_{i} {lark_text(form.end, tokens)}")
     token = f"<[{tokens[form.marker]}]> | " if form.marker in tokens else ""
     return [
-        f"start: text | text marker first_call {form.rest(tokens, several=several)}",
         f"marker: {token}spelled",
         "spelled[lazy]: SPELLED",
         f"SPELLED: ANY {json.dumps(form.marker)}",

@@ -12,6 +12,8 @@ from run_gpt.models.tools.function import Function
 # Python's way of writing JSON, in which models have seen calls and schemas. White space must not be endless.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
+_GAP = r"GAP: /[ \t\r\n]{1,8}/"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CallForm:
@@ -61,13 +63,20 @@ class CallForm:
         return f"start: {start}\n{self.call_rules(functions, tokens)}"
 
     def rest(self, tokens: Mapping[str, int], *, several: bool) -> str:
-        """Return the grammar of the part after the first call."""
+        """Return the grammar of the part after the first call.
+
+        Between calls that only white space separates, it commits to no further call: the answer may end there.
+        """
         last = lark_text(self.last, tokens)
-        return f"({lark_text(self.between, tokens)} call)* {last}" if several and self.between is not None else last
+        if not several or self.between is None:
+            return last
+        if not self.between.strip():
+            return "(GAP? call)* GAP?"
+        return f"({lark_text(self.between, tokens)} call)* {last}"
 
     def call_rules(self, functions: Sequence[Function], tokens: Mapping[str, int]) -> str:
         """Return the rules `call`, and `call_i` and `arguments_i` for function number i."""
-        rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(functions)))]
+        rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(functions))), _GAP]
         for i, function in enumerate(functions):
             schema = json.dumps({**enforceable(function.schema()), "x-guidance": _SPACING})
             before, end = lark_text(self.before(function.name), tokens), lark_text(self.end, tokens)

@@ -8,6 +8,9 @@ from typing import TypeVar
 
 _HALF = re.compile(r"\\u[dD][89abAB]..")  # the first of two escapes that are one character
 
+BLANKS = " \t\r\n"
+"""White space of JSON."""
+
 T = TypeVar("T")
 Scan = Generator[None, str, T]
 """Step of reading: a generator that waits for characters and returns what it has read."""
@@ -58,10 +61,7 @@ class Scanner:
         while self.char and (raw or self.char == '"'):
             char = yield from self.take()
             if char == '"' and raw and not escaped:
-                try:
-                    return str(json.loads(f'{raw}"', strict=False))
-                except ValueError:
-                    return None
+                return text_of(raw)
             escaped = char == "\\" and not escaped
             raw += char
         return None
@@ -81,7 +81,7 @@ class Scanner:
 
     def _nested(self, give: Give, end: str) -> Scan[None]:
         """Take all characters up to the bracket that closes the first one."""
-        depth, quoted, escaped = 0, False, False
+        depth, quoted, escaped, doubled = 0, False, False, False
         while self.char and (quoted or self.char != end):
             char = yield from self.take(give)
             if quoted:
@@ -90,9 +90,14 @@ class Scanner:
                 quoted = True
             elif char in "{[":
                 depth += 1
+                if depth == 1 and char == "{" == self.char:  # some templates show doubled braces
+                    doubled = True
+                    yield from self.take()
             elif char in "}]":
                 depth -= 1
                 if depth == 0:
+                    if doubled and self.char == "}":
+                        yield from self.take()
                     return
 
     def _decoded(self, give: Give) -> Scan[None]:
@@ -119,3 +124,11 @@ class Scanner:
         except ValueError:
             return raw
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a pair is not valid UTF-8
+
+
+def text_of(raw: str) -> str | None:
+    """Return the text of a JSON string without its last quote; None if it is none."""
+    try:
+        return str(json.loads(f'{raw}"', strict=False))
+    except ValueError:
+        return None

@@ -212,7 +212,7 @@ CASES: dict[str, tuple[str, str, str, list[tuple[str, str]]]] = {
     ),
     "no arguments": ("json", '{"name": "clock"}', "", [("clock", "{}")]),
     "a record that has a name": ("json", '{"name": "clock", "age": 3}\n', '{"name": "clock", "age": 3}\n', []),
-    "words first": ("json", f"I call {CALL}", f"I call {CALL}", []),
+    "words first": ("json", f"I call {CALL}", "I call", [("get", '{"a": 1}')]),
     "words after": ("json", f"\n{CALL}\n\nThat was it. ", "That was it. ", [("get", '{"a": 1}')]),
     "a list of other things": ("json", "[1, 2]", "[1, 2]", []),
     "code for Llama's interpreter": ("llama", "<|python_tag|>print(1)", "<|python_tag|>print(1)", []),
@@ -247,6 +247,90 @@ def test_strange_answers_lose_nothing(case: str) -> None:
     pieces = in_chunks(ROWS[name], FUNCTIONS, list(text))
     assert (content(pieces), calls(pieces)) == (shown, made)
     assert whole(ROWS[name], FUNCTIONS, text) == pieces
+
+
+OBJECT = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
+LAID_OUT = '{\n  "name": "get_weather",\n  "arguments": {"city": "Paris"}\n}'
+MADE = ("get_weather", '{"city": "Paris"}')
+BARE: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
+    "bare": (OBJECT, "", [MADE]),
+    "laid out": (f"{LAID_OUT}\n", "", [MADE]),
+    "in a fence": (f"```json\n{LAID_OUT}\n```", "", [MADE]),
+    "in a fence without a language": (f"```\n{OBJECT}\n```\n", "", [MADE]),
+    "in a fence on one line": (f"``` {OBJECT} ```", "", [MADE]),
+    "in tags of another format": (f"<tools>\n{OBJECT}\n</tools>", "", [MADE]),
+    "with text around": (f"I look.\n\n```json\n{OBJECT}\n```\n\nWait.", "I look.Wait.", [MADE]),
+    "within a line": (f"Sure: {OBJECT} and so on", "Sure:and so on", [MADE]),
+    "doubled braces": ('{{"name": "get", "arguments": {"a": {"b": 1}}}}', "", [("get", '{"a": {"b": 1}}')]),
+    "doubled braces everywhere": ('{{"name": "get", "arguments": {{"a": 1}}}}\n', "", [("get", '{"a": 1}')]),
+    "parameters": ('{"name": "get", "parameters": {"a": 1}}', "", [("get", '{"a": 1}')]),
+    "arguments first": ('{"arguments": {"a": 1}, "name": "get"}', "", [("get", '{"a": 1}')]),
+    "no arguments": ('```json\n{"name": "clock"}\n```', "", [("clock", "{}")]),
+    "empty arguments": ('{"name": "clock", "arguments": {}}', "", [("clock", "{}")]),
+    "as requests have it": (
+        '{"type": "function", "function": {"name": "get", "arguments": {"a": 1}}}',
+        "",
+        [("get", '{"a": 1}')],
+    ),
+    "a function by its name": ('{"function": "get", "arguments": {"a": 1}}', "", [("get", '{"a": 1}')]),
+    "a list": (f"[{OBJECT}, {CALL}]", "", [MADE, ("get", '{"a": 1}')]),
+    "a list in a fence": (f"```json\n[\n  {OBJECT},\n  {CALL}\n]\n```", "", [MADE, ("get", '{"a": 1}')]),
+    "two objects": (f"{OBJECT}\n{CALL}", "", [MADE, ("get", '{"a": 1}')]),
+    "two in a fence": (f"```json\n{OBJECT}\n{CALL}\n```", "", [MADE, ("get", '{"a": 1}')]),
+    "two fences": (
+        f"First:\n```json\n{OBJECT}\n```\nthen\n```json\n{CALL}\n```",
+        "First:then",
+        [MADE, ("get", '{"a": 1}')],
+    ),
+    "after code": (f"```python\nx = 1\n```\n{OBJECT}", "```python\nx = 1\n```", [MADE]),
+    "cut in its arguments": ('```json\n{"name": "get", "arguments": {"a": "b', "", [("get", '{"a": "b')]),
+}
+NO_CALL = {
+    "a name of no function": '```json\n{"name": "nobody", "arguments": {}}\n```',
+    "a record": '{"name": "get", "age": 3}',
+    "a value in another one": '{"steps": {"name": "get", "arguments": {}}}',
+    "in a list of another one": '{"steps": [\n  {"name": "get", "arguments": {}}\n]}',
+    "later in a list": '[{"name": "Ann", "age": 3},\n {"name": "get", "arguments": {}}]',
+    "in a line's code": 'Write `{"name": "get", "arguments": {}}`.',
+    "in a string": '{"text": "a {\\"name\\": \\"get\\"}"}',
+    "code": '```python\ndef get():\n    return {"city": "Paris"}\n```\n',
+    "no value": '{"name": "get", "arguments": }',
+    "cut before its name": '```json\n{"name": "ge',
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", BARE)
+def test_an_object_with_a_functions_name_is_a_call_in_every_format(case: str, name: str) -> None:
+    """Qwen 2.5 Coder, and small models, write fences where their template asks for tags."""
+    text, shown, made = BARE[case]
+    pieces = whole(ROWS[name], FUNCTIONS, text)
+    assert (calls(pieces), content(pieces)) == (made, shown)
+    assert in_chunks(ROWS[name], FUNCTIONS, list(text)) == pieces
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", NO_CALL)
+def test_other_objects_are_text(case: str, name: str) -> None:
+    pieces = in_chunks(ROWS[name], FUNCTIONS, list(NO_CALL[case]))
+    assert (calls(pieces), content(pieces)) == ([], NO_CALL[case])
+
+
+def test_only_what_may_be_a_call_is_held_back() -> None:
+    """A client that waits for an answer in JSON must see it grow."""
+    for begin, shown in (
+        ('{"city', '{"city'),
+        ('{"name": "nob', '{"name": "nob'),
+        ('{"name": "ge', ""),
+        ("``", ""),
+        ("```python\nx", "```python\nx"),
+        ("```" + "a" * 40, "```" + "a" * 40),
+        ("[1", "[1"),
+        ("[{", ""),
+    ):
+        for row in ROWS.values():
+            parser = row.parser(FUNCTIONS)
+            assert content([piece for char in begin for piece in parser.push(char)]) == shown
 
 
 def test_arguments_are_streamed_as_they_come() -> None:
