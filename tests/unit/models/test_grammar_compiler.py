@@ -119,6 +119,30 @@ def test_properties_come_in_the_order_of_the_schema(compiler, tokenizer):
     assert not accepts(grammar, tokenizer, '{"a": null, "z": null}')
 
 
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+PLACE = {
+    "$defs": {"city": CITY, "land": {"properties": {"land": {"type": "string"}}}},
+    "allOf": [{"$ref": "#/$defs/city"}, {"$ref": "#/$defs/land"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (CITY, '{"city": "Rome"}', '{"city": "Rome", "invented": 1}'),
+        ({**CITY, "additionalProperties": True}, '{"city": "Rome", "invented": 1}', '{"invented": 1}'),
+        ({**CITY, "patternProperties": {"^x-": {}}}, '{"city": "Rome", "x-a": 1}', "{}"),
+        ({"type": "object"}, '{"any": [1]}', "[1]"),
+        (PLACE, '{"city": "Rome", "land": "Italy"}', '{"city": "Rome", "land": "Italy", "invented": 1}'),
+        ({"type": "array", "items": CITY}, '[{"city": "Rome"}]', '[{"city": "Rome", "invented": 1}]'),
+    ],
+)
+def test_objects_are_closed_unless_their_schema_opens_them(compiler, tokenizer, schema, good, bad):
+    grammar = compiler.compile("json_schema", json.dumps(schema))
+    assert accepts(grammar, tokenizer, good)
+    assert not accepts(grammar, tokenizer, bad)
+
+
 def test_a_time_has_no_leap_second_which_validators_refuse(compiler, tokenizer):
     grammar = compiler.compile("json_schema", '{"type": "string", "format": "time"}')
     assert accepts(grammar, tokenizer, '"21:50:59.07+01:33"')
@@ -196,7 +220,7 @@ def test_what_cannot_be_kept_is_refused_and_named(compiler, reason):
         ("json_schema", '{"a":', "not JSON"),
         ("json_schema", '{"a": NaN}', "expected value"),
         ("json_schema", '{"a":' * 10000 + "1" + "}" * 10000, "not JSON"),
-        ("json_schema", '{"items":' * 500 + "{}" + "}" * 500, "recursion limit"),
+        ("json_schema", '{"items":' * 500 + "{}" + "}" * 500, "nested too deeply"),
         ("regex", "a{2,1}", "the start must be <= the end"),
         ("regex", "[z", "unclosed character class"),
         ("regex", "(" * 5000 + ")" * 5000, "nest"),

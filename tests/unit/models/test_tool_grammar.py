@@ -86,6 +86,17 @@ def test_a_function_without_a_schema_takes_any_object(model: Model) -> None:
     assert not model.accepts([("get", "[]")], [ANYTHING])
 
 
+def test_arguments_have_no_names_but_those_of_the_schema(model: Model) -> None:
+    """A small model would go on with invented arguments until its length ends."""
+    schema: dict[str, Any] = {"properties": {"city": {"type": "string"}}}
+    invented = [("find", '{"city": "Rome", "invented": 1}')]
+    assert not model.accepts(invented, [Function("find", parameters=schema)])
+    assert model.accepts(invented, [Function("find", parameters={**schema, "additionalProperties": True})])
+    ids = model.tokenizer.encode(model.format.form.write(invented), add_special_tokens=False)
+    grammar = model.format.optional_grammar([Function("find", parameters=schema, strict=True)])
+    assert not model.matcher.accepts(grammar, ids)
+
+
 @pytest.mark.parametrize("parallel", [True, False])
 def test_whatever_a_model_writes_by_the_grammar_is_read_back(model: Model, parallel: bool) -> None:
     functions = [WEATHER, CLOCK, *([NESTED] if model.format.form.quoted else [])]
