@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any, NoReturn
@@ -19,13 +20,17 @@ MAX_DEPTH = 64
 MAX_OBJECT_VALUES = 2**14
 """Most values in such an object, and names of its members."""
 _SLICE = 2**16
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_PAIR = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..")
+_PATH = 64
+"""Most characters of a member's name in the path that an error gives."""
 
 
 def parse_json(text: str, name: str) -> Any:
     """Return the value of a JSON text. Raises InvalidRequest: `name` is what the error calls the text."""
     check_size(text, name)
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise InvalidRequest(f"{name} is not a request: it is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -33,6 +38,44 @@ def parse_json(text: str, name: str) -> Any:
         raise InvalidRequest(f"{name} is not JSON: {error.msg} at {where}") from None
     except ValueError as error:  # a number of thousands of digits, NaN
         raise InvalidRequest(f"{name} is not JSON: {error}") from None
+    if _SURROGATE.search(text) and _SURROGATE.search(_PAIR.sub("", text.replace("\\\\", "x"))):
+        _check_unicode(value, name)
+    return value
+
+
+def _check_unicode(value: Any, name: str) -> None:
+    """Raise InvalidRequest for a text anywhere, a name of a member included, with half of a pair of surrogates.
+
+    Only an escape can bring it into JSON. Nothing after this can carry it, so it would fail late, or be altered.
+    """
+    left = [("", value)]
+    while left:
+        path, one = left.pop()
+        if isinstance(one, dict):
+            if lone := next((key for key in one if not _is_unicode(key)), None):
+                raise _not_unicode(name, path, f"the name {lone!r}")
+            left += [(f"{path}.{key[:_PATH]}", inner) for key, inner in one.items()]
+        elif isinstance(one, list):
+            left += [(f"{path}.{at}", inner) for at, inner in enumerate(one)]
+        elif isinstance(one, str) and not _is_unicode(one):
+            raise _not_unicode(name, path, "a text")
+
+
+def _not_unicode(name: str, path: str, found: str) -> InvalidRequest:
+    param = path[1:]
+    place = f"{param}: it" if param else name
+    return InvalidRequest(
+        f"{place} has {found[:80]} with half of a pair of surrogates, such as \\ud800, which is not Unicode",
+        param=param,
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_size(text: str, name: str) -> None:
@@ -84,12 +127,9 @@ def _inner(container: Any) -> Iterable[Any]:
 
 def _check_values(values: Iterable[Any]) -> None:
     for value in values:
-        if isinstance(value, str) and not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise ValueError("this has a text that is not Unicode") from None
-        elif isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, str) and not _is_unicode(value):
+            raise ValueError("this has a text that is not Unicode")
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("this has a number that is not finite")
 
 

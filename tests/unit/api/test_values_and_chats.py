@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from run_gpt.api.chat import NamedTool, ResponseFormat, Tool, check_tools
 from run_gpt.api.field_tables import PART
+from run_gpt.api.json_text import parse_json
 from run_gpt.api.parts import join
 from run_gpt.api.values import DOCUMENT, Fault, JsonObject, Text, TextOrIds, field_path, one_or_list
 from run_gpt.errors import InvalidRequest
@@ -110,3 +111,33 @@ def test_a_form_needs_what_its_type_says() -> None:
     for wrong in ({"type": "regex"}, {"type": "text", "regex": "a"}, {"type": "json_object", "choice": ["a"]}):
         with pytest.raises(InvalidRequest, match="response_format"):
             ResponseFormat.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (r'{"prompt": "\ud800"}', "prompt"),
+        (r'{"prompt": "\uDC00\ud800"}', "prompt"),
+        (r'{"prompt": "\\ud83d\ude00"}', "prompt"),
+        (r'{"prompt": "\ud83d\\\ude00"}', "prompt"),
+        (r'{"metadata": {"\ud800": "x"}}', "metadata"),
+        (r'{"metadata": {"a": "\udfff"}}', "metadata.a"),
+        (r'{"\ud800": 1}', ""),
+        (r'{"tools": [{"function": {"parameters": {"properties": {"a": {"enum": ["\ud83d"]}}}}}]}',
+         "tools.0.function.parameters.properties.a.enum.0"),
+        (r'{"response_format": {"json_schema": {"schema": {"required": ["a", "\ud800"]}}}}',
+         "response_format.json_schema.schema.required.1"),
+        (r'{"x": {"y": [{"\ud800y": 1}]}}', "x.y.0"),
+    ],
+)  # fmt: skip
+def test_half_a_pair_of_surrogates_is_refused_wherever_it_stands(body: str, param: str) -> None:
+    """Neither a grammar, gRPC nor an answer can carry it: it would be a 500 later, or another text."""
+    with pytest.raises(InvalidRequest, match="not Unicode") as caught:
+        parse_json(body, "the body")
+    assert caught.value.param == param
+    caught.value.message.encode()
+
+
+def test_pairs_of_surrogates_and_what_looks_like_one_are_text() -> None:
+    for body in (r'["\ud83d\ude00"]', r'["\\ud800"]', r'["\\\\ud800 \uD83D\uDE00"]', '["ud800"]'):
+        assert parse_json(body, "the body") == json.loads(body)
