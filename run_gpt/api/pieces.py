@@ -4,7 +4,7 @@ They are msgspec structs, which take a tenth of the time of pydantic's to make, 
 `native_stream.py` converts them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -84,20 +84,22 @@ class Piece(Struct, array_like=True):
         self.finish = later.finish
         self.cached = self.cached or later.cached
         self.timings = later.timings
-        self.calls = _joined(self.calls, later.calls)
+        self.calls = joined_calls(self.calls, later.calls)
         if self.logprobs is None:
             self.logprobs = later.logprobs
         elif later.logprobs is not None:
             self.logprobs += later.logprobs
 
 
-def _joined(calls: list[CallPiece], later: list[CallPiece]) -> list[CallPiece]:
-    """Join two lists of calls; arguments of the same call become one piece."""
-    if not (calls and later and later[0].id is None and later[0].index == calls[-1].index):
-        return [*calls, *later] if later else calls
-    last = calls[-1]
-    whole = CallPiece(last.index, last.arguments + later[0].arguments, last.id, last.name)
-    return [*calls[:-1], whole, *later[1:]]
+def joined_calls(calls: Sequence[CallPiece], later: Sequence[CallPiece]) -> list[CallPiece]:
+    """Join two lists of parts of calls to one part for each call, as clients expect it of one event."""
+    joined = list(calls)
+    for part in later:
+        if joined and part.id is None and joined[-1].index == part.index:
+            last = joined.pop()
+            part = CallPiece(last.index, last.arguments + part.arguments, last.id, last.name)
+        joined.append(part)
+    return joined
 
 
 Update = Head | Piece | bytes

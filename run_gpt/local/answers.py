@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from run_gpt.api.answers import FinishReason
-from run_gpt.api.pieces import CallPiece, Head, Likely, Piece, Token
+from run_gpt.api.pieces import CallPiece, Head, Likely, Piece, Token, joined_calls
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.api.timings import Timings
 from run_gpt.engine import request as engine_request
@@ -117,7 +117,7 @@ class PieceWriter:
         if event.finish_reason is not None:
             pieces = [*pieces, *parser.finish()]
         text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
-        return text, [_call(piece) for piece in joined(pieces) if not isinstance(piece, TextPiece)]
+        return text, joined_calls([], [_call(piece) for piece in joined(pieces) if not isinstance(piece, TextPiece)])
 
     def _parser(self, index: int) -> ToolParser:
         if index not in self._parsers:

@@ -26,7 +26,7 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Closing:
-    """Work on one schema. Several schemas that hold for one object (`allOf`, say) are closed together, at the outermost.
+    """Work on one schema. Several schemas that hold for one object (`allOf`, say) are closed together.
 
     So a definition that is a part of such an object is needed in two forms: its open copy is a definition of its own.
     """

@@ -30,23 +30,39 @@ def without_empty(message: Mapping[str, Any]) -> Message:
 def native_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) -> list[Message]:
     """Return `messages` for a template that takes tools: arguments are objects, absent values have no key.
 
-    Raises InvalidRequest for arguments that are not a JSON object and for results of calls that were not made.
+    Calls that were cut off, whose arguments are no JSON object, are text, and their results are user messages. Raises
+    InvalidRequest for results of calls that were not made.
     """
     names: dict[str, str] = {}
+    cut: set[str] = set()
     shorten = _short_id if tool_format.short_ids else str
-    turns = []
+    turns: list[Message] = []
+    after_cut = False
     for i, message in enumerate(messages):
         turn = without_empty(message)
+        is_cut = False
         if message["role"] == "tool":
             call = _call_of(message, names, i)
-            turn.update(tool_call_id=shorten(call), name=message.get("name") or names[call])
+            if is_cut := call in cut:
+                turn = {"role": "user", "content": _result(names[call], message)}
+            else:
+                turn.update(tool_call_id=shorten(call), name=message.get("name") or names[call])
         elif message.get("tool_calls"):
             names |= _names(message)
-            turn["tool_calls"] = [
-                {"id": shorten(call["id"]), "type": "function", "function": _as_object(call["function"], i)}
-                for call in message["tool_calls"]
-            ]
-        turns.append(turn)
+            made = [(call, _as_object(call["function"])) for call in message["tool_calls"]]
+            if any(function is None for _, function in made):
+                cut |= {call["id"] for call, _ in made}
+                turn["content"] = _with_calls(message, tool_format)
+            else:
+                cut -= {call["id"] for call, _ in made}
+                turn["tool_calls"] = [
+                    {"id": shorten(call["id"]), "type": "function", "function": function} for call, function in made
+                ]
+        if after_cut and turn["role"] == "user":  # many templates require alternating roles
+            turns[-1] = {**turns[-1], "content": f"{turns[-1]['content']}\n{turn['content']}"}
+        else:
+            turns.append(turn)
+        after_cut = is_cut or (after_cut and turn["role"] == "user")
     return _one_by_one(turns) if tool_format.single else turns
 
 
@@ -54,7 +70,7 @@ def plain_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) 
     """Return `messages` in the roles that every template knows: calls as the model's text, results as user messages.
 
     Results and the user message after them become one turn, since many templates require alternating roles. Raises
-    InvalidRequest as `native_turns` does.
+    InvalidRequest for results of calls that were not made.
     """
     names: dict[str, str] = {}
     turns: list[Message] = []
@@ -63,10 +79,10 @@ def plain_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat) 
         role, content = message["role"], message.get("content") or ""
         is_result = role == "tool"
         if is_result:
-            role, content = "user", f"Result of {names[_call_of(message, names, i)]}: {content}"
+            role, content = "user", _result(names[_call_of(message, names, i)], message)
         elif message.get("tool_calls"):
             names |= _names(message)
-            content = "\n".join(filter(None, (content, _written(message["tool_calls"], tool_format, i))))
+            content = _with_calls(message, tool_format)
         if after_result and role == "user":
             turns[-1]["content"] += f"\n{content}"
         else:
@@ -115,24 +131,35 @@ def _call_of(message: Mapping[str, Any], names: Mapping[str, str], at: int) -> s
     return str(call)
 
 
-def _as_object(function: Mapping[str, Any], at: int) -> Message:
-    """Return the called function with its arguments as an object; an empty text means no arguments."""
-    text = function["arguments"]
+def _result(name: str, message: Mapping[str, Any]) -> str:
+    return f"Result of {name}: {message.get('content') or ''}"
+
+
+def _with_calls(message: Mapping[str, Any], tool_format: ToolFormat) -> str:
+    """Return the content of a message and its calls, as the model would have written them."""
+    made = []
+    for call in message["tool_calls"]:
+        function = _as_object(call["function"])
+        text = call["function"]["arguments"] if function is None else _json(function["arguments"])
+        made.append((call["function"]["name"], text))
+    return "\n".join(filter(None, (message.get("content"), tool_format.form.write(made))))
+
+
+def _as_object(function: Mapping[str, Any]) -> Message | None:
+    """Return the called function with its arguments as an object; None if they are none, as those cut off are.
+
+    An empty text means no arguments.
+    """
     try:
-        arguments = json.loads(text or "{}")
-    except ValueError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(
-            f"messages[{at}].tool_calls: the arguments of {function['name']!r} are no JSON object", param="messages"
-        )
-    return {"name": function["name"], "arguments": arguments}
+        arguments = json.loads(function["arguments"] or "{}")
+        _json(arguments).encode()  # half a pair of surrogates is not Unicode
+    except (ValueError, RecursionError):
+        return None
+    return {"name": function["name"], "arguments": arguments} if isinstance(arguments, dict) else None
 
 
-def _written(calls: Sequence[Mapping[str, Any]], tool_format: ToolFormat, at: int) -> str:
-    """Return calls as the model would have written them."""
-    functions = [_as_object(call["function"], at) for call in calls]
-    return tool_format.form.write([(f["name"], json.dumps(f["arguments"], ensure_ascii=False)) for f in functions])
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _short_id(call: str) -> str:

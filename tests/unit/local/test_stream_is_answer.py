@@ -139,6 +139,8 @@ def joined_chat(bodies: list[Any]) -> list[Any]:
         for choice in body["choices"]:
             to, delta = choices[choice["index"]], choice["delta"]
             to["content"] += delta.get("content") or ""
+            parts = [call["index"] for call in delta.get("tool_calls", ())]
+            assert len(parts) == len(set(parts)), "clients expect one part of each call in an event"
             for call in delta.get("tool_calls", ()):
                 if "id" in call:
                     to["calls"].append([call["function"]["name"], ""])

@@ -194,11 +194,22 @@ def test_models_without_a_template_are_told_too(model: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_messages_that_make_no_sense_are_the_requests_error(name: str) -> None:
-    bad = {"role": "assistant", "content": None, "tool_calls": [call("call_1", arguments='{"a": ')]}
-    with pytest.raises(InvalidRequest, match=r"messages\[1\].tool_calls: the arguments of 'clock' are no JSON object"):
-        prompt(name, [USER, bad])
     with pytest.raises(InvalidRequest, match=r"messages\[1\].tool_call_id = 'call_1': no message makes this call"):
         prompt(name, [USER, RESULT])
+
+
+@pytest.mark.parametrize("arguments", ['{"a": "b', '{"a": "\\ud800"}', "[1]", "7"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_that_was_cut_is_sent_back_as_text(name: str, arguments: str) -> None:
+    """A client appends every message that it got; a 400 would end its conversation."""
+    cut = {"role": "assistant", "content": None, "tool_calls": [call("call_1", arguments=arguments)]}
+    assert f"clock{prompt(name, [USER, cut]).partition('clock')[2]}".count(arguments) == 1
+    written = tool_tokenizer(name)
+    format_ = find_tool_format(tool_template(written), written)
+    result = {**RESULT, "content": "it was cut"}
+    text = prompt(name, [USER, cut, result, {"role": "user", "content": "Again."}], tools=[])
+    assert format_.form.write([("clock", arguments)]) in text
+    assert "Result of clock: it was cut\nAgain." in text
 
 
 @pytest.mark.parametrize("name", NAMES)
