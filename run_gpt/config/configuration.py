@@ -113,6 +113,13 @@ class ModelConfig(Config):
             Panel.MODEL,
         ),
     ] = "auto"
+    allow_special_tokens: Annotated[
+        bool,
+        Option(
+            "Read special tokens, such as <|im_start|>, in the messages of chats; without it they are text.",
+            Panel.MODEL,
+        ),
+    ] = False
     trust_remote_code: Annotated[bool, Option("Run Python code that comes with the model.", Panel.MODEL)] = False
     allow_pickle: Annotated[bool, Option("Load pickled weights, which can run any code.", Panel.MODEL)] = False
     cache_dir: Annotated[

@@ -28,6 +28,8 @@ class ModelOptions(TypedDict, total=False):
     generation_config: GenerationConfig
     """Sampling defaults of requests: auto: the model's generation_config.json; none: OpenAI's under /v1, else greedy.
     Default: auto."""
+    allow_special_tokens: bool
+    """Read special tokens, such as <|im_start|>, in the messages of chats; without it they are text. Default: False."""
     allow_pickle: bool
     """Load pickled weights, which can run any code. Default: False."""
     cache_dir: Path | None

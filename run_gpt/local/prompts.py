@@ -12,6 +12,7 @@ from run_gpt.errors import ContextLengthExceeded, InvalidRequest
 from run_gpt.local.least_tokens import LeastTokens
 from run_gpt.models import render_chat
 from run_gpt.models.fill_in import FillIn, find_fill_in
+from run_gpt.models.marks import Marks
 from run_gpt.models.template_choice import requested_template
 from run_gpt.models.template_options import TemplateOptions
 from run_gpt.models.token_bytes import TokenBytes, decoder
@@ -35,9 +36,13 @@ Source: TypeAlias = "tuple[Kind, str]"
 class Prompts:
     """Prompt converter of one loaded model. Its methods may be called from any thread."""
 
-    def __init__(self, loaded: "LoadedModel", *, trusts_templates: bool = False):
-        """`trusts_templates`: take the text of a chat template from a request."""
+    def __init__(self, loaded: "LoadedModel", *, trusts_templates: bool = False, allows_special_tokens: bool = False):
+        """`trusts_templates`: take the text of a chat template from a request.
+
+        `allows_special_tokens`: in a chat's messages, too, not only in the prompts of `/generate`.
+        """
         self._trusts_templates = trusts_templates
+        self._marks = None if allows_special_tokens else Marks(loaded.tokenizer)
         self._tokenizer = loaded.tokenizer
         self._template = loaded.chat_template
         self._stops = tuple(loaded.sampling.get("stop", ()))
@@ -134,6 +139,7 @@ class Prompts:
             jinja=None if template is None else requested_template(self._tokenizer, template, self._trusts_templates),
             options=options,
             check=lambda text: self._fits(text, "messages", most),
+            marks=self._marks,
         )
         return self._checked(ids, "messages")
 

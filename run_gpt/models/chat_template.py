@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from run_gpt.errors import InvalidRequest
-from run_gpt.models import rendering
+from run_gpt.models.marks import Marks
+from run_gpt.models.rendering import render
 from run_gpt.models.template_options import TemplateOptions, rendered
 from run_gpt.models.templates import PLAIN, ChatTemplate
 from run_gpt.models.tokenizer import encode
@@ -33,6 +33,7 @@ def render_chat(
     jinja: str | None = None,
     options: TemplateOptions = TemplateOptions(),  # noqa: B008  (frozen)
     check: Callable[[str], None] = lambda text: None,
+    marks: Marks | None = None,
 ) -> list[int]:
     """Return the token ids of `messages`, up to the point where the assistant's answer begins.
 
@@ -41,29 +42,58 @@ def render_chat(
     tokenizer's own template is used, else `template`, else PLAIN. A template that does not support `tools` gets plain
     turns, with a description of the tools in the system message, which offers several calls in one answer if
     `parallel`. `tool_format` defaults to the result of `find_tool_format`. Raises InvalidRequest with the template's
-    reason if it refuses the messages. `jinja`: text of a template that is used instead.
-    `options`: see TemplateOptions. `check` gets the text before it is tokenised, and may raise.
+    reason if it refuses the messages. `jinja`: text of a template that is used instead. `options`: see TemplateOptions.
+    `check` gets the text before it is tokenised, and may raise. `marks` of the tokenizer: texts in messages, tools and
+    template values that look like special tokens are text; None: they are special tokens.
     """
     requested, own = jinja is not None, jinja or tool_template(tokenizer)
     if own is None:
         jinja = (template or PLAIN).jinja
-    render = partial(rendering.render, tokenizer, options=options)
+    chat = _Chat(tokenizer, marks, options)
     if (tools or has_calls(messages)) and (requested or tool_format is None):
         tool_format = _tool_format(own, tokenizer, tool_format)
 
     def make(messages: Sequence[Mapping[str, Any]]) -> str:
         if tool_format is None or not (tools or has_calls(messages)):
-            return render([without_empty(message) for message in messages], jinja)
+            return chat.render([without_empty(message) for message in messages], jinja)
         if tool_format.native:
             told = [function.as_tool() for function in tools]
-            return render(native_turns(messages, tool_format), own, tools=told or None)
+            return chat.render(native_turns(messages, tool_format), own, told or None)
         turns = plain_turns(messages, tool_format)
-        return _described(render, turns, jinja, description(tools, tool_format, parallel=parallel))
+        return _described(chat, turns, jinja, description(tools, tool_format, parallel=parallel))
 
     text = rendered(messages, options, make)
+    check(chat.plain(text))
     check(text)
     # The tokenizer's own template already writes the special tokens that begin a text.
-    return encode(tokenizer, text, "messages", special=own is None)
+    return chat.encode(text, special=own is None)
+
+
+class _Chat:
+    """Chat on its way to token ids. Its texts have a guard in each mark (see marks.py)."""
+
+    def __init__(self, tokenizer: Any, marks: Marks | None, options: TemplateOptions):
+        self._tokenizer, self._marks, self._options = tokenizer, marks, options
+        self._guard = ""
+
+    def render(self, turns: list[dict[str, Any]], jinja: str | None, tools: Any = None) -> str:
+        """Return the text of the chat (see rendering.py), with guards."""
+        options = self._options
+        if self._marks is not None:
+            template = jinja if jinja is not None else self._tokenizer.get_chat_template(None, tools)
+            turns, (tools, values), guard = self._marks.guarded(turns, (tools, options.values), template)
+            options, self._guard = replace(options, values=values), guard or self._guard
+        return render(self._tokenizer, turns, jinja, tools=tools, options=options)
+
+    def plain(self, text: str) -> str:
+        """Return a text without guards."""
+        return text.replace(self._guard, "") if self._guard else text
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Return the ids of a text that was rendered. Raises InvalidRequest."""
+        if self._marks is None:
+            return encode(self._tokenizer, text, "messages", special=special)
+        return self._marks.encode(text, self._guard, special=special)
 
 
 def _tool_format(own: str | None, tokenizer: Any, wanted: ToolFormat | None) -> ToolFormat:
@@ -78,15 +108,15 @@ def _tool_format(own: str | None, tokenizer: Any, wanted: ToolFormat | None) -> 
     return found
 
 
-def _described(render: Callable[..., str], turns: list[dict[str, Any]], jinja: str | None, told: str) -> str:
+def _described(chat: _Chat, turns: list[dict[str, Any]], jinja: str | None, told: str) -> str:
     """Return the chat with `told` in its system message, or before the first user message if there can be none."""
     if not told:
-        return render(turns, jinja)
+        return chat.render(turns, jinja)
     try:
-        text = render(in_system_turn(turns, told), jinja)
+        text = chat.render(in_system_turn(turns, told), jinja)
     except InvalidRequest:
         text = ""
-    return text if told in text else render(in_user_turn(turns, told), jinja)
+    return text if told in chat.plain(text) else chat.render(in_user_turn(turns, told), jinja)
 
 
 def unite_ends(model: Any, tokenizer: Any, vocabulary: int) -> None:
