@@ -1,6 +1,7 @@
 """Tokenizers with the markers and chat templates of models that call functions, reduced to the parts for calls."""
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,100 @@ Respond in the format {"name": function name, "parameters": dictionary of argume
 {% endif %}{% endfor %}
 {%- if add_generation_prompt %}<assistant>{% endif %}"""
 
+_START = "{%- for m in messages %}{%- if m.role in ('system', 'user') %}"
+_TURN = "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- elif m.role == 'assistant' %}"
+_TOOLS = "{%- if tools %}{{- '<tools>' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{ '</tools>' }}{% endif %}"
+
+# As Qwen 3 Coder writes it.
+QWEN_CODER = (
+    _TOOLS
+    + _START
+    + _TURN
+    + """{{- '<|im_start|>assistant\n' + m.content }}
+{%- for call in m.tool_calls %}{{- '\n<tool_call>\n<function=' + call.function.name + '>\n' }}
+{%- for key, value in call.function.arguments | items %}{{- '<parameter=' + key + '>\n' }}
+{{- value if value is string else value | tojson }}{{- '\n</parameter>\n' }}{% endfor %}
+{{- '</function>\n</tool_call>' }}{% endfor %}{{- '<|im_end|>\n' }}
+{%- elif m.role == 'tool' %}{{- '<tool_response>\n' + m.content + '\n</tool_response>\n' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}"""
+)
+
+# As GLM 4.5.
+GLM = (
+    _TOOLS
+    + _START
+    + _TURN
+    + """{{- '<|assistant|>\n' + m.content }}
+{%- for call in m.tool_calls %}{{- '\n<tool_call>' + call.function.name + '\n' }}
+{%- for key, value in call.function.arguments.items() %}<arg_key>{{ key }}</arg_key>
+<arg_value>{{ value | tojson if value is not string else value }}</arg_value>
+{% endfor %}{{- '</tool_call>' }}{% endfor %}
+{%- elif m.role == 'tool' %}{{- '<|observation|>\n<tool_response>' + m.content + '</tool_response>' }}{% endif %}
+{%- endfor %}{%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}"""
+)
+
+# As DeepSeek V3 and 3.1, whose arguments are text: tokens are written in short here.
+_DEEPSEEK = (
+    _TOOLS
+    + _START
+    + """{{- '<@User@>' + m.content }}
+{%- elif m.role == 'assistant' %}{{- '<@Assistant@>' + m.content }}
+{%- if m.tool_calls %}{{- '<@tool_calls_begin@>' }}
+{%- for call in m['tool_calls'] %}%s{{- '<@tool_call_end@>' }}{% endfor %}{{- '<@tool_calls_end@>' }}{% endif %}
+{%- elif m.role == 'tool' %}{{- '<@tool_output_begin@>' + m.content + '<@tool_output_end@>' }}{% endif %}
+{%- endfor %}{%- if add_generation_prompt %}{{- '<@Assistant@>' }}{% endif %}"""
+)
+
+
+def _deepseek(call: str) -> str:
+    """Return the template with the model's own bars and blanks in its tokens."""
+    text = _DEEPSEEK.replace("%s", call)
+    return re.sub("<@(.*?)@>", lambda found: f"<\uff5c{found[1]}\uff5c>".replace("_", "\u2581"), text)
+
+
+DEEPSEEK = _deepseek(
+    "{%- if not loop.first %}{{- '\\n' }}{% endif %}{{- '<@tool_call_begin@>' + call['type'] + '<@tool_sep@>' }}"
+    "{{- call['function']['name'] + '\\n' + '```json' + '\\n' + call['function']['arguments'] + '\\n' + '```' }}"
+)
+DEEPSEEK_31 = _deepseek(
+    "{{- '<@tool_call_begin@>' + call['function']['name'] + '<@tool_sep@>' + call['function']['arguments'] }}"
+)
+
+# As Kimi K2.
+KIMI = (
+    _TOOLS
+    + _START
+    + _TURN
+    + """{{- '<|im_assistant|>' + m.content }}{%- if m.tool_calls %}{{- '<|tool_calls_section_begin|>' }}
+{%- for call in m['tool_calls'] %}{{- '<|tool_call_begin|>' + call['id'] + '<|tool_call_argument_begin|>' }}
+{%- if call['function']['arguments'] is string %}{{ call['function']['arguments'] }}
+{%- else %}{{ call['function']['arguments'] | tojson }}{% endif %}{{- '<|tool_call_end|>' }}{% endfor %}
+{{- '<|tool_calls_section_end|>' }}{% endif %}
+{%- elif m.role == 'tool' %}{{- '## Return of ' + m.tool_call_id + '\n' + m.content }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|im_assistant|>' }}{% endif %}"""
+)
+
+# As gpt-oss.
+HARMONY = """{%- if tools %}{{- 'namespace functions {' }}{% for t in tools %}{{ t | tojson }}{% endfor %}
+{{- '}' }}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'assistant' and m.tool_calls %}{%- set call = m.tool_calls[0].function %}
+{%- if m.content %}{{- '<|start|>assistant<|channel|>analysis<|message|>' + m.content + '<|end|>' }}{% endif %}
+{{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' }}
+{{- call.arguments | tojson }}{{- '<|call|>' }}{%- set last = namespace(name=call.name) %}
+{%- elif m.role == 'assistant' %}{{- '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}
+{%- elif m.role == 'tool' %}{{- '<|start|>functions.' + m.name + ' to=assistant<|channel|>commentary<|message|>' }}
+{{- m.content | tojson }}{{- '<|end|>' }}
+{%- else %}{{- '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{% endif %}"""
+
 TEMPLATES = {
+    "qwen-coder": QWEN_CODER,
+    "glm": GLM,
+    "deepseek": DEEPSEEK,
+    "deepseek-3.1": DEEPSEEK_31,
+    "kimi": KIMI,
+    "harmony": HARMONY,
     "hermes": HERMES,
     "mistral": MISTRAL,
     "mistral-nemo": MISTRAL.replace("[TOOL_CALLS] [", "[TOOL_CALLS]["),
@@ -93,6 +187,9 @@ TEMPLATES = {
 }
 ROWS = {row.name: row for row in (*FORMATS, JSON)}
 NAMES = sorted(ROWS)
+TAGGED = ["glm", "qwen-coder"]
+"""Formats whose arguments are no JSON text."""
+JSON_NAMES = [name for name in NAMES if name not in TAGGED]
 
 WEATHER = Function(
     "get_weather",

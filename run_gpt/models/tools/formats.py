@@ -1,14 +1,26 @@
 """Formats in which models write function calls: one entry for each, found by the text of the chat template."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from run_gpt.models.tools import free_grammar
 from run_gpt.models.tools.function import Function
 from run_gpt.models.tools.grammar import CallForm, chosen
 from run_gpt.models.tools.parser import ToolParser
-from run_gpt.models.tools.parsers import HermesParser, JsonParser, LlamaParser, MistralParser
+from run_gpt.models.tools.parsers import (
+    DEEPSEEK,
+    DeepSeekParser,
+    HarmonyParser,
+    HermesParser,
+    JsonParser,
+    KimiParser,
+    LlamaParser,
+    MistralParser,
+)
+from run_gpt.models.tools.tagged import GlmParser, QwenCoderParser
+from run_gpt.models.tools.tagged_form import TaggedForm
 from run_gpt.models.tools.tokens import wordless_ids
 
 
@@ -27,8 +39,10 @@ class ToolFormat:
     """Texts that are single tokens in most of the format's models."""
     native: bool = True
     """True when the chat template takes tools, calls and results; otherwise we describe them in plain turns."""
-    short_ids: bool = False
-    """True when the chat template refuses ids of calls that are not 9 letters and digits."""
+    ids: Literal["any", "short", "numbered"] = "any"
+    """Ids of calls that the chat template wants: `short` has 9 letters and digits, `numbered` is functions.NAME:0."""
+    text_arguments: bool = False
+    """True when the chat template takes arguments as JSON text."""
     tokens: Mapping[str, int] = field(default_factory=dict)
     """Ids of the markers that are tokens of this tokenizer."""
     others: tuple[int, ...] = ()
@@ -87,7 +101,7 @@ JSON = ToolFormat(
 )
 
 FORMATS: tuple[ToolFormat, ...] = (
-    # Qwen 2.5 and 3, Hermes 2 Pro and 3. Qwen 3 Coder and GLM use the same markers around another syntax.
+    # Qwen 2.5 and 3, Hermes 2 Pro and 3.
     ToolFormat(
         name="hermes",
         contains=("tools", "<tool_call>", "arguments"),
@@ -103,7 +117,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         markers=("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"),
         form=CallForm(marker="[TOOL_CALLS]", name="[TOOL_CALLS]", arguments="[ARGS]", end="", quoted=False, between=""),
         parse=MistralParser,
-        short_ids=True,
+        ids="short",
     ),
     # Mistral 7B v0.3 and Small 3.1, with SentencePiece's space; Nemo, below, has no space.
     ToolFormat(
@@ -112,7 +126,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         markers=("[TOOL_CALLS]",),
         form=CallForm(marker="[TOOL_CALLS]", first="[TOOL_CALLS] [", between=", ", last="]"),
         parse=MistralParser,
-        short_ids=True,
+        ids="short",
     ),
     ToolFormat(
         name="mistral-nemo",
@@ -120,7 +134,7 @@ FORMATS: tuple[ToolFormat, ...] = (
         markers=("[TOOL_CALLS]",),
         form=CallForm(marker="[TOOL_CALLS]", first="[TOOL_CALLS][", between=", ", last="]"),
         parse=MistralParser,
-        short_ids=True,
+        ids="short",
     ),
     # Llama 3.1 to 3.3; their templates refuse a turn with several calls.
     ToolFormat(
@@ -130,7 +144,120 @@ FORMATS: tuple[ToolFormat, ...] = (
         form=CallForm(tag="<|python_tag|>", arguments=', "parameters": '),
         parse=LlamaParser,
     ),
+    # Qwen 3 Coder, Nemotron 3: the same markers as Hermes around another syntax.
+    ToolFormat(
+        name="qwen-coder",
+        contains=("tools", "<tool_call>", "<function=", "<parameter="),
+        markers=("<tool_call>", "</tool_call>"),
+        form=TaggedForm(
+            marker="<tool_call>",
+            name="<tool_call>\n<function=",
+            arguments=">\n",
+            end="</function>\n</tool_call>",
+            between="\n",
+            quoted=False,
+            key_begin="<parameter=",
+            key_end=">\n",
+            value_end="\n</parameter>\n",
+        ),
+        parse=QwenCoderParser,
+    ),
+    # GLM 4.5 and later.
+    ToolFormat(
+        name="glm",
+        contains=("tools", "<tool_call>", "<arg_key>", "<arg_value>"),
+        markers=("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+        form=TaggedForm(
+            marker="<tool_call>",
+            name="<tool_call>",
+            arguments="\n",
+            end="</tool_call>",
+            between="\n",
+            quoted=False,
+            key_begin="<arg_key>",
+            key_end="</arg_key>\n<arg_value>",
+            value_end="</arg_value>\n",
+        ),
+        parse=GlmParser,
+    ),
+    # DeepSeek V3 and R1, with a template that has tools.
+    ToolFormat(
+        name="deepseek",
+        contains=("tools", DEEPSEEK[0], "```json"),
+        markers=DEEPSEEK,
+        form=CallForm(
+            marker=DEEPSEEK[0],
+            first=DEEPSEEK[0],
+            name=f"{DEEPSEEK[1]}function{DEEPSEEK[2]}",
+            arguments="\n```json\n",
+            end=f"\n```{DEEPSEEK[3]}",
+            between="\n",
+            last=DEEPSEEK[4],
+            quoted=False,
+        ),
+        parse=DeepSeekParser,
+        text_arguments=True,
+    ),
+    ToolFormat(
+        name="deepseek-3.1",
+        contains=("tools", DEEPSEEK[0]),
+        markers=DEEPSEEK,
+        form=CallForm(
+            marker=DEEPSEEK[0],
+            first=DEEPSEEK[0],
+            name=DEEPSEEK[1],
+            arguments=DEEPSEEK[2],
+            end=DEEPSEEK[3],
+            between="",
+            last=DEEPSEEK[4],
+            quoted=False,
+        ),
+        parse=DeepSeekParser,
+        text_arguments=True,
+    ),
+    ToolFormat(
+        name="kimi",
+        contains=("tools", "<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>"),
+        markers=(
+            "<|tool_calls_section_begin|>",
+            "<|tool_call_begin|>",
+            "<|tool_call_argument_begin|>",
+            "<|tool_call_end|>",
+            "<|tool_calls_section_end|>",
+        ),
+        form=CallForm(
+            marker="<|tool_calls_section_begin|>",
+            first="<|tool_calls_section_begin|>",
+            name="<|tool_call_begin|>functions.",
+            numbered=True,
+            arguments="<|tool_call_argument_begin|>",
+            end="<|tool_call_end|>",
+            between="",
+            last="<|tool_calls_section_end|>",
+            quoted=False,
+        ),
+        parse=KimiParser,
+        ids="numbered",
+    ),
+    # gpt-oss, in OpenAI's harmony. The token <|call|> ends an answer.
+    ToolFormat(
+        name="harmony",
+        contains=("tools", "<|channel|>", "<|message|>", "functions"),
+        markers=("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"),
+        form=CallForm(
+            marker="<|channel|>commentary to=functions.",
+            name="<|channel|>commentary to=functions.",
+            arguments=" <|constrain|>json<|message|>",
+            end="",
+            quoted=False,
+        ),
+        parse=HarmonyParser,
+    ),
 )
+
+
+_OBJECT_ARGUMENTS = re.compile(r"arguments['\"]?\]?\s*(?:\|\s*tojson|is )")
+"""Places of a template that takes arguments as objects."""
 
 
 def find_tool_format(chat_template: str | None, tokenizer: Any) -> ToolFormat:
@@ -145,7 +272,8 @@ def find_tool_format(chat_template: str | None, tokenizer: Any) -> ToolFormat:
     added = tokenizer.get_added_vocab()
     tokens = {marker: int(added[marker]) for marker in row.markers if marker in added}
     others = wordless_ids(tokenizer) - {tokens.get(row.form.marker)}
-    return replace(row, tokens=tokens, others=tuple(sorted(others)))
+    by_template = row.text_arguments and not _OBJECT_ARGUMENTS.search(text)
+    return replace(row, tokens=tokens, others=tuple(sorted(others)), text_arguments=by_template)
 
 
 def tool_template(tokenizer: Any) -> str | None:

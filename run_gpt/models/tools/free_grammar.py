@@ -38,7 +38,11 @@ def text_or_calls(
 
     `tokens` are as in CallForm.lark; `others` are the ids of the other tokens that never match a grammar's texts.
     """
-    starts, rules = ["text"], ["text: (TEXT | other)*", f"other: <[{_ranges(others)}]>" if others else 'other: ""']
+    head, rest = _split(form.marker, tokens)
+    others = [token_id for token_id in others if not (rest and token_id == tokens.get(head))]
+    first = f" | <[{tokens[head]}]>" if head and rest else ""  # it begins calls and other parts of an answer
+    starts, rules = ["text"], [f"text: (TEXT | other{first})*"]
+    rules.append(f"other: <[{_ranges(others)}]>" if others else 'other: ""')
     if form.marker:
         starts.append(f"text marker first_call {form.rest(tokens, several=several)}")
         rules += _marked(form, functions, tokens)
@@ -84,7 +88,7 @@ def _bare(form: CallForm, functions: Sequence[Function], way: str, before: str, 
     for i, function in enumerate(functions):
         begun, name = f"{way}_{i}", json.dumps(json.dumps(function.name, ensure_ascii=False))
         rules += [f"{begun}[lazy]: {begun.upper()}", f"{begun.upper()}: {before} {name}"]
-        calls.append(f"{begun} to_arguments arguments_{i}")
+        calls.append(f"{begun} to_arguments object_{i}")
     close = 'CLOSE "}"' if way == "doubled" else "CLOSE"
     more = {"bare": "(BETWEEN object)*", "listed": "(LISTED object)*"}.get(way, "")
     repeated = more if several and form.between is not None else ""
@@ -97,23 +101,36 @@ def _object(form: CallForm, functions: Sequence[Function]) -> str:
     key = "parameters" if "parameters" in form.arguments else "arguments"
     separator = rf'TO_ARGUMENTS: /{_BLANK}{{0,8}},{_BLANK}{{0,8}}"{key}"{_BLANK}{{0,8}}:{_BLANK}{{0,8}}/'
     names = [json.dumps(json.dumps(function.name, ensure_ascii=False)) for function in functions]
-    calls = " | ".join(f"{name} to_arguments arguments_{i}" for i, name in enumerate(names))
+    calls = " | ".join(f"{name} to_arguments object_{i}" for i, name in enumerate(names))
     return f'object: OBJECT ({calls}) CLOSE\nOBJECT: "{{" TO_NAME\nto_arguments: TO_ARGUMENTS\n{separator}'
 
 
 def _marked(form: CallForm, functions: Sequence[Function], tokens: Mapping[str, int]) -> list[str]:
-    """Return the rules of the first call after a marker; the text ends where a spelled marker is complete (`lazy`)."""
+    """Return the rules of the first call after a marker; the text ends where a spelled marker is complete (`lazy`).
+
+    A marker may be a token with text after it: then the text ends where this is complete.
+    """
     calls = []
     for i, function in enumerate(functions):
-        written = f"{form.first}{form.before(function.name)}".removeprefix(form.marker)
-        calls.append(f"{lark_text(written, tokens)} arguments_{i} {lark_text(form.end, tokens)}")
-    token = f"<[{tokens[form.marker]}]> | " if form.marker in tokens else ""
+        first = lark_text(form.first.removeprefix(form.marker), tokens)
+        without = "" if form.first else form.marker
+        before = form.lark_before(function.name, tokens, without=without)
+        calls.append(f"{first} {before} arguments_{i} {lark_text(form.end, tokens)}")
+    head, rest = _split(form.marker, tokens)
+    ways = ["spelled"] if not head else [f"<[{tokens[head]}]> {'headed' if rest else ''}", "spelled"]
     return [
-        f"marker: {token}spelled",
+        f"marker: {' | '.join(ways)}",
+        *(["headed[lazy]: HEADED", f"HEADED: {json.dumps(rest)}"] if head and rest else []),
         "spelled[lazy]: SPELLED",
         f"SPELLED: ANY {json.dumps(form.marker)}",
         f"first_call: {' | '.join(calls)}",
     ]
+
+
+def _split(marker: str, tokens: Mapping[str, int]) -> tuple[str, str]:
+    """Return the token that begins a marker, empty if there is none, and the text after it."""
+    head = next((token for token in tokens if marker.startswith(token)), "")
+    return head, marker.removeprefix(head)
 
 
 def _ranges(ids: Sequence[int]) -> str:

@@ -1,5 +1,6 @@
 """Functions that a model may call, as requests describe them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,3 +32,16 @@ class Function:
                 f"tools: parameters of {self.name!r} have type = {kind!r}: arguments are an object", param="tools"
             )
         return schema if "type" in schema else {"type": "object", **schema}
+
+
+def object_of(text: str) -> dict[str, Any] | None:
+    """Return the JSON object of a text of arguments; None if it is none, as one that was cut off is.
+
+    An empty text means no arguments.
+    """
+    try:
+        value = json.loads(text or "{}")
+        json.dumps(value, ensure_ascii=False).encode()  # half a pair of surrogates is not Unicode
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

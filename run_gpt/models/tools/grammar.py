@@ -10,9 +10,12 @@ from run_gpt.models.json_schema import enforceable
 from run_gpt.models.tools.function import Function
 
 # Python's way of writing JSON, in which models have seen calls and schemas. White space must not be endless.
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""Options of llguidance for arguments."""
 
-_GAP = r"GAP: /[ \t\r\n]{1,8}/"
+_TERMINALS = r"""GAP: /[ \t\r\n]{1,8}/
+NUMBER: /:[0-9]{1,4}/
+KEY: /[^<>\n]{1,64}/"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +37,35 @@ class CallForm:
     """Text between two calls; None: an answer has one call."""
     last: str = ""
     """Text after the last call."""
+    numbered: bool = False
+    """True when a number follows each name, `:0` for the first call."""
     single_is_bare: bool = False
     """True when `first` and `last` are written only around several calls."""
 
     def write(self, calls: Sequence[tuple[str, str]]) -> str:
         """Return `calls`, each a name and the JSON text of its arguments, as a model writes them."""
-        texts = [f"{self.before(name)}{arguments}{self.end}" for name, arguments in calls]
+        texts = [
+            f"{self.before(name, number)}{self.written(arguments)}{self.end}"
+            for number, (name, arguments) in enumerate(calls)
+        ]
         if self.single_is_bare and len(texts) == 1:
             return texts[0]
         between = "; " if self.between is None else self.between
         return f"{self.first}{between.join(texts)}{self.last}"
 
-    def before(self, name: str) -> str:
+    def written(self, arguments: str) -> str:
+        """Return the JSON text of arguments as a model writes it."""
+        return arguments
+
+    def before(self, name: str, number: int) -> str:
         """Return a call of the function `name` up to its arguments."""
-        return f"{self.name}{self.named(name)}{self.arguments}"
+        return f"{self.name}{self.named(name)}{f':{number}' if self.numbered else ''}{self.arguments}"
+
+    def lark_before(self, name: str, tokens: Mapping[str, int], *, without: str = "") -> str:
+        """Return the grammar of a call of the function `name` up to its arguments, without the text `without`."""
+        begin = lark_text(f"{self.name}{self.named(name)}".removeprefix(without), tokens)
+        number = "NUMBER" if self.numbered else ""
+        return f"{begin} {number} {lark_text(self.arguments, tokens)}"
 
     def named(self, name: str) -> str:
         """Return a function's name as it is written in a call."""
@@ -71,17 +89,21 @@ class CallForm:
         if not several or self.between is None:
             return last
         if not self.between.strip():
-            return "(GAP? call)* GAP?"
+            return f"(GAP? call)* GAP? {last}"
         return f"({lark_text(self.between, tokens)} call)* {last}"
 
     def call_rules(self, functions: Sequence[Function], tokens: Mapping[str, int]) -> str:
         """Return the rules `call`, and `call_i` and `arguments_i` for function number i."""
-        rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(functions))), _GAP]
+        rules = ["call: " + " | ".join(f"call_{i}" for i in range(len(functions))), _TERMINALS]
         for i, function in enumerate(functions):
-            schema = json.dumps({**enforceable(function.schema()), "x-guidance": _SPACING})
-            before, end = lark_text(self.before(function.name), tokens), lark_text(self.end, tokens)
-            rules += [f"call_{i}: {before} arguments_{i} {end}", f"arguments_{i}: %json {schema}"]
+            before, end = self.lark_before(function.name, tokens), lark_text(self.end, tokens)
+            rules += [f"call_{i}: {before} arguments_{i} {end}", *self.argument_rules(i, function, tokens)]
         return "\n".join(rules) + "\n"
+
+    def argument_rules(self, i: int, function: Function, tokens: Mapping[str, int]) -> list[str]:
+        """Return the rules `arguments_i`, and `object_i`, which is the arguments as a JSON object."""
+        schema = json.dumps({**enforceable(function.schema()), "x-guidance": SPACING})
+        return [f"arguments_{i}: object_{i}", f"object_{i}: %json {schema}"]
 
 
 def chosen(functions: Sequence[Function], name: str | None) -> list[Function]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from run_gpt.errors import InvalidRequest
 from run_gpt.models.tools.formats import ToolFormat
-from run_gpt.models.tools.function import Function
+from run_gpt.models.tools.function import Function, object_of
 
 Message = dict[str, Any]
 
@@ -35,7 +35,7 @@ def native_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat)
     """
     names: dict[str, str] = {}
     cut: set[str] = set()
-    shorten = _short_id if tool_format.short_ids else str
+    ids = _Ids(tool_format.ids)
     turns: list[Message] = []
     after_cut = False
     for i, message in enumerate(messages):
@@ -46,7 +46,7 @@ def native_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat)
             if is_cut := call in cut:
                 turn = {"role": "user", "content": _result(names[call], message)}
             else:
-                turn.update(tool_call_id=shorten(call), name=message.get("name") or names[call])
+                turn.update(tool_call_id=ids.known(call), name=message.get("name") or names[call])
         elif message.get("tool_calls"):
             names |= _names(message)
             made = [(call, _as_object(call["function"])) for call in message["tool_calls"]]
@@ -56,7 +56,9 @@ def native_turns(messages: Sequence[Mapping[str, Any]], tool_format: ToolFormat)
             else:
                 cut -= {call["id"] for call, _ in made}
                 turn["tool_calls"] = [
-                    {"id": shorten(call["id"]), "type": "function", "function": function} for call, function in made
+                    {"id": ids.of(call), "type": "function", "function": _for_template(function, tool_format)}
+                    for call, function in made
+                    if function is not None
                 ]
         if after_cut and turn["role"] == "user":  # many templates require alternating roles
             turns[-1] = {**turns[-1], "content": f"{turns[-1]['content']}\n{turn['content']}"}
@@ -146,25 +148,40 @@ def _with_calls(message: Mapping[str, Any], tool_format: ToolFormat) -> str:
 
 
 def _as_object(function: Mapping[str, Any]) -> Message | None:
-    """Return the called function with its arguments as an object; None if they are none, as those cut off are.
-
-    An empty text means no arguments.
-    """
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-        _json(arguments).encode()  # half a pair of surrogates is not Unicode
-    except (ValueError, RecursionError):
-        return None
-    return {"name": function["name"], "arguments": arguments} if isinstance(arguments, dict) else None
+    """Return the called function with its arguments as an object; None if they are none."""
+    arguments = object_of(function["arguments"])
+    return None if arguments is None else {"name": function["name"], "arguments": arguments}
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _short_id(call: str) -> str:
-    """Return `call` itself if it is 9 letters and digits, else 9 characters that depend only on it."""
-    return call if _SHORT_ID.fullmatch(call) else hashlib.sha256(call.encode()).hexdigest()[:9]
+def _for_template(function: Message, tool_format: ToolFormat) -> Message:
+    return {**function, "arguments": _json(function["arguments"])} if tool_format.text_arguments else function
+
+
+class _Ids:
+    """Ids of calls in the form that a template wants; each form depends only on the chat so far."""
+
+    def __init__(self, form: str):
+        self._form = form
+        self._made = 0
+        self._ids: dict[str, str] = {}
+
+    def of(self, call: Mapping[str, Any]) -> str:
+        """Return the id of a new call."""
+        given = str(call["id"])
+        if self._form == "numbered":
+            self._ids[given] = f"functions.{call['function']['name']}:{self._made}"
+        elif self._form == "short" and not _SHORT_ID.fullmatch(given):
+            self._ids[given] = hashlib.sha256(given.encode()).hexdigest()[:9]
+        self._made += 1
+        return self.known(given)
+
+    def known(self, given: str) -> str:
+        """Return the id of the last call that had this one."""
+        return self._ids.get(given, given)
 
 
 def _one_by_one(turns: Sequence[Message]) -> list[Message]:

@@ -52,9 +52,8 @@ def test_the_format_is_told_by_the_template(name: str) -> None:
     [
         None,
         "{% for m in messages %}{{ m.content }}{% endfor %}",
-        # Qwen 3 Coder and GLM 4.5 have no JSON between their markers.
-        "{{ tools }}{{ message.tool_calls[0].function.arguments }}<tool_call>\n<function=name>\n<parameter=a>",
-        "{{ tools }}{{ message.tool_calls[0].function.arguments }}<tool_call>name\n<arg_key>a</arg_key>",
+        # DeepSeek V3's own template writes calls, and has no place for tools.
+        "{{ '<\uff5ctool\u2581calls\u2581begin\uff5c>' + message['tool_calls'][0]['function']['arguments'] }}```json",
     ],
 )
 def test_a_model_whose_form_is_not_known_gets_json(template: str | None) -> None:
