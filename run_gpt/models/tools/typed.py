@@ -67,7 +67,8 @@ def _names(value: Any) -> set[str]:
         return {"integer", "number"}
     if isinstance(value, float):
         return {"number"}
-    return {{str: "string", list: "array", dict: "object"}.get(type(value), "null")}
+    names: dict[type[Any], str] = {str: "string", list: "array", dict: "object"}
+    return {names.get(type(value), "null")}
 
 
 def _refuse(name: str) -> None:
