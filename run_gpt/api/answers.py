@@ -49,6 +49,13 @@ class PromptTokensDetails(BaseModel):
     """Number of tokens found in the KV cache, from an earlier prompt or answer, and so not run again."""
 
 
+class CompletionTokensDetails(BaseModel):
+    """Details about the answer's tokens, in OpenAI's shape."""
+
+    reasoning_tokens: int = 0
+    """Number of tokens of the model's thinking, without the marks around it."""
+
+
 class Usage(BaseModel):
     """Number of tokens so far."""
 
@@ -59,6 +66,8 @@ class Usage(BaseModel):
     prompt_tokens_details: Annotated[
         PromptTokensDetails, BeforeValidator(lambda value: {} if value is None else value)
     ] = PromptTokensDetails()
+    completion_tokens_details: CompletionTokensDetails | None = absent()
+    """Set once an answer has ended, for models that think apart from their answers."""
 
 
 class Choice(BaseModel):
@@ -76,6 +85,10 @@ class ChatMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     """None for an answer that consists of calls only."""
+    reasoning_content: str | None = absent()
+    """The model's thinking before the answer, for models that do so between marks."""
+    reasoning: str | None = absent()
+    """The same, by its other name."""
     tool_calls: list[ToolCall] | None = absent()
 
 
@@ -100,6 +113,10 @@ class Delta(BaseModel):
 
     role: Literal["assistant"] | None = absent()
     content: str | None = absent()
+    reasoning_content: str | None = absent()
+    """New part of the model's thinking."""
+    reasoning: str | None = absent()
+    """The same, by its other name."""
     tool_calls: list[ToolCallDelta] | None = absent()
 
 

@@ -122,3 +122,5 @@ class ChatOptions(TextOptions, total=False):
     """False: the prompt ends with the last message, without the beginning of an answer; default true."""
     continue_final_message: bool | None
     """Continue the last message, an assistant's, instead of beginning an answer."""
+    max_reasoning_tokens: int | None
+    """Most tokens of the model's thinking: then its end is forced; default: no limit of its own."""

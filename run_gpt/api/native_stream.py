@@ -10,6 +10,7 @@ from run_gpt.api.answers import (
     ChatEventChoice,
     ChatMessage,
     Choice,
+    CompletionTokensDetails,
     Delta,
     FunctionDelta,
     GenerateAnswer,
@@ -40,6 +41,7 @@ class NativeStream:
         self._head = head
         self._tokens = 0
         self._cached = 0
+        self._reasoning: int | None = None
         self._begun: set[int] = set()
         self._plain: dict[int, PlainEvent] = {}
 
@@ -73,6 +75,8 @@ class NativeStream:
         """Count the tokens of a piece for which no event is made here."""
         self._tokens += piece.tokens
         self._cached = self._cached or piece.cached
+        if piece.reasoning_tokens is not None:
+            self._reasoning = (self._reasoning or 0) + piece.reasoning_tokens
 
     def whole(self, sequences: Sequence[Piece], shown: Sequence[int] | None = None) -> Whole:
         """Make the whole answer from whole sequences, one piece each.
@@ -100,7 +104,7 @@ class NativeStream:
 
     def _chat_event(self, piece: Piece, *, first: bool) -> ChatEvent:
         calls = [_call_delta(call) for call in piece.calls] or None
-        delta = Delta(role="assistant" if first else None, content=piece.text, tool_calls=calls)
+        delta = Delta(role="assistant" if first else None, content=piece.text, tool_calls=calls, **_reasoning(piece))
         choice = ChatEventChoice(index=piece.index, delta=delta, finish_reason=piece.finish, logprobs=_logprobs(piece))
         return ChatEvent(choices=[choice], **self._common(piece))
 
@@ -112,6 +116,8 @@ class NativeStream:
             total_tokens=head.prompt_tokens + self._tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=self._cached),
         )
+        if self._reasoning is not None:
+            usage.completion_tokens_details = CompletionTokensDetails(reasoning_tokens=self._reasoning)
         timings = None if piece.timings is None else Timings.model_validate(piece.timings)
         return {"id": head.id, "created": head.created, "model": head.model, "usage": usage, "timings": timings}
 
@@ -127,8 +133,14 @@ def _chat_choice(piece: Piece) -> ChatChoice:
         name, before = (call.function.name, call.function.arguments) if call else (part.name or "", "")
         function = FunctionCall(name=name, arguments=before + part.arguments)
         calls[part.index] = ToolCall(id=call.id if call else part.id, type="function", function=function)
-    message = ChatMessage(content=piece.text or (None if calls else ""), tool_calls=list(calls.values()) or None)
+    content = piece.text or (None if calls else "")
+    message = ChatMessage(content=content, tool_calls=list(calls.values()) or None, **_reasoning(piece))
     return ChatChoice(index=piece.index, message=message, finish_reason=piece.finish, logprobs=_logprobs(piece))
+
+
+def _reasoning(piece: Piece) -> dict[str, Any]:
+    """Return the fields of the thinking: clients read one or the other."""
+    return {"reasoning_content": piece.reasoning, "reasoning": piece.reasoning} if piece.reasoning else {}
 
 
 def _call_delta(call: CallPiece) -> ToolCallDelta:

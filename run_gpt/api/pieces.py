@@ -66,20 +66,28 @@ class Piece(Struct, array_like=True):
     """None unless the request asks for them."""
     timings: Mapping[str, float | None] | None = None
     """Fields of `Timings`, in the last piece of a request that asks for them."""
+    reasoning: str = ""
+    """New text of the model's thinking. It precedes `text` and `calls`."""
+    reasoning_tokens: int | None = None
+    """Number of the sequence's tokens that are thinking, in its last piece; None: the model does not think apart."""
 
     @property
     def is_plain(self) -> bool:
         """True for a piece that adds only text."""
-        return self.finish is None and not self.calls and self.logprobs is None and not self.cached
+        return (
+            self.finish is None and not self.calls and self.logprobs is None and not self.cached and not self.reasoning
+        )
 
     @property
     def shows_anything(self) -> bool:
         """True for a piece that a client can see."""
-        return bool(self.text or self.finish or self.calls or self.logprobs)
+        return bool(self.text or self.finish or self.calls or self.logprobs or self.reasoning)
 
     def add(self, later: "Piece") -> None:
         """Take over a later piece of the same sequence."""
         self.text += later.text
+        self.reasoning += later.reasoning
+        self.reasoning_tokens = later.reasoning_tokens
         self.tokens += later.tokens
         self.finish = later.finish
         self.cached = self.cached or later.cached

@@ -64,6 +64,7 @@ CHAT_TEMPLATE = (
 )
 TEMPLATE_VALUES = "Values for the chat template by name, such as `enable_thinking`; a template reads those that it has."
 GENERATION_PROMPT = "False: the prompt ends with the last message, without the beginning of an answer; default true."
+MAX_REASONING_TOKENS = "Most tokens of the model's thinking: then its end is forced; default: no limit of its own."
 CONTINUE = "Continue the last message, an assistant's, instead of beginning an answer."
 ADAPTER = f"Name of a loaded LoRA adapter, or `{BASE}` for the model itself; default: the server's."
 
@@ -304,6 +305,7 @@ class ChatRequest(Parameters):
     chat_template_kwargs: TemplateValues | None = Field(None, description=TEMPLATE_VALUES)
     add_generation_prompt: bool | None = Field(None, description=GENERATION_PROMPT)
     continue_final_message: bool | None = Field(None, description=CONTINUE)
+    max_reasoning_tokens: int | None = Field(None, ge=0, le=INT32_MAX, description=MAX_REASONING_TOKENS)
 
     @model_validator(mode="after")
     def _possible_tools(self) -> Self:
@@ -320,8 +322,9 @@ class ChatRequest(Parameters):
         if super().form is None and self.tools and self.tool_choice != "none":
             if self.parallel_tool_calls is False:
                 return "parallel_tool_calls"
-            return "a strict function" if any(tool.function.strict for tool in self.tools) else None
-        return super().form
+            if any(tool.function.strict for tool in self.tools):
+                return "a strict function"
+        return super().form or (None if self.max_reasoning_tokens is None else "max_reasoning_tokens")
 
     @property
     def must_call(self) -> bool:

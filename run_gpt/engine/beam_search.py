@@ -68,7 +68,10 @@ class BeamSearches:
         try:
             answers = search(stop)
             timing = Timing(arrived, started, started, time.perf_counter())
-            result = [replace(self._event(request, index, ids), timing=timing) for index, ids in enumerate(answers)]
+            result = [
+                replace(event := self._event(request, index, ids), timing=timing, token_ids=tuple(ids[: event.tokens]))
+                for index, ids in enumerate(answers)
+            ]
         except BaseException as error:  # a library's panic is no Exception
             result = error
         self._last_seconds = time.perf_counter() - started

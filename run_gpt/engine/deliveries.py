@@ -55,7 +55,7 @@ class Deliveries:
                 continue
             try:
                 if isinstance(outcome, TokenEvent) and outcome.finish_reason is not None:
-                    outcome = replace(outcome, timing=sequence.timing)
+                    outcome = replace(outcome, timing=sequence.timing, token_ids=sequence.kept_ids)
                 self.put(delivery, outcome)
             except Exception as error:  # the others' events must still arrive
                 if delivery in self:

@@ -64,6 +64,7 @@ class _Merged:
             last.embedding,
             self._prompt_logprobs,
             last.timing,
+            last.token_ids,
         )
 
 

@@ -75,6 +75,11 @@ class Sequence:
         return Timing(times.arrived, started, times.first, times.last, self.drafted, self.accepted)
 
     @property
+    def kept_ids(self) -> tuple[int, ...]:
+        """Ids of its answer's tokens, if its request keeps them."""
+        return tuple(self.token_ids[len(self.request.prompt_ids) :]) if self.request.keeps_ids else ()
+
+    @property
     def answered(self) -> int:
         """Number of tokens of the answer so far."""
         return len(self.token_ids) - len(self.request.prompt_ids)

@@ -75,6 +75,8 @@ class Request:
     """Time on time.monotonic's clock at which an unfinished request ends with DeadlineExceeded. None: never."""
     cache_space: str = ""
     """Space of the prefix reuse: its sequences take over the prompts of this space's sequences, and of no other."""
+    keeps_ids: bool = False
+    """True when the last event of each sequence has the ids of all its tokens."""
     whole: bool = False
     """True when only the complete answer is needed: one event for each sequence, with the end."""
 
@@ -109,6 +111,8 @@ class TokenEvent(Struct, frozen=True):
     """Log-probabilities of the prompt's tokens but the first; in a sequence's first event, if they were requested."""
     timing: Timing | None = None
     """Times of the sequence; in its last event."""
+    token_ids: tuple[int, ...] = ()
+    """Ids of all tokens of the answer; in a sequence's last event, if the request `keeps_ids`."""
 
     def __add__(self, later: "TokenEvent") -> "TokenEvent":
         """Return this event and a later one of the same sequence as one event."""
@@ -122,4 +126,5 @@ class TokenEvent(Struct, frozen=True):
             later.embedding,
             self.prompt_logprobs + later.prompt_logprobs,
             later.timing,
+            later.token_ids,
         )

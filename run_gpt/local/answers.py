@@ -58,6 +58,7 @@ class PieceWriter:
         self._created = int(time.time())
         self._ended: list[Timing] = []
         self._functions = functions(request) if isinstance(request, ChatRequest) else []
+        self._thoughts = prompts.reasoning.thoughts(request, prepared.prompt_ids)
         self._echo = isinstance(request, GenerateRequest) and bool(request.echo)
         self._begun: set[int] = set()
         self._parsers: dict[int, ToolParser] = {}
@@ -83,7 +84,10 @@ class PieceWriter:
         echo = self._echo and first
         self._begun.add(event.index)
         self._count(event)
-        text, calls = self._read(event)
+        thought, text = ("", event.text) if self._thoughts is None else self._thoughts.split(event)
+        text, calls = self._read(event, text)
+        if self._thoughts is not None and tokens is not None:
+            tokens = self._thoughts.shown(event, tokens)
         if echo:
             text = self._prompts.text(self._request.prompt) + text  # type: ignore[union-attr]
             tokens = None if tokens is None else [self._first_token(), *tokens]
@@ -96,6 +100,8 @@ class PieceWriter:
             calls=calls,
             logprobs=tokens,
             timings=self._timings() if self._request.timings else None,
+            reasoning=thought,
+            reasoning_tokens=None if self._thoughts is None else self._thoughts.count(event),
         )
 
     def _count(self, event: TokenEvent) -> None:
@@ -108,12 +114,12 @@ class PieceWriter:
             if len(self._ended) == self._prepared.sequences:
                 summary.timing = Timing.of_all(self._ended)
 
-    def _read(self, event: TokenEvent) -> tuple[str, list[CallPiece]]:
-        """Split an event's text into text and pieces of tool calls."""
+    def _read(self, event: TokenEvent, text: str) -> tuple[str, list[CallPiece]]:
+        """Split an event's content into text and pieces of tool calls."""
         if not self._functions:
-            return event.text, []
+            return text, []
         parser = self._parser(event.index)
-        pieces = parser.push(event.text)
+        pieces = parser.push(text)
         if event.finish_reason is not None:
             pieces = [*pieces, *parser.finish()]
         text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))

@@ -51,7 +51,9 @@ class Preparation:
         deadline = _deadline(timeout)
         prepared = await self._workers.run(self._text, request, adapter, deadline, long=size(request) > LONG)
         space = tenants.space(request.cache_salt)
-        return replace(prepared, grammar=await self._grammar(request, space), cache_space=space)
+        form = await self._grammar(request, space)
+        grammar = self._prompts.reasoning.grammar(request, prepared.prompt_ids, form, self._grammars.end_ids)
+        return replace(prepared, grammar=grammar, cache_space=space)
 
     async def embeddings(
         self, request: EmbedRequest, adapter: str | None, timeout: float | None
@@ -83,6 +85,7 @@ class Preparation:
             adapter=adapter,
             prompt_logprobs=request.logprobs if isinstance(request, GenerateRequest) and request.echo else None,
             deadline=deadline,
+            keeps_ids=self._prompts.reasoning.format is not None,
         )
 
     def _embeddings(

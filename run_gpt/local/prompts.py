@@ -1,6 +1,7 @@
 """Conversion between a model's texts and token ids: prompts and chats to ids, and ids to the text in answers."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,9 +11,11 @@ from run_gpt.api.tokens import TokenizeRequest
 from run_gpt.engine.grammar import Grammar
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest
 from run_gpt.local.least_tokens import LeastTokens
+from run_gpt.local.reasoning import Reasoning
 from run_gpt.models import render_chat
 from run_gpt.models.fill_in import FillIn, find_fill_in
 from run_gpt.models.marks import Marks
+from run_gpt.models.reasoning import find_reasoning_format, thinking_values
 from run_gpt.models.template_choice import requested_template
 from run_gpt.models.template_options import TemplateOptions
 from run_gpt.models.token_bytes import TokenBytes, decoder
@@ -50,6 +53,9 @@ class Prompts:
         """Number of token ids that the model takes, which may be more or fewer than the tokenizer has."""
         self._decode = decoder(loaded.tokenizer)
         self.tool_format = find_tool_format(tool_template(loaded.tokenizer), loaded.tokenizer)
+        self.reasoning = Reasoning(
+            loaded.tokenizer, loaded.vocabulary, lambda token_id: self.token(token_id)[0], self.decode
+        )
         self._token_bytes = TokenBytes(loaded.tokenizer)
         self._least_tokens = LeastTokens(loaded.tokenizer)
         self.token = lru_cache(KEPT_TOKENS)(self._token)
@@ -129,6 +135,8 @@ class Prompts:
         turns = [message.model_dump(exclude_none=True) for message in messages]
         for turn in turns:
             turn["role"] = "system" if turn["role"] == "developer" else turn["role"]
+        jinja = None if template is None else requested_template(self._tokenizer, template, self._trusts_templates)
+        values = thinking_values(jinja or tool_template(self._tokenizer) or "", options.values)
         ids = render_chat(
             self._tokenizer,
             turns,
@@ -136,8 +144,8 @@ class Prompts:
             tools=tools,
             tool_format=self.tool_format,
             parallel=parallel,
-            jinja=None if template is None else requested_template(self._tokenizer, template, self._trusts_templates),
-            options=options,
+            jinja=jinja,
+            options=replace(options, values=values),
             check=lambda text: self._fits(text, "messages", most),
             marks=self._marks,
         )
@@ -266,6 +274,8 @@ def as_functions(tools: Sequence[Tool] | None) -> list[Function]:
 
 
 def answer_decoder(loaded: "LoadedModel") -> Callable[[Sequence[int]], str]:
-    """Return the decoder of an answer's token ids. Its text keeps the markers of tool calls."""
+    """Return the decoder of an answer's token ids. Its text keeps the marks of calls and of thinking."""
     tool_format = find_tool_format(tool_template(loaded.tokenizer), loaded.tokenizer)
-    return visible_decode(loaded.tokenizer, tool_format.visible)
+    reasoning = find_reasoning_format(loaded.tokenizer)
+    marks = () if reasoning is None else reasoning.visible
+    return visible_decode(loaded.tokenizer, {*tool_format.visible, *marks})

@@ -135,6 +135,11 @@ class GrammarCompiler:
         self._room = threading.BoundedSemaphore(WAITING)
         self._pace = Pace(THREADS)
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a sequence."""
+        return self._end_ids
+
     def start(self) -> None:
         """Build the shared tokenizer (about a second for a large vocabulary) and one grammar, in the background."""
         self._threads.submit(self.compile, "json_object")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from run_gpt.api.answers import Answer, Body, Generation, PromptTokensDetails, Usage
+from run_gpt.api.answers import Answer, Body, CompletionTokensDetails, Generation, PromptTokensDetails, Usage
 from run_gpt.api.chat import ResponseFormat
 from run_gpt.api.field_tables import STREAM_OPTIONS
 from run_gpt.api.fields import Rules, Sifted
@@ -239,11 +239,15 @@ class UsageSum:
         """Return the sum."""
         each = self._each.values()
         cached = sum(usage.prompt_tokens_details.cached_tokens for usage in each)
+        details = [usage.completion_tokens_details for usage in each if usage.completion_tokens_details is not None]
+        reasoning = {"reasoning_tokens": sum(one.reasoning_tokens for one in details)}
+        thought = {"completion_tokens_details": CompletionTokensDetails(**reasoning)} if details else {}
         return Usage(
             prompt_tokens=sum(usage.prompt_tokens for usage in each),
             completion_tokens=sum(usage.completion_tokens for usage in each),
             total_tokens=sum(usage.total_tokens for usage in each),
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
+            **thought,
         )
 
     @classmethod

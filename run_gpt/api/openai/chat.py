@@ -25,12 +25,14 @@ from run_gpt.api.schema import (
     CHAT_TEMPLATE,
     CONTINUE,
     GENERATION_PROMPT,
+    MAX_REASONING_TOKENS,
     TEMPLATE_VALUES,
     ChatRequest,
     ChatTemplate,
 )
 from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
+from run_gpt.api.values import INT32_MAX
 from run_gpt.errors import InvalidRequest
 
 LONGER = "OpenAI's default: what the context leaves."
@@ -38,7 +40,7 @@ LONGER = "OpenAI's default: what the context leaves."
 
 SAME = (
     *("parallel_tool_calls", "chat_template", "chat_template_kwargs", "add_generation_prompt"),
-    "continue_final_message",
+    *("continue_final_message", "max_reasoning_tokens"),
 )
 """Fields that are the same in the native request."""
 
@@ -76,6 +78,9 @@ class ChatCompletionRequest(SamplingRequest):
     chat_template_kwargs: TemplateValues | None = Field(None, description=f"Beyond OpenAI's: {TEMPLATE_VALUES}")
     add_generation_prompt: bool | None = Field(None, description=f"Beyond OpenAI's: {GENERATION_PROMPT}")
     continue_final_message: bool | None = Field(None, description=f"Beyond OpenAI's: {CONTINUE}")
+    max_reasoning_tokens: int | None = Field(
+        None, ge=0, le=INT32_MAX, description=f"Beyond OpenAI's: {MAX_REASONING_TOKENS}"
+    )
     echo: bool | None = Field(
         None, description="Beyond OpenAI's: begin the answer with the last message, if it is an assistant's."
     )
@@ -159,6 +164,8 @@ class ChatCompletionMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | None = absent()
+    reasoning: str | None = absent()
     tool_calls: list[ToolCall] | None = absent()
 
 
@@ -186,6 +193,8 @@ class ChoiceDelta(BaseModel):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
 
 
@@ -228,6 +237,8 @@ class _Writer:
                 text_first = choice.delta.content or not choice.delta.tool_calls
                 before = self._request.echoed or ("" if text_first else None)
                 yield self._chunk(choice.index, ChoiceDelta(role="assistant", content=before))
+            if thought := choice.delta.reasoning_content:
+                yield self._chunk(choice.index, ChoiceDelta(reasoning_content=thought, reasoning=thought))
             logprobs = _logprobs(choice.logprobs)
             if choice.delta.content or logprobs:
                 delta = ChoiceDelta(content=choice.delta.content) if choice.delta.content else ChoiceDelta()
@@ -274,7 +285,10 @@ def _about(answer: Answer, kind: str) -> dict[str, Any]:
 
 def _message(message: native.ChatMessage, before: str) -> ChatCompletionMessage:
     content = before + (message.content or "") if before else message.content
-    return ChatCompletionMessage(role="assistant", content=content, refusal=None, tool_calls=message.tool_calls)
+    thought = message.model_dump(include={"reasoning_content", "reasoning"}, exclude_none=True)
+    return ChatCompletionMessage(
+        role="assistant", content=content, refusal=None, tool_calls=message.tool_calls, **thought
+    )
 
 
 def _logprobs(logprobs: native.Logprobs | None) -> ChoiceLogprobs | None:

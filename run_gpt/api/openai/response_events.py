@@ -23,7 +23,7 @@ STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete"
 
 
 class Response(Body):
-    """The answer. Its output is a list of items: texts (`message`) and calls (`function_call`)."""
+    """The answer. Its output is a list of items: `reasoning`, texts (`message`) and calls (`function_call`)."""
 
     id: str
     object: Literal["response"] = "response"
@@ -77,7 +77,10 @@ def response_of(chat: ChatAnswer, echoed: Fields) -> Response:
     choice = chat.choices[0]
     status = STATUS[choice.finish_reason or "length"]
     output = []
-    if choice.message.content is not None:
+    thought = choice.message.reasoning_content
+    if thought is not None:
+        output.append(_reasoning(_id("rs"), "completed", thought))
+    if choice.message.content or (choice.message.content is not None and not output):
         output.append(_message(_id("msg"), "completed", choice.message.content, _logprobs(choice.logprobs)))
     for call in choice.message.tool_calls or ():
         output.append(_call(_id("fc"), "completed", call.id, call.function.name, call.function.arguments))
@@ -113,6 +116,8 @@ class ResponseWriter:
             more = list(itertools.takewhile(lambda call: call.id is None, calls))
             for call in more:
                 yield from self._call(call)
+            if choice.delta.reasoning_content:
+                yield from self._think(choice.delta.reasoning_content)
             if choice.delta.content or (self._early and self._in_text):
                 yield from self._text(choice.delta.content or "")
             for call in calls[len(more) :]:
@@ -138,6 +143,13 @@ class ResponseWriter:
     def end(self) -> Iterator[ResponseStreamEvent]:
         """See EventWriter. Nothing follows: the finish reason came with the last event."""
         return iter(())
+
+    def _think(self, text: str) -> Iterator[ResponseStreamEvent]:
+        if not (self._open and self._item["type"] == "reasoning"):
+            yield from self._begin(_reasoning(_id("rs"), "in_progress", ""), content=[])
+            yield self._event("response.content_part.added", **self._place, part=_thought(""))
+        self._item["content"][0]["text"] += text
+        yield self._event("response.reasoning_text.delta", **self._place, delta=text)
 
     def _text(self, text: str) -> Iterator[ResponseStreamEvent]:
         logprobs, self._early = self._early, []
@@ -172,7 +184,11 @@ class ResponseWriter:
         self._open = False
         item = self._item
         item["status"] = status
-        if item["type"] == "message":
+        if item["type"] == "reasoning":
+            part = item["content"][0]
+            yield self._event("response.reasoning_text.done", **self._place, text=part["text"])
+            yield self._event("response.content_part.done", **self._place, part=part)
+        elif item["type"] == "message":
             part = item["content"][0]
             done = {"text": part["text"], "logprobs": part["logprobs"]}
             yield self._event("response.output_text.done", **self._place, **done)
@@ -194,7 +210,7 @@ class ResponseWriter:
     def _place(self) -> Fields:
         """Fields that say to which item and part an event belongs."""
         place = {"output_index": len(self._output) - 1, "item_id": self._item["id"]}
-        return {**place, "content_index": 0} if self._item["type"] == "message" else place
+        return place if self._item["type"] == "function_call" else {**place, "content_index": 0}
 
     def _event(self, kind: str, **fields: Any) -> ResponseStreamEvent:
         event = ResponseStreamEvent(type=kind, sequence_number=self._count, **fields)
@@ -226,6 +242,14 @@ def _message(item_id: str, status: str, text: str, logprobs: list[Fields]) -> Fi
     return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
 
 
+def _reasoning(item_id: str, status: str, text: str) -> Fields:
+    return {"id": item_id, "type": "reasoning", "status": status, "summary": [], "content": [_thought(text)]}
+
+
+def _thought(text: str) -> Fields:
+    return {"type": "reasoning_text", "text": text}
+
+
 def _part(text: str, logprobs: list[Fields]) -> Fields:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
@@ -240,6 +264,7 @@ def _logprobs(logprobs: Logprobs | None) -> list[Fields]:
 
 
 def _usage(usage: Usage) -> Fields:
+    details = usage.completion_tokens_details
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {
@@ -247,7 +272,7 @@ def _usage(usage: Usage) -> Fields:
             "cache_write_tokens": 0,
         },
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": details.reasoning_tokens if details else 0},
         "total_tokens": usage.total_tokens,
     }
 

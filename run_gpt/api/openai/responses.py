@@ -55,12 +55,13 @@ from run_gpt.api.schema import (
     ADAPTER,
     CACHE_KEY,
     CACHE_SALT,
+    MAX_REASONING_TOKENS,
     TEMPLATE_VALUES,
     CacheSalt,
     ChatRequest,
     PromptCacheKey,
 )
-from run_gpt.api.values import Fault, JsonObject, Name, Text
+from run_gpt.api.values import INT32_MAX, Fault, JsonObject, Name, Text
 from run_gpt.errors import InvalidRequest
 
 LOGPROBS = "message.output_text.logprobs"
@@ -187,6 +188,9 @@ class ResponseRequest(OpenAIRequest):
     metadata: Metadata | None = Field(None, description="Given back in the answer.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     stream_options: ResponseStreamOptions | None = Field(None, description="Nothing.")
+    max_reasoning_tokens: int | None = Field(
+        None, ge=0, le=INT32_MAX, description=f"Beyond OpenAI's: {MAX_REASONING_TOKENS}"
+    )
     adapter: Name | None = Field(None, description=f"Beyond OpenAI's: {ADAPTER}")
     cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
     prompt_cache_key: PromptCacheKey | None = Field(None, description=CACHE_KEY)
@@ -214,6 +218,7 @@ class ResponseRequest(OpenAIRequest):
             "prompt_cache_key": self.prompt_cache_key,
             "messages": [*system, *messages_of(self.input)],
             "max_new_tokens": self.max_output_tokens or DEFAULT_MAX_TOKENS,
+            "max_reasoning_tokens": self.max_reasoning_tokens,
             "temperature": self.temperature,
             "default_temperature": DEFAULT_TEMPERATURE,
             "top_p": None if self.top_p is None else max(LEAST_TOP_P, self.top_p),

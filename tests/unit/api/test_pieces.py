@@ -17,6 +17,7 @@ pieces = st.builds(
     text=st.text(max_size=4),
     tokens=st.integers(0, 3),
     calls=calls,
+    reasoning=st.text(max_size=3),
     logprobs=st.none() | st.lists(st.builds(Token, st.text(max_size=2), st.none(), st.binary(max_size=2)), max_size=2),
 )
 
@@ -31,7 +32,10 @@ def told(some: list[Piece]) -> list[object]:
             arguments[call.index] = arguments.get(call.index, "") + f"<{call.id}>" * (call.id is not None)
             arguments[call.index] += call.arguments
         tokens = [token for piece in own for token in piece.logprobs or ()]
-        said.append(("".join(piece.text for piece in own), sum(piece.tokens for piece in own), arguments, tokens))
+        thought = "".join(piece.reasoning for piece in own)
+        said.append(
+            (thought, "".join(piece.text for piece in own), sum(piece.tokens for piece in own), arguments, tokens)
+        )
     return said
 
 

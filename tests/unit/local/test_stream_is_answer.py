@@ -13,6 +13,7 @@ from families import copied_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from reasoning_models import BODIES, PROMPT_ENDS, reasoning_tokenizer
 from tool_models import NAMES, ROWS, tool_tokenizer
 
 from run_gpt.api.native_stream import NativeStream
@@ -57,6 +58,7 @@ def prompts_of(tokenizer: Any) -> Prompts:
 
 PROMPTS = {name: prompts_of(tool_tokenizer(name)) for name in NAMES}
 PLAIN_PROMPTS = prompts_of(TOKENIZER)
+THINKING = {name: prompts_of(reasoning_tokenizer(name)) for name in BODIES}
 
 
 def events_of(sequences: list[str], seed: int) -> list[TokenEvent]:
@@ -82,10 +84,12 @@ def events_of(sequences: list[str], seed: int) -> list[TokenEvent]:
     return mixed
 
 
-def both(request: Any, prompts: Prompts, sequences: list[str], seed: int) -> tuple[Any, list[Any]]:
+def both(
+    request: Any, prompts: Prompts, sequences: list[str], seed: int, prompt_ids: tuple[int, ...] = (65, 66)
+) -> tuple[Any, list[Any]]:
     """Return the JSON of the whole answer to a request, and of the events of its stream."""
     (native,) = request.natives()
-    prepared = engine_request.Request(id="cmpl-1", prompt_ids=(65, 66), max_new_tokens=99)
+    prepared = engine_request.Request(id="cmpl-1", prompt_ids=prompt_ids, max_new_tokens=99)
     events = events_of(sequences, seed)
     wholes = [TokenEvent(index, "", 0) for index in range(len(sequences))]
     for event in events:
@@ -130,17 +134,19 @@ def stream_of(request: Any, native: Any, news: list[Any], seed: int) -> list[Any
 
 def alike(events: bytes) -> bytes:
     """Return events without the random ids."""
-    return re.sub(rb'"(resp|msg|fc)_[0-9a-f]{48}"', rb'"\1"', events)
+    return re.sub(rb'"(resp|msg|fc|rs)_[0-9a-f]{48}"', rb'"\1"', events)
 
 
 def joined_chat(bodies: list[Any]) -> list[Any]:
-    choices: Any = defaultdict(lambda: {"content": "", "calls": [], "tokens": [], "reason": None})
+    choices: Any = defaultdict(lambda: {"content": "", "thought": "", "calls": [], "tokens": [], "reason": None})
     for body in bodies:
         for choice in body["choices"]:
             to, delta = choices[choice["index"]], choice["delta"]
             to["content"] += delta.get("content") or ""
             parts = [call["index"] for call in delta.get("tool_calls", ())]
             assert len(parts) == len(set(parts)), "clients expect one part of each call in an event"
+            to["thought"] += delta.get("reasoning_content") or ""
+            assert delta.get("reasoning") == delta.get("reasoning_content")
             for call in delta.get("tool_calls", ()):
                 if "id" in call:
                     to["calls"].append([call["function"]["name"], ""])
@@ -154,6 +160,7 @@ def whole_chat(body: Any) -> list[Any]:
     return [
         {
             "content": choice["message"]["content"] or "",
+            "thought": choice["message"].get("reasoning_content") or "",
             "calls": [
                 [c["function"]["name"], c["function"]["arguments"]] for c in choice["message"].get("tool_calls", ())
             ],
@@ -194,6 +201,49 @@ def test_a_response(data: Any, name: str, seed: int, logprobs: bool) -> None:
         assert deltas == "".join(body[field] for body in bodies if body["type"] == f"response.{kind}.done")
     if not told(whole["output"])[1]:
         assert tokens(streamed["output"]) == tokens(whole["output"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(sorted(THINKING)), data=st.data(), seed=seeds, logprobs=st.booleans(), tools=st.booleans())
+def test_a_chat_with_thinking(name: str, data: Any, seed: int, logprobs: bool, tools: bool) -> None:
+    bodies_of_name = data.draw(st.lists(st.sampled_from(BODIES[name]), min_size=2, max_size=2))
+    fields = {"messages": MESSAGES, "n": 2, "logprobs": logprobs, **({"tools": TOOLS} if tools else {})}
+    prompt_ids = tuple(reasoning_tokenizer(name)(PROMPT_ENDS.get(name, "x"))["input_ids"])
+    request = ChatCompletionRequest.parse({**fields, **STREAM})
+    whole, bodies = both(request, THINKING[name], [answer for answer, *_ in bodies_of_name], seed, prompt_ids)
+    assert joined_chat(bodies) == whole_chat(whole)
+    assert bodies[-1]["usage"] == whole["usage"]
+    assert "reasoning_tokens" in whole["usage"]["completion_tokens_details"]
+    assert [one["thought"] for one in whole_chat(whole)] == [thought for _, thought, _ in bodies_of_name]
+    if not tools:
+        assert [one["content"] for one in whole_chat(whole)] == [text for *_, text in bodies_of_name]
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(sorted(THINKING)), data=st.data(), seed=seeds, logprobs=st.booleans())
+def test_a_response_with_thinking(name: str, data: Any, seed: int, logprobs: bool) -> None:
+    answer, thought, text = data.draw(st.sampled_from(BODIES[name]))
+    fields = {"input": "x", "stream": True, **({"top_logprobs": 1} if logprobs else {})}
+    prompt_ids = tuple(reasoning_tokenizer(name)(PROMPT_ENDS.get(name, "x"))["input_ids"])
+    whole, bodies = both(ResponseRequest.parse(fields), THINKING[name], [answer], seed, prompt_ids)
+    streamed = bodies[-1]["response"]
+    assert thoughts(whole["output"]) == thought
+    assert told(whole["output"]) == (text, [])
+    assert thoughts(streamed["output"]) == thought
+    assert told(streamed["output"]) == (text, [])
+    for field in ("status", "usage"):
+        assert streamed[field] == whole[field]
+    deltas = [body["delta"] for body in bodies if body["type"] == "response.reasoning_text.delta"]
+    assert "".join(deltas) == thought
+    for body in bodies:
+        if "item_id" in body:
+            item = streamed["output"][body["output_index"]]
+            assert body["item_id"] == item["id"]
+            assert (body["type"].split(".")[1] == "reasoning_text") <= (item["type"] == "reasoning")
+
+
+def thoughts(output: list[Any]) -> str:
+    return "".join(item["content"][0]["text"] for item in output if item["type"] == "reasoning")
 
 
 def told(output: list[Any]) -> tuple[str, list[Any]]:
