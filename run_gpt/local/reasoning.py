@@ -121,7 +121,9 @@ class Thoughts:
         """Return the number of a sequence's tokens that are thinking, once `split` has had its end; None before."""
         if event.finish_reason is None:
             return None
-        return self.format.count(event.token_ids, self._parsers[event.index], self._tokens)
+        parser = self._parsers[event.index]
+        ended = parser.thinking and event.finish_reason == "stop"  # by a token that is no thought
+        return self.format.count(event.token_ids[:-1] if ended else event.token_ids, parser, self._tokens)
 
     def shown(self, event: TokenEvent, tokens: list[Token]) -> list[Token]:
         """Return those of an event's tokens that are no thinking and no marks."""
