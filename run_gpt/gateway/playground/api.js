@@ -28,15 +28,15 @@ export async function loadModel(model, { signal, onState }) {
 }
 
 /**
- * Requests an answer and reports each new piece: `onText(text)`.
+ * Requests an answer and reports each new piece: `onText(text)`, and `onThought(text)` for the model's thinking.
  * Returns {finish, usage}: the finish reason, and the server's count of tokens (null if it sent none).
  * Throws ApiError, or the signal's AbortError.
  */
-export async function streamChat(request, { signal, onText }) {
+export async function streamChat(request, { signal, onText, onThought }) {
   const body = { ...request, stream: true, stream_options: { include_usage: true } };
   const answer = { finish: null, usage: null };
   const chunks = stream("v1/chat/completions", body, { signal, lost: "The connection was lost in mid-answer." });
-  for await (const chunk of chunks) take(chunk, answer, onText);
+  for await (const chunk of chunks) take(chunk, answer, onText, onThought);
   return complete(answer);
 }
 
@@ -57,11 +57,13 @@ async function* stream(path, body, { signal, lost }) {
   }
 }
 
-function take(chunk, answer, onText) {
+function take(chunk, answer, onText, onThought) {
   answer.usage = chunk.usage ?? answer.usage;
   const choice = chunk.choices?.[0];
   if (!choice) return;
   answer.finish = choice.finish_reason ?? answer.finish;
+  const thought = choice.delta?.reasoning_content ?? choice.delta?.reasoning;
+  if (thought) onThought(thought);
   if (choice.delta?.content) onText(choice.delta.content);
 }
 

@@ -7,7 +7,7 @@ const KEY = "rungpt-conversation";
 const SOON = 300; // milliseconds; an answer that begins sooner needs no progress of a load
 
 /**
- * One exchange: {question, answer, state, finish, error, param, ttft, tokens, rate}.
+ * One exchange: {question, thought, answer, state, finish, error, param, ttft, tokens, rate}.
  * `state` is "running", "done", "stopped" or "failed"; `ttft` is in milliseconds, `rate` in tokens per second.
  */
 export class Conversation {
@@ -77,21 +77,22 @@ export class Conversation {
    */
   async run({ model, system, parameters, onText, onLoad }) {
     const exchange = this.last;
-    const fresh = { answer: "", state: "running", finish: null, error: null, param: null, ttft: null, tokens: null, rate: null };
+    const fresh = { thought: "", answer: "", state: "running", finish: null, error: null, param: null, ttft: null, tokens: null, rate: null };
     Object.assign(exchange, fresh);
     const aborter = new AbortController();
     this.aborter = aborter;
     const clock = new Clock();
     const wait = new Wait(model, aborter.signal, clock, onLoad);
-    const take = (text) => {
+    const take = (part) => (text) => {
       wait.end({ answered: true });
       clock.tick();
-      exchange.answer += text;
+      exchange[part] += text;
       onText();
     };
+    const takers = { onText: take("answer"), onThought: take("thought") };
     try {
       const request = { model, messages: this.messages(system), ...parameters };
-      const { finish, usage } = await streamChat(request, { signal: aborter.signal, onText: take });
+      const { finish, usage } = await streamChat(request, { signal: aborter.signal, ...takers });
       Object.assign(exchange, { state: "done", finish, tokens: usage?.completion_tokens ?? null });
     } catch (error) {
       if (aborter.signal.aborted) exchange.state = "stopped";

@@ -28,6 +28,9 @@ export class ExchangeView {
     this.actions = actions;
     this.tools = make("div", { className: "tools" });
     this.body = make("div", { className: "answer" });
+    this.thought = make("p");
+    this.thinking = make("summary", { text: "Thinking" });
+    this.thoughts = make("details", { className: "thoughts", hidden: true, children: [this.thinking, this.thought] });
     this.foot = make("div", { className: "foot" });
     this.edit = make("div", { className: "tools" });
     this.markdown = new Markdown(this.body, (block) => this.decorate(block));
@@ -39,6 +42,7 @@ export class ExchangeView {
       className: "turn reply",
       children: [
         make("h3", { className: "hidden", text: "Answer" }),
+        this.thoughts,
         this.body,
         make("div", { className: "after", children: [this.foot, this.tools] }),
       ],
@@ -63,7 +67,15 @@ export class ExchangeView {
     this.foot.replaceChildren();
     this.tools.replaceChildren();
     this.edit.replaceChildren();
-    this.markdown.show("");
+    this.show();
+  }
+
+  /** Shows the thinking, folded, and the answer. */
+  show() {
+    const { thought = "", answer } = this.exchange;
+    this.thoughts.hidden = !thought;
+    if (this.thought.textContent !== thought) this.thought.textContent = thought;
+    this.markdown.show(answer);
   }
 
   /** Shows the progress of the load that the answer waits for: {state, step, done, total}. */
@@ -81,7 +93,7 @@ export class ExchangeView {
   update() {
     this.frame ||= requestAnimationFrame(() => {
       this.frame = 0;
-      this.markdown.show(this.exchange.answer);
+      this.show();
     });
   }
 
@@ -90,7 +102,7 @@ export class ExchangeView {
     cancelAnimationFrame(this.frame);
     this.frame = 0;
     this.waiting = false;
-    this.markdown.show(this.exchange.answer);
+    this.show();
     this.reply.removeAttribute("aria-busy");
     this.reply.classList.remove("running");
     this.foot.replaceChildren(...this.notes());

@@ -29,6 +29,12 @@ def piece(text: str | None = None, finish: str | None = None) -> bytes:
     return event({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], "usage": None})
 
 
+def thought(text: str) -> bytes:
+    """Return an event with a piece of the model's thinking."""
+    delta = {"reasoning_content": text, "reasoning": text}
+    return event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}], "usage": None})
+
+
 def usage(tokens: int) -> bytes:
     """Return the event with the number of tokens."""
     counts = {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 9 + tokens}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fastapi.responses import JSONResponse
 from playwright.sync_api import expect
-from scripted_server import DONE, event, half_an_answer, piece, refusing, saying
+from scripted_server import DONE, event, half_an_answer, piece, refusing, saying, thought, usage
 from waiting import wait_until
 
 
@@ -48,6 +48,40 @@ def test_stop_ends_the_request_on_the_server_and_keeps_what_came(scripted: Any, 
     assert v.ask("And now?") == "Well."
     assert [m["content"] for m in scripted.requests[-1]["messages"]] == ["Hello?", "Half an ", "And now?"]
     v.check_quiet()
+
+
+def test_thinking_is_folded_and_apart_from_the_answer(scripted: Any, visit: Any) -> None:
+    async def script(_: dict[str, Any]) -> AsyncIterator[bytes]:
+        yield thought("Let me <b>see</b>.\n")
+        yield thought("Easy.")
+        await scripted.wait()
+        yield piece("It is **4**.")
+        yield piece(finish="stop")
+        yield usage(9)
+        yield DONE
+
+    scripted.script = lambda request: script(request)
+    v = visit(scripted.url)
+    v.send("2 + 2?")
+    thoughts = v.page.locator(".thoughts")
+    expect(thoughts.locator("summary")).to_be_visible()
+    expect(thoughts.locator("p")).to_be_hidden()
+    thoughts.locator("summary").click()
+    expect(thoughts.locator("p")).to_have_text("Let me <b>see</b>.\nEasy.")
+    scripted.go_on.set()
+    expect(v.answer).to_have_text("It is 4.")
+    v.wait_idle()
+    expect(thoughts.locator("p")).to_be_visible()
+    expect(v.page.locator("#status")).to_have_text("Answer: It is **4**.")
+    v.check_quiet()
+    v.page.reload()
+    expect(thoughts.locator("p")).to_be_hidden()
+    expect(v.answer).to_have_text("It is 4.")
+    scripted.script = saying("Yes.")
+    assert v.ask("Sure?") == "Yes."
+    assert [m["content"] for m in scripted.requests[-1]["messages"]] == ["2 + 2?", "It is **4**.", "Sure?"]
+    expect(thoughts).to_have_count(2)
+    expect(thoughts.last).to_be_hidden()
 
 
 def test_the_conversation_is_sent_in_turns(scripted: Any, visit: Any) -> None:
