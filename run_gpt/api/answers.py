@@ -203,6 +203,11 @@ class ChatEvent(Generation):
     def text(self) -> str:
         return (self.choices[0].delta.content or "") if self.choices else ""
 
+    @property
+    def thought(self) -> str:
+        """New thinking of the first choice."""
+        return (self.choices[0].delta.reasoning_content or "") if self.choices else ""
+
 
 # Earlier names, for programs that use them; OpenAI's API has its own answers of these names.
 Completion = GenerateAnswer

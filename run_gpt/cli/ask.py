@@ -85,6 +85,9 @@ def chat(
         if _streams(stream and not as_json, request):
             return _print_stream(opened.chat_stream(messages, timeout=timeout, **parameters))
         answer = opened.chat(messages, timeout=timeout, **parameters)
+        if not as_json:
+            for choice in answer.choices:
+                _tell_thought(choice.message.reasoning_content or "", end="\n\n")
         _print_answer([choice.message.content or "" for choice in answer.choices], answer, as_json)
         return answer.text
 
@@ -173,10 +176,24 @@ def _streams(wanted: bool, request: Parameters) -> bool:
     return wanted and request.sequences == 1 and not request.beam_search and not request.best_of
 
 
+def _tell_thought(text: str, end: str = "") -> None:
+    """Print thinking on stderr, dimmed in a terminal; it is no part of the result."""
+    if text:
+        dim, plain = ("\033[2m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        print(f"{dim}{text}{plain}", end=end, file=sys.stderr, flush=True)
+
+
 def _print_stream(events: Iterator[Any]) -> str:
     text = ""
     event = None
+    thinking = False
     for event in events:
+        if thought := getattr(event, "thought", ""):
+            _tell_thought(thought)
+            thinking = True
+        if thinking and (event.text or event.choices[0].finish_reason):
+            print("\n", file=sys.stderr, flush=True)
+            thinking = False
         print(event, end="", flush=True)
         text += event.text
     print()

@@ -13,7 +13,17 @@ import yaml
 from typer.testing import CliRunner
 
 from run_gpt import models
-from run_gpt.api.answers import Choice, GenerateAnswer, Usage
+from run_gpt.api.answers import (
+    ChatAnswer,
+    ChatChoice,
+    ChatEvent,
+    ChatEventChoice,
+    ChatMessage,
+    Choice,
+    Delta,
+    GenerateAnswer,
+    Usage,
+)
 from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.api.timings import Timings
 from run_gpt.cli import ask, options
@@ -174,6 +184,29 @@ def test_timings_come_after_the_answer_and_not_on_stdout(monkeypatch, way):
     done = run("generate", "hi", "--timings", way)
     assert done.stdout == "Hello\n"
     assert "queue_seconds 0.5, prefill_seconds 0.25, decode_seconds 2, total_seconds 2.75" in done.stderr
+
+
+@pytest.mark.parametrize("way", ["--stream", "--no-stream"])
+def test_thinking_comes_before_the_answer_and_not_on_stdout(monkeypatch, way):
+    """A piped answer must not begin with the model's thoughts."""
+    about = {
+        "id": "i",
+        "created": 1,
+        "model": "m",
+        "usage": Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2),
+    }
+    deltas = [Delta(reasoning_content="Let me "), Delta(reasoning_content="see."), Delta(content="4")]
+    events = [ChatEvent(choices=[ChatEventChoice(index=0, delta=delta)], **about) for delta in deltas]
+    message = ChatMessage(content="4", reasoning_content="Let me see.")
+    answer = ChatAnswer(choices=[ChatChoice(index=0, message=message, finish_reason="stop")], **about)
+
+    @contextmanager
+    def opened(*_):
+        yield SimpleNamespace(chat_stream=lambda *_, **asked: events, chat=lambda *_, **asked: answer)
+
+    monkeypatch.setattr(ask, "_open", opened)
+    done = run("chat", "2 + 2?", way)
+    assert (done.stdout, done.stderr) == ("4\n", "Let me see.\n\n")
 
 
 def test_the_version_is_that_of_the_distribution():
