@@ -290,4 +290,5 @@ class BatchEngine(Engine):
         return self._runner.cheap_tokens if self._config.speculate else 1
 
     def _new_text(self, request: Request) -> TextStream:
-        return TextStream(self._decode, request.prompt_ids, request.stop, whole=request.whole)
+        unstopped = None if request.unstopped is None else request.unstopped()
+        return TextStream(self._decode, request.prompt_ids, request.stop, whole=request.whole, unstopped=unstopped)

@@ -1,6 +1,6 @@
 """Input and output of an engine: requests of token ids, and events of text and tokens. No torch here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -8,6 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from run_gpt.engine.grammar import Grammar
+from run_gpt.engine.text import Unstopped
 from run_gpt.engine.timing import Timing
 
 FinishReason = Literal["stop", "length"]
@@ -56,6 +57,8 @@ class Request:
     """Largest number of tokens of the answer. With 0 the prompt is run, and the empty answer ends with "length"."""
     sampling: SamplingParams = SamplingParams()
     stop: tuple[str, ...] = ()
+    unstopped: Callable[[], Unstopped] | None = None
+    """Maker, for each sequence, of the function that knows where the texts of `stop` do not count; None: nowhere."""
     sequences: int = 1
     num_beams: int = 1
     """Number of beams. Above 1: beam search, which runs beside the batch and gives all its text at the end."""

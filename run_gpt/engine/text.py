@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
+Unstopped = Callable[[str], int | None]
+"""Function that gets an answer's text piece by piece, and returns the number of characters at the piece's beginning in
+which stop sequences do not count. None: that is known with a later piece, for this one, too."""
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 # Tokens of the prompt that are decoded together with the answer's first tokens. A tokenizer may treat the beginning
@@ -55,7 +58,7 @@ class Detokenizer:
 class StopTexts:
     """Search for the first stop sequence in a stream. It holds back text that may be the beginning of one."""
 
-    def __init__(self, stops: Sequence[str]):
+    def __init__(self, stops: Sequence[str], unstopped: Unstopped | None = None):
         self.texts = stops
         self.read = 0
         """Number of characters of the text so far, if there are stop sequences."""
@@ -63,6 +66,8 @@ class StopTexts:
         """Latest part of the text that was not empty, if there are stop sequences."""
         self.cut: str | None = None
         """Text from the stop sequence on, once one was found."""
+        self._unstopped = unstopped
+        self._unknown = ""
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
@@ -70,6 +75,23 @@ class StopTexts:
         if not self.texts:
             return text, False
         self.read, self.latest = self.read + len(text), text or self.latest
+        if self._unstopped is not None:
+            return self._push_after(self._unstopped(text), text)
+        return self._search(text)
+
+    def _push_after(self, unstopped: int | None, text: str) -> tuple[str, bool]:
+        """Push a text; in its first `unstopped` characters no stop sequence counts."""
+        self._unknown += text
+        if unstopped is None:
+            return "", False
+        text, self._unknown, left = self._unknown, "", len(text) - unstopped
+        if not unstopped:
+            return self._search(text)
+        before, self._held = self._held + text[: len(text) - left], ""
+        shown, stopped = self._search(text[len(text) - left :])
+        return before + shown, stopped
+
+    def _search(self, text: str) -> tuple[str, bool]:
         text = self._held + text
         found = [at for stop in self.texts if (at := text.find(stop)) >= 0]
         if found:
@@ -81,13 +103,13 @@ class StopTexts:
 
     def flush(self) -> str:
         """Return the text that was held back: it was not a stop sequence."""
-        held, self._held = self._held, ""
+        held, self._held, self._unknown = self._held + self._unknown, "", ""
         return held
 
     @property
     def shown(self) -> int:
         """Number of characters of the text that may be shown, if there are stop sequences."""
-        return self.read - len(self._held if self.cut is None else self.cut)
+        return self.read - len(self._held + self._unknown if self.cut is None else self.cut)
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
@@ -101,10 +123,18 @@ class StopTexts:
 class TextStream:
     """Text of one sequence: detokenised, and cut at the first stop sequence."""
 
-    def __init__(self, decode: Decode, prompt_ids: Sequence[int], stops: Sequence[str] = (), *, whole: bool = False):
+    def __init__(
+        self,
+        decode: Decode,
+        prompt_ids: Sequence[int],
+        stops: Sequence[str] = (),
+        *,
+        whole: bool = False,
+        unstopped: Unstopped | None = None,
+    ):
         """`whole`: all text comes with `finish`, decoded once. With stop sequences each token is still checked."""
         self._detokenizer = Detokenizer(decode, prompt_ids)
-        self.stops = StopTexts(stops)
+        self.stops = StopTexts(stops, unstopped)
         self._late = whole and not stops
 
     def push(self, token_id: int) -> tuple[str, bool]:

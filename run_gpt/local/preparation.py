@@ -79,6 +79,7 @@ class Preparation:
             max_new_tokens=self._max_new_tokens(request, len(prompt_ids)),
             sampling=self._sampling(request),
             stop=self._prompts.stops(request),
+            unstopped=self._prompts.reasoning.unstopped(request, prompt_ids),
             sequences=request.best_of or request.sequences,
             num_beams=request.num_beams or 1,
             length_penalty=1.0 if request.length_penalty is None else request.length_penalty,

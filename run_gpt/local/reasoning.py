@@ -8,6 +8,7 @@ from run_gpt.api.pieces import Token
 from run_gpt.api.schema import ChatRequest, Request
 from run_gpt.engine.grammar import Grammar
 from run_gpt.engine.request import TokenEvent
+from run_gpt.engine.text import Unstopped
 from run_gpt.local.reasoning_grammar import Prefixed, ThinkingGrammar
 from run_gpt.models.reasoning import TAIL, Decode, MarkTokens, ReasoningFormat, find_reasoning_format
 from run_gpt.models.reasoning_parser import ReasoningParser
@@ -55,6 +56,18 @@ class Reasoning:
             crossing_ids=self._crossing_ids(thoughts.format),
             calls=tools,
         )
+
+    def unstopped(self, request: Request, prompt_ids: Sequence[int]) -> Callable[[], Unstopped] | None:
+        """Return the maker of functions that know the thinking, in which a request's stop texts do not count.
+
+        A stop text with a mark is meant for the thinking: then all of the answer is searched.
+        """
+        if not request.stops or (thoughts := self.thoughts(request, prompt_ids)) is None:
+            return None
+        marks = [mark for one in thoughts.format.marks for mark in (one.begin, one.end)]
+        if any(mark in stop for stop in request.stops for mark in marks):
+            return None
+        return lambda: _Unstopped(thoughts.new_parser())
 
     def text_form(self, form: Grammar) -> Grammar:
         """Return the grammar of an answer that is no call, in a form: some formats have a mark before it."""
@@ -130,6 +143,22 @@ class Thoughts:
         if (shown := self._shown.get(event.index)) is None:
             shown = self._shown[event.index] = _Shown(self.new_parser())
         return shown.of(tokens, ended=event.finish_reason is not None)
+
+
+class _Unstopped:
+    """Reader of one answer (see engine.text.Unstopped): stop texts count in what the model says."""
+
+    def __init__(self, parser: ReasoningParser):
+        self._parser = parser
+
+    def __call__(self, text: str) -> int | None:
+        parser = self._parser
+        _, said = parser.push(text)
+        if not (parser.answering or parser.began):
+            return None
+        if not parser.began or (said and not text.endswith(said)):
+            return 0
+        return len(text) - len(said)
 
 
 class _Shown:

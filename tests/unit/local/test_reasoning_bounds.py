@@ -12,6 +12,7 @@ from reasoning_models import PROMPT_ENDS, reasoning_tokenizer
 from run_gpt.api.schema import ChatRequest
 from run_gpt.engine.grammar import Matcher
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
+from run_gpt.engine.text import StopTexts
 from run_gpt.local.answers import PieceWriter
 from run_gpt.local.prompts import Prompts, answer_decoder
 from run_gpt.models.grammar import GrammarCompiler
@@ -134,14 +135,14 @@ def test_thinking_within_the_budget_is_left_alone(thinkers: dict[str, Thinker]) 
     assert thinkers["qwen"].write(thinkers["qwen"].matcher(form=False, max_reasoning_tokens=50), answer) == answer
 
 
-def written(thinker: Thinker, answer: str, prompt: str = "x", **fields: Any) -> Any:
+def written(thinker: Thinker, answer: str, prompt: str = "x", finish: Any = "stop", **fields: Any) -> Any:
     """Return the piece of a whole answer."""
     ids = thinker.ids(answer)
     request = ChatRequest.parse({"messages": MESSAGES, **fields})
     prepared = Request(id="chatcmpl-1", prompt_ids=tuple(thinker.ids(prompt)), max_new_tokens=99)
     logprobs = tuple(TokenLogprob(i, -1.0) for i in ids) if "logprobs" in fields else ()
     text = answer_decoder(thinker.loaded)(ids)
-    event = TokenEvent(0, text, len(ids), "stop", logprobs=logprobs, token_ids=tuple(ids))
+    event = TokenEvent(0, text, len(ids), finish, logprobs=logprobs, token_ids=tuple(ids))
     return PieceWriter("m", thinker.prompts, request, prepared).piece(event)
 
 
@@ -157,7 +158,7 @@ def test_tokens_of_the_thinking_are_counted(thinkers: dict[str, Thinker], name: 
     assert piece.reasoning_tokens == len(thinker.ids(" Let me see"))
     assert written(thinker, f"{format_.answer}4").reasoning_tokens == 0
     opened = "<|start|>assistant" if name == "harmony" else ""
-    piece = written(thinker, " Let me see", prompt=f"{opened}{mark.begin}")
+    piece = written(thinker, " Let me see", prompt=f"{opened}{mark.begin}", finish="length")
     assert (piece.reasoning.strip(), piece.reasoning_tokens) == ("Let me see", len(thinker.ids(" Let me see")))
 
 
@@ -169,6 +170,43 @@ def test_log_probabilities_are_those_of_the_answer(thinkers: dict[str, Thinker],
     for thought in (f"{mark.begin} Let me see{mark.end}{format_.gap}", ""):
         piece = written(thinkers[name], f"{thought}{format_.answer}It is 4.", logprobs=0)
         assert "".join(token.text for token in piece.logprobs) == piece.text == "It is 4."
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "stop", "shown"),
+    [
+        ("qwen", "<think>a. b.</think>\n\nc. d", ".", "<think>a. b.</think>\n\nc"),
+        ("qwen", "\n<think>a\nb</think>c\nd", "\n", "\n<think>a\nb</think>c"),
+        ("qwen", "\nc. d", "\n", ""),
+        ("qwen", "c. d", ".", "c"),
+        ("qwen", "<think>a.</think>b", "</think>", "<think>a."),
+        ("qwen", "<think>a. <", ".", "<think>a. <"),
+        ("deepseek", "a. b.</think>c. d", ".", "a. b.</think>c"),
+        (
+            "harmony",
+            "<|channel|>analysis<|message|>a.<|end|><|start|>assistant<|channel|>final<|message|>b. c",
+            ".",
+            "<|channel|>analysis<|message|>a.<|end|><|start|>assistant<|channel|>final<|message|>b",
+        ),
+    ],
+)
+def test_a_stop_counts_in_the_answer_only(
+    thinkers: dict[str, Thinker], name: str, answer: str, stop: str, shown: str
+) -> None:
+    """Otherwise a stop such as a blank line ends most answers amid their thoughts."""
+    thinker = thinkers[name]
+    prompt = thinker.ids(PROMPT_ENDS.get(name, "x"))
+    request = ChatRequest.parse({"messages": MESSAGES, "stop": stop})
+    make = thinker.prompts.reasoning.unstopped(request, prompt)
+    for parts in ([answer], list(answer)):
+        stops = StopTexts([stop], None if make is None else make())
+        said, stopped = "", False
+        for part in parts:
+            text, stopped = stops.push(part)
+            said += text
+            if stopped:
+                break
+        assert (said + ("" if stopped else stops.flush()), stopped) == (shown, shown != answer)
 
 
 def test_thoughts_beside_a_call_are_no_calls(thinkers: dict[str, Thinker]) -> None:
