@@ -43,7 +43,7 @@ class NativeStream:
         self._cached = 0
         self._reasoning: int | None = None
         self._begun: set[int] = set()
-        self._plain: dict[int, PlainEvent] = {}
+        self._plain: dict[tuple[int, bool], PlainEvent] = {}
 
     @property
     def total_tokens(self) -> int:
@@ -66,10 +66,11 @@ class NativeStream:
         """Write the server-sent event of a plain piece the fast way; None for the first event of a sequence."""
         if piece.index not in self._begun:
             return None
-        if (written := self._plain.get(piece.index)) is None:
-            written = self._plain[piece.index] = PlainEvent(self._marked(piece.index))
+        thought = bool(piece.reasoning)
+        if (written := self._plain.get((piece.index, thought))) is None:
+            written = self._plain[piece.index, thought] = PlainEvent(self._marked(piece.index, thought=thought))
         self._tokens += piece.tokens
-        return written.write(piece.text, self._tokens, self._head.prompt_tokens + self._tokens)
+        return written.write(piece.text or piece.reasoning, self._tokens, self._head.prompt_tokens + self._tokens)
 
     def count(self, piece: Piece) -> None:
         """Count the tokens of a piece for which no event is made here."""
@@ -94,12 +95,13 @@ class NativeStream:
             return ChatAnswer(choices=[_chat_choice(piece) for piece in chosen], **common)
         return GenerateAnswer(choices=[_choice(piece) for piece in chosen], prompt=self._prompt, **common)
 
-    def _marked(self, index: int) -> Event:
-        """Make the event that a PlainEvent is made from."""
+    def _marked(self, index: int, *, thought: bool) -> Event:
+        """Make the event that a PlainEvent is made from: of thinking, or of text."""
         common = self._common(Piece(index, TEXT, 0))
         common["usage"].completion_tokens, common["usage"].total_tokens = NUMBERS
         if self._is_chat:
-            return ChatEvent(choices=[ChatEventChoice(index=index, delta=Delta(content=TEXT))], **common)
+            delta = Delta(content="", reasoning_content=TEXT, reasoning=TEXT) if thought else Delta(content=TEXT)
+            return ChatEvent(choices=[ChatEventChoice(index=index, delta=delta)], **common)
         return GenerateAnswer(choices=[Choice(index=index, text=TEXT)], **common)
 
     def _chat_event(self, piece: Piece, *, first: bool) -> ChatEvent:

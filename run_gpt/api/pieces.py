@@ -73,10 +73,10 @@ class Piece(Struct, array_like=True):
 
     @property
     def is_plain(self) -> bool:
-        """True for a piece that adds only text."""
-        return (
-            self.finish is None and not self.calls and self.logprobs is None and not self.cached and not self.reasoning
-        )
+        """True for a piece that adds only text, or only thinking."""
+        if self.reasoning and self.text:
+            return False
+        return self.finish is None and not self.calls and self.logprobs is None and not self.cached
 
     @property
     def shows_anything(self) -> bool:

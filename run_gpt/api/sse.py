@@ -40,7 +40,7 @@ class PlainEvent:
     """An event in which only a text and some numbers change. Pydantic writes the rest, once."""
 
     def __init__(self, marked: Body):
-        """Take `marked`: a body with TEXT once, and with those of NUMBERS that stand for changing numbers."""
+        """Take `marked`: a body with TEXT, and with those of NUMBERS that stand for changing numbers."""
         form = body_event(marked).replace(b"%", b"%%").replace(f'"{TEXT}"'.encode(), b"%(text)b")
         for name, number in zip((b"first", b"second"), NUMBERS, strict=True):
             form = form.replace(str(number).encode(), b"%(" + name + b")d")

@@ -50,6 +50,7 @@ class StreamWriter:
         stream = self._streams[which]
         if self._writer is None:
             return stream.plain(piece)
-        if (written := self._writer.plain(which, piece.index, piece.text)) is not None:
+        text = piece.text or piece.reasoning
+        if (written := self._writer.plain(which, piece.index, text, thought=bool(piece.reasoning))) is not None:
             stream.count(piece)
         return written

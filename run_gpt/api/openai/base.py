@@ -62,10 +62,11 @@ class EventWriter(Protocol):
     def events(self, which: int, event: Answer) -> Iterable[Body]:
         """Return the events made from an event of the native stream number `which`."""
 
-    def plain(self, which: int, index: int, text: str) -> bytes | None:
+    def plain(self, which: int, index: int, text: str, *, thought: bool) -> bytes | None:
         """Write the server-sent event of text alone, the fast way; None where such text makes other events.
 
         `index` is the number of the sequence in the native stream `which`. That stream has had an event before.
+        `thought`: the text is thinking.
         """
 
     def end(self) -> Iterable[Body]:

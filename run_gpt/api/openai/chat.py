@@ -224,7 +224,7 @@ class _Writer:
         self._usage = UsageSum()
         self._always_usage = request.always_has_usage
         self._begun: set[int] = set()
-        self._plain: dict[int, PlainEvent] = {}
+        self._plain: dict[tuple[int, bool], PlainEvent] = {}
         self._last: ChatEvent | None = None
 
     def events(self, which: int, event: Answer) -> Iterator[Answer]:
@@ -248,13 +248,14 @@ class _Writer:
             if choice.finish_reason is not None:
                 yield self._chunk(choice.index, ChoiceDelta(), finish_reason=choice.finish_reason)
 
-    def plain(self, which: int, index: int, text: str) -> bytes | None:
+    def plain(self, which: int, index: int, text: str, *, thought: bool) -> bytes | None:
         """See EventWriter."""
         if index not in self._begun or self._always_usage:
             return None
-        if index not in self._plain:
-            self._plain[index] = PlainEvent(self._chunk(index, ChoiceDelta(content=TEXT)))
-        return self._plain[index].write(text)
+        if (written := self._plain.get((index, thought))) is None:
+            delta = ChoiceDelta(reasoning_content=TEXT, reasoning=TEXT) if thought else ChoiceDelta(content=TEXT)
+            written = self._plain[index, thought] = PlainEvent(self._chunk(index, delta))
+        return written.write(text)
 
     def end(self) -> Iterator[Answer]:
         """See EventWriter."""

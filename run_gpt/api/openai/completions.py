@@ -165,7 +165,7 @@ class _Writer:
             choices.append(_choice(choice, index, self._offsets.setdefault(index, Offsets())))
         yield self._event(choices)
 
-    def plain(self, which: int, index: int, text: str) -> bytes | None:
+    def plain(self, which: int, index: int, text: str, *, thought: bool) -> bytes | None:
         """See EventWriter."""
         if not self._about or self._always_usage:
             return None

@@ -19,6 +19,7 @@ from run_gpt.api.sse import NUMBERS, TEXT, PlainEvent
 
 Fields = dict[str, Any]
 DELTA = "response.output_text.delta"
+THOUGHT = "response.reasoning_text.delta"
 STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete"}
 
 
@@ -129,13 +130,15 @@ class ResponseWriter:
                 yield from self._close(status)
                 yield self._event(f"response.{status}", response=self._snapshot(chat, status, _usage(chat.usage)))
 
-    def plain(self, which: int, index: int, text: str) -> bytes | None:
+    def plain(self, which: int, index: int, text: str, *, thought: bool) -> bytes | None:
         """See EventWriter."""
-        if not self._in_text or self._early:
+        if not (self._in_thought if thought else self._in_text) or self._early:
             return None
         if self._plain is None:
-            marked = ResponseStreamEvent(type=DELTA, sequence_number=NUMBERS[0], **self._place, delta=TEXT, logprobs=[])
-            self._plain = PlainEvent(marked)
+            kind = THOUGHT if thought else DELTA
+            more: Fields = {} if thought else {"logprobs": []}
+            fields: Fields = {**self._place, "delta": TEXT, **more}
+            self._plain = PlainEvent(ResponseStreamEvent(type=kind, sequence_number=NUMBERS[0], **fields))
         self._item["content"][0]["text"] += text
         self._count += 1
         return self._plain.write(text, self._count - 1)
@@ -145,11 +148,11 @@ class ResponseWriter:
         return iter(())
 
     def _think(self, text: str) -> Iterator[ResponseStreamEvent]:
-        if not (self._open and self._item["type"] == "reasoning"):
+        if not self._in_thought:
             yield from self._begin(_reasoning(_id("rs"), "in_progress", ""), content=[])
             yield self._event("response.content_part.added", **self._place, part=_thought(""))
         self._item["content"][0]["text"] += text
-        yield self._event("response.reasoning_text.delta", **self._place, delta=text)
+        yield self._event(THOUGHT, **self._place, delta=text)
 
     def _text(self, text: str) -> Iterator[ResponseStreamEvent]:
         logprobs, self._early = self._early, []
@@ -201,6 +204,10 @@ class ResponseWriter:
     @property
     def _in_text(self) -> bool:
         return self._open and self._item["type"] == "message"
+
+    @property
+    def _in_thought(self) -> bool:
+        return self._open and self._item["type"] == "reasoning"
 
     @property
     def _item(self) -> Fields:
