@@ -64,7 +64,6 @@ def render_chat(
 
     text = rendered(messages, options, make)
     check(chat.plain(text))
-    check(text)
     # The tokenizer's own template already writes the special tokens that begin a text.
     return chat.encode(text, special=own is None)
 
