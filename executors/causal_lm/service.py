@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 from run_gpt.api.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Status
-from run_gpt.api.pieces import Head, Piece
+from run_gpt.api.long_parts import restored
+from run_gpt.api.pieces import Head, Parts, Piece
 from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.config import AdminConfig
 from run_gpt.errors import Forbidden, Unavailable
@@ -38,16 +39,26 @@ class ModelService:
         self._started = time.time()
         self._numbers = itertools.count(1)
 
-    async def answer(self, request: AnyRequest, trace: Mapping[str, str] = NO_TRACE) -> Answer:
+    async def answer(self, request: AnyRequest) -> Answer:
         """Answer a request as a whole. Raises a RequestError."""
+        answer, parts = await self.answer_in_parts(request)
+        return await asyncio.to_thread(restored, request, answer, parts) if parts else answer
+
+    async def answer_in_parts(
+        self, request: AnyRequest, trace: Mapping[str, str] = NO_TRACE
+    ) -> tuple[Answer, list[Parts]]:
+        """Answer a request as a whole; log-probabilities and vectors are parts beside the answer (see api.long_parts).
+
+        Raises a RequestError.
+        """
         if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest) and not self._admin.runtime_adapters:
             raise Forbidden("adapters cannot be changed here: start the server with --runtime-adapters")
         with self._admitted():
             model = self.host.model
             with self._spans.of(request, model.name, trace) as span:
-                answer = await model._answer(request, on_timing=span.took)
+                answer, parts = await model._answer_in_parts(request, on_timing=span.took)
                 span.answered(answer)
-                return answer
+                return answer, parts
 
     async def check(self, requests: Sequence[Request]) -> None:
         """Raise the RequestError of the first request whose prompt cannot be answered."""

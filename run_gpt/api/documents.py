@@ -11,6 +11,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+import msgspec
 from docarray import BaseDoc
 from docarray.proto import DocProto
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
@@ -18,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, cr
 from run_gpt.api import answers, schema
 from run_gpt.api.endpoints import MODEL_ENDPOINTS
 from run_gpt.api.fields import Rules, Sifted
+from run_gpt.api.long_parts import Filled
 from run_gpt.api.values import DOCUMENT
 from run_gpt.errors import InternalError, RequestError, error_from_dict
 
@@ -113,12 +115,16 @@ def answer_to_document(answer: answers.Body) -> BaseDoc:
     return document_class(type(answer))(**answer.model_dump())
 
 
-def write_answer(answer: answers.Body, message: DocProto) -> None:
+def write_answer(answer: answers.Body | Filled, message: DocProto) -> None:
     """Write an answer into the empty message of its document, as docarray does, but in a fifth of the time."""
-    fields = answer.model_dump()
+    kind: Any = type(answer)
+    if isinstance(answer, Filled):
+        fields, kind = msgspec.json.decode(answer.json), answer.kind
+    else:
+        fields = answer.model_dump()
     fields.setdefault("id", os.urandom(16).hex())  # each document has an id
     _write_fields(fields, message)
-    for name in document_class(type(answer)).model_fields.keys() - fields.keys():
+    for name in document_class(kind).model_fields.keys() - fields.keys():
         message.data[name].SetInParent()  # None
     message.data["id"].type = "id"
 

@@ -2,8 +2,10 @@
 
 import base64
 import struct
+from collections.abc import Hashable, Sequence
 from typing import Annotated, Literal
 
+import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from run_gpt.api.answers import Answer
@@ -30,6 +32,10 @@ class EmbedRequest(AnyRequest):
         None, description="Of a vector: a list of numbers (the default), or its bytes as 32-bit floats, little-endian."
     )
     cache_salt: CacheSalt | None = Field(None, description=CACHE_SALT)
+
+    def part_writer(self) -> "VectorWriter":
+        """See AnyRequest."""
+        return VectorWriter(self.encoding_format)
 
 
 class Embedding(BaseModel):
@@ -66,12 +72,36 @@ class Embeddings(Answer):
         return [item.vector for item in self.data]
 
 
-def packed(vector: list[float]) -> str:
+def floats(vector: Sequence[float]) -> bytes:
+    """Return a vector's 32-bit floats, little-endian."""
+    return struct.pack(f"<{len(vector)}f", *vector)
+
+
+def packed(vector: Sequence[float]) -> str:
     """Return a vector's 32-bit floats, little-endian, in base64."""
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    return base64.b64encode(floats(vector)).decode()
 
 
 def unpacked(text: str) -> list[float]:
     """Return the vector that `packed` wrote."""
-    data = base64.b64decode(text)
+    return _numbers(base64.b64decode(text))
+
+
+def _numbers(data: bytes) -> list[float]:
     return list(struct.unpack(f"<{len(data) // 4}f", data))
+
+
+def vector_of(data: bytes, encoding_format: str | None) -> list[float] | str:
+    """Return the vector that `floats` wrote, in the form that a request asks for."""
+    return base64.b64encode(data).decode() if encoding_format == "base64" else _numbers(data)
+
+
+class VectorWriter:
+    """Writer of vectors in the form that a request asks for (see api.long_parts.PartWriter)."""
+
+    def __init__(self, encoding_format: str | None):
+        self._format = encoding_format
+
+    def __call__(self, sequence: Hashable, parts: Sequence[bytes]) -> bytes:
+        """Write one vector."""
+        return msgspec.json.encode(vector_of(parts[0], self._format))

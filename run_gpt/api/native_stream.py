@@ -16,13 +16,12 @@ from run_gpt.api.answers import (
     GenerateAnswer,
     Logprobs,
     PromptTokensDetails,
-    TokenLogprob,
     ToolCallDelta,
-    TopLogprob,
     Usage,
 )
 from run_gpt.api.chat import FunctionCall, ToolCall
-from run_gpt.api.pieces import CallPiece, Head, Piece, Token
+from run_gpt.api.long_parts import logprobs_of
+from run_gpt.api.pieces import CallPiece, Head, Piece
 from run_gpt.api.schema import ChatRequest, Request
 from run_gpt.api.sse import NUMBERS, TEXT, PlainEvent
 from run_gpt.api.timings import Timings
@@ -153,9 +152,4 @@ def _call_delta(call: CallPiece) -> ToolCallDelta:
 
 
 def _logprobs(piece: Piece) -> Logprobs | None:
-    return None if piece.logprobs is None else Logprobs(content=[_token_logprob(token) for token in piece.logprobs])
-
-
-def _token_logprob(token: Token) -> TokenLogprob:
-    likeliest = [TopLogprob(token=text, logprob=logprob, bytes=list(data)) for text, logprob, data in token.top]
-    return TokenLogprob(token=token.text, logprob=token.logprob, bytes=list(token.bytes), top_logprobs=likeliest)
+    return None if piece.logprobs is None else logprobs_of(piece.logprobs)

@@ -6,12 +6,13 @@ They are msgspec structs, which take a tenth of the time of pydantic's to make, 
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from msgspec import Struct
 
 from run_gpt.api.answers import FinishReason
 
-Likely = tuple[str, float, bytes]
-"""Text of a token, its log-probability, its bytes."""
+Parts = list[bytes]
+"""Parts of an answer that are written once and then passed on: JSON of some tokens, or a vector's 32-bit floats."""
 
 
 class Head(Struct, array_like=True, frozen=True):
@@ -26,15 +27,31 @@ class Head(Struct, array_like=True, frozen=True):
     """Text of a prompt that was given as token ids."""
 
 
-class Token(Struct, array_like=True, frozen=True):
-    """A token with its log-probability before any penalty or temperature."""
+class Likely(Struct, frozen=True, gc=False):
+    """A token that was likely in this place, as answers have it."""
 
-    text: str
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class Token(Struct, frozen=True, gc=False):
+    """A token with its log-probability before any penalty or temperature, as answers have it."""
+
+    token: str
     logprob: float | None
     """None for the first token of a prompt: no token precedes it."""
-    bytes: bytes
-    top: list[Likely] = []
+    bytes: list[int]
+    top_logprobs: list[Likely] = []
     """Likeliest tokens in this place."""
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def tokens_part(tokens: Sequence[Token]) -> bytes:
+    """Return the JSON of tokens, separated by commas."""
+    return _encode(tokens)[1:-1]
 
 
 class CallPiece(Struct, array_like=True, frozen=True):
@@ -62,8 +79,8 @@ class Piece(Struct, array_like=True):
     cached: int = 0
     """Number of prompt tokens reused from the KV cache, in the first piece of sequence 0."""
     calls: list[CallPiece] = []
-    logprobs: list[Token] | None = None
-    """None unless the request asks for them."""
+    logprobs: Parts | None = None
+    """Tokens with log-probabilities, see `tokens_part`; None unless the request asks for them."""
     timings: Mapping[str, float | None] | None = None
     """Fields of `Timings`, in the last piece of a request that asks for them."""
     reasoning: str = ""
@@ -98,6 +115,22 @@ class Piece(Struct, array_like=True):
         elif later.logprobs is not None:
             self.logprobs += later.logprobs
 
+    def split(self, most_bytes: int) -> list["Piece"]:
+        """Return pieces that say the same, each with about so many bytes of log-probabilities at most."""
+        groups, size = [Parts()], 0
+        for part in self.logprobs or ():
+            if groups[-1] and size + len(part) > most_bytes:
+                groups.append([])
+                size = 0
+            groups[-1].append(part)
+            size += len(part)
+        if len(groups) == 1:
+            return [self]
+        more = [Piece(self.index, "", 0, logprobs=group) for group in groups[1:]]
+        more[-1].finish, more[-1].timings = self.finish, self.timings
+        self.logprobs, self.finish, self.timings = groups[0], None, None
+        return [self, *more]
+
 
 def joined_calls(calls: Sequence[CallPiece], later: Sequence[CallPiece]) -> list[CallPiece]:
     """Join two lists of parts of calls to one part for each call, as clients expect it of one event."""
@@ -110,7 +143,30 @@ def joined_calls(calls: Sequence[CallPiece], later: Sequence[CallPiece]) -> list
     return joined
 
 
-Update = Head | Piece | bytes
+class Whole(Struct, array_like=True, frozen=True):
+    """A whole answer."""
+
+    json: bytes
+    parts: list[Parts] = []
+    """Parts that the JSON leaves out: log-probabilities of each choice, or each vector (see api.long_parts)."""
+
+    def split(self, most_bytes: int) -> "list[Whole]":
+        """Return answers that say the same together, each with about so many bytes of parts at most.
+
+        Only the first one has the JSON. Each one has all places, most of them without parts.
+        """
+        pieces, parts, size = [], [Parts() for _ in self.parts], 0
+        for place, own in enumerate(self.parts):
+            for part in own:
+                if size and size + len(part) > most_bytes:
+                    pieces.append(parts)
+                    parts, size = [Parts() for _ in range(len(self.parts))], 0
+                parts[place].append(part)
+                size += len(part)
+        return [Whole(b"" if i else self.json, one) for i, one in enumerate([*pieces, parts])]
+
+
+Update = Head | Piece | Whole | bytes
 """One message about an answer; bytes are a body of JSON that is not a piece of text."""
 
 
@@ -120,7 +176,7 @@ class Pending:
     __slots__ = ("_others", "_pieces")
 
     def __init__(self) -> None:
-        self._others: list[Head | bytes] = []
+        self._others: list[Head | Whole | bytes] = []
         self._pieces: dict[int, Piece] = {}
 
     def put(self, update: Update) -> None:

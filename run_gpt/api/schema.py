@@ -5,6 +5,7 @@ InvalidRequest that names the field, the limit and the value.
 """
 
 import re
+from collections.abc import Callable, Hashable, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
@@ -107,10 +108,17 @@ class AnyRequest(Sifted):
         request._ignored = intake.ignored
         return request.check_stream() if stream else request
 
+    REPEATS_PARTS: ClassVar[bool] = False
+    """True when the last events of its stream repeat what earlier ones had."""
+
     @property
     def ignored(self) -> tuple[str, ...]:
         """Names of the fields that were taken and had no effect: see HEADER."""
         return self._ignored
+
+    def part_writer(self) -> Callable[[Hashable, Sequence[bytes]], bytes]:
+        """Return the writer of the parts of its answer (see api.long_parts)."""
+        return lambda sequence, parts: b",".join(parts)
 
     def check_stream(self) -> Self:
         """Return this request if its answer can be streamed. Raises InvalidRequest otherwise."""

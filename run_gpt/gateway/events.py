@@ -1,13 +1,20 @@
 """The events of a stream, in the form that each port needs: bodies for gRPC, server-sent events for HTTP."""
 
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Protocol
 
 from run_gpt.api.answers import Body
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.api.sse import body_event
+from run_gpt.gateway.long_answers import LONG_ANSWER, in_thread
 from run_gpt.gateway.stream_writer import StreamWriter
 from run_gpt.gateway.streams import Streams
+
+MOST_BYTES = 24 * 1024
+"""Most bytes of log-probabilities that are written at once: some 20 tokens with 20 alternatives each."""
 
 
 class Events(Protocol):
@@ -25,6 +32,8 @@ class TextEvents:
 
     def __init__(self, streams: Streams, writer: StreamWriter):
         self._streams, self._writer = streams, writer
+        self._waiting: deque[tuple[int, Piece]] = deque()
+        """Pieces that were read, and not written yet."""
         self._over = False
 
     async def bodies(self) -> list[Body]:
@@ -43,20 +52,31 @@ class TextEvents:
             pieces = await self._pieces()
             if self._over:
                 return b"".join(map(body_event, self._writer.end()))
-            if written := b"".join([self._writer.sse(which, piece) for which, piece in pieces]):
+            write = partial(self._write, pieces)
+            long = any(piece.finish for _, piece in pieces) and self._writer.unread_bytes > LONG_ANSWER
+            if written := await in_thread(write) if long else write():
                 return written
         return b""
 
+    def _write(self, pieces: list[tuple[int, Piece]]) -> bytes:
+        return b"".join([self._writer.sse(which, piece) for which, piece in pieces])
+
     async def _pieces(self) -> list[tuple[int, Piece]]:
-        """Return the next pieces; `_over` is true when there are no more."""
-        updates = await self._streams.read()
-        self._over = not updates
-        pieces = []
-        for which, one in updates:
-            if isinstance(one, Head):
-                self._writer.begin(which, one)
-            else:
-                pieces.append((which, one))
+        """Return the next pieces, not too many at once; `_over` is true when there are no more."""
+        if self._waiting:
+            await asyncio.sleep(0)  # others go on in between
+        else:
+            updates = await self._streams.read()
+            self._over = not updates
+            for which, one in updates:
+                if isinstance(one, Head):
+                    self._writer.begin(which, one)
+                else:
+                    self._waiting += ((which, piece) for piece in one.split(MOST_BYTES))
+        pieces, size = [], 0
+        while self._waiting and size < MOST_BYTES:
+            pieces.append(self._waiting.popleft())
+            size += sum(map(len, pieces[-1][1].logprobs or ()))
         return pieces
 
 

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.api.fields import ignored_header
+from run_gpt.api.long_parts import Filled
 from run_gpt.errors import (
     InternalError,
     InvalidRequest,
@@ -36,6 +37,7 @@ from run_gpt.gateway.encodings import ACCEPTED
 from run_gpt.gateway.event_stream import ClientGone, EventStream, until_gone
 from run_gpt.gateway.front import PAGES
 from run_gpt.gateway.held import BODIES, HeldBytes, Lease
+from run_gpt.gateway.long_answers import LongResponse
 from run_gpt.gateway.playground import PLAYGROUND, playground_files
 from run_gpt.gateway.record import current_rights, note_error
 from run_gpt.gateway.scrape import CONTENT_TYPE, scrape
@@ -147,7 +149,8 @@ class _Handler:
         request = await request_of(self._endpoint, body, http_request.path_params, self._service.rules)
         if not self._endpoint.streams(request):
             answer = await _unless_gone(http_request, self._service.answer(request))
-            return Response(answer.to_json(), headers=ignored_header(request.ignored), media_type="application/json")
+            kind = LongResponse if isinstance(answer, Filled) else Response
+            return kind(answer.to_json(), headers=ignored_header(request.ignored), media_type="application/json")
         return EventStream(self._service, request, self._endpoint.last_line)
 
 

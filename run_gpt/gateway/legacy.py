@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import Message
 
 from run_gpt.api.answers import Body, GenerateAnswer
+from run_gpt.api.long_parts import Filled
 from run_gpt.api.protobuf import message_classes
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.api.together import in_order
@@ -25,7 +26,7 @@ from run_gpt.gateway.rpc import abort
 
 log = logging.getLogger(__name__)
 
-Answerer = Callable[[GenerateRequest], Awaitable[Body]]
+Answerer = Callable[[GenerateRequest], Awaitable[Body | Filled]]
 
 METHOD = "/jina.JinaRPC/Call"
 ENDPOINT = "/generate"
@@ -102,7 +103,8 @@ class LegacyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return request.SerializeToString()  # type: ignore[no-any-return]
 
     async def _text(self, request: GenerateRequest) -> str:
-        return cast("GenerateAnswer", await self._answer(request)).text
+        answer = await self._answer(request)
+        return cast("GenerateAnswer", answer.read() if isinstance(answer, Filled) else answer).text
 
 
 def _requests(message: Any) -> list[GenerateRequest]:
@@ -113,6 +115,7 @@ def _requests(message: Any) -> list[GenerateRequest]:
     documents = message.data.docs.docs
     check_documents(len(documents))
     parameters = parameters_of(message.parameters)
+    parameters.pop("logprobs", None)  # these clients get texts only
     return [GenerateRequest.parse({**parameters, "prompt": _prompt(document)}) for document in documents]
 
 

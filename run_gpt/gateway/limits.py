@@ -167,9 +167,13 @@ current: ContextVar[Use | None] = ContextVar("current", default=None)
 
 def note_answer(answer: Answer) -> None:
     """Count the tokens of a whole answer to a native request of the current one, also if another one of these fails."""
+    note_tokens(getattr(getattr(answer, "usage", None), "total_tokens", 0) or 0)
+
+
+def note_tokens(count: int) -> None:
+    """Count tokens of the current request."""
     if (use := current.get()) is not None:
-        usage = getattr(answer, "usage", None)
-        use.tokens += getattr(usage, "total_tokens", 0) or 0
+        use.tokens += count
 
 
 def estimated_tokens(request: AnyRequest) -> int:

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from run_gpt.api.answers import Answer
 from run_gpt.api.endpoints import Endpoint, endpoint_of
+from run_gpt.api.long_parts import restored
+from run_gpt.api.pieces import Whole
 from run_gpt.api.schema import AnyRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
 from run_gpt.gateway.adapters import AdapterChanges
@@ -103,12 +105,18 @@ class ReplicaPool:
         endpoint = endpoint_of(request, stream=False)
         replica.in_flight += 1  # a leaving replica stays until this is over
         try:
-            return _answer(endpoint, await replica.ask(endpoint.path, _body(request), timeout=ADAPTER_SECONDS))
+            body = await replica.ask(endpoint.path, _body(request), timeout=ADAPTER_SECONDS)
+            return read_answer(request, body)
         finally:
             replica.in_flight -= 1
 
     async def answer(self, request: AnyRequest, request_id: str, timeout: float) -> Answer:
-        """Return the answer to `request` within `timeout` seconds. Raises a RequestError."""
+        """Return the answer to `request` within `timeout` seconds, its parts included. Raises a RequestError."""
+        whole = await self.whole(request, request_id, timeout)
+        return restored(request, read_answer(request, whole.json), whole.parts)
+
+    async def whole(self, request: AnyRequest, request_id: str, timeout: float) -> Whole:
+        """Return the answer to `request` within `timeout` seconds, as it came. Raises a RequestError."""
         endpoint = endpoint_of(request, stream=False)
         exchange = await self.begin(request, request_id, timeout, asyncio.Event(), endpoint)
         try:
@@ -117,10 +125,15 @@ class ReplicaPool:
             exchange.close()
         if exchange.error is not None:
             raise exchange.error
-        bodies = exchange.take()
-        if len(bodies) != 1 or not isinstance(bodies[0], bytes):
-            raise InternalError("the model server gave no whole answer")
-        return _answer(endpoint, bodies[0])
+        match exchange.take():
+            case [bytes() as json]:
+                return Whole(json)
+            case [Whole() as first, *more]:
+                for other in cast("list[Whole]", more):
+                    for own, added in zip(first.parts, other.parts, strict=True):
+                        own += added
+                return first
+        raise InternalError("the model server gave no whole answer")
 
     async def begin(
         self, request: AnyRequest, request_id: str, timeout: float, arrived: asyncio.Event, endpoint: Endpoint
@@ -253,8 +266,9 @@ def _body(request: AnyRequest) -> bytes:
     return request.model_dump_json(exclude_none=True).encode()
 
 
-def _answer(endpoint: Endpoint, body: bytes) -> Answer:
+def read_answer(request: AnyRequest, body: bytes) -> Answer:
+    """Return the answer to a native request that an executor wrote. Raises InternalError for anything else."""
     try:
-        return cast("Answer", endpoint.body(stream=False).model_validate_json(body))
+        return cast("Answer", endpoint_of(request, stream=False).body(stream=False).model_validate_json(body))
     except ValidationError as problem:
         raise InternalError(f"the model server gave a malformed answer: {problem.errors()[0]['msg']}") from problem

@@ -20,6 +20,7 @@ from run_gpt.api import documents
 from run_gpt.api.answers import Body
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.api.fields import METADATA, MOST_NAMES, Rules
+from run_gpt.api.long_parts import Filled
 from run_gpt.api.schema import Parameters
 from run_gpt.api.together import Turns, in_order, together
 from run_gpt.errors import InternalError, InvalidRequest, QueueFull, RateLimited, RequestError, UnknownEndpoint
@@ -93,7 +94,7 @@ class Servicer:
                 async with self.service.stream(request, context.time_remaining()) as events:
                     while bodies := await events.bodies():
                         for body in bodies:
-                            yield _event(proto.header, body)
+                            yield await handled(partial(_event, proto.header, body), long=_repeats(body))
                             begun = True
         except Exception as error:
             if not begun:
@@ -177,7 +178,7 @@ def _has_short_answer(request: Any) -> bool:
     return isinstance(request, Parameters) and request.logprobs is None
 
 
-def _whole(header: Any, answers: Sequence[Body]) -> bytes:
+def _whole(header: Any, answers: Sequence[Body | Filled]) -> bytes:
     """Return the message with whole answers."""
     message = jina_pb2.DataRequestProto(header=header)
     for body in answers:
@@ -220,6 +221,11 @@ def _request(endpoint: Endpoint, message: Any, rules: Rules, *, stream: bool) ->
         raise
     except Exception as error:  # docarray fails in many ways on malformed documents
         raise InvalidRequest(f"the document cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _repeats(body: Body) -> bool:
+    """Return True for an event that repeats what earlier events had, log-probabilities included."""
+    return getattr(body, "type", "").endswith((".done", ".completed", ".incomplete"))
 
 
 def _event(header: Any, body: Body) -> bytes:

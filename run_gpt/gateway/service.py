@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 from run_gpt.api.answers import Answer, Body
 from run_gpt.api.endpoints import Handler, endpoint_of
 from run_gpt.api.fields import Rules
+from run_gpt.api.long_parts import Filled, Unread
 from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
 from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.openai.models import ListModelsRequest, ModelList, RetrieveModelRequest
+from run_gpt.api.pieces import Whole
 from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.api.together import together
 from run_gpt.config import GatewayConfig
@@ -20,9 +22,10 @@ from run_gpt.gateway.adapters import Change
 from run_gpt.gateway.check import check_prompts
 from run_gpt.gateway.events import Events, ModelEvents, TextEvents
 from run_gpt.gateway.limits import Limits, note_answer
+from run_gpt.gateway.long_answers import LONG_ANSWER, filled, passed_on
 from run_gpt.gateway.metrics import GatewayMetrics
 from run_gpt.gateway.models import Models
-from run_gpt.gateway.pool import ReplicaPool
+from run_gpt.gateway.pool import ReplicaPool, read_answer
 from run_gpt.gateway.record import Record, current, current_rights, new_request_id, note_error, note_user
 from run_gpt.gateway.stream_writer import StreamWriter
 from run_gpt.gateway.streams import Streams, turns_of
@@ -53,7 +56,7 @@ class Service:
         self.metrics = GatewayMetrics(self.models, lambda: self.in_flight, self.limits)
         self._idle = asyncio.Event()
         self._idle.set()
-        self._answers: Mapping[Handler, Callable[[Any, float], Awaitable[Body]]] = {
+        self._answers: Mapping[Handler, Callable[[Any, float], Awaitable[Body | Filled]]] = {
             Handler.MODEL: self._ask_model,
             Handler.ADAPTERS: self._change_adapters,
             Handler.OPENAI: self._translate,
@@ -80,7 +83,7 @@ class Service:
         """Rules for fields of requests."""
         return "strict" if self.config.strict_fields else "lenient" if self.config.lenient_fields else "usual"
 
-    async def answer(self, request: AnyRequest, timeout: float | None = None) -> Body:
+    async def answer(self, request: AnyRequest, timeout: float | None = None) -> Body | Filled:
         """Return the whole answer, within `timeout` seconds if that is less than the server's own limit.
 
         Raises a RequestError.
@@ -94,7 +97,7 @@ class Service:
             deadline = time.monotonic() + limit
             async with self.limits.use(current.get(), request, limit):
                 body = await answer(request, deadline - time.monotonic())
-            return body if request.model == called else body.model_copy(update={"model": called})
+            return body if request.model == called else await _renamed(body, called)
 
     def stream(self, request: AnyRequest, timeout: float | None = None) -> AbstractAsyncContextManager[Events]:
         """Return the events of the answer, which end with their block. Raises a RequestError, as do their methods."""
@@ -122,33 +125,35 @@ class Service:
         if handler not in (Handler.LIST_MODELS, Handler.SHOW_MODEL):
             self.models.check(request.model)
 
-    async def _ask_model(self, request: AnyRequest, limit: float) -> Body:
+    async def _ask_model(self, request: AnyRequest, limit: float) -> Body | Filled:
         """Return the answer of one replica."""
         deadline = time.monotonic() + limit
         async with self.models.held(self.models.named(request.model), limit) as pool:
-            answer = await pool.answer(request, _request_id(), deadline - time.monotonic())
-            note_answer(answer)
-            return answer
+            whole = await pool.whole(request, _request_id(), deadline - time.monotonic())
+            if len(whole.json) > LONG_ANSWER and not whole.parts:
+                return await passed_on(request, whole.json)
+            unread = Unread(request)
+            return await filled(_noted(request, whole, unread), unread)
 
     async def _change_adapters(self, request: Change, limit: float) -> Body:
         async with self.models.held(self.models.named(request.model), limit) as pool:
             return await pool.adapters.make(request, lambda: pool.ready)
 
-    async def _translate(self, request: OpenAIRequest, limit: float) -> Body:
+    async def _translate(self, request: OpenAIRequest, limit: float) -> Body | Filled:
         """Return the answer in OpenAI's form, made of the answers to the request's native requests."""
         deadline = time.monotonic() + limit
         async with self.models.held(self.models.named(request.model), limit) as pool:
             with _named_as_in(request):
                 natives = request.natives()
-                turns = turns_of(natives)
+                turns, unread = turns_of(natives), Unread(request)
 
-                async def one(native: AnyRequest) -> Answer:
+                async def one(which: int, native: AnyRequest) -> Answer:
                     name = _request_id()
-                    answer = await turns.whole(lambda: pool.answer(native, name, deadline - time.monotonic()))
-                    note_answer(answer)
-                    return answer
+                    whole = await turns.whole(lambda: pool.whole(native, name, deadline - time.monotonic()))
+                    return _noted(native, whole, unread, which)
 
-                return request.join(await together([one(native) for native in natives]))
+                answers = await together([one(which, native) for which, native in enumerate(natives)])
+                return await filled(request.join(answers), unread)
 
     async def _unload_model(self, request: UnloadModelRequest, limit: float) -> Body:
         return await self.models.unload(self.models.named(request.model), limit)
@@ -252,6 +257,14 @@ class Service:
         return limit if timeout is None else min(limit, timeout)
 
 
+def _noted(request: AnyRequest, whole: Whole, unread: Unread, which: int = 0) -> Answer:
+    """Return the answer to native request number `which`, with marks for its parts, and count its tokens."""
+    answer = read_answer(request, whole.json)
+    note_answer(answer)
+    unread.take(which, answer, whole.parts)
+    return answer
+
+
 @contextmanager
 def _named_as_in(request: AnyRequest) -> Iterator[None]:
     """Translate errors that name a native field: they name the request's own field for it."""
@@ -273,3 +286,11 @@ def _request_id() -> str:
         return new_request_id()
     record.requests += 1
     return record.request_id if record.requests == 1 else new_request_id()
+
+
+async def _renamed(body: Body | Filled, model: str | None) -> Body | Filled:
+    """Return an answer with the name that its request has for the model; a long one is read in a thread."""
+    if not isinstance(body, Filled):
+        return body.model_copy(update={"model": model})
+    renamed = await asyncio.to_thread(lambda: body.read().model_copy(update={"model": model}).to_json())
+    return Filled(body.kind, renamed if isinstance(renamed, bytes) else renamed.encode())

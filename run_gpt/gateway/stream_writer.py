@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import msgspec
 from msgspec.structs import replace
 
 from run_gpt.api.answers import Body
+from run_gpt.api.long_parts import Unread
 from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.openai.base import EventWriter, OpenAIRequest
 from run_gpt.api.pieces import Head, Piece
@@ -20,11 +22,17 @@ class StreamWriter:
         self._model = model
         self._streams: dict[int, NativeStream] = {}
         self._writer: EventWriter | None = request.writer() if isinstance(request, OpenAIRequest) else None
+        self._unread = Unread(request)
 
     @property
     def tokens(self) -> int:
         """Tokens so far of all prompts and answers."""
         return sum(stream.total_tokens for stream in self._streams.values())
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes of log-probabilities that are kept for the end of the stream."""
+        return self._unread.size
 
     def begin(self, which: int, head: Head) -> None:
         """Take the head of native request number `which`."""
@@ -38,9 +46,12 @@ class StreamWriter:
 
     def sse(self, which: int, piece: Piece) -> bytes:
         """Write the same as server-sent events; a plain piece directly, without an object for it."""
-        return (self._plain(which, piece) if piece.is_plain else None) or b"".join(
-            map(body_event, self.bodies(which, piece))
-        )
+        if piece.is_plain and (written := self._plain(which, piece)) is not None:
+            return written
+        if piece.logprobs:
+            mark = self._unread.token((which, piece.index), piece.logprobs)
+            piece = msgspec.structs.replace(piece, logprobs=[mark])
+        return self._unread.fill(b"".join(map(body_event, self.bodies(which, piece))))
 
     def end(self) -> list[Body]:
         """Make the bodies that come after the last piece."""

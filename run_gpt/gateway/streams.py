@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from run_gpt.api.endpoints import endpoint_of
-from run_gpt.api.pieces import Head, Piece
+from run_gpt.api.pieces import Head, Piece, Whole
 from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.api.together import Turns
 from run_gpt.errors import InternalError, RequestError
@@ -60,7 +60,7 @@ class Streams:
         updates: list[tuple[int, Head | Piece]] = []
         for which, exchange in list(self._exchanges.items()):
             for one in exchange.take():
-                if isinstance(one, bytes):
+                if isinstance(one, bytes | Whole):
                     continue  # no part of a text: if its end is missing, the answer is an error
                 if isinstance(one, Piece) and one.finish is not None:
                     self._unfinished[which] -= 1

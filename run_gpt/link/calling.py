@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import msgspec
 
-from run_gpt.api.pieces import Pending, Update
+from run_gpt.api.pieces import Pending, Update, Whole
 from run_gpt.config import EXECUTOR_TOKEN_VARIABLE
 from run_gpt.errors import DeadlineExceeded, InternalError, RequestError, Unavailable, error_from_dict
 from run_gpt.link import frames
@@ -231,7 +231,7 @@ class _Connection:
             case frames.Begun():
                 exchange.put(message.head)
             case frames.Body():
-                exchange.put(message.json)
+                exchange.put(Whole(message.json, message.parts) if message.parts else message.json)
             case frames.Done():
                 del self._exchanges[message.stream]
                 exchange.end()

@@ -8,9 +8,9 @@ no further message for that request is read.
 import msgspec
 from msgspec import Struct
 
-from run_gpt.api.pieces import Head, Piece
+from run_gpt.api.pieces import Head, Parts, Piece
 
-VERSION = 2
+VERSION = 3
 """Version of the frames. Raise it with every change of a message or a `Piece` that an older end would misread."""
 METHOD = "/rungpt.Link/Connect"
 TOKEN = "rungpt-token"
@@ -70,6 +70,8 @@ class Body(Struct, array_like=True, frozen=True, tag=3):
 
     stream: int
     json: bytes
+    parts: list[Parts] = []
+    """See api.pieces.Whole."""
 
 
 class Done(Struct, array_like=True, frozen=True, tag=4):

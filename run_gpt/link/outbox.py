@@ -1,7 +1,7 @@
 """`Outbox`: messages that wait for their call, sent as one frame as soon as the previous frame is written."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from run_gpt.link.frames import encode
@@ -12,7 +12,8 @@ Take = Callable[[], Sequence[Any]]
 class Outbox:
     """Sender of the messages that `take` returns. Callers with something to send call `notify`, any number of times.
 
-    A call takes one frame at a time; messages that come while one is being sent go with the next one.
+    A call takes one frame at a time; messages that come while one is being sent go with the next one. None among the
+    messages ends a frame.
     """
 
     def __init__(self, take: Take):
@@ -32,7 +33,8 @@ class Outbox:
             self._waiting.clear()
             over = self._over
             if messages := self._take():
-                await write(encode(messages))
+                for frame in _frames(messages):
+                    await write(encode(frame))
 
     def end(self) -> None:
         """Let `send_all` return once all current messages are sent.
@@ -41,6 +43,22 @@ class Outbox:
         """
         self._over = True
         self._waiting.set()
+
+
+def _frames(messages: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Yield the messages of each frame."""
+    if None not in messages:
+        yield messages
+        return
+    frame: list[Any] = []
+    for message in messages:
+        if message is not None:
+            frame.append(message)
+        elif frame:
+            yield frame
+            frame = []
+    if frame:
+        yield frame
 
 
 async def end_tasks(*tasks: "asyncio.Future[Any]") -> None:

@@ -2,19 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, cast
 
 import grpc
 import msgspec
 
-from run_gpt.api.pieces import Head, Pending, Piece, Update
+from run_gpt.api.pieces import Head, Pending, Piece, Update, Whole
 from run_gpt.errors import InternalError, QueueFull, RequestError
 from run_gpt.link import frames
 from run_gpt.link.frames import VERSION, Answering, Start
 from run_gpt.link.outbox import Outbox, end_tasks
 
 log = logging.getLogger(__name__)
+
+FRAME_BYTES = 1024 * 1024
+"""Most bytes of log-probabilities or vectors in one frame, about."""
 
 
 class Reply:
@@ -36,15 +39,30 @@ class Reply:
         self._end = frames.Done(self.stream) if error is None else frames.Failed(self.stream, _written(error))
         self._notify(self)
 
-    def take(self) -> list[Answering]:
-        """Return the messages to send now."""
-        messages = [self._message(update) for update in self._pending.take()]
+    def take(self) -> list[Answering | None]:
+        """Return the messages to send now; after None a new frame begins."""
+        messages: list[Answering | None] = []
+        for update in self._pending.take():
+            if isinstance(update, Piece) and not update.logprobs:
+                messages.append(frames.Next(self.stream, update))
+            elif isinstance(update, Head):
+                messages.append(frames.Begun(self.stream, update))
+            elif isinstance(update, bytes):
+                messages.append(frames.Body(self.stream, update))
+            else:
+                messages += self._long(update)
         return messages if self._end is None else [*messages, self._end]
 
-    def _message(self, update: Update) -> Answering:
-        if isinstance(update, Piece):
-            return frames.Next(self.stream, update)
-        return frames.Begun(self.stream, update) if isinstance(update, Head) else frames.Body(self.stream, update)
+    def _long(self, update: Piece | Whole) -> Iterator[Answering | None]:
+        """Yield messages for an update with many bytes, in frames of FRAME_BYTES: neither end is held for long."""
+        split: Sequence[Piece | Whole] = update.split(FRAME_BYTES)
+        for i, part in enumerate(split):
+            if i:
+                yield None
+            if isinstance(part, Piece):
+                yield frames.Next(self.stream, part)
+            else:
+                yield frames.Body(self.stream, part.json, part.parts)
 
 
 def _written(error: RequestError) -> dict[str, str | None]:
@@ -163,6 +181,6 @@ class _Connection:
         self._news[reply.stream] = reply
         self.outbox.notify()
 
-    def _take(self) -> list[Answering]:
+    def _take(self) -> list[Answering | None]:
         replies, self._news = self._news, {}
         return [message for reply in replies.values() for message in reply.take()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from run_gpt.api.answers import FinishReason
-from run_gpt.api.pieces import CallPiece, Head, Likely, Piece, Token, joined_calls
+from run_gpt.api.pieces import CallPiece, Head, Likely, Parts, Piece, Token, joined_calls, tokens_part
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.api.timings import Timings
 from run_gpt.engine import request as engine_request
@@ -73,21 +73,20 @@ class PieceWriter:
         prompt = None if isinstance(given, str) else self._prompts.text(given)
         return Head(about.id, self._created, about.model, about.prompt_tokens, prompt)
 
-    def piece(self, event: TokenEvent, tokens: list[Token] | None = None) -> Piece:
+    def piece(self, event: TokenEvent, tokens: Parts | None = None) -> Piece:
         """Make the piece of an event; with `echo`, the first piece of each sequence begins with the prompt.
 
         `tokens`: result of `named` for what `listed` gives; None: it is made here.
         """
         if tokens is None and self._request.logprobs is not None:
-            tokens = self.named(self.listed(event))
+            listed = self.listed(event)
+            tokens = [part for part in (self.named(listed),) if part]
         first = event.index not in self._begun
         echo = self._echo and first
         self._begun.add(event.index)
         self._count(event)
         thought, text = ("", event.text) if self._thoughts is None else self._thoughts.split(event)
         text, calls = self._read(event, text)
-        if self._thoughts is not None and tokens is not None:
-            tokens = self._thoughts.shown(event, tokens)
         if echo:
             text = self._prompts.text(self._request.prompt) + text  # type: ignore[union-attr]
             tokens = None if tokens is None else [self._first_token(), *tokens]
@@ -162,32 +161,34 @@ class PieceWriter:
         """
         self._left = None
         shown = [token for token in event.logprobs if token.shown != 0]
+        if self._thoughts is not None:
+            shown = self._thoughts.shown(event, shown, lambda token: self._prompts.token(token.token_id)[0])
         return [*event.prompt_logprobs, *shown] if self._echo and event.index not in self._begun else shown
 
-    def named(self, tokens: Sequence[TokenLogprob]) -> list[Token]:
-        """Return tokens with their texts and bytes. Any thread may call it."""
+    def named(self, tokens: Sequence[TokenLogprob]) -> bytes:
+        """Return a part of tokens with their texts and bytes, empty if none is shown. Any thread may call it."""
         token = self._prompts.token
         named = []
         for one in tokens:
-            likeliest: list[Likely] = [(text, value, data) for i, value in one.top for text, data in (token(i),)]
+            likeliest = [Likely(text, value, data) for i, value in one.top for text, data in (token(i),)]
             text, data = token(one.token_id)
             if one.shown is not None:
                 text, data = self._part(data, one.shown)
             if data or one.shown is None:
                 named.append(Token(text, one.logprob, data, likeliest))
-        return named
+        return tokens_part(named)
 
-    def _part(self, data: bytes, shown: int) -> tuple[str, bytes]:
+    def _part(self, data: list[int], shown: int) -> tuple[str, list[int]]:
         """Return the part of a token's text that is shown. `shown`: see TokenLogprob."""
         left = shown if self._left is None else self._left
         data = data[:left]
         self._left = left - len(data)
-        return data.decode(errors="replace"), data
+        return bytes(data).decode(errors="replace"), data
 
-    def _first_token(self) -> Token:
-        """Return the prompt's first token, which no token precedes."""
+    def _first_token(self) -> bytes:
+        """Return a part of the prompt's first token, which no token precedes."""
         text, data = self._prompts.token(self._prepared.prompt_ids[0])
-        return Token(text, None, data)
+        return tokens_part([Token(text, None, data)])
 
 
 class PieceOutlet:
@@ -201,7 +202,7 @@ class PieceOutlet:
         self._held: dict[int, Piece] = {}
         """Pieces that show nothing yet, by sequence."""
 
-    def receive(self, event: TokenEvent, tokens: list[Token] | None = None) -> None:
+    def receive(self, event: TokenEvent, tokens: Parts | None = None) -> None:
         """Pass an event's piece to the sink once it shows anything, and the head before the first piece.
 
         `tokens`: see PieceWriter.piece.

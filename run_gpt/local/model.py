@@ -15,9 +15,11 @@ from typing import Any, Unpack
 
 from run_gpt.api.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Status
-from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedRequest, packed
+from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, EmbedRequest, floats
 from run_gpt.api.language_model import LanguageModel
+from run_gpt.api.long_parts import restored
 from run_gpt.api.native_stream import NativeStream
+from run_gpt.api.pieces import Parts
 from run_gpt.api.schema import AnyRequest, Request
 from run_gpt.api.together import Turns, together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
@@ -169,36 +171,50 @@ class Model(LanguageModel):
         request: AnyRequest,
         timeout: float | None = None,
         request_id: str | None = None,
-        on_timing: OnTiming = lambda timing: None,
     ) -> Answer:
-        """See LanguageModel. `on_timing` gets the engine's times for the request once it has ended."""
+        """See LanguageModel."""
         with request_ids.in_errors(lambda: request_id):
-            return await self._any_answer(request, timeout, on_timing)
+            answer, parts = await self._answer_in_parts(request, timeout)
+            return await self._workers.run(restored, request, answer, parts) if parts else answer
 
-    async def _any_answer(self, request: AnyRequest, timeout: float | None, on_timing: OnTiming) -> Answer:
+    async def _answer_in_parts(
+        self, request: AnyRequest, timeout: float | None = None, on_timing: OnTiming = lambda timing: None
+    ) -> tuple[Answer, list[Parts]]:
+        """Return an answer without its log-probabilities or vectors, and these (see api.long_parts).
+
+        `on_timing` gets the engine's times for the request once it has ended.
+        """
         self._check_model(request)
         if isinstance(request, EmbedRequest):
             return await self._embeddings(request, timeout, on_timing)
         if isinstance(request, Request):
             return await self._text(request, timeout, on_timing)
+        return await self._short_answer(request), []
+
+    async def _short_answer(self, request: AnyRequest) -> Answer:
         if isinstance(request, TokenizeRequest | DetokenizeRequest):
             return await self._workers.run(self._tokens, request, long=size(request) > LONG)
         change = request if isinstance(request, LoadAdapterRequest | UnloadAdapterRequest) else None
         return await asyncio.to_thread(self._adapters.change, change, self.name)
 
-    async def _text(self, request: Request, timeout: float | None, on_timing: OnTiming) -> Answer:
+    async def _text(self, request: Request, timeout: float | None, on_timing: OnTiming) -> tuple[Answer, list[Parts]]:
         prepared = await self._preparation.text(request, self._adapters.named(request.adapter), timeout)
         sequences = await self._whole(prepared)
         writer = PieceWriter(self.name, self._prompts, request, prepared)
-        pieces = []
-        for sequence in sequences:
+        best = likeliest(sequences)[: request.sequences] if request.best_of else None
+        pieces, parts = [], list[Parts]()
+        while sequences:  # one by one: to free them all at once takes long
+            sequence = sequences.pop(0)
             tokens = None if request.logprobs is None else await named(writer, sequence, self._workers)
-            pieces.append(writer.piece(sequence, tokens))
+            piece = writer.piece(sequence, tokens)
+            if piece.logprobs is not None:
+                parts.append(piece.logprobs)
+                piece.logprobs = []
+            pieces.append(piece)
         if writer.summary.timing is not None:
             on_timing(writer.summary.timing)
-        best = likeliest(sequences)[: request.sequences] if request.best_of else None
-        whole = NativeStream(request, writer.head).whole
-        return whole(pieces, best) if request.logprobs is None else await self._workers.run(whole, pieces, best)
+        shown = parts if best is None or not parts else [parts[number] for number in best]
+        return NativeStream(request, writer.head).whole(pieces, best), shown
 
     async def _whole(self, prepared: engine_request.Request) -> list[TokenEvent]:
         """Run a request and return its sequences, one event each."""
@@ -260,24 +276,24 @@ class Model(LanguageModel):
         if request.model not in (None, self.name, *self._names):
             raise ModelNotFound(f"model = {request.model!r} is not served here: {self.name!r} is", param="model")
 
-    async def _embeddings(self, request: EmbedRequest, timeout: float | None, on_timing: OnTiming) -> Embeddings:
+    async def _embeddings(
+        self, request: EmbedRequest, timeout: float | None, on_timing: OnTiming
+    ) -> tuple[Embeddings, list[Parts]]:
         prepared = await self._preparation.embeddings(request, self._adapters.named(request.adapter), timeout)
         turns = Turns(TEXTS_AT_ONCE)
         embedded = [one for (one,) in await together([turns.whole(partial(self._whole, text)) for text in prepared])]
         if timings := [event.timing for event in embedded if event.timing is not None]:
             on_timing(Timing.of_all(timings))
-        vectors = [list(event.embedding) for event in embedded]
+        parts = await self._workers.run(lambda: [[floats(event.embedding)] for event in embedded])
         count = sum(len(text.prompt_ids) for text in prepared)
-        return Embeddings(
+        answer = Embeddings(
             id=f"embd-{uuid.uuid4().hex}",
             created=int(time.time()),
             model=self.name,
-            data=[
-                Embedding(index=i, embedding=packed(vector) if request.encoding_format == "base64" else vector)
-                for i, vector in enumerate(vectors)
-            ],
+            data=[Embedding(index=i, embedding="") for i in range(len(parts))],
             usage=EmbeddingUsage(prompt_tokens=count, total_tokens=count),
         )
+        return answer, parts
 
     def _tokens(self, request: TokenizeRequest | DetokenizeRequest) -> Answer:
         about: dict[str, Any] = {"id": f"tokn-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}

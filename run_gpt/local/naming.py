@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from run_gpt.api.pieces import Token
+from run_gpt.api.pieces import Parts
 from run_gpt.engine.events import EventStream
 from run_gpt.engine.request import TokenEvent
 from run_gpt.errors import InternalError, RequestError
@@ -12,16 +12,18 @@ from run_gpt.local.workers import Workers
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 64
-"""Most places of a text that one task of a thread names. Between two tasks a request that was cancelled stops."""
+AT_ONCE = 16
+"""Most places of a text that one task of a thread names, and that one part has. Between two tasks a request that was
+cancelled stops."""
 
 
-async def named(writer: PieceWriter, event: TokenEvent, workers: Workers) -> list[Token]:
+async def named(writer: PieceWriter, event: TokenEvent, workers: Workers) -> Parts:
     """Return an event's tokens with their log-probabilities, for `PieceWriter.piece`."""
-    listed, tokens = writer.listed(event), list[Token]()
-    for start in range(0, len(listed), AT_ONCE):
-        tokens += await workers.run(writer.named, listed[start : start + AT_ONCE])
-    return tokens
+    listed = writer.listed(event)
+    parts = [
+        await workers.run(writer.named, listed[start : start + AT_ONCE]) for start in range(0, len(listed), AT_ONCE)
+    ]
+    return [part for part in parts if part]
 
 
 class NamingOutlet(EventStream):

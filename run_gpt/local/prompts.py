@@ -59,7 +59,8 @@ class Prompts:
         self._token_bytes = TokenBytes(loaded.tokenizer)
         self._least_tokens = LeastTokens(loaded.tokenizer)
         self.token = lru_cache(KEPT_TOKENS)(self._token)
-        """Function from a token's id to its text, with a replacement character for a part of one, and its bytes."""
+        """Function from a token's id to its text, with a replacement character for a part of one, and its bytes as
+        numbers."""
 
     def of(self, request: Request, most: int) -> list[int]:
         """Return the token ids of a request's prompt. Raises InvalidRequest.
@@ -202,8 +203,8 @@ class Prompts:
         """Return the text of token ids from a client, after a check. Raises InvalidRequest."""
         return self.decode(self._checked(ids, "tokens"))
 
-    def _token(self, token_id: int) -> tuple[str, bytes]:
-        return self.decode([token_id]), self._token_bytes(token_id)
+    def _token(self, token_id: int) -> tuple[str, list[int]]:
+        return self.decode([token_id]), list(self._token_bytes(token_id))
 
     def checked_bias(self, bias: dict[str, float] | None) -> dict[int, float]:
         """Return `logit_bias` by token id. Raises InvalidRequest."""

@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
-from run_gpt.api.pieces import Token
 from run_gpt.api.schema import ChatRequest, Request
 from run_gpt.engine.grammar import Grammar
-from run_gpt.engine.request import TokenEvent
+from run_gpt.engine.request import TokenEvent, TokenLogprob
 from run_gpt.engine.text import Unstopped
 from run_gpt.local.reasoning_grammar import Prefixed, ThinkingGrammar
 from run_gpt.models.reasoning import TAIL, Decode, MarkTokens, ReasoningFormat, find_reasoning_format
@@ -138,11 +137,13 @@ class Thoughts:
         ended = parser.thinking and event.finish_reason == "stop"  # by a token that is no thought
         return self.format.count(event.token_ids[:-1] if ended else event.token_ids, parser, self._tokens)
 
-    def shown(self, event: TokenEvent, tokens: list[Token]) -> list[Token]:
-        """Return those of an event's tokens that are no thinking and no marks."""
+    def shown(
+        self, event: TokenEvent, tokens: Sequence[TokenLogprob], text: Callable[[TokenLogprob], str]
+    ) -> list[TokenLogprob]:
+        """Return those of an event's tokens that are no thinking and no marks. `text`: function to a token's text."""
         if (shown := self._shown.get(event.index)) is None:
             shown = self._shown[event.index] = _Shown(self.new_parser())
-        return shown.of(tokens, ended=event.finish_reason is not None)
+        return shown.of(tokens, text, ended=event.finish_reason is not None)
 
 
 class _Unstopped:
@@ -166,14 +167,16 @@ class _Shown:
 
     def __init__(self, parser: ReasoningParser):
         self._parser = parser
-        self._held: list[Token] = []
+        self._held: list[TokenLogprob] = []
         """First tokens: they may still begin the thinking."""
 
-    def of(self, tokens: list[Token], *, ended: bool) -> list[Token]:
-        parser, shown = self._parser, list[Token]()
+    def of(
+        self, tokens: Sequence[TokenLogprob], text: Callable[[TokenLogprob], str], *, ended: bool
+    ) -> list[TokenLogprob]:
+        parser, shown = self._parser, list[TokenLogprob]()
         for token in tokens:
             was_thinking = parser.thinking
-            parser.push(token.text)
+            parser.push(text(token))
             if parser.answering:
                 shown += () if parser.crossed else self._held
                 self._held = []

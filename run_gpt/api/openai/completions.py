@@ -1,13 +1,15 @@
 """`/v1/completions`: texts or token ids, continued or scored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, cast
 
+import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from run_gpt.api.answers import Answer, Choice, FinishReason, GenerateAnswer, TokenLogprob, TopLogprob, Usage, absent
 from run_gpt.api.field_tables import COMPLETION
 from run_gpt.api.openai.base import EventWriter, LengthOrNone, OpenAIAnswer, SamplingRequest, UsageSum
+from run_gpt.api.pieces import Likely, Token
 from run_gpt.api.schema import MAX_SEQUENCES, SUFFIX, GenerateRequest
 from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
@@ -16,6 +18,9 @@ from run_gpt.errors import InvalidRequest
 
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 1024
+
+_read_tokens = msgspec.json.Decoder(list[Token]).decode
+_write = msgspec.json.Encoder().encode
 
 
 def _several(prompt: Any) -> Any:
@@ -97,6 +102,10 @@ class CompletionRequest(SamplingRequest):
         usage = UsageSum.of(answers)
         return Completion(**_about(wholes[0]), choices=choices, usage=usage.total(), **usage.timings())
 
+    def part_writer(self) -> "LogprobsWriter":
+        """See AnyRequest."""
+        return LogprobsWriter()
+
     def writer(self) -> EventWriter:
         """See OpenAIRequest."""
         return _Writer(self)
@@ -136,12 +145,28 @@ class Offsets:
     def __init__(self) -> None:
         self.characters = 0
 
-    def next(self, token: TokenLogprob) -> int:
+    def next(self, token: TokenLogprob | Token) -> int:
         """Return the position at which this token begins."""
         begins = self.characters
         data = token.token.encode() if token.bytes is None else bytes(token.bytes)
         self.characters += sum(byte & 0xC0 != 0x80 for byte in data)
         return begins
+
+
+class LogprobsWriter:
+    """Writer of a choice's log-probabilities (see api.long_parts.PartWriter), part by part: one call holds nothing long."""
+
+    def __init__(self) -> None:
+        self._offsets: dict[Hashable, Offsets] = {}
+
+    def __call__(self, sequence: Hashable, parts: Sequence[bytes]) -> bytes:
+        """Write new log-probabilities of a sequence."""
+        offsets = self._offsets.setdefault(sequence, Offsets())
+        lists: dict[str, list[bytes]] = {name: [] for name in CompletionLogprobs.model_fields}
+        for part in parts:
+            for name, values in _columns(_read_tokens(b"[" + part + b"]"), offsets).items():
+                lists[name].append(_write(values)[1:-1])
+        return b"{" + b",".join(b'"%b":[%b]' % (name.encode(), b",".join(some)) for name, some in lists.items()) + b"}"
 
 
 class _Writer:
@@ -195,17 +220,21 @@ def _about(answer: Answer) -> dict[str, Any]:
 def _choice(choice: Choice, index: int, offsets: Offsets) -> CompletionChoice:
     logprobs = None
     if choice.logprobs is not None:
-        tokens = choice.logprobs.content
-        logprobs = CompletionLogprobs(
-            tokens=[token_text(token) for token in tokens],
-            token_logprobs=[token.logprob for token in tokens],
-            top_logprobs=[_top(token) for token in tokens],
-            text_offset=[offsets.next(token) for token in tokens],
-        )
+        logprobs = CompletionLogprobs(**_columns(choice.logprobs.content, offsets))
     return CompletionChoice(text=choice.text, index=index, logprobs=logprobs, finish_reason=choice.finish_reason)
 
 
-def _top(token: TokenLogprob) -> dict[str, float] | None:
+def _columns(tokens: "Sequence[TokenLogprob] | Sequence[Token]", offsets: Offsets) -> dict[str, Any]:
+    """Return the fields of CompletionLogprobs."""
+    return {
+        "tokens": [token_text(token) for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [_top(token) for token in tokens],
+        "text_offset": [offsets.next(token) for token in tokens],
+    }
+
+
+def _top(token: TokenLogprob | Token) -> dict[str, float] | None:
     """Return the likeliest tokens, and this one if it is not among them."""
     if token.logprob is None:
         return None
@@ -216,7 +245,7 @@ def _top(token: TokenLogprob) -> dict[str, float] | None:
     return top
 
 
-def token_text(token: TokenLogprob | TopLogprob) -> str:
+def token_text(token: TokenLogprob | TopLogprob | Token | Likely) -> str:
     """Return a token's text; for a token that is a part of a character its bytes, as OpenAI writes them."""
     if token.bytes is None:
         return token.token

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from run_gpt.api import embeddings as native
 from run_gpt.api.answers import Answer
-from run_gpt.api.embeddings import MAX_TEXTS, EmbeddingUsage, EmbedRequest
+from run_gpt.api.embeddings import MAX_TEXTS, EmbeddingUsage, EmbedRequest, VectorWriter
 from run_gpt.api.field_tables import EMBEDDING
 from run_gpt.api.openai.base import OpenAIAnswer, OpenAIRequest
 from run_gpt.api.openai.completions import Prompts
@@ -30,18 +30,18 @@ class EmbeddingRequest(OpenAIRequest):
     cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
 
     def make_natives(self) -> Sequence[EmbedRequest]:
-        """See OpenAIRequest. Vectors come from the executor as base64: lists of numbers would take seconds."""
+        """See OpenAIRequest."""
         same = {"model": self.model, "adapter": self.adapter, "cache_salt": self.cache_salt}
-        return [EmbedRequest.parse({**same, "texts": self.input, "encoding_format": "base64"})]
+        return [EmbedRequest.parse({**same, "texts": self.input, "encoding_format": self.encoding_format})]
+
+    def part_writer(self) -> VectorWriter:
+        """See AnyRequest."""
+        return VectorWriter(self.encoding_format)
 
     def join(self, answers: Sequence[Answer]) -> Answer:
         """See OpenAIRequest."""
         whole = cast("native.Embeddings", answers[0])
-        as_text = self.encoding_format == "base64"
-        data = [
-            OpenAIEmbedding(object="embedding", index=item.index, embedding=item.embedding if as_text else item.vector)
-            for item in whole.data
-        ]
+        data = [OpenAIEmbedding(object="embedding", index=item.index, embedding=item.embedding) for item in whole.data]
         return CreateEmbeddingResponse(
             object="list", data=data, usage=whole.usage, id=whole.id, created=whole.created, model=whole.model
         )

@@ -144,6 +144,7 @@ def _there(include: Any, info: ValidationInfo) -> Any:
 class ResponseRequest(OpenAIRequest):
     """Answer a conversation."""
 
+    REPEATS_PARTS = True
     FIELDS: ClassVar = RESPONSE
     DIFFERS: ClassVar = {
         **OpenAIRequest.DIFFERS,

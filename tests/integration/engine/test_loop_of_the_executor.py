@@ -37,6 +37,7 @@ def hostile(name: str, path: str, body: dict[str, Any], count: int = 1) -> Any:
 
 CASES = [
     hostile("log-probabilities", "/generate", {**LONG, "logprobs": 20}),
+    hostile("log-probabilities of many answers", "/generate", {**LONG, "logprobs": 20, "n": 8}),
     hostile("streamed log-probabilities", "/generate_stream", {**LONG, "logprobs": 20}, count=4),
     hostile("scored prompt", "/generate", {"prompt": "x" * 3000, "echo": True, "logprobs": 20}),
     hostile("a long answer", "/generate", LONG, count=4),

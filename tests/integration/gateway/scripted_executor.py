@@ -2,6 +2,8 @@
 
 Script: {"words": [...] or a number, "delay": seconds before each word, "then": one of THEN, "error": an error's dict}.
 A prompt that is no JSON object is the script {}.
+With "alternatives": N each word has a log-probability and N alternatives (each event of a stream has "logprobs" of
+them); "numbers": N is the size of a vector.
 The word "$request_id" is answered with the request id, "$tenant" with the tenant's name. Each request is written to the
 journal, a file: "begin ID", then "end ID" or "cancelled ID". The worker reports the content of the file "state-NAME"
 beside it as its state; while that is not "ready", it refuses requests. With a file "silent-NAME" beside it the worker
@@ -24,8 +26,8 @@ from jina import Executor
 
 from run_gpt.api import answers
 from run_gpt.api.adapters import AdapterList
-from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage
-from run_gpt.api.pieces import Head, Piece
+from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, floats
+from run_gpt.api.pieces import Head, Likely, Parts, Piece, Token, Whole, tokens_part
 from run_gpt.api.tokens import DetokenizedText, Tokens
 from run_gpt.errors import Unavailable, UnknownEndpoint, error_from_dict
 from run_gpt.executors.causal_lm.jina_server import add_rpc_methods
@@ -61,6 +63,26 @@ def a_script(prompt: Any) -> dict[str, Any]:
     return script if isinstance(script, dict) else {}
 
 
+def prompt_of(start: Start) -> Any:
+    """Return the prompt, or the last message, of a request."""
+    body = json.loads(start.body)
+    return body["messages"][-1].get("content") if "messages" in body else body["prompt"]
+
+
+def logprobs(script: dict[str, Any], count: int | None = None) -> Parts:
+    """Return the log-probabilities of the words of a script, or of so many."""
+    likeliest = [Likely(f"t{i}", -2.345678, list(f"t{i}".encode())) for i in range(script["alternatives"])]
+    token = tokens_part([Token("t", -1.2345678, [116], likeliest)] * 16)
+    return [token] * ((script["words"] if count is None else count) // 16)
+
+
+def vectors(count: int, numbers: int) -> Whole:
+    """Return vectors of so many numbers."""
+    data = [Embedding(index=i, embedding="") for i in range(count)]
+    answer = Embeddings(**_ABOUT, data=data, usage=EmbeddingUsage(prompt_tokens=2, total_tokens=2))
+    return Whole(answer.to_json().encode(), [[floats([0.1] * numbers)]] * count)
+
+
 class ScriptedExecutor(Executor):
     def __init__(self, journal: str = "", name: str = "", state: str = "ready", **kwargs: Any):
         super().__init__(**kwargs)
@@ -81,9 +103,16 @@ class ScriptedExecutor(Executor):
         elif start.path == "/metrics":
             reply.put((await self.metrics()).encode())
         elif start.path in ("/generate", "/chat"):
-            reply.put((await self.whole(start)).to_json().encode())
+            script, answer = a_script(prompt_of(start)), await self.whole(start)
+            choices = max(1, json.loads(start.body).get("num_return_sequences") or 1)
+            parts = [logprobs(script)] * choices if "alternatives" in script else []
+            reply.put(Whole(answer.to_json().encode(), parts))
         elif start.path in ("/generate_stream", "/chat_stream"):
             await self.stream(start, reply)
+        elif start.path == "/embed" and (numbers := a_script(json.loads(start.body)["texts"][0]).get("numbers")):
+            reply.put(vectors(len(json.loads(start.body)["texts"]), numbers))
+        elif start.path == "/tokenize" and (ids := a_script(json.loads(start.body).get("prompt")).get("numbers")):
+            reply.put(Tokens(**_ABOUT, tokens=[5] * ids, count=ids, max_model_len=96).to_json().encode())
         elif start.path in CANNED:
             reply.put(CANNED[start.path].to_json().encode())
         else:
@@ -109,12 +138,15 @@ class ScriptedExecutor(Executor):
             prompt_tokens_details=cached,
         )
         about: dict[str, Any] = {"id": start.request_id, "created": CREATED, "model": MODEL, "usage": usage}
+        count = json.loads(start.body).get("num_return_sequences") or 1
+        asked = "alternatives" in a_script(prompt_of(start))
+        more: dict[str, Any] = {"finish_reason": "stop", "logprobs": answers.Logprobs(content=[]) if asked else None}
         if start.path == "/generate":
-            choice = answers.Choice(index=0, text="".join(texts), finish_reason="stop")
-            return answers.GenerateAnswer(choices=[choice], **about)
+            choices = [answers.Choice(index=i, text="".join(texts), **more) for i in range(count)]
+            return answers.GenerateAnswer(choices=choices, **about)
         message = answers.ChatMessage(content="".join(texts))
-        chat_choice = answers.ChatChoice(index=0, message=message, finish_reason="stop")
-        return answers.ChatAnswer(choices=[chat_choice], **about)
+        chat_choices = [answers.ChatChoice(index=i, message=message, **more) for i in range(count)]
+        return answers.ChatAnswer(choices=chat_choices, **about)
 
     async def stream(self, start: Start, reply: Reply) -> None:
         begun = False
@@ -122,15 +154,17 @@ class ScriptedExecutor(Executor):
             async for text, finish in words:
                 if not begun:
                     reply.put(Head(id=start.request_id, created=CREATED, model=MODEL, prompt_tokens=PROMPT_TOKENS))
-                reply.put(Piece(index=0, text=text, tokens=1, finish=finish, cached=0 if begun else CACHED_TOKENS))
+                piece = Piece(index=0, text=text, tokens=1, finish=finish, cached=0 if begun else CACHED_TOKENS)
+                if "alternatives" in (script := a_script(prompt_of(start))):
+                    piece.logprobs = logprobs(script, script["logprobs"])
+                reply.put(piece)
                 begun = True
 
     async def words(self, start: Start) -> AsyncIterator[tuple[str, answers.FinishReason | None]]:
         """Yield the words of the script, the last one with its finish reason. Raises the error in the script."""
         if self.state != "ready":
             raise Unavailable(f"the engine is {self.state}")
-        body = json.loads(start.body)
-        script = a_script(body["messages"][-1].get("content") if "messages" in body else body["prompt"])
+        script = a_script(prompt_of(start))
         words = script.get("words", ["Hello", " from ", self.who])
         words = [f"{i} " for i in range(words)] if isinstance(words, int) else words
         then = script.get("then", "finish")

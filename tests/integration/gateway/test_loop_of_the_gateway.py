@@ -1,6 +1,6 @@
 """No request takes the gateway's event loop for longer than 20 ms: all other streams would wait for it.
 
-The requests are those that cost the most to read and to check, on both ports, up to the limit of a body.
+The requests are those that cost the most to read and to check, or to answer, on both ports, up to the limit of a body.
 """
 
 import json
@@ -23,6 +23,7 @@ from run_gpt.gateway.legacy import LegacyRequest
 
 MODEL = {"model": "scripted"}
 PART = {"type": "text", "text": ""}
+STREAM = {**MODEL, "stream": True}
 SMALL = {"prompt": "x", "max_new_tokens": 1}
 USER = {"role": "user", "content": "{}"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
@@ -77,6 +78,37 @@ HTTP = [
 ]
 
 
+def script(**said: Any) -> str:
+    return json.dumps(said)
+
+
+MANY = script(words=2000, alternatives=20)
+"""Script of an answer with 40,000 log-probabilities."""
+MERGED = script(words=["a", "b", "c"], alternatives=20, logprobs=1600)
+"""Script of a stream in whose events many tokens were merged."""
+CHAT = {"model": "scripted", "logprobs": True, "top_logprobs": 20}
+
+
+def asks(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+LONG_ANSWERS = [
+    hostile("log-probabilities", "/generate", lambda: {"prompt": MANY, "logprobs": 20, "n": 8}),
+    hostile("a chat's", "/chat", lambda: {"messages": asks(MANY), "logprobs": 20, "n": 8}),
+    hostile("a completion's", "/v1/completions", lambda: {**MODEL, "prompt": MANY, "logprobs": 20, "n": 8}),
+    hostile("an OpenAI chat's", "/v1/chat/completions", lambda: {**CHAT, "messages": asks(MANY), "n": 8}),
+    hostile("a response's", "/v1/responses", lambda: {**MODEL, "input": MANY, "top_logprobs": 20}),
+    hostile("a stream's", "/generate_stream", lambda: {"prompt": MERGED, "logprobs": 20}),
+    hostile("a streamed completion's", "/v1/completions", lambda: {**STREAM, "prompt": MERGED, "logprobs": 20}),
+    hostile("a streamed chat's", "/v1/chat/completions", lambda: {**CHAT, **STREAM, "messages": asks(MERGED)}),
+    hostile("a streamed response's", "/v1/responses", lambda: {**STREAM, "input": MERGED, "top_logprobs": 20}),
+    hostile("vectors", "/embed", lambda: {"texts": [script(numbers=2048)] * 512}),
+    hostile("OpenAI's vectors", "/v1/embeddings", lambda: {**MODEL, "input": [script(numbers=2048)] * 512}),
+    hostile("token ids", "/tokenize", lambda: {"prompt": script(numbers=1_000_000)}),
+]
+
+
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory, free_ports: Any, a_stack: Any) -> Iterator[tuple[Any, Watchdog]]:
     """Yield a gateway under watch, which has answered each kind of request once: the first ones import modules."""
@@ -109,6 +141,17 @@ def test_an_http_request_does_not_hold_the_loop(watched: Any, path: str, body: C
     assert not slow(watched)
 
 
+@pytest.mark.parametrize(("path", "body"), LONG_ANSWERS)
+def test_a_long_answer_does_not_hold_the_loop(watched: Any, path: str, body: Callable[[], Any]) -> None:
+    stack, watchdog = watched
+    watchdog.news()
+    response = httpx.post(stack.http + path, json=body(), timeout=120)
+    assert response.status_code == 200, response.text
+    assert len(response.content) > 1_000_000, "less would take no time"
+    assert b"rungpt-part" not in response.content
+    assert not slow(watched)
+
+
 def documents(fields: dict[str, Any], count: int = 1) -> bytes:
     data = {"docs": {"docs": [wire.document(fields)] * count}}
     return wire.DataRequest(header={"exec_endpoint": "/generate"}, data=data).SerializeToString()
@@ -130,6 +173,7 @@ GRPC = [
     hostile("messages", wire.UNARY, lambda: documents({"messages": [USER] * 40_000})),
     hostile("fields", wire.UNARY, lambda: documents({f"f{i}": 1 for i in range(100_000)})),
     hostile("older documents", LEGACY, lambda: older(5_000)),
+    hostile("log-probabilities", wire.UNARY, lambda: documents({"prompt": MANY, "logprobs": 20})),
 ]
 
 

@@ -23,12 +23,10 @@ from run_gpt.api.answers import (
     Usage,
 )
 from run_gpt.api.chat import FunctionCall, ToolCall
-from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, packed
 from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.openai.base import UsageSum
 from run_gpt.api.openai.chat import ChatCompletionRequest
 from run_gpt.api.openai.completions import CompletionRequest, Offsets, token_text
-from run_gpt.api.openai.embeddings import EmbeddingRequest
 from run_gpt.api.openai.responses import ResponseRequest
 from run_gpt.api.pieces import CallPiece, Head, Piece
 
@@ -274,15 +272,6 @@ def test_a_response_echoes_its_schema_whole() -> None:
     schema = {"enum": [None], "default": None}
     form = {"type": "json_schema", "name": "x", "schema": schema}
     assert ResponseRequest.parse({"input": "x", "text": {"format": form}}).echoed()["text"] == {"format": form}
-
-
-@pytest.mark.parametrize("form", ["float", "base64", None])
-def test_vectors_are_given_as_they_were_asked_for(form: str | None) -> None:
-    vector = [0.5, -0.25]
-    data = [Embedding(index=0, embedding=packed(vector))]
-    whole = Embeddings(data=data, id="e", created=1, model="m", usage=EmbeddingUsage(prompt_tokens=2, total_tokens=2))
-    (item,) = EmbeddingRequest.parse({"input": "x", "encoding_format": form}).join([whole]).data
-    assert item.embedding == (packed(vector) if form == "base64" else vector)
 
 
 @pytest.mark.parametrize("calls", [False, True])

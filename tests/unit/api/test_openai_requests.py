@@ -100,7 +100,7 @@ def test_each_prompt_is_a_request_of_its_own(prompt: Any, natives: list[Any]) ->
 def test_texts_to_embed_are_one_request() -> None:
     for given, texts in (("hi", ["hi"]), ([1, 2], [[1, 2]]), (["a", "b"], ["a", "b"])):
         (native,) = EmbeddingRequest.parse({"input": given, "adapter": "x"}).natives()
-        assert (native.texts, native.adapter, native.encoding_format) == (texts, "x", "base64")
+        assert (native.texts, native.adapter, native.encoding_format) == (texts, "x", None)
 
 
 def test_tools_and_forms_reach_the_native_chat_in_their_order() -> None:

@@ -5,7 +5,7 @@ import copy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from run_gpt.api.pieces import CallPiece, Head, Pending, Piece, Token
+from run_gpt.api.pieces import CallPiece, Head, Pending, Piece
 
 calls = st.lists(
     st.builds(CallPiece, index=st.integers(0, 2), arguments=st.text(max_size=3), id=st.sampled_from([None, "call"])),
@@ -18,7 +18,7 @@ pieces = st.builds(
     tokens=st.integers(0, 3),
     calls=calls,
     reasoning=st.text(max_size=3),
-    logprobs=st.none() | st.lists(st.builds(Token, st.text(max_size=2), st.none(), st.binary(max_size=2)), max_size=2),
+    logprobs=st.none() | st.lists(st.binary(min_size=1, max_size=9), max_size=3),
 )
 
 
@@ -57,3 +57,17 @@ def test_a_head_comes_before_its_pieces() -> None:
     pending.put(Piece(0, "a", 1))
     assert pending.take() == [head, Piece(0, "a", 1)]
     assert pending.take() == []
+
+
+def test_a_split_piece_says_the_same() -> None:
+    parts = [b"12345678", b"1234", b"1", b"1234567890", b"12"]
+    whole = Piece(1, "text", 5, "stop", cached=3, calls=[CallPiece(0, "x")], logprobs=list(parts), timings={"a": 1.0})
+    pieces = copy.deepcopy(whole).split(10)
+    assert [piece.logprobs for piece in pieces] == [parts[:1], parts[1:3], parts[3:4], parts[4:]]
+    assert [piece.finish for piece in pieces] == [None, None, None, "stop"]
+    first = pieces[0]
+    for piece in pieces[1:]:
+        first.add(piece)
+    assert first == whole
+    assert whole.split(1000) == [whole]
+    assert Piece(0, "a", 1).split(1) == [Piece(0, "a", 1)]

@@ -34,11 +34,11 @@ def test_the_inner_wire_has_every_endpoint_of_a_model() -> None:
 async def test_a_request_of_the_inner_wire_runs_for_the_tenant_that_it_names(path: str) -> None:
     seen: list[str] = []
 
-    async def answer(*_: Any) -> AdapterList:
+    async def answer(*_: Any) -> tuple[AdapterList, list[Any]]:
         seen.append(tenants.current.get())
-        return ANSWER
+        return ANSWER, []
 
-    service = SimpleNamespace(answer=answer, stream=answer)
+    service = SimpleNamespace(answer_in_parts=answer, stream=answer)
     reply = cast("Any", SimpleNamespace(put=lambda update: None))
     await LinkEndpoints(cast("Any", service))(Start(1, path, b'{"prompt": "x"}', "r", {}, "alice"), reply)
     assert seen == ["alice"]

@@ -10,15 +10,15 @@ from run_gpt.api.answers import Body
 from run_gpt.api.endpoints import ENDPOINTS
 from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.openai.base import OpenAIRequest
-from run_gpt.api.pieces import CallPiece, Head, Piece, Token
+from run_gpt.api.pieces import CallPiece, Head, Likely, Piece, Token, tokens_part
 from run_gpt.api.sse import data_event, error_event
 from run_gpt.errors import QueueFull
 from run_gpt.gateway.openapi import describe
 from run_gpt.gateway.stream_writer import StreamWriter
 
 DOCUMENT = describe("1")
-TOKEN = Token("a", -0.5, b"a", [("b", -1.0, b"b")])
-FIRST = Token("a", None, b"a", [])
+TOKEN = tokens_part([Token("a", -0.5, [97], [Likely("b", -1.0, [98])])])
+FIRST = tokens_part([Token("a", None, [97])])
 CALLS = [CallPiece(0, "", "c", "f"), CallPiece(0, '{"a": 1}')]
 MESSAGES = [{"role": "user", "content": "x"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
