@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from run_gpt.api import check
 from run_gpt.api.answers import Answer
 from run_gpt.api.endpoints import ENDPOINTS, MODEL_ENDPOINTS
+from run_gpt.api.json_text import check_size
 from run_gpt.api.pieces import Whole
 from run_gpt.api.schema import AnyRequest, GenerateRequest, Request, invalid_request
 from run_gpt.errors import UnknownEndpoint
@@ -86,6 +87,8 @@ async def _read(start: Start) -> AnyRequest:
 
 
 def _parse(start: Start) -> AnyRequest:
+    if len(start.body) > SMALL:
+        check_size(start.body.decode(), "the request")
     try:
         return ENDPOINTS[start.path].request.model_validate_json(start.body)
     except ValidationError as error:

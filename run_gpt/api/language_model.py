@@ -5,7 +5,7 @@ here once.
 """
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal, Unpack, cast, overload
@@ -70,12 +70,14 @@ class LanguageModel(SyncCalls):
     ) -> AsyncIterator[GenerateAnswer]:
         """Continue `prompt` and yield each new part as it comes.
 
-        The events of several prompts come mixed: prompt i has the choices i * n up to i * n + n - 1.
+        The events of several prompts come mixed: prompt i has the choices i * n up to i * n + n - 1. Prompts for which
+        the queue has no place begin when others of this call have ended.
         """
         self._check_open()
         fields, call = _split(options)
         requests = [GenerateRequest.parse({**fields, "prompt": one}, stream=True) for one in as_prompts(prompt)]
-        streams = [cast("AsyncIterator[GenerateAnswer]", self._stream(one, *call)) for one in requests]
+        turns = Turns(max(1, len(requests)))
+        streams = [_in_turn(turns, partial(self._stream, one, *call)) for one in requests]
         sequences = requests[0].sequences if requests else 0
         async with aclosing(cast("Any", _renumbered(streams, sequences))) as events:
             async for event in events:
@@ -233,6 +235,24 @@ def _split(options: CallOptions) -> tuple[dict[str, Any], tuple[float | None, st
     """Return the fields of the request; and the options of the call, timeout and request id."""
     fields: dict[str, Any] = dict(options)
     return fields, (fields.pop("timeout", None), fields.pop("request_id", None))
+
+
+async def _in_turn(turns: Turns, begin: Callable[[], AsyncIterator[Answer]]) -> AsyncIterator[GenerateAnswer]:
+    """Yield the events of a stream that begins in its turn."""
+
+    async def begun() -> tuple[Any, Answer | None]:
+        stream: Any = begin()
+        try:
+            return stream, await anext(stream, None)
+        except BaseException:
+            await stream.aclose()
+            raise
+
+    async with turns.turn(begun) as (stream, first), aclosing(stream):
+        if first is not None:
+            yield cast("GenerateAnswer", first)
+        async for event in stream:
+            yield event
 
 
 async def _renumbered(streams: list[AsyncIterator[GenerateAnswer]], sequences: int) -> AsyncIterator[GenerateAnswer]:

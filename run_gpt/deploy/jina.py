@@ -1,5 +1,7 @@
 """Owns the target Jina Cloud: the Flow with its `jcloud` blocks, and the check of options that it cannot support."""
 
+import hashlib
+import hmac
 import math
 import os
 import re
@@ -12,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from run_gpt.config import API_KEY_VARIABLE, FLOW_VARIABLE, GatewayConfig, ServedModel
+from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_TOKEN_VARIABLE, FLOW_VARIABLE, GatewayConfig, ServedModel
 from run_gpt.deploy.deployment import GATEWAY_CPUS, GATEWAY_MEMORY_GIB, GRPC_PORT, HTTP_PORT, Deployment
 from run_gpt.deploy.target import Endpoints, Phase, Report, Status, option
 from run_gpt.errors import SetupError
@@ -44,12 +46,14 @@ START_SECONDS = 1800
 _FILE = "flow.yml"
 _KEY = f"${{{{ ENV.{API_KEY_VARIABLE} }}}}"
 """Placeholder for the key in the file; jcloud's own command replaces it too."""
+_TOKEN = f"${{{{ ENV.{EXECUTOR_TOKEN_VARIABLE} }}}}"
 _HEADER = """\
 # RunGPT as a Jina Flow on Jina Cloud, as `rungpt deploy --cloud jina` pushes it.
 # Its images are those of jcloud/Dockerfile.
 """
 _KEY_HEADER = f"""\
-# The key is not in this file: it is taken from {API_KEY_VARIABLE} in the environment when it is pushed.
+# The key is not in this file: it is taken from {API_KEY_VARIABLE} in the environment when it is pushed. So is the
+# executors' token, from {EXECUTOR_TOKEN_VARIABLE}; `rungpt deploy` makes it of the key.
 """
 _PHASES: dict[str, Phase] = {"Serving": "serving", "Failed": "failed", "Paused": "stopped", "Deleted": "stopped"}
 
@@ -84,6 +88,9 @@ class JinaCloud:
             if key is None:
                 raise SetupError(f"the gateway must have a key: set {API_KEY_VARIABLE}")
             flow["gateway"]["env"][API_KEY_VARIABLE] = key
+            token = _token(deployment.name, key)
+            for pod in (flow["gateway"], *flow["executors"]):
+                pod["env"][EXECUTOR_TOKEN_VARIABLE] = token
         return _endpoints(_client().deploy(deployment.name, _yaml(flow), START_SECONDS, report))
 
     def status(self, name: str) -> Status:
@@ -138,7 +145,7 @@ class JinaCloud:
             "uses": _image(deployment, "gateway"),
             **_uses_with(changed_values(gateway)),
             "env": _without_flow(deployment.gateway_env(EXECUTOR_NAME))
-            | ({API_KEY_VARIABLE: _KEY} if server.asks_for_key else {}),
+            | ({API_KEY_VARIABLE: _KEY, EXECUTOR_TOKEN_VARIABLE: _TOKEN} if server.asks_for_key else {}),
             "port": [GRPC_PORT, HTTP_PORT],
             "protocol": ["grpc", "http"],
             **_traces(deployment),
@@ -157,7 +164,8 @@ class JinaCloud:
             "name": EXECUTOR_NAME,
             "uses": _image(deployment, "executor"),
             **_uses_with(executor_settings(ServedModel.of(server), server)),
-            "env": _without_flow(deployment.executor_env(EXECUTOR_NAME)),
+            "env": _without_flow(deployment.executor_env(EXECUTOR_NAME))
+            | ({EXECUTOR_TOKEN_VARIABLE: _TOKEN} if server.asks_for_key else {}),
             "replicas": deployment.replicas,
             "timeout_ready": START_SECONDS * 1000,
             **_traces(deployment),
@@ -178,6 +186,11 @@ class JinaCloud:
             if wanted > there:
                 raise SetupError(f"--instance {self.instance} has {there:g}, less than {flag} requires: {wanted:g}")
         return {"instance": self.instance, "capacity": self.capacity}
+
+
+def _token(name: str, key: str) -> str:
+    """Return the executors' token, the same for each update of a deployment: executors that stay go on being asked."""
+    return hmac.new(key.encode(), f"executors of {name}".encode(), hashlib.sha256).hexdigest()
 
 
 def _check(deployment: Deployment) -> None:

@@ -14,6 +14,8 @@ BLOCK = 256
 """Characters from one compared prefix to the next; a shorter text has none."""
 MOST_CHARACTERS = 2048 * BLOCK
 """Number of characters of a text that are compared at most: about the longest context."""
+MOST_IDS = MOST_CHARACTERS // 8
+"""Number of token ids of a prompt that are compared at most."""
 WORTH_ONE = 500
 """Characters already seen that outweigh one request in flight."""
 MOST_WORTH = 8.0
@@ -114,14 +116,21 @@ def digests_of(text: str, space: str = "", key: str | None = None) -> list[int]:
 def prompt_text(request: AnyRequest) -> str:
     """Return the parts of a request that make its prompt, in the prompt's order; empty if it has no prompt.
 
-    The text of a chat's earlier turn is a prefix of the text of a later turn.
+    The text of a chat's earlier turn is a prefix of the text of a later turn. It ends after about MOST_CHARACTERS, or
+    MOST_IDS token ids: nothing beyond them is compared.
     """
     if isinstance(request, GenerateRequest):
         prompt = request.prompt
-        return f"{request.adapter}\n{prompt if isinstance(prompt, str) else ' '.join(map(str, prompt))}"
+        shown = prompt[:MOST_CHARACTERS] if isinstance(prompt, str) else " ".join(map(str, prompt[:MOST_IDS]))
+        return f"{request.adapter}\n{shown}"
     if not isinstance(request, ChatRequest):
         return ""
     tools = [] if request.tool_choice == "none" else request.tools or []
-    before = [str(request.adapter), str(request.parallel_tool_calls is not False)]
-    parts = (part.model_dump_json(exclude_none=True) for part in (*tools, *request.messages))
-    return "\n".join((*before, *parts))
+    texts = [str(request.adapter), str(request.parallel_tool_calls is not False)]
+    characters = 0
+    for part in (*tools, *request.messages):
+        if characters >= MOST_CHARACTERS:
+            break
+        texts.append(part.model_dump_json(exclude_none=True))
+        characters += len(texts[-1])
+    return "\n".join(texts)

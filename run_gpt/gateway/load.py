@@ -48,10 +48,10 @@ def load_of(service: Service) -> dict[str, Any]:
     """Return `{"event": "load", "in_flight", "ready", "loading", "in_flight_per_replica"}` of this gateway alone.
 
     Per replica counts ready and loading ones: one that is loading will take its share, and is no reason to start
-    another.
+    another. A silent or stuck one is not ready: it does no work, though it gets requests where no other is there.
     """
     replicas = service.models.replicas
-    ready = sum(replica.takes_requests for replica in replicas)
+    ready = sum(replica.takes_requests and replica.state == "ready" for replica in replicas)
     loading = sum(replica.state in ("connecting", "loading") for replica in replicas)
     return {
         "event": "load",

@@ -304,3 +304,38 @@ model.waiting.wait(10)
     folder = __file__.rpartition("/")[0]
     done = subprocess.run([sys.executable, "-W", "default", "-c", script, folder], capture_output=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"HI\n", b"")
+
+
+class SmallQueue(ScriptedModel):
+    """A model with places for two streams at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running, self.most = 0, 0
+
+    async def _stream(
+        self, request: Request, timeout: float | None, request_id: str | None = None
+    ) -> AsyncIterator[Answer]:
+        if self.running == 2:
+            raise QueueFull("the queue is full")
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            async for event in super()._stream(request, timeout, request_id):
+                yield event
+        finally:
+            self.running -= 1
+
+
+async def test_streams_of_several_prompts_take_turns_for_the_places_of_a_small_queue():
+    """As whole answers do: five prompts in one call are a call that can succeed."""
+    async with SmallQueue() as model:
+        texts = ["", "", "", "", ""]
+        async for event in model.agenerate_stream(["ab", "cd", "ef", "gh", "ij"]):
+            for choice in event.choices:
+                texts[choice.index] += choice.text
+        assert texts == ["AB", "CD", "EF", "GH", "IJ"]
+        assert (model.most, model.running) == (2, 0)
+        async with aclosing(model.agenerate_stream(["ab", "cd", "ef"])) as events:
+            await anext(events)
+        assert model.running == 0

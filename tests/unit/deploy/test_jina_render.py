@@ -67,9 +67,12 @@ def test_jcloud_itself_reads_the_same_flow_and_takes_the_key_from_the_environmen
     file.write_text(text)
     meant = yaml.safe_load(text)
     monkeypatch.setenv("RUNGPT_API_KEY", KEY)
+    monkeypatch.setenv("RUNGPT_EXECUTOR_TOKEN", "its-token")
     assert normalized(file)
     read = load_flow_data(file)
     assert read["gateway"]["env"]["RUNGPT_API_KEY"] == KEY
+    for pod in (read["gateway"], *read["executors"]):
+        assert pod["env"]["RUNGPT_EXECUTOR_TOKEN"] == "its-token"
     for flow in (read, meant):
         for pod in (flow["gateway"], *flow["executors"]):
             pod["env"] = sorted(pod["env"])  # jcloud converts their values to numbers; the Flow that we push keeps text

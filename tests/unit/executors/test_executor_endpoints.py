@@ -10,7 +10,7 @@ from run_gpt.api.adapters import AdapterList
 from run_gpt.api.check import PATH
 from run_gpt.api.documents import WireError, document_class
 from run_gpt.api.endpoints import MODEL_ENDPOINTS, Endpoint
-from run_gpt.errors import QueueFull
+from run_gpt.errors import InvalidRequest, QueueFull
 from run_gpt.executors.causal_lm.executor import CausalLMExecutor
 from run_gpt.executors.causal_lm.link import LinkEndpoints
 from run_gpt.link.frames import Start
@@ -42,6 +42,13 @@ async def test_a_request_of_the_inner_wire_runs_for_the_tenant_that_it_names(pat
     reply = cast("Any", SimpleNamespace(put=lambda update: None))
     await LinkEndpoints(cast("Any", service))(Start(1, path, b'{"prompt": "x"}', "r", {}, "alice"), reply)
     assert seen == ["alice"]
+
+
+async def test_a_request_of_the_inner_wire_is_counted_before_it_is_parsed() -> None:
+    body = b'{"tokens": [' + b"5," * 200_000 + b"5]}"
+    reply = cast("Any", SimpleNamespace(put=lambda update: None))
+    with pytest.raises(InvalidRequest, match=r"JSON values, the limit is 147,456"):
+        await LinkEndpoints(cast("Any", SimpleNamespace()))(Start(1, "/detokenize", body, "r", {}, ""), reply)
 
 
 def test_jina_has_every_endpoint_of_a_model() -> None:

@@ -12,6 +12,7 @@ from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.gateway.affinity import (
     BLOCK,
     MOST_CHARACTERS,
+    MOST_IDS,
     MOST_WORTH,
     Affinity,
     choose,
@@ -209,3 +210,17 @@ def test_requests_with_the_same_key_go_to_the_same_replica() -> None:
     affinity.note(digests_of(text, "", "a"), replicas[0].cache)
     assert affinity.matched(digests_of(text, "", "a"))[replicas[0].cache] == 4 * BLOCK
     assert not set(digests_of(text, "", "a")) & set(digests_of(text, "", "b")) & set(digests_of(text))
+
+
+def test_no_more_of_a_prompt_is_read_than_is_compared() -> None:
+    """The text of a prompt is made on the event loop, which 4 MB of messages would hold."""
+    text, ids = "x" * (3 * MOST_CHARACTERS), list(range(100_000, 100_000 + 2 * MOST_IDS))
+    messages = [{"role": "user", "content": text[: MOST_CHARACTERS // 2]}] * 8
+    for request in (
+        GenerateRequest(prompt=text),
+        GenerateRequest(prompt=ids[: 2**17]),
+        ChatRequest.parse({"messages": messages}),
+    ):
+        made = prompt_text(request)
+        assert MOST_CHARACTERS * 0.8 < len(made) < MOST_CHARACTERS * 1.1
+        assert len(digests_of(made)) <= MOST_CHARACTERS // BLOCK

@@ -275,6 +275,28 @@ async def test_a_body_that_nobody_wants_is_dropped_within_a_bound(app: App) -> N
             await answer(server.port, POST + b"Content-Length: 40000000\r\n\r\n", b"x" * 40_000_000)
 
 
+async def test_a_client_that_has_reset_its_connection_is_no_failure(
+    app: App, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a refused connection cannot be sent then: that was a traceback for each such client."""
+    app.read_body = False
+    resets = []
+
+    def reset(self: Any) -> None:
+        resets.append(self)
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(asyncio.selector_events._SelectorSocketTransport, "write_eof", reset)
+    async with serving(app) as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(POST + b"Content-Length: 100\r\n\r\n")
+        async with asyncio.timeout(10):
+            while server.connections._all or not resets:
+                await asyncio.sleep(0.01)  # between two polls of the condition
+        writer.close()
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+
+
 async def test_a_client_that_never_reads_its_refusal_is_cut(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "CLOSE_SECONDS", 0.2)
     app.read_body = False

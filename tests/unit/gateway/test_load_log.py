@@ -9,12 +9,13 @@ import pytest
 
 from run_gpt.config import GatewayConfig
 from run_gpt.gateway.load import LoadLog, load_of
+from run_gpt.gateway.replica import PREPARED
 from run_gpt.gateway.service import Service
 
 
 def service(states: list[str], in_flight: int = 0, log_load: float | None = None) -> Service:
     """Return a service whose replicas have these states, as its pool knows them."""
-    replicas = [SimpleNamespace(state=state, takes_requests=state == "ready") for state in states]
+    replicas = [SimpleNamespace(state=state, takes_requests=state in PREPARED) for state in states]
     pool: Any = SimpleNamespace(replicas=replicas, ready=[one for one in replicas if one.state == "ready"])
     made = Service([cast("Any", pool)], GatewayConfig(log_load=log_load))
     made.in_flight = in_flight
@@ -27,6 +28,7 @@ def service(states: list[str], in_flight: int = 0, log_load: float | None = None
         (["ready", "ready"], 5, {"ready": 2, "loading": 0, "in_flight_per_replica": 2.5}),
         (["ready", "connecting"], 5, {"ready": 1, "loading": 1, "in_flight_per_replica": 2.5}),
         (["ready", "draining", "lost", "dead"], 5, {"ready": 1, "loading": 0, "in_flight_per_replica": 5.0}),
+        (["ready", "silent", "stuck"], 5, {"ready": 1, "loading": 0, "in_flight_per_replica": 5.0}),
         ([], 0, {"ready": 0, "loading": 0, "in_flight_per_replica": 0.0}),
     ],
 )
