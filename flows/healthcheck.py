@@ -11,6 +11,7 @@ from run_gpt.config import EXECUTOR_PORT, LOOPBACK, ServeConfig
 from run_gpt.errors import SetupError
 from run_gpt.flows.ports import answers_ok, is_listening
 from run_gpt.flows.reading import flow_of_environment
+from run_gpt.process.executor_tls import CHANNEL_OPTIONS, executor_tls
 
 _SECONDS = 3.0
 _SERVING = b"\x08\x01"
@@ -75,7 +76,12 @@ def executor_problem(port: int) -> str | None:
         return f"nothing listens on port {port}: the model is loading"
     import grpc
 
-    with grpc.insecure_channel(f"{LOOPBACK}:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+    tls, address, options = executor_tls(), f"{LOOPBACK}:{port}", [("grpc.enable_http_proxy", 0)]
+    with (
+        grpc.insecure_channel(address, options=options)
+        if tls is None
+        else grpc.secure_channel(address, tls.channel_credentials(), options=[*options, *CHANNEL_OPTIONS])
+    ) as channel:
         check = channel.unary_unary("/grpc.health.v1.Health/Check")  # bytes in and out: saves importing protobuf
         try:
             answer = check(b"", timeout=_SECONDS)

@@ -2,7 +2,8 @@
 
 Jina's server makes its gRPC server from its interceptors in `setup_server`, after it has made the Executor: one more
 interceptor, before all others, sees each call before its first message is read. It answers the methods that the
-Executor has in `rpc_methods` (path to gRPC handler). This holds in our pods, in `jina flow` and in `jina executor`.
+Executor has in `rpc_methods` (path to gRPC handler). With $RUNGPT_EXECUTOR_TLS the port takes clients with a
+certificate only. This holds in our pods, in `jina flow` and in `jina executor`.
 """
 
 import hmac
@@ -12,10 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+from jina.serve.runtimes.servers import grpc as jina_grpc
 from jina.serve.runtimes.servers.grpc import GRPCServer
 
 from run_gpt.config import EXECUTOR_TOKEN_VARIABLE
 from run_gpt.link.frames import TOKEN
+from run_gpt.process.executor_tls import ExecutorTLS, executor_tls
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,24 @@ async def _setup_server_with_methods(server: Any) -> None:
             log.warning("whoever reaches port %s can use the model: set $%s", server.port, EXECUTOR_TOKEN_VARIABLE)
         interceptors = server.grpc_tracing_server_interceptors or ()
         server.grpc_tracing_server_interceptors = [Calls(methods, token), *interceptors]
+        if (tls := executor_tls()) is not None:
+            server.ssl_keyfile, server.ssl_certfile = tls.files
+            jina_grpc.grpc = _ClientsWithCertificates(tls)
     await _setup_server(server)
+
+
+class _ClientsWithCertificates:
+    """The module grpc for Jina's server, which asks for certificates of servers only."""
+
+    def __init__(self, tls: ExecutorTLS):
+        self._tls = tls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(grpc, name)
+
+    def ssl_server_credentials(self, pairs: Any) -> Any:
+        """Return credentials that ask for a client's certificate, too."""
+        return self._tls.server_credentials()
 
 
 class Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]

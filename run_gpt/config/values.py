@@ -16,6 +16,8 @@ FLOW_VARIABLE = "RUNGPT_FLOW"
 """Environment variable with a Flow's YAML, for a pod without a supervisor, such as a container."""
 EXECUTOR_TOKEN_VARIABLE = "RUNGPT_EXECUTOR_TOKEN"
 """Environment variable with the token that an executor asks of its gateways. Without it an executor takes any call."""
+EXECUTOR_TLS_VARIABLE = "RUNGPT_EXECUTOR_TLS"
+"""Environment variable with the folder of the certificate for TLS between gateways and executors."""
 LogFormat = Literal["text", "json"]
 LOG_FORMATS: tuple[str, ...] = get_args(LogFormat)
 LOG_FORMAT_VARIABLE = "RUNGPT_LOG_FORMAT"

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_TOKEN_VARIABLE
+from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_TLS_VARIABLE, EXECUTOR_TOKEN_VARIABLE
 from run_gpt.deploy.deployment import (
     CACHE_PATH,
+    EXECUTOR_TLS_PATH,
     GATEWAY_CPUS,
     GATEWAY_MEMORY_GIB,
     GRPC_PORT,
@@ -48,13 +50,19 @@ class Published:
     grpc_port: int
 
 
-def render_compose(deployment: Deployment, published: Published) -> str:
-    """Return the text of compose.yml, without a key. Docker's DNS gives the gateway one address for each executor."""
+def render_compose(deployment: Deployment, published: Published, tls_folder: Path | None = None) -> str:
+    """Return the text of compose.yml, without a key. Docker's DNS gives the gateway one address for each executor.
+
+    `tls_folder`: the folder of the certificate for TLS between gateway and executors.
+    """
     file: dict[str, Any] = {
         "name": deployment.name,
         "services": {GATEWAY: _gateway(deployment, published)} | dict(_executors(deployment)),
         "volumes": {"cache": {}},
     }
+    if tls_folder is not None:
+        for service in file["services"].values():
+            _add_tls(service, tls_folder)
     if deployment.gpus:
         file["networks"] = {"default": {}}
     header = MARK + "\n" + _TOKEN_NOTE
@@ -127,6 +135,14 @@ def _service(deployment: Deployment, role: str, environment: dict[str, str]) -> 
         "security_opt": ["no-new-privileges:true"],
         "logging": {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}},
     }
+
+
+def _add_tls(service: dict[str, Any], folder: Path) -> None:
+    """Mount the folder; the image's user must be able to read it."""
+    source = str(folder).replace("$", "$$")
+    mount = {"type": "bind", "source": source, "target": EXECUTOR_TLS_PATH, "read_only": True}
+    service["volumes"] = [*service.get("volumes", ()), mount | {"bind": {"create_host_path": False}}]
+    service["environment"][EXECUTOR_TLS_VARIABLE] = EXECUTOR_TLS_PATH
 
 
 def _limits(cpus: float, memory_gib: float) -> dict[str, str]:

@@ -29,6 +29,8 @@ CACHE_PATH = "/cache"
 """Path of models and compiled kernels in a container; a volume, so that a restarted replica still has them."""
 KEYS_PATH = Path("/etc/rungpt/keys/keys")
 """Path of the key file in the gateway's container."""
+EXECUTOR_TLS_PATH = "/etc/rungpt/executor-tls"
+"""Path of the certificate for TLS between gateways and executors in a container."""
 STOP_MARGIN = 15
 """Seconds that a container gets after its drain time before it is killed."""
 

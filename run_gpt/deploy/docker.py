@@ -16,6 +16,7 @@ from run_gpt.deploy.deployment import GRPC_PORT, HTTP_PORT, KEYS_PATH, Deploymen
 from run_gpt.deploy.docker_program import check_docker, docker
 from run_gpt.deploy.target import Endpoints, Phase, Report, Status, option
 from run_gpt.errors import SetupError
+from run_gpt.process.executor_tls import ExecutorTLS
 
 FILE = "compose.yml"
 _POLL_SECONDS = 1.0
@@ -28,6 +29,9 @@ class DockerCompose:
     publish: str = option("", "Address of both ports; default: 127.0.0.1, and 0.0.0.0, the network, with a key.")
     publish_http: int = option(HTTP_PORT, "Port for HTTP.")
     publish_grpc: int = option(GRPC_PORT, "Port for gRPC.")
+    executor_tls: str = option(
+        "", "Folder with ca.crt, tls.crt and tls.key for TLS between the gateway and the executors."
+    )
     compose_wait: float = option(1800.0, "Seconds to wait until it serves.")
 
     def render(self, deployment: Deployment) -> dict[str, str]:
@@ -43,7 +47,12 @@ class DockerCompose:
         address = self.publish or default
         if address not in (LOOPBACK, "::1"):
             deployment.check_closed(f"anyone who reaches {address} of this machine")
-        return {FILE: render_compose(deployment, Published(address, self.publish_http, self.publish_grpc))}
+        published = Published(address, self.publish_http, self.publish_grpc)
+        return {FILE: render_compose(deployment, published, self._tls_folder)}
+
+    @property
+    def _tls_folder(self) -> Path | None:
+        return Path(self.executor_tls).expanduser().absolute() if self.executor_tls else None
 
     def deploy(self, deployment: Deployment, report: Report) -> Endpoints:
         """Start or change the containers, and wait until all of them are healthy.
@@ -52,6 +61,8 @@ class DockerCompose:
         default: ~/.local/state), where the other methods find them.
         """
         files = self.render(deployment)
+        if self._tls_folder is not None:
+            ExecutorTLS(self._tls_folder)  # raises SetupError for files that containers could not use
         check_docker()
         check_free(deployment.name)
         folder = _state_folder(deployment.name)

@@ -24,6 +24,7 @@ from run_gpt.gateway.proxies import Proxies
 from run_gpt.gateway.servers import GatewayGRPCServer, GatewayHTTPServer
 from run_gpt.gateway.service import Service
 from run_gpt.gateway.tls import Certificate
+from run_gpt.process.executor_tls import executor_tls
 
 if TYPE_CHECKING:
     from run_gpt.gateway.tracing import Tracing
@@ -46,6 +47,7 @@ class RunGPTGateway(Gateway, CompositeBaseServer):  # type: ignore[misc]
             raise SetupError(f"RunGPTGateway has no setting {', '.join(map(repr, sorted(unknown)))}")
         check_origins(config.cors_origins)
         self.certificate = Certificate.of(config)
+        executor_tls()  # files that cannot be used prevent the start
         check_hosts(config.allowed_hosts)
         self.proxies = Proxies(config.trusted_proxies)
         self.keys = Keys.of(config, os.environ.get(API_KEY_VARIABLE))

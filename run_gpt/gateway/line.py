@@ -10,6 +10,7 @@ from run_gpt.config import EXECUTOR_TOKEN_VARIABLE
 from run_gpt.gateway.request_span import carried
 from run_gpt.link.calling import Exchange, Link
 from run_gpt.process import request_ids, tenants
+from run_gpt.process.executor_tls import CHANNEL_OPTIONS, executor_tls
 
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -25,16 +26,24 @@ _OPTIONS = [
 
 
 class Line:
-    """Connection to the executor at `address` ("host:port")."""
+    """Connection to the executor at `address` ("host:port"); with TLS if this process has it (see executor_tls)."""
 
     def __init__(self, address: str):
         self._address = address
+        self._tls = executor_tls()
         self._closing: set[asyncio.Task[None]] = set()
         self._connect()
 
     def _connect(self) -> None:
-        self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        self._channel = self._new_channel()
         self._link = Link(self._channel, os.environ.get(EXECUTOR_TOKEN_VARIABLE) or None)
+
+    def _new_channel(self) -> Any:
+        self._shown = None if self._tls is None else self._tls.current()
+        if self._tls is None:
+            return grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        options = [*_OPTIONS, *CHANNEL_OPTIONS]
+        return grpc.aio.secure_channel(self._address, self._tls.channel_credentials(), options=options)
 
     async def start(self, path: str, body: bytes, request_id: str, arrived: asyncio.Event | None) -> Exchange:
         """Send a request (see Link.start). Raises ConnectionFailed, OtherVersion."""
@@ -52,6 +61,11 @@ class Line:
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
         self._connect()
+
+    def renew_certificate(self) -> None:
+        """Connect anew if this gateway has another certificate than this connection."""
+        if self._tls is not None and self._tls.current() is not self._shown:
+            self.renew()
 
     async def close(self) -> None:
         """End the connection and all requests on it."""

@@ -242,6 +242,7 @@ class Replica:
         self._late += 1
         if gone:
             self._lose()
+            self._line.renew_certificate()  # the old one may have expired
         elif self._late >= LATE_PROBES and self.state not in ("connecting", "loading", "lost"):
             self._lose()
             self._line.renew()

@@ -26,6 +26,9 @@ class Options:
     ingress_host: str = option("", "Host name of an Ingress for HTTP.")
     ingress_class: str = option("", "The Ingress' class; default: the cluster's default class.")
     tls_secret: str = option("", "The Secret with the Ingress' TLS certificate.")
+    executor_tls_secret: str = option(
+        "", "The Secret with ca.crt, tls.crt and tls.key for TLS between gateways and executors."
+    )
     pull_secret: str = option("", "The Secret with which the image is pulled.")
     cache_gib: int = option(0, "A volume of so many GiB for each replica's models; 0: the disk of its node.")
     storage_class: str = option("", "The class of these volumes; default: the cluster's default class.")
@@ -40,6 +43,8 @@ class Options:
         for flag, value in (("--ingress-class", self.ingress_class), ("--tls-secret", self.tls_secret)):
             if value and not self.ingress_host:
                 raise SetupError(f"{flag} is for an Ingress: give --ingress-host")
+        if self.executor_tls_secret:
+            check_label("--executor-tls-secret", self.executor_tls_secret)
         if self.storage_class and not self.cache_gib:
             raise SetupError("--storage-class is for volumes: give --cache-gib")
         if self.cache_gib and self.cache_claim:

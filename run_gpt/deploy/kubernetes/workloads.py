@@ -2,9 +2,10 @@
 
 from pathlib import PurePosixPath
 
-from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_PORT, EXECUTOR_TOKEN_VARIABLE
+from run_gpt.config import API_KEY_VARIABLE, EXECUTOR_PORT, EXECUTOR_TLS_VARIABLE, EXECUTOR_TOKEN_VARIABLE
 from run_gpt.deploy.deployment import (
     CACHE_PATH,
+    EXECUTOR_TLS_PATH,
     GATEWAY_CPUS,
     GATEWAY_MEMORY_GIB,
     GRPC_PORT,
@@ -39,7 +40,7 @@ _START_PERIOD = 5
 def gateways(deployment: Deployment, options: Options) -> Object:
     """Return the Deployment of the gateways. A new one is ready before an old one ends."""
     name = deployment.name
-    env, mounts, volumes = _keys(deployment)
+    env, mounts, volumes = map(list.__add__, _keys(deployment), _executor_tls(options))
     memory = f"{GATEWAY_MEMORY_GIB}Gi"
     alive, ready = ({"httpGet": {"path": path, "port": "http"}, "timeoutSeconds": 5} for path in ("/health", "/ready"))
     container = _container("gateway", deployment) | {
@@ -76,10 +77,14 @@ def executors(deployment: Deployment, options: Options) -> Object:
         # Processes that share a model communicate through it, and a container's default has 64 MB.
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
-    probe = {"grpc": {"port": EXECUTOR_PORT}, "timeoutSeconds": 5}
+    tls_env, tls_mounts, tls_volumes = _executor_tls(options)
+    mounts, volumes = mounts + tls_mounts, volumes + tls_volumes
+    # Clusters ask for gRPC's health without TLS only. An executor opens its port when its model is loaded.
+    asked = {"tcpSocket" if tls_env else "grpc": {"port": EXECUTOR_PORT}}
+    probe = asked | {"timeoutSeconds": 5}
     starts = options.start_minutes * 60 // _START_PERIOD
     container = _container("executor", deployment) | {
-        "env": [*_env(deployment.executor_env(executors_name(name))), _token(deployment)],
+        "env": [*_env(deployment.executor_env(executors_name(name))), _token(deployment), *tls_env],
         "ports": [{"name": "grpc", "containerPort": EXECUTOR_PORT, "protocol": "TCP"}],
         "resources": _resources(deployment),
         "startupProbe": probe | {"periodSeconds": _START_PERIOD, "failureThreshold": starts},
@@ -110,6 +115,19 @@ def _keys(deployment: Deployment) -> tuple[list[Object], list[Object], list[Obje
         secret = {"secretName": keys_secret(deployment.name), "optional": False, "defaultMode": 0o440}
         volumes.append({"name": "keys", "secret": secret})
     return env, mounts, volumes
+
+
+def _executor_tls(options: Options) -> tuple[list[Object], list[Object], list[Object]]:
+    """Return the variable, the mount and the volume of the certificate for TLS between gateways and executors."""
+    if not options.executor_tls_secret:
+        return [], [], []
+    # The folder, as for keys: cert-manager renews the certificate.
+    secret = {"secretName": options.executor_tls_secret, "optional": False, "defaultMode": 0o440}
+    return (
+        [{"name": EXECUTOR_TLS_VARIABLE, "value": EXECUTOR_TLS_PATH}],
+        [{"name": "executor-tls", "mountPath": EXECUTOR_TLS_PATH, "readOnly": True}],
+        [{"name": "executor-tls", "secret": secret}],
+    )
 
 
 def _token(deployment: Deployment) -> Object:

@@ -143,3 +143,16 @@ def test_a_container_may_write_nothing_but_its_cache_and_gets_its_time_to_end(ca
 def test_what_docker_compose_cannot_do_is_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(SetupError, match=says):
         rendered(one(**settings))
+
+
+def test_a_certificate_for_the_executors_is_mounted_in_every_container(tmp_path: Path) -> None:
+    made = DockerCompose(executor_tls=str(tmp_path / "a$b"))
+    text = made.render(one())["compose.yml"]
+    compose_spec.PyCompose.from_yaml(text).validate()
+    for service in yaml.safe_load(text)["services"].values():
+        mount = service["volumes"][-1]
+        assert interpolated(mount["source"]) == str(tmp_path / "a$b")
+        assert service["environment"]["RUNGPT_EXECUTOR_TLS"] == mount["target"]
+        assert mount["read_only"]
+    with pytest.raises(SetupError, match=r"ca\.crt cannot be read"):
+        made.deploy(one(), lambda line: None)

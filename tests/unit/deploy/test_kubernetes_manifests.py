@@ -51,7 +51,7 @@ OTHERS: dict[str, tuple[Kubernetes, Deployment]] = {
         ),
     ),
     "shared": (
-        Kubernetes(cache_claim="models"),
+        Kubernetes(cache_claim="models", executor_tls_secret="inner-tls"),
         Deployment(server=ServeConfig(tensor_parallel=2), image="example/rungpt:1.2.3", memory_gib=3, open=True),
     ),
 }
@@ -200,8 +200,8 @@ def test_every_port_and_volume_that_is_named_is_there(rendered: tuple[Deployment
         ports = {port["name"]: port["containerPort"] for port in container(item)["ports"]}
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             how = container(item)[probe]
-            if "grpc" in how:
-                assert how["grpc"]["port"] in ports.values()
+            if numbered := how.get("grpc") or how.get("tcpSocket"):
+                assert numbered["port"] in ports.values()
             else:
                 assert how["httpGet"]["port"] in ports
         volumes = {volume["name"] for volume in pod(item)["volumes"]}
@@ -270,10 +270,22 @@ def test_the_pods_pass_the_strictest_of_kubernetes_pod_security_standards(
             assert "memory" in each["resources"]["limits"]
 
 
+def test_gateways_and_executors_have_the_certificate_between_them() -> None:
+    cloud, deployment = OTHERS["shared"]
+    found = [one for text in cloud.render(deployment).values() for one in yaml.safe_load_all(text)]
+    for item in workloads(found):
+        (volume,) = [one for one in pod(item)["volumes"] if one["name"] == "executor-tls"]
+        assert volume["secret"] == {"secretName": "inner-tls", "optional": False, "defaultMode": 0o440}
+        (mount,) = [one for one in container(item)["volumeMounts"] if one["name"] == "executor-tls"]
+        env = {one["name"]: one.get("value") for one in container(item)["env"]}
+        assert env["RUNGPT_EXECUTOR_TLS"] == mount["mountPath"]
+        assert mount["readOnly"]
+
+
 def test_only_gateways_have_keys_and_only_from_a_secret(rendered: tuple[Deployment, list[Object]]) -> None:
     deployment, found = rendered
     executors, gateways = workloads(found)
-    assert not [volume for volume in pod(executors)["volumes"] if "secret" in volume]
+    assert not [one for one in pod(executors)["volumes"] if "secret" in one and one["name"] != "executor-tls"]
     of_executors, of_gateways = (
         {env["name"]: env["valueFrom"]["secretKeyRef"] for env in container(item)["env"] if "valueFrom" in env}
         for item in (executors, gateways)
