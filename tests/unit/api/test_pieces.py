@@ -5,7 +5,7 @@ import copy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from run_gpt.api.pieces import CallPiece, Head, Pending, Piece
+from run_gpt.api.pieces import CallPiece, Head, Pending, Piece, Whole
 
 calls = st.lists(
     st.builds(CallPiece, index=st.integers(0, 2), arguments=st.text(max_size=3), id=st.sampled_from([None, "call"])),
@@ -71,3 +71,16 @@ def test_a_split_piece_says_the_same() -> None:
     assert first == whole
     assert whole.split(1000) == [whole]
     assert Piece(0, "a", 1).split(1) == [Piece(0, "a", 1)]
+
+
+def test_a_split_answer_says_the_same() -> None:
+    whole = Whole(b"{}", [[b"1234", b"12"], [], [b"123456789", b"1", b"1"]])
+    answers = whole.split(6)
+    assert [one.json for one in answers] == [b"{}", b"", b""]
+    assert [one.parts for one in answers] == [
+        [[b"1234", b"12"], [], []],
+        [[], [], [b"123456789"]],
+        [[], [], [b"1", b"1"]],
+    ]
+    assert whole.split(1000) == [whole]
+    assert Whole(b"{}").split(1) == [Whole(b"{}")]

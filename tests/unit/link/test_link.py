@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import pytest
 
-from run_gpt.api.pieces import Head, Piece
+from run_gpt.api.pieces import Head, Piece, Whole
 from run_gpt.errors import DeadlineExceeded, InternalError, InvalidRequest, RequestError
-from run_gpt.link import calling, frames, serving
+from run_gpt.link import calling, frames, outbox, serving
 from run_gpt.link.calling import ConnectionFailed, Exchange, Link, OtherVersion
 from run_gpt.link.frames import METHOD, Start
 from run_gpt.link.serving import LinkServer, Reply
@@ -117,6 +117,29 @@ async def test_many_streams_share_a_call_and_each_is_whole_and_in_order(ends: En
     choose = random.Random(seed)
     slow = [random.Random(i) if choose.random() < 0.5 else None for i in range(40)]
     await asyncio.gather(*(whole(ends, choose.randrange(1, 300), one) for one in slow))
+
+
+async def test_long_parts_cross_in_several_frames(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read or write one large frame would hold the event loop of either end."""
+    sizes: list[int] = []
+    encode = frames.encode
+    monkeypatch.setattr(outbox, "encode", lambda frame: sizes.append(len(encode(frame))) or encode(frame))
+    monkeypatch.setattr(serving, "FRAME_BYTES", 1000)
+    parts = [[bytes([i]) * 300] * 20 for i in range(5)]
+
+    async def answer(start: Start, reply: Reply) -> None:
+        reply.put(Whole(b"{}", parts))
+        reply.put(Piece(0, "text", 1, "stop", logprobs=parts[0]))
+
+    ends.handle = answer
+    got = await read(*await ends.start())
+    wholes = [one for one in got if isinstance(one, Whole)]
+    assert b"".join(one.json for one in wholes) == b"{}"
+    assert [[part for one in wholes for part in one.parts[place]] for place in range(5)] == parts
+    pieces = [one for one in got if isinstance(one, Piece)]
+    assert [part for one in pieces for part in one.logprobs or ()] == parts[0]
+    assert pieces[-1].finish == "stop"
+    assert max(sizes) < 1600
 
 
 async def test_errors_cross_as_they_are_and_are_nobody_elses(ends: Ends) -> None:
