@@ -251,7 +251,7 @@ async def test_a_failure_that_nobody_thought_of_is_an_internal_error(
     async def answer(*_: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(service.models.all[0].pool, "answer", answer, raising=False)
+    monkeypatch.setattr(service.models.all[0].pool, "whole", answer, raising=False)
     answer = await client.post("/generate", json={"prompt": "x"}, headers=RIGHT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert (await read(service))["gateway_errors_total internal_error"] == 1

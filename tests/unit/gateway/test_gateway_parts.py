@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from run_gpt.api.answers import GenerateAnswer, Usage
 from run_gpt.api.endpoints import Handler
+from run_gpt.api.pieces import Whole
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.api.sse import error_event
 from run_gpt.config import GatewayConfig
@@ -37,11 +38,14 @@ class FakePool:
         self.stopped = why
         self.go.set()
 
-    async def answer(self, request: Any, request_id: str, timeout: float) -> Any:
+    async def whole(self, request: Any, request_id: str, timeout: float) -> Whole:
+        """Answer; `created` has the seconds that the answer may take."""
         await self.go.wait()
         if self.stopped:
             raise Unavailable(self.stopped)
-        return SimpleNamespace(id=request_id, timeout=timeout)
+        usage = Usage(prompt_tokens=1, completion_tokens=0, total_tokens=1)
+        answer = GenerateAnswer(id=request_id, created=round(timeout), model="m", usage=usage, choices=[])
+        return Whole(answer.to_json().encode())
 
 
 def service(**config: float) -> tuple[Service, FakePool]:
@@ -83,7 +87,7 @@ async def test_requests_are_counted_and_bounded_by_the_shorter_limit() -> None:
     assert served.in_flight == 3
     pool.go.set()
     answers: list[Any] = await asyncio.gather(*tasks)
-    assert [round(a.timeout, 1) for a in answers] == [10, 3, 10]
+    assert [a.created for a in answers] == [10, 3, 10]
     assert len({a.id for a in answers}) == 3
     assert served.in_flight == 0
 

@@ -8,6 +8,7 @@ import pytest
 
 from run_gpt.api.answers import Choice, GenerateAnswer, Usage
 from run_gpt.api.openai.completions import CompletionRequest
+from run_gpt.api.pieces import Whole
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import DeadlineExceeded, InvalidRequest, QueueFull, RateLimited
@@ -180,12 +181,13 @@ class Pool:
 
     ready, model = (object(),), "m"
 
-    async def answer(self, request: GenerateRequest, *_: Any) -> GenerateAnswer:
+    async def whole(self, request: GenerateRequest, *_: Any) -> Whole:
         if request.prompt == "bad":
             raise InvalidRequest("no")
         usage = Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7)
         choice = Choice(index=0, text="x", finish_reason="stop")
-        return GenerateAnswer(id="x", created=1, model="m", choices=[choice], usage=usage)
+        answer = GenerateAnswer(id="x", created=1, model="m", choices=[choice], usage=usage)
+        return Whole(answer.to_json().encode())
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class FailingPool:
     def check_ready(self) -> None:
         """Accept: the replica is ready."""
 
-    async def answer(self, *_: Any) -> Any:
+    async def whole(self, *_: Any) -> Any:
         raise self.error
 
     async def begin(self, *_: Any) -> Any:
