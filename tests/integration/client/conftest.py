@@ -15,7 +15,7 @@ import uvicorn
 import run_gpt.process._jina  # noqa: F401  (before jina)
 from run_gpt.api import answers, schema
 from run_gpt.api.endpoints import Endpoint
-from run_gpt.api.pieces import Head, Piece
+from run_gpt.api.pieces import Head, Piece, Whole
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import error_from_dict
 from run_gpt.gateway.http import build_app
@@ -51,7 +51,10 @@ class ScriptedPool:
     def check_ready(self) -> None:
         """Do nothing: this pool is always ready."""
 
-    async def answer(self, request: schema.Request, request_id: str, limit: float) -> answers.Answer:
+    async def whole(self, request: schema.Request, request_id: str, limit: float) -> Whole:
+        return Whole((await self._answer(request)).to_json().encode())
+
+    async def _answer(self, request: schema.Request) -> answers.Answer:
         prompt = await self._begin(request)
         text = prompt.removeprefix("late ")
         if isinstance(request, schema.ChatRequest):

@@ -21,6 +21,7 @@ from jina.proto import jina_pb2
 from raw_http2 import RawClient, message
 
 from run_gpt.api.answers import Choice, GenerateAnswer, Usage
+from run_gpt.api.pieces import Whole
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.client import wire
 from run_gpt.config import GatewayConfig
@@ -57,12 +58,13 @@ class Pool:
     def check_ready(self) -> None:
         """Do nothing: this pool is always ready."""
 
-    async def answer(self, request: Any, request_id: str, limit: float) -> GenerateAnswer:
+    async def whole(self, request: Any, request_id: str, limit: float) -> Whole:
         self.asked += 1
         await self.go.wait()
         usage = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
         choices = [Choice(index=0, text=str(request.prompt), finish_reason="stop")]
-        return GenerateAnswer(id="1", created=2**33, model="m", usage=usage, choices=choices, prompt="x")
+        answer = GenerateAnswer(id="1", created=2**33, model="m", usage=usage, choices=choices, prompt="x")
+        return Whole(answer.to_json().encode())
 
 
 @asynccontextmanager
