@@ -154,7 +154,7 @@ class Offsets:
 
 
 class LogprobsWriter:
-    """Writer of a choice's log-probabilities (see api.long_parts.PartWriter), part by part: one call holds nothing long."""
+    """Writer of a choice's log-probabilities part by part (see api.long_parts.PartWriter): no call holds long ones."""
 
     def __init__(self) -> None:
         self._offsets: dict[Hashable, Offsets] = {}
