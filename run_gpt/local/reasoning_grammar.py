@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from run_gpt.engine.grammar import Grammar, Matcher
 from run_gpt.models.reasoning import MarkTokens, ReasoningFormat
 from run_gpt.models.reasoning_parser import MarkParser, ReasoningParser
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_BLANKS = 2
 """Number of line breaks that may stand between the thinking and an answer in a form."""
@@ -67,9 +68,9 @@ class PrefixedMatcher:
         """See Matcher."""
         return token_id == self.left[0] if self.left else self._then.allows(token_id)
 
-    def mask(self) -> torch.Tensor:
+    def mask(self) -> "torch.Tensor":
         """See Matcher."""
-        return _only(self.left[0], self._size) if self.left else self._then.mask()
+        return _mask(self._size, (self.left[0],)) if self.left else self._then.mask()
 
     def advance(self, token_id: int) -> None:
         """See Matcher."""
@@ -110,17 +111,17 @@ class ThinkingMatcher:
             return token_id not in self._forbidden()
         return token_id in self._beside() or (self._inner is not None and self._inner.allows(token_id))
 
-    def mask(self) -> torch.Tensor:
+    def mask(self) -> "torch.Tensor":
         """See Matcher."""
         grammar = self._grammar
         if self._forced:
-            return _only(self._forced[0], grammar.size)
+            return _mask(grammar.size, allowed=(self._forced[0],))
         if grammar.inner is None or self._state == "thinking":
-            allowed = torch.ones(grammar.size, dtype=torch.bool)
+            allowed = ~_mask(grammar.size)
             if grammar.inner is not None:
                 allowed[list(self._forbidden())] = False
             return allowed
-        allowed = torch.zeros(grammar.size, dtype=torch.bool) if self._inner is None else self._inner.mask().clone()
+        allowed = _mask(grammar.size) if self._inner is None else self._inner.mask().clone()
         allowed[list(self._beside())] = True
         return allowed
 
@@ -211,8 +212,10 @@ class ThinkingMatcher:
         return None if self._grammar.inner is None else self._grammar.inner.matcher()
 
 
-def _only(token_id: int, size: int) -> torch.Tensor:
-    """Return a mask that allows one token: [size]."""
-    allowed = torch.zeros(size, dtype=torch.bool)
-    allowed[token_id] = True
-    return allowed
+def _mask(size: int, allowed: Sequence[int] = ()) -> "torch.Tensor":
+    """Return a mask that allows these tokens only: [size]."""
+    import torch  # an executor without a model does not need it
+
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[list(allowed)] = True
+    return mask

@@ -5,17 +5,22 @@ A small model that must call, and has called all that it wants, may write the sa
 
 import codecs
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-
-from run_gpt.models.grammar import CompiledGrammar, GrammarMatcher
 from run_gpt.models.tools import ToolParser
+
+if TYPE_CHECKING:
+    import torch
+
+    from run_gpt.models.grammar import CompiledGrammar, GrammarMatcher
 
 
 class Unrepeated:
     """Grammar (as the engine defines it) of calls: after a call that is equal to an earlier one, the answer ends."""
 
-    def __init__(self, grammar: CompiledGrammar, parser: Callable[[], ToolParser], token_bytes: Callable[[int], bytes]):
+    def __init__(
+        self, grammar: "CompiledGrammar", parser: Callable[[], ToolParser], token_bytes: Callable[[int], bytes]
+    ):
         """`parser` makes the parser of one answer, which drops such calls; `token_bytes` gives a token's bytes."""
         self._grammar, self._parser, self._token_bytes = grammar, parser, token_bytes
 
@@ -27,7 +32,7 @@ class Unrepeated:
 class UnrepeatedMatcher:
     """Matcher (as the engine defines it): state of one sequence, and its calls so far."""
 
-    def __init__(self, matcher: GrammarMatcher, parser: ToolParser, token_bytes: Callable[[int], bytes]):
+    def __init__(self, matcher: "GrammarMatcher", parser: ToolParser, token_bytes: Callable[[int], bytes]):
         self._matcher, self._parser, self._token_bytes = matcher, parser, token_bytes
         self._text = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -37,7 +42,7 @@ class UnrepeatedMatcher:
             return token_id in self._matcher.end_ids
         return self._matcher.allows(token_id)
 
-    def mask(self) -> torch.Tensor:
+    def mask(self) -> "torch.Tensor":
         """See Matcher."""
         mask = self._matcher.mask()
         if self._parser.repeated:

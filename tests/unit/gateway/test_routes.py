@@ -22,7 +22,9 @@ class Pool:
         SimpleNamespace(
             state="ready",
             loads=False,
-            status=SimpleNamespace(aliases=["short"], adapters=["lora"], precision="fp32", memory=1, why=None),
+            status=SimpleNamespace(
+                aliases=["short"], adapters=["lora"], precision="fp32", sampling={}, memory=1, why=None
+            ),
         ),
     )
     adapters = SimpleNamespace(applied=list)

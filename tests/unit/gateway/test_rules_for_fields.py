@@ -22,6 +22,7 @@ HINT, UNKNOWN = {"verbosity": "low"}, {"colour": "red"}
 )
 async def test_a_server_has_one_of_three_rules(options: dict[str, Any], refused: list[Any]) -> None:
     pool = SimpleNamespace(replicas=[], ready=[], sure=[], retries=0, model="m", watched=True, context_length=1)
+    pool.adapters = SimpleNamespace(applied=list)
     app = build_app(Service([cast("Any", pool)], GatewayConfig(**options)))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         for fields in (HINT, UNKNOWN):

@@ -25,6 +25,8 @@ class ScriptedTokenizer:
     """Tokenizer with one token for each character."""
 
     chat_template = None
+    all_special_tokens = ()
+    added_tokens_decoder: ClassVar = {}
 
     def apply_chat_template(self, messages, **_):
         return "".join(f"{message['role']}: {message['content']}\n" for message in messages)

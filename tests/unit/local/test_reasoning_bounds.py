@@ -29,7 +29,7 @@ class Thinker:
         self.name = name
         self.tokenizer = reasoning_tokenizer(name)
         self.loaded: Any = SimpleNamespace(
-            tokenizer=self.tokenizer, chat_template=PLAIN, vocabulary=len(self.tokenizer)
+            tokenizer=self.tokenizer, chat_template=PLAIN, vocabulary=len(self.tokenizer), sampling={}
         )
         self.prompts = Prompts(self.loaded)
         self.end = self.tokenizer.eos_token_id
@@ -169,7 +169,8 @@ def test_log_probabilities_are_those_of_the_answer(thinkers: dict[str, Thinker],
     mark = format_.marks[0]
     for thought in (f"{mark.begin} Let me see{mark.end}{format_.gap}", ""):
         piece = written(thinkers[name], f"{thought}{format_.answer}It is 4.", logprobs=0)
-        assert "".join(token.text for token in piece.logprobs) == piece.text == "It is 4."
+        tokens = json.loads(b"[" + b",".join(piece.logprobs) + b"]")
+        assert "".join(token["token"] for token in tokens) == piece.text == "It is 4."
 
 
 @pytest.mark.parametrize(

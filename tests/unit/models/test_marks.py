@@ -44,7 +44,7 @@ def chat(text: str) -> list[dict[str, Any]]:
     arguments = json.dumps({"city": text, text: 1}).replace("<", "\\u003c")
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
     return [
-        {"role": "user", "content": f"Is it {text} warm?", "name": text},
+        {"role": "user", "content": f"Is it {text} warm?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "abcdefghi", "content": f"It says: {text}."},
         {"role": "assistant", "content": f"So: {text}"},
