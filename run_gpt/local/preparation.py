@@ -113,10 +113,15 @@ class Preparation:
 
     async def _grammar(self, request: Request, space: str) -> Grammar | None:
         """Compile the answer's grammar, if it has one. Raises InvalidRequest with the field's name, QueueFull."""
-        ways = [[await self._compiled(*source, space) for source in way] for way in self._prompts.grammars(request)]
+        sources = self._prompts.grammars(request)
+        ways = [[await self._compiled(*source, space) for source in way] for way in sources]
         if not ways:
             return None
-        return self._prompts.held(request, ways[0][0]) if len(ways) == 1 else Alternatives(ways)
+        if len(ways) > 1:
+            return Alternatives(ways)
+        form = self._prompts.held(request, ways[0][0])
+        is_text = isinstance(request, ChatRequest) and sources[0][0][0] != "lark"
+        return self._prompts.reasoning.text_form(form) if is_text else form
 
     async def _compiled(self, kind: Kind, source: str, space: str) -> CompiledGrammar:
         try:

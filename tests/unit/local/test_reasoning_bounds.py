@@ -14,7 +14,9 @@ from run_gpt.engine.grammar import Matcher
 from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
 from run_gpt.engine.text import StopTexts
 from run_gpt.local.answers import PieceWriter
+from run_gpt.local.preparation import Preparation
 from run_gpt.local.prompts import Prompts, answer_decoder
+from run_gpt.local.workers import Workers
 from run_gpt.models.grammar import GrammarCompiler
 from run_gpt.models.templates import PLAIN
 
@@ -91,6 +93,16 @@ def thinkers() -> Iterator[dict[str, Thinker]]:
 )
 def test_a_form_binds_what_follows_the_thinking(thinkers: dict[str, Thinker], name: str, answer: str) -> None:
     assert thinkers[name].write(thinkers[name].matcher(), answer) == answer
+
+
+async def test_a_form_of_a_request_has_the_mark_of_an_answer_before_it(thinkers: dict[str, Thinker]) -> None:
+    harmony = thinkers["harmony"]
+    preparation = Preparation(harmony.prompts, harmony.compiler, 1000, Workers())
+    form = {"type": "choice", "choice": ["yes", "no"]}
+    grammar = await preparation._grammar(ChatRequest.parse({"messages": MESSAGES, "response_format": form}), "")
+    assert grammar is not None
+    answer = "<|channel|>final<|message|>yes"
+    assert harmony.write(grammar.matcher(), answer) == answer
 
 
 def test_a_form_is_held_where_the_model_would_leave_it(thinkers: dict[str, Thinker]) -> None:
