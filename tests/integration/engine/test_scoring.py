@@ -24,8 +24,9 @@ from run_gpt.local.launch import start_engine
 from run_gpt.models import load
 from run_gpt.models.cache import cache_root
 
-RUNNERS = {"native": ("native", "fast", "generic"), "generic": ("generic",), "alone": ("alone",)}
+RUNNERS = {"native": ("native", "generic"), "generic": ("generic",), "alone": ("alone",)}
 CASES = [(family, runner) for family in FAMILIES for runner in RUNNERS[FAMILIES[family].runner]]
+CASES += [(family, "fast") for family in ("llama", "mistral", "qwen2", "qwen3")]
 # One family for each runner, for tests that do not depend on the family.
 SOME = [("llama", "native"), ("llama", "fast"), ("pythia", "generic"), ("rwkv-raven", "alone")]
 TEXT = " ".join(f"Item {i} of the list costs {i * 37 % 101} euros." for i in range(30))
