@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from run_gpt.config import EngineConfig, ModelConfig
 from run_gpt.engine.request import Request, SamplingParams
-from run_gpt.engine.runners.native import runner as native
+from run_gpt.engine.runners.native import structure
 from run_gpt.engine.runners.native.build import unsupported
 from run_gpt.errors import ModelLoadError
 from run_gpt.local.launch import RunningModel, launch
@@ -85,7 +85,7 @@ async def test_the_context_is_the_scaled_one_and_answers_in_it_are_those_of_gene
 async def test_no_table_is_larger_than_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check a context of a million tokens: its rotary table took gigabytes, which no estimate knew."""
     write(tmp_path, "Llama", {"max_position_embeddings": 2**20})
-    monkeypatch.setattr(native, "ANGLES_AT_ONCE", 128)
+    monkeypatch.setattr(structure, "ANGLES_AT_ONCE", 128)
     ids = torch.randint(3, 128, (1, 140), generator=torch.Generator().manual_seed(1))
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     expected = reference.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=2)
@@ -93,7 +93,7 @@ async def test_no_table_is_larger_than_the_texts(tmp_path: Path, monkeypatch: py
     try:
         assert model.context_length == 2**20
         assert await answer(model, ids[0].tolist(), 2) == expected[0, 140:].tolist()
-        assert model.engine._runner._known == 256  # type: ignore[attr-defined]
+        assert model.engine._runner._angles._known == 256  # type: ignore[attr-defined]
     finally:
         model.engine.shutdown()
 

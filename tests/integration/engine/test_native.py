@@ -232,7 +232,7 @@ def test_what_does_not_fit_is_refused(kernels):
         forward(runner, [ScheduledTokens(0, 0, (5, 200), 1)])
     with pytest.raises(IndexError, match="65 tokens, of 64"):
         forward(runner, [ScheduledTokens(0, 64, (5,), 1)])
-    for change in ({"intermediate_size": 100}, {"mlp_bias": True}, {"hidden_act": "gelu"}):
+    for change in ({"intermediate_size": 100}, {"mlp_bias": True}, {"hidden_act": "quick_gelu"}):
         config = transformers.LlamaConfig(**{**SIZE, "hidden_size": 64, "num_attention_heads": 4, **change})
         assert not fits(transformers.AutoModelForCausalLM.from_config(config))
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from run_gpt.cli.app import app
 from run_gpt.config import ModelConfig
+from run_gpt.engine.runners.native.build import unsupported
 from run_gpt.local import check as module
 from run_gpt.local.check import check_model
 from run_gpt.models.check import compare_tokens, keys_of
@@ -37,7 +38,8 @@ def test_an_exact_model_has_no_difference_and_the_command_says_so(checkpoint: Pa
     facts = {one["name"]: one["value"] for one in report["facts"]}
     assert facts["context"].startswith(str(AutoConfig.from_pretrained(checkpoint).max_position_embeddings))
     assert facts["chat template"] == "the model's own"
-    assert facts["weights: layers"] == "fp32"
+    packed = unsupported() is None
+    assert facts["weights: packed" if packed else "weights: layers"] == "fp32"
     assert "transformers' model in fp32" in done.stderr
     keys = {one["name"]: one["verdict"] for one in report["keys"]["config.json"]}
     assert (keys["sliding_window"], keys["transformers_version"]) == ("honoured", "no effect")

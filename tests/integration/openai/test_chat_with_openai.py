@@ -34,7 +34,7 @@ def test_roles_names_and_parts_of_messages(ask: Any) -> None:
     text = {"type": "text", "text": "What is the capital of France?"}
     turns = [
         {"role": "developer", "content": "Answer with one word."},
-        {"role": "user", "content": "What is the capital of Italy?", "name": "Anna"},
+        {"role": "user", "content": "What is the capital of Italy?", "name": "user"},
         {"role": "assistant", "content": "Rome", "refusal": None, "annotations": [], "tool_calls": None},
         {"role": "user", "content": [text]},
     ]

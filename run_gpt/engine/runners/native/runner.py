@@ -44,7 +44,7 @@ def fits(model: Any) -> bool:
     inner = {f"{names.layers}.{i}" for i in range(len(model.get_submodule(names.layers)))}
     linear = {*names.qkv, names.output, *names.up, names.down}
     plain = all(
-        isinstance(model.get_submodule(f"{layer}.{name}"), nn.Linear | Conv1D) for layer in inner for name in linear
+        type(model.get_submodule(f"{layer}.{name}")) in (nn.Linear, Conv1D) for layer in inner for name in linear
     )
     hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
     return plain and not hooked and bool(model.get_output_embeddings().weight.is_floating_point())
