@@ -10,6 +10,13 @@ from transformers.pytorch_utils import Conv1D
 
 from run_gpt.engine.runners.native.binding import FORMATS, GROUP, LANES, Context, Kernels, Matrix, Memory
 from run_gpt.engine.runners.native.families import family_of, shape_of
+from run_gpt.engine.runners.native.inspection import (
+    are_experts,
+    embedding_scale,
+    expert_shapes,
+    linear_shape,
+    outer_names,
+)
 from run_gpt.engine.runners.native.modules import Packed, PackedEmbedding, PackedExperts, PackedLinear
 
 _BY_QUALITY = ("bit4", "bit8", "bf16", "fp16", "fp32")
@@ -45,11 +52,11 @@ class _Group:
 
     @property
     def outputs(self) -> list[int]:
-        return [_shape(module)[0] for module in self.modules]
+        return [linear_shape(module)[0] for module in self.modules]
 
     @property
     def inputs(self) -> int:
-        return _shape(self.modules[0])[1]
+        return linear_shape(self.modules[0])[1]
 
 
 class KeptWeights(Protocol):
@@ -97,13 +104,13 @@ class PackedWeights:
 
     def prepare(self, model: Any) -> None:
         """Reserve memory for a model's weights, which may be on the meta device. The model is not changed."""
-        outer = _outer_names(model)
+        outer = outer_names(model)
         groups = [*self._joined(model)] if self.joined else [*self._single(model, outer)]
         groups += self._outer(model, outer)
-        experts = [] if self.joined else [(n, m) for n, m in model.named_modules() if _are_experts(m)]
+        experts = [] if self.joined else [(n, m) for n, m in model.named_modules() if are_experts(m)]
         sizes = [(group.precision, sum(group.outputs), group.inputs) for group in groups]
         for _, module in experts:
-            for count, outputs, inputs in _expert_shapes(module):
+            for count, outputs, inputs in expert_shapes(module):
                 sizes += [(self.precision, outputs, inputs)] * count
         # One piece of memory for all weights, because a huge page, which saves a tenth of a single-row step's time, is
         # larger than a layer.
@@ -201,7 +208,7 @@ class PackedWeights:
             if isinstance(module, nn.Linear | Conv1D)
             and name not in outer
             and name.rpartition(".")[2] not in _ROUTERS
-            and _shape(module)[1] % GROUP == 0
+            and linear_shape(module)[1] % GROUP == 0
         ]
 
     def _outer(self, model: Any, outer: set[str]) -> "Sequence[_Group]":
@@ -212,7 +219,8 @@ class PackedWeights:
         return [
             _Group((name,), (module,), self._own.get(f"{name}.weight", inner))
             for name, module in modules.items()
-            if _shape(module)[1] % GROUP == 0 and (isinstance(module, nn.Linear) or _scale_of(module) is not None)
+            if linear_shape(module)[1] % GROUP == 0
+            and (isinstance(module, nn.Linear) or embedding_scale(module) is not None)
         ]
 
     def _precision_of(self, names: Sequence[str]) -> str:
@@ -239,7 +247,7 @@ class PackedWeights:
     def _module(self, module: Any, matrix: Matrix, start: int, outputs: int, group: _Group) -> Packed:
         packed: Packed
         if isinstance(module, nn.Embedding):
-            packed = PackedEmbedding(matrix, outputs, _scale_of(module) or 1.0)
+            packed = PackedEmbedding(matrix, outputs, embedding_scale(module) or 1.0)
         else:
             packed = PackedLinear(
                 self._context, matrix, start, outputs, interleaved=group.interleaved, order=group.order
@@ -251,7 +259,7 @@ class PackedWeights:
     def _place_experts(self, name: str, module: Any, memory: Memory) -> None:
         matrices: list[list[Matrix]] = []
         for parameter, (count, outputs, inputs) in zip(
-            ("gate_up_proj", "down_proj"), _expert_shapes(module), strict=True
+            ("gate_up_proj", "down_proj"), expert_shapes(module), strict=True
         ):
             made = [Matrix(self.kernels, self.precision, outputs, inputs, memory=memory) for _ in range(count)]
             self.matrices.update({f"{name}.{parameter}.{i}": matrix for i, matrix in enumerate(made)})
@@ -269,40 +277,3 @@ class PackedWeights:
         group = _Group((name,), (module,), place.matrix.precision)
         self.matrices[name], self._places[target] = place.matrix, place
         self._modules[name] = self._module(module, place.matrix, 0, place.matrix.outputs, group)
-
-
-def _outer_names(model: Any) -> set[str]:
-    """Return the names of the embedding and of the output layer."""
-    outer = (model.get_input_embeddings(), model.get_output_embeddings())
-    return {name for name, module in model.named_modules() if any(module is one for one in outer)}
-
-
-def _scale_of(module: Any) -> float | None:
-    """Return the factor that an embedding applies to its rows; None for an embedding of an unknown kind."""
-    if type(module) is nn.Embedding:
-        return 1.0
-    scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
-    if type(module).__name__.endswith("ScaledWordEmbedding") and isinstance(scale, int | float):
-        return float(scale)
-    return None
-
-
-def _are_experts(module: Any) -> bool:
-    """Return True for experts like Mixtral's, in sizes that can be packed."""
-    shapes = _expert_shapes(module)
-    if len(shapes) != 2 or not hasattr(module, "act_fn") or len(list(module.parameters(recurse=False))) != 2:
-        return False
-    (count, wide, hidden), (_, out, narrow) = shapes
-    return (wide, out) == (2 * narrow, hidden) and hidden % GROUP == 0 and narrow % GROUP == 0 and count > 0
-
-
-def _expert_shapes(module: Any) -> list[tuple[int, int, int]]:
-    weights = [module._parameters.get(name) for name in ("gate_up_proj", "down_proj")]
-    shapes = [tuple(weight.shape) for weight in weights if weight is not None]
-    return [(shape[0], shape[1], shape[2]) for shape in shapes if len(shape) == 3]
-
-
-def _shape(module: Any) -> tuple[int, int]:
-    """Return the numbers of outputs and inputs; for an embedding, of words and their size."""
-    rows, columns = module.weight.shape
-    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
