@@ -25,6 +25,29 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "tie_word_embeddings": True,
     },
+    "gemma-3-270m": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262_144,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "sliding_window": 512,
+        "max_position_embeddings": 32_768,
+    },
+    "pythia-160m": {
+        "model_type": "gpt_neox",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    },
+    "gpt-j-160m": {"model_type": "gptj", "n_embd": 768, "n_layer": 12, "n_head": 12, "rotary_dim": 64},
+    "mpt-125m": {"model_type": "mpt", "d_model": 768, "n_layers": 12, "n_heads": 12},
+    "opt-125m": {"model_type": "opt"},
+    "gpt2": {"model_type": "gpt2"},
 }
 
 
@@ -38,11 +61,12 @@ def main() -> None:
         parser.error(f"{options.folder} is there already: name another")
 
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from run_gpt.models import fetch
 
-    config = LlamaConfig(**SHAPES[options.shape], bos_token_id=1, eos_token_id=2, dtype="bfloat16")
+    shape = {"model_type": "llama", **SHAPES[options.shape]}
+    config = AutoConfig.for_model(**shape, bos_token_id=1, eos_token_id=2, dtype="bfloat16")
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(options.folder, max_shard_size="600MB")
     for file in fetch(ModelConfig(model_name=DEFAULT_MODEL)).folder.glob("*token*"):
