@@ -33,6 +33,6 @@ for choice in completions.choices:
     print(choice.text)
 
 try:
-    client.chat.completions.create(model=model, messages=messages, reasoning_effort="high")
+    client.chat.completions.create(model=model, messages=messages, modalities=["text", "audio"])
 except BadRequestError as error:
     print(error.body["message"])

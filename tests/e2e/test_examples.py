@@ -16,7 +16,7 @@ RUNS: dict[str, tuple[str, list[str], list[str]]] = {
     "http_requests.py": ("http", [], ["Paris", "completion_tokens", "400 temperature"]),
     "http_sseclient_stream.py": ("http", [], ["Paris"]),
     "grpc_client.py": ("grpc", [], ["Paris", "temperature:"]),
-    "openai_client.py": ("http", [], ["Paris", "tokens\n", "reasoning_effort: this is not supported here"]),
+    "openai_client.py": ("http", [], ["Paris", "tokens\n", "modalities: this is not supported here"]),
     "structured_output.py": ("grpc", [], ["FRANCE | Europe | ['French', ", "\nblue\n", "1945"]),
     "tool_calls.py": ("grpc", [], ["get_weather({'city': 'Paris'}) gave", "rain"]),
     "chat_loop.py": ("grpc", ["What is the capital of France?", "And of Italy?"], ["Paris"]),
