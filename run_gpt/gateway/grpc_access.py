@@ -31,6 +31,9 @@ _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 FIRST_MESSAGE_SECONDS = 60.0
 MOST_WAITING = 4096
 """Most calls with a key that wait for a message at once."""
+SENDING_SECONDS = 0.1
+"""Time before a call is refused. gRPC's asyncio client that still sends its first message when the call ends gives its
+user an error of its own, without the status."""
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -137,6 +140,7 @@ def _refusal(error: RequestError) -> Any:
     """Return a handler that refuses a call of any kind. It reads nothing of it."""
 
     async def refuse(messages: AsyncIterator[bytes], context: Any) -> None:
+        await asyncio.sleep(SENDING_SECONDS)
         await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)
