@@ -43,11 +43,15 @@ def fits(model: Any) -> bool:
     names = family.names(model.config)
     inner = {f"{names.layers}.{i}" for i in range(len(model.get_submodule(names.layers)))}
     linear = {*names.qkv, names.output, *names.up, names.down}
-    plain = all(
-        type(model.get_submodule(f"{layer}.{name}")) in (nn.Linear, Conv1D) for layer in inner for name in linear
-    )
+    plain = all(_is_plain(model.get_submodule(f"{layer}.{name}")) for layer in inner for name in linear)
     hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
     return plain and not hooked and bool(model.get_output_embeddings().weight.is_floating_point())
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return True for a layer of torch or of a model of transformers: those of quantisers are subclasses of theirs."""
+    own = type(module).__module__.startswith(("torch.nn.", "transformers.models.", "transformers.pytorch_utils"))
+    return own and isinstance(module, nn.Linear | Conv1D)
 
 
 def fits_config(config: Any) -> bool:
