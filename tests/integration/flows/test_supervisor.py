@@ -169,11 +169,19 @@ def test_workers_serve_until_the_gateway_has_ended() -> None:
     gateway = light_pod("gateway", ports[1], "deaf", stop_seconds=0.5)
     with running(light_pod("worker 0", ports[0]), gateway) as run:
         run.wait_for("ready")
-        worker = run.supervisor.pids()["worker 0"]
+        worker, deaf = run.supervisor.pids()["worker 0"], run.supervisor.pids()["gateway"]
         run.supervisor.request_stop()
         run.wait_for("stopping")
+
+        def gateway_has_ended() -> bool:
+            served = is_alive(worker)
+            if not is_alive(deaf):
+                return True
+            assert served
+            return False
+
+        wait_until(gateway_has_ended)
         run.wait_for("killed", "gateway")
-        assert is_alive(worker)
         run.join()
         assert not is_alive(worker)
         assert run.error is None
