@@ -1,6 +1,7 @@
 """The handling of a checked request from either port: count it, limit its time, refuse it in a drain, pass it on."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
@@ -272,10 +273,11 @@ def _named_as_in(request: AnyRequest) -> Iterator[None]:
         yield
     except RequestError as error:
         names = request.NATIVE_NAMES if isinstance(request, OpenAIRequest) else {}
-        if (native := error.param or "") in names:
-            error.param = names[native]
+        native = re.split(r"[.\[]", error.param or "", maxsplit=1)[0]
+        if error.param is not None and native in names:
+            error.param = names[native] + error.param.removeprefix(native)
             if error.message.startswith(native):
-                error.message = error.param + error.message.removeprefix(native)
+                error.message = names[native] + error.message.removeprefix(native)
                 error.args = (error.message,)
         raise
 
