@@ -10,6 +10,8 @@ _SECONDS = {"time": "^[^:]*:[^:]*:[0-5]", "date-time": "^[^:]*:[^:]*:[0-5]"}
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _EXACT = 2**53
 """Largest integer up to which llguidance, which reads numbers as doubles, knows each one."""
+_MOST_NESTED = 100
+"""Most levels of a schema; llguidance reads up to 128."""
 _INT64_MAX = 2**63 - 1
 """Bound of a signed integer of 64 bits, which llguidance enforces exactly."""
 
@@ -19,11 +21,21 @@ def enforceable(schema: dict[str, Any]) -> dict[str, Any]:
 
     Raises InvalidRequest for a schema that is nested too deeply, or has an integer that would be rounded.
     """
-    try:
-        made: dict[str, Any] = _enforceable(closed(schema))
-    except RecursionError:
-        raise InvalidRequest("the JSON schema is nested too deeply", param="response_format") from None
+    _check_depth(schema)
+    made: dict[str, Any] = _enforceable(closed(schema))
     return made
+
+
+def _check_depth(schema: Any) -> None:
+    level, depth = [schema], 0
+    while level:
+        depth += 1
+        if depth > _MOST_NESTED:
+            raise InvalidRequest(
+                f"the JSON schema is nested too deeply: the limit is {_MOST_NESTED} levels", param="response_format"
+            )
+        members = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for several in members for one in several]
 
 
 def _enforceable(schema: Any) -> Any:
