@@ -15,6 +15,7 @@ from run_gpt.engine.runner import BROKEN
 from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.runners.native.binding import FORMATS, Context, Kernels, Matrix
 from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.engine.runners.native.families import shape_of
 from run_gpt.engine.runners.native.runner import NativeRunner, fits
 from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.engine.slots import Copy
@@ -235,6 +236,18 @@ def test_what_does_not_fit_is_refused(kernels):
     for change in ({"intermediate_size": 100}, {"mlp_bias": True}, {"hidden_act": "quick_gelu"}):
         config = transformers.LlamaConfig(**{**SIZE, "hidden_size": 64, "num_attention_heads": 4, **change})
         assert not fits(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def test_a_window_is_kept_and_attention_to_later_tokens_is_refused():
+    """A scaled context is longer than the number of positions that the window has in the configuration."""
+    sizes = {**SIZE, "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 64, "sliding_window": 64}
+    shape = shape_of(transformers.MistralConfig(**sizes))
+    assert shape is not None
+    assert shape.windows == {"sliding_attention": 64}
+    both = transformers.Gemma3TextConfig(**sizes, head_dim=16)
+    assert shape_of(both) is not None
+    both.use_bidirectional_attention = True
+    assert shape_of(both) is None
 
 
 def test_weights_and_cache_take_the_memory_they_say(kernels):

@@ -39,7 +39,7 @@ class NormStruct(Structure):
     """See Norm in model.h."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("kind", "size", "by_head")),
+        *((name, c_int32) for name in ("kind", "size")),
         ("epsilon", c_float),
         ("weight", c_void_p),
         ("bias", c_void_p),
@@ -167,7 +167,10 @@ class Memory:
             self.clear()
             view, done = self.view(), 0
             while done < self._size:
-                done += os.preadv(file, [view[done : done + _READ_AT_ONCE]], done)
+                read = os.preadv(file, [view[done : done + _READ_AT_ONCE]], done)
+                if not read:
+                    raise OSError("the file of the packed weights is cut short")
+                done += read
 
     def clear(self) -> None:
         """Make all bytes zero, and writable. Raises OSError."""

@@ -5,23 +5,45 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from run_gpt.engine.runners.native.shapes import (
-    Names,
     Shape,
     bloom_shape,
     codegen_shape,
+    cohere_shape,
     falcon_shape,
     gemma2_shape,
     gpt2_shape,
-    gpt_shape,
+    gptj_shape,
     llama_shape,
     mpt_shape,
     neox_shape,
     opt_shape,
+    phi_shape,
     smollm3_shape,
     stablelm_shape,
     turns_of_halves,
-    unbiased,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """Names of a family's modules: `layers`, `final` and `positions` in the model, all others in a layer."""
+
+    layers: str = "model.layers"
+    final: str = "model.norm"
+    embedding_norm: str | None = None
+    positions: str | None = None
+    """Embedding of positions that is added to that of tokens."""
+    rotary: str = "model.rotary_emb"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    output: str = "self_attn.o_proj"
+    up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    down: str = "mlp.down_proj"
+    norm: str | None = "input_layernorm"
+    q_norm: str | None = None
+    k_norm: str | None = None
+    after_attention: str | None = None
+    mlp_norm: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +116,7 @@ def _like(names: Names, **changes: Any) -> Names:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(_LLAMA, lambda config: llama_shape(config, heads=unbiased(config))),
+    "llama": Family(_LLAMA, llama_shape),
     "mistral": Family(_LLAMA, llama_shape),
     "qwen2": Family(_LLAMA, llama_shape),
     "qwen3": Family(_like(_LLAMA, **_QK_NORMS), llama_shape),
@@ -103,7 +125,6 @@ FAMILIES: Mapping[str, Family] = {
         _LLAMA,
         lambda config: llama_shape(
             config,
-            heads=unbiased(config),
             attention_scale=config.attention_multiplier,
             embedding_scale=config.embedding_multiplier,
             residual_scale=config.residual_multiplier,
@@ -134,14 +155,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma3_text": Family(_like(_GEMMA_2, **_QK_NORMS), gemma2_shape),
     "cohere": Family(
         _like(_LLAMA, mlp_norm="input_layernorm"),
-        lambda config: llama_shape(
-            config,
-            heads=None if config.use_qk_norm else config.num_attention_heads,
-            mean=True,
-            parallel=True,
-            pairs=True,
-            logit_scale=config.logit_scale,
-        ),
+        cohere_shape,
     ),
     "starcoder2": Family(
         _like(_LLAMA, up=("mlp.c_fc",), down="mlp.c_proj"), lambda config: llama_shape(config, mean=True)
@@ -155,9 +169,7 @@ FAMILIES: Mapping[str, Family] = {
             down="mlp.fc2",
             mlp_norm="input_layernorm",
         ),
-        lambda config: llama_shape(
-            config, heads=None if config.qk_layernorm else config.num_attention_heads, mean=True, parallel=True
-        ),
+        phi_shape,
     ),
     "gpt_neox": Family(
         Names(
@@ -173,9 +185,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "gptj": Family(
         _GPT_J,
-        lambda config: gpt_shape(
-            config, parallel=True, pairs=True, rotated=config.rotary_dim or config.n_embd // config.n_head
-        ),
+        gptj_shape,
     ),
     "codegen": Family(_like(_GPT_J, qkv=("attn.qkv_proj",)), codegen_shape),
     "gpt2": Family(

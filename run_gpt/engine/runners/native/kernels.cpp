@@ -169,7 +169,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
     auto norm_of = [&](int i, const Norm& norm) -> const float* {
       const float* row = x + (size_t)i * m.hidden;
       if (norm.kind == NO_NORM) return row;
-      apply_norm(norm, 0, row, normed.data());
+      apply_norm(norm, row, normed.data());
       return normed.data();
     };
     auto norm_in = [&](const Matrix& next, const Norm& norm, int rows, auto row_of) {
@@ -195,7 +195,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
       adapt([&](int i, const LoraLayer* lora) { add(branch + (size_t)i * m.hidden, i, lora); });
       team.loop(count, grain, [&](int i) {
         float *to = x + (size_t)i * m.hidden, *from = branch + (size_t)i * m.hidden;
-        if (norm.kind != NO_NORM) apply_norm(norm, 0, from, from);
+        if (norm.kind != NO_NORM) apply_norm(norm, from, from);
         for (int j = 0; j < m.hidden; j++) to[j] += m.residual_scale * from[j];
       });
     };
@@ -220,7 +220,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
           for (int j = 0; j < wide; j++) row[j] = std::clamp(row[j], -m.clip, m.clip);
         for (const auto& [norm, at, width] : {std::tuple{&layer.q_norm, 0, q_width}, {&layer.k_norm, q_width, kv_width}})
           for (int h = 0; norm->kind != NO_NORM && h < width / norm->size; h++)
-            apply_norm(*norm, h, row + at + (size_t)h * norm->size, row + at + (size_t)h * norm->size);
+            apply_norm(*norm, row + at + (size_t)h * norm->size, row + at + (size_t)h * norm->size);
         if (layer.cos) {
           const size_t angles = (size_t)positions[i] * (m.rotated / 2);
           for (int h = 0; h < m.heads + m.kv_heads; h++)
@@ -289,7 +289,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
       unpack_row(m.embedding, tokens[i], row);
       for (int j = 0; m.embedding_scale != 1 && j < m.hidden; j++) row[j] *= m.embedding_scale;
       for (int j = 0; m.learned && j < m.hidden; j++) row[j] += m.learned[(size_t)positions[i] * m.hidden + j];
-      if (m.embedding_norm.kind != NO_NORM) apply_norm(m.embedding_norm, 0, row, row);
+      if (m.embedding_norm.kind != NO_NORM) apply_norm(m.embedding_norm, row, row);
     });
     for (int l = 0; l < m.layers; l++) {
       project(l);

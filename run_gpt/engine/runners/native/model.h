@@ -15,10 +15,9 @@ struct Matrix {
   const float* bias;  // [outputs, filled up to 16], or null
 };
 
-// kind: see NormKind. size: numbers that are normed together. weight, bias: [size], or [heads, size] with `by_head`; null
-// for ones and zeros.
+// kind: see NormKind. size: numbers that are normed together. weight, bias: [size], or null for ones and zeros.
 struct Norm {
-  int32_t kind, size, by_head;
+  int32_t kind, size;
   float epsilon;
   const float *weight, *bias;
 };

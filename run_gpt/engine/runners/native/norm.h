@@ -7,10 +7,8 @@
 namespace rungpt {
 
 // (x - mean) / sqrt(variance + epsilon) * weight + bias; of RMS the mean counts as 0. out may be x.
-INLINE void apply_norm(const Norm& norm, int head, const float* x, float* out) {
+INLINE void apply_norm(const Norm& norm, const float* x, float* out) {
   const int n = norm.size;
-  const float* weight = norm.weight ? norm.weight + (norm.by_head ? (size_t)head * n : 0) : nullptr;
-  const float* bias = norm.bias ? norm.bias + (norm.by_head ? (size_t)head * n : 0) : nullptr;
   float mean = 0;
   int i;
   if (norm.kind == MEAN) {
@@ -28,21 +26,27 @@ INLINE void apply_norm(const Norm& norm, int head, const float* x, float* out) {
   float sum = total(squares);
   for (; i < n; i++) sum += (x[i] - mean) * (x[i] - mean);
   const float factor = 1.0f / std::sqrt(sum / n + norm.epsilon);
-  for (i = 0; i < n; i++) {
-    float v = (x[i] - mean) * factor;
-    if (weight) v *= weight[i];
-    out[i] = bias ? v + bias[i] : v;
+  for (i = 0; i + LANES <= n; i += LANES) {
+    f16v v = (load(x + i) - mean) * factor;
+    if (norm.weight) v *= load(norm.weight + i);
+    if (norm.bias) v += load(norm.bias + i);
+    store(out + i, v);
   }
+  for (; i < n; i++) out[i] = (x[i] - mean) * factor * (norm.weight ? norm.weight[i] : 1) + (norm.bias ? norm.bias[i] : 0);
 }
 
 // Rotates the first `rotated` numbers of a head (Su et al. 2021): halves as in GPT-NeoX, or pairs as in GPT-J.
 INLINE void rotate(float* x, const float* cos, const float* sin, int rotated, bool pairs) {
-  const int half = rotated / 2, first = pairs ? 2 : 1, other = pairs ? 1 : half;
-  for (int i = 0; i < half; i++) {
-    const float a = x[i * first], b = x[i * first + other];
-    x[i * first] = a * cos[i] - b * sin[i];
-    x[i * first + other] = b * cos[i] + a * sin[i];
-  }
+  const int half = rotated / 2;
+  auto turn = [&](float& a, float& b, int i) {
+    const float before = a;
+    a = before * cos[i] - b * sin[i];
+    b = b * cos[i] + before * sin[i];
+  };
+  if (pairs)
+    for (int i = 0; i < half; i++) turn(x[2 * i], x[2 * i + 1], i);
+  else  // a loop of its own, which the compiler can vectorise
+    for (int i = 0; i < half; i++) turn(x[i], x[i + half], i);
 }
 
 // x * (1 + erf(x / sqrt(2))) / 2, with erf by Abramowitz and Stegun 7.1.26: an error of at most 1.5e-7.

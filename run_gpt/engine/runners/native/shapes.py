@@ -1,7 +1,7 @@
 """Shapes of models: the numbers by which the kernels compute their layers, from transformers' configurations."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,30 +12,6 @@ ACTIVATIONS = {
 """The kernels' activations, by transformers' names."""
 ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose frequencies do not change with the length of the text."""
-Order = Callable[[Any], Any]
-"""Function from a configuration to the rows of a joined layer in the kernels' order, as a tensor of indices."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Names:
-    """Names of a family's modules: `layers`, `final` and `positions` in the model, all others in a layer."""
-
-    layers: str = "model.layers"
-    final: str = "model.norm"
-    embedding_norm: str | None = None
-    positions: str | None = None
-    """Embedding of positions that is added to that of tokens."""
-    rotary: str = "model.rotary_emb"
-    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    output: str = "self_attn.o_proj"
-    up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    down: str = "mlp.down_proj"
-    norm: str | None = "input_layernorm"
-    q_norm: str | None = None
-    k_norm: str | None = None
-    after_attention: str | None = None
-    mlp_norm: str | None = "post_attention_layernorm"
-    after_mlp: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,20 +56,21 @@ class Shape:
     """The same of a joined layer of gate and up, whose panels of 16 rows take turns."""
 
 
-def llama_shape(config: Any, **more: Any) -> Shape | None:
-    """Return the shape of a configuration in Llama's words, with changes; None for an unknown activation or rotation.
+def llama_shape(config: Any, *, act: str | None = None, **more: Any) -> Shape | None:
+    """Return the shape of a configuration in Llama's words, with the changes `more`.
 
-    A value of None in `more` means that the configuration has something unknown.
+    None for an activation, a rotation, biases of the MLP or an attention to later tokens that the kernels do not have.
+    `act`: name of the activation; default: `hidden_act`.
     """
     heads = config.num_attention_heads
     size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in rope.values() if isinstance(value, dict)] or [rope]
-    activation = ACTIVATIONS.get(str(more.pop("act", None) or config.hidden_act))
+    activation = ACTIVATIONS.get(act or config.hidden_act)
     known = all(one.get("rope_type", "default") in ROTARY_KINDS for one in nested)
-    if activation is None or not known or any(value is None for value in more.values()):
+    other = any(getattr(config, name, False) for name in ("mlp_bias", "use_bidirectional_attention"))
+    if activation is None or not known or other:
         return None
-    partial = nested[0].get("partial_rotary_factor", 1.0)
     return Shape(
         **{
             "hidden": config.hidden_size,
@@ -102,32 +79,22 @@ def llama_shape(config: Any, **more: Any) -> Shape | None:
             "head_size": size,
             "intermediate": getattr(config, "intermediate_size", 0),
             "activation": activation,
-            "rotated": int(size * partial),
+            "rotated": int(size * nested[0].get("partial_rotary_factor", 1.0)),
             "attention_scale": size**-0.5,
             **_attention(config),
-            **{name: value for name, value in more.items() if value is not _DEFAULT},
+            **more,
         }
     )
 
 
-_DEFAULT = object()
-
-
 def _attention(config: Any) -> dict[str, Any]:
-    """Return the kinds of the layers, and their windows."""
+    """Return the kinds of the layers, and their windows. Raises ValueError for another kind of attention."""
     count, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
     kinds = tuple(getattr(config, "layer_types", None) or ("sliding_attention",) * count)
     unknown = set(kinds) - {"sliding_attention", "full_attention"}
     if unknown or len(kinds) != count:
         raise ValueError(f"layers of the kinds {sorted(unknown)}")
-    if not window or window >= config.max_position_embeddings:
-        return {"kinds": kinds}
-    return {"kinds": kinds, "windows": {"sliding_attention": int(window)}}
-
-
-def unbiased(config: Any) -> Any:
-    """Return a value that leaves the shape as it is, or None where the MLP of a model like Llama has biases."""
-    return None if getattr(config, "mlp_bias", False) else config.num_attention_heads
+    return {"kinds": kinds, "windows": {"sliding_attention": int(window)} if window else {}}
 
 
 # Indices name their device, since transformers makes a model within another one's context while it loads.
@@ -185,29 +152,40 @@ def gpt_shape(config: Any, **more: Any) -> Shape | None:
     )
 
 
+def gptj_shape(config: Any, **more: Any) -> Shape | None:
+    """Return the shape of GPT-J; None if it rotates whole heads, by a table that transformers makes otherwise."""
+    if not config.rotary_dim:
+        return None
+    return gpt_shape(config, parallel=True, pairs=True, rotated=config.rotary_dim, **more)
+
+
 def codegen_shape(config: Any) -> Shape | None:
+    """Return the shape of CodeGen and MOSS: GPT-J's, with joined queries, values and keys."""
     import torch
 
-    size, blocks = config.n_embd // config.n_head, 4
+    blocks = 4
     # In each block queries, values and keys.
     rows = torch.arange(3 * config.n_embd, device="cpu").view(blocks, 3, config.n_embd // blocks)
     order = torch.cat([rows[:, part].flatten() for part in (0, 2, 1)])
-    return gpt_shape(config, parallel=True, pairs=True, rotated=config.rotary_dim or size, qkv_order=order)
+    return gptj_shape(config, qkv_order=order)
 
 
 def gpt2_shape(config: Any) -> Shape | None:
+    """Return the shape of GPT-2; None for scales by layer and for attention to another model."""
     if config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or config.add_cross_attention:
         return None
     return gpt_shape(config, **({} if config.scale_attn_weights else {"attention_scale": 1.0}))
 
 
 def neox_shape(config: Any) -> Shape | None:
+    """Return the shape of GPT-NeoX, Pythia and the first StableLM."""
     heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     order = _by_head(heads, 3, size)
     return llama_shape(config, mean=True, parallel=config.use_parallel_residual, qkv_order=order)
 
 
 def opt_shape(config: Any) -> Shape | None:
+    """Return the shape of OPT; None for the sizes that norm after each layer or project their embedding."""
     plain = config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size
     plain = plain and config.layer_norm_elementwise_affine and not config._remove_final_layer_norm
     act, width = config.activation_function, config.ffn_dim
@@ -215,6 +193,7 @@ def opt_shape(config: Any) -> Shape | None:
 
 
 def bloom_shape(config: Any) -> Shape | None:
+    """Return the shape of BLOOM."""
     heads, size = config.n_head, config.hidden_size // config.n_head
     if config.apply_residual_connection_post_layernorm:
         return None
@@ -235,6 +214,7 @@ def bloom_shape(config: Any) -> Shape | None:
 
 
 def mpt_shape(config: Any) -> Shape | None:
+    """Return the shape of MPT; None without ALiBi."""
     attention, size = config.attn_config, config.d_model // config.n_heads
     if not attention.alibi or attention.prefix_lm or attention.qk_ln or attention.attn_type != "multihead_attention":
         return None
@@ -255,10 +235,11 @@ def mpt_shape(config: Any) -> Shape | None:
 
 
 def falcon_shape(config: Any) -> Shape | None:
+    """Return the shape of Falcon, in any of its three architectures; None with ALiBi."""
     heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
     if config.alibi:  # transformers rounds its slopes to bf16, which is no longer the same everywhere in a text
         return None
-    kv_heads, order = heads, _DEFAULT
+    kv_heads, order = heads, None
     if config.new_decoder_architecture:
         kv_heads = config.num_kv_heads
         order = _by_head(kv_heads, heads // kv_heads + 2, size)
@@ -278,10 +259,24 @@ def falcon_shape(config: Any) -> Shape | None:
 
 
 def stablelm_shape(config: Any) -> Shape | None:
+    """Return the shape of StableLM 2; None with norms by head."""
     return None if config.qk_layernorm else llama_shape(config, mean=True, parallel=config.use_parallel_residual)
 
 
+def phi_shape(config: Any) -> Shape | None:
+    """Return the shape of Phi 1 and 2; None with norms by head."""
+    return None if config.qk_layernorm else llama_shape(config, mean=True, parallel=True)
+
+
+def cohere_shape(config: Any) -> Shape | None:
+    """Return the shape of Command R; None with norms by head."""
+    if config.use_qk_norm:
+        return None
+    return llama_shape(config, mean=True, parallel=True, pairs=True, logit_scale=config.logit_scale)
+
+
 def gemma2_shape(config: Any) -> Shape | None:
+    """Return the shape of Gemma 2 and 3."""
     return llama_shape(
         config,
         act=config.hidden_activation,
@@ -294,5 +289,6 @@ def gemma2_shape(config: Any) -> Shape | None:
 
 
 def smollm3_shape(config: Any) -> Shape | None:
+    """Return the shape of SmolLM 3, some of whose layers do not rotate."""
     without = frozenset(i for i, rotates in enumerate(config.no_rope_layers) if not rotates)
-    return llama_shape(config, heads=unbiased(config), unrotated=without)
+    return llama_shape(config, unrotated=without)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from run_gpt.engine.runners.native.binding import LayerStruct, NormStruct
-from run_gpt.engine.runners.native.shapes import Names, Shape
+from run_gpt.engine.runners.native.families import Names
+from run_gpt.engine.runners.native.shapes import Shape
 from run_gpt.engine.runners.native.weights import PackedWeights
 
 ANGLES_AT_ONCE = 4096
