@@ -71,8 +71,14 @@ class TextEvents:
             for which, one in updates:
                 if isinstance(one, Head):
                     self._writer.begin(which, one)
-                else:
+                elif one.logprobs:
                     self._waiting += ((which, piece) for piece in one.split(MOST_BYTES))
+                else:
+                    self._waiting.append((which, one))
+        if not any(piece.logprobs for _, piece in self._waiting):
+            pieces = [*self._waiting]
+            self._waiting.clear()
+            return pieces
         pieces, size = [], 0
         while self._waiting and size < MOST_BYTES:
             pieces.append(self._waiting.popleft())

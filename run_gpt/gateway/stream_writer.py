@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import msgspec
 from msgspec.structs import replace
 
 from run_gpt.api.answers import Body
@@ -50,7 +49,7 @@ class StreamWriter:
             return written
         if piece.logprobs:
             mark = self._unread.token((which, piece.index), piece.logprobs)
-            piece = msgspec.structs.replace(piece, logprobs=[mark])
+            piece = replace(piece, logprobs=[mark])
         return self._unread.fill(b"".join(map(body_event, self.bodies(which, piece))))
 
     def end(self) -> list[Body]:
