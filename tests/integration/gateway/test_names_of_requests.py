@@ -157,6 +157,7 @@ def test_as_json_the_lines_of_gateway_and_worker_about_a_request_have_its_name(s
         with pytest.raises(RequestError):
             model.generate(script(words=[], then="raise"), request_id="bad")
     wait_until(lambda: "error=internal_error" in stack.log_of("gateway"))
+    wait_until(lambda: "the script says so" in stack.log_of("executor0"))
     of_gateway, of_worker = (
         [json.loads(line) for line in stack.log_of(name).splitlines()] for name in ("gateway", "executor0")
     )
