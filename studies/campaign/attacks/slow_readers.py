@@ -21,22 +21,24 @@ async def attack(site: Site, seconds: float) -> list[Finding]:
         for connection in connections:
             await connection.send(wire.post(site, "/generate_stream", BODY, connection="close"))
         await asyncio.sleep(seconds)
-    ends = await asyncio.gather(*(_read(connection) for connection in connections))
-    whole = sum(f'"completion_tokens":{TOKENS}' in end for end in ends)
+    answers = await asyncio.gather(*(_read(connection) for connection in connections))
+    short = [answer for answer in answers if f'"completion_tokens":{TOKENS}'.encode() not in answer]
+    figure = f"{READERS - len(short)} of {READERS} whole"
+    figure += "".join(f"; one ends {answer[-60:]!r}" for answer in short[:1])
     return [
-        Finding("a slow reader gets the whole answer", f"{whole} of {READERS} whole", whole == READERS),
+        Finding("a slow reader gets the whole answer", figure, not short),
         Finding("a slow reader costs little memory", grown.figure, grown.most < MOST_GROWTH),
     ]
 
 
-async def _read(connection: wire.Connection) -> str:
-    """Return the last bytes of an answer."""
-    end = b""
+async def _read(connection: wire.Connection) -> bytes:
+    """Return an answer as far as it comes."""
+    answer = bytearray()
     try:
         async with asyncio.timeout(45):
             while data := await connection.reader.read(65536):
-                end = (end + data)[-4000:]
+                answer += data
     except (ConnectionError, TimeoutError):
         pass
     connection.close()
-    return end.decode(errors="replace")
+    return bytes(answer)
