@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from run_gpt.client import Client
-    from run_gpt.local.model import Model, create_model
+    from run_gpt.local.create import create_model
+    from run_gpt.local.model import Model
 
 __all__ = ["Client", "Model", "__version__", "create_model"]
 
-_HOME = {"Client": "run_gpt.client", "Model": "run_gpt.local.model", "create_model": "run_gpt.local.model"}
+_HOME = {"Client": "run_gpt.client", "Model": "run_gpt.local.model", "create_model": "run_gpt.local.create"}
 
 
 def __getattr__(name: str) -> Any:

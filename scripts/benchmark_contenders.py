@@ -155,7 +155,7 @@ class RunGPTEngine(Prompts):
 
     def __init__(self, contender: Contender):
         from run_gpt.config import EngineConfig, ModelConfig
-        from run_gpt.local.model import load_model
+        from run_gpt.local.create import load_model
 
         before = prepared(contender)
         config = EngineConfig(
@@ -237,7 +237,7 @@ def prepared(contender: Contender) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    import run_gpt.local.model  # noqa: F401
+    import run_gpt.local.create  # noqa: F401
     from run_gpt.config import ModelConfig
     from run_gpt.models import fetch
 

@@ -42,7 +42,7 @@ from run_gpt.engine.plan import ScheduledTokens, Sequence
 from run_gpt.engine.request import Request
 from run_gpt.engine.slots import Slot
 from run_gpt.engine.text import TextStream
-from run_gpt.local.model import load_model
+from run_gpt.local.create import load_model
 from run_gpt.models import load
 
 WINDOW = 1024

@@ -143,7 +143,9 @@ class Host:
 
     def _load(self) -> "Model":
         with without_collection():
-            from run_gpt.local.model import load_model  # imports torch, which an executor without a model does not need
+            from run_gpt.local.create import (
+                load_model,  # imports torch, which an executor without a model does not need
+            )
 
         gc.freeze()
 

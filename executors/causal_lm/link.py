@@ -10,7 +10,8 @@ from run_gpt.api.answers import Answer
 from run_gpt.api.endpoints import ENDPOINTS, MODEL_ENDPOINTS
 from run_gpt.api.json_text import check_size
 from run_gpt.api.pieces import Whole
-from run_gpt.api.schema import AnyRequest, GenerateRequest, Request, invalid_request
+from run_gpt.api.request import AnyRequest, invalid_request
+from run_gpt.api.schema import GenerateRequest, Request
 from run_gpt.errors import UnknownEndpoint
 from run_gpt.executors.causal_lm.service import ModelService
 from run_gpt.link.frames import Start

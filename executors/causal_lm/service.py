@@ -12,7 +12,8 @@ from run_gpt.api.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Status
 from run_gpt.api.long_parts import restored
 from run_gpt.api.pieces import Head, Parts, Piece
-from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import Request
 from run_gpt.config import AdminConfig
 from run_gpt.errors import Forbidden, Unavailable
 from run_gpt.executors.causal_lm.host import Host

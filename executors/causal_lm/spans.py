@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from run_gpt.api.answers import Answer, Generation
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
-from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.engine.timing import Timing
 from run_gpt.errors import InternalError, RequestError
 from run_gpt.local.answers import PieceWriter

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from run_gpt.api.answers import Answer
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.api.values import Path
 
 NAME_PATTERN = r"^[A-Za-z0-9][\w.-]*$"

@@ -16,14 +16,15 @@ from docarray import BaseDoc
 from docarray.proto import DocProto
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
-from run_gpt.api import answers, schema
+from run_gpt.api import answers
 from run_gpt.api.endpoints import MODEL_ENDPOINTS
 from run_gpt.api.fields import Rules, Sifted
 from run_gpt.api.long_parts import Filled
+from run_gpt.api.request import AnyRequest, invalid_request
 from run_gpt.api.values import DOCUMENT
 from run_gpt.errors import InternalError, RequestError, error_from_dict
 
-Asked = TypeVar("Asked", bound=schema.AnyRequest)
+Asked = TypeVar("Asked", bound=AnyRequest)
 
 
 class _Request(BaseDoc):  # type: ignore[misc]
@@ -48,7 +49,7 @@ def document_class(model: type[BaseModel]) -> type[BaseDoc]:
             fields[name] = (Any, None)
     if issubclass(model, answers.Body):
         fields["error"] = (dict[str, Any] | None, None)
-    base = _Request if issubclass(model, schema.AnyRequest) else BaseDoc
+    base = _Request if issubclass(model, AnyRequest) else BaseDoc
     document: type[BaseDoc] = create_model(f"{model.__name__}Document", __base__=base, __module__=__name__, **fields)
     return document
 
@@ -82,7 +83,7 @@ for _endpoint in MODEL_ENDPOINTS:  # at the start, not in a request: each class 
         document_class(_schema)
 
 
-def request_to_document(request: schema.AnyRequest) -> BaseDoc:
+def request_to_document(request: AnyRequest) -> BaseDoc:
     """Return the document of a checked request."""
     return document_class(type(request))(**request.model_dump(exclude_none=True, context=DOCUMENT))
 
@@ -97,7 +98,7 @@ def message_to_request(model: type[Asked], message: DocProto, *, stream: bool = 
     try:
         document = cls.from_protobuf(message)
     except ValidationError as error:
-        raise schema.invalid_request(error) from None
+        raise invalid_request(error) from None
     return model.parse({**_fields(document), **unknown}, stream=stream, rules=rules)
 
 

@@ -9,7 +9,8 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from run_gpt.api.answers import Answer
-from run_gpt.api.schema import ADAPTER, CACHE_SALT, AnyRequest, CacheSalt
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import ADAPTER, CACHE_SALT, CacheSalt
 from run_gpt.api.values import Name, TextOrIds, few_ids, one_or_list
 
 MAX_TEXTS = 1024

@@ -14,7 +14,8 @@ from run_gpt.api.openai.embeddings import CreateEmbeddingResponse, EmbeddingRequ
 from run_gpt.api.openai.models import ListModelsRequest, Model, ModelList, RetrieveModelRequest
 from run_gpt.api.openai.response_events import Response, ResponseStreamEvent
 from run_gpt.api.openai.responses import ResponseRequest
-from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 
 

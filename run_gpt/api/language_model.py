@@ -16,7 +16,8 @@ from run_gpt.api.arguments import Messages, Prompt, as_messages, as_prompts, is_
 from run_gpt.api.call_options import CallOptions, ChatOptions, GenerateOptions
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.loop_thread import Future, result
-from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest, Request
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import ChatRequest, GenerateRequest, Request
 from run_gpt.api.sync_calls import SyncCalls
 from run_gpt.api.together import Turns, merged, together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens

@@ -14,7 +14,7 @@ from typing import Any
 from run_gpt.api.answers import Answer, Body, Logprobs
 from run_gpt.api.embeddings import Embeddings, vector_of
 from run_gpt.api.pieces import Parts
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 
 PartWriter = Callable[[Hashable, Sequence[bytes]], bytes]
 """Function that writes the parts in one place as JSON. Its first argument names the sequence that they belong to."""

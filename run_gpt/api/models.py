@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from run_gpt.api.answers import Answer
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.api.values import Bytes, NonEmptyName
 
 State = Literal["unloaded", "loading", "loaded", "failed", "unavailable"]

@@ -5,10 +5,9 @@ InvalidRequest that names the field, the limit and the value.
 """
 
 import re
-from collections.abc import Callable, Hashable, Sequence
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from run_gpt.api.chat import (
     Messages,
@@ -20,16 +19,15 @@ from run_gpt.api.chat import (
     check_last_message,
     check_tools,
 )
-from run_gpt.api.fields import Intake, Rules, Sifted, Table, Word
+from run_gpt.api.fields import Table, Word
+from run_gpt.api.request import AnyRequest
 from run_gpt.api.timings import TIMINGS
 from run_gpt.api.values import (
     INT32_MAX,
     AnyTextOrIds,
-    Fault,
     Name,
     Text,
     TokenId,
-    field_path,
     is_minus_one,
     one_or_list,
     require_text,
@@ -39,11 +37,6 @@ from run_gpt.errors import InvalidRequest
 
 DEFAULT_MAX_NEW_TOKENS = 512
 MAX_SEQUENCES = 64
-
-MAX_PATH = 200
-"""Most characters of a field's path in an error: a client may choose names in it."""
-MAX_ERRORS = 1000
-"""Most faults of a request whose first one is named: to name it, a list of all is made."""
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 StopTexts = Annotated[
@@ -68,9 +61,7 @@ GENERATION_PROMPT = "False: the prompt ends with the last message, without the b
 MAX_REASONING_TOKENS = "Most tokens of the model's thinking: then its end is forced; default: no limit of its own."
 CONTINUE = "Continue the last message, an assistant's, instead of beginning an answer."
 ADAPTER = f"Name of a loaded LoRA adapter, or `{BASE}` for the model itself; default: the server's."
-
 SUFFIX = "Text that follows the answer, for a model that was trained to fill in a middle; an empty one is none."
-
 CacheSalt = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 CACHE_SALT = (
     "A secret of the client: prefixes are reused among requests with the same one, and the same key, only; "
@@ -88,41 +79,6 @@ CACHE_KEY = "Prompts with the same beginning and the same key go to the same rep
 
 # From the OpenAI spelling of a parameter to the transformers spelling that this project uses.
 SYNONYMS = {"max_tokens": "max_new_tokens", "n": "num_return_sequences", "stop_str": "stop"}
-
-
-class AnyRequest(Sifted):
-    """Base of all requests. A field that is unset (None) has the default that its description gives."""
-
-    _ignored: tuple[str, ...] = PrivateAttr(())
-
-    model: Name | None = Field(None, description="The served model's name; another name is a 404.")
-
-    @classmethod
-    def parse(cls, data: dict[str, Any], *, stream: bool = False, rules: Rules = "usual") -> Self:
-        """Check `data` and build the request. Raises InvalidRequest, which names the field, the limit and the value."""
-        intake = Intake(rules)
-        try:
-            request = cls.model_validate(data, context=intake)
-        except ValidationError as error:
-            raise invalid_request(error) from None
-        request._ignored = intake.ignored
-        return request.check_stream() if stream else request
-
-    REPEATS_PARTS: ClassVar[bool] = False
-    """True when the last events of its stream repeat what earlier ones had."""
-
-    @property
-    def ignored(self) -> tuple[str, ...]:
-        """Names of the fields that were taken and had no effect: see HEADER."""
-        return self._ignored
-
-    def part_writer(self) -> Callable[[Hashable, Sequence[bytes]], bytes]:
-        """Return the writer of the parts of its answer (see api.long_parts)."""
-        return lambda sequence, parts: b",".join(parts)
-
-    def check_stream(self) -> Self:
-        """Return this request if its answer can be streamed. Raises InvalidRequest otherwise."""
-        raise InvalidRequest("this request has no streamed answer")
 
 
 class Parameters(AnyRequest):
@@ -342,22 +298,3 @@ class ChatRequest(Parameters):
 
 Request = GenerateRequest | ChatRequest
 """A request that is answered with a text."""
-
-
-def invalid_request(error: ValidationError) -> InvalidRequest:
-    """Return the first problem of a pydantic error in one line: the field, the fault and the given value."""
-    if (count := error.error_count()) > MAX_ERRORS:
-        return InvalidRequest(f"the request has {count:,} faults: it is not one of this endpoint")
-    first = error.errors(include_url=False)[0]
-    error_of_ours = first.get("ctx", {}).get("error")
-    if isinstance(error_of_ours, Fault):
-        path = field_path((*first["loc"], *error_of_ours.path))[:MAX_PATH]
-        return InvalidRequest(f"{path}: {error_of_ours.message}", param=path)
-    path = field_path(first["loc"])[:MAX_PATH]
-    given = first.get("input")
-    if first["type"] == "extra_forbidden":
-        return InvalidRequest(f"{path}: this field is not known here", param=path)
-    if first["type"] == "missing":
-        return InvalidRequest(f"{path}: this field is required", param=path)
-    message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
-    return InvalidRequest(f"{path}: {message[:1].lower()}{message[1:]}, got {shown(given)}", param=path or None)

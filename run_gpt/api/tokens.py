@@ -6,14 +6,8 @@ from pydantic import Field, model_validator
 
 from run_gpt.api.answers import Answer
 from run_gpt.api.chat import Messages, TemplateValues, Tools, check_last_message
-from run_gpt.api.schema import (
-    CHAT_TEMPLATE,
-    CONTINUE,
-    GENERATION_PROMPT,
-    TEMPLATE_VALUES,
-    AnyRequest,
-    ChatTemplate,
-)
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import CHAT_TEMPLATE, CONTINUE, GENERATION_PROMPT, TEMPLATE_VALUES, ChatTemplate
 from run_gpt.api.values import NonEmpty, TokenIds
 from run_gpt.errors import InvalidRequest
 

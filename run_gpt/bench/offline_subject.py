@@ -60,7 +60,7 @@ class Subject:
         import torch
         import transformers  # noqa: F401  # imported first, so that its memory does not count as the model's
 
-        import run_gpt.local.model  # noqa: F401
+        import run_gpt.local.create  # noqa: F401
 
         self._cuda = torch.cuda.is_available() and (variant.device or "cuda").startswith("cuda")
         self._before = self._peak()
@@ -70,7 +70,7 @@ class Subject:
         self._ids = [id_ for id_ in range(len(self._tokenizer)) if id_ not in special]
 
     def _load(self, variant: Variant) -> None:
-        from run_gpt.local.model import load_model
+        from run_gpt.local.create import load_model
 
         self.model = load_model(
             ModelConfig(model_name=variant.model, precision=variant.precision, device=variant.device),

@@ -61,7 +61,7 @@ async def connect_server(endpoint: str, pid: int | None, token: str | None, *, e
 
 def load_engine(model: str, precision: Precision) -> Target:
     """Load the engine in this process, as the baseline for servers: without speculation and without kept prefixes."""
-    from run_gpt.local.model import create_model
+    from run_gpt.local.create import create_model
 
     loaded = create_model(model, precision=precision, speculate=False, reuse_prefixes=False)
     api = APIS["generate"]

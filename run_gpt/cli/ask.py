@@ -143,7 +143,7 @@ def _open(
     if api_key is not None:
         raise SetupError("--api-key: it is for a server; give its --endpoint, too")
     from run_gpt.cli.progress import progress_bars
-    from run_gpt.local.model import create_model
+    from run_gpt.local.create import create_model
 
     with progress_bars() as on_progress:
         local = create_model(model, on_progress=on_progress, **loading)

@@ -11,7 +11,7 @@ import httpx
 
 from run_gpt.api.answers import Body
 from run_gpt.api.endpoints import endpoint_of
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.sse import EventDecoder
 from run_gpt.client.transport import broken, not_rungpt, read_answer, sent_id, too_late, unreachable

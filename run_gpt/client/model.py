@@ -10,7 +10,8 @@ from run_gpt.api.language_model import LanguageModel
 from run_gpt.api.loop_thread import result
 from run_gpt.api.models import LoadModelRequest, ModelState, UnloadModelRequest
 from run_gpt.api.openai import models
-from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import Request
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.client.transport import Transport, complete
 from run_gpt.errors import InternalError, InvalidRequest

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 from pydantic import ValidationError
 
 from run_gpt.api.answers import Answer, Body
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.client.endpoint import Endpoint
 from run_gpt.errors import DeadlineExceeded, InternalError, Unavailable, error_from_dict
 from run_gpt.process import request_ids

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from run_gpt.api.protobuf import message_classes
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.api.values import DOCUMENT, INT32_MAX
 
 UNARY = "/jina.JinaSingleDataRequestRPC/process_single_data"

@@ -7,7 +7,7 @@ from typing import cast
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.errors import InvalidRequest, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.replica import Replica
 

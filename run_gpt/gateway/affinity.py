@@ -8,7 +8,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import ChatRequest, GenerateRequest
 
 BLOCK = 256
 """Characters from one compared prefix to the next; a shorter text has none."""

@@ -12,7 +12,7 @@ from run_gpt.api.endpoints import Endpoint
 from run_gpt.api.fields import Rules
 from run_gpt.api.json_text import parse_json
 from run_gpt.api.openai.base import OpenAIRequest
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.errors import InvalidRequest, RequestError, RequestTooLarge
 from run_gpt.gateway.encodings import coding_of, decode
 from run_gpt.gateway.held import Lease

@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 
 from run_gpt.api.check import PATH, PromptsCheck
-from run_gpt.api.schema import AnyRequest, GenerateRequest
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import GenerateRequest
 from run_gpt.errors import InvalidRequest, RequestError
 from run_gpt.gateway.pool import ReplicaPool
 

@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from run_gpt.api.fields import ignored_header
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.api.sse import COMMENT, data_event, error_event
 from run_gpt.errors import InternalError, RequestError
 from run_gpt.gateway.connection import COMMENT as CONNECTION_COMMENT

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 
 from run_gpt.api.answers import Answer
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.errors import DeadlineExceeded, RateLimited
 from run_gpt.gateway.record import Record
 from run_gpt.gateway.rights import EVERYTHING

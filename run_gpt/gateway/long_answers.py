@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from run_gpt.api.answers import Body
 from run_gpt.api.endpoints import endpoint_of
 from run_gpt.api.long_parts import Filled, Unread
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.errors import InternalError
 from run_gpt.gateway.limits import note_tokens
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 
 from run_gpt.api.models import ModelState
 from run_gpt.api.openai.base import OpenAIRequest
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.hosted import Hosted
 from run_gpt.gateway.pool import ReplicaPool

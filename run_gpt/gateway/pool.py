@@ -15,7 +15,7 @@ from run_gpt.api.answers import Answer
 from run_gpt.api.endpoints import Endpoint, endpoint_of
 from run_gpt.api.long_parts import restored
 from run_gpt.api.pieces import Whole
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, QueueFull, RequestError, Unavailable
 from run_gpt.gateway.adapters import AdapterChanges
 from run_gpt.gateway.affinity import Affinity, choose, digests_of, prompt_text

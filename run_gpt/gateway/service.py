@@ -15,7 +15,8 @@ from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
 from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.openai.models import ListModelsRequest, ModelList, RetrieveModelRequest
 from run_gpt.api.pieces import Whole
-from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import Request
 from run_gpt.api.together import together
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import Forbidden, RequestError, Unavailable

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from run_gpt.api.endpoints import endpoint_of
 from run_gpt.api.pieces import Head, Piece, Whole
-from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import Request
 from run_gpt.api.together import Turns
 from run_gpt.errors import InternalError, RequestError
 from run_gpt.gateway.pool import ReplicaPool

@@ -1,4 +1,4 @@
-"""Model in this process, made by `create_model`, with the same calls as a model behind a server.
+"""Model in this process, made by `create_model` (see create), with the same calls as a model behind a server.
 
 It converts API requests to engine requests, and engine events to answers. The executor serves the same object, so that
 a request gets the same answer in a notebook and from a cluster.
@@ -7,11 +7,11 @@ a request gets the same answer in a notebook and from a cluster.
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
 from run_gpt.api.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Answer, Status
@@ -20,10 +20,11 @@ from run_gpt.api.language_model import LanguageModel
 from run_gpt.api.long_parts import restored
 from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.pieces import Parts
-from run_gpt.api.schema import AnyRequest, Request
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import Request
 from run_gpt.api.together import Turns, together
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
-from run_gpt.config import EngineConfig, ModelConfig, ModelOptions, Precision, check_bounds
+from run_gpt.config import ModelConfig
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.heartbeat import Heartbeat
 from run_gpt.engine.request import TokenEvent
@@ -38,69 +39,17 @@ from run_gpt.local.answers import (
     WholeOutlet,
     likeliest,
 )
-from run_gpt.local.launch import RunningModel, launch
+from run_gpt.local.launch import RunningModel
 from run_gpt.local.naming import NamingOutlet, named
 from run_gpt.local.preparation import LONG, Preparation, size
 from run_gpt.local.prompts import Prompts, as_functions, template_options
 from run_gpt.local.sinks import WaitingSink, native_events
 from run_gpt.local.workers import Workers
-from run_gpt.models import OnProgress, no_progress, served_names
+from run_gpt.models import served_names
 from run_gpt.process import request_ids
 
 TEXTS_AT_ONCE = 64
 """Number of texts of one embeddings request that are queued at once; more would block the queue for other requests."""
-
-
-def create_model(
-    model_name: str | None = None,
-    model_path: str | None = None,
-    adapter_name_or_path: str | None = None,
-    precision: Precision = ModelConfig.precision,
-    device: str | None = None,
-    device_map: str | dict[str, Any] | list[int] | None = None,
-    trust_remote_code: bool = False,
-    *,
-    on_progress: OnProgress = no_progress,
-    **options: Unpack[ModelOptions],
-) -> "Model":
-    """Load a model into this process.
-
-    The parameters and their defaults are those of ModelConfig and EngineConfig. `options` are `revision`,
-    `served_model_name`, `max_memory`, `tensor_parallel`, `adapters`, `chat_template`, `trust_request_chat_template`,
-    `generation_config`, `allow_special_tokens`, `allow_pickle` and `cache_dir` of the former, and `max_running`,
-    `max_waiting`, `max_step_tokens`, `runner`, `max_context`, `max_cache_tokens`, `reuse_prefixes`, `compile` and
-    `speculate` of the latter; `help(run_gpt.config.ModelOptions)` has their types. `on_progress` is called for
-    downloads and other long steps. Raises SetupError or ModelNotFound, each with a line that says what to do.
-    """
-    settings: dict[str, Any] = dict(options)
-    engine_config = EngineConfig.take(settings)
-    names = settings.pop("served_model_name", ())
-    model_config = ModelConfig(
-        model_name=model_name,
-        model_path=model_path,
-        adapter_name_or_path=adapter_name_or_path,
-        precision=precision,
-        device=device,
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-        served_model_name=(names,) if isinstance(names, str) else tuple(names),
-        **settings,
-    )
-    check_bounds(model_config)
-    check_bounds(engine_config)
-    return load_model(model_config, engine_config, on_progress=on_progress)
-
-
-def load_model(
-    model_config: ModelConfig,
-    engine_config: EngineConfig,
-    *,
-    on_progress: OnProgress = no_progress,
-    on_dead: Callable[[], None] = lambda: None,
-) -> "Model":
-    """Load a model as `create_model` does, from configurations. `on_dead` is called if the engine dies."""
-    running = launch(model_config, engine_config, on_progress=on_progress, on_dead=on_dead)
-    return Model(running, model_config)
 
 
 class Model(LanguageModel):

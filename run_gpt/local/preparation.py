@@ -8,7 +8,8 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from run_gpt.api.embeddings import EmbedRequest
-from run_gpt.api.schema import DEFAULT_MAX_NEW_TOKENS, AnyRequest, ChatRequest, GenerateRequest, Request
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import DEFAULT_MAX_NEW_TOKENS, ChatRequest, GenerateRequest, Request
 from run_gpt.api.tokens import DetokenizeRequest
 from run_gpt.engine import request as engine_request
 from run_gpt.engine.grammar import Grammar

@@ -100,7 +100,7 @@ def measure_steps(model_name: str, threads: int, seconds: float) -> list[Step]:
     import torch
 
     from run_gpt.config import EngineConfig, ModelConfig
-    from run_gpt.local.model import load_model
+    from run_gpt.local.create import load_model
 
     torch.set_num_threads(threads)
     progress(f"loading {model_name} with {threads} threads")

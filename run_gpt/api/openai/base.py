@@ -12,12 +12,12 @@ from run_gpt.api.answers import Answer, Body, CompletionTokensDetails, Generatio
 from run_gpt.api.chat import ResponseFormat
 from run_gpt.api.field_tables import STREAM_OPTIONS
 from run_gpt.api.fields import Rules, Sifted
+from run_gpt.api.request import AnyRequest
 from run_gpt.api.schema import (
     ADAPTER,
     CACHE_KEY,
     CACHE_SALT,
     MAX_SEQUENCES,
-    AnyRequest,
     CacheSalt,
     LogitBias,
     PromptCacheKey,

@@ -6,7 +6,7 @@ from pydantic import ConfigDict, Field
 
 from run_gpt.api.answers import Body
 from run_gpt.api.models import State
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.api.values import Bytes, NonEmptyName
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import run_gpt.local.model
+import run_gpt.local.create
 from run_gpt.api.answers import Status
 from run_gpt.config import EngineConfig, HostConfig, ModelConfig
 from run_gpt.errors import ModelLoadError, Unavailable
@@ -58,7 +58,7 @@ class Loader:
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
-    monkeypatch.setattr(run_gpt.local.model, "load_model", loader)
+    monkeypatch.setattr(run_gpt.local.create, "load_model", loader)
     monkeypatch.setattr(module.Footprint, "of", lambda *_: KNOWN)
     return loader
 

@@ -7,7 +7,7 @@ import pytest
 from run_gpt.api.openai.completions import CompletionRequest
 from run_gpt.api.openai.embeddings import EmbeddingRequest
 from run_gpt.api.openai.responses import ResponseRequest
-from run_gpt.api.schema import AnyRequest
+from run_gpt.api.request import AnyRequest
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import InvalidRequest, RequestError
 from run_gpt.gateway.service import Service

@@ -9,7 +9,8 @@ from run_gpt.api.openai.chat import ChatCompletionRequest
 from run_gpt.api.openai.completions import CompletionRequest
 from run_gpt.api.openai.embeddings import EmbeddingRequest
 from run_gpt.api.openai.responses import ResponseRequest
-from run_gpt.api.schema import AnyRequest, ChatRequest, GenerateRequest
+from run_gpt.api.request import AnyRequest
+from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.errors import InvalidRequest
 from run_gpt.process import tenants
 
