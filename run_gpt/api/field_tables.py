@@ -179,6 +179,8 @@ CHAT = Table(
         "enable_thinking": Word("chat_template_kwargs", "its value of this name", lambda on: {"enable_thinking": on}),
         "documents": Word("chat_template_kwargs", "its value of this name", lambda them: {"documents": them}),
         "reasoning_effort": Word("chat_template_kwargs", "`none`: `enable_thinking` is false", effort_values),
+        "thinking_budget": Word("max_reasoning_tokens"),
+        "thinking_token_budget": Word("max_reasoning_tokens"),
         "think": Word("chat_template_kwargs", "`enable_thinking`, or `reasoning_effort`", _thinking),
     },
 )

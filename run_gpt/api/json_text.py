@@ -56,13 +56,13 @@ def _check_unicode(value: Any, name: str) -> None:
                 raise _not_unicode(name, path, f"the name {lone!r}")
             left += [(f"{path}.{key[:_PATH]}", inner) for key, inner in one.items()]
         elif isinstance(one, list):
-            left += [(f"{path}.{at}", inner) for at, inner in enumerate(one)]
+            left += [(f"{path}[{at}]", inner) for at, inner in enumerate(one)]
         elif isinstance(one, str) and not _is_unicode(one):
             raise _not_unicode(name, path, "a text")
 
 
 def _not_unicode(name: str, path: str, found: str) -> InvalidRequest:
-    param = path[1:]
+    param = path.removeprefix(".")
     place = f"{param}: it" if param else name
     return InvalidRequest(
         f"{place} has {found[:80]} with half of a pair of surrogates, such as \\ud800, which is not Unicode",

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from run_gpt.api import fields
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.schema import SYNONYMS, Parameters
@@ -33,7 +34,7 @@ _SECURITY_SCHEMES = {
     "password": {"type": "http", "scheme": "basic", "description": "For browsers: the key is the password."},
 }
 _NAME_SCHEMA = {"type": "string", "pattern": "^[!-~]{1,128}$"}
-_REQUEST_ID = {
+_HEADERS = {
     "parameters": {
         "RequestId": {
             "name": request_ids.HEADER,
@@ -46,7 +47,11 @@ _REQUEST_ID = {
         "RequestId": {
             "description": "What the request is called in the server's log: as the client named it, else its id.",
             "schema": _NAME_SCHEMA,
-        }
+        },
+        "Ignored": {
+            "description": "Names of the request's fields that were taken and had no effect, if there are any.",
+            "schema": {"type": "string"},
+        },
     },
 }
 _ERROR_SCHEMA = {
@@ -106,7 +111,7 @@ def describe(version: str) -> dict[str, Any]:
         "components": {
             "schemas": {**_schemas(), "Error": _ERROR_SCHEMA},
             "securitySchemes": _SECURITY_SCHEMES,
-            **_REQUEST_ID,
+            **_HEADERS,
         },
     }
 
@@ -114,12 +119,15 @@ def describe(version: str) -> dict[str, Any]:
 def _named(methods: dict[str, Any]) -> dict[str, Any]:
     """Return the operations with a request id: optional in requests, always in answers."""
     parameter, header = ({"$ref": f"#/components/{kind}/RequestId"} for kind in ("parameters", "headers"))
+    ignored = {"$ref": "#/components/headers/Ignored"}
 
     def named(operation: dict[str, Any]) -> dict[str, Any]:
         answers = {
             status: {**answer, "headers": {request_ids.HEADER: header}}
             for status, answer in operation["responses"].items()
         }
+        if "requestBody" in operation:
+            answers["200"]["headers"][fields.HEADER] = ignored
         return {**operation, "parameters": [*operation.get("parameters", []), parameter], "responses": answers}
 
     return {method: named(operation) for method, operation in methods.items()}

@@ -67,7 +67,7 @@ class CompletionRequest(SamplingRequest):
     @model_validator(mode="after")
     def _possible_prompts(self) -> "CompletionRequest":
         for i, prompt in enumerate(self.prompt):
-            require_text(prompt, self.suffix, f"prompt.{i}")
+            require_text(prompt, self.suffix, f"prompt[{i}]")
         return self
 
     @model_validator(mode="after")

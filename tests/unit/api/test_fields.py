@@ -200,6 +200,11 @@ def test_values_for_the_template_come_together(fields: dict[str, Any], values: d
     assert chat(**fields).chat_template_kwargs == values
 
 
+@pytest.mark.parametrize("word", ["thinking_budget", "thinking_token_budget"])
+def test_a_budget_for_thinking_is_a_limit_of_its_tokens(word: str) -> None:
+    assert chat(**{word: 32}).max_reasoning_tokens == 32
+
+
 def test_without_a_cached_prompt_no_two_requests_share_a_space() -> None:
     salts = {chat(cache_prompt=False).cache_salt for _ in range(2)}
     assert len(salts) == 2

@@ -124,10 +124,10 @@ def test_a_form_needs_what_its_type_says() -> None:
         (r'{"metadata": {"a": "\udfff"}}', "metadata.a"),
         (r'{"\ud800": 1}', ""),
         (r'{"tools": [{"function": {"parameters": {"properties": {"a": {"enum": ["\ud83d"]}}}}}]}',
-         "tools.0.function.parameters.properties.a.enum.0"),
+         "tools[0].function.parameters.properties.a.enum[0]"),
         (r'{"response_format": {"json_schema": {"schema": {"required": ["a", "\ud800"]}}}}',
-         "response_format.json_schema.schema.required.1"),
-        (r'{"x": {"y": [{"\ud800y": 1}]}}', "x.y.0"),
+         "response_format.json_schema.schema.required[1]"),
+        (r'{"x": {"y": [{"\ud800y": 1}]}}', "x.y[0]"),
     ],
 )  # fmt: skip
 def test_half_a_pair_of_surrogates_is_refused_wherever_it_stands(body: str, param: str) -> None:
