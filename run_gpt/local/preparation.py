@@ -15,10 +15,10 @@ from run_gpt.engine import request as engine_request
 from run_gpt.engine.grammar import Grammar
 from run_gpt.engine.request import SamplingParams
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest
+from run_gpt.local.alternatives import Alternatives
 from run_gpt.local.prompts import Prompts
 from run_gpt.local.sampling import sampling_fields
 from run_gpt.local.workers import Workers
-from run_gpt.models.alternatives import Alternatives
 from run_gpt.models.grammar import CompiledGrammar, GrammarCompiler, Kind
 from run_gpt.models.sampling import Defaults
 from run_gpt.process import tenants
@@ -118,8 +118,9 @@ class Preparation:
         ways = [[await self._compiled(*source, space) for source in way] for way in sources]
         if not ways:
             return None
-        if len(ways) > 1:
-            return Alternatives(ways)
+        if len(ways) > 1:  # a text in the form, or calls
+            text, *calls = ways
+            return Alternatives([[self._prompts.reasoning.text_form(grammar) for grammar in text], *calls])
         form = self._prompts.held(request, ways[0][0])
         is_text = isinstance(request, ChatRequest) and sources[0][0][0] != "lark"
         return self._prompts.reasoning.text_form(form) if is_text else form

@@ -105,6 +105,24 @@ async def test_a_form_of_a_request_has_the_mark_of_an_answer_before_it(thinkers:
     assert harmony.write(grammar.matcher(), answer) == answer
 
 
+async def test_with_tools_a_text_in_the_form_has_the_mark_and_calls_have_their_own(
+    thinkers: dict[str, Thinker],
+) -> None:
+    harmony = thinkers["harmony"]
+    preparation = Preparation(harmony.prompts, harmony.compiler, 1000, Workers())
+    asked = {
+        "response_format": {"type": "choice", "choice": ["yes", "no"]},
+        "tools": [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}],
+    }
+    grammar = await preparation._grammar(ChatRequest.parse({"messages": MESSAGES, **asked}), "")
+    assert grammar is not None
+    text = "<|channel|>final<|message|>yes"
+    call = '{"name": "look", "arguments": {}}'  # the form of a model whose template shows none
+    assert harmony.write(grammar.matcher(), text) == text
+    assert harmony.write(grammar.matcher(), call) == call
+    assert harmony.write(grammar.matcher(), "<|channel|>final<|message|>maybe") != "<|channel|>final<|message|>maybe"
+
+
 def test_a_form_is_held_where_the_model_would_leave_it(thinkers: dict[str, Thinker]) -> None:
     qwen = thinkers["qwen"]
     said = qwen.write(qwen.matcher(), "<think>I say yes.</think>\n\n\n\nYes.", most=60)

@@ -6,8 +6,8 @@ from functools import reduce
 import numpy as np
 import torch
 
+from run_gpt.engine.grammar import Grammar, Matcher
 from run_gpt.errors import InvalidRequest
-from run_gpt.models.grammar import CompiledGrammar, GrammarMatcher
 
 
 class Alternatives:
@@ -16,7 +16,7 @@ class Alternatives:
     An answer must follow one of the ways, that is, all grammars of that way must allow it.
     """
 
-    def __init__(self, ways: Sequence[Sequence[CompiledGrammar]]):
+    def __init__(self, ways: Sequence[Sequence[Grammar]]):
         self._ways = ways
 
     def matcher(self) -> "AlternativesMatcher":
@@ -27,7 +27,7 @@ class Alternatives:
 class AlternativesMatcher:
     """Matcher (as the engine defines it): state of one sequence in the ways that are still open to it."""
 
-    def __init__(self, ways: list[list[GrammarMatcher]]):
+    def __init__(self, ways: list[list[Matcher]]):
         self._ways = ways
 
     def allows(self, token_id: int) -> bool:
@@ -53,10 +53,10 @@ class AlternativesMatcher:
             for matcher in way:
                 matcher.advance(token_id)
 
-    def forced(self) -> list[int]:
+    def forced(self) -> Sequence[int]:
         """See Matcher. Only the first grammar of the way is asked, since it is the most specific."""
-        return self._ways[0][0].forced() if len(self._ways) == 1 else []
+        return self._ways[0][0].forced() if len(self._ways) == 1 else ()
 
 
-def _allow(way: Sequence[GrammarMatcher], token_id: int) -> bool:
+def _allow(way: Sequence[Matcher], token_id: int) -> bool:
     return all(matcher.allows(token_id) for matcher in way)

@@ -12,7 +12,7 @@ from families import VOCABULARY
 from tool_models import CLOCK, NAMES, WEATHER, calls, content, tool_tokenizer, whole
 
 from run_gpt.errors import InvalidRequest
-from run_gpt.models.alternatives import Alternatives, AlternativesMatcher
+from run_gpt.local.alternatives import Alternatives, AlternativesMatcher
 from run_gpt.models.grammar import GrammarCompiler, Kind
 from run_gpt.models.tools import find_tool_format, tool_template, visible_decode
 
