@@ -29,6 +29,7 @@ def run_case(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     results: dict[str, dict[str, str | None]] = {}
 
     def check(client: Client, case: str) -> None:
+        skip_unless_runnable(client)
         if client.name not in results:
             results[client.name] = {}  # a client whose run fails is not run again
             results[client.name] = run_client(client, server.http_url, tmp_path_factory.mktemp(client.name))
@@ -65,6 +66,14 @@ def run_client(client: Client, url: str, home: Path) -> dict[str, str | None]:
     return {result["case"]: result["error"] for result in results}
 
 
+def skip_unless_runnable(client: Client) -> None:
+    """Skip the case of a client that needs what is not here and is not made for a test."""
+    if client.needs and not os.environ.get(client.needs):
+        pytest.skip(f"{client.needs} names no interpreter of an environment with {client.package}")
+    if client.node and not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("node and npm are not here")
+
+
 def _tokenizer(client: Client) -> dict[str, str]:
     """Return the folder with the tokenizer of the model, for a client that counts tokens by itself."""
     return {"TOKENIZER": str(fetch(ModelConfig()).folder)} if client.needs else {}
@@ -75,15 +84,11 @@ def _command(client: Client, home: Path) -> tuple[list[str], Path]:
     if client.own:
         return [sys.executable, str(client.cases_file)], Path(sys.executable).parent
     if client.needs:
-        interpreter = os.environ.get(client.needs)
-        if not interpreter:
-            pytest.skip(f"{client.needs} names no interpreter of an environment with {client.package}")
+        interpreter = os.environ[client.needs]
         return [interpreter, str(client.cases_file)], Path(interpreter).parent
     if not client.node:
         programs = python_environment(client.pins, torch=client.torch)
         return [str(programs / "python"), str(client.cases_file)], programs
-    if not (shutil.which("node") and shutil.which("npm")):
-        pytest.skip("node and npm are not here")
     modules = node_environment(client.pins) / "node_modules"
     if client.cases_file.suffix == ".py":
         return [sys.executable, str(client.cases_file)], modules / ".bin"
