@@ -24,7 +24,7 @@ class Handler(Enum):
 
     MODEL = "a replica's model, which gets the request as it is"
     ADAPTERS = "the models of all replicas, which make the change one after the other"
-    OPENAI = "the gateway, by the native requests that an OpenAI request stands for"
+    TRANSLATED = "the gateway, by the native requests that a request of another API stands for"
     LOAD_MODEL = "the gateway, which has replicas load their model"
     UNLOAD_MODEL = "the gateway, which has replicas free their memory"
     LIST_MODELS = "the gateway, from its knowledge of all models"
@@ -58,7 +58,7 @@ class Endpoint:
         return cast("type[Body]", self.event if stream else self.answer)
 
 
-_MODEL, _ADAPTERS, _OPENAI = Handler.MODEL, Handler.ADAPTERS, Handler.OPENAI
+_MODEL, _ADAPTERS, _TRANSLATED = Handler.MODEL, Handler.ADAPTERS, Handler.TRANSLATED
 
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
@@ -90,7 +90,7 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint(
             "/v1/completions",
             CompletionRequest,
-            _OPENAI,
+            _TRANSLATED,
             "OpenAI's completions: continue texts or token ids, or score them",
             answer=Completion,
             event=Completion,
@@ -99,7 +99,7 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint(
             "/v1/chat/completions",
             ChatCompletionRequest,
-            _OPENAI,
+            _TRANSLATED,
             "OpenAI's chat completions: answer a chat, with text or calls of tools",
             answer=ChatCompletion,
             event=ChatCompletionChunk,
@@ -108,7 +108,7 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint(
             "/v1/responses",
             ResponseRequest,
-            _OPENAI,
+            _TRANSLATED,
             "OpenAI's responses, without a state",
             answer=Response,
             event=ResponseStreamEvent,
@@ -116,7 +116,7 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint(
             "/v1/embeddings",
             EmbeddingRequest,
-            _OPENAI,
+            _TRANSLATED,
             "OpenAI's embeddings: make a vector of each text",
             answer=CreateEmbeddingResponse,
         ),

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from run_gpt.api.endpoints import Endpoint
 from run_gpt.api.fields import Rules
 from run_gpt.api.json_text import parse_json
-from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.request import AnyRequest
+from run_gpt.api.translated import TranslatedRequest
 from run_gpt.errors import InvalidRequest, RequestError, RequestTooLarge
 from run_gpt.gateway.encodings import coding_of, decode
 from run_gpt.gateway.held import Lease
@@ -97,7 +97,7 @@ def parse_body(body: bytes) -> dict[str, Any]:
 def _parse(endpoint: Endpoint, fields: dict[str, Any], rules: Rules) -> AnyRequest:
     try:
         request = endpoint.request.parse(fields, stream=endpoint.answer is None, rules=rules)
-        if isinstance(request, OpenAIRequest):
+        if isinstance(request, TranslatedRequest):
             with suppress(RequestError):  # raised again where it gets the names of this API
                 request.natives()
     except RecursionError:

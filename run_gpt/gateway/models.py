@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from run_gpt.api.models import ModelState
-from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.request import AnyRequest
+from run_gpt.api.translated import TranslatedRequest
 from run_gpt.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, RequestError, Unavailable
 from run_gpt.gateway.hosted import Hosted
 from run_gpt.gateway.pool import ReplicaPool
@@ -278,7 +278,7 @@ def _with_adapter(request: AnyRequest, name: str, model: str) -> AnyRequest:
             raise InvalidRequest(f"adapter = {given!r}: model = {name!r} is an adapter as well", param="adapter")
         changes["adapter"] = name
     named = request.model_copy(update=changes)
-    if isinstance(request, OpenAIRequest):
+    if isinstance(request, TranslatedRequest):
         with suppress(RequestError):  # raised again where it gets the names of this API
             natives = [_with_adapter(native, name, model) for native in request.natives()]
             named.__dict__["made_natives"] = natives  # to make them anew would take long

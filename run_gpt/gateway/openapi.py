@@ -8,8 +8,8 @@ from pydantic.json_schema import models_json_schema
 
 from run_gpt.api import fields
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
-from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.schema import SYNONYMS, Parameters
+from run_gpt.api.translated import TranslatedRequest
 from run_gpt.process import request_ids
 
 _REF = "#/components/schemas/"
@@ -193,7 +193,7 @@ def _schemas() -> dict[str, Any]:
         for synonym, name in SYNONYMS.items():
             if name in properties:
                 properties[synonym] = {**properties[name], "description": f"The same as `{name}`."}
-    for translated in (r for r in requests if issubclass(r, OpenAIRequest)):
+    for translated in (r for r in requests if issubclass(r, TranslatedRequest)):
         for name, differs in translated.DIFFERS.items():
             field = schemas[translated.__name__]["properties"][name]
             field["description"] = f"{field['description']} {differs}"

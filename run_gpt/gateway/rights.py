@@ -18,7 +18,7 @@ _MODELS = frozenset({Handler.LIST_MODELS, Handler.SHOW_MODEL})
 # Lists of what is allowed: a handler that is added later is an admin's until it stands here.
 _ALLOWED: Mapping[Role, frozenset[Handler]] = {
     "admin": frozenset(Handler),
-    "user": _MODELS | {Handler.MODEL, Handler.OPENAI},
+    "user": _MODELS | {Handler.MODEL, Handler.TRANSLATED},
     "monitor": _MODELS,
 }
 

@@ -12,12 +12,12 @@ from run_gpt.api.endpoints import Handler, endpoint_of
 from run_gpt.api.fields import Rules
 from run_gpt.api.long_parts import Filled, Unread
 from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
-from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.openai.models import ListModelsRequest, ModelList, RetrieveModelRequest
 from run_gpt.api.pieces import Whole
 from run_gpt.api.request import AnyRequest
 from run_gpt.api.schema import Request
 from run_gpt.api.together import together
+from run_gpt.api.translated import TranslatedRequest
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import Forbidden, RequestError, Unavailable
 from run_gpt.gateway.adapters import Change
@@ -35,7 +35,7 @@ from run_gpt.gateway.streams import Streams, turns_of
 if TYPE_CHECKING:
     from run_gpt.gateway.tracing import Tracing
 
-LIMITED = (Handler.MODEL, Handler.OPENAI)
+LIMITED = (Handler.MODEL, Handler.TRANSLATED)
 """Handlers whose requests count for the limits of their key."""
 NAMED_BY_ADAPTER = (*LIMITED, Handler.LOAD_MODEL)
 """Handlers that take the name of an adapter as that of its model."""
@@ -61,7 +61,7 @@ class Service:
         self._answers: Mapping[Handler, Callable[[Any, float], Awaitable[Body | Filled]]] = {
             Handler.MODEL: self._ask_model,
             Handler.ADAPTERS: self._change_adapters,
-            Handler.OPENAI: self._translate,
+            Handler.TRANSLATED: self._translate,
             Handler.UNLOAD_MODEL: self._unload_model,
             Handler.LIST_MODELS: self._list_models,
             Handler.SHOW_MODEL: self._show_model,
@@ -69,7 +69,7 @@ class Service:
         """Handlers of whole answers: they take a request and its limit in seconds."""
         self._streams: Mapping[Handler, Callable[[Any, float, str | None], AbstractAsyncContextManager[Events]]] = {
             Handler.MODEL: self._stream_text,
-            Handler.OPENAI: self._stream_text,
+            Handler.TRANSLATED: self._stream_text,
             Handler.LOAD_MODEL: self._load_model,
         }
         """Handlers of streams: they take a request, its limit, and the adapter that it called its model, if it did."""
@@ -117,7 +117,7 @@ class Service:
 
     def check(self, request: AnyRequest, handler: Handler) -> None:
         """Raise Forbidden, Unavailable or ModelNotFound for a request that is not allowed, or cannot be served now."""
-        if isinstance(request, OpenAIRequest):
+        if isinstance(request, TranslatedRequest):
             note_user(request.asker)
         current_rights().check(handler)
         if handler is Handler.ADAPTERS and not self.config.runtime_adapters:
@@ -141,7 +141,7 @@ class Service:
         async with self.models.held(self.models.named(request.model), limit) as pool:
             return await pool.adapters.make(request, lambda: pool.ready)
 
-    async def _translate(self, request: OpenAIRequest, limit: float) -> Body | Filled:
+    async def _translate(self, request: TranslatedRequest, limit: float) -> Body | Filled:
         """Return the answer in OpenAI's form, made of the answers to the request's native requests."""
         deadline = time.monotonic() + limit
         async with self.models.held(self.models.named(request.model), limit) as pool:
@@ -176,7 +176,7 @@ class Service:
                 self.limits.use(current.get(), request, limit) as use,
                 self.models.held(self.models.named(request.model), deadline - time.monotonic()) as pool,
             ):
-                natives = request.natives() if isinstance(request, OpenAIRequest) else [request]
+                natives = request.natives() if isinstance(request, TranslatedRequest) else [request]
                 await check_prompts(pool, natives, deadline)
                 streams = Streams(pool, cast("Sequence[Request]", natives), deadline, _request_id)
                 writer = StreamWriter(cast("Any", request), cast("Any", natives), adapter)
@@ -273,7 +273,7 @@ def _named_as_in(request: AnyRequest) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        names = request.NATIVE_NAMES if isinstance(request, OpenAIRequest) else {}
+        names = request.NATIVE_NAMES if isinstance(request, TranslatedRequest) else {}
         native = re.split(r"[.\[]", error.param or "", maxsplit=1)[0]
         if error.param is not None and native in names:
             error.param = names[native] + error.param.removeprefix(native)

@@ -7,20 +7,20 @@ from msgspec.structs import replace
 from run_gpt.api.answers import Body
 from run_gpt.api.long_parts import Unread
 from run_gpt.api.native_stream import NativeStream
-from run_gpt.api.openai.base import EventWriter, OpenAIRequest
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.api.schema import Request
 from run_gpt.api.sse import body_event
+from run_gpt.api.translated import EventWriter, TranslatedRequest
 
 
 class StreamWriter:
     """Writer of the stream of `request`, which stands for the requests `natives`. `model`: name of it in the answer."""
 
-    def __init__(self, request: Request | OpenAIRequest, natives: Sequence[Request], model: str | None = None):
+    def __init__(self, request: Request | TranslatedRequest, natives: Sequence[Request], model: str | None = None):
         self._natives = natives
         self._model = model
         self._streams: dict[int, NativeStream] = {}
-        self._writer: EventWriter | None = request.writer() if isinstance(request, OpenAIRequest) else None
+        self._writer: EventWriter | None = request.writer() if isinstance(request, TranslatedRequest) else None
         self._unread = Unread(request)
 
     @property

@@ -1,18 +1,15 @@
 """Common parts of requests of OpenAI's API: native requests, refused fields, sampling, usage."""
 
 import secrets
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
-from typing import Annotated, Any, ClassVar, Protocol, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from run_gpt.api.answers import Answer, Body, CompletionTokensDetails, Generation, PromptTokensDetails, Usage
+from run_gpt.api.answers import Answer, CompletionTokensDetails, Generation, PromptTokensDetails, Usage
 from run_gpt.api.chat import ResponseFormat
 from run_gpt.api.field_tables import STREAM_OPTIONS
-from run_gpt.api.fields import Rules, Sifted
-from run_gpt.api.request import AnyRequest
+from run_gpt.api.fields import Sifted
 from run_gpt.api.schema import (
     ADAPTER,
     CACHE_KEY,
@@ -26,6 +23,7 @@ from run_gpt.api.schema import (
     TopK,
 )
 from run_gpt.api.timings import TIMINGS, Timings
+from run_gpt.api.translated import TranslatedRequest
 from run_gpt.api.values import INT32_MAX, Name, Text, is_minus_one
 from run_gpt.errors import InvalidRequest
 
@@ -56,74 +54,18 @@ class OpenAIAnswer(Answer):
         return self.model_dump_json(exclude_unset=True)
 
 
-class EventWriter(Protocol):
-    """Converter from the events of native streams to those of OpenAI's."""
-
-    def events(self, which: int, event: Answer) -> Iterable[Body]:
-        """Return the events made from an event of the native stream number `which`."""
-
-    def plain(self, which: int, index: int, text: str, *, thought: bool) -> bytes | None:
-        """Write the server-sent event of text alone, the fast way; None where such text makes other events.
-
-        `index` is the number of the sequence in the native stream `which`. That stream has had an event before.
-        `thought`: the text is thinking.
-        """
-
-    def end(self) -> Iterable[Body]:
-        """Return the events after the last native one."""
-
-
-class OpenAIRequest(AnyRequest):
+class OpenAIRequest(TranslatedRequest):
     """A request of OpenAI's API."""
 
     DIFFERS: ClassVar[Mapping[str, str]] = {"model": "OpenAI's must be given."}
-    """Fields that differ at OpenAI, with the difference."""
-    NATIVE_NAMES: ClassVar[Mapping[str, str]] = {}
-    """Names of this API for native fields that errors may name."""
 
     user: Text | None = Field(None, description="Who asks: it stands in the request log (`--log-requests`).")
     safety_identifier: Text | None = Field(None, description="The same, by its newer name, which comes first.")
 
-    @classmethod
-    def parse(cls, data: dict[str, Any], *, stream: bool = False, rules: Rules = "usual") -> Self:
-        """See AnyRequest. `stream` makes an unset field `stream` true; without it, the field decides."""
-        if stream and data.get("stream") is None:
-            data = {**data, "stream": True}
-        request = super().parse(data, rules=rules)
-        if stream and not request.streams:
-            raise InvalidRequest("stream = False: this call is a stream", param="stream")
-        return request
-
     @property
     def asker(self) -> str | None:
-        """User that the client names."""
+        """See TranslatedRequest."""
         return self.safety_identifier or self.user
-
-    @property
-    def streams(self) -> bool:
-        """True when the request asks for a streamed answer."""
-        return bool(getattr(self, "stream", False))
-
-    def natives(self) -> Sequence[AnyRequest]:
-        """Return the native requests that this one stands for; they are made once. Raises InvalidRequest."""
-        return self.made_natives
-
-    @cached_property
-    def made_natives(self) -> Sequence[AnyRequest]:
-        """See `natives`."""
-        return self.make_natives()
-
-    @abstractmethod
-    def make_natives(self) -> Sequence[AnyRequest]:
-        """Make the native requests."""
-
-    @abstractmethod
-    def join(self, answers: Sequence[Answer]) -> Body:
-        """Return the answer, joined from the answers to the native requests."""
-
-    def writer(self) -> EventWriter:
-        """Return the writer that makes the events of the answer from those of the native streams."""
-        raise InvalidRequest("this request has no streamed answer")
 
 
 class StreamOptions(Sifted):

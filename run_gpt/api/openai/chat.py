@@ -13,7 +13,6 @@ from run_gpt.api.fields import Intake
 from run_gpt.api.openai.base import (
     DEFAULT_MAX_TOKENS,
     MAX_TOKENS,
-    EventWriter,
     Length,
     Metadata,
     OpenAIAnswer,
@@ -32,6 +31,7 @@ from run_gpt.api.schema import (
 )
 from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
+from run_gpt.api.translated import EventWriter
 from run_gpt.api.values import INT32_MAX
 from run_gpt.errors import InvalidRequest
 
@@ -103,7 +103,7 @@ class ChatCompletionRequest(SamplingRequest):
         return self
 
     def make_natives(self) -> Sequence[ChatRequest]:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         tools, choice = self._calls()
         fields = {
             **self.sampling(),
@@ -130,7 +130,7 @@ class ChatCompletionRequest(SamplingRequest):
         return last.content or "" if self.echo and last.role == "assistant" else ""
 
     def join(self, answers: Sequence[Answer]) -> Answer:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         whole = cast("native.ChatAnswer", answers[0])
         choices = [
             AnswerChoice(
@@ -147,7 +147,7 @@ class ChatCompletionRequest(SamplingRequest):
         return ChatCompletion(**about, choices=choices, usage=usage.total(), **usage.timings(), **given)
 
     def writer(self) -> EventWriter:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         return _Writer(self)
 
 

@@ -8,11 +8,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from run_gpt.api.answers import Answer, Choice, FinishReason, GenerateAnswer, TokenLogprob, TopLogprob, Usage, absent
 from run_gpt.api.field_tables import COMPLETION
-from run_gpt.api.openai.base import EventWriter, LengthOrNone, OpenAIAnswer, SamplingRequest, UsageSum
+from run_gpt.api.openai.base import LengthOrNone, OpenAIAnswer, SamplingRequest, UsageSum
 from run_gpt.api.pieces import Likely, Token
 from run_gpt.api.schema import MAX_SEQUENCES, SUFFIX, GenerateRequest
 from run_gpt.api.sse import TEXT, PlainEvent
 from run_gpt.api.timings import Timings
+from run_gpt.api.translated import EventWriter
 from run_gpt.api.values import AnyTextOrIds, Text, few_ids, require_text
 from run_gpt.errors import InvalidRequest
 
@@ -77,7 +78,7 @@ class CompletionRequest(SamplingRequest):
         return self
 
     def make_natives(self) -> Sequence[GenerateRequest]:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         common = {
             **self.sampling(),
             "max_new_tokens": DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens,
@@ -91,7 +92,7 @@ class CompletionRequest(SamplingRequest):
         return [first, *(first.model_copy(update={"prompt": prompt}) for prompt in self.prompt[1:])]
 
     def join(self, answers: Sequence[Answer]) -> Answer:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         wholes = cast("Sequence[GenerateAnswer]", answers)
         n = self.n or 1
         choices = [
@@ -107,7 +108,7 @@ class CompletionRequest(SamplingRequest):
         return LogprobsWriter()
 
     def writer(self) -> EventWriter:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         return _Writer(self)
 
 

@@ -30,7 +30,7 @@ class EmbeddingRequest(OpenAIRequest):
     cache_salt: CacheSalt | None = Field(None, description=f"Beyond OpenAI's: {CACHE_SALT}")
 
     def make_natives(self) -> Sequence[EmbedRequest]:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         same = {"model": self.model, "adapter": self.adapter, "cache_salt": self.cache_salt}
         return [EmbedRequest.parse({**same, "texts": self.input, "encoding_format": self.encoding_format})]
 
@@ -39,7 +39,7 @@ class EmbeddingRequest(OpenAIRequest):
         return VectorWriter(self.encoding_format)
 
     def join(self, answers: Sequence[Answer]) -> Answer:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         whole = cast("native.Embeddings", answers[0])
         data = [OpenAIEmbedding(object="embedding", index=item.index, embedding=item.embedding) for item in whole.data]
         return CreateEmbeddingResponse(

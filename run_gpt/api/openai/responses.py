@@ -35,7 +35,6 @@ from run_gpt.api.openai.base import (
     LEAST_TOP_P,
     MAX_TOKENS,
     TEMPERATURE,
-    EventWriter,
     Length,
     Metadata,
     OpenAIRequest,
@@ -61,6 +60,7 @@ from run_gpt.api.schema import (
     ChatRequest,
     PromptCacheKey,
 )
+from run_gpt.api.translated import EventWriter
 from run_gpt.api.values import INT32_MAX, Fault, JsonObject, Name, Text
 from run_gpt.errors import InvalidRequest
 
@@ -208,7 +208,7 @@ class ResponseRequest(OpenAIRequest):
         return self
 
     def make_natives(self) -> Sequence[ChatRequest]:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         tools, choice = self._calls()
         system = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
         wants_logprobs = bool(self.include) or self.top_logprobs is not None
@@ -233,11 +233,11 @@ class ResponseRequest(OpenAIRequest):
         return [ChatRequest.parse(fields, stream=bool(self.stream))]
 
     def join(self, answers: Sequence[Answer]) -> Body:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         return response_of(cast("ChatAnswer", answers[0]), self.echoed())
 
     def writer(self) -> EventWriter:
-        """See OpenAIRequest."""
+        """See TranslatedRequest."""
         return ResponseWriter(self.echoed())
 
     def echoed(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from run_gpt.api.endpoints import ENDPOINTS
 from run_gpt.api.json_text import MAX_DEPTH, MAX_MEMBERS, MAX_OBJECT_VALUES, MAX_TOKEN_IDS, MAX_VALUES
-from run_gpt.api.openai.base import OpenAIRequest
+from run_gpt.api.translated import TranslatedRequest
 from run_gpt.errors import InvalidRequest
 from run_gpt.gateway.bodies import parse_body
 
@@ -66,7 +66,7 @@ def parsed(model: Any, fields: dict[str, Any], *, stream: bool = False) -> None:
     error = None
     try:
         request = model.parse(fields, stream=stream)
-        for native in request.natives() if isinstance(request, OpenAIRequest) else [request]:
+        for native in request.natives() if isinstance(request, TranslatedRequest) else [request]:
             native.model_dump_json(exclude_none=True)
     except InvalidRequest as refusal:
         error = refusal
@@ -264,7 +264,7 @@ def test_a_large_body_is_judged_in_little_time(kind: str) -> None:
 
 def test_natives_are_made_once_and_differ_in_their_prompts() -> None:
     request = ENDPOINTS["/v1/completions"].request.parse({"prompt": ["a", "b", [1, 2]], "max_tokens": 3, "n": 2})
-    assert isinstance(request, OpenAIRequest)
+    assert isinstance(request, TranslatedRequest)
     natives: Any = request.natives()
     assert natives is request.natives()
     assert [native.prompt for native in natives] == ["a", "b", [1, 2]]

@@ -10,9 +10,9 @@ from run_gpt.api.embeddings import Embedding, Embeddings, EmbeddingUsage, floats
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.api.long_parts import Filled, Unread, restored
 from run_gpt.api.native_stream import NativeStream
-from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.pieces import Head, Likely, Parts, Piece, Token, tokens_part
 from run_gpt.api.sse import body_event
+from run_gpt.api.translated import TranslatedRequest
 from run_gpt.gateway.stream_writer import StreamWriter
 
 MESSAGES = [{"role": "user", "content": "x"}]
@@ -46,7 +46,7 @@ def loaded(body: Any) -> Any:
 
 
 def natives_of(request: Any) -> list[Any]:
-    return list(request.natives()) if isinstance(request, OpenAIRequest) else [request]
+    return list(request.natives()) if isinstance(request, TranslatedRequest) else [request]
 
 
 def in_parts(native: Any, parts: Parts) -> tuple[Answer, list[Parts]]:
@@ -56,7 +56,7 @@ def in_parts(native: Any, parts: Parts) -> tuple[Answer, list[Parts]]:
 
 
 def joined(request: Any, answers: list[Answer]) -> Any:
-    return request.join(answers) if isinstance(request, OpenAIRequest) else answers[0]
+    return request.join(answers) if isinstance(request, TranslatedRequest) else answers[0]
 
 
 @pytest.mark.parametrize("path", TEXTS)

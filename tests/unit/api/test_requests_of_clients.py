@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from run_gpt.api.endpoints import ENDPOINTS
-from run_gpt.api.openai.base import OpenAIRequest
+from run_gpt.api.translated import TranslatedRequest
 from run_gpt.errors import InvalidRequest
 
 FOLDER = Path(__file__).parents[2] / "clients" / "data" / "requests"
@@ -31,7 +31,7 @@ def test_a_clients_request_is_taken_or_refused_by_name(recorded: dict[str, Any])
             ENDPOINTS[recorded["path"]].request.parse(recorded["body"])
         return
     request = ENDPOINTS[recorded["path"]].request.parse(recorded["body"])
-    assert not isinstance(request, OpenAIRequest) or request.natives()
+    assert not isinstance(request, TranslatedRequest) or request.natives()
 
 
 def test_every_clients_requests_are_there() -> None:

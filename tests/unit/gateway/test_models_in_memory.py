@@ -9,13 +9,13 @@ import pytest
 from run_gpt.api.answers import Status
 from run_gpt.api.embeddings import EmbedRequest
 from run_gpt.api.models import LoadModelRequest
-from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.openai.chat import ChatCompletionRequest
 from run_gpt.api.openai.completions import CompletionRequest
 from run_gpt.api.openai.embeddings import EmbeddingRequest
 from run_gpt.api.openai.responses import ResponseRequest
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.api.tokens import TokenizeRequest
+from run_gpt.api.translated import TranslatedRequest
 from run_gpt.errors import DeadlineExceeded, InternalError, InvalidRequest, ModelNotFound, Unavailable
 from run_gpt.gateway import models as module
 from run_gpt.gateway.hosted import Hosted
@@ -358,11 +358,11 @@ def test_a_request_to_an_adapter_is_one_to_its_model(kind: Any, fields: dict[str
     models, replicas = server(None, [], a=1, b=1)
     replicas["b"].says(adapters=["two"])
     request = kind.parse({**fields, "model": "two"})
-    if isinstance(request, OpenAIRequest):
+    if isinstance(request, TranslatedRequest):
         request.natives()  # they are made where the body is read
     found: Any = models.resolved(request)
     assert found.model == "b"
-    for one in [*(found.natives() if isinstance(found, OpenAIRequest) else ()), found]:
+    for one in [*(found.natives() if isinstance(found, TranslatedRequest) else ()), found]:
         assert one.model == "b"
         assert getattr(one, "adapter", "two") == "two"
     if "adapter" in kind.model_fields:

@@ -77,7 +77,7 @@ def test_only_an_admin_changes_what_is_served(endpoint: Endpoint) -> None:
 
 
 def test_a_handler_that_is_added_later_is_an_admins() -> None:
-    for handler in set(Handler) - {Handler.MODEL, Handler.OPENAI, Handler.LIST_MODELS, Handler.SHOW_MODEL}:
+    for handler in set(Handler) - {Handler.MODEL, Handler.TRANSLATED, Handler.LIST_MODELS, Handler.SHOW_MODEL}:
         with pytest.raises(Forbidden):
             Rights(role="user").check(handler)
 

@@ -9,9 +9,9 @@ import pytest
 from run_gpt.api.answers import Body
 from run_gpt.api.endpoints import ENDPOINTS
 from run_gpt.api.native_stream import NativeStream
-from run_gpt.api.openai.base import OpenAIRequest
 from run_gpt.api.pieces import CallPiece, Head, Likely, Piece, Token, tokens_part
 from run_gpt.api.sse import data_event, error_event
+from run_gpt.api.translated import TranslatedRequest
 from run_gpt.errors import QueueFull
 from run_gpt.gateway.openapi import describe
 from run_gpt.gateway.stream_writer import StreamWriter
@@ -83,7 +83,7 @@ def test_every_event_and_answer_is_valid_by_the_description(path: str, pieces: s
     endpoint = ENDPOINTS[path]
     for fields in REQUESTS[path]:
         request: Any = endpoint.request.parse(fields, stream=endpoint.answer is None)
-        natives = request.natives() if isinstance(request, OpenAIRequest) else [request]
+        natives = request.natives() if isinstance(request, TranslatedRequest) else [request]
         head = Head(id="x", created=1, model="m", prompt_tokens=3)
         writer = StreamWriter(request, natives)
         writer.begin(0, head)
