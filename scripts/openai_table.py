@@ -58,23 +58,23 @@ def request_table(name: str) -> str:
     for field, info in request.model_fields.items():
         differs = request.DIFFERS.get(field, "")
         here = "ours" if field not in known else "differs" if differs else "supported"
-        description = _sentence((info.description or "").removeprefix("Beyond OpenAI's: "))
+        description = sentence((info.description or "").removeprefix("Beyond OpenAI's: "))
         phrase = values(schema["properties"][field], schema.get("$defs", {}))
         lines[here].append(row(f"`{field}`", here, phrase, f"{description} {differs}".strip()))
     words = [
-        row(f"`{field}`", "word", f"for `{word.into}`", _sentence(f"{word.meaning}." if word.meaning else ""))
+        row(f"`{field}`", "word", f"for `{word.into}`", sentence(f"{word.meaning}." if word.meaning else ""))
         for field, word in request.FIELDS.words.items()
     ]
-    others = [*_entries("hint", request.FIELDS.hints), *_entries("refused", request.FIELDS.refused)]
+    others = [*entries("hint", request.FIELDS.hints), *entries("refused", request.FIELDS.refused)]
     return table(("field", "here", "values", "meaning"), [*chain(*lines.values()), *words, *others])
 
 
-def _entries(here: str, entries: Mapping[str, Entry]) -> list[str]:
+def entries(here: str, entries: Mapping[str, Entry]) -> list[str]:
     """Return the rows of hints or of refused fields; those with the same reason are one."""
     alike: dict[tuple[str, str], list[str]] = {}
     for name, entry in entries.items():
         alike.setdefault((_granted(here, entry), entry.why), []).append(f"`{name}`")
-    return [row(", ".join(names), here, granted, _sentence(f"{why}.")) for (granted, why), names in alike.items()]
+    return [row(", ".join(names), here, granted, sentence(f"{why}.")) for (granted, why), names in alike.items()]
 
 
 def _granted(here: str, entry: Entry) -> str:
@@ -83,7 +83,7 @@ def _granted(here: str, entry: Entry) -> str:
     return f"{'only' if here == 'refused' else 'as'} {' or '.join(texts)}" if texts else ""
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}"
 
 

@@ -76,6 +76,8 @@ class Choice(BaseModel):
     index: int
     text: str
     finish_reason: FinishReason | None = None
+    stop_reason: str | None = absent()
+    """Text of `stop` that ended the answer."""
     logprobs: Logprobs | None = absent()
 
 
@@ -126,6 +128,8 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
     finish_reason: FinishReason | None = None
+    stop_reason: str | None = absent()
+    """Text of `stop` that ended the answer."""
     logprobs: Logprobs | None = absent()
 
 
@@ -135,6 +139,8 @@ class ChatEventChoice(BaseModel):
     index: int
     delta: Delta
     finish_reason: FinishReason | None = None
+    stop_reason: str | None = absent()
+    """Text of `stop` that ended the answer."""
     logprobs: Logprobs | None = absent()
 
 

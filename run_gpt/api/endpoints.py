@@ -1,11 +1,15 @@
 """The table of endpoints, which gateway, executor and client read: paths, requests, answers, handlers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import cast
+from typing import Any, cast
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Body, ChatAnswer, ChatEvent, GenerateAnswer
+from run_gpt.api.anthropic.answers import InputTokens, MessageAnswer, MessageStreamEvent
+from run_gpt.api.anthropic.errors import error_body as anthropic_error
+from run_gpt.api.anthropic.messages import CountTokensRequest, MessagesRequest
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.models import LoadModelRequest, ModelState, UnloadModelRequest
 from run_gpt.api.openai.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
@@ -17,6 +21,7 @@ from run_gpt.api.openai.responses import ResponseRequest
 from run_gpt.api.request import AnyRequest
 from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
+from run_gpt.errors import RequestError
 
 
 class Handler(Enum):
@@ -29,6 +34,11 @@ class Handler(Enum):
     UNLOAD_MODEL = "the gateway, which has replicas free their memory"
     LIST_MODELS = "the gateway, from its knowledge of all models"
     SHOW_MODEL = "the gateway, from its knowledge of one model"
+
+
+def openai_error(error: RequestError) -> dict[str, Any]:
+    """Return the body of an error's answer in OpenAI's form, which is also that of all native endpoints."""
+    return {"error": error.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class Endpoint:
     """True when HTTP takes a GET without a body as well."""
     last_line: str | None = None
     """Data of the last event of an HTTP stream, after all answers."""
+    error: Callable[[RequestError], dict[str, Any]] = openai_error
+    """Function that makes the body of an error's answer, which is also the data of a stream's error event."""
 
     def streams(self, request: AnyRequest) -> bool:
         """Return True when this request's answer is a stream."""
@@ -121,6 +133,23 @@ ENDPOINTS: dict[str, Endpoint] = {
             answer=CreateEmbeddingResponse,
         ),
         Endpoint(
+            "/v1/messages",
+            MessagesRequest,
+            _TRANSLATED,
+            "Anthropic's messages: answer a conversation, with text, thinking or calls of tools",
+            answer=MessageAnswer,
+            event=MessageStreamEvent,
+            error=anthropic_error,
+        ),
+        Endpoint(
+            "/v1/messages/count_tokens",
+            CountTokensRequest,
+            _TRANSLATED,
+            "Anthropic's count of a conversation's tokens",
+            answer=InputTokens,
+            error=anthropic_error,
+        ),
+        Endpoint(
             "/v1/models", ListModelsRequest, Handler.LIST_MODELS, "List the served models", answer=ModelList, get=True
         ),
         Endpoint(
@@ -136,6 +165,13 @@ ENDPOINTS: dict[str, Endpoint] = {
 
 MODEL_ENDPOINTS = [endpoint for endpoint in ENDPOINTS.values() if endpoint.handler in (_MODEL, _ADAPTERS)]
 """Endpoints that a model answers: executors have them as well."""
+
+
+def error_body(path: str, error: RequestError) -> dict[str, Any]:
+    """Return the body of an error's answer on this path, in the form of its API."""
+    endpoint = ENDPOINTS.get(path.rstrip("/"))
+    return openai_error(error) if endpoint is None else endpoint.error(error)
+
 
 _BY_REQUEST = {
     (endpoint.request, stream): endpoint

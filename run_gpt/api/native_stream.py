@@ -106,7 +106,7 @@ class NativeStream:
     def _chat_event(self, piece: Piece, *, first: bool) -> ChatEvent:
         calls = [_call_delta(call) for call in piece.calls] or None
         delta = Delta(role="assistant" if first else None, content=piece.text, tool_calls=calls, **_reasoning(piece))
-        choice = ChatEventChoice(index=piece.index, delta=delta, finish_reason=piece.finish, logprobs=_logprobs(piece))
+        choice = ChatEventChoice(index=piece.index, delta=delta, **_ends(piece))
         return ChatEvent(choices=[choice], **self._common(piece))
 
     def _common(self, piece: Piece) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class NativeStream:
 
 
 def _choice(piece: Piece) -> Choice:
-    return Choice(index=piece.index, text=piece.text, finish_reason=piece.finish, logprobs=_logprobs(piece))
+    return Choice(index=piece.index, text=piece.text, **_ends(piece))
 
 
 def _chat_choice(piece: Piece) -> ChatChoice:
@@ -136,7 +136,12 @@ def _chat_choice(piece: Piece) -> ChatChoice:
         calls[part.index] = ToolCall(id=call.id if call else part.id, type="function", function=function)
     content = piece.text or (None if calls else "")
     message = ChatMessage(content=content, tool_calls=list(calls.values()) or None, **_reasoning(piece))
-    return ChatChoice(index=piece.index, message=message, finish_reason=piece.finish, logprobs=_logprobs(piece))
+    return ChatChoice(index=piece.index, message=message, **_ends(piece))
+
+
+def _ends(piece: Piece) -> dict[str, Any]:
+    """Return the fields that all kinds of choices have beside the text."""
+    return {"finish_reason": piece.finish, "stop_reason": piece.stop, "logprobs": _logprobs(piece)}
 
 
 def _reasoning(piece: Piece) -> dict[str, Any]:

@@ -87,6 +87,8 @@ class Piece(Struct, array_like=True):
     """New text of the model's thinking. It precedes `text` and `calls`."""
     reasoning_tokens: int | None = None
     """Number of the sequence's tokens that are thinking, in its last piece; None: the model does not think apart."""
+    stop: str | None = None
+    """Text of the request's `stop` that ended the sequence, in its last piece."""
 
     @property
     def is_plain(self) -> bool:
@@ -106,7 +108,7 @@ class Piece(Struct, array_like=True):
         self.reasoning += later.reasoning
         self.reasoning_tokens = later.reasoning_tokens
         self.tokens += later.tokens
-        self.finish = later.finish
+        self.finish, self.stop = later.finish, later.stop
         self.cached = self.cached or later.cached
         self.timings = later.timings
         self.calls = joined_calls(self.calls, later.calls)
@@ -127,8 +129,8 @@ class Piece(Struct, array_like=True):
         if len(groups) == 1:
             return [self]
         more = [Piece(self.index, "", 0, logprobs=group) for group in groups[1:]]
-        more[-1].finish, more[-1].timings = self.finish, self.timings
-        self.logprobs, self.finish, self.timings = groups[0], None, None
+        more[-1].finish, more[-1].timings, more[-1].stop = self.finish, self.timings, self.stop
+        self.logprobs, self.finish, self.timings, self.stop = groups[0], None, None, None
         return [self, *more]
 
 

@@ -2,11 +2,11 @@
 
 import json
 import secrets
+from typing import Any
 
 import msgspec
 
 from run_gpt.api.answers import Body
-from run_gpt.errors import RequestError
 
 COMMENT = b": \n\n"
 """A line that readers skip. It keeps proxies from closing an idle connection."""
@@ -31,9 +31,9 @@ def data_event(data: str) -> bytes:
     return f"data: {data}\n\n".encode()
 
 
-def error_event(error: RequestError) -> bytes:
-    """Write an error as the last event of a stream."""
-    return b"event: error\ndata: " + json.dumps({"error": error.to_dict()}).encode() + b"\n\n"
+def error_event(body: dict[str, Any]) -> bytes:
+    """Write the body of an error's answer as the last event of a stream."""
+    return b"event: error\ndata: " + json.dumps(body).encode() + b"\n\n"
 
 
 class PlainEvent:

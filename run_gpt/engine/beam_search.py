@@ -85,6 +85,6 @@ class BeamSearches:
             new, stopped = text.push(token_id)
             shown += new
             if stopped:
-                return TokenEvent(index, shown, count, "stop")
+                return TokenEvent(index, shown, count, "stop", stop=text.stops.found)
         rest, stopped = text.finish()
-        return TokenEvent(index, shown + rest, len(token_ids), "stop" if stopped else "length")
+        return TokenEvent(index, shown + rest, len(token_ids), "stop" if stopped else "length", stop=text.stops.found)

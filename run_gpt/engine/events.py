@@ -65,6 +65,7 @@ class _Merged:
             self._prompt_logprobs,
             last.timing,
             last.token_ids,
+            last.stop,
         )
 
 

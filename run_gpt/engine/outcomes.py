@@ -102,7 +102,10 @@ class Outcomes:
         except BaseException as error:  # an error of the tokenizer ends only this sequence
             return InternalError(f"the answer's text failed: {error}")
         self._counters.generated_tokens += taken
-        return TokenEvent(sequence.index, text, taken, finish, tuple(logprobs), sequence.cached, prompt_logprobs=scores)
+        cached, stop = sequence.cached, sequence.text.stops.found
+        return TokenEvent(
+            sequence.index, text, taken, finish, tuple(logprobs), cached, prompt_logprobs=scores, stop=stop
+        )
 
     def _advance_text(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
         if token_id in sequence.end_ids:

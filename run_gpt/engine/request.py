@@ -116,6 +116,8 @@ class TokenEvent(Struct, frozen=True):
     """Times of the sequence; in its last event."""
     token_ids: tuple[int, ...] = ()
     """Ids of all tokens of the answer; in a sequence's last event, if the request `keeps_ids`."""
+    stop: str | None = None
+    """Text of `Request.stop` that ended the sequence; in its last event."""
 
     def __add__(self, later: "TokenEvent") -> "TokenEvent":
         """Return this event and a later one of the same sequence as one event."""
@@ -130,4 +132,5 @@ class TokenEvent(Struct, frozen=True):
             self.prompt_logprobs + later.prompt_logprobs,
             later.timing,
             later.token_ids,
+            later.stop,
         )

@@ -66,6 +66,8 @@ class StopTexts:
         """Latest part of the text that was not empty, if there are stop sequences."""
         self.cut: str | None = None
         """Text from the stop sequence on, once one was found."""
+        self.found: str | None = None
+        """Stop sequence that was found."""
         self._unstopped = unstopped
         self._unknown = ""
         self._held = ""
@@ -93,10 +95,11 @@ class StopTexts:
 
     def _search(self, text: str) -> tuple[str, bool]:
         text = self._held + text
-        found = [at for stop in self.texts if (at := text.find(stop)) >= 0]
+        found = [(at, stop) for stop in self.texts if (at := text.find(stop)) >= 0]
         if found:
-            self._held, self.cut = "", text[min(found) :]
-            return text[: min(found)], True
+            at, self.found = min(found)
+            self._held, self.cut = "", text[at:]
+            return text[:at], True
         hold = max((self._overlap(text, stop) for stop in self.texts), default=0)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold], False

@@ -6,6 +6,7 @@ import logging
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from run_gpt.api.endpoints import Endpoint
 from run_gpt.api.fields import ignored_header
 from run_gpt.api.request import AnyRequest
 from run_gpt.api.sse import COMMENT, data_event, error_event
@@ -43,9 +44,9 @@ class EventStream(Response):
     and one after it is the last event. A client that reads slowly gets fewer, larger pieces, and delays no others.
     """
 
-    def __init__(self, service: Service, request: AnyRequest, last_line: str | None):
-        """Make the response. `last_line`: data that is sent after the last event."""
-        self._service, self._request, self._last_line = service, request, last_line
+    def __init__(self, service: Service, request: AnyRequest, endpoint: Endpoint):
+        """Make the response. `endpoint`: the request's own, which has the form of errors and the last line."""
+        self._service, self._request, self._endpoint = service, request, endpoint
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,19 +74,20 @@ class EventStream(Response):
             async with self._service.stream(self._request) as events:
                 while written := await events.sse():
                     await writer.write(written)
-            if self._last_line is not None:
-                await writer.write(data_event(self._last_line))
+            if self._endpoint.last_line is not None:
+                await writer.write(data_event(self._endpoint.last_line))
         except RequestError as error:
             if not writer.begun:
                 raise
             note_error(error)
-            await writer.write(error_event(error))
+            await writer.write(error_event(self._endpoint.error(error)))
         except Exception as error:
             if not writer.begun:
                 raise
             log.exception("a stream failed")
             note_error(error)
-            await writer.write(error_event(InternalError(f"the stream failed: {type(error).__name__}")))
+            failure = InternalError(f"the stream failed: {type(error).__name__}")
+            await writer.write(error_event(self._endpoint.error(failure)))
         await writer.end()
 
 

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from run_gpt.api.endpoints import ENDPOINTS, Endpoint
+from run_gpt.api.endpoints import ENDPOINTS, Endpoint, error_body
 from run_gpt.api.fields import ignored_header
 from run_gpt.api.long_parts import Filled
 from run_gpt.errors import (
@@ -151,7 +151,7 @@ class _Handler:
             answer = await _unless_gone(http_request, self._service.answer(request))
             kind = LongResponse if isinstance(answer, Filled) else Response
             return kind(answer.to_json(), headers=ignored_header(request.ignored), media_type="application/json")
-        return EventStream(self._service, request, self._endpoint.last_line)
+        return EventStream(self._service, request, self._endpoint)
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
@@ -181,7 +181,7 @@ async def _on_request_error(request: Request, error: Any) -> Response:
     if isinstance(error, RequestTooLarge):
         headers["Connection"] = "close"  # the rest of the body is not read, but dropped, so that the answer arrives
         request.scope.setdefault("state", {})[DROP_ALL] = True
-    return _json({"error": error.to_dict()}, error.http_status, headers)
+    return _json(error_body(request.scope["path"], error), error.http_status, headers)
 
 
 async def _on_http_exception(request: Request, error: Any) -> Response:
@@ -195,7 +195,7 @@ async def _on_http_exception(request: Request, error: Any) -> Response:
     }
     answer = known.get(error.status_code, InvalidRequest(str(error.detail)))
     note_error(answer)
-    return _json({"error": answer.to_dict()}, error.status_code, headers)
+    return _json(error_body(request.scope["path"], answer), error.status_code, headers)
 
 
 def _instead_of(app: Starlette, path: str) -> str:
@@ -214,4 +214,5 @@ async def _on_client_gone(request: Request, error: Any) -> Response:
 
 async def _on_exception(request: Request, error: Any) -> Response:
     note_error(error)
-    return _json({"error": InternalError(f"the request failed: {type(error).__name__}").to_dict()}, 500)
+    failure = InternalError(f"the request failed: {type(error).__name__}")
+    return _json(error_body(request.scope["path"], failure), 500)

@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from run_gpt.api.endpoints import error_body
 from run_gpt.api.fields import HEADER as IGNORED
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError, Forbidden, InternalError, InvalidRequest, RequestError, SetupError
@@ -214,7 +215,7 @@ async def _refuse(
     note_error(error)
     if not await _discard(Headers(scope=scope), receive, max_body_bytes):
         headers["Connection"] = "close"  # the rest of the body is not read
-    await JSONResponse({"error": error.to_dict()}, error.http_status, headers)(scope, receive, send)
+    await JSONResponse(error_body(scope["path"], error), error.http_status, headers)(scope, receive, send)
 
 
 def _sent(headers: Headers) -> str:

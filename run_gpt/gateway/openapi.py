@@ -7,6 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from run_gpt.api import fields
+from run_gpt.api.anthropic.errors import error_body as anthropic_error
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
 from run_gpt.api.schema import SYNONYMS, Parameters
 from run_gpt.api.translated import TranslatedRequest
@@ -72,6 +73,20 @@ _ERROR_SCHEMA = {
 }
 
 
+_MESSAGES_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+
+
 def describe(version: str) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document."""
     health = {
@@ -109,7 +124,7 @@ def describe(version: str) -> dict[str, Any]:
         },
         "security": _SECURITY,
         "components": {
-            "schemas": {**_schemas(), "Error": _ERROR_SCHEMA},
+            "schemas": {**_schemas(), "Error": _ERROR_SCHEMA, "MessagesError": _MESSAGES_ERROR_SCHEMA},
             "securitySchemes": _SECURITY_SCHEMES,
             **_HEADERS,
         },
@@ -159,7 +174,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     about = "Events: the data of each; an error is an `error` event, the last one" if endpoint.event else "The answer"
     responses: dict[str, Any] = {"200": {"description": about, "content": content}}
     for status, description in _ERRORS.items():
-        error = {"application/json": {"schema": {"$ref": _REF + "Error"}}}
+        error = {"application/json": {"schema": {"$ref": _REF + _error_of(endpoint)}}}
         responses[str(status)] = {"description": description, "content": error}
     refused = endpoint.request.FIELDS.refused
     note = {"description": f"Refused, since they are not supported here: {', '.join(refused)}."} if refused else {}
@@ -178,7 +193,11 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 def _events(endpoint: Endpoint, name: str) -> list[dict[str, Any]]:
     """Return the schemas of the data of an event: one of the answer, an error, the line after the last one."""
     last: list[dict[str, Any]] = [] if endpoint.last_line is None else [{"const": endpoint.last_line}]
-    return [{"$ref": _REF + name}, {"$ref": _REF + "Error"}, *last]
+    return [{"$ref": _REF + name}, {"$ref": _REF + _error_of(endpoint)}, *last]
+
+
+def _error_of(endpoint: Endpoint) -> str:
+    return "MessagesError" if endpoint.error is anthropic_error else "Error"
 
 
 def _schemas() -> dict[str, Any]:

@@ -85,6 +85,13 @@ CLIENTS = (
         most_used=True,
     ),
     Client(
+        "anthropic",
+        "Anthropic's Python client",
+        "anthropic",
+        "`base_url=` the address without `/v1`, any `api_key`",
+        most_used=True,
+    ),
+    Client(
         "litellm", "LiteLLM", "litellm", "model `openai/NAME` or `hosted_vllm/NAME`, `api_base=URL`", most_used=True
     ),
     Client(

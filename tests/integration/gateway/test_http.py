@@ -361,3 +361,31 @@ def test_no_value_of_any_field_is_a_500(stack: Any, path: str) -> None:
                 response = client.post(stack.http + path, content=body)
                 assert response.status_code < 500, f"{name}: {str(value)[:40]}: {response.text[:200]}"
                 assert len(response.content) < 20_000
+
+
+@pytest.mark.parametrize(("code", "status"), ERRORS)
+def test_errors_of_messages_have_the_form_of_their_api(stack: Any, code: str, status: int) -> None:
+    """Anthropic's clients read the type of an error, and retry by it."""
+    error = {"message": "so it is", "code": code}
+    asked = {"messages": [{"role": "user", "content": script(words=[], then="error", error=error)}]}
+    for stream in (False, True):
+        response = httpx.post(f"{stack.http}/v1/messages", json={**asked, "stream": stream})
+        assert response.status_code == status
+        body = response.json()
+        assert (body["type"], body["error"]["message"], "code" in body["error"]) == ("error", "so it is", False)
+    begun = {"messages": [{"role": "user", "content": script(words=["a"], then="error", error=error)}], "stream": True}
+    kinds = [kind for kind, _ in events_of(httpx.post(f"{stack.http}/v1/messages", json=begun).text)]
+    assert kinds[:3] == ["message_start", "ping", "content_block_start"]
+    assert kinds[-1] == "error"
+
+
+def test_messages_are_answered_whole_and_streamed(stack: Any) -> None:
+    asked = {"model": None, "messages": [{"role": "user", "content": script(words=["a", "b"])}]}
+    whole = httpx.post(f"{stack.http}/v1/messages", json=asked).json()
+    assert whole["content"] == [{"type": "text", "text": "ab"}]
+    events = events_of(httpx.post(f"{stack.http}/v1/messages?beta=true", json={**asked, "stream": True}).text)
+    deltas = [event["delta"]["text"] for kind, event in events if kind == "content_block_delta"]
+    assert "".join(deltas) == "ab"
+    assert [kind for kind, _ in events][-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    wrong = httpx.post(f"{stack.http}/v1/messages", json={"messages": []})
+    assert (wrong.status_code, wrong.json()["error"]["type"]) == (400, "invalid_request_error")

@@ -119,6 +119,28 @@ WHOLE: dict[str, dict[str, Any]] = {
         "metadata": {"a": "b"},
     },
     "/v1/embeddings": {"input": ["x", [1, 2]]},
+    "/v1/messages": {
+        "model": "m",
+        "max_tokens": 9,
+        "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "t", "signature": "s"},
+                    {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}},
+                ],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": "r"}]},
+        ],
+        "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+        "tool_choice": {"type": "tool", "name": "f"},
+        "thinking": {"type": "enabled", "budget_tokens": 3},
+        "output_config": {"effort": "low"},
+        "metadata": {"user_id": "u"},
+        "stop_sequences": ["x"],
+    },
 }
 
 
@@ -157,7 +179,7 @@ def nodes(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from nodes(inner, f"{path}.{i}")
 
 
-SEVERAL_FORMS = {"prompt", "texts", "input", "content", "output", "stop"}
+SEVERAL_FORMS = {"prompt", "texts", "input", "content", "output", "stop", "stop_sequences"}
 """Fields whose schema shows the forms in which they may be written; their bounds are those of the one inner form."""
 
 

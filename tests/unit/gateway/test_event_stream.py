@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from run_gpt.api.endpoints import ENDPOINTS
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.api.sse import COMMENT
@@ -72,7 +73,7 @@ class Client:
         self.reads, self.gone = asyncio.Event(), asyncio.Event()
         self.reads.set()
         self.arrived = asyncio.Event()
-        response = EventStream(OneStream(pool), REQUEST, None)  # type: ignore[arg-type]
+        response = EventStream(OneStream(pool), REQUEST, ENDPOINTS["/generate_stream"])  # type: ignore[arg-type]
         self.answering = asyncio.create_task(response({}, self._receive, self._send))
 
     async def _receive(self) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from run_gpt.api.answers import GenerateAnswer, Usage
-from run_gpt.api.endpoints import Handler
+from run_gpt.api.endpoints import Handler, openai_error
 from run_gpt.api.pieces import Whole
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.api.sse import error_event
@@ -76,7 +76,7 @@ def test_a_body_that_is_no_object_is_an_invalid_request_in_one_line(body: bytes)
 
 
 def test_an_error_event_is_one_event_with_the_error_object() -> None:
-    kind, data, *rest = error_event(QueueFull("full\nof ünïcode")).decode().split("\n")
+    kind, data, *rest = error_event(openai_error(QueueFull("full\nof ünïcode"))).decode().split("\n")
     assert (kind, rest) == ("event: error", ["", ""])
     assert json.loads(data.removeprefix("data: "))["error"]["code"] == "queue_full"
 

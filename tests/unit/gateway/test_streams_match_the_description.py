@@ -45,6 +45,10 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
         {"messages": MESSAGES, "stream": True, "tools": TOOLS},
         {"messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}},
     ],
+    "/v1/messages": [
+        {"messages": MESSAGES, "stream": True},
+        {"messages": MESSAGES, "stream": True, "tools": [{"name": "f", "input_schema": {"type": "object"}}]},
+    ],
     "/v1/responses": [
         {"input": "x", "stream": True},
         {
@@ -90,7 +94,7 @@ def test_every_event_and_answer_is_valid_by_the_description(path: str, pieces: s
         written = b"".join(writer.sse(0, piece) for piece in PIECES[pieces])
         written += b"".join(f"data: {body.to_json()}\n\n".encode() for body in writer.end())
         written += data_event(endpoint.last_line) if endpoint.last_line else b""
-        events = data_of(written + error_event(QueueFull("full")))
+        events = data_of(written + error_event(endpoint.error(QueueFull("full"))))
         assert len(events) > 1
         for event in events:
             validator(path, "text/event-stream").validate(event)
