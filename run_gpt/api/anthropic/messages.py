@@ -203,7 +203,7 @@ class MessagesRequest(CountTokensRequest):
 
     @model_validator(mode="after")
     def _possible_budget(self) -> "MessagesRequest":
-        budget, most = self.thinking and self.thinking.budget_tokens, self.max_tokens or DEFAULT_MAX_TOKENS
+        budget, most = self.thinking.budget_tokens if self.thinking else None, self.max_tokens or DEFAULT_MAX_TOKENS
         if budget is not None and budget >= most:
             message = f"thinking.budget_tokens = {shown(budget)}: this must be less than max_tokens = {most}"
             raise InvalidRequest(message, param="thinking.budget_tokens")
