@@ -12,6 +12,9 @@ from run_gpt.api.anthropic.errors import error_body as anthropic_error
 from run_gpt.api.anthropic.messages import CountTokensRequest, MessagesRequest
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
 from run_gpt.api.models import LoadModelRequest, ModelState, UnloadModelRequest
+from run_gpt.api.ollama.answers import OllamaAnswer, OllamaVectors
+from run_gpt.api.ollama.models import RunningRequest, ShownModel, ShowRequest, Tags, TagsRequest
+from run_gpt.api.ollama.requests import OllamaChatRequest, OllamaEmbedRequest, OllamaGenerateRequest
 from run_gpt.api.openai.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from run_gpt.api.openai.completions import Completion, CompletionRequest
 from run_gpt.api.openai.embeddings import CreateEmbeddingResponse, EmbeddingRequest
@@ -20,6 +23,7 @@ from run_gpt.api.openai.response_events import Response, ResponseStreamEvent
 from run_gpt.api.openai.responses import ResponseRequest
 from run_gpt.api.request import AnyRequest
 from run_gpt.api.schema import ChatRequest, GenerateRequest
+from run_gpt.api.sse import LINES, SSE, StreamForm
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from run_gpt.errors import RequestError
 
@@ -41,6 +45,11 @@ def openai_error(error: RequestError) -> dict[str, Any]:
     return {"error": error.to_dict()}
 
 
+def ollama_error(error: RequestError) -> dict[str, Any]:
+    """Return the body of an error's answer in Ollama's form."""
+    return {"error": error.message}
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """One endpoint: HTTP route, gRPC endpoint and, where a model answers, executor's endpoint have the same path."""
@@ -58,6 +67,8 @@ class Endpoint:
     """True when HTTP takes a GET without a body as well."""
     last_line: str | None = None
     """Data of the last event of an HTTP stream, after all answers."""
+    form: StreamForm = SSE
+    """Form of the stream over HTTP."""
     error: Callable[[RequestError], dict[str, Any]] = openai_error
     """Function that makes the body of an error's answer, which is also the data of a stream's error event."""
 
@@ -148,6 +159,60 @@ ENDPOINTS: dict[str, Endpoint] = {
             "Anthropic's count of a conversation's tokens",
             answer=InputTokens,
             error=anthropic_error,
+        ),
+        Endpoint(
+            "/api/chat",
+            OllamaChatRequest,
+            _TRANSLATED,
+            "Ollama's chat: answer a chat, with text or calls of tools",
+            answer=OllamaAnswer,
+            event=OllamaAnswer,
+            form=LINES,
+            error=ollama_error,
+        ),
+        Endpoint(
+            "/api/generate",
+            OllamaGenerateRequest,
+            _TRANSLATED,
+            "Ollama's generate: answer a prompt, or continue it as it is",
+            answer=OllamaAnswer,
+            event=OllamaAnswer,
+            form=LINES,
+            error=ollama_error,
+        ),
+        Endpoint(
+            "/api/embed",
+            OllamaEmbedRequest,
+            _TRANSLATED,
+            "Ollama's embed: make a vector of each text",
+            answer=OllamaVectors,
+            error=ollama_error,
+        ),
+        Endpoint(
+            "/api/tags",
+            TagsRequest,
+            Handler.LIST_MODELS,
+            "Ollama's list of the models",
+            answer=Tags,
+            get=True,
+            error=ollama_error,
+        ),
+        Endpoint(
+            "/api/ps",
+            RunningRequest,
+            Handler.LIST_MODELS,
+            "Ollama's list of the models in memory",
+            answer=Tags,
+            get=True,
+            error=ollama_error,
+        ),
+        Endpoint(
+            "/api/show",
+            ShowRequest,
+            Handler.SHOW_MODEL,
+            "Ollama's description of a model",
+            answer=ShownModel,
+            error=ollama_error,
         ),
         Endpoint(
             "/v1/models", ListModelsRequest, Handler.LIST_MODELS, "List the served models", answer=ModelList, get=True

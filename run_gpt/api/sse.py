@@ -2,6 +2,8 @@
 
 import json
 import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -36,15 +38,36 @@ def error_event(body: dict[str, Any]) -> bytes:
     return b"event: error\ndata: " + json.dumps(body).encode() + b"\n\n"
 
 
+@dataclass(frozen=True)
+class StreamForm:
+    """Form of the streams of an API over HTTP."""
+
+    content_type: str
+    write: Callable[[Body], bytes]
+    """Writer of an event."""
+    error: Callable[[dict[str, Any]], bytes]
+    """Writer of the body of an error's answer, as the last event."""
+    comment: bytes = b""
+    """Bytes that readers skip, which keep proxies from closing an idle connection; empty: there are none."""
+
+
+SSE = StreamForm("text/event-stream; charset=utf-8", body_event, error_event, COMMENT)
+LINES = StreamForm(
+    "application/x-ndjson",
+    lambda body: body.to_json().encode() + b"\n",
+    lambda error: json.dumps(error).encode() + b"\n",
+)
+
+
 class PlainEvent:
     """An event in which only a text and some numbers change. Pydantic writes the rest, once."""
 
-    def __init__(self, marked: Body):
+    def __init__(self, marked: Body, form: StreamForm = SSE):
         """Take `marked`: a body with TEXT, and with those of NUMBERS that stand for changing numbers."""
-        form = body_event(marked).replace(b"%", b"%%").replace(f'"{TEXT}"'.encode(), b"%(text)b")
+        written = form.write(marked).replace(b"%", b"%%").replace(f'"{TEXT}"'.encode(), b"%(text)b")
         for name, number in zip((b"first", b"second"), NUMBERS, strict=True):
-            form = form.replace(str(number).encode(), b"%(" + name + b")d")
-        self._form = form
+            written = written.replace(str(number).encode(), b"%(" + name + b")d")
+        self._form = written
 
     def write(self, text: str, first: int = 0, second: int = 0) -> bytes:
         """Write the event with this text, and with these numbers in place of NUMBERS."""

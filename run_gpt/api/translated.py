@@ -1,5 +1,6 @@
 """Requests of other APIs: each stands for native requests, whose answers make its own."""
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -9,6 +10,18 @@ from run_gpt.api.answers import Answer, Body
 from run_gpt.api.fields import Rules
 from run_gpt.api.request import AnyRequest
 from run_gpt.errors import InvalidRequest
+
+INVALID = "INVALID_JSON"
+"""Name of the only value of a call whose arguments are no JSON object, such as one that was cut off."""
+
+
+def arguments_object(text: str) -> dict[str, Any]:
+    """Return the arguments of a call as an object, for APIs that give them so."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {INVALID: text}
 
 
 class EventWriter(Protocol):

@@ -71,6 +71,9 @@ class GatewayConfig(AdminConfig):
     lenient_fields: Annotated[
         bool, Option("Ignore unknown fields of requests, and name them in the answer's header.", Panel.SERVER)
     ] = False
+    ollama: Annotated[
+        bool, Option("Answer `GET /` as Ollama does, for programs that look for it there.", Panel.SERVER)
+    ] = False
     trusted_proxies: Annotated[
         tuple[str, ...],
         Option(

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from run_gpt.api.endpoints import Endpoint
 from run_gpt.api.fields import ignored_header
 from run_gpt.api.request import AnyRequest
-from run_gpt.api.sse import COMMENT, data_event, error_event
+from run_gpt.api.sse import StreamForm, data_event
 from run_gpt.errors import InternalError, RequestError
 from run_gpt.gateway.connection import COMMENT as CONNECTION_COMMENT
 from run_gpt.gateway.long_answers import send_slices
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 15.0
 """Seconds without an event after which a stream sends a comment: proxies close idle connections."""
 HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
@@ -51,8 +50,9 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI. Raises the RequestError of a request that had no event yet, and ClientGone."""
-        scope.setdefault("state", {})[CONNECTION_COMMENT] = COMMENT
-        writer, task = _Writer(send, _headers(self._request)), asyncio.current_task()
+        form = self._endpoint.form
+        scope.setdefault("state", {})[CONNECTION_COMMENT] = form.comment
+        writer, task = _Writer(send, _headers(self._request, form), form.comment), asyncio.current_task()
         assert task is not None
         gone = asyncio.ensure_future(until_gone(receive))
         gone.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
@@ -80,28 +80,29 @@ class EventStream(Response):
             if not writer.begun:
                 raise
             note_error(error)
-            await writer.write(error_event(self._endpoint.error(error)))
+            await writer.write(self._endpoint.form.error(self._endpoint.error(error)))
         except Exception as error:
             if not writer.begun:
                 raise
             log.exception("a stream failed")
             note_error(error)
             failure = InternalError(f"the stream failed: {type(error).__name__}")
-            await writer.write(error_event(self._endpoint.error(failure)))
+            await writer.write(self._endpoint.form.error(self._endpoint.error(failure)))
         await writer.end()
 
 
-def _headers(request: AnyRequest) -> list[tuple[bytes, bytes]]:
-    own = ignored_header(request.ignored).items()
+def _headers(request: AnyRequest, form: StreamForm) -> list[tuple[bytes, bytes]]:
+    own = {"Content-Type": form.content_type, **ignored_header(request.ignored)}.items()
     return [*HEADERS, *((name.lower().encode(), value.encode()) for name, value in own)]
 
 
 class _Writer:
     """Writer of the response, which knows if any of it was sent."""
 
-    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]):
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]], comment: bytes):
+        """`comment`: content of an idle stream; empty: nothing is sent."""
         self.begun = False
-        self._send, self._headers = send, headers
+        self._send, self._headers, self._comment = send, headers, comment
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
         self._commenting: asyncio.Task[None] | None = None
@@ -129,8 +130,8 @@ class _Writer:
     def _look(self) -> None:
         """Send a comment if nothing was sent for IDLE_SECONDS."""
         now = self._loop.time()
-        if now - self._last >= IDLE_SECONDS:
+        if self._comment and now - self._last >= IDLE_SECONDS:
             self._last = now
             if self._commenting is None or self._commenting.done():
-                self._commenting = self._loop.create_task(self.write(COMMENT))
+                self._commenting = self._loop.create_task(self.write(self._comment))
         self._idle = self._loop.call_at(self._last + IDLE_SECONDS, self._look)

@@ -51,7 +51,7 @@ class TextEvents:
         while not self._over:
             pieces = await self._pieces()
             if self._over:
-                return b"".join(map(body_event, self._writer.end()))
+                return self._writer.written(self._writer.end())
             write = partial(self._write, pieces)
             long = any(piece.finish for _, piece in pieces) and self._writer.unread_bytes > LONG_ANSWER
             if written := await in_thread(write) if long else write():

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -48,6 +48,9 @@ Result = TypeVar("Result")
 
 STRANGER = "rungpt.stranger"
 """Name in a request's scope; True there: it has no valid key, and the server has keys."""
+
+OLLAMA_VERSION = "0.14.0"
+"""Version of Ollama's API that its clients are given."""
 
 NEAR = 0.75
 """Similarity from which on a route may have been meant by a path that is none."""
@@ -92,7 +95,10 @@ def _others(service: Service) -> dict[str, Any]:
         return HTMLResponse(openapi.page(document))
 
     return {
-        "/": _constant({**ours, "docs": "/docs", "playground": PLAYGROUND, "ready": "/ready"}),
+        "/": _text("Ollama is running")
+        if service.config.ollama
+        else _constant({**ours, "docs": "/docs", "playground": PLAYGROUND, "ready": "/ready"}),
+        "/api/version": _constant({"version": OLLAMA_VERSION}),
         "/health": _constant({"status": "alive"}),
         "/version": _constant({**ours, "api": "v1"}),
         "/openapi.json": _constant(document),
@@ -112,6 +118,15 @@ def _constant(content: Any) -> Any:
 
     async def answer(request: Request) -> Response:
         return _json(content)
+
+    return answer
+
+
+def _text(content: str) -> Any:
+    """Return a handler that answers a text."""
+
+    async def answer(request: Request) -> Response:
+        return PlainTextResponse(content)
 
     return answer
 

@@ -8,7 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from run_gpt.api import fields
 from run_gpt.api.anthropic.errors import error_body as anthropic_error
-from run_gpt.api.endpoints import ENDPOINTS, Endpoint
+from run_gpt.api.endpoints import ENDPOINTS, Endpoint, ollama_error
 from run_gpt.api.schema import SYNONYMS, Parameters
 from run_gpt.api.translated import TranslatedRequest
 from run_gpt.process import request_ids
@@ -87,6 +87,9 @@ _MESSAGES_ERROR_SCHEMA = {
 }
 
 
+_OLLAMA_ERROR_SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+
+
 def describe(version: str) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document."""
     health = {
@@ -124,7 +127,12 @@ def describe(version: str) -> dict[str, Any]:
         },
         "security": _SECURITY,
         "components": {
-            "schemas": {**_schemas(), "Error": _ERROR_SCHEMA, "MessagesError": _MESSAGES_ERROR_SCHEMA},
+            "schemas": {
+                **_schemas(),
+                "Error": _ERROR_SCHEMA,
+                "MessagesError": _MESSAGES_ERROR_SCHEMA,
+                "OllamaError": _OLLAMA_ERROR_SCHEMA,
+            },
             "securitySchemes": _SECURITY_SCHEMES,
             **_HEADERS,
         },
@@ -170,7 +178,9 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.answer is not None:
         content["application/json"] = {"schema": {"$ref": _REF + endpoint.answer.__name__}}
     if endpoint.event is not None:
-        content["text/event-stream"] = {"schema": {"anyOf": _events(endpoint, endpoint.event.__name__)}}
+        content[endpoint.form.content_type.partition(";")[0]] = {
+            "schema": {"anyOf": _events(endpoint, endpoint.event.__name__)}
+        }
     about = "Events: the data of each; an error is an `error` event, the last one" if endpoint.event else "The answer"
     responses: dict[str, Any] = {"200": {"description": about, "content": content}}
     for status, description in _ERRORS.items():
@@ -197,7 +207,8 @@ def _events(endpoint: Endpoint, name: str) -> list[dict[str, Any]]:
 
 
 def _error_of(endpoint: Endpoint) -> str:
-    return "MessagesError" if endpoint.error is anthropic_error else "Error"
+    names: dict[Any, str] = {anthropic_error: "MessagesError", ollama_error: "OllamaError"}
+    return names.get(endpoint.error, "Error")
 
 
 def _schemas() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from run_gpt.api.endpoints import Handler, endpoint_of
 from run_gpt.api.fields import Rules
 from run_gpt.api.long_parts import Filled, Unread
 from run_gpt.api.models import LoadModelRequest, UnloadModelRequest
-from run_gpt.api.openai.models import ListModelsRequest, ModelList, RetrieveModelRequest
+from run_gpt.api.openai.models import ListModelsRequest, RetrieveModelRequest
 from run_gpt.api.pieces import Whole
 from run_gpt.api.request import AnyRequest
 from run_gpt.api.schema import Request
@@ -162,10 +162,10 @@ class Service:
 
     async def _list_models(self, request: ListModelsRequest, limit: float) -> Body:
         models = [hosted.card(name) for hosted in self.models.all for name in hosted.names]
-        return ModelList(data=models + [hosted.card(name) for name, hosted in self.models.adapters.items()])
+        return request.listed(models + [hosted.card(name) for name, hosted in self.models.adapters.items()])
 
     async def _show_model(self, request: RetrieveModelRequest, limit: float) -> Body:
-        return self.models.shown(request.model).card(request.model)
+        return request.described(self.models.shown(request.model).card(request.model))
 
     @asynccontextmanager
     async def _stream_text(self, request: AnyRequest, limit: float, adapter: str | None) -> AsyncIterator[Events]:

@@ -1,15 +1,15 @@
 """`StreamWriter`: makes the bodies or server-sent events of a request's stream from the pieces of native answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
 from run_gpt.api.answers import Body
+from run_gpt.api.endpoints import endpoint_of
 from run_gpt.api.long_parts import Unread
 from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.pieces import Head, Piece
 from run_gpt.api.schema import Request
-from run_gpt.api.sse import body_event
 from run_gpt.api.translated import EventWriter, TranslatedRequest
 
 
@@ -22,6 +22,7 @@ class StreamWriter:
         self._streams: dict[int, NativeStream] = {}
         self._writer: EventWriter | None = request.writer() if isinstance(request, TranslatedRequest) else None
         self._unread = Unread(request)
+        self._form = endpoint_of(request, stream=True).form
 
     @property
     def tokens(self) -> int:
@@ -50,7 +51,11 @@ class StreamWriter:
         if piece.logprobs:
             mark = self._unread.token((which, piece.index), piece.logprobs)
             piece = replace(piece, logprobs=[mark])
-        return self._unread.fill(b"".join(map(body_event, self.bodies(which, piece))))
+        return self._unread.fill(self.written(self.bodies(which, piece)))
+
+    def written(self, bodies: Iterable[Body]) -> bytes:
+        """Write bodies in the form of the stream."""
+        return b"".join(map(self._form.write, bodies))
 
     def end(self) -> list[Body]:
         """Make the bodies that come after the last piece."""

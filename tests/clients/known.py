@@ -91,6 +91,13 @@ CLIENTS = (
         "`base_url=` the address without `/v1`, any `api_key`",
         most_used=True,
     ),
+    Client("ollama", "Ollama's Python client", "ollama", "`host=` the address without `/v1`", most_used=True),
+    Client(
+        "langchain_ollama",
+        "LangChain's package for Ollama",
+        "langchain-ollama",
+        "`base_url=` the address without `/v1`",
+    ),
     Client(
         "litellm", "LiteLLM", "litellm", "model `openai/NAME` or `hosted_vllm/NAME`, `api_base=URL`", most_used=True
     ),

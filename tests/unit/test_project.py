@@ -65,6 +65,11 @@ def test_the_document_of_messages_has_the_fields_of_the_schemas() -> None:
     assert script("messages_table").made() == text, "run: python scripts/messages_table.py --write"
 
 
+def test_the_document_of_ollamas_api_has_the_fields_of_the_schemas() -> None:
+    text = (ROOT / "docs" / "ollama.md").read_text()
+    assert script("ollama_table").made() == text, "run: python scripts/ollama_table.py --write"
+
+
 def test_a_field_of_openais_that_the_server_does_not_know_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this a new client's fields would be missing from the tables, without a decision about them."""
     table = script("openai_table")

@@ -1,19 +1,17 @@
 """The answer to `/v1/messages`, whole or as the events of its stream."""
 
 import itertools
-import json
 import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 from run_gpt.api.answers import Answer, Body, ChatAnswer, ChatEvent, ToolCallDelta, Usage, absent
 from run_gpt.api.sse import TEXT, PlainEvent
+from run_gpt.api.translated import arguments_object
 
 Fields = dict[str, Any]
 SIGNATURE = "rungpt"
 """Signature of thinking: Anthropic's clients send thinking back with it. Nothing is checked by it here."""
-INVALID = "INVALID_JSON"
-"""Name of the only value of a call whose arguments are no JSON object, such as one that was cut off."""
 
 
 class MessageAnswer(Body):
@@ -55,7 +53,7 @@ def message_of(chat: ChatAnswer) -> MessageAnswer:
     if choice.message.content:
         content.append({"type": "text", "text": choice.message.content})
     for call in choice.message.tool_calls or ():
-        content.append({**_tool_use(call.id, call.function.name), "input": _input(call.function.arguments)})
+        content.append({**_tool_use(call.id, call.function.name), "input": arguments_object(call.function.arguments)})
     return _message(chat, content, _stop(choice.finish_reason, choice.stop_reason))
 
 
@@ -160,15 +158,6 @@ def _thinking() -> Fields:
 
 def _tool_use(call_id: str | None, name: str) -> Fields:
     return {"type": "tool_use", "id": call_id, "name": name, "input": {}}
-
-
-def _input(arguments: str) -> Fields:
-    """Return the arguments of a call as an object."""
-    try:
-        found = json.loads(arguments or "{}")
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {INVALID: arguments}
 
 
 def _usage(usage: Usage) -> Fields:

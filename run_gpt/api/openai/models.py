@@ -1,5 +1,6 @@
 """`/v1/models`: the served models, as the gateway knows them."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -8,16 +9,6 @@ from run_gpt.api.answers import Body
 from run_gpt.api.models import State
 from run_gpt.api.request import AnyRequest
 from run_gpt.api.values import Bytes, NonEmptyName
-
-
-class ListModelsRequest(AnyRequest):
-    """List the served models."""
-
-
-class RetrieveModelRequest(AnyRequest):
-    """Describe one served model."""
-
-    model: NonEmptyName = Field(description="Its name, or that of an adapter.")
 
 
 class Model(Body):
@@ -52,6 +43,24 @@ class ModelList(Body):
 
     object: Literal["list"] = "list"
     data: list[Model]
+
+
+class ListModelsRequest(AnyRequest):
+    """List the served models."""
+
+    def listed(self, models: Sequence[Model]) -> Body:
+        """Return the answer with these models and adapters."""
+        return ModelList(data=list(models))
+
+
+class RetrieveModelRequest(AnyRequest):
+    """Describe one served model."""
+
+    model: NonEmptyName = Field(description="Its name, or that of an adapter.")
+
+    def described(self, model: Model) -> Body:
+        """Return the answer for this model or adapter."""
+        return model
 
 
 ModelCard = Model

@@ -389,3 +389,34 @@ def test_messages_are_answered_whole_and_streamed(stack: Any) -> None:
     assert [kind for kind, _ in events][-3:] == ["content_block_stop", "message_delta", "message_stop"]
     wrong = httpx.post(f"{stack.http}/v1/messages", json={"messages": []})
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_ollamas_api_is_answered_in_lines(stack: Any) -> None:
+    asked = {"model": "scripted:latest", "messages": [{"role": "user", "content": script(words=["a", "b"])}]}
+    response = httpx.post(f"{stack.http}/api/chat", json=asked)
+    assert response.headers["content-type"] == "application/x-ndjson"
+    lines = [json.loads(line) for line in response.text.splitlines()]
+    assert "".join(line["message"]["content"] for line in lines) == "ab"
+    assert (lines[-1]["done"], lines[-1]["done_reason"]) == (True, "stop")
+    whole = httpx.post(f"{stack.http}/api/chat", json={**asked, "stream": False}).json()
+    assert whole["message"]["content"] == "ab"
+    names = [model["name"] for model in httpx.get(f"{stack.http}/api/tags").json()["models"]]
+    assert names == ["scripted:latest"]
+    assert httpx.get(f"{stack.http}/api/version").json()["version"]
+    wrong = httpx.post(f"{stack.http}/api/chat", json={"model": "other", "messages": asked["messages"]})
+    assert wrong.status_code == 404
+    assert "other" in wrong.json()["error"]
+    failing = [
+        {
+            "role": "user",
+            "content": script(words=["a"], then="error", error={"message": "so it is", "code": "internal_error"}),
+        }
+    ]
+    last = httpx.post(f"{stack.http}/api/chat", json={"messages": failing}).text.splitlines()[-1]
+    assert json.loads(last) == {"error": "so it is"}
+
+
+def test_a_program_that_looks_for_ollama_finds_it(start_stack: Any) -> None:
+    stack = start_stack(ollama=True)
+    assert httpx.get(stack.http).text == "Ollama is running"
+    assert httpx.head(stack.http).status_code == 200

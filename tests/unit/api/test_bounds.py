@@ -119,6 +119,19 @@ WHOLE: dict[str, dict[str, Any]] = {
         "metadata": {"a": "b"},
     },
     "/v1/embeddings": {"input": ["x", [1, 2]]},
+    "/api/chat": {
+        "model": "m",
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+            {"role": "tool", "content": "r"},
+        ],
+        "options": {"temperature": 1, "num_predict": 3, "stop": ["x"]},
+        "format": {"type": "object"},
+        "think": "low",
+    },
+    "/api/generate": {"prompt": "a", "raw": True},
+    "/api/embed": {"input": ["a"]},
     "/v1/messages": {
         "model": "m",
         "max_tokens": 9,

@@ -10,7 +10,7 @@ from run_gpt.gateway.keys import Keys, parse_keys
 from run_gpt.gateway.rights import EVERYTHING, MOST, Rights, parse_rights
 
 ADMINS = {"/adapters/load", "/adapters/unload", "/models/load", "/models/unload"}
-MODELS = {"/v1/models", "/v1/models/{model}"}
+MODELS = {"/v1/models", "/v1/models/{model}", "/api/tags", "/api/ps", "/api/show"}
 
 
 def test_a_line_gives_a_role_and_limits_after_the_key() -> None:

@@ -10,7 +10,7 @@ from run_gpt.api.answers import Body
 from run_gpt.api.endpoints import ENDPOINTS
 from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.pieces import CallPiece, Head, Likely, Piece, Token, tokens_part
-from run_gpt.api.sse import data_event, error_event
+from run_gpt.api.sse import data_event
 from run_gpt.api.translated import TranslatedRequest
 from run_gpt.errors import QueueFull
 from run_gpt.gateway.openapi import describe
@@ -45,6 +45,8 @@ REQUESTS: dict[str, list[dict[str, Any]]] = {
         {"messages": MESSAGES, "stream": True, "tools": TOOLS},
         {"messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}},
     ],
+    "/api/chat": [{"messages": MESSAGES}],
+    "/api/generate": [{"prompt": "x"}],
     "/v1/messages": [
         {"messages": MESSAGES, "stream": True},
         {"messages": MESSAGES, "stream": True, "tools": [{"name": "f", "input_schema": {"type": "object"}}]},
@@ -75,7 +77,7 @@ def data_of(written: bytes) -> list[Any]:
     found = []
     for block in written.decode().split("\n\n"):
         for line in block.splitlines():
-            if line.startswith("data: "):
+            if line.startswith(("data: ", "{")):
                 text = line.removeprefix("data: ")
                 found.append(json.loads(text) if text.startswith("{") else text)
     return found
@@ -92,12 +94,12 @@ def test_every_event_and_answer_is_valid_by_the_description(path: str, pieces: s
         writer = StreamWriter(request, natives)
         writer.begin(0, head)
         written = b"".join(writer.sse(0, piece) for piece in PIECES[pieces])
-        written += b"".join(f"data: {body.to_json()}\n\n".encode() for body in writer.end())
+        written += writer.written(writer.end())
         written += data_event(endpoint.last_line) if endpoint.last_line else b""
-        events = data_of(written + error_event(endpoint.error(QueueFull("full"))))
+        events = data_of(written + endpoint.form.error(endpoint.error(QueueFull("full"))))
         assert len(events) > 1
         for event in events:
-            validator(path, "text/event-stream").validate(event)
+            validator(path, endpoint.form.content_type.partition(";")[0]).validate(event)
         if endpoint.answer is not None:
             whole: Any = NativeStream(natives[0], head).whole([PIECES[pieces][0]])
             whole.choices[0].finish_reason = "stop"
@@ -109,4 +111,4 @@ def test_the_events_of_the_description_refuse_others() -> None:
     for path in REQUESTS:
         for wrong in ({}, {"choices": 1}, "nonsense", {"error": {}}):
             with pytest.raises(jsonschema.ValidationError):
-                validator(path, "text/event-stream").validate(wrong)
+                validator(path, ENDPOINTS[path].form.content_type.partition(";")[0]).validate(wrong)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from run_gpt.api.anthropic.answers import INVALID, SIGNATURE
+from run_gpt.api.anthropic.answers import SIGNATURE
 from run_gpt.api.anthropic.errors import error_body
 from run_gpt.api.anthropic.messages import CountTokensRequest, MessagesRequest
 from run_gpt.api.chat import NamedTool
@@ -15,6 +15,7 @@ from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.pieces import CallPiece, Head, Piece
 from run_gpt.api.schema import ChatRequest
 from run_gpt.api.tokens import TokenizeRequest
+from run_gpt.api.translated import INVALID
 from run_gpt.errors import (
     AuthenticationError,
     ContextLengthExceeded,
