@@ -13,6 +13,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "packing.h"
 
 using namespace rungpt;
 
