@@ -65,6 +65,7 @@ class BatchEngine(Engine):
             end_ids=runner.end_ids,
             new_text=self._new_text,
             max_cache_tokens=config.max_cache_tokens,
+            ring=runner.ring,
             reuse_prefixes=config.reuse_prefixes and runner.reuses_prefixes,
             cheap_tokens=self._cheap_tokens(),
             seconds_until=lambda ended: self._metrics.seconds_until(ended),
@@ -140,6 +141,7 @@ class BatchEngine(Engine):
         def replace() -> None:
             self._adapters.move(runner)
             self._runner, self._sampler = runner, Sampler(runner.end_ids, runner.likeliest)
+            self.scheduler.slots.ring = runner.ring
             self.scheduler.restart(self._cheap_tokens())
 
         try:

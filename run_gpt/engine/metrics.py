@@ -159,7 +159,7 @@ class EngineMetrics(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         scheduler, slots, running = self._scheduler, self._scheduler.slots, len(self._scheduler.running)
-        reserved, limit = sum(slot.reserved for slot in slots.all), slots.max_tokens
+        reserved, limit = sum(slots.cost(slot.reserved) for slot in slots.all), slots.max_tokens
         used = running / scheduler.max_running if limit is None else reserved / limit
         for name, value, about in (
             ("num_requests_running", running, "Sequences that run."),

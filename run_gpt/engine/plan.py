@@ -108,6 +108,12 @@ class ScheduledTokens(Struct, frozen=True):
     """Number of these logits, the first ones, that score the next prompt token; the others sample new tokens."""
 
     @property
+    def place(self) -> Slot:
+        """Slot of the sequence."""
+        assert self.sequence.place is not None  # a sequence without a slot is not run
+        return self.sequence.place
+
+    @property
     def slot(self) -> int:
         """Number of the sequence's slot."""
         assert self.sequence.place is not None  # only sequences with a slot run

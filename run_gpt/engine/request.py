@@ -83,6 +83,11 @@ class Request:
     whole: bool = False
     """True when only the complete answer is needed: one event for each sequence, with the end."""
 
+    @property
+    def longest(self) -> int:
+        """Largest number of tokens that one of its sequences may have."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
 
 class TokenLogprob(Struct, frozen=True):
     """Token with the model's own log-probability, and the likeliest tokens at its position with theirs."""

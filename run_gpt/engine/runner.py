@@ -10,7 +10,7 @@ import torch
 from run_gpt.engine.plan import ScheduledTokens
 from run_gpt.engine.request import Request
 from run_gpt.engine.runners.lora import Lora
-from run_gpt.engine.slots import Copy
+from run_gpt.engine.slots import Copy, Ring
 
 BROKEN = -1
 """Value instead of a token id when one of the row's logits is NaN."""
@@ -30,6 +30,8 @@ class ModelRunner(Protocol):
     """Number of tokens up to which a step takes about as long as with one; drafts fill them. 1: no speculation."""
     cache_bytes_per_token: int
     """Bytes of one token in one slot; 0 when they are not known, or when there is no such cache."""
+    ring: Ring | None = None
+    """Bound of the cache of layers with a sliding window; None when all layers hold all tokens."""
 
     def forward(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """Run these tokens, parts of prompts and decoding sequences together; at most one run for each slot.

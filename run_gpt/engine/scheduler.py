@@ -10,7 +10,7 @@ from run_gpt.engine.invariants import check
 from run_gpt.engine.outcomes import Outcomes, fault
 from run_gpt.engine.plan import Counters, Outcome, Result, ScheduledTokens, Scores, Sequence, StepPlan, Sums
 from run_gpt.engine.request import Request, TokenEvent
-from run_gpt.engine.slots import Slots
+from run_gpt.engine.slots import Ring, Slots
 from run_gpt.engine.suspects import Suspects
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import ContextLengthExceeded, InvalidRequest, QueueFull, RequestError
@@ -56,11 +56,12 @@ class Scheduler:
         end_ids: abc.Sequence[int],
         new_text: Callable[[Request], TextStream],
         max_cache_tokens: int | None = None,
+        ring: Ring | None = None,
         reuse_prefixes: bool = False,
         cheap_tokens: int = 1,
         seconds_until: Callable[[int], int] = lambda ended: QueueFull.retry_after,
     ):
-        """`max_cache_tokens`: limit for all slots together; None is no limit. `cheap_tokens` 1: no drafts.
+        """`max_cache_tokens` and `ring`: see Slots. `cheap_tokens` 1: no drafts.
 
         `seconds_until`: estimates when so many of the running sequences have ended.
         """
@@ -69,7 +70,7 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.slots = Slots(max_running, max_cache_tokens, keep=reuse_prefixes)
+        self.slots = Slots(max_running, max_cache_tokens, keep=reuse_prefixes, ring=ring)
         self.counters = Counters()
         self._reuse_prefixes = reuse_prefixes
         self._cheap_tokens = cheap_tokens
@@ -86,10 +87,10 @@ class Scheduler:
         Raises QueueFull if more than `max_waiting` would wait, InvalidRequest if they would on an empty server, too,
         ContextLengthExceeded if one needs more memory than the whole cache has.
         """
-        limit = self.slots.max_tokens
-        if limit is not None and _reserve(request) > limit:
+        limit = self.slots.longest
+        if limit is not None and request.longest > limit:
             raise ContextLengthExceeded(
-                f"prompt and answer may have {_reserve(request)} tokens, the cache holds {limit} (--max-cache-tokens): "
+                f"prompt and answer may have {request.longest} tokens, the cache holds {limit} (--max-cache-tokens): "
                 "ask for a shorter answer or shorten the prompt"
             )
         self._check_places(request.sequences)
@@ -149,7 +150,12 @@ class Scheduler:
         # The cheap tokens that prompts leave are for drafts, the same number for each sequence.
         room = self._cheap_tokens - sum(len(run.token_ids) for run in prompts)
         runs = [self._guarded(sequence, _continue, room // len(continued) - 1) for sequence in continued]
-        plan = StepPlan(tuple(self.slots.released), tuple(self.slots.copies), (*filter(None, runs), *prompts))
+        return self._planned((*filter(None, runs), *prompts))
+
+    def _planned(self, runs: tuple[ScheduledTokens, ...]) -> StepPlan:
+        plan = StepPlan(tuple(self.slots.released), tuple(self.slots.copies), runs)
+        for run in runs:
+            run.place.written = max(run.place.written, run.end)
         self.slots.released.clear()
         self.slots.copies.clear()
         return plan
@@ -178,7 +184,7 @@ class Scheduler:
     def _place(self, sequence: Sequence) -> bool:
         """Assign a slot to a sequence; returns False if there is no memory for it."""
         # A mean covers all tokens of the prompt, and so do scores: all must be run.
-        request, reserve = sequence.request, _reserve(sequence.request)
+        request, reserve = sequence.request, sequence.request.longest
         reuse = request.pooling != "mean" and not sequence.scores_prompt
         held = self.slots.take(sequence.token_ids, reserve, sequence.adapter, request.cache_space, reuse=reuse)
         sequence.place = held
@@ -286,15 +292,9 @@ class Scheduler:
                 self.slots.free(sequence.place)
 
 
-def _reserve(request: Request) -> int:
-    """Return the largest number of tokens that a sequence of this request may have."""
-    return len(request.prompt_ids) + request.max_new_tokens
-
-
 def _continue(sequence: Sequence, most: int) -> ScheduledTokens:
     """Plan a run of a sequence's last token and up to `most` drafted ones, never beyond the longest answer."""
     left = sequence.request.max_new_tokens - sequence.answered
     drafted = sequence.drafts.draft(sequence.token_ids, min(most, left - 1))
-    return ScheduledTokens(
-        sequence, len(sequence.token_ids) - 1, (sequence.token_ids[-1], *drafted), num_logits=1 + len(drafted)
-    )
+    last = len(sequence.token_ids) - 1
+    return ScheduledTokens(sequence, last, (sequence.token_ids[last], *drafted), 1 + len(drafted))

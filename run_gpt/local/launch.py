@@ -118,7 +118,7 @@ def start_model(
                 engine.load_adapter(name, weights)
         except InvalidRequest as error:
             raise ModelLoadError(error.message) from error
-        context = min(limit for limit in (config.max_context, engine.scheduler.slots.max_tokens) if limit)
+        context = min(limit for limit in (config.max_context, engine.scheduler.slots.longest) if limit)
         on_failure.pop_all()
     return RunningModel(loaded, engine, grammars, context)
 
@@ -197,6 +197,7 @@ def _cache_tokens(
 ) -> int | None:
     """Return the size of the KV cache, in tokens, that the free memory allows."""
     context = min(loaded.context_length, config.max_context or loaded.context_length)
+    context = runner.ring.cost(context) if runner.ring else context
     processes = 1 if followers is None else followers.size
     shared = loaded.packer.shared_bytes if loaded.packer is not None else 0
     return fitting_tokens(runner.cache_bytes_per_token, loaded.device, context, processes, shared)

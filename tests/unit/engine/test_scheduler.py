@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from run_gpt.engine.plan import Sampled
 from run_gpt.engine.request import Request, SamplingParams, TokenEvent, TokenLogprob
 from run_gpt.engine.scheduler import Scheduler
-from run_gpt.engine.slots import MIN_PREFIX, Copy
+from run_gpt.engine.slots import MIN_PREFIX, Copy, Ring
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import ContextLengthExceeded, InternalError, QueueFull
 
@@ -482,22 +482,34 @@ KINDS = st.fixed_dictionaries(
         "cheap_tokens": st.sampled_from([1, 9]),
         "max_cache_tokens": st.sampled_from([None, 70, 120]),
         "max_step_tokens": st.sampled_from([2, 12, 100]),
+        "window": st.sampled_from([None, 1, 6]),
     }
 )
 
 
 class SlotModel:
-    """Model of a runner's slots, by the plans. It is an error if a sequence runs on anything but its own token_ids."""
+    """Model of a runner's slots, by the plans. It is an error if a sequence runs on anything but its own token_ids, or
+    without a token of its window in the ring.
+    """
 
-    def __init__(self):
+    def __init__(self, window=None, ring=None):
         self.held = {}
+        self.window, self.ring = window, ring
+        self.places = {}  # by slot: the position that each place of its ring holds
 
     def run(self, plan):
         for slot in plan.released:
             self.held.pop(slot, None)
+            self.places.pop(slot, None)
         for copy in plan.copies:
             assert len(self.held[copy.source]) >= copy.length
             self.held[copy.target] = self.held[copy.source][: copy.length]
+            self.places[copy.target] = dict(self.places.get(copy.source, {}))
+        for run in plan.runs if self.ring else ():
+            places = self.places.setdefault(run.slot, {})
+            places.update({position % self.ring.size: position for position in range(run.start, run.end)})
+            for position in range(max(0, run.start - self.window + 1), run.end):
+                assert places[position % self.ring.size] == position
         assert len({run.slot for run in plan.runs}) == len(plan.runs)
         for run in plan.runs:
             before = self.held.get(run.slot, ())[: run.start]
@@ -531,8 +543,11 @@ def scores(run):
 @settings(max_examples=300)
 @given(ACTIONS, KINDS)
 def test_every_row_ends_once_and_runs_on_its_own_history(actions, kind):
-    s = scheduler(max_running=3, max_waiting=5, **kind)
-    model = SlotModel()
+    window = kind.pop("window")
+    back = max(kind["max_step_tokens"], 9)  # a restart may bring drafts
+    ring = None if window is None else Ring(size=back + window - 1, back=back, layers=1, all_layers=2)
+    s = scheduler(max_running=3, max_waiting=5, ring=ring, **kind)
+    model = SlotModel(window, ring)
     asked, ended, aborted, given = {}, [], set(), {}
 
     def note(outcomes):
@@ -575,10 +590,12 @@ def test_every_row_ends_once_and_runs_on_its_own_history(actions, kind):
         elif action == "f":
             s.plan()
             model.held.clear()
+            model.places.clear()
             note(s.fail(InternalError("broken")))
         elif action == "r":
             s.restart(cheap_tokens=argument % 2 * 8 + 1)
             model.held.clear()
+            model.places.clear()
         s.check()
     steps = 0
     while s.waiting or s.running:

@@ -12,21 +12,28 @@ namespace rungpt {
 
 constexpr int QUERIES = 16;    // query vectors that attention takes together, unless more heads share a key
 constexpr int BLOCK = 64;      // positions that attention takes together
-constexpr int MAX_SIZE = 512;  // largest size of a head
+constexpr int PART = 512;      // positions of a part, whose softmax is a computation of its own; whole blocks
+constexpr int PIECES = 4;      // smallest number of pieces for each thread, of those as long as the longest one
+constexpr size_t MOST_SUMS = 1 << 24;  // largest number of sums that are kept of parts
+constexpr int MAX_SIZE = 512;          // largest size of a head
 constexpr float LOWEST = -1e30f;
-
-struct Segment {
-  int first, count;  // rows of this pass, which follow each other in one slot
-};
 
 INLINE int padded_size(const Model& m) { return (m.head_size + LANES - 1) / LANES * LANES; }
 INLINE int element_bytes(const Model& m) { return m.bf16_cache ? 2 : 4; }
 
+// Places of a slot, each for the key and the value of one head at one position. A layer with a window is a ring: it
+// keeps the last positions only, see Layer.
+INLINE size_t slot_places(const Model& m) {
+  const Layer& last = m.layer[m.layers - 1];
+  return last.before + (size_t)m.kv_heads * last.kept;
+}
+
 INLINE size_t place(const Model& m, int layer, int slot, int head) {
-  return (((size_t)slot * m.layers + layer) * m.kv_heads + head) * m.positions;
+  return slot * slot_places(m) + m.layer[layer].before + (size_t)head * m.layer[layer].kept;
 }
 
 // Keys: blocks of 16 positions, [size / 2, 16, 2] in bf16, [size, 16] in fp32; as much room as the values have.
+// A block never straddles the end of a ring, since rings have whole blocks.
 INLINE uint8_t* keys_of(const Model& m, int layer, int slot, int head) {
   return m.keys + place(m, layer, slot, head) * padded_size(m) * element_bytes(m);
 }
@@ -36,8 +43,9 @@ INLINE uint8_t* values_of(const Model& m, int layer, int slot, int head) {
   return m.values + place(m, layer, slot, head) * padded_size(m) * element_bytes(m);
 }
 
-static void write_cache(const Model& m, int layer, int slot, int head, int at, const float* key, const float* value,
-                        bool last) {
+static void write_cache(const Model& m, int layer, int slot, int head, int position, const float* key,
+                        const float* value, bool last) {
+  const int at = position % m.layer[layer].kept;
   uint8_t* keys = keys_of(m, layer, slot, head);
   uint8_t* values = values_of(m, layer, slot, head);
   const int size = m.head_size, padded = padded_size(m);
@@ -132,21 +140,130 @@ static void weigh(const uint8_t* values, int padded, int count, const uint32_t* 
   if (n == 1) add_values<HALF, 1, WIDTH>(values, padded, count, weights, out);
 }
 
-// Softmax over blocks of positions with a running maximum (Milakov and Gimelshein 2018; FlashAttention).
-// q: [count, q stride] rows whose heads of this kv head begin at q; out likewise.
+// Softmax of some positions for `n` queries, before its division: the highest scores, the sums of the weights, and the
+// sums of the weighted values, [n, padded].
+struct Softmax {
+  float *tops, *totals, *sums;
+
+  static size_t size(int n, int padded) { return (size_t)n * (padded + 2); }
+  static Softmax at(float* data, int n, int padded) {
+    return {data + (size_t)n * padded, data + (size_t)n * (padded + 1), data};
+  }
+
+  void clear(int n, int padded) const {
+    std::fill_n(sums, (size_t)n * padded, 0.0f);
+    std::fill_n(tops, n, LOWEST);
+    std::fill_n(totals, n, 0.0f);
+  }
+
+  Softmax from(int i, int padded) const { return {tops + i, totals + i, sums + (size_t)i * padded}; }
+
+  // Adds later positions. A softmax without positions changes nothing, to the last bit.
+  void add(const Softmax& later, int n, int padded) const {
+    for (int i = 0; i < n; i++) {
+      const float top = std::max(tops[i], later.tops[i]);
+      const float mine = exp2(splat(tops[i] - top))[0], its = exp2(splat(later.tops[i] - top))[0];
+      for (int d = 0; d < padded; d += LANES) {
+        float* to = sums + (size_t)i * padded + d;
+        store(to, load(to) * mine + load(later.sums + (size_t)i * padded + d) * its);
+      }
+      totals[i] = totals[i] * mine + later.totals[i] * its;
+      tops[i] = top;
+    }
+  }
+
+  // Writes the averages: out [size] for each query.
+  void divide(int i, int size, int padded, float* out) const {
+    const float factor = 1.0f / totals[i];
+    for (int d = 0; d < size; d++) out[d] = sums[(size_t)i * padded + d] * factor;
+  }
+};
+
+// Scores of a block -> weights, which are added to the softmax with a running maximum (Milakov and Gimelshein 2018;
+// FlashAttention). sees, hidden: positions of the block that the query sees, and those of them before its window.
 template <bool HALF>
-static void attend(const Model& m, int layer, int slot, int head, int position, int count, const float* q, int q_stride,
-                   float* out, int out_stride) {
+INLINE void weigh_scores(const Model& m, int query_head, int sees, int hidden, int blocks, int padded, float* s,
+                         uint32_t* weights, const Softmax& softmax) {
+  const float slope = m.slopes ? m.slopes[query_head] * LOG2E : 0, cap = m.attention_cap * LOG2E;
+  f16v high = splat(LOWEST);
+  for (int b = 0; b < blocks; b++) {
+    f16v v = load(s + b * LANES);
+    if (cap > 0) v = capped(v, cap);
+    if (m.slopes) v += slope * (__builtin_convertvector(NUMBERS, f16v) + (float)(b * LANES + 1 - sees));
+    if (hidden > b * LANES) v = NUMBERS + b * LANES < hidden ? splat(LOWEST) : v;
+    if (sees < (b + 1) * LANES) v = NUMBERS + b * LANES < sees ? v : splat(LOWEST);
+    store(s + b * LANES, v);
+    high = maximum(high, v);
+  }
+  const float old = *softmax.tops, top = std::max(old, highest(high));
+  const float shrink = exp2(splat(old - top))[0];
+  f16v sum = {};
+  for (int b = 0; b < blocks; b++) {
+    f16v v = load(s + b * LANES);
+    f16v w = v <= LOWEST ? f16v{} : exp2(v - top);
+    sum += w;
+    if (HALF)
+      floats_to_bf16(w, (uint16_t*)weights + b * LANES);
+    else
+      store((float*)weights + b * LANES, w);
+  }
+  if (top != old)
+    for (int d = 0; d < padded; d += LANES) store(softmax.sums + d, load(softmax.sums + d) * shrink);
+  *softmax.totals = *softmax.totals * shrink + total(sum);
+  *softmax.tops = top;
+}
+
+// Attention of `count` rows at `position`, position + 1, ... to the positions [start, end), for the heads of one key.
+// queries: [n, size] words; scores, weights: scratch, [n, BLOCK].
+template <bool HALF>
+static void attend_part(const Model& m, int layer, int slot, int head, int position, int count, int start, int end,
+                        const uint32_t* queries, float* scores, uint32_t* weights, const Softmax& softmax) {
   const int size = m.head_size, padded = padded_size(m), shared = m.heads / m.kv_heads, n = count * shared;
+  const int window = m.layer[layer].window, kept = m.layer[layer].kept;
   const uint8_t* keys = keys_of(m, layer, slot, head);
   const uint8_t* values = values_of(m, layer, slot, head);
+  softmax.clear(n, padded);
+  for (; start < end; start += BLOCK) {
+    const int here = std::min(BLOCK, end - start), blocks = (here + LANES - 1) / LANES;
+    const size_t at = (size_t)(start % kept) * element_bytes(m);
+    score<HALF>(keys + at * size, size, blocks, queries, n, scores);
+    for (int i = 0; i < n; i++) {
+      const int sees = position + i / shared + 1 - start;
+      weigh_scores<HALF>(m, head * shared + i % shared, sees, window ? sees - window : 0, blocks, padded,
+                         scores + i * BLOCK, weights + (size_t)i * BLOCK, softmax.from(i, padded));
+    }
+    const int steps = HALF ? (here + 1) / 2 : here;
+    int d = 0;
+    for (; d + 4 * LANES <= padded; d += 4 * LANES)
+      weigh<HALF, 4>(values + at * padded + (size_t)d * 4, padded, steps, weights, n, softmax.sums + d);
+    for (; d < padded; d += LANES)
+      weigh<HALF, 1>(values + at * padded + (size_t)d * 4, padded, steps, weights, n, softmax.sums + d);
+  }
+}
+
+// Rows of this pass, which follow each other in one slot, and the parts of the positions that they see.
+struct Segment {
+  int first, count;
+  int position;  // of the first row
+
+  int end() const { return position + count; }  // of the positions that the last row sees
+  int begin(int window) const { return window ? std::max(0, position - window + 1) / BLOCK * BLOCK : 0; }
+  int first_part(int window) const { return begin(window) / PART; }
+  int parts(int window) const { return (end() - 1) / PART + 1 - first_part(window); }
+};
+
+// Attention of a segment to `parts` parts from `part` on, into `result`; q: [count, q stride] rows whose heads of this
+// kv head begin at q. The bounds of the parts are positions, so a row's sums are the same whatever runs beside it, and
+// whichever threads compute them.
+template <bool HALF>
+static void attend(const Model& m, int layer, int slot, int head, const Segment& s, int part, int parts, const float* q,
+                   int q_stride, const Softmax& result) {
+  const int size = m.head_size, padded = padded_size(m), shared = m.heads / m.kv_heads, n = s.count * shared;
   thread_local Lines<uint32_t> queries, weights;
-  thread_local Lines<float> scratch, sums;
-  queries.resize((size_t)n * size), weights.resize((size_t)n * BLOCK), sums.assign((size_t)n * padded, 0.0f);
-  scratch.resize((size_t)n * (BLOCK + 2));
-  float *scores = scratch.data(), *tops = scores + (size_t)n * BLOCK, *totals = tops + n;
-  const float factor = m.attention_scale * LOG2E, cap = m.attention_cap * LOG2E;
-  const int window = m.layer[layer].window;
+  thread_local Lines<float> scores, sums;
+  queries.resize((size_t)n * size), weights.resize((size_t)n * BLOCK), scores.resize((size_t)n * BLOCK);
+  sums.resize(Softmax::size(n, padded));
+  const float factor = m.attention_scale * LOG2E;
   for (int i = 0; i < n; i++) {
     const float* from = q + (size_t)(i / shared) * q_stride + i % shared * size;
     uint32_t* to = queries.data() + (size_t)i * size;
@@ -154,64 +271,46 @@ static void attend(const Model& m, int layer, int slot, int head, int position, 
       scaled_bf16(from, factor, size, (uint16_t*)to);
     else
       for (int d = 0; d < size; d++) ((float*)to)[d] = from[d] * factor;
-    tops[i] = LOWEST, totals[i] = 0;
   }
-  const int end = position + count;  // end of the positions that the last query sees
-  const int begin = window ? std::max(0, position - window + 1) / BLOCK * BLOCK : 0;
-  for (int start = begin; start < end; start += BLOCK) {
-    const int here = std::min(BLOCK, end - start), blocks = (here + LANES - 1) / LANES;
-    score<HALF>(keys + (size_t)start * size * element_bytes(m), size, blocks, queries.data(), n, scores);
-    for (int i = 0; i < n; i++) {
-      const int sees = position + i / shared + 1 - start;  // positions of this block that the query sees
-      const int hidden = window ? sees - window : 0;         // positions before its window
-      const float slope = m.slopes ? m.slopes[head * shared + i % shared] * LOG2E : 0;
-      float* s = scores + i * BLOCK;
-      f16v high = splat(LOWEST);
-      for (int b = 0; b < blocks; b++) {
-        f16v v = load(s + b * LANES);
-        if (cap > 0) v = capped(v, cap);
-        if (m.slopes) v += slope * (__builtin_convertvector(NUMBERS, f16v) + (float)(b * LANES + 1 - sees));
-        if (hidden > b * LANES) v = NUMBERS + b * LANES < hidden ? splat(LOWEST) : v;
-        if (sees < (b + 1) * LANES) v = NUMBERS + b * LANES < sees ? v : splat(LOWEST);
-        store(s + b * LANES, v);
-        high = maximum(high, v);
-      }
-      const float top = std::max(tops[i], highest(high));
-      const float shrink = exp2(splat(tops[i] - top))[0];
-      f16v sum = {};
-      for (int b = 0; b < blocks; b++) {
-        f16v v = load(s + b * LANES);
-        f16v w = v <= LOWEST ? f16v{} : exp2(v - top);
-        sum += w;
-        if (HALF) {
-          uint16_t* to = (uint16_t*)(weights.data() + (size_t)i * BLOCK) + b * LANES;
-          floats_to_bf16(w, to);
-        } else {
-          store((float*)weights.data() + (size_t)i * BLOCK + b * LANES, w);
-        }
-      }
-      if (top != tops[i]) {
-        for (int d = 0; d < padded; d += LANES) {
-          float* to = sums.data() + (size_t)i * padded + d;
-          store(to, load(to) * shrink);
-        }
-      }
-      totals[i] = totals[i] * shrink + total(sum);
-      tops[i] = top;
-    }
-    const int steps = HALF ? (here + 1) / 2 : here;
-    const uint8_t* from = values + (size_t)start * padded * element_bytes(m);
-    int d = 0;
-    for (; d + 4 * LANES <= padded; d += 4 * LANES)
-      weigh<HALF, 4>(from + (size_t)d * 4, padded, steps, weights.data(), n, sums.data() + d);
-    for (; d < padded; d += LANES)
-      weigh<HALF, 1>(from + (size_t)d * 4, padded, steps, weights.data(), n, sums.data() + d);
-  }
-  for (int i = 0; i < n; i++) {
-    float* to = out + (size_t)(i / shared) * out_stride + i % shared * size;
-    const float factor = 1.0f / totals[i];
-    for (int d = 0; d < size; d++) to[d] = sums[(size_t)i * padded + d] * factor;
+  const Softmax next = Softmax::at(sums.data(), n, padded);
+  for (int i = part; i < part + parts; i++) {
+    const int start = std::max(s.begin(m.layer[layer].window), i * PART), end = std::min(s.end(), (i + 1) * PART);
+    attend_part<HALF>(m, layer, slot, head, s.position, s.count, start, end, queries.data(), scores.data(),
+                      weights.data(), i == part ? result : next);
+    if (i > part) result.add(next, n, padded);
   }
 }
+
+// Pieces of a pass's attention in the layers with one window, to be taken by any thread: whole segments; or their
+// parts, if a few long segments would leave threads without work.
+struct Pieces {
+  struct Piece {
+    int segment, part, parts;
+  };
+
+  int window;
+  bool apart;                // each part is a piece, and the sums of a segment are still to be added
+  std::vector<Piece> all;    // in the segments' order
+  std::vector<int> first;    // first piece of each segment, and the number of pieces
+
+  // most: number of parts whose sums may be kept.
+  void plan(const std::vector<Segment>& segments, int window_, int kv_heads, int threads, size_t most) {
+    size_t longest = 0, sum = 0;
+    for (const Segment& s : segments) {
+      longest = std::max(longest, (size_t)s.parts(window_));
+      sum += s.parts(window_);
+    }
+    window = window_;
+    apart = threads > 1 && longest > 1 && sum <= most && longest * PIECES * threads > sum * kv_heads;
+    all.clear(), first.clear();
+    for (int i = 0; i < (int)segments.size(); i++) {
+      const int begin = segments[i].first_part(window), parts = segments[i].parts(window);
+      first.push_back((int)all.size());
+      for (int part = 0; part < parts; part += apart ? 1 : parts)
+        all.push_back({i, begin + part, apart ? 1 : parts});
+    }
+    first.push_back((int)all.size());
+  }
+};
 
 }  // namespace rungpt

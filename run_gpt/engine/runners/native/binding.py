@@ -57,7 +57,8 @@ class LayerStruct(Structure):
         *((name, NormStruct) for name in _NORMS),
         ("cos", c_void_p),
         ("sin", c_void_p),
-        ("window", c_int32),
+        *((name, c_int32) for name in ("window", "kept")),
+        ("before", c_int64),
     )
 
 

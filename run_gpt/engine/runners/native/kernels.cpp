@@ -23,9 +23,25 @@ struct Context {
   explicit Context(int threads) : team(threads) {}
   Team team;
   Inputs inputs;
-  Lines<float> x, branch, wide, attended, active, extra;
+  Lines<float> x, branch, wide, attended, active, extra, sums;
   Lines<uint8_t> extra_of;
   std::vector<Segment> segments;
+  std::vector<int> segment_of;  // of each row
+  std::vector<Pieces> pieces;   // of each window that a layer has
+
+  // Plans the attention to the segments; the sums of a piece take `size` numbers.
+  void plan(const Model& m, int threads, size_t size) {
+    size_t count = 0, most = 0;
+    for (int l = 0; l < m.layers; l++) {
+      const int window = m.layer[l].window;
+      if (std::any_of(pieces.begin(), pieces.begin() + count, [&](auto& one) { return one.window == window; })) continue;
+      pieces.resize(std::max(pieces.size(), ++count));
+      pieces[count - 1].plan(segments, window, m.kv_heads, threads, MOST_SUMS / (m.kv_heads * size));
+      if (pieces[count - 1].apart) most = std::max(most, pieces[count - 1].all.size());
+    }
+    pieces.resize(count);
+    sums.resize(most * m.kv_heads * size);
+  }
 };
 
 Context* rungpt_context(int threads) { return new (std::nothrow) Context(threads); }
@@ -42,7 +58,7 @@ float rungpt_pack(int format, const float* weights, int outputs, int inputs, uin
 
 // Bytes of the keys; the values take as many.
 int64_t rungpt_cache_bytes(const Model* m) {
-  return (int64_t)m->slots * m->layers * m->kv_heads * m->positions * padded_size(*m) * element_bytes(*m);
+  return (int64_t)m->slots * slot_places(*m) * padded_size(*m) * element_bytes(*m);
 }
 
 // Runs one linear layer alone: x [rows, inputs] -> out [rows, outputs].
@@ -117,12 +133,12 @@ void rungpt_release(const Model* model, int slot) {
   }
 }
 
-// Copies the first `length` positions of one slot into another.
+// Copies the first `length` positions of one slot into another; in rings, those of them that are still there.
 void rungpt_copy(const Model* model, int source, int target, int length) {
   const Model& m = *model;
-  const size_t blocks = (length + LANES - 1) / LANES, element = element_bytes(m);
   for (int layer = 0; layer < m.layers; layer++)
     for (int head = 0; head < m.kv_heads; head++) {
+      const size_t blocks = (std::min(length, m.layer[layer].kept) + LANES - 1) / LANES, element = element_bytes(m);
       std::memcpy(keys_of(m, layer, target, head), keys_of(m, layer, source, head),
                   blocks * LANES * m.head_size * element);
       std::memcpy(values_of(m, layer, target, head), values_of(m, layer, source, head),
@@ -140,7 +156,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
                     float* logits, int runs, const int32_t* ends, float* states) {
   const Model& m = *model;
   const int size = m.head_size, q_width = m.heads * size, kv_width = m.kv_heads * size, wide = q_width + 2 * kv_width;
-  const int shared = m.heads / m.kv_heads, together = std::max(1, QUERIES / shared);
+  const int shared = m.heads / m.kv_heads, together = std::max(1, QUERIES / shared), padded = padded_size(m);
   c->inputs.resize(std::max(count, wanted), std::max({m.hidden, q_width, m.intermediate}));
   c->x.resize((size_t)count * m.hidden);
   c->branch.resize((size_t)count * m.hidden);
@@ -151,21 +167,24 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
     c->extra.resize((size_t)count * 2 * m.intermediate);
     c->extra_of.assign(count, 0);
   }
-  c->segments.clear();
+  c->segments.clear(), c->segment_of.clear();
   for (int i = 0; i < count; i++) {
     const bool follows = i > 0 && slots[i] == slots[i - 1] && positions[i] == positions[i - 1] + 1;
     if (follows && c->segments.back().count < together)
       c->segments.back().count++;
     else
-      c->segments.push_back({i, 1});
+      c->segments.push_back({i, 1, positions[i]});
+    c->segment_of.push_back((int)c->segments.size() - 1);
   }
+  const size_t sums_size = Softmax::size(together * shared, padded);
+  c->plan(m, alone ? 1 : c->team.threads(), sums_size);
   float *x = c->x.data(), *qkv = c->wide.data(), *attended = c->attended.data(), *active = c->active.data();
 
   auto pass = [&] {
     Team& team = c->team;
     Inputs& inputs = c->inputs;
     const int grain = std::max(1, count / (4 * team.size()));
-    Lines<float> normed(std::max(m.hidden, q_width)), middle;
+    Lines<float> normed(std::max(m.hidden, q_width)), middle, whole(sums_size);
 
     auto norm_of = [&](int i, const Norm& norm) -> const float* {
       const float* row = x + (size_t)i * m.hidden;
@@ -233,24 +252,49 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
                       last);
       });
     };
+    auto pieces_of = [&](int l) -> const Pieces& {
+      return *std::find_if(c->pieces.begin(), c->pieces.end(), [&](auto& p) { return p.window == m.layer[l].window; });
+    };
+    // Sums of a piece, of all its rows.
+    auto sums_of = [&](int piece, int h, const Segment& s) {
+      return Softmax::at(c->sums.data() + ((size_t)piece * m.kv_heads + h) * sums_size, s.count * shared, padded);
+    };
+    auto divide = [&](const Softmax& sums, int i, int h) {
+      for (int j = 0; j < shared; j++)
+        sums.divide(j, size, padded, attended + (size_t)i * q_width + (size_t)(h * shared + j) * size);
+    };
     auto attention = [&](int l) {
-      const int segments = (int)c->segments.size();
-      team.loop(segments * m.kv_heads, 1, [&](int item) {
+      const Pieces& pieces = pieces_of(l);
+      const int number = (int)pieces.all.size();
+      team.loop(number * m.kv_heads, 1, [&](int item) {
         // The last segments first: they see the most positions, and the items that are taken last should be short.
-        const Segment& s = c->segments[segments - 1 - item / m.kv_heads];
-        const int h = item % m.kv_heads, slot = slots[s.first], at = positions[s.first];
+        const int piece = number - 1 - item / m.kv_heads, h = item % m.kv_heads;
+        const auto [segment, part, parts] = pieces.all[piece];
+        const Segment& s = c->segments[segment];
         const float* q = qkv + (size_t)s.first * wide + h * shared * size;
-        float* out = attended + (size_t)s.first * q_width + h * shared * size;
-        if (m.bf16_cache)
-          attend<true>(m, l, slot, h, at, s.count, q, wide, out, q_width);
-        else
-          attend<false>(m, l, slot, h, at, s.count, q, wide, out, q_width);
+        const Softmax sums = pieces.apart ? sums_of(piece, h, s) : Softmax::at(whole.data(), s.count * shared, padded);
+        (m.bf16_cache ? attend<true> : attend<false>)(m, l, slots[s.first], h, s, part, parts, q, wide, sums);
+        for (int i = 0; !pieces.apart && i < s.count; i++) divide(sums.from(i * shared, padded), s.first + i, h);
       });
+    };
+    // Adds the sums of the parts that a row sees.
+    auto join = [&](int i, const Pieces& pieces) {
+      const int segment = c->segment_of[i];
+      const Segment& s = c->segments[segment];
+      for (int h = 0; h < m.kv_heads; h++) {
+        const int first = pieces.first[segment], row = (i - s.first) * shared;
+        const Softmax sums = sums_of(first, h, s).from(row, padded);
+        for (int p = first + 1; p < pieces.first[segment + 1]; p++)
+          sums.add(sums_of(p, h, s).from(row, padded), shared, padded);
+        divide(sums, i, h);
+      }
     };
     auto add_attention = [&](int l) {
       const Matrix& output = m.layer[l].output;
+      const Pieces& pieces = pieces_of(l);
       team.loop(count, grain, [&](int item) {
         const int i = count - 1 - item;
+        if (pieces.apart) join(i, pieces);
         inputs.put(output.format, i, attended + (size_t)i * q_width, q_width);
       });
       add_branch(output, m.layer[l].after_attention, [&](float* row, int i, const LoraLayer* lora) {

@@ -27,6 +27,8 @@ struct Layer {
   Norm norm, q_norm, k_norm, after_attention, mlp_norm, after_mlp;
   const float *cos, *sin;  // [positions, rotated / 2], or null: this layer does not rotate
   int32_t window;          // number of positions that a token sees, itself among them; 0: all
+  int32_t kept;            // number of positions in the cache; position p lies at p % kept. Whole blocks
+  int64_t before;          // places of a slot's cache before this layer's: positions of all heads of earlier layers
 };
 
 // Addition of a LoRA adapter to one linear layer: out += b^T (a x). Null where it adds nothing.

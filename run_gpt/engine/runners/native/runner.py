@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from run_gpt.config import EngineConfig
+from run_gpt.config.windows import BLOCK
 from run_gpt.engine.plan import ScheduledTokens
 from run_gpt.engine.runners.base import TransformersRunner
 from run_gpt.engine.runners.lora import Lora
@@ -19,13 +20,12 @@ from run_gpt.engine.runners.native.loras import NativeLoras
 from run_gpt.engine.runners.native.pace import Pace
 from run_gpt.engine.runners.native.structure import Rotary, Structure
 from run_gpt.engine.runners.native.weights import PackedWeights
+from run_gpt.engine.runners.native.windows import ring_of
 from run_gpt.engine.slots import Copy
 from run_gpt.errors import ModelLoadError
 
 MAX_SIZE = 512
 """Largest size of an attention head."""
-BLOCK = 64
-"""Number of positions that attention takes together; a slot holds whole blocks."""
 _UNKNOWN_CONTEXT = 2048
 OWN_CODE = "transformers_modules."
 """Beginning of the names of the modules that come with a model."""
@@ -103,7 +103,10 @@ class NativeRunner(TransformersRunner):
         self._loras = NativeLoras(len(shape.kinds))  # for steps; the base's adapters are for beam search
         positions = _positions(model.config, config)
         self._angles = Rotary(model, names, shape, positions)
-        self._structure = Structure(model, weights, names, shape, self._angles)
+        self.ring = ring_of(shape, positions, max(config.max_step_tokens, self.cheap_tokens))
+        bound = self.ring.size if self.ring else positions
+        kept = [bound if kind in shape.windows else positions for kind in shape.kinds]
+        self._structure = Structure(model, weights, names, shape, self._angles, kept)
         self._embedding, self._head = _outer(model, weights)
         self._struct = ModelStruct(
             layers=len(shape.kinds),
@@ -137,7 +140,7 @@ class NativeRunner(TransformersRunner):
             slopes=self._structure.slopes,
         )
         cache_bytes = kernels.cache_bytes(self._struct)
-        self.cache_bytes_per_token = 2 * cache_bytes // (self._struct.slots * self._struct.positions)
+        self.cache_bytes_per_token = 2 * cache_bytes // (self._struct.slots * sum(kept)) * len(kept)
         try:
             self._cache = [Memory(kernels, cache_bytes, dense=False) for _ in range(2)]
         except MemoryError as error:
@@ -184,6 +187,8 @@ class NativeRunner(TransformersRunner):
         tokens = [token for run in runs for token in run.token_ids]
         if not tokens or not 0 <= min(tokens) <= max(tokens) < self._struct.vocabulary:
             raise IndexError(f"token ids {min(tokens, default=None)} to {max(tokens, default=None)}")
+        if self.ring and (most := max(len(run.token_ids) for run in runs)) > self.ring.back:
+            raise IndexError(f"{most} tokens in a step, of {self.ring.back}")
         if (last := max(run.start + len(run.token_ids) for run in runs)) > self._struct.positions:
             raise IndexError(f"{last} tokens, of {self._struct.positions}")
         self._angles.extend(last)

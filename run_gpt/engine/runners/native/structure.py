@@ -1,6 +1,8 @@
 """The kernels' structures of a model: its layers and norms, and tables of rotary angles."""
 
 import inspect
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -65,7 +67,10 @@ class Rotary:
 class Structure:
     """Structures that the kernels read, with the tensors that they point to."""
 
-    def __init__(self, model: Any, weights: PackedWeights, names: Names, shape: Shape, rotary: Rotary):
+    def __init__(
+        self, model: Any, weights: PackedWeights, names: Names, shape: Shape, rotary: Rotary, kept: Sequence[int]
+    ):
+        """`kept`: number of positions that the cache of each layer holds of a slot."""
         self._kept: list[torch.Tensor] = []
         self._shape = shape
         layers = [
@@ -73,6 +78,8 @@ class Structure:
             for i in range(len(model.get_submodule(names.layers)))
         ]
         self.layers = (LayerStruct * len(layers))(*layers)
+        for layer, positions, before in zip(self.layers, kept, accumulate(kept, initial=0), strict=False):
+            layer.kept, layer.before = positions, before * shape.kv_heads
         self.embedding_norm = self._norm(model, names.embedding_norm, shape.hidden, plus_one=False)
         self.norm = self._norm(model, names.final, shape.hidden, plus_one=shape.plus_one)
         self.learned = None if names.positions is None else self._positions(model.get_submodule(names.positions))

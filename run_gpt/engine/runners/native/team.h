@@ -83,6 +83,9 @@ class Team {
   // Number of threads that may run the function.
   int size() const { return size_; }
 
+  // Number of threads that run a function which is not left to the caller's thread.
+  int threads() const { return threads_; }
+
  private:
   static constexpr int OPEN = 1 << 30;
   inline static thread_local uint64_t loops_done = 0;
