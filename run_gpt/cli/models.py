@@ -95,7 +95,7 @@ def _memory_table(estimate: Estimate, free: int, precisions: tuple[str, ...]) ->
     """Return a table of the memory that each precision needs, and whether it fits into the free memory of the CPU."""
     table = Table("precision", "weights", "cache of one context", "sum", "on this CPU", box=None, pad_edge=False)
     for precision in precisions:
-        weights, cache = estimate.weights(precision), estimate.cache(precision)
+        weights, cache = estimate.weights(precision), estimate.cache(precision, native=True)
         short = "fits with a shorter --max-context" if estimate.least(precision) <= free else "does not fit"
         verdict = "fits" if weights + cache <= free else short
         cache_text = size_text(cache) if cache else "not known"

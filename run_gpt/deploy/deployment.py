@@ -96,7 +96,7 @@ class Deployment:
         _check_paths(self.server)
         _check_traces(self.server.trace_endpoint)
         object.__setattr__(self, "name", self.name or _default_name(self.server))
-        object.__setattr__(self, "memory_gib", self.memory_gib or _default_memory(self.server))
+        object.__setattr__(self, "memory_gib", self.memory_gib or _default_memory(self.server, self.gpus))
         if not _NAME.fullmatch(self.name):
             raise SetupError(f"--name {self.name}: up to 40 of a-z 0-9 -, the first a letter, the last no hyphen")
         if not _IMAGE.fullmatch(self.image):
@@ -220,7 +220,7 @@ def _default_name(server: ServeConfig) -> str:
     return ("rungpt-" + re.sub(r"[^a-z0-9]+", "-", served))[:40].strip("-")
 
 
-def _default_memory(server: ServeConfig) -> float:
+def _default_memory(server: ServeConfig, gpus: int) -> float:
     """Return the GiB for the weights, a KV cache of one context and the process.
 
     Raises SetupError if the model's size is not known.
@@ -229,7 +229,8 @@ def _default_memory(server: ServeConfig) -> float:
     if estimate is None:
         raise SetupError(f"how much memory {server.model_name} takes is not known here: give --memory, in GiB")
     precision = "bf16" if server.precision == "auto" else server.precision
-    return math.ceil((estimate.weights(precision) + estimate.cache(precision)) / 2**30 + _PROCESS_GIB)
+    cache = estimate.cache(precision, native=not gpus and server.runner in ("auto", "native"))
+    return math.ceil((estimate.weights(precision) + cache) / 2**30 + _PROCESS_GIB)
 
 
 def _estimate(server: ServeConfig) -> Estimate | None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from run_gpt.config import EngineConfig
+from run_gpt.config.windows import ring_size
 from run_gpt.errors import ModelLoadError
 from run_gpt.models.context import context_length
 from run_gpt.models.gguf_weights import gguf_shapes
@@ -27,6 +29,9 @@ SHORT_CONTEXT = 512
 _OUTER = ("embed", "lm_head", "wte", "wpe", "output")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_WHOLE = {"mistral": 0, "phi3": 0, "starcoder2": 0, "gemma2": 2, "gemma3_text": 6, "olmo3": 4}
+"""Families of the native runner with sliding windows: one layer in so many has none, the last of them, where the
+configuration does not list the layers; 0: all have one."""
 _OTHERS = ("encoder", "vis", "audio")
 """Parts of names of other stacks of layers than the text model's."""
 
@@ -43,6 +48,10 @@ class Estimate:
     """Number of other weights: norms and biases, which are never quantised."""
     cache_numbers: int = 0
     """Count of numbers in the keys and values of one token; 0: not known."""
+    windowed: float = 0
+    """Share of them in layers with a sliding window, in families of the native runner."""
+    window: int = 0
+    """Number of tokens in these windows."""
     context: int = 0
     """Context length: tokens of prompt and answer together; 0: not known."""
 
@@ -57,9 +66,15 @@ class Estimate:
         outer = BYTES["bit8" if precision == "bit4" else precision]
         return int(self.inner * BYTES[precision] + self.outer * outer + self.vectors * plain)
 
-    def cache(self, precision: str, tokens: int | None = None) -> int:
-        """Return the bytes of the keys and values of `tokens` tokens, by default of one context."""
-        return self.cache_numbers * (self.context if tokens is None else tokens) * (4 if precision == "fp32" else 2)
+    def cache(self, precision: str, tokens: int | None = None, *, native: bool = False) -> int:
+        """Return the bytes of the keys and values of `tokens` tokens, by default of one context.
+
+        `native`: with the native runner and its default steps, where a sliding window bounds the cache of its layers.
+        """
+        tokens = self.context if tokens is None else tokens
+        ring = ring_size(self.window, EngineConfig().max_step_tokens) if native and self.window else tokens
+        counted = tokens - self.windowed * max(0, tokens - ring)
+        return round(self.cache_numbers * counted) * (4 if precision == "fp32" else 2)
 
     def least(self, precision: str) -> int:
         """Return the least bytes with which the model can serve: weights, and the cache of a short context."""
@@ -91,7 +106,9 @@ def estimate_folder(folder: Path) -> Estimate | None:
             continue
         outer = any(part in name.lower() for part in _OUTER) and "layers." not in name and "h." not in name
         counts["vectors" if len(shape) < 2 else "outer" if outer else "inner"] += int(math.prod(shape) * packed)
-    return Estimate(**counts, cache_numbers=_cache_numbers(config), context=context_length(config) or 0)
+    windowed, window = windows_of(config)
+    numbers_of_token, context = _cache_numbers(config), context_length(config) or 0
+    return Estimate(**counts, cache_numbers=numbers_of_token, windowed=windowed, window=window, context=context)
 
 
 def _numbers(folder: Path, config: dict[str, Any]) -> dict[str, tuple[Sequence[int], float]]:
@@ -126,6 +143,19 @@ def _cache_numbers(config: dict[str, Any]) -> int:
     if config.get("multi_query") and not config.get("new_decoder_architecture"):  # Falcon's first generation
         kept = 1
     return 2 * layers * kept * size
+
+
+def windows_of(config: dict[str, Any]) -> tuple[float, int]:
+    """Return the share of layers with a sliding window, and its tokens; (0, 0) if the native runner bounds none."""
+    config = config.get("text_config") or config
+    layers, window = _first(config, *_LAYERS), config.get("sliding_window")
+    every = _WHOLE.get(config.get("model_type", ""))
+    if every is None or not window or not layers:
+        return 0, 0
+    if kinds := config.get("layer_types"):
+        return kinds.count("sliding_attention") / len(kinds), int(window)
+    every = config.get("sliding_window_pattern") or every
+    return 1 - (layers // every if every else 0) / layers, int(window)
 
 
 def _first(config: dict[str, Any], *names: str) -> int:

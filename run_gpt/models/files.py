@@ -18,7 +18,7 @@ from run_gpt.models.hub_cache import cached_snapshot
 from run_gpt.models.hub_names import HubName
 from run_gpt.models.paths import gguf_files, is_explicit_path, is_gguf, local_path, path_name
 from run_gpt.models.progress import OnProgress, no_progress
-from run_gpt.process.devices import free_bytes
+from run_gpt.process.devices import free_bytes, has_gpu
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _BASE = "base"
@@ -154,8 +154,7 @@ def require_room_before_download(cache: ModelCache, entry: CatalogueEntry, name:
     Nothing is checked if a GPU or a device map may take the model. An excess of 5 % is tolerated, since the catalogue
     rounds; the exact check follows once the files are here.
     """
-    gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
-    on_cpu = config.device.partition(":")[0] == "cpu" if config.device else not gpu and sys.platform == "linux"
+    on_cpu = config.device.partition(":")[0] == "cpu" if config.device else not has_gpu() and sys.platform == "linux"
     if not on_cpu or config.device_map not in (None, "single"):
         return
     if cached_snapshot(cache, name, allow_pickle=config.allow_pickle) is not None:

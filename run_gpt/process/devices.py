@@ -69,6 +69,11 @@ def left_bytes(device: str, processes: int = 1) -> int:
     return free
 
 
+def has_gpu() -> bool:
+    """Return True when this machine has a GPU of NVIDIA or AMD that programs can use; torch may still not find it."""
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
+
+
 def usable_cores() -> int:
     """Return the number of cores that this process may use at once, within a container's CPU time; at least 1."""
     return max(1, min([schedulable_cores(), *_cores_of_container(Path("/sys/fs/cgroup"))]))

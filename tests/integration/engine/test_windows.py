@@ -14,10 +14,13 @@ from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.request import Request
 from run_gpt.engine.runners.native.binding import Kernels
 from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.engine.runners.native.families import shape_of
 from run_gpt.engine.runners.native.runner import NativeRunner
 from run_gpt.engine.runners.native.weights import PackedWeights
+from run_gpt.engine.runners.native.windows import ring_of
 from run_gpt.engine.slots import Copy
 from run_gpt.models.cache import cache_root
+from run_gpt.models.estimate import windows_of
 
 pytestmark = pytest.mark.skipif(unsupported() is not None, reason=str(unsupported()))
 RING = 128
@@ -208,3 +211,13 @@ def test_a_cache_with_windows_takes_the_memory_of_its_windows(monkeypatch):
 def test_a_window_as_long_as_the_context_needs_no_ring():
     assert native(family("gemma-2"), max_running=1, max_context=RING).ring is None
     assert native(family("gemma-2"), max_running=1, max_step_tokens=16, max_context=CONTEXT).ring.size == RING
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Phi3", "Starcoder2", "Gemma2", "Gemma3Text", "Olmo3"])
+def test_the_estimate_of_a_family_has_the_windows_of_its_runner(name):
+    config = getattr(transformers, f"{name}Config")(num_hidden_layers=20, sliding_window=64)
+    shape = shape_of(config)
+    held = {**config.to_dict(), "layer_types": None}
+    ring = ring_of(shape, 10**6, 512)
+    assert windows_of(held) == (ring.layers / ring.all_layers, 64)
+    assert ring.size == windows.ring_size(64, EngineConfig().max_step_tokens)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from run_gpt.config import ModelConfig
+from run_gpt.config.windows import ring_size
 from run_gpt.errors import ModelLoadError
 from run_gpt.models import files
 from run_gpt.models.cache import ModelCache
@@ -72,6 +73,37 @@ def test_the_cache_is_that_of_the_family(tmp_path: Path, more: dict[str, Any], n
     estimate = estimate_folder(tmp_path)
     assert estimate is not None
     assert estimate.cache_numbers == numbers
+
+
+@pytest.mark.parametrize(
+    ("more", "windows"),
+    [
+        ({"model_type": "gemma2"}, 9),
+        ({"model_type": "gemma3_text"}, 15),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": 2}, 9),
+        ({"model_type": "olmo3", "layer_types": ["sliding_attention"] * 4 + ["full_attention"] * 14}, 4),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "sliding_window": 100}}, 15),
+        ({"model_type": "mistral"}, 18),
+        ({"model_type": "mistral", "sliding_window": None}, 0),
+        ({"model_type": "qwen2", "use_sliding_window": False}, 0),
+        ({"model_type": "gpt_neox"}, 0),
+    ],
+)
+def test_windows_bound_the_cache_of_their_layers(tmp_path: Path, more: dict[str, Any], windows: int) -> None:
+    """Check a context of 8000 tokens, in 18 layers with one head of 4, and a window of 100 in `windows` of them."""
+    sizes = {"num_hidden_layers": 18, "num_attention_heads": 1, "head_dim": 4, "max_position_embeddings": 8000}
+    config = {"sliding_window": 100, **sizes, **more}
+    if "text_config" in config:
+        config["text_config"] |= sizes
+    write(tmp_path / "model.safetensors", {"a.weight": [2, 2]})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    estimate = estimate_folder(tmp_path)
+    assert estimate is not None
+    ring = ring_size(100, 512)
+    assert 100 + 1024 < ring < 100 + 1024 + 128
+    assert estimate.cache("bf16") == 18 * 2 * 4 * 8000 * 2
+    assert estimate.cache("bf16", native=True) == ((18 - windows) * 8000 + windows * ring) * 2 * 4 * 2
+    assert estimate.cache("bf16", ring, native=True) == 18 * 2 * 4 * ring * 2
 
 
 def test_damage_is_left_to_the_loader(tmp_path: Path) -> None:
