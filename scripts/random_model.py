@@ -46,6 +46,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "gpt-j-160m": {"model_type": "gptj", "n_embd": 768, "n_layer": 12, "n_head": 12, "rotary_dim": 64},
     "mpt-125m": {"model_type": "mpt", "d_model": 768, "n_layers": 12, "n_heads": 12},
+    "mixtral-300m": {
+        "model_type": "mixtral",
+        "vocab_size": 32_000,
+        "hidden_size": 768,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "num_local_experts": 8,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    },
     "opt-125m": {"model_type": "opt"},
     "gpt2": {"model_type": "gpt2"},
 }

@@ -159,11 +159,25 @@ FAMILIES = {
     "olmo-2": Family("Olmo2", _LLAMA, CHATML, runner="native"),
     "command-r": Family("Cohere", {**_LLAMA, "logit_scale": 0.5}, CHATML, runner="native"),
     "starcoder-2": Family("Starcoder2", {**_LLAMA, "sliding_window": WINDOW}, runner="native"),
-    "mixtral": Family("Mixtral", {**_LLAMA, "num_local_experts": 4, "sliding_window": None}, CHATML),
+    "mixtral": Family("Mixtral", {**_LLAMA, "num_local_experts": 4, "sliding_window": None}, CHATML, runner="native"),
+    "qwen2-moe": Family(
+        "Qwen2Moe",
+        {
+            **_LLAMA,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 64,
+            "mlp_only_layers": [0],
+        },
+        CHATML,
+        runner="native",
+    ),
     "qwen3-moe": Family(
         "Qwen3Moe",
         {**_LLAMA, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
         CHATML,
+        runner="native",
     ),
     "qwen3.5": Family(
         "Qwen3_5Text",
@@ -207,6 +221,7 @@ FAMILIES = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
         CHATML,
+        runner="native",
     ),
     "olmo-3": Family(
         "Olmo3",

@@ -25,7 +25,7 @@ from run_gpt.models.cache import cache_root
 
 # One for each kind of attention, positions and runner; test_families.py tests all families, from their files.
 KINDS = (
-    *("llama", "mistral", "qwen3", "pythia", "gpt-j", "opt", "bloom", "mpt-7b-chat"),
+    *("llama", "gpt-oss", "qwen3", "pythia", "gpt-j", "opt", "bloom", "mpt-7b-chat"),
     *("mistral-v0.1", "gemma-2", "rwkv-raven", "mamba"),
 )
 FAST = ("llama", "llama-3", "vicuna", "qwen2", "qwen3", "mistral")

@@ -179,9 +179,11 @@ struct Softmax {
     }
   }
 
-  // Writes the averages: out [size] for each query.
-  void divide(int i, int size, int padded, float* out) const {
-    const float factor = 1.0f / totals[i];
+  // Writes the average of a query: out [size]. sink: a score that stands for no position, or null.
+  void divide(int i, int size, int padded, const float* sink, float* out) const {
+    const float none = sink ? *sink * LOG2E : LOWEST, top = std::max(tops[i], none);
+    const float mine = exp2(splat(tops[i] - top))[0], its = sink ? exp2(splat(none - top))[0] : 0;
+    const float factor = mine / (totals[i] * mine + its);
     for (int d = 0; d < size; d++) out[d] = sums[(size_t)i * padded + d] * factor;
   }
 };

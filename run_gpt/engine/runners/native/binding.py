@@ -46,7 +46,16 @@ class NormStruct(Structure):
     )
 
 
-_NORMS = ("norm", "q_norm", "k_norm", "after_attention", "mlp_norm", "after_mlp")
+class ExpertsStruct(Structure):
+    """See Experts in model.h."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("count", "chosen", "width", "sigmoid", "renormalised", "groups")),
+        ("chosen_groups", c_int32),
+        *((name, c_float) for name in ("scale", "alpha", "limit")),
+        ("router", MatrixStruct),
+        *((name, c_void_p) for name in ("up", "down", "correction", "shared_gate")),
+    )
 
 
 class LayerStruct(Structure):
@@ -54,9 +63,8 @@ class LayerStruct(Structure):
 
     _fields_ = (
         *((name, MatrixStruct) for name in ("qkv", "output", "up", "down")),
-        *((name, NormStruct) for name in _NORMS),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
+        *((name, NormStruct) for name in ("norm", "q_norm", "k_norm", "after_attention", "mlp_norm", "after_mlp")),
+        *((name, c_void_p) for name in ("cos", "sin", "sinks", "experts")),
         *((name, c_int32) for name in ("window", "kept")),
         ("before", c_int64),
     )

@@ -4,6 +4,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from run_gpt.engine.runners.native.mixtures import (
+    deepseek_moe_shape,
+    exaone_moe_shape,
+    gpt_oss_shape,
+    granite_moe_shape,
+    granite_shape,
+    minimax_m2_shape,
+    mixtral_shape,
+    olmoe_shape,
+    qwen_moe_shape,
+)
 from run_gpt.engine.runners.native.shapes import (
     Shape,
     bloom_shape,
@@ -44,6 +55,26 @@ class Names:
     after_attention: str | None = None
     mlp_norm: str | None = "post_attention_layernorm"
     after_mlp: str | None = None
+    sinks: str | None = None
+    """Parameter with each head's score that stands for no token."""
+    experts: str = "mlp.experts"
+    """Experts, in the layers that have some."""
+    router: str = "mlp.gate"
+    correction: str | None = None
+    """Parameter or buffer that is added to the router's scores for the choice."""
+    shared_up: tuple[str, ...] = ()
+    """Layers of the MLP that all tokens share, beside experts."""
+    shared_down: str = ""
+    shared_gate: str | None = None
+
+    def of_layer(self, *, experts: bool) -> "Names":
+        """Return the names of a layer: `up` and `down` of one with experts are those of its shared MLP."""
+        return replace(self, up=self.shared_up, down=self.shared_down) if experts else self
+
+    @property
+    def linear(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the linear layers of a layer; those with the same input together."""
+        return tuple(names for names in (self.qkv, (self.output,), self.up, (self.down,)) if names and names[0])
 
 
 @dataclass(frozen=True)
@@ -83,6 +114,20 @@ _GEMMA_2 = Names(
     mlp_norm="pre_feedforward_layernorm",
     after_mlp="post_feedforward_layernorm",
 )
+_OLMO_2 = Names(
+    norm=None,
+    mlp_norm=None,
+    after_attention="post_attention_layernorm",
+    after_mlp="post_feedforward_layernorm",
+    q_norm="self_attn.q_norm",
+    k_norm="self_attn.k_norm",
+)
+_DEEPSEEK_MOE = Names(
+    correction="mlp.gate.e_score_correction_bias",
+    shared_up=("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
+    shared_down="mlp.shared_experts.down_proj",
+)
+_GRANITE_MOE = Names(experts="block_sparse_moe.experts", router="block_sparse_moe.router")
 _GPT_J = Names(
     layers="transformer.h",
     final="transformer.ln_f",
@@ -111,6 +156,12 @@ def _falcon_names(config: Any) -> Names:
     )
 
 
+def _granite_shared_names(config: Any) -> Names:
+    if not config.shared_intermediate_size:
+        return _GRANITE_MOE
+    return replace(_GRANITE_MOE, shared_up=("shared_mlp.input_linear",), shared_down="shared_mlp.output_linear")
+
+
 def _like(names: Names, **changes: Any) -> Names:
     return replace(names, **changes)
 
@@ -121,42 +172,20 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": Family(_LLAMA, llama_shape),
     "qwen3": Family(_like(_LLAMA, **_QK_NORMS), llama_shape),
     "smollm3": Family(_LLAMA, smollm3_shape),
-    "granite": Family(
-        _LLAMA,
-        lambda config: llama_shape(
-            config,
-            attention_scale=config.attention_multiplier,
-            embedding_scale=config.embedding_multiplier,
-            residual_scale=config.residual_multiplier,
-            logit_scale=1 / config.logits_scaling,
-        ),
-    ),
+    "granite": Family(_LLAMA, granite_shape),
     "phi3": Family(
         _like(_LLAMA, qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)),
-        lambda config: llama_shape(config, up_order=turns_of_halves(config)),
+        lambda config: llama_shape(config, up_order=turns_of_halves(config.intermediate_size)),
     ),
     "stablelm": Family(
         lambda config: _like(_LLAMA, mlp_norm="input_layernorm") if config.use_parallel_residual else _LLAMA,
         stablelm_shape,
     ),
-    "olmo2": Family(
-        _like(
-            _LLAMA,
-            norm=None,
-            mlp_norm=None,
-            after_attention="post_attention_layernorm",
-            after_mlp="post_feedforward_layernorm",
-            **_QK_NORMS,
-        ),
-        llama_shape,
-    ),
+    "olmo2": Family(_OLMO_2, llama_shape),
     "gemma": Family(_LLAMA, lambda config: llama_shape(config, plus_one=True, embedding_scale=config.hidden_size**0.5)),
     "gemma2": Family(_GEMMA_2, gemma2_shape),
     "gemma3_text": Family(_like(_GEMMA_2, **_QK_NORMS), gemma2_shape),
-    "cohere": Family(
-        _like(_LLAMA, mlp_norm="input_layernorm"),
-        cohere_shape,
-    ),
+    "cohere": Family(_like(_LLAMA, mlp_norm="input_layernorm"), cohere_shape),
     "starcoder2": Family(
         _like(_LLAMA, up=("mlp.c_fc",), down="mlp.c_proj"), lambda config: llama_shape(config, mean=True)
     ),
@@ -183,10 +212,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         neox_shape,
     ),
-    "gptj": Family(
-        _GPT_J,
-        gptj_shape,
-    ),
+    "gptj": Family(_GPT_J, gptj_shape),
     "codegen": Family(_like(_GPT_J, qkv=("attn.qkv_proj",)), codegen_shape),
     "gpt2": Family(
         _like(
@@ -239,6 +265,34 @@ FAMILIES: Mapping[str, Family] = {
         mpt_shape,
     ),
     "falcon": Family(_falcon_names, falcon_shape),
+    "mixtral": Family(_LLAMA, mixtral_shape),
+    "qwen2_moe": Family(
+        _like(
+            _LLAMA,
+            shared_up=("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+            shared_down="mlp.shared_expert.down_proj",
+            shared_gate="mlp.shared_expert_gate",
+        ),
+        qwen_moe_shape,
+    ),
+    "qwen3_moe": Family(_like(_LLAMA, **_QK_NORMS), qwen_moe_shape),
+    "olmoe": Family(_like(_LLAMA, **_QK_NORMS), olmoe_shape),
+    "flex_olmo": Family(_OLMO_2, olmoe_shape),
+    "granitemoe": Family(_GRANITE_MOE, granite_moe_shape),
+    "granitemoeshared": Family(_granite_shared_names, granite_moe_shape),
+    "glm4_moe": Family(
+        lambda config: _like(_DEEPSEEK_MOE, **(_QK_NORMS if config.use_qk_norm else {})), deepseek_moe_shape
+    ),
+    "dots1": Family(_like(_DEEPSEEK_MOE, **_QK_NORMS), deepseek_moe_shape),
+    "exaone_moe": Family(_like(_DEEPSEEK_MOE, **_QK_NORMS), exaone_moe_shape),
+    "solar_open": Family(_DEEPSEEK_MOE, deepseek_moe_shape),
+    "minimax_m2": Family(_like(_LLAMA, correction="mlp.e_score_correction_bias", **_QK_NORMS), minimax_m2_shape),
+    "gpt_oss": Family(_like(_LLAMA, router="mlp.router", sinks="self_attn.sinks"), gpt_oss_shape),
 }
-FAMILIES = {**FAMILIES, "olmo3": FAMILIES["olmo2"], "moss": FAMILIES["codegen"]}
+FAMILIES = {
+    **FAMILIES,
+    "olmo3": FAMILIES["olmo2"],
+    "moss": FAMILIES["codegen"],
+    "mellum": FAMILIES["qwen3_moe"],
+}
 """Families by transformers' `model_type`. A family without a row runs on the generic runner."""

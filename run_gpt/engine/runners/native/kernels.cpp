@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "attention.h"
+#include "experts.h"
 #include "linear.h"
 #include "packing.h"
 
@@ -23,6 +24,7 @@ struct Context {
   explicit Context(int threads) : team(threads) {}
   Team team;
   Inputs inputs;
+  Routes routes;
   Lines<float> x, branch, wide, attended, active, extra, sums;
   Lines<uint8_t> extra_of;
   std::vector<Segment> segments;
@@ -163,6 +165,8 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
   c->wide.resize((size_t)count * wide);
   c->attended.resize((size_t)count * q_width);
   c->active.resize((size_t)count * m.intermediate);
+  for (int l = 0; l < m.layers; l++)
+    if (m.layer[l].experts) c->routes.resize(*m.layer[l].experts, m.hidden, count);
   if (loras) {
     c->extra.resize((size_t)count * 2 * m.intermediate);
     c->extra_of.assign(count, 0);
@@ -204,7 +208,13 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
         if (loras[i]) add(i, loras[i]);
       });
     };
-    // x += the product of the rows in `inputs`, normed and scaled where the model does so; `add`: see adapt.
+    // x += a branch's row, normed and scaled where the model does so.
+    auto add_row = [&](int i, const Norm& norm) {
+      float *to = x + (size_t)i * m.hidden, *from = c->branch.data() + (size_t)i * m.hidden;
+      if (norm.kind != NO_NORM) apply_norm(norm, from, from);
+      for (int j = 0; j < m.hidden; j++) to[j] += m.residual_scale * from[j];
+    };
+    // x += the product of the rows in `inputs`, as a branch; `add`: see adapt.
     auto add_branch = [&](const Matrix& matrix, const Norm& norm, auto add) {
       if (norm.kind == NO_NORM && m.residual_scale == 1) {
         product<true>(team, matrix, inputs, count, x, m.hidden);
@@ -213,11 +223,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
       float* branch = c->branch.data();
       product<false>(team, matrix, inputs, count, branch, m.hidden);
       adapt([&](int i, const LoraLayer* lora) { add(branch + (size_t)i * m.hidden, i, lora); });
-      team.loop(count, grain, [&](int i) {
-        float *to = x + (size_t)i * m.hidden, *from = branch + (size_t)i * m.hidden;
-        if (norm.kind != NO_NORM) apply_norm(norm, from, from);
-        for (int j = 0; j < m.hidden; j++) to[j] += m.residual_scale * from[j];
-      });
+      team.loop(count, grain, [&](int i) { add_row(i, norm); });
     };
 
     // qkv: queries, keys and values of all rows; keys and values are written to the cache.
@@ -259,9 +265,12 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
     auto sums_of = [&](int piece, int h, const Segment& s) {
       return Softmax::at(c->sums.data() + ((size_t)piece * m.kv_heads + h) * sums_size, s.count * shared, padded);
     };
-    auto divide = [&](const Softmax& sums, int i, int h) {
-      for (int j = 0; j < shared; j++)
-        sums.divide(j, size, padded, attended + (size_t)i * q_width + (size_t)(h * shared + j) * size);
+    auto divide = [&](int l, const Softmax& sums, int i, int h) {
+      for (int j = 0; j < shared; j++) {
+        const float* sinks = m.layer[l].sinks;
+        float* out = attended + (size_t)i * q_width + (size_t)(h * shared + j) * size;
+        sums.divide(j, size, padded, sinks ? sinks + h * shared + j : nullptr, out);
+      }
     };
     auto attention = [&](int l) {
       const Pieces& pieces = pieces_of(l);
@@ -274,11 +283,11 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
         const float* q = qkv + (size_t)s.first * wide + h * shared * size;
         const Softmax sums = pieces.apart ? sums_of(piece, h, s) : Softmax::at(whole.data(), s.count * shared, padded);
         (m.bf16_cache ? attend<true> : attend<false>)(m, l, slots[s.first], h, s, part, parts, q, wide, sums);
-        for (int i = 0; !pieces.apart && i < s.count; i++) divide(sums.from(i * shared, padded), s.first + i, h);
+        for (int i = 0; !pieces.apart && i < s.count; i++) divide(l, sums.from(i * shared, padded), s.first + i, h);
       });
     };
     // Adds the sums of the parts that a row sees.
-    auto join = [&](int i, const Pieces& pieces) {
+    auto join = [&](int l, int i, const Pieces& pieces) {
       const int segment = c->segment_of[i];
       const Segment& s = c->segments[segment];
       for (int h = 0; h < m.kv_heads; h++) {
@@ -286,7 +295,7 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
         const Softmax sums = sums_of(first, h, s).from(row, padded);
         for (int p = first + 1; p < pieces.first[segment + 1]; p++)
           sums.add(sums_of(p, h, s).from(row, padded), shared, padded);
-        divide(sums, i, h);
+        divide(l, sums, i, h);
       }
     };
     auto add_attention = [&](int l) {
@@ -294,16 +303,21 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
       const Pieces& pieces = pieces_of(l);
       team.loop(count, grain, [&](int item) {
         const int i = count - 1 - item;
-        if (pieces.apart) join(i, pieces);
+        if (pieces.apart) join(l, i, pieces);
         inputs.put(output.format, i, attended + (size_t)i * q_width, q_width);
       });
       add_branch(output, m.layer[l].after_attention, [&](float* row, int i, const LoraLayer* lora) {
         add_lora(lora[l].output, attended + (size_t)i * q_width, middle, row);
       });
     };
-    // active: the activations of the MLP.
+    // active: the activations of the MLP; and the experts.
     auto activate_mlp = [&](int l) {
       const Layer& layer = m.layer[l];
+      if (layer.experts) {
+        norm_in(layer.experts->router, layer.mlp_norm, count, same);
+        run_experts(team, *layer.experts, m.activation, m.hidden, inputs, c->routes, count);
+        if (!layer.up.data) return;
+      }
       adapt([&](int i, const LoraLayer* lora) {
         float* more = c->extra.data() + (size_t)i * 2 * m.intermediate;
         c->extra_of[i] = lora[l].gate.a || lora[l].up.a;
@@ -321,10 +335,19 @@ void rungpt_forward(Context* c, int alone, const Model* model, int count, const 
         active_product(team, m.activation, layer.up, inputs, count, active, m.intermediate, extra, c->extra_of.data());
     };
     auto add_mlp = [&](int l) {
-      const Matrix& down = m.layer[l].down;
-      team.loop(count, grain,
-                [&](int i) { inputs.put(down.format, i, active + (size_t)i * m.intermediate, m.intermediate); });
-      add_branch(down, m.layer[l].after_mlp, [&](float* row, int i, const LoraLayer* lora) {
+      const Layer& layer = m.layer[l];
+      const Matrix& down = layer.down;
+      if (down.data)
+        team.loop(count, grain,
+                  [&](int i) { inputs.put(down.format, i, active + (size_t)i * m.intermediate, down.inputs); });
+      if (layer.experts) {
+        if (down.data) product<false>(team, down, inputs, count, c->branch.data(), m.hidden);
+        return team.loop(count, grain, [&](int i) {
+          add_experts(*layer.experts, m.hidden, c->routes, i, down.data, c->branch.data() + (size_t)i * m.hidden);
+          add_row(i, layer.after_mlp);
+        });
+      }
+      add_branch(down, layer.after_mlp, [&](float* row, int i, const LoraLayer* lora) {
         add_lora(lora[l].down, active + (size_t)i * m.intermediate, middle, row);
       });
     };

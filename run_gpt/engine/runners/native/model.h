@@ -22,10 +22,25 @@ struct Norm {
   const float *weight, *bias;
 };
 
+// Gated MLPs of which a router chooses some for each row: see experts.h. count: of all experts, chosen: of a row's.
+struct Experts {
+  int32_t count, chosen, width;  // width: inputs of an expert's second product
+  int32_t sigmoid;               // scores are sigmoids of the router's logits, else their softmax
+  int32_t renormalised;          // the weights of a row's experts add up to `scale`
+  int32_t groups, chosen_groups;
+  float scale, alpha, limit;  // scale: of all weights; alpha, limit: of gpt-oss's activation, limit 0: another's
+  Matrix router;              // in fp32
+  const Matrix *up, *down;    // [count]; up: panels of gate and of up in turn
+  const float* correction;    // [count]: added to the scores for the choice, not in the weights; or null
+  const float* shared_gate;   // [hidden]: the shared MLP is multiplied by the sigmoid of this product; or null
+};
+
 struct Layer {
-  Matrix qkv, output, up, down;  // up: panels of gate and of up in turn, if the MLP is gated
+  Matrix qkv, output, up, down;  // up: panels of gate and of up in turn, if the MLP is gated; no data: there is no MLP
   Norm norm, q_norm, k_norm, after_attention, mlp_norm, after_mlp;
   const float *cos, *sin;  // [positions, rotated / 2], or null: this layer does not rotate
+  const float* sinks;      // [heads]: scores in each softmax that stand for no position; or null
+  const Experts* experts;  // beside the MLP, or null
   int32_t window;          // number of positions that a token sees, itself among them; 0: all
   int32_t kept;            // number of positions in the cache; position p lies at p % kept. Whole blocks
   int64_t before;          // places of a slot's cache before this layer's: positions of all heads of earlier layers

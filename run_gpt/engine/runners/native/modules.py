@@ -1,7 +1,6 @@
 """Replacements of a transformers model's layers with packed weights, so that no weight is held twice."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -63,26 +62,3 @@ class PackedEmbedding(Packed):
         """See nn.Embedding."""
         rows = self._matrix.rows(ids)
         return (rows if self.embed_scale == 1 else rows * self.embed_scale).to(self.get_parameter("weight").dtype)
-
-
-class PackedExperts(Packed):
-    """Experts of a layer of Mixtral and similar models: see transformers' MixtralExperts."""
-
-    def __init__(self, context: Context, gate_up: Sequence[Matrix], down: Sequence[Matrix], activation: Any):
-        super().__init__()
-        self._context, self._gate_up, self._down, self.act_fn = context, gate_up, down, activation
-        self.num_experts = len(gate_up)
-
-    def forward(
-        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
-        """Apply the chosen experts: [tokens, hidden], [tokens, k] and [tokens, k] -> [tokens, hidden]."""
-        out = torch.zeros_like(hidden_states)
-        for expert in range(self.num_experts):
-            token, choice = torch.where(top_k_index == expert)
-            if not len(token):
-                continue
-            gate, up = self._context.linear(self._gate_up[expert], hidden_states[token]).chunk(2, dim=-1)
-            answer = self._context.linear(self._down[expert], self.act_fn(gate) * up)
-            out.index_add_(0, token, (answer * top_k_weights[token, choice, None]).to(out.dtype))
-        return out

@@ -16,6 +16,7 @@ from run_gpt.engine.runners.base import TransformersRunner
 from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.runners.native.binding import ACTIVATIONS, GROUP, LANES, Context, Matrix, Memory, ModelStruct
 from run_gpt.engine.runners.native.families import family_of, shape_of
+from run_gpt.engine.runners.native.inspection import expert_sizes, submodule
 from run_gpt.engine.runners.native.loras import NativeLoras
 from run_gpt.engine.runners.native.pace import Pace
 from run_gpt.engine.runners.native.structure import Rotary, Structure
@@ -41,17 +42,25 @@ def fits(model: Any) -> bool:
     family = family_of(model.config)
     assert family is not None  # checked by fits_config
     names = family.names(model.config)
-    inner = {f"{names.layers}.{i}" for i in range(len(model.get_submodule(names.layers)))}
-    linear = {*names.qkv, names.output, *names.up, names.down}
-    plain = all(_is_plain(model.get_submodule(f"{layer}.{name}")) for layer in inner for name in linear)
+    plain = True
+    for i in range(len(model.get_submodule(names.layers))):
+        layer = model.get_submodule(f"{names.layers}.{i}")
+        experts = submodule(layer, names.experts)
+        linear = names.of_layer(experts=experts is not None).linear
+        plain = plain and all(_is_plain(layer.get_submodule(name)) for joined in linear for name in joined)
+        plain = plain and (experts is None or (_is_own(experts) and expert_sizes(experts) is not None))
     hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
     return plain and not hooked and bool(model.get_output_embeddings().weight.is_floating_point())
 
 
 def _is_plain(module: nn.Module) -> bool:
     """Return True for a layer of torch or of a model of transformers: those of quantisers are subclasses of theirs."""
-    own = type(module).__module__.startswith(("torch.nn.", "transformers.models.", "transformers.pytorch_utils"))
-    return own and isinstance(module, nn.Linear | Conv1D)
+    return _is_own(module) and isinstance(module, nn.Linear | Conv1D)
+
+
+def _is_own(module: nn.Module) -> bool:
+    """Return True for a module of torch or of a model of transformers."""
+    return type(module).__module__.startswith(("torch.nn.", "transformers.models.", "transformers.pytorch_utils"))
 
 
 def fits_config(config: Any) -> bool:
@@ -59,7 +68,9 @@ def fits_config(config: Any) -> bool:
     shape = shape_of(config)
     if shape is None:
         return False
-    sizes = (shape.hidden, shape.intermediate, shape.heads * shape.head_size)
+    sizes = [shape.hidden, shape.intermediate, shape.heads * shape.head_size]
+    if shape.router is not None:
+        sizes += [shape.router.width, shape.router.shared]
     return (
         all(width % GROUP == 0 for width in sizes)
         and shape.kv_heads * shape.head_size % LANES == 0

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from run_gpt.engine.runners.native.router import Router
+
 ACTIVATIONS = {
     **{"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu", "relu2": "relu_squared"},
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_tanh"), "gelu_tanh"),
@@ -54,6 +56,8 @@ class Shape:
     """Rows of a joined layer of queries, keys and values in this order; None: they are in it."""
     up_order: Any = None
     """The same of a joined layer of gate and up, whose panels of 16 rows take turns."""
+    router: Router | None = None
+    """Choice of experts, in the layers that have some."""
 
 
 def llama_shape(config: Any, *, act: str | None = None, **more: Any) -> Shape | None:
@@ -100,11 +104,11 @@ def _attention(config: Any) -> dict[str, Any]:
 # Indices name their device, since transformers makes a model within another one's context while it loads.
 
 
-def turns_of_halves(config: Any) -> Any:
-    """Return the order of a layer that has all gates, then all ups: their panels of 16 rows in turn."""
+def turns_of_halves(width: int) -> Any:
+    """Return the order of a layer that has all gates, then all ups, `width` each: their panels of 16 rows in turn."""
     import torch
 
-    return torch.arange(2 * config.intermediate_size, device="cpu").view(2, -1, 16).transpose(0, 1).flatten()
+    return torch.arange(2 * width, device="cpu").view(2, -1, 16).transpose(0, 1).flatten()
 
 
 def _by_head(heads: int, parts: int, size: int) -> Any:

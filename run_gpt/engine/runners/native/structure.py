@@ -1,21 +1,28 @@
-"""The kernels' structures of a model: its layers and norms, and tables of rotary angles."""
+"""The kernels' structures of a model: its layers, norms and experts, and tables of rotary angles."""
 
+import ctypes
 import inspect
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-from run_gpt.engine.runners.native.binding import LayerStruct, NormStruct
+from run_gpt.engine.runners.native.binding import ExpertsStruct, LayerStruct, Matrix, MatrixStruct, NormStruct
 from run_gpt.engine.runners.native.families import Names
+from run_gpt.engine.runners.native.inspection import submodule
+from run_gpt.engine.runners.native.packed_experts import PARAMETERS
 from run_gpt.engine.runners.native.shapes import Shape
 from run_gpt.engine.runners.native.weights import PackedWeights
 
 ANGLES_AT_ONCE = 4096
 """Number of positions whose rotary angles are computed together."""
 _NO_NORM, _RMS, _MEAN = range(3)
+_ROUTER_FIELDS = (
+    *("chosen", "width", "sigmoid", "renormalised", "groups", "chosen_groups", "scale", "alpha", "limit"),
+)
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 _ROTARY_BASE = 10000
 """Base of the rotary embeddings of GPT-J and CodeGen, which have no module for them."""
@@ -71,7 +78,7 @@ class Structure:
         self, model: Any, weights: PackedWeights, names: Names, shape: Shape, rotary: Rotary, kept: Sequence[int]
     ):
         """`kept`: number of positions that the cache of each layer holds of a slot."""
-        self._kept: list[torch.Tensor] = []
+        self._kept: list[Any] = []
         self._shape = shape
         layers = [
             self._layer(model, weights, f"{names.layers}.{i}", names, i, rotary)
@@ -91,23 +98,57 @@ class Structure:
         def norm(name: str | None, width: int) -> NormStruct:
             return self._norm(model, name and f"{path}.{name}", width, plus_one=self._shape.plus_one)
 
-        shape, matrices = self._shape, weights.matrices
+        def matrix(name: str) -> MatrixStruct:
+            return weights.matrices[f"{path}.{name}"].struct
+
+        shape = self._shape
         cos, sin = rotary.addresses(number)
+        layer = model.get_submodule(path)
+        experts = submodule(layer, names.experts) is not None
+        own = names.of_layer(experts=experts)
         return LayerStruct(
-            qkv=matrices[f"{path}.{names.qkv[0]}"].struct,
-            output=matrices[f"{path}.{names.output}"].struct,
-            up=matrices[f"{path}.{names.up[0]}"].struct,
-            down=matrices[f"{path}.{names.down}"].struct,
+            qkv=matrix(own.qkv[0]),
+            output=matrix(own.output),
+            up=matrix(own.up[0]) if own.up else MatrixStruct(),
+            down=matrix(own.down) if own.up else MatrixStruct(),
             norm=norm(names.norm, shape.hidden),
             q_norm=norm(names.q_norm, shape.heads * shape.head_size),
             k_norm=norm(names.k_norm, shape.kv_heads * shape.head_size),
             after_attention=norm(names.after_attention, shape.hidden),
             mlp_norm=norm(names.mlp_norm, shape.hidden),
             after_mlp=norm(names.after_mlp, shape.hidden),
-            cos=cos,
-            sin=sin,
+            **{"cos": cos, "sin": sin, "sinks": names.sinks and self._floats(attrgetter(names.sinks)(layer))},
+            experts=self._experts(model, weights, path, names) if experts else None,
             window=shape.windows.get(shape.kinds[number], 0),
         )
+
+    def _experts(self, model: Any, weights: PackedWeights, path: str, names: Names) -> int:
+        """Return the address of the structure of a layer's experts."""
+        router = self._shape.router
+        assert router is not None  # families with experts have one
+        layer, gate = model.get_submodule(path), model.get_submodule(f"{path}.{names.router}")
+        count, hidden = gate.weight.shape
+        # Routers stay in fp32 in every precision: with fewer bits they would choose other experts.
+        matrix = Matrix(weights.kernels, "fp32", count, hidden, bias=getattr(gate, "bias", None) is not None)
+        matrix.fill(gate.weight)
+        if getattr(gate, "bias", None) is not None:
+            matrix.fill_bias(gate.bias)
+        products = {
+            name: [weights.matrices[f"{path}.{names.experts}.{name}.{i}"].struct for i in range(count)]
+            for name in PARAMETERS
+        }
+        up, down = ((MatrixStruct * count)(*structs) for structs in products.values())
+        struct = ExpertsStruct(
+            count=count,
+            **{name: getattr(router, name) for name in _ROUTER_FIELDS},
+            router=matrix.struct,
+            up=ctypes.addressof(up),
+            down=ctypes.addressof(down),
+            correction=names.correction and self._floats(attrgetter(names.correction)(layer)),
+            shared_gate=names.shared_gate and self._floats(attrgetter(f"{names.shared_gate}.weight")(layer)),
+        )
+        self._kept += [matrix, up, down, struct]
+        return ctypes.addressof(struct)
 
     def _norm(self, model: Any, name: str | None, width: int, *, plus_one: bool) -> NormStruct:
         """Return the norm of a module over vectors of `width` numbers; its weight tells the size of a head's."""

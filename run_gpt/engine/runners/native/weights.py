@@ -11,13 +11,21 @@ from transformers.pytorch_utils import Conv1D
 from run_gpt.engine.runners.native.binding import FORMATS, GROUP, LANES, Context, Kernels, Matrix, Memory
 from run_gpt.engine.runners.native.families import family_of, shape_of
 from run_gpt.engine.runners.native.inspection import (
-    are_experts,
+    ExpertSizes,
     embedding_scale,
-    expert_shapes,
+    expert_sizes,
     linear_shape,
     outer_names,
+    submodule,
 )
-from run_gpt.engine.runners.native.modules import Packed, PackedEmbedding, PackedExperts, PackedLinear
+from run_gpt.engine.runners.native.modules import Packed, PackedEmbedding, PackedLinear
+from run_gpt.engine.runners.native.packed_experts import (
+    PARAMETERS,
+    PackedExperts,
+    Stacked,
+    expert_matrices,
+    expert_places,
+)
 
 _BY_QUALITY = ("bit4", "bit8", "bf16", "fp16", "fp32")
 _ROUTERS = ("gate", "router")
@@ -97,7 +105,7 @@ class PackedWeights:
         """True when the matrices are those of an earlier start: then `pack` reads biases only."""
         self._own = own or {}
         self._kept_weights = kept
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _Place | Stacked] = {}
         self._modules: dict[str, Packed] = {}
         # Modules run one at a time: in the generic runner, or in a beam search beside the engine.
         self._context = Context(kernels, torch.get_num_threads())
@@ -107,19 +115,19 @@ class PackedWeights:
         outer = outer_names(model)
         groups = [*self._joined(model)] if self.joined else [*self._single(model, outer)]
         groups += self._outer(model, outer)
-        experts = [] if self.joined else [(n, m) for n, m in model.named_modules() if are_experts(m)]
+        experts = {name: one for name, module in model.named_modules() if (one := expert_sizes(module)) is not None}
         sizes = [(group.precision, sum(group.outputs), group.inputs) for group in groups]
-        for _, module in experts:
-            for count, outputs, inputs in expert_shapes(module):
-                sizes += [(self.precision, outputs, inputs)] * count
+        for name, of in experts.items():
+            wide, narrow = (self._own.get(f"{name}.{parameter}", self.precision) for parameter in PARAMETERS)
+            sizes += [(wide, 2 * of.width, of.hidden), (narrow, of.hidden, of.width)] * of.count
         # One piece of memory for all weights, because a huge page, which saves a tenth of a single-row step's time, is
         # larger than a layer.
         total = sum(self.kernels.matrix_bytes(FORMATS[p], outputs, inputs) + 64 for p, outputs, inputs in sizes)
         self._memory = Memory(self.kernels, max(total, 1), dense=True)
         for group in groups:
             self._place(model, group, self._memory)
-        for name, module in experts:
-            self._place_experts(name, module, self._memory)
+        for name, of in experts.items():
+            self._place_experts(model, name, of)
         self.restored = self._kept_weights is not None and self._kept_weights.restore(self._memory)
         for target, source in getattr(model, "all_tied_weights_keys", {}).items():
             if source in self._places and target not in self._places:
@@ -136,14 +144,11 @@ class PackedWeights:
             raise ValueError(
                 f"{name} has the shape {list(weight.shape)}, and the configuration says {list(place.shape)}"
             )
-        if self.restored and weight.dim() > 1:
-            return
-        if weight.dim() == 1:
+        if isinstance(place, Stacked):
+            place.pack(weight, restored=self.restored)
+        elif weight.dim() == 1:
             place.matrix.fill_bias(weight if place.order is None else weight[place.order], start=place.start)
-        elif weight.dim() == 3:
-            for expert, part in enumerate(weight):
-                self.matrices[f"{name}.{expert}"].fill(part)
-        else:
+        elif not self.restored:
             rows = weight.T if place.transposed else weight
             place.matrix.fill(rows if place.order is None else rows[place.order], panel=place.panel, step=place.step)
 
@@ -189,15 +194,12 @@ class PackedWeights:
         names, groups = family.names(model.config), []
         for i in range(len(model.get_submodule(names.layers))):
             path = f"{names.layers}.{i}"
-            for joined, order in (
-                (names.qkv, shape.qkv_order),
-                ((names.output,), None),
-                (names.up, shape.up_order),
-                ((names.down,), None),
-            ):
+            of_layer = names.of_layer(experts=submodule(model, f"{path}.{names.experts}") is not None)
+            for joined in of_layer.linear:
+                order = {names.qkv: shape.qkv_order, of_layer.up: shape.up_order}.get(joined)
                 full = tuple(f"{path}.{name}" for name in joined)
                 modules = tuple(model.get_submodule(name) for name in full)
-                interleaved = joined == names.up and len(joined) == 2
+                interleaved = joined == of_layer.up and len(joined) == 2
                 groups.append(_Group(full, modules, self._precision_of(full), interleaved=interleaved, order=order))
         return groups
 
@@ -256,23 +258,20 @@ class PackedWeights:
             packed.stand_in(name, parameter.shape, parameter.dtype)
         return packed
 
-    def _place_experts(self, name: str, module: Any, memory: Memory) -> None:
-        matrices: list[list[Matrix]] = []
-        for parameter, (count, outputs, inputs) in zip(
-            ("gate_up_proj", "down_proj"), expert_shapes(module), strict=True
-        ):
-            made = [Matrix(self.kernels, self.precision, outputs, inputs, memory=memory) for _ in range(count)]
-            self.matrices.update({f"{name}.{parameter}.{i}": matrix for i, matrix in enumerate(made)})
-            self._places[f"{name}.{parameter}"] = _Place(made[0], (count, outputs, inputs))
-            matrices.append(made)
-        packed = PackedExperts(self._context, matrices[0], matrices[1], module.act_fn)
-        for parameter, value in module.named_parameters(recurse=False):
-            packed.stand_in(parameter, value.shape, value.dtype)
-        self._modules[name] = packed
+    def _place_experts(self, model: Any, name: str, sizes: ExpertSizes) -> None:
+        module = model.get_submodule(name)
+        precisions = {parameter: self._own.get(f"{name}.{parameter}", self.precision) for parameter in PARAMETERS}
+        made = expert_matrices(sizes, precisions, self._memory, self.kernels)
+        for parameter in PARAMETERS:
+            self.matrices.update({f"{name}.{parameter}.{i}": matrix for i, matrix in enumerate(made[parameter])})
+        places = expert_places(module, sizes, made)
+        self._places.update({f"{name}.{parameter}": place for parameter, place in places.items()})
+        self._modules[name] = PackedExperts(self._context, module, made)
 
     def _tie(self, model: Any, target: str, source: str) -> None:
         """Let the tied parameter `target` share the matrix of `source`."""
         name, place = target.removesuffix(".weight"), self._places[source]
+        assert isinstance(place, _Place)
         module = model.get_submodule(name)
         group = _Group((name,), (module,), place.matrix.precision)
         self.matrices[name], self._places[target] = place.matrix, place
