@@ -48,7 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "mpt-125m": {"model_type": "mpt", "d_model": 768, "n_layers": 12, "n_heads": 12},
     "mixtral-300m": {
         "model_type": "mixtral",
-        "vocab_size": 32_000,
+        "vocab_size": 49_152,
         "hidden_size": 768,
         "intermediate_size": 1536,
         "num_hidden_layers": 8,
