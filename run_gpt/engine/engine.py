@@ -57,7 +57,7 @@ class BatchEngine(Engine):
         self._on_dead = on_dead
         self._on_shutdown = on_shutdown
         self._vocabulary = vocabulary
-        self._sampler = Sampler(runner.end_ids, runner.likeliest)
+        self._sampler = Sampler(runner.end_ids, runner.likeliest, runner.choose)
         self.scheduler = Scheduler(
             max_running=config.max_running,
             max_waiting=config.max_waiting,
@@ -140,7 +140,7 @@ class BatchEngine(Engine):
 
         def replace() -> None:
             self._adapters.move(runner)
-            self._runner, self._sampler = runner, Sampler(runner.end_ids, runner.likeliest)
+            self._runner, self._sampler = runner, Sampler(runner.end_ids, runner.likeliest, runner.choose)
             self.scheduler.slots.ring = runner.ring
             self.scheduler.restart(self._cheap_tokens())
 

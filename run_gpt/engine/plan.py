@@ -13,8 +13,8 @@ from typing import Any
 from msgspec import Struct
 
 from run_gpt.engine.draft import PromptLookup
-from run_gpt.engine.grammar import GrammarDrafts, GrammarState
-from run_gpt.engine.request import Request, TokenEvent, TokenLogprob
+from run_gpt.engine.grammar import GrammarDrafts, GrammarState, Matcher
+from run_gpt.engine.request import Request, SamplingParams, TokenEvent, TokenLogprob
 from run_gpt.engine.shown import ShownTokens
 from run_gpt.engine.slots import Copy, Slot, token_array
 from run_gpt.engine.text import TextStream
@@ -148,6 +148,43 @@ class ScheduledTokens(Struct, frozen=True):
     def drafted(self) -> tuple[int, ...]:
         """Drafted tokens after the sequence's last token. The logits of each token check the draft that follows it."""
         return self.token_ids[len(self.token_ids) - self.num_sampled + 1 :] if self.num_sampled else ()
+
+
+class Position(Struct, frozen=True):
+    """Position at which a token is chosen: after a sequence's token_ids and its accepted drafts."""
+
+    sequence: Sequence
+    accepted: tuple[int, ...] = ()
+    row: int = 0
+    """Number of its row in the step's logits."""
+
+    @property
+    def params(self) -> SamplingParams:
+        """Sampling parameters of the request."""
+        return self.sequence.request.sampling
+
+    @property
+    def token_ids(self) -> "array[int]":
+        """Token ids of the prompt and the answer before this position."""
+        before = self.sequence.token_ids
+        return before + token_array(self.accepted) if self.accepted else before
+
+    @property
+    def answer(self) -> "array[int]":
+        """Token ids of the answer before this position."""
+        return self.token_ids[len(self.sequence.request.prompt_ids) :]
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """Matcher of the sequence's grammar at this position; None without a grammar."""
+        return None if self.sequence.grammar is None else self.sequence.grammar.after(self.answer)
+
+    def held_back(self, end_ids: abc.Sequence[int]) -> abc.Sequence[int]:
+        """Return the ids that may not come yet, because of `min_new_tokens`. `end_ids`: ids that end any sequence."""
+        least = self.params.min_new_tokens
+        if not least or self.sequence.answered + len(self.accepted) >= least:
+            return ()
+        return (*end_ids, *self.params.stop_token_ids)
 
 
 class StepPlan(Struct, frozen=True):

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import torch
 
-from run_gpt.engine.plan import ScheduledTokens
+from run_gpt.engine.choice import choose
+from run_gpt.engine.plan import Position, ScheduledTokens
 from run_gpt.engine.request import Request
 from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.slots import Copy, Ring
@@ -50,6 +51,13 @@ class ModelRunner(Protocol):
         `logits`: [rows, vocabulary], the result of `forward` or some of its rows.
         """
         return likeliest(logits)
+
+    def choose(self, logits: torch.Tensor, positions: Sequence[Position], end_ids: Sequence[int]) -> list[int]:
+        """Return a token for each position by its parameters; one random number is drawn for each that samples.
+
+        `logits`: the result of `forward`, without a NaN in these rows; they are not changed.
+        """
+        return choose(logits, positions, end_ids)
 
     def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """Run these tokens as `forward` does, for their hidden states.

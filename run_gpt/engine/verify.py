@@ -10,8 +10,8 @@ from itertools import accumulate
 
 import torch
 
-from run_gpt.engine.plan import Result, Sampled, ScheduledTokens
-from run_gpt.engine.sampler import Position, Sampler
+from run_gpt.engine.plan import Position, Result, Sampled, ScheduledTokens
+from run_gpt.engine.sampler import Sampler
 from run_gpt.errors import InternalError, RequestError
 
 
@@ -27,15 +27,12 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Schedul
     drafted = [run.drafted for run in runs]
     results: list[list[Sampled]] = [[] for _ in runs]
     errors: dict[int, RequestError] = {}
+    likeliest = sampler.likeliest(logits) if runs else []
     going, place = list(range(len(runs))), 0
     while going:
-        chosen = _sample(
-            sampler,
-            _rows(logits, [offsets[i] + place for i in going]),
-            [Position(runs[i].sequence, drafted[i][:place]) for i in going],
-        )
+        positions = [Position(runs[i].sequence, drafted[i][:place], offsets[i] + place) for i in going]
         right = []
-        for i, token in zip(going, chosen, strict=True):
+        for i, token in zip(going, _sample(sampler, logits, positions, likeliest), strict=True):
             if isinstance(token, RequestError):
                 errors[i] = token
                 continue
@@ -48,16 +45,13 @@ def choose_tokens(sampler: Sampler, logits: torch.Tensor, runs: Sequence[Schedul
     return [errors.get(i, result) for i, result in enumerate(results)]
 
 
-def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    """Return these rows of `logits`; all of them are returned without a copy."""
-    return logits if len(rows) == len(logits) else logits[rows]
-
-
-def _sample(sampler: Sampler, logits: torch.Tensor, positions: Sequence[Position]) -> list[Sampled | RequestError]:
+def _sample(
+    sampler: Sampler, logits: torch.Tensor, positions: Sequence[Position], likeliest: Sequence[int]
+) -> list[Sampled | RequestError]:
     """Sample a token for each position. A sequence whose parameters or grammar break the sampler fails alone."""
     try:
-        return sampler(logits, positions)
+        return sampler(logits, positions, likeliest)
     except BaseException as error:  # a grammar library's panic is no Exception
         if len(positions) == 1:
             return [error if isinstance(error, RequestError) else InternalError(f"sampling failed: {error}")]
-        return [_sample(sampler, logits[i : i + 1], [at])[0] for i, at in enumerate(positions)]
+        return [_sample(sampler, logits, [at], likeliest)[0] for at in positions]

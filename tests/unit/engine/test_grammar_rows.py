@@ -11,10 +11,10 @@ from run_gpt.config import EngineConfig
 from run_gpt.engine.draft import PromptLookup
 from run_gpt.engine.engine import BatchEngine
 from run_gpt.engine.grammar import GrammarDrafts, GrammarState
-from run_gpt.engine.plan import Sequence
+from run_gpt.engine.plan import Position, Sequence
 from run_gpt.engine.request import Request, SamplingParams, TokenEvent
 from run_gpt.engine.runner import ModelRunner
-from run_gpt.engine.sampler import Position, Sampler
+from run_gpt.engine.sampler import Sampler
 from run_gpt.engine.scheduler import Scheduler
 from run_gpt.engine.text import TextStream
 from run_gpt.engine.verify import choose_tokens
@@ -91,7 +91,8 @@ def row(grammar=None, answer=(), **params):
 
 def choose(logits, *rows):
     before = logits.clone()
-    chosen = Sampler([END])(logits, [Position(row) for row in rows])
+    sampler = Sampler([END])
+    chosen = sampler(logits, [Position(row, row=i) for i, row in enumerate(rows)], sampler.likeliest(logits))
     torch.testing.assert_close(logits, before, rtol=0, atol=0)
     return [sampled.token_id for sampled in chosen]
 

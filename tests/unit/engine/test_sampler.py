@@ -5,9 +5,10 @@ import random
 import pytest
 import torch
 
-from run_gpt.engine.plan import Sequence
+from run_gpt.engine.choice import _truncate, penalise
+from run_gpt.engine.plan import Position, Sequence
 from run_gpt.engine.request import Request, SamplingParams
-from run_gpt.engine.sampler import Position, Sampler, _truncate
+from run_gpt.engine.sampler import Sampler
 from run_gpt.engine.text import TextStream
 from run_gpt.errors import InternalError
 
@@ -25,14 +26,15 @@ def row(token_ids=(), prompt=(3, 4), seed="0", **params):
 def choose(logits, *rows):
     """Return the sampler's choices, and check that it leaves the logits unchanged."""
     before = logits.clone()
-    chosen = Sampler([END])(logits, [Position(row) for row in rows])
+    sampler = Sampler([END])
+    chosen = sampler(logits, [Position(row, row=i) for i, row in enumerate(rows)], sampler.likeliest(logits))
     torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
     return chosen
 
 
 def penalised(logits, *positions):
     got = logits.clone()
-    Sampler([END])._penalise(got, positions)
+    penalise(got, positions, [END])
     return got
 
 

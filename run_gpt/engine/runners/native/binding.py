@@ -114,6 +114,7 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "pack": (c_float, [c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32, c_int32]),
     "linear": (None, [c_void_p, POINTER(MatrixStruct), c_void_p, c_int32, c_void_p]),
     "likeliest": (None, [c_void_p, c_void_p, c_int32, c_int32, c_void_p]),
+    "choose": (None, [c_void_p, c_void_p, c_int32, c_int32, c_void_p]),
     "unpack": (None, [POINTER(MatrixStruct), c_void_p, c_int32, c_void_p]),
     "reserve": (c_void_p, [c_int64, c_int32]),
     "unreserve": (None, [c_void_p, c_int64]),

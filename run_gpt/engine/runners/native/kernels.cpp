@@ -15,6 +15,7 @@
 #include "experts.h"
 #include "linear.h"
 #include "packing.h"
+#include "sampling.h"
 
 using namespace rungpt;
 
@@ -76,9 +77,17 @@ void rungpt_linear(Context* c, const Matrix* matrix, const float* x, int rows, f
 
 // The likeliest token of each row of logits [rows, vocabulary], or -1 where a number is NaN.
 void rungpt_likeliest(Context* c, const float* logits, int rows, int vocabulary, int32_t* tokens) {
-  c->team.run([&] {
-    c->team.loop(rows, 1, [&](int r) { tokens[r] = likeliest(logits + (size_t)r * vocabulary, vocabulary); });
-  });
+  auto choose = [&](int r) { tokens[r] = likeliest(logits + (size_t)r * vocabulary, vocabulary); };
+  c->team.run([&] { c->team.loop(rows, 1, choose); }, rows == 1);
+}
+
+// The chosen token of each row.
+void rungpt_choose(Context* c, const Choice* choices, int rows, int vocabulary, int32_t* tokens) {
+  auto choose = [&](int r) {
+    thread_local Row row;
+    tokens[r] = row.choose(choices[r], vocabulary);
+  };
+  c->team.run([&] { c->team.loop(rows, 1, choose); }, rows == 1);
 }
 
 // Rows of a matrix as fp32: [rows, inputs].

@@ -11,10 +11,11 @@ from transformers.pytorch_utils import Conv1D
 
 from run_gpt.config import EngineConfig
 from run_gpt.config.windows import BLOCK
-from run_gpt.engine.plan import ScheduledTokens
+from run_gpt.engine.plan import Position, ScheduledTokens
 from run_gpt.engine.runners.base import TransformersRunner
 from run_gpt.engine.runners.lora import Lora
 from run_gpt.engine.runners.native.binding import ACTIVATIONS, GROUP, LANES, Context, Matrix, Memory, ModelStruct
+from run_gpt.engine.runners.native.choices import choose
 from run_gpt.engine.runners.native.families import family_of, shape_of
 from run_gpt.engine.runners.native.inspection import expert_sizes, submodule
 from run_gpt.engine.runners.native.loras import NativeLoras
@@ -185,6 +186,10 @@ class NativeRunner(TransformersRunner):
         vocabulary = logits.shape[-1]
         self._kernels.likeliest(self._context.handle, logits.data_ptr(), len(logits), vocabulary, _address(tokens))
         return tokens.tolist()
+
+    def choose(self, logits: torch.Tensor, positions: Sequence[Position], end_ids: Sequence[int]) -> list[int]:
+        """See ModelRunner."""
+        return choose(self._context, logits, positions, end_ids)
 
     def embed(self, runs: Sequence[ScheduledTokens]) -> torch.Tensor:
         """See ModelRunner."""
