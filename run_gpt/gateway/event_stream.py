@@ -12,7 +12,7 @@ from run_gpt.api.request import AnyRequest
 from run_gpt.api.sse import StreamForm, data_event
 from run_gpt.errors import InternalError, RequestError
 from run_gpt.gateway.connection import COMMENT as CONNECTION_COMMENT
-from run_gpt.gateway.long_answers import send_slices
+from run_gpt.gateway.long_answers import SLICE_BYTES, send_slices
 from run_gpt.gateway.record import note_error
 from run_gpt.gateway.service import Service
 
@@ -114,7 +114,10 @@ class _Writer:
         if not self.begun:
             self.begun = True
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        await send_slices(self._send, content)
+        if len(content) <= SLICE_BYTES:  # without one coroutine more for each event
+            await self._send({"type": "http.response.body", "body": content, "more_body": True})
+        else:
+            await send_slices(self._send, content)
 
     async def end(self) -> None:
         """Send the end of the body."""

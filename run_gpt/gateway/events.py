@@ -52,9 +52,8 @@ class TextEvents:
             pieces = await self._pieces()
             if self._over:
                 return self._writer.written(self._writer.end())
-            write = partial(self._write, pieces)
-            long = any(piece.finish for _, piece in pieces) and self._writer.unread_bytes > LONG_ANSWER
-            if written := await in_thread(write) if long else write():
+            long = self._writer.unread_bytes > LONG_ANSWER and any(piece.finish for _, piece in pieces)
+            if written := await in_thread(partial(self._write, pieces)) if long else self._write(pieces):
                 return written
         return b""
 
@@ -68,17 +67,16 @@ class TextEvents:
         else:
             updates = await self._streams.read()
             self._over = not updates
+            pieces, long = [], False
             for which, one in updates:
                 if isinstance(one, Head):
                     self._writer.begin(which, one)
-                elif one.logprobs:
-                    self._waiting += ((which, piece) for piece in one.split(MOST_BYTES))
                 else:
-                    self._waiting.append((which, one))
-        if not any(piece.logprobs for _, piece in self._waiting):
-            pieces = [*self._waiting]
-            self._waiting.clear()
-            return pieces
+                    pieces.append((which, one))
+                    long = long or bool(one.logprobs)
+            if not long:
+                return pieces
+            self._waiting += ((which, part) for which, piece in pieces for part in piece.split(MOST_BYTES))
         pieces, size = [], 0
         while self._waiting and size < MOST_BYTES:
             pieces.append(self._waiting.popleft())

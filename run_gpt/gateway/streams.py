@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from run_gpt.api.endpoints import endpoint_of
-from run_gpt.api.pieces import Head, Piece, Whole
+from run_gpt.api.pieces import Head, Piece
 from run_gpt.api.request import AnyRequest
 from run_gpt.api.schema import Request
 from run_gpt.api.together import Turns
@@ -61,10 +61,10 @@ class Streams:
         updates: list[tuple[int, Head | Piece]] = []
         for which, exchange in list(self._exchanges.items()):
             for one in exchange.take():
-                if isinstance(one, bytes | Whole):
+                if isinstance(one, Piece):
+                    self._unfinished[which] -= one.finish is not None
+                elif not isinstance(one, Head):
                     continue  # no part of a text: if its end is missing, the answer is an error
-                if isinstance(one, Piece) and one.finish is not None:
-                    self._unfinished[which] -= 1
                 updates.append((which, one))
             if exchange.over:
                 del self._exchanges[which]
