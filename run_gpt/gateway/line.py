@@ -17,7 +17,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 200),
     # Two gateways in one process must not share a connection: each ends its own.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from run_gpt.gateway.discovery import Name, Resolve, is_name, split_address, wanted
-from run_gpt.gateway.replica import PROBE_SECONDS, Replica
+from run_gpt.gateway.replica import CONNECTING_SECONDS, PROBE_SECONDS, Replica
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,9 @@ class Members:
     def _watch(self, replica: Replica) -> None:
         # When thousands are found at once, their first probes are spread over time.
         first = random.uniform(0, len(self.replicas) / PROBES_PER_SECOND)
-        self._watchers[replica.address] = asyncio.create_task(replica.watch(first, self._pause))
+        self._watchers[replica.address] = asyncio.create_task(replica.watch(first, partial(self._pause, replica)))
 
-    def _pause(self) -> float:
+    def _pause(self, replica: Replica) -> float:
         """Return the seconds to a replica's next probe, with jitter, so that the replicas' probes do not coincide."""
-        return random.uniform(0.8, 1.2) * max(PROBE_SECONDS, len(self.replicas) / PROBES_PER_SECOND)
+        seconds = CONNECTING_SECONDS if replica.state == "connecting" else PROBE_SECONDS
+        return random.uniform(0.8, 1.2) * max(seconds, len(self.replicas) / PROBES_PER_SECOND)

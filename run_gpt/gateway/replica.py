@@ -23,6 +23,8 @@ PREPARED: tuple[State, ...] = ("ready", "silent", "stuck")
 """States in which a replica may get requests; one that is not `ready` gets them only where none is."""
 
 PROBE_SECONDS = 0.5
+CONNECTING_SECONDS = 0.1
+"""Time between two probes of a replica that has not been seen yet: a server that starts is ready that much earlier."""
 PROBE_TIMEOUT = 2.0
 LATE_PROBES = 4
 """Number of late probes in a row after which a replica with an open port is lost; a busy one is silent for a while."""

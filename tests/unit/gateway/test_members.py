@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -161,9 +162,11 @@ async def test_nothing_is_watched_before_the_start() -> None:
 async def test_probes_of_many_are_spread_out_and_bounded() -> None:
     """Ten thousand replicas must not be probed twice a second each: a core cannot do that much."""
     them = Members(["engines:5"], nothing, Resolver())
-    assert 0.4 <= them._pause() <= 0.6
-    them.replicas = dict.fromkeys(map(str, range(10_000)))  # type: ignore[arg-type]
-    pauses = [them._pause() for _ in range(1000)]
+    known, new = cast("Replica", SimpleNamespace(state="lost")), cast("Replica", SimpleNamespace(state="connecting"))
+    assert 0.4 <= them._pause(known) <= 0.6
+    assert 0.08 <= them._pause(new) <= 0.12, "a server that starts is ready as soon as its replica is"
+    them.replicas = dict.fromkeys(map(str, range(10_000)), new)
+    pauses = [them._pause(new) for _ in range(1000)]
     assert 16 <= min(pauses) < 18
     assert 22 < max(pauses) <= 24
 
