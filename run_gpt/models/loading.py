@@ -25,6 +25,7 @@ from run_gpt.models.placement import Placement, place
 from run_gpt.models.progress import OnProgress, no_progress
 from run_gpt.models.quiet import quiet_transformers
 from run_gpt.models.reading import CleanUp, read_model
+from run_gpt.models.rendering import start_process
 from run_gpt.models.sampling import Defaults, sampling_defaults
 from run_gpt.models.target import QUANTISED, Target
 from run_gpt.models.template_choice import choose_template, template_notes
@@ -112,6 +113,8 @@ def load_weights(
             _require_bitsandbytes(target, packer)
         tokenizer = read_tokenizer(files, trust_remote_code=trusted)
         template = choose_template(files, model_config.model_type, tokenizer, placement.config.chat_template)
+        if tokenizer.chat_template:
+            start_process()  # `template_notes` looks at the templates
         model, clean_ups = read_model(replace(placement, target=target), model_config, packer, on_progress)
     with ExitStack() as on_failure:
         for clean_up in clean_ups:

@@ -144,6 +144,17 @@ class _TimeUp(Exception):
 
 _places = threading.Semaphore(AT_ONCE)
 _idle: list[_Process] = []
+_starting: list[_Process] = []
+
+
+def start_process() -> None:
+    """Start a process for the next template, unless one is there. Does not wait: it starts beside the load of a model.
+
+    An error is raised by the first rendering.
+    """
+    if not _idle and not _starting:
+        with suppress(OSError):
+            _starting.append(_Process())
 
 
 def _ask(message: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +184,7 @@ def _take() -> _Process:
                 return process
             process.end()
     try:
-        process = _Process()
+        process = _started()
         if process.ask({"template": ""}, _START_SECONDS) is not None:
             return process
         process.end()
@@ -182,10 +193,18 @@ def _take() -> _Process:
     raise InternalError("the process that renders chat templates did not start; its own words are in the server's log")
 
 
+def _started() -> _Process:
+    """Return the process that starts beside a load, or a new one."""
+    with suppress(IndexError):
+        return _starting.pop()
+    return _Process()
+
+
 def end_processes() -> None:
     """End the processes that wait for the next template. They end with this process, too."""
-    while _idle:
-        _idle.pop().end()
+    for processes in (_idle, _starting):
+        while processes:
+            processes.pop().end()
 
 
 atexit.register(end_processes)

@@ -219,3 +219,17 @@ def test_calls_in_another_form_than_answers_are_read_in_are_refused(tiny_model: 
     with pytest.raises(InvalidRequest, match="calls in the form hermes, and answers are read in the form json"):
         render_chat(tokenizer, CHAT, tools=offered, tool_format=form, jinja=hermes)
     assert text_of(tokenizer, tools=offered, tool_format=form, jinja="{{ messages[-1].role }}") == "user"
+
+
+def test_the_process_that_starts_beside_a_load_runs_the_first_template() -> None:
+    """Without it the load of each model would wait a quarter of a second for its template."""
+    rendering.end_processes()
+    rendering.start_process()
+    rendering.start_process()
+    (process,) = rendering._starting
+    assert rendering.compile_fault("hello") is None
+    assert (rendering._idle, rendering._starting) == ([process], [])
+    rendering.start_process()
+    assert rendering._starting == []
+    rendering.end_processes()
+    assert not process.lives
