@@ -9,9 +9,10 @@ from types import FrameType
 def main() -> None:
     """Run the command line. A RunGPTError becomes one line on stderr and exit code 1."""
     before = signal.signal(signal.SIGINT, _leave)
-    from run_gpt.cli.app import app
+    from run_gpt.cli.app import app, prepare
     from run_gpt.errors import RequestError, RunGPTError
 
+    prepare(sys.argv[1:])
     signal.signal(signal.SIGINT, before)
     try:
         app(prog_name="rungpt")

@@ -1,10 +1,67 @@
-"""The `rungpt` application: registers all commands."""
+"""The `rungpt` application. A command's module is imported when the command is called, or for the help of all."""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from run_gpt.cli import adapters, ask, bench, bench_model, check, deploy, models, playground, serve, served, top
+_HOME = {
+    "serve": ("serve", "serve"),
+    "generate": ("ask", "generate"),
+    "chat": ("ask", "chat"),
+    "embed": ("ask", "embed"),
+    "playground": ("playground", "playground"),
+    "top": ("top", "top"),
+    "models": ("models", "app"),
+    "adapters": ("adapters", "app"),
+    "deploy": ("deploy", "app"),
+    "bench": ("bench", "app"),
+}
+"""Module of each command, and the name there of its function, or of the application that has its commands."""
+
+
+class _Commands(Mapping[str, Any]):
+    """Commands by their names; each is made when it is looked up."""
+
+    def __getitem__(self, name: str) -> Any:
+        module, attribute = _HOME[name]
+        found = getattr(import_module(f"run_gpt.cli.{module}"), attribute)
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        if isinstance(found, typer.Typer):
+            alone.add_typer(found, name=name)
+        else:
+            alone.command(name)(found)
+        return typer.main.get_group(alone).commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_HOME)
+
+    def __len__(self) -> int:
+        return len(_HOME)
+
+
+class _Group(TyperGroup):
+    """Group of all commands."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.commands = _Commands()  # type: ignore[assignment]  # nothing is added to them
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands."""
+        return list(_HOME)
+
+
+def prepare(arguments: list[str]) -> None:
+    """Import the module of the command that these arguments call, if they do."""
+    if arguments and arguments[0] in _HOME:
+        import_module(f"run_gpt.cli.{_HOME[arguments[0]][0]}")
+
 
 app = typer.Typer(
+    cls=_Group,
     help="Serve large language models over gRPC and HTTP, or use them right here.",
     no_args_is_help=True,
     add_completion=False,
@@ -30,19 +87,3 @@ def rungpt(
     version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
 ) -> None:
     pass
-
-
-app.command()(serve.serve)
-app.command()(ask.generate)
-app.command()(ask.chat)
-app.command()(ask.embed)
-app.command()(playground.playground)
-app.command()(top.top)
-models.app.command(rich_help_panel=models.CACHE)(check.check)
-for command in (served.served, served.load, served.unload):
-    models.app.command(rich_help_panel="A running server")(command)
-app.add_typer(models.app, name="models")
-app.add_typer(adapters.app, name="adapters")
-app.add_typer(deploy.app, name="deploy")
-bench.app.command()(bench_model.model)
-app.add_typer(bench.app, name="bench")

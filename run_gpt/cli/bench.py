@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from run_gpt.cli import options
+from run_gpt.cli.bench_model import model
 from run_gpt.errors import SetupError
 
 if TYPE_CHECKING:
@@ -278,3 +279,6 @@ def _write(
             report.write_html(results, drawn, html)
         if png:
             plots.write(drawn, png)
+
+
+app.command()(model)

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from run_gpt import models
+from run_gpt.cli.check import check
+from run_gpt.cli.served import load, served, unload
 from run_gpt.errors import SetupError
 from run_gpt.models.estimate import BYTES, Estimate, estimate_entry, estimate_folder
 from run_gpt.models.files import entry_of
@@ -110,3 +112,8 @@ def rm(name: Name) -> None:
     if not freed:
         raise SetupError(f"{name} is not in the cache: nothing was deleted")
     print(f"{size_text(freed)} freed")
+
+
+app.command(rich_help_panel=CACHE)(check)
+for _command in (served, load, unload):
+    app.command(rich_help_panel="A running server")(_command)

@@ -8,13 +8,15 @@ from collections.abc import Callable, Collection
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from run_gpt.api.schema import Parameters
 from run_gpt.config import API_KEY_VARIABLE, DEFAULT_MODEL, ModelConfig, Option, flag_of, options_of
 from run_gpt.errors import SetupError
+
+if TYPE_CHECKING:
+    from run_gpt.api.schema import Parameters
 
 PARAMETERS = "Request"
 
@@ -55,7 +57,7 @@ def with_config(config: type[Any], into: str, leave_out: Collection[str] = ()) -
     return lambda command: extended(command, into, options, _values)
 
 
-def with_parameters(schema: type[Parameters]) -> Callable[[Command], Command]:
+def with_parameters(schema: "type[Parameters]") -> Callable[[Command], Command]:
     """Add an option to a command for each field of the schema. It receives those that were set as `parameters`."""
     options = [_parameter(name, schema) for name in schema.model_fields if name not in _NO_OPTION]
 
@@ -129,7 +131,7 @@ def _setting(name: str, hint: Any, default: Any, declared: Option) -> inspect.Pa
     return keyword(name, kind | None if optional else kind, None if optional else default, option)
 
 
-def _parameter(name: str, schema: type[Parameters]) -> inspect.Parameter:
+def _parameter(name: str, schema: "type[Parameters]") -> inspect.Parameter:
     field = schema.model_fields[name]
     kind, written = _WRITTEN.get(name) or (_plain(field.annotation), "")
     text = " ".join([(field.description or "").replace("`", ""), written]).strip()

@@ -3,13 +3,15 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import os, signal, sys
 from run_gpt.cli import main
 
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
-        if name == "run_gpt.cli.app":
+        if name == sys.argv[-1]:
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Interrupting())
@@ -17,6 +19,8 @@ main()
 """
 
 
-def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_word() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
+@pytest.mark.parametrize("module", ["run_gpt.cli.app", "run_gpt.cli.serve"])
+def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_word(module: str) -> None:
+    command = [sys.executable, "-c", PROGRAM, "serve", module]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
