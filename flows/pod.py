@@ -27,7 +27,7 @@ from run_gpt.flows.reading import flow_of_environment, flow_of_supervisor
 from run_gpt.flows.sharing import thread_environment
 from run_gpt.flows.traces import trace_arguments
 from run_gpt.process import logs
-from run_gpt.process.imports import without_collection
+from run_gpt.process.imports import large_imports
 
 _NOISE = ("Getting endpoints failed", "can not load the executor", "The given arguments", "WireError(")
 """Beginnings of Jina's log lines that are dropped.
@@ -119,7 +119,7 @@ def drain_seconds(flow: dict[str, Any]) -> float:
 
 def _run_gateway(flow: dict[str, Any]) -> int:
     sys.modules["torch"] = None  # type: ignore[assignment]  # docarray would import it: seconds and 200 MB for nothing
-    with without_collection():
+    with large_imports():
         import run_gpt.process._jina  # noqa: F401, I001  (mends jina; must come before it)
         from jina.parsers import set_gateway_parser
         from jina.serve.runtimes.gateway.request_handling import GatewayRequestHandler
@@ -136,8 +136,7 @@ def _run_gateway(flow: dict[str, Any]) -> int:
 
 def _run_executor(flow: dict[str, Any], index: int, listen_host: str | None) -> int:
     os.environ.update(thread_environment() | os.environ)  # before torch is imported; variables that are set win
-    with without_collection():
-        sys.modules["boto3"] = None  # type: ignore[assignment]  # accelerate would import it, where `deploy` has it
+    with large_imports():
         _import_docarray_without_torch()
         import run_gpt.process._jina  # noqa: F401, I001  (mends jina; must come before it)
         from jina.parsers import set_pod_parser

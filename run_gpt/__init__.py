@@ -22,9 +22,9 @@ def __getattr__(name: str) -> Any:
 
         return version("rungpt")
     if name in _HOME:
-        from run_gpt.process.imports import without_collection
+        from run_gpt.process.imports import large_imports
 
-        with without_collection():
+        with large_imports():
             return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -15,7 +15,7 @@ from run_gpt.executors.causal_lm.footprint import Footprint
 from run_gpt.executors.causal_lm.watch import EngineWatch
 from run_gpt.models import served_names
 from run_gpt.models.files import startup_adapters
-from run_gpt.process.imports import without_collection
+from run_gpt.process.imports import large_imports
 
 if TYPE_CHECKING:
     from run_gpt.engine.heartbeat import Heartbeat
@@ -142,10 +142,8 @@ class Host:
             self._loading = None
 
     def _load(self) -> "Model":
-        with without_collection():
-            from run_gpt.local.create import (
-                load_model,  # imports torch, which an executor without a model does not need
-            )
+        with large_imports():
+            from run_gpt.local.create import load_model  # imports torch; an executor without a model does not need it
 
         gc.freeze()
 

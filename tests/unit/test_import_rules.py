@@ -125,3 +125,59 @@ def test_a_light_module_imports_nothing_heavy(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
+
+
+NEVER = ("botocore", "docker", "kubernetes", "matplotlib", "pandas", "scipy", "sklearn", "torchvision")
+"""Packages that no process needs, though others of the environment may bring them."""
+ROLES = {
+    "gateway": ("torch", "transformers", "tokenizers", "llguidance", "fastapi", "PIL", "sympy"),
+    "executor": (
+        "torch",
+        "transformers",
+        "tokenizers",
+        "llguidance",
+        "fastapi",
+        "PIL",
+        "sympy",
+        "starlette",
+        "uvicorn",
+    ),
+}
+"""Packages that a process of each role must not import; an executor: while it has no model."""
+_POD = """
+import json, sys, types, yaml
+from run_gpt.config import ServeConfig
+from run_gpt.flows import pod, render
+from run_gpt.process.imports import DEFERRED, large_imports
+def imported(names): return [name for name in names if sys.modules.get(name) is not None]
+def run(): return [name for name in imported(DEFERRED) if type(sys.modules[name]).__name__ != "_Deferred"]
+flow = yaml.safe_load(render.render_flow(ServeConfig(), worker_ports=[1]))
+pod._run = lambda args, start: types.SimpleNamespace(executor=None)
+never, role, names = json.loads(sys.argv[1])
+pod._run_gateway(flow) if role == "gateway" else pod._run_executor(flow, 0, None)
+found = imported(names)
+if role == "executor":
+    with large_imports():
+        import run_gpt.local.model
+print(json.dumps([found + imported(never), run()]))
+"""
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_process_imports_only_what_it_uses(role: str) -> None:
+    """Else each start of a server would one day take a second more."""
+    asked = json.dumps([NEVER, role, ROLES[role]])
+    done = subprocess.run([sys.executable, "-c", _POD, asked], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    imported, run = json.loads(done.stdout.splitlines()[-1])
+    assert imported == []
+    assert run == [], "these ran, though they are deferred"
+
+
+def test_rungpt_serve_imports_no_other_command() -> None:
+    """Else the processes of a server would start half a second later."""
+    names = ("pydantic", "run_gpt.api", "run_gpt.bench", "run_gpt.deploy", "run_gpt.cli.ask", *HEAVY)
+    code = "from run_gpt.cli.app import prepare; prepare(['serve']); import run_gpt.cli.serving, json, sys; "
+    code += f"print(json.dumps([name for name in {names} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == []
