@@ -52,8 +52,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-PORTS = cycle(range(12_000 + 2_000 * (WORKER % 10), 14_000 + 2_000 * (WORKER % 10)))
-"""Ports for this worker alone, below those that the system gives to clients."""
+FIRST_PORT = 12_000 + 1_000 * (WORKER % 20)
+PORTS = cycle(range(FIRST_PORT, FIRST_PORT + 1_000))
+"""Ports for this worker alone, of 20, below those that the system gives to clients."""
 
 
 def free_ports(count: int) -> list[int]:
