@@ -25,36 +25,43 @@ def workers(server):
     return [p for p in server.processes() if "run_gpt.flows.pod" in p.cmdline() and "executor" in p.cmdline()]
 
 
-async def test_a_killed_replica_loses_no_unary_request_and_no_stream_silently_and_comes_back(start_server, tiny):
+@pytest.fixture(scope="module")
+def two_replicas(start_server, tiny):
+    """Yield a server of two replicas, which the last of its tests ends."""
     with start_server(tiny, "--replicas", "2", "--precision", "fp32") as server:
-        async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
-            await replicas_ready(client, 2)
-            expected = (await client.post("/generate", json=SHORT)).json()["choices"][0]["text"]
-            began = [asyncio.Event() for _ in range(4)]
-            streams = [asyncio.create_task(read_stream(client, LONG, event)) for event in began]
-            for event in began:
-                await event.wait()
-            unary = [asyncio.create_task(client.post("/generate", json=SHORT)) for _ in range(6)]
-            victim = workers(server)[0]
-            victim.send_signal(signal.SIGKILL)
+        yield server
 
-            answers = await asyncio.gather(*unary)
-            assert [a.status_code for a in answers] == [200] * 6
-            assert [a.json()["choices"][0]["text"] for a in answers] == [expected] * 6
-            ends = await asyncio.gather(*streams)
-            # Two replicas, four streams, least busy first: two streams were on the victim.
-            assert sorted((finished, error is not None) for _, finished, error in ends) == [
-                (False, True),
-                (False, True),
-                (True, False),
-                (True, False),
-            ]
-            whole = {text for text, finished, _ in ends if finished}
-            assert len(whole) == 1
-            assert all(next(iter(whole)).startswith(text) for text, _, _ in ends)
 
-            await replicas_ready(client, 2)
-            assert victim.pid not in [p.pid for p in workers(server)]
+async def test_a_killed_replica_loses_no_unary_request_and_no_stream_silently_and_comes_back(two_replicas):
+    server = two_replicas
+    async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
+        await replicas_ready(client, 2)
+        expected = (await client.post("/generate", json=SHORT)).json()["choices"][0]["text"]
+        began = [asyncio.Event() for _ in range(4)]
+        streams = [asyncio.create_task(read_stream(client, LONG, event)) for event in began]
+        for event in began:
+            await event.wait()
+        unary = [asyncio.create_task(client.post("/generate", json=SHORT)) for _ in range(6)]
+        victim = workers(server)[0]
+        victim.send_signal(signal.SIGKILL)
+
+        answers = await asyncio.gather(*unary)
+        assert [a.status_code for a in answers] == [200] * 6
+        assert [a.json()["choices"][0]["text"] for a in answers] == [expected] * 6
+        ends = await asyncio.gather(*streams)
+        # Two replicas, four streams, least busy first: two streams were on the victim.
+        assert sorted((finished, error is not None) for _, finished, error in ends) == [
+            (False, True),
+            (False, True),
+            (True, False),
+            (True, False),
+        ]
+        whole = {text for text, finished, _ in ends if finished}
+        assert len(whole) == 1
+        assert all(next(iter(whole)).startswith(text) for text, _, _ in ends)
+
+        await replicas_ready(client, 2)
+        assert victim.pid not in [p.pid for p in workers(server)]
 
 
 async def replicas_ready(client, count):
@@ -64,18 +71,17 @@ async def replicas_ready(client, count):
             await asyncio.sleep(0.1)
 
 
-async def test_sigterm_in_mid_stream_lets_the_stream_finish_and_leaves_no_process(start_server, tiny):
-    with start_server(tiny, "--precision", "fp32") as server:
-        async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
-            began = asyncio.Event()
-            stream = asyncio.create_task(read_stream(client, LONG, began))
-            await began.wait()
-            os.kill(server.process.pid, signal.SIGTERM)
-            _, finished, error = await stream
-            assert (finished, error) == (True, None)
-    # `start_server` has checked the exit code and that no process is left.
-    log = server.log.read_text()
-    assert "Traceback" not in log, log
+async def test_sigterm_in_mid_stream_lets_the_stream_finish_and_leaves_no_process(two_replicas):
+    server, before = two_replicas, len(two_replicas.log.read_text())
+    async with httpx.AsyncClient(base_url=server.http_url, timeout=120) as client:
+        began = asyncio.Event()
+        stream = asyncio.create_task(read_stream(client, LONG, began))
+        await began.wait()
+        os.kill(server.process.pid, signal.SIGTERM)
+        _, finished, error = await stream
+        assert (finished, error) == (True, None)
+    await asyncio.to_thread(server.stop)  # checks the exit code and that no process is left
+    assert "Traceback" not in server.log.read_text()[before:]
 
 
 async def test_a_disconnected_client_frees_its_slot(server):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -72,9 +73,38 @@ def test_a_replica_that_says_it_is_dead_gets_no_request(start_stack: Any) -> Non
     assert httpx.post(f"{stack.http}/generate", json=body()).status_code == 503
 
 
-async def test_one_of_two_replicas_is_killed_under_load(start_stack: Any) -> None:
+@pytest.fixture(scope="module")
+def pair(a_stack: Any, tmp_path_factory: pytest.TempPathFactory, free_ports: Any) -> Iterator[Any]:
+    """Yield a gateway over two workers; the last test kills one."""
+    with a_stack(tmp_path_factory.mktemp("pair"), free_ports(4), 2, {}, "ready") as running:
+        yield running
+
+
+async def test_requests_go_to_the_replica_with_the_fewest(pair: Any) -> None:
+    stack, so_far = pair, len(pair.journal)
+    async with httpx.AsyncClient(timeout=30) as client:
+        stuck = asyncio.create_task(client.post(f"{stack.http}/generate", json=body(words=[], then="hang")))
+        await asyncio.to_thread(wait_until, lambda: len(stack.journal) == so_far + 1)
+        busy = stack.journal[so_far][2]
+        for _ in range(6):
+            assert (await client.post(f"{stack.http}/generate", json=body(words=["a"]))).status_code == 200
+        stuck.cancel()
+        await asyncio.to_thread(wait_until, lambda: stack.journal[-1][0] == "cancelled")
+    assert [who for what, _, who in stack.journal[so_far + 1 :] if what == "begin" and who == busy] == []
+
+
+async def test_idle_replicas_take_turns(pair: Any) -> None:
+    so_far = len(pair.journal)
+    async with httpx.AsyncClient(timeout=30) as client:
+        for _ in range(6):
+            await client.post(f"{pair.http}/generate", json=body(words=["a"]))
+    begun = [who for what, _, who in pair.journal[so_far:] if what == "begin"]
+    assert sorted(begun) == ["w0"] * 3 + ["w1"] * 3
+
+
+async def test_one_of_two_replicas_is_killed_under_load(pair: Any) -> None:
     """The other replica answers all unary requests; streams on the killed one end with an error, none repeats text."""
-    stack = start_stack(replicas=2)
+    stack, so_far = pair, len(pair.journal)
     async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=100)) as client:
         post = [
             asyncio.create_task(client.post(f"{stack.http}/generate", json=body(words=20, delay=0.05)))
@@ -83,7 +113,7 @@ async def test_one_of_two_replicas_is_killed_under_load(start_stack: Any) -> Non
         long = body(words=60, delay=0.05)
         begun: list[str] = []
         streams = [asyncio.create_task(read_stream(client, stack, long, begun)) for _ in range(10)]
-        await asyncio.to_thread(wait_until, lambda: len(begun) == 10 and len(stack.journal) == 30)
+        await asyncio.to_thread(wait_until, lambda: len(begun) == 10 and len(stack.journal) == so_far + 30)
         await asyncio.to_thread(stack.kill, "executor1")
         stack.processes.pop("executor1")
         answers = await asyncio.gather(*post)
@@ -100,27 +130,6 @@ async def test_one_of_two_replicas_is_killed_under_load(start_stack: Any) -> Non
         got = "".join(w["choices"][0]["text"] for w in words if "choices" in w)
         assert "".join(f"{i} " for i in range(60)).startswith(got)  # from the start, once
         assert text in broken or got.endswith(" 59 ")
-
-
-async def test_requests_go_to_the_replica_with_the_fewest(start_stack: Any) -> None:
-    stack = start_stack(replicas=2)
-    async with httpx.AsyncClient(timeout=30) as client:
-        stuck = asyncio.create_task(client.post(f"{stack.http}/generate", json=body(words=[], then="hang")))
-        await asyncio.to_thread(wait_until, lambda: len(stack.journal) == 1)
-        busy = stack.journal[0][2]
-        for _ in range(6):
-            assert (await client.post(f"{stack.http}/generate", json=body(words=["a"]))).status_code == 200
-        stuck.cancel()
-    assert [who for what, _, who in stack.journal[1:] if what == "begin" and who == busy] == []
-
-
-async def test_idle_replicas_take_turns(start_stack: Any) -> None:
-    stack = start_stack(replicas=2)
-    async with httpx.AsyncClient(timeout=30) as client:
-        for _ in range(6):
-            await client.post(f"{stack.http}/generate", json=body(words=["a"]))
-    begun = [who for what, _, who in stack.journal if what == "begin"]
-    assert sorted(begun) == ["w0"] * 3 + ["w1"] * 3
 
 
 def test_the_servers_own_deadline(start_stack: Any) -> None:

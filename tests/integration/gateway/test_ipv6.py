@@ -22,11 +22,10 @@ pytestmark = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
 
 @pytest.mark.parametrize(("host", "reached_at"), [("::1", ["[::1]"]), ("::", ["[::1]", "127.0.0.1"])])
 def test_http_and_grpc_listen_on_an_ipv6_address(
-    start_stack: Any, bare_stack: Any, free_ports: Any, host: str, reached_at: list[str]
+    stack: Any, bare_stack: Any, free_ports: Any, host: str, reached_at: list[str]
 ) -> None:
-    workers = start_stack()
     grpc, http = free_ports(2)
-    bare_stack.flow = workers.flow | {"gateway": workers.flow["gateway"] | {"host": host, "port": [grpc, http]}}
+    bare_stack.flow = stack.flow | {"gateway": stack.flow["gateway"] | {"host": host, "port": [grpc, http]}}
     bare_stack.start("gateway")
     if host == "::":  # the address that the stack uses
         bare_stack.wait_ready(1)

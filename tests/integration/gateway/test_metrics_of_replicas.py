@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,30 +56,38 @@ async def call(stack: Any, endpoint: str) -> Any:
         return await method(message.SerializeToString())
 
 
-def test_replicas_have_labels_and_add_up(start_stack: Any) -> None:
-    stack = start_stack(replicas=2)
+@pytest.fixture(scope="module")
+def pair(a_stack: Any, tmp_path_factory: pytest.TempPathFactory, free_ports: Any) -> Iterator[Any]:
+    """Yield a gateway over two workers; the last test starts one again."""
+    with a_stack(tmp_path_factory.mktemp("pair"), free_ports(4), 2, {}, "ready") as running:
+        yield running
+
+
+def test_replicas_have_labels_and_add_up(pair: Any) -> None:
+    before = metrics(pair)
     for _ in range(10):
-        httpx.post(f"{stack.http}/generate", json=body(words=3))
-    found = metrics(stack)
-    assert len(words(found)) == 2
-    assert sum(words(found)) == 30
+        httpx.post(f"{pair.http}/generate", json=body(words=3))
+    found = metrics(pair)
+    grown = {name: value - before.get(name, 0) for name, value in found.items()}
+    assert len(words(grown)) == 2
+    assert sum(words(grown)) == 30
     assert found["replicas ready"] == 2
-    assert found["gateway_requests_total /generate  200"] == 10
-    assert found["gateway_request_seconds_count /generate"] == 10
-    assert found["gateway_in_flight"] == found["gateway_scrape_failures_total"] == 0
+    assert grown["gateway_requests_total /generate  200"] == 10
+    assert grown["gateway_request_seconds_count /generate"] == 10
+    assert found["gateway_in_flight"] == grown["gateway_scrape_failures_total"] == 0
 
 
 @pytest.mark.alone
-def test_a_silent_replica_delays_nobody(start_stack: Any) -> None:
+def test_a_silent_replica_delays_nobody(pair: Any) -> None:
     """An operator must see the metrics of the others, and that one replica is missing, within a second."""
-    stack = start_stack(replicas=2)
-    metrics(stack)  # warm-up: some imports happen at the first call
+    stack = pair
+    failures = metrics(stack)["gateway_scrape_failures_total"]  # and a warm-up: the first call imports modules
     (stack.folder / "silent-w0").touch()
     before = time.monotonic()
     found = metrics(stack)
     assert time.monotonic() - before < 3, "a second, and what a busy machine adds"
     assert len(words(found)) == 1
-    assert found["gateway_scrape_failures_total"] == 1
+    assert found["gateway_scrape_failures_total"] == failures + 1
     wait_until(lambda: "gave no metrics" in stack.log_of("gateway"))
     (stack.folder / "silent-w0").unlink()
     assert len(words(metrics(stack))) == 2
@@ -138,8 +147,8 @@ async def test_http_and_grpc_are_counted_and_metrics_are_no_endpoint_of_grpc(sta
     assert found[code] - before[code] == 1
 
 
-def test_a_replica_that_was_started_again_is_a_restart(start_stack: Any) -> None:
-    stack = start_stack(replicas=2)
+def test_a_replica_that_was_started_again_is_a_restart(pair: Any) -> None:
+    stack = pair
     stack.kill("executor0")
     wait_until(lambda: metrics(stack)["replicas lost"] == 1)
     for _ in range(4):
