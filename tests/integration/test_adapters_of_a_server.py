@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from run_gpt import Client, create_model
@@ -34,6 +33,8 @@ TEXTS = ["a cat", "a kitten", "the price of steel"]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Write two LoRAs of the default model, as PEFT does; each changes its answers. Return their folders."""
+    from peft import LoraConfig, get_peft_model  # here, since it takes 5 s in each worker that only collects
+
     folders = []
     for seed, name in enumerate(("pirate", "poet")):
         with torch.device("meta"):

@@ -7,7 +7,6 @@ from functools import cache
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
 
 from run_gpt.config import EngineConfig
 from run_gpt.engine.engine import BatchEngine
@@ -58,6 +57,8 @@ def build(family):
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
     """Return `adapters(family)`, which gives two folders that PEFT has written."""
+
+    from peft import LoraConfig, get_peft_model  # here, since it takes 5 s in each worker that only collects
 
     @cache
     def write(family):
@@ -129,10 +130,17 @@ async def embed(engine, name, ids, pooling="mean", **more):
     return torch.tensor(event.embedding)
 
 
+def with_adapter(family, folder):
+    """Return a new model with PEFT's own adapter, if there is a folder."""
+    from peft import PeftModel
+
+    model = copy.deepcopy(build(family))
+    return model if folder is None else PeftModel.from_pretrained(model, folder).eval()
+
+
 def theirs(family, folder, ids, **options):
     """Return the tokens of PEFT's own model."""
-    model = copy.deepcopy(build(family))
-    model = model if folder is None else PeftModel.from_pretrained(model, folder).eval()
+    model = with_adapter(family, folder)
     ids = torch.tensor([ids])
     options = {"do_sample": False, "max_new_tokens": TOKENS, **options}
     with torch.inference_mode():
@@ -142,8 +150,8 @@ def theirs(family, folder, ids, **options):
 
 def states(family, folder, ids):
     """Return transformers' own hidden states after the last norm: [tokens, hidden]."""
-    model = copy.deepcopy(build(family))
-    model = model if folder is None else PeftModel.from_pretrained(model, folder).merge_and_unload()
+    model = with_adapter(family, folder)
+    model = model if folder is None else model.merge_and_unload()
     with torch.inference_mode():
         return model.base_model(torch.tensor([ids])).last_hidden_state[0]
 
@@ -223,7 +231,7 @@ async def test_a_prompt_is_scored_with_the_adapter_of_its_request(case, start, a
     got = [await scores("1", None), *await asyncio.gather(scores("2", "a"), scores("3", None))]
     for ours, model in zip(
         got,
-        [build(family), PeftModel.from_pretrained(copy.deepcopy(build(family)), folder).eval(), build(family)],
+        [build(family), with_adapter(family, folder), build(family)],
         strict=True,
     ):
         with torch.inference_mode():

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, build, copied_tokenizer, write_checkpoint
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import run_gpt
@@ -23,6 +22,8 @@ Write = Callable[..., tuple[Path, Path]]
 
 def adapter(folder: Path, family: str, seed: int = 1, **options: Any) -> Path:
     """Write an adapter of the family's model, as PEFT saves it by default."""
+    from peft import LoraConfig, get_peft_model  # here, since it takes 5 s in each worker that only collects
+
     torch.manual_seed(seed)
     options = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **options}
     adapted = get_peft_model(build(FAMILIES[family]), LoraConfig(**options))
@@ -35,6 +36,8 @@ def adapter(folder: Path, family: str, seed: int = 1, **options: Any) -> Path:
 
 def theirs(family: str, folder: Path | None) -> str:
     """Return the answer of PEFT's own model."""
+    from peft import PeftModel
+
     model, tokenizer = build(FAMILIES[family]), copied_tokenizer()
     adapted = model if folder is None else PeftModel.from_pretrained(model, folder).eval()
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])

@@ -12,7 +12,6 @@ import kubernetes_validate
 import kubernetes_validate.utils
 import pytest
 import yaml
-from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from pydantic import BaseModel, ValidationError
 
 from run_gpt.config import ServeConfig
@@ -139,7 +138,15 @@ def test_a_cluster_takes_every_object_to_the_last_field(
             assert kubernetes_validate.validate(item, version, strict=True) == version
 
 
-def test_a_wrong_field_would_be_seen() -> None:
+@pytest.fixture(scope="module")
+def scaled_object() -> type[BaseModel]:
+    """Return KEDA's schema. Its module takes seconds to import, in each worker that collects the tests."""
+    from cloudcoil.models.keda.v1alpha1 import ScaledObject
+
+    return ScaledObject
+
+
+def test_a_wrong_field_would_be_seen(scaled_object: type[BaseModel]) -> None:
     """The tests above and below are worthless if the validators accept everything."""
     found = objects(*OTHERS["storage"])
     service = one(found, "Service", "smollm2")
@@ -148,18 +155,20 @@ def test_a_wrong_field_would_be_seen() -> None:
         kubernetes_validate.validate(service, "1.33", strict=True)
     scaled = one(found, "ScaledObject")
     scaled["spec"]["triggers"][0]["metadatum"] = {}
-    assert unknown_fields(ScaledObject.model_validate(scaled), scaled) == ["spec.triggers.metadatum"]
+    assert unknown_fields(scaled_object.model_validate(scaled), scaled) == ["spec.triggers.metadatum"]
     scaled["spec"]["minReplicaCount"] = "many"
     with pytest.raises(ValidationError, match="minReplicaCount"):
-        ScaledObject.model_validate(scaled)
+        scaled_object.model_validate(scaled)
 
 
-def test_keda_takes_the_scaled_object(rendered: tuple[Deployment, list[Object]]) -> None:
+def test_keda_takes_the_scaled_object(
+    rendered: tuple[Deployment, list[Object]], scaled_object: type[BaseModel]
+) -> None:
     deployment, found = rendered
     scaled = [item for item in found if item["kind"] == "ScaledObject"]
     assert bool(scaled) == (deployment.autoscale is not None)
     for item in scaled:
-        assert unknown_fields(ScaledObject.model_validate(item), item) == []
+        assert unknown_fields(scaled_object.model_validate(item), item) == []
         target = item["spec"]["scaleTargetRef"]
         assert one(found, target["kind"], target["name"])["apiVersion"] == target["apiVersion"]
         (trigger,) = item["spec"]["triggers"]
