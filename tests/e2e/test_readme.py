@@ -2,15 +2,12 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from families import write_checkpoint
 
@@ -27,6 +24,9 @@ EXEMPT = {
 
 # Path of the reader's own model in the documents; the tests put a tiny model there.
 MY_MODEL = "./my-model"
+
+BENCHMARK, SHORT = "rungpt bench serve", "--prompt-words 8 --output-tokens 4 --warmup 1"
+"""A command that loads a server, and options that make the load small."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,12 @@ def my_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint("llama", tmp_path_factory.mktemp("models") / Path(MY_MODEL).name)
 
 
-def run_command(command: str, start_server: Callable[..., Any], folder: Path) -> None:
-    """Run one command of a bash snippet. `rungpt serve` does not end: start it, wait until it is ready, and stop it."""
+def run_command(command: str, folder: Path) -> None:
+    """Run one command of a bash snippet. `rungpt serve` does not end: `server` is one, and the rest is shown only."""
     if command in EXEMPT:
         return
     if command.startswith("rungpt serve") and "--dry-run" not in command:
-        with start_server(*shlex.split(command)[2:]) as server:
-            assert httpx.get(f"{server.http_url}/health").status_code == 200
-        return
+        command += " --dry-run"
     check_output(command, run(["bash", "-euo", "pipefail", "-c", command], folder))
 
 
@@ -98,17 +96,15 @@ def check_output(source: str, output: str) -> None:
 
 
 @pytest.mark.parametrize("snippet", snippets(), ids=str)
-def test_snippet(
-    snippet: Snippet, server: Any, start_server: Callable[..., Any], my_model: Path, tmp_path: Path
-) -> None:
+def test_snippet(snippet: Snippet, server: Any, my_model: Path, tmp_path: Path) -> None:
     text = snippet.text.replace(":51000", f":{server.grpc_port}").replace(":52000", f":{server.http_port}")
-    text = text.replace(MY_MODEL, str(my_model))
+    text = text.replace(MY_MODEL, str(my_model)).replace(BENCHMARK, f"{BENCHMARK} {SHORT}")
     if snippet.language == "python":
         check_output(text, run([sys.executable, "-c", text], tmp_path))
         return
     assert snippet.language == "bash", "only bash and python snippets can be run"
     for command in commands(text):
-        run_command(command, start_server, tmp_path)
+        run_command(command, tmp_path)
 
 
 def test_every_exemption_is_used() -> None:
