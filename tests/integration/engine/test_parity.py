@@ -40,6 +40,12 @@ def prompts():
 
 
 def generate(model, prompt, tokens=NEW_TOKENS, **options):
+    """Return transformers' tokens of each sequence; an answer is made once for all runners."""
+    return _generated(model, tuple(prompt), tokens, **options)
+
+
+@cache
+def _generated(model, prompt, tokens, **options):
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         out = model.generate(

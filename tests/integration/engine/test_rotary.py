@@ -5,6 +5,7 @@ Without this a user of Phi-3 would get other answers beside a longer request, af
 
 import asyncio
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -56,7 +57,12 @@ def prompts():
 
 
 def generate(model, prompt, tokens=NEW_TOKENS, **options):
-    """Return `generate`'s tokens by a copy of the model, which has seen no other text."""
+    """Return `generate`'s tokens by a copy of the model, which has seen no other text; made once for all runners."""
+    return _generated(model, tuple(prompt), tokens, **options)
+
+
+@cache
+def _generated(model, prompt, tokens, **options):
     fresh, ids = copy.deepcopy(model), torch.tensor([prompt])
     out = fresh.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, **options)
     return out[0, ids.shape[1] :].tolist()
