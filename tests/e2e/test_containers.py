@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from families import write_checkpoint
 
 from run_gpt.config import FLOW_VARIABLE, ServeConfig
 from run_gpt.flows import render_flow
@@ -25,7 +26,9 @@ from run_gpt.flows.ports import free_ports
 WRAPPER = next((str(path) for path in Path("/usr/lib").glob("*/libnss_wrapper.so")), "")
 NAME = "executors.example"
 WAIT = 90.0
-PARAMETERS = {"prompt": "Count: one, two, three,", "max_new_tokens": 24, "do_sample": False, "min_new_tokens": 24}
+PARAMETERS = {"prompt": "Count: one, two, three,", "max_new_tokens": 40, "do_sample": False, "min_new_tokens": 40}
+PAUSE = 0.1
+"""Seconds between two requests of a user: the cores start executors meanwhile."""
 
 pytestmark = pytest.mark.skipif(
     not WRAPPER, reason="Debian's libnss-wrapper, which gives a name its addresses, is not installed"
@@ -39,7 +42,9 @@ class Containers:
         self.hosts = folder / "hosts"
         self.name([])
         grpc, self.http, self.port = free_ports(3)
-        config = ServeConfig(host="127.0.0.1", grpc_port=grpc, http_port=self.http, max_running=8, drain_seconds=20.0)
+        model = str(write_checkpoint("llama", folder / "tiny"))
+        ports = {"grpc_port": grpc, "http_port": self.http}
+        config = ServeConfig(model_name=model, host="127.0.0.1", **ports, max_running=8, drain_seconds=20.0)
         self.flow = render_flow(config, executor_address=(NAME, self.port))
         self.logs = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -114,12 +119,13 @@ async def ask(client: httpx.AsyncClient, stream: bool) -> str:
 
 
 async def load(containers: Containers, stopped: asyncio.Event, outcomes: Counter[str]) -> None:
-    """Run four users who send one request after the other until the event, 2,000 at most."""
+    """Run four users who send one request after the other until the event, 20,000 at most."""
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{containers.http}", timeout=WAIT) as client:
 
         async def user(stream: bool) -> None:
-            while not stopped.is_set() and outcomes.total() < 2000:
+            while not stopped.is_set() and outcomes.total() < 20_000:
                 outcomes[await ask(client, stream)] += 1
+                await asyncio.sleep(PAUSE)
 
         await asyncio.gather(*(user(stream) for stream in (True, False, True, False)))
 
