@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,18 @@ def opened(checkpoint: Path, precision: str, **options: Any) -> run_gpt.Model:
     )
 
 
+@lru_cache(1)
+def original(family: str) -> Any:
+    """Return the model as it was before it was written to disk."""
+    return build(FAMILIES[family])
+
+
 def generate(family: str, prompt: str, end_ids: tuple[int, ...], **options: Any) -> str:
-    """Return transformers' answer to this prompt alone, from the model as it was before it was written to disk."""
+    """Return transformers' answer to this prompt alone."""
     tokenizer = copied_tokenizer()
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
     with torch.inference_mode():
-        answer = build(FAMILIES[family]).generate(
+        answer = original(family).generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
