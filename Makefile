@@ -10,6 +10,9 @@ ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 3
 
+# Python keeps what it compiles: each of hundreds of processes, and each worker of the tests, would compile it again.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TYPECHECK := build/typecheck
@@ -29,6 +32,13 @@ define check_python
 	"Name another: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 endef
 
+# Types are checked beside the tests, when these leave a core; the result is shown at the end.
+define run_tests
+@mkdir -p build; nice -n 19 $(MAKE) --no-print-directory typecheck >build/types.log 2>&1 & types=$$!; \
+$(BIN)/python -m pytest $(IN_PARALLEL) $(1) $(PYTEST_ARGS); tests=$$?; \
+wait $$types; types=$$?; cat build/types.log; exit $$((tests ? tests : types))
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help install serve check test lint typecheck test-lean test-studies test-clients campaign audit bench-startup clean
 
@@ -42,18 +52,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "==> creating a virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "==> installing RunGPT and its tested dependencies (some minutes the first time: torch is large)"
-	@$(BIN)/python $(PIP_INSTALL) --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python $(PIP_INSTALL) --no-compile --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib >/dev/null 2>&1 || true # what pip does with one core
 	@touch $@
 
 serve: install ## serve MODEL (default: smollm2) on gRPC 51000 and HTTP 52000; ARGS are options of `rungpt serve`
 	@exec $(BIN)/rungpt serve $(MODEL) $(ARGS)
 
-check: lint typecheck ## check style and types, then run the unit tests
-	@$(BIN)/python -m pytest $(IN_PARALLEL) tests/unit $(PYTEST_ARGS)
+check: lint ## check style, then types beside the unit tests
+	$(call run_tests,tests/unit)
 
-test: lint typecheck ## check style and types, then run all tests with WORKERS processes; PYTEST_ARGS chooses some
+test: lint ## check style, then types beside all tests, with WORKERS processes; PYTEST_ARGS chooses some
 	@echo "==> running the tests (the default model, 94 MB, is downloaded the first time)"
-	@$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
+	$(call run_tests,)
 
 lint: install ## check style
 	@echo "==> checking style"
@@ -74,7 +85,7 @@ test-lean: ## run the tests of gateway and client with PYTHON in an environment 
 	echo "==> installing gateway and client, without the model libraries, into $$venv"; \
 	$(PYTHON) -m venv $$venv; \
 	$(PYTHON) scripts/lean_requirements.py > $$venv/requirements.txt; \
-	$$venv/bin/python $(PIP_INSTALL) --constraint constraints.txt --requirement $$venv/requirements.txt; \
+	$$venv/bin/python $(PIP_INSTALL) --no-compile --constraint constraints.txt --requirement $$venv/requirements.txt; \
 	$$venv/bin/python $(PIP_INSTALL) --no-deps --no-build-isolation --editable .; \
 	echo "==> running the tests of gateway and client with $$($$venv/bin/python -V)"; \
 	$$venv/bin/python -m pytest $(IN_PARALLEL) $(LEAN_TESTS)
