@@ -75,7 +75,7 @@ def test_a_replica_that_says_it_is_dead_gets_no_request(start_stack: Any) -> Non
 
 @pytest.fixture(scope="module")
 def pair(a_stack: Any, tmp_path_factory: pytest.TempPathFactory, free_ports: Any) -> Iterator[Any]:
-    """Yield a gateway over two workers; the last test kills one."""
+    """Yield a gateway over two workers; the last tests kill one and end the gateway."""
     with a_stack(tmp_path_factory.mktemp("pair"), free_ports(4), 2, {}, "ready") as running:
         yield running
 
@@ -132,6 +132,17 @@ async def test_one_of_two_replicas_is_killed_under_load(pair: Any) -> None:
         assert text in broken or got.endswith(" 59 ")
 
 
+def test_an_idle_gateway_with_open_connections_ends_at_once(pair: Any) -> None:
+    stack = pair
+    with httpx.Client() as client:
+        client.get(f"{stack.http}/ready")
+        begun = time.monotonic()
+        stack.processes["gateway"].send_signal(signal.SIGTERM)
+        assert stack.processes["gateway"].wait(10) == 0
+    assert time.monotonic() - begun < 3
+    assert "Traceback" not in stack.log
+
+
 def test_the_servers_own_deadline(start_stack: Any) -> None:
     stack = start_stack(request_timeout=0.5)
     unary = httpx.post(f"{stack.http}/generate", json=body(words=[], then="hang"))
@@ -176,17 +187,6 @@ async def test_what_outlives_the_drain_ends_with_an_error(start_stack: Any) -> N
     assert answer.status_code == 503
     assert stack.processes["gateway"].wait(10) == 0
     assert time.monotonic() - begun < 8
-    assert "Traceback" not in stack.log
-
-
-def test_an_idle_gateway_with_open_connections_ends_at_once(start_stack: Any) -> None:
-    stack = start_stack()
-    with httpx.Client() as client:
-        client.get(f"{stack.http}/ready")
-        begun = time.monotonic()
-        stack.processes["gateway"].send_signal(signal.SIGTERM)
-        assert stack.processes["gateway"].wait(10) == 0
-    assert time.monotonic() - begun < 3
     assert "Traceback" not in stack.log
 
 
