@@ -368,7 +368,6 @@ def test_arguments_are_streamed_as_they_come() -> None:
     assert parser.finish() == []
 
 
-@pytest.mark.alone
 def test_a_long_answer_takes_time_in_proportion() -> None:
     """An answer of white space or of unfinished calls must not stop the server."""
     function = [Function("get")]
