@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from run_gpt.engine.runners import llama
+from run_gpt.engine.runners.native.families import FAMILIES as NATIVE
 from run_gpt.models import moss
 from run_gpt.models.catalogue import CATALOGUE, FAMILIES, CatalogueEntry, HubSource
 from run_gpt.models.templates import PLAIN, find_template
@@ -21,7 +21,7 @@ runs in fp32, bf16, fp16, bit8 and bit4; what of that is tested, and where, stan
 [docs/support-matrix.md](docs/support-matrix.md).
 
 * **Runner**: what `--runner auto` takes, see [docs/engine.md](docs/engine.md). `native` needs a CPU that the kernels
-  know and a compiler; elsewhere, and on GPUs, the same families have `fast`.
+  know and a compiler; elsewhere, and on GPUs, Llama, Mistral, Qwen 2 and 3 and SmolLM have `fast`, others `generic`.
 * **Chat**: a tokenizer's own template always comes first. For one without, the named form of the model's card
   (`run_gpt/models/templates.py`), else plain lines of `User: ...` and `Assistant: ...`, which RunGPT says at the start.
 * **Weights** are safetensors or GGUF. A repository that has only pickled weights, as some of the older ones have, is
@@ -34,9 +34,7 @@ This file is made by `python scripts/model_zoo.py --write`.
 
 def runner(model_type: str) -> str:
     """Return the runner of a family on a CPU."""
-    if model_type == "mistral":
-        return "`native`; with a sliding window `generic`"
-    if model_type in llama.FAMILIES:
+    if model_type in NATIVE:
         return "`native`"
     moss.register()
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.for_model(model_type))]
