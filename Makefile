@@ -9,6 +9,7 @@ MODEL ?=
 ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= 3
+KERNELS ?= all
 
 # Python keeps what it compiles: each of hundreds of processes, and each worker of the tests, would compile it again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -40,7 +41,7 @@ wait $$types; types=$$?; cat build/types.log; exit $$((tests ? tests : types))
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve check test lint typecheck test-lean test-studies test-clients campaign audit bench-startup clean
+.PHONY: help install serve wheel check test lint typecheck test-lean test-studies test-clients campaign audit bench-startup clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -58,6 +59,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 serve: install ## serve MODEL (default: smollm2) on gRPC 51000 and HTTP 52000; ARGS are options of `rungpt serve`
 	@exec $(BIN)/rungpt serve $(MODEL) $(ARGS)
+
+wheel: ## build a wheel in dist/ with kernels for AVX2, AVX-512 and AMX (KERNELS=all), for systems without a compiler
+	$(check_python)
+	@echo "==> compiling the kernels into a wheel (a minute or two)"
+	@rm -rf build/lib build/bdist.*
+	@RUNGPT_PREBUILT="$(KERNELS)" $(PYTHON) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@ls -l dist/*.whl
 
 check: lint ## check style, then types beside the unit tests
 	$(call run_tests,tests/unit)

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from run_gpt.api.schema import SYNONYMS, ChatRequest, GenerateRequest, Parameters
 from run_gpt.config import EngineConfig, ModelConfig, options_of
-from run_gpt.config.values import GenerationConfig, Runner
+from run_gpt.config.values import GenerationConfig, KernelSource, Runner
 
 PACKAGE = Path(__file__).parents[1] / "run_gpt"
 MARK = "# Made by scripts/keyword_types.py: change the declarations there, and run it with --write."
@@ -49,7 +49,7 @@ _MODELS = f'''\
 from pathlib import Path
 from typing import TypedDict
 
-from run_gpt.config.values import GenerationConfig, Runner
+from run_gpt.config.values import GenerationConfig, KernelSource, Runner
 '''
 
 
@@ -119,8 +119,9 @@ def kind_of(schema: Mapping[str, Any]) -> str:
 
 def _named(hint: Any) -> str:
     """Return the source of a configuration's type."""
-    if hint in (Runner, GenerationConfig):
-        return "Runner" if hint is Runner else "GenerationConfig"
+    for name, choices in (("Runner", Runner), ("KernelSource", KernelSource), ("GenerationConfig", GenerationConfig)):
+        if hint is choices:
+            return name
     return re.sub(r"\b(typing|pathlib)\.", "", hint.__name__ if isinstance(hint, type) else str(hint))
 
 

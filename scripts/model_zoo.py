@@ -21,7 +21,7 @@ runs in fp32, bf16, fp16, bit8 and bit4; what of that is tested, and where, stan
 [docs/support-matrix.md](docs/support-matrix.md).
 
 * **Runner**: what `--runner auto` takes, see [docs/engine.md](docs/engine.md). `native` needs a CPU that the kernels
-  know and a compiler; elsewhere, and on GPUs, Llama, Mistral, Qwen 2 and 3 and SmolLM have `fast`, others `generic`.
+  know; elsewhere, and on GPUs, Llama, Mistral, Qwen 2 and 3 and SmolLM have `fast`, others `generic`.
 * **Chat**: a tokenizer's own template always comes first. For one without, the named form of the model's card
   (`run_gpt/models/templates.py`), else plain lines of `User: ...` and `Assistant: ...`, which RunGPT says at the start.
 * **Weights** are safetensors or GGUF. A repository that has only pickled weights, as some of the older ones have, is

@@ -152,6 +152,8 @@ class Host:
         )
         for note in model.notes:
             log.warning("%s", note)
+        if model.kernels:
+            print(f"{self.name}: native kernels {model.kernels}", file=sys.stderr)
         gc.collect()
         gc.freeze()  # else Python goes through all objects of torch and transformers now and then: 0.2 s on the loop
         return model

@@ -9,6 +9,7 @@ from run_gpt.config.option import Option, Panel
 from run_gpt.config.values import (
     DEFAULT_MODEL,
     GenerationConfig,
+    KernelSource,
     Precision,
     Runner,
 )
@@ -148,6 +149,14 @@ class EngineConfig(Config):
         Option(
             "native: most families on a CPU; fast: Llama and similar models on a GPU or without a compiler; "
             "generic: all families; alone: one sequence at a time.",
+            Panel.SIZE,
+        ),
+    ] = "auto"
+    kernels: Annotated[
+        KernelSource,
+        Option(
+            "Native kernels: prebuilt: those that the package carries for this kind of CPU; compiled: for this very "
+            "CPU, with its C++ compiler; auto: prebuilt if there are any.",
             Panel.SIZE,
         ),
     ] = "auto"

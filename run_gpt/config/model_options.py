@@ -5,7 +5,7 @@
 from pathlib import Path
 from typing import TypedDict
 
-from run_gpt.config.values import GenerationConfig, Runner
+from run_gpt.config.values import GenerationConfig, KernelSource, Runner
 
 
 class ModelOptions(TypedDict, total=False):
@@ -44,6 +44,9 @@ class ModelOptions(TypedDict, total=False):
     runner: Runner
     """native: most families on a CPU; fast: Llama and similar models on a GPU or without a compiler; generic: all
     families; alone: one sequence at a time. Default: auto."""
+    kernels: KernelSource
+    """Native kernels: prebuilt: those that the package carries for this kind of CPU; compiled: for this very CPU, with
+    its C++ compiler; auto: prebuilt if there are any. Default: auto."""
     max_context: int | None
     """Most tokens of prompt and answer together; default: the model's."""
     max_cache_tokens: int | None

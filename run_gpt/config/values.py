@@ -6,6 +6,7 @@ DEFAULT_MODEL = "smollm2"
 Precision = Literal["auto", "fp32", "fp16", "bf16", "bit8", "bit4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Runner = Literal["auto", "native", "fast", "generic", "alone"]
+KernelSource = Literal["auto", "prebuilt", "compiled"]
 GenerationConfig = Literal["auto", "none"]
 DEVICE_MAPS = ("single", "balanced", "auto", "sequential")
 API_KEY_VARIABLE = "RUNGPT_API_KEY"

@@ -1,4 +1,4 @@
-"""Native kernels of a load: they are compiled beside it, and pack the weights if they are ready in time."""
+"""Native kernels of a load: prebuilt or compiled beside it; they pack the weights if they are ready in time."""
 
 import logging
 from collections.abc import Mapping
@@ -28,7 +28,9 @@ _log = logging.getLogger("run_gpt")
 def start_kernels(
     config: EngineConfig, device: str | None, folder: Path, *, quantised: bool = False, parallel: bool = False
 ) -> "Future[Kernels] | None":
-    """Start to compile the native kernels, unless another runner or a GPU is wanted, or this machine cannot run them.
+    """Get the native kernels, or start to compile them, unless another runner or a GPU is wanted.
+
+    None as well if this machine cannot run them, which is logged.
 
     `quantised`: bit8 or bit4 is wanted, for which the generic runner needs these kernels, too.
 
@@ -43,12 +45,12 @@ def start_kernels(
     runners = ("auto", "native", "generic", "alone") if quantised else ("auto", "native")
     if wanted or config.runner not in runners or on_gpu:
         return None
-    if reason := unsupported():
+    if reason := unsupported(config.kernels):
         if config.runner == "native":
             raise SetupError(f"--runner native: {reason}")
         _log.warning("answers will come slower than they could, without the native kernels: %s", reason)
         return None
-    return native.building(folder)
+    return native.building(folder, config.kernels)
 
 
 def packer_for(
@@ -96,3 +98,10 @@ def finished(kernels: "Future[Kernels]", *, must: bool) -> "Kernels | None":
             raise
         _log.warning("answers will come slower than they could: %s", error)
         return None
+
+
+def origin(kernels: "Future[Kernels]") -> str | None:
+    """Return words for where the kernels come from; None if they cannot be compiled."""
+    if not kernels.done():
+        return "being compiled; another runner answers until then"
+    return None if kernels.exception() else kernels.result().origin

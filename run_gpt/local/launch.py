@@ -24,7 +24,7 @@ from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.engine.runners.rotary import switch_length
 from run_gpt.engine.text import Decode
 from run_gpt.errors import InvalidRequest, ModelLoadError, SetupError
-from run_gpt.local.kernels import finished, packer_for, start_kernels
+from run_gpt.local.kernels import finished, origin, packer_for, start_kernels
 from run_gpt.local.parallel import Followers, load_shares
 from run_gpt.local.prompts import answer_decoder
 from run_gpt.models import LoadedModel, OnProgress, no_progress
@@ -53,6 +53,8 @@ class RunningModel:
     grammars: GrammarCompiler
     context_length: int
     """Largest number of tokens of prompt and answer together: of the model, of the settings and of the KV cache."""
+    kernels: str | None = None
+    """Words for the native kernels that the model uses, or will when they are compiled; None: it uses none."""
 
 
 def launch(
@@ -111,6 +113,7 @@ def start_model(
         config = replace(config, max_context=min(loaded.context_length, config.max_context or loaded.context_length))
         grammars = GrammarCompiler(loaded.tokenizer, loaded.vocabulary, end_ids_of(loaded.model))
         on_failure.callback(grammars.close)
+        used = _kernels_text(loaded, config, kernels)
         engine = start_engine(loaded, answer_decoder(loaded), config, kernels, followers=followers, on_dead=on_dead)
         on_failure.callback(engine.shutdown)
         try:
@@ -120,7 +123,7 @@ def start_model(
             raise ModelLoadError(error.message) from error
         context = min(limit for limit in (config.max_context, engine.scheduler.slots.longest) if limit)
         on_failure.pop_all()
-    return RunningModel(loaded, engine, grammars, context)
+    return RunningModel(loaded, engine, grammars, context, used)
 
 
 def _within_one_embedding(loaded: LoadedModel, config: EngineConfig, followers: Followers | None) -> LoadedModel:
@@ -132,6 +135,12 @@ def _within_one_embedding(loaded: LoadedModel, config: EngineConfig, followers: 
     why = "code of its own (--trust-remote-code)" if own_code else "--compile or --tensor-parallel"
     note = f"the context is {switch} tokens, not {loaded.context_length}: longer texts have other rotary frequencies, "
     return replace(loaded, context_length=switch, notes=(*loaded.notes, f"{note}which are not exact with {why}"))
+
+
+def _kernels_text(loaded: LoadedModel, config: EngineConfig, kernels: "MaybeKernels") -> str | None:
+    if loaded.packer is None and (config.runner not in ("auto", "native") or not fits(loaded.model)):
+        return None
+    return None if kernels is None else origin(kernels)
 
 
 def start_engine(

@@ -63,6 +63,8 @@ class Model(LanguageModel):
         self.device = loaded.device
         self.notes = loaded.notes
         """Choices that differ from the requested settings; one line each."""
+        self.kernels = running.kernels
+        """Words for the native kernels that the model uses, such as `prebuilt for avx2`; None: it uses none."""
         self.context_length = running.context_length
         """Largest number of tokens of prompt and answer together."""
         self.tokenizer = loaded.tokenizer

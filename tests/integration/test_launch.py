@@ -118,7 +118,7 @@ def test_kernels_are_for_a_cpu_and_only_where_they_may_be_used(monkeypatch, capl
     folder = cache_root() / "kernels"
     assert start_kernels(EngineConfig(runner="generic"), None, folder) is None
     assert start_kernels(CONFIG, "cuda:0", folder) is None
-    monkeypatch.setattr("run_gpt.local.kernels.unsupported", lambda: "there is no C++ compiler: install g++")
+    monkeypatch.setattr("run_gpt.local.kernels.unsupported", lambda source: "there is no C++ compiler: install g++")
     assert start_kernels(CONFIG, None, folder) is None
     assert "install g++" in caplog.text
     with pytest.raises(SetupError, match=r"--runner native: there is no C\+\+ compiler"):

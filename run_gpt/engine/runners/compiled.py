@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from run_gpt.engine.runners.native.build import unsupported
+from run_gpt.engine.runners.native.build import NO_COMPILER
+from run_gpt.engine.runners.native.targets import compiler
 from run_gpt.errors import SetupError
 
 
@@ -15,8 +16,8 @@ def prepare_compiler(folder: Path) -> None:
 
     Raises SetupError on a machine without a GPU if there is no compiler for its CPU.
     """
-    if not torch.cuda.is_available() and "compiler" in (reason := unsupported() or ""):
-        raise SetupError(f"--compile: {reason}")
+    if not torch.cuda.is_available() and compiler() is None:
+        raise SetupError(f"--compile: {NO_COMPILER}")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 

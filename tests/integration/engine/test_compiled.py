@@ -76,7 +76,7 @@ def test_what_cannot_be_compiled_says_so(tmp_path, monkeypatch):
         with pytest.raises(SetupError, match=f"--compile is for the generic runner: leave --runner {runner}"):
             start_kernels(EngineConfig(runner=runner, compile=True), "cpu", tmp_path)
     assert start_kernels(EngineConfig(compile=True), "cpu", tmp_path) is None
-    monkeypatch.setattr(compiled, "unsupported", lambda: "there is no C++ compiler: install g++")
+    monkeypatch.setattr(compiled, "compiler", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SetupError, match=r"--compile: there is no C\+\+ compiler"):
         compiled.prepare_compiler(tmp_path)
@@ -84,12 +84,12 @@ def test_what_cannot_be_compiled_says_so(tmp_path, monkeypatch):
 
 def test_what_is_compiled_is_kept_in_the_model_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(compiled, "unsupported", lambda: None)
+    monkeypatch.setattr(compiled, "compiler", lambda: "g++")
     compiled.prepare_compiler(tmp_path)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path)
 
 
 def test_any_index_of_the_cpu_is_the_cpu(tmp_path, monkeypatch):
-    monkeypatch.setattr("run_gpt.local.kernels.unsupported", lambda: "none here")
+    monkeypatch.setattr("run_gpt.local.kernels.unsupported", lambda source: "none here")
     with pytest.raises(SetupError, match="--runner native: none here"):
         start_kernels(EngineConfig(runner="native"), "cpu:0", tmp_path)

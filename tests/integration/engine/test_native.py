@@ -17,6 +17,7 @@ from run_gpt.engine.runners.native.binding import FORMATS, Context, Kernels, Mat
 from run_gpt.engine.runners.native.build import built, unsupported
 from run_gpt.engine.runners.native.families import shape_of
 from run_gpt.engine.runners.native.runner import NativeRunner, fits
+from run_gpt.engine.runners.native.targets import BUILDS, NATIVE
 from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.engine.slots import Copy
 from run_gpt.models.cache import cache_root
@@ -43,7 +44,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=["native", "x86-64-v3"])
+@pytest.fixture(scope="module", params=[NATIVE, BUILDS[-1].options], ids=["native", BUILDS[-1].name])
 def kernels(request):
     return Kernels(built(cache_root() / "kernels", request.param))
 

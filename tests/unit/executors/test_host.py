@@ -22,6 +22,7 @@ class ScriptedModel:
     """Stand-in for the result of `load_model`, without a model."""
 
     notes = ("a note",)
+    kernels = "prebuilt for avx2"
     heartbeat = None
 
     def __init__(self) -> None:

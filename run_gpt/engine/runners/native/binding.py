@@ -137,7 +137,9 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
 class Kernels:
     """Functions of the compiled library, each under its name without `rungpt_`."""
 
-    def __init__(self, library: Path):
+    def __init__(self, library: Path, origin: str = "compiled"):
+        """`origin`: words for where the library comes from."""
+        self.origin = origin
         loaded = ctypes.CDLL(str(library))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(loaded, f"rungpt_{name}")

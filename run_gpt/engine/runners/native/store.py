@@ -5,7 +5,6 @@ truncated one kills the process that loads it, with SIGBUS. So its bytes are rea
 """
 
 import ctypes
-import hashlib
 import logging
 import os
 import stat
@@ -16,10 +15,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from run_gpt.engine.runners.native.targets import SUM_BYTES, with_sum
 from run_gpt.errors import SetupError
 
 _log = logging.getLogger("run_gpt")
-_SUM = hashlib.sha256().digest_size
 _MFD_EXEC = 0x10  # systems from Linux 6.3 on may ask for it; older ones do not know it
 
 
@@ -56,29 +55,34 @@ def locked(file: Path) -> Iterator[None]:
         lock.release()
 
 
-def read(file: Path) -> bytes | None:
-    """Return the library in a file; None if there is none, or if it is not ours or not whole, which is logged."""
+def read(file: Path, beside: Path | None = None) -> bytes | None:
+    """Return the library in a file; None if there is none, or if it is not ours or not whole, which is logged.
+
+    `beside`: a file of code that is installed with it; who may write that may write the library, too.
+    """
     try:
-        return _sound(file)
+        return _sound(file, beside)
     except FileNotFoundError:
         return None
     except OSError as error:
         reason = f"cannot be read ({error.strerror})" if error.strerror else error
-        _log.warning("kernels are compiled anew, since %s %s", file, reason)
+        _log.warning("these kernels are not used: %s %s", file, reason)
         return None
 
 
-def _sound(file: Path) -> bytes:
+def _sound(file: Path, beside: Path | None) -> bytes:
     """Return the library in a file. Raises OSError, also for one that is not ours or not whole."""
     fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with os.fdopen(fd, "rb") as opened:
         info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or not _is_ours(info):
+        code = beside.stat() if beside else None
+        group = code.st_gid if code and code.st_mode & stat.S_IWGRP else None
+        if not stat.S_ISREG(info.st_mode) or not _is_ours(info, group, code.st_uid if code else 0):
             raise PermissionError(f"may be written by others ({_ownership(info)})")
         data = opened.read()
-    if len(data) <= _SUM or hashlib.sha256(data[:-_SUM]).digest() != data[-_SUM:]:
+    if len(data) <= SUM_BYTES or with_sum(data[:-SUM_BYTES]) != data:
         raise OSError(f"is damaged ({len(data)} bytes, without the right sum at their end)")
-    return data[:-_SUM]
+    return data[:-SUM_BYTES]
 
 
 def write(file: Path, library: bytes) -> None:
@@ -88,7 +92,7 @@ def write(file: Path, library: bytes) -> None:
         with suppress(FileNotFoundError):
             partial.unlink()
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
-            opened.write(library + hashlib.sha256(library).digest())
+            opened.write(with_sum(library))
             opened.flush()
             os.fsync(opened.fileno())
         partial.replace(file)
@@ -137,10 +141,10 @@ def _unfit(folder: Path) -> str | None:
     return None if os.access(folder, os.W_OK | os.X_OK) else "cannot be written"
 
 
-def _is_ours(info: os.stat_result, group: int | None = None) -> bool:
-    """Return True if only this user, root, or a member of `group` may write."""
+def _is_ours(info: os.stat_result, group: int | None = None, owner: int = 0) -> bool:
+    """Return True if only this user, root, `owner`, or a member of `group` may write."""
     shared = info.st_mode & stat.S_IWOTH or (info.st_mode & stat.S_IWGRP and info.st_gid != group)
-    return info.st_uid in (os.geteuid(), 0) and not shared
+    return info.st_uid in (os.geteuid(), 0, owner) and not shared
 
 
 def _ownership(info: os.stat_result) -> str:

@@ -31,10 +31,10 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     own = tmp_path / "own"
     own.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(own))
-    for cached in (build.built, build._name, build._compiler):
+    for cached in (build.built, build._name, build.compiler):
         cached.cache_clear()
     yield log
-    for cached in (build.built, build._name, build._compiler):
+    for cached in (build.built, build._name, build.compiler):
         cached.cache_clear()
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from run_gpt.engine.runners.native.build import SOURCE, _compiler, unsupported
+from run_gpt.engine.runners.native.build import unsupported
+from run_gpt.engine.runners.native.targets import SOURCE, compiler
 
 STRESS = Path(__file__).with_name("team_stress.cpp")
 
@@ -14,7 +15,7 @@ STRESS = Path(__file__).with_name("team_stress.cpp")
 def test_each_item_of_each_loop_is_done_once_and_before_the_next_loop(tmp_path):
     program = tmp_path / "stress"
     options = ["-std=c++20", "-O1", "-march=native", "-fsanitize=thread", "-pthread", "-I", str(SOURCE.parent)]
-    subprocess.run([str(_compiler()), *options, str(STRESS), "-o", str(program)], check=True)
+    subprocess.run([str(compiler()), *options, str(STRESS), "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip("the thread sanitizer does not know this kernel's address space")
