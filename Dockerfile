@@ -5,12 +5,11 @@ ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 # ---- What changes seldom: system packages, torch, the other dependencies. A change of our code leaves it alone.
 FROM ${PYTHON_IMAGE} AS dependencies
 
-# g++: the native kernels fit the CPU that they are compiled on, so each machine makes its own. Without it answers come
-# several times as slow. tini: a process with the id 1 that is still loading a model does not hear SIGTERM.
+# tini: a process with the id 1 that is still loading a model does not hear SIGTERM.
 # Versions are those of the base image's Debian: the mirrors drop a pinned one with the next update.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ tini \
+    && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/*
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -30,14 +29,21 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         > requirements.txt \
     && pip install --constraint constraints.txt --requirement requirements.txt
 
-# ---- Our wheel, in a stage of its own: the image has the installed package, not the sources.
+# ---- Our wheel, in a stage of its own: the image has the installed package, neither the sources nor the compiler.
 FROM dependencies AS wheel
 
-COPY README.md LICENSE ./
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+
+# The native kernels for each kind of CPU; without them answers come several times as slow.
+ARG KERNELS=all
+COPY README.md LICENSE setup.py ./
 COPY executors executors
 COPY flows flows
 COPY run_gpt run_gpt
-RUN pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
+RUN RUNGPT_PREBUILT="${KERNELS}" pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 
 # ---- The image.
 FROM dependencies

@@ -6,6 +6,7 @@ the user, the cache folder or the base image. torch and the other dependencies c
 satisfies pip, so that nothing is downloaded.
 """
 
+import _ctypes
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 import venv
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +22,22 @@ import pytest
 from dockerfiles import Step, context_of, steps_of
 
 from run_gpt.deploy.deployment import CACHE_PATH, GRPC_PORT, HTTP_PORT, pod_command
+from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.engine.runners.native.targets import BUILDS, cpu_flags, fitting
+from run_gpt.models.cache import cache_root
 
 ROOT = Path(__file__).parents[3]
 STEPS = steps_of(ROOT / "Dockerfile")
+COMPILER = """#!/bin/sh
+while [ "$1" != -o ]; do shift; done
+cp {library} "$2"
+"""
+USE_KERNELS = """
+from pathlib import Path
+from run_gpt.engine.runners.native import building
+kernels = building(Path("../cache/kernels")).result(0)
+print(kernels.origin, kernels.matrix_bytes(3, 16, 32))
+"""
 NOT_RUN = {
     "apt-get update": "it would change this machine; its packages are looked up",
     "useradd": "it would change this machine",
@@ -53,7 +68,7 @@ def test_whatever_is_copied_is_in_the_context_and_whatever_is_in_the_context_is_
     """A clone may have environments, caches or keys, which would be sent to the builder and end up in a layer."""
     context = context_of(ROOT, ROOT / ".dockerignore")
     sources = [source for step in steps("COPY") if not step.flags for source in step.words[:-1]]
-    assert len(sources) == 7
+    assert len(sources) == 8
     copied = {path for path in context for source in sources if path == source or path.startswith(f"{source}/")}
     assert {source for source in sources if not any(p == source or p.startswith(f"{source}/") for p in copied)} == set()
     assert context - copied == set()
@@ -96,13 +111,22 @@ def test_a_change_of_the_code_installs_no_dependency_again() -> None:
     assert code > 0
 
 
+def system_packages(stage: str | None = None) -> list[str]:
+    lines = [step.text for step in steps("RUN", stage) if "apt-get install" in step.text]
+    found = [re.search(r"--no-install-recommends ([\w+ .-]+?) && ", line) for line in lines]
+    return [name for names in found if names for name in names[1].split()]
+
+
+def test_the_compiler_stays_out_of_the_image() -> None:
+    assert "g++" in system_packages("wheel")
+    assert system_packages("dependencies") == ["tini"]
+    assert system_packages("image") == []
+
+
 def test_the_system_packages_exist() -> None:
     if shutil.which("apt-cache") is None:
         pytest.skip("this is no Debian: apt-cache is not here")
-    (line,) = [step.text for step in steps("RUN") if "apt-get install" in step.text]
-    names = re.search(r"--no-install-recommends ([\w+ .-]+?) && ", line)
-    assert names is not None
-    for name in names[1].split():
+    for name in system_packages():
         found = subprocess.run(["apt-cache", "policy", name], capture_output=True, text=True, timeout=60, check=True)
         if not found.stdout:
             pytest.skip("apt-cache knows no packages here: run `apt-get update`")
@@ -115,6 +139,8 @@ class Image:
 
     root: Path
     ran: list[str]
+    kernels: bytes
+    """Library that the compiler's stand-in makes."""
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         return run(self.root, " ".join(words))
@@ -122,7 +148,8 @@ class Image:
 
 def run(root: Path, line: str) -> "subprocess.CompletedProcess[str]":
     """Run a shell line as the image would: with its folders below `root`, and no index to download from."""
-    env = environment() | {"PATH": f"{root / 'venv' / 'bin'}:{os.environ['PATH']}", "PIP_NO_INDEX": "1"}
+    path = f"{root / 'venv' / 'bin'}:{os.environ['PATH']}"
+    env = environment() | {"PATH": path, "PIP_NO_INDEX": "1", "CXX": str(root / "compiler")}
     env |= {
         "HOME": str(root / "tmp"),
         "RUNGPT_CACHE": str(root / "cache"),
@@ -142,6 +169,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
         (root / name).mkdir()
     venv.create(root / "venv", with_pip=True)
     lend_dependencies(root)
+    kernels = kernels_of_the_tests()
+    (root / "kernels.so").write_bytes(kernels)
+    (root / "compiler").write_text(COMPILER.format(library=root / "kernels.so"))
+    (root / "compiler").chmod(0o755)
     context = context_of(ROOT, ROOT / ".dockerignore")
     ran = []
     for step in STEPS:
@@ -152,7 +183,13 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
             done = run(root, step.text)
             assert done.returncode == 0, f"{step.text}\n{done.stdout}\n{done.stderr}"
             ran.append(step.text)
-    return Image(root, ran)
+    return Image(root, ran, kernels)
+
+
+def kernels_of_the_tests() -> bytes:
+    """Return the library that the tests have compiled; another one where the kernels do not run."""
+    path = built(cache_root() / "kernels") if unsupported() is None else Path(_ctypes.__file__)
+    return path.read_bytes()
 
 
 def lend_dependencies(root: Path) -> None:
@@ -211,6 +248,41 @@ def test_the_entry_point_is_the_command_line(image: Image) -> None:
     assert "smollm2" in image.run(*entry.words[2:], "models", "list").stdout
     assert "51000" in image.run(*entry.words[2:], *default.words, "--dry-run").stdout
     assert "51001" in image.run(*entry.words[2:], "deploy", "smollm2", "--cloud", "docker", "--dry-run").stdout
+
+
+def test_the_wheel_has_kernels_for_each_kind_of_cpu_and_says_what_system_they_need(image: Image) -> None:
+    (wheel,) = (image.root / "dist").glob("rungpt-*.whl")
+    assert re.fullmatch(r"rungpt-[\d.]+-py3-none-manylinux_2_\d+_x86_64\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as files:
+        names = [name for name in files.namelist() if "/prebuilt/" in name]
+        assert all(files.read(name).startswith(image.kernels) for name in names)
+    folder = "run_gpt/engine/runners/native/prebuilt"
+    assert sorted(names) == sorted(f"{folder}/{build.file_name}" for build in BUILDS)
+
+
+@pytest.mark.skipif(unsupported() is not None, reason=str(unsupported()))
+def test_the_kernels_of_the_wheel_are_used_without_a_compiler(image: Image) -> None:
+    done = image.run("env", f"PATH={image.root / 'venv' / 'bin'}", "CXX=", "python", "-P", "-c", f"'{USE_KERNELS}'")
+    if not fitting(cpu_flags()):
+        pytest.skip("this CPU is of none of the kinds")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"prebuilt for {fitting(cpu_flags())[0].name} 320\n"
+    assert not list((image.root / "cache").rglob("*.so"))
+
+
+def test_without_a_compiler_a_plain_build_is_pure(image: Image) -> None:
+    """`pip install .` must work on a machine without one; `make wheel` must not leave the kernels out in silence."""
+    wheel = "-c 'from setuptools import build_meta; print(build_meta.build_wheel(\"../tmp\"))'"
+    bare = ["env", f"PATH={image.root / 'venv' / 'bin'}", "CXX="]
+    made = image.run(*bare, "python", wheel).stdout.splitlines()[-1]
+    assert made.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(image.root / "tmp" / made) as files:  # src/build has those of the wheel before
+        assert not [name for name in files.namelist() if name.endswith(".so")]
+    failed = image.run(*bare, "RUNGPT_PREBUILT=all", "python", wheel)
+    assert failed.returncode != 0
+    assert "there is no C++ compiler: install g++" in failed.stderr
+    wrong = image.run(*bare, "RUNGPT_PREBUILT=avx1024", "python", wheel)
+    assert "no build avx1024: all, or amx, avx512-bf16, avx512, avx2" in wrong.stderr
 
 
 @pytest.mark.parametrize("role", ["gateway", "executor"])
