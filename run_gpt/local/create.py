@@ -27,8 +27,8 @@ def create_model(
     `served_model_name`, `max_memory`, `tensor_parallel`, `adapters`, `chat_template`, `trust_request_chat_template`,
     `generation_config`, `allow_special_tokens`, `allow_pickle` and `cache_dir` of the former, and `max_running`,
     `max_waiting`, `max_step_tokens`, `runner`, `kernels`, `max_context`, `max_cache_tokens`, `reuse_prefixes`,
-    `compile` and `speculate` of the latter; `help(run_gpt.config.ModelOptions)` has their types. `on_progress` is called for
-    downloads and other long steps. Raises SetupError or ModelNotFound, each with a line that says what to do.
+    `compile` and `speculate` of the latter; `help(run_gpt.config.ModelOptions)` has their types. `on_progress` is
+    called for downloads and other long steps. Raises SetupError or ModelNotFound, each with a line that says what to do.
     """
     settings: dict[str, Any] = dict(options)
     engine_config = EngineConfig.take(settings)
