@@ -28,7 +28,9 @@ def create_model(
     `generation_config`, `allow_special_tokens`, `allow_pickle` and `cache_dir` of the former, and `max_running`,
     `max_waiting`, `max_step_tokens`, `runner`, `kernels`, `max_context`, `max_cache_tokens`, `reuse_prefixes`,
     `compile` and `speculate` of the latter; `help(run_gpt.config.ModelOptions)` has their types. `on_progress` is
-    called for downloads and other long steps. Raises SetupError or ModelNotFound, each with a line that says what to do.
+    called for downloads and other long steps.
+
+    Raises SetupError or ModelNotFound, each with a line that says what to do.
     """
     settings: dict[str, Any] = dict(options)
     engine_config = EngineConfig.take(settings)
