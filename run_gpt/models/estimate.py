@@ -29,7 +29,7 @@ SHORT_CONTEXT = 512
 _OUTER = ("embed", "lm_head", "wte", "wpe", "output")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-_WHOLE = {"mistral": 0, "phi3": 0, "starcoder2": 0, "gemma2": 2, "gemma3_text": 6, "olmo3": 4}
+_WHOLE = {"mistral": 0, "phi3": 0, "starcoder2": 0, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
 """Families of the native runner with sliding windows: one layer in so many has none, the last of them, where the
 configuration does not list the layers; 0: all have one."""
 _OTHERS = ("encoder", "vis", "audio")
