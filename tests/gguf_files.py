@@ -174,13 +174,27 @@ def _kind(name: str, values: torch.Tensor, kind: str) -> str:
 
 
 def _blocks(values: torch.Tensor, kind: str, seed: int) -> np.ndarray:
-    array, number = values.numpy().astype(np.float32), GGMLQuantizationType[kind]
-    if not kind.endswith("_K"):
-        return quantize(array, number)
+    array = values.numpy().astype(np.float32)
+    return random_blocks(kind, array.shape, seed) if kind in _RANDOM else quantize(array, GGMLQuantizationType[kind])
+
+
+# Places of a block's factors in fp16, and their size. A second one scales what is taken off: it makes the mean 0.
+_RANDOM = {
+    "Q2_K": {80: 27, 82: 40},
+    "Q3_K": {108: 3},
+    "Q4_K": {0: 1, 2: 7.5},
+    "Q5_K": {0: 1, 2: 15.5},
+    "Q6_K": {208: 0.3},
+    "IQ4_NL": {0: 3},
+    "IQ4_XS": {0: 0.1},
+}
+
+
+def random_blocks(kind: str, shape: Sequence[int], seed: int) -> np.ndarray:
+    """Return the bytes of a weight of a kind that gguf cannot write: random but for factors that make it small."""
     generator = np.random.default_rng(seed)
-    elements, size = gguf.GGML_QUANT_SIZES[number]
-    data = generator.integers(0, 256, (*array.shape[:-1], array.shape[-1] // elements, size), dtype=np.uint8)
-    # The second number of 16 bits scales what is taken off: as much as makes the mean 0.
-    for at, value in {"Q4_K": {0: 1, 2: 7.5}, "Q5_K": {0: 1, 2: 15.5}, "Q6_K": {208: 1}}[kind].items():
+    elements, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    data = generator.integers(0, 256, (*shape[:-1], shape[-1] // elements, size), dtype=np.uint8)
+    for at, value in _RANDOM[kind].items():
         data[..., at : at + 2] = np.frombuffer(np.float16(value * 0.06 / 400).tobytes(), dtype=np.uint8)
-    return data.reshape(*array.shape[:-1], -1)
+    return data.reshape(*shape[:-1], -1)

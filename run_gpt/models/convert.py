@@ -19,7 +19,7 @@ from run_gpt.models.quiet import quiet_transformers
 
 _RECORD = "converted.json"
 # A new number makes old conversions stale: raise it when the written files change.
-_FORMAT = 5
+_FORMAT = 6
 
 
 def file_identity(file: Path) -> str:

@@ -33,7 +33,10 @@ class Packer(Protocol):
     def takes(self, name: str) -> bool:
         """Return True if this parameter is packed."""
 
-    def pack(self, name: str, weight: torch.Tensor) -> None:
+    def holds(self, name: str, kind: str) -> bool:
+        """Return True if `pack` takes this parameter as a GgufTensor with blocks of type `kind`."""
+
+    def pack(self, name: str, weight: Any) -> None:
         """Store a parameter. Only shape, dim and slices of the tensor are used. Raises ValueError for a wrong shape."""
 
     def settle(self) -> None:

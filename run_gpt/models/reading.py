@@ -103,8 +103,10 @@ def _from_pretrained(
         "ignore_mismatched_sizes": True,  # reported in an error of our own
     }
 
-    def unread(name: str, large: bool) -> bool:
-        return packer is not None and (large or packer.restored) and packer.takes(name)
+    def unread(name: str, kind: str, large: bool) -> bool:
+        if packer is None or not packer.takes(name):
+            return False
+        return large or packer.restored or packer.holds(name, kind)
 
     weights: dict[str, Any] | None = gguf_weights(folder, unread)
     if weights is None:

@@ -13,7 +13,7 @@ from plain_run import ScheduledTokens
 from run_gpt.config import EngineConfig
 from run_gpt.engine.runner import BROKEN
 from run_gpt.engine.runners.lora import Lora
-from run_gpt.engine.runners.native.binding import FORMATS, Context, Kernels, Matrix
+from run_gpt.engine.runners.native.binding import Context, Kernels, Matrix
 from run_gpt.engine.runners.native.build import built, unsupported
 from run_gpt.engine.runners.native.families import shape_of
 from run_gpt.engine.runners.native.runner import NativeRunner, fits
@@ -23,6 +23,7 @@ from run_gpt.engine.slots import Copy
 from run_gpt.models.cache import cache_root
 
 pytestmark = pytest.mark.skipif(unsupported() is not None, reason=str(unsupported()))
+PRECISIONS = ("fp32", "fp16", "bf16", "bit8", "bit4")
 SIZE = {"vocab_size": 200, "max_position_embeddings": 256, "num_hidden_layers": 2, "intermediate_size": 96}
 SHAPES = {
     "a head of each kind": ("Llama", {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}),
@@ -101,7 +102,7 @@ def close(ours, theirs, relative):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 30, 33, 64, 130])
-@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_product_is_that_of_the_weights_it_holds(kernels, precision, rows):
     torch.manual_seed(rows)
     weight, bias, x = torch.randn(72, 96), torch.randn(72), torch.randn(rows, 96)
@@ -139,7 +140,7 @@ def test_the_weights_of_a_gguf_file_are_held_without_a_loss(kernels, kind, preci
 
 
 def test_what_is_not_a_number_stays_none(kernels):
-    for precision in FORMATS:
+    for precision in PRECISIONS:
         matrix = matrix_of(kernels, precision, torch.randn(32, 64))
         x = torch.randn(3, 64)
         x[1, 5] = torch.nan
@@ -161,7 +162,7 @@ def test_a_pass_is_that_of_the_model(kernels, shape):
 def test_a_row_is_the_same_to_the_last_bit_whatever_runs_beside_it(kernels, shape):
     """Check parts and wholes, alone and in a batch, after a copied prefix and a wrong draft, in each precision."""
     ids, other = tokens(150), tokens(150, seed=2)
-    for precision in FORMATS:
+    for precision in PRECISIONS:
         runner = native(build(shape), kernels, precision, max_running=4)
         whole = forward(runner, [ScheduledTokens(0, 0, ids, 150)])
         first = forward(runner, [ScheduledTokens(2, 0, other[:70], 0), ScheduledTokens(1, 0, ids[:67], 1)])
@@ -186,7 +187,7 @@ def test_one_thread_alone_makes_the_same_to_the_last_bit(kernels, shape, monkeyp
     """Check that an answer does not depend on the number of threads, which measured times decide."""
     ids, other = tokens(100), tokens(20, seed=2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for precision in FORMATS:
+    for precision in PRECISIONS:
         ways = []
         for pattern in ("all", "alone", "both"):
             runner = native(build(shape), kernels, precision, max_running=2)
@@ -285,7 +286,7 @@ def test_rows_with_adapters_are_those_of_merged_weights_whatever_runs_beside_the
     model, ids, other = build(shape), tokens(60), tokens(60, seed=2)
     one, two = lora_of(model, 8, 1), lora_of(model, 3, 2, ("q", "v", "down"))
     expected = [reference(merged(model, lora), ids) for lora in (one, two)]
-    for precision in FORMATS:
+    for precision in PRECISIONS:
         runner = native(model, kernels, precision, max_running=4)
         plain = forward(runner, [ScheduledTokens(0, 0, ids, 60)])
         runner.add_adapter(one)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import dequantize, quantize
+from gguf_files import random_blocks
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -171,18 +172,17 @@ def blocks(kind: str, shape: tuple[int, int], seed: int) -> np.ndarray:
     """Return the bytes of a weight of this kind; random bytes with small scales if the library cannot write it."""
     generator = np.random.default_rng(seed)
     number = GGMLQuantizationType[kind]
-    if not kind.endswith("_K"):
-        return quantize((generator.standard_normal(shape) * 0.06).astype(np.float32), number)
-    elements, size = gguf.GGML_QUANT_SIZES[number]
-    data = generator.integers(0, 256, (shape[0], shape[1] // elements, size), dtype=np.uint8)
-    scale = np.frombuffer(np.float16(0.06 / 400).tobytes(), dtype=np.uint8)
-    for at in {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[kind]:
-        data[..., at : at + 2] = scale
-    return data.reshape(shape[0], -1)
+    if kind.endswith("_K") or kind.startswith("IQ4"):
+        return random_blocks(kind, shape, seed)
+    return quantize((generator.standard_normal(shape) * 0.06).astype(np.float32), number)
 
 
 def write_gguf(path: Path, kind: str) -> LlamaForCausalLM:
-    """Write a Llama with matrices of this kind and an embedding in Q8_0; return it with the file's own weights."""
+    """Write a Llama with matrices of this kind and an embedding in Q8_0; return it with the file's own weights.
+
+    A kind like `Q4_K+Q6_K` stands for a file with more bits in some of the matrices.
+    """
+    kind, _, better = kind.partition("+")
     model = LlamaForCausalLM(CONFIG).eval()
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(CONFIG.max_position_embeddings)
@@ -211,7 +211,8 @@ def write_gguf(path: Path, kind: str) -> LlamaForCausalLM:
             writer.add_tensor(target, np.ones(len(parameter), dtype=np.float32))
             parameter.data.fill_(1)
             continue
-        used = "Q8_0" if "embed" in name else kind
+        used = better if better and any(part in name for part in ("v_proj", "up_proj", "down_proj")) else kind
+        used = "Q8_0" if "embed" in name else used
         data = blocks(used, tuple(parameter.shape), seed)
         number = GGMLQuantizationType[used]
         writer.add_tensor(target, data, raw_dtype=number)
@@ -233,21 +234,24 @@ def bytes_to_unicode() -> dict[int, str]:
     return dict(bytes_to_unicode())
 
 
-# By kind: the precision that holds it, and the largest error of the logits: quantised layers also have 8-bit inputs.
-# Random scales, as here, differ far more within a group of 32 than those of a real file.
+# By kind: the precision that is shown, and the largest error of the logits: quantised layers have 8-bit inputs.
 KINDS = {
     "F32": ("fp32", 1e-5),
     "F16": ("fp16", 1e-5),
     "BF16": ("bf16", 0.01),
     "Q8_0": ("bit8", 0.02),
-    "Q5_0": ("bit8", 0.04),
+    "Q5_0": ("bit8", 0.02),
+    "Q5_1": ("bit8", 0.02),
     "Q5_K": ("bit8", 0.02),
-    "Q6_K": ("bit8", 0.06),
+    "Q6_K": ("bit8", 0.02),
     "Q4_0": ("bit4", 0.02),
     "Q4_1": ("bit4", 0.02),
     "Q4_K": ("bit4", 0.02),
-    "Q3_K": ("bit4", 0.25),
-    "Q2_K": ("bit4", 0.25),
+    "Q3_K": ("bit4", 0.02),
+    "Q2_K": ("bit4", 0.02),
+    "IQ4_NL": ("bit4", 0.02),
+    "IQ4_XS": ("bit4", 0.02),
+    "Q4_K+Q6_K": ("bit8", 0.02),
 }
 
 

@@ -117,10 +117,10 @@ struct Tiles {
   }
 };
 
-// Calls f with the Tiles for `rows` rows.
+// Calls f with the Tiles for `rows` rows, each of which has `inputs` inputs in a tile.
 template <bool BYTES, class F>
-static void with_tiles(int rows, F f) {
-  shape_tiles(rows, BYTES ? TILE_INPUTS : 2 * TILE_INPUTS);
+static void with_tiles(int rows, int inputs, F f) {
+  shape_tiles(rows, BYTES ? inputs : 2 * inputs);
   switch ((rows - 1) / TILE_ROWS) {
     case 0:
       return f(Tiles<1, BYTES>());

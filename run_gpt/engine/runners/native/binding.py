@@ -13,7 +13,11 @@ import torch
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu_squared")
 """Activations, in the order of their numbers."""
-FORMATS = {"fp32": 0, "bf16": 1, "bit8": 2, "bit4": 3, "fp16": 4}
+FORMATS = {
+    **{"fp32": 0, "bf16": 1, "bit8": 2, "bit4": 3, "fp16": 4, "q5": 5, "iq4": 6, "q2_k": 7, "q3_k": 8, "q4_k": 9},
+    **{"q5_k": 10, "q6_k": 11, "iq4_xs": 12},
+}
+"""Precisions of a matrix, and their numbers in model.h. From `q5` on they are those of GGUF's own blocks only."""
 LANES = 16
 """Number of outputs of a panel."""
 GROUP = 32
@@ -32,6 +36,7 @@ class MatrixStruct(Structure):
         ("inputs", c_int32),
         ("data", c_void_p),
         ("bias", c_void_p),
+        ("parts", c_void_p),
     )
 
 
@@ -112,6 +117,7 @@ _SIGNATURES: dict[str, tuple[Any, Sequence[Any]]] = {
     "matrix_bytes": (c_int64, [c_int32] * 3),
     "cache_bytes": (c_int64, [POINTER(ModelStruct)]),
     "pack": (c_float, [c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32, c_int32]),
+    "pack_blocks": (c_int32, [c_int32, c_int32, c_void_p, c_int32, c_int32, c_void_p, c_int32, c_int32]),
     "linear": (None, [c_void_p, POINTER(MatrixStruct), c_void_p, c_int32, c_void_p]),
     "likeliest": (None, [c_void_p, c_void_p, c_int32, c_int32, c_void_p]),
     "choose": (None, [c_void_p, c_void_p, c_int32, c_int32, c_void_p]),

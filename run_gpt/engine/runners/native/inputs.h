@@ -15,10 +15,61 @@ constexpr float PEAK = 4;  // see Inputs
 
 INLINE int panels(int outputs) { return (outputs + LANES - 1) / LANES; }
 
-// Bytes of codes, and of codes and what follows them, of one group of a panel: 16 scales, in 4 bits then 16 minima
-// (fp16).
-INLINE constexpr int code_bytes(int format) { return format == Q4 ? GROUP * LANES / 2 : GROUP * LANES; }
-INLINE constexpr int group_bytes(int format) { return code_bytes(format) + (format == Q4 ? 2 : 1) * LANES * 2; }
+// A quantised format: a weight is scale * (code - offset), or scale * code + minimum.
+//
+// The codes of a group of 32 inputs lie in one or two planes, of their low and their high bits. Code i of the group, the
+// number i / 64 * 4 + i % 4 of output i % 64 / 4, has its b bits of a plane in byte i % (64 * b), from bit
+// i / (64 * b) * b on. A panel is a row of groups or of blocks:
+// - group: planes; 16 scales, and 16 minima if the format has them, in fp16
+// - block of 8 groups, as in GGUF's K-quants: their planes; integers of 8 bits for each 16 outputs of each group or half
+//   a group, the scales and then the minima; two factors of 16 outputs in fp16, by which they are multiplied
+struct Coding {
+  int low = 4, high = 0;  // bits of a code in the first and in the second plane
+  int offset = 0;
+  bool minima = false;
+  bool blocks = false;
+  int scales = 1;      // of each group: two if 16 inputs share one
+  bool table = false;  // codes are indices into LEVELS
+};
+
+INLINE constexpr Coding coding(int format) {
+  switch (format) {
+    case Q8:
+      return {.low = 8, .offset = 128};
+    case Q5:
+      return {.high = 1, .minima = true};
+    case IQ4:
+      return {.offset = 128, .table = true};
+    case Q2_K:
+      return {.low = 2, .minima = true, .blocks = true, .scales = 2};
+    case Q3_K:
+      return {.low = 2, .high = 1, .offset = 4, .blocks = true, .scales = 2};
+    case Q4_K:
+      return {.minima = true, .blocks = true};
+    case Q5_K:
+      return {.high = 1, .minima = true, .blocks = true};
+    case Q6_K:
+      return {.high = 2, .offset = 32, .blocks = true, .scales = 2};
+    case IQ4_XS:
+      return {.offset = 128, .blocks = true, .table = true};
+    default:
+      return {.minima = true};
+  }
+}
+
+// The levels of GGUF's IQ4, and 128.
+constexpr uint8_t LEVELS[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+
+constexpr int BLOCK_GROUPS = 8;  // groups of a block
+
+INLINE constexpr bool is_quantised(int format) { return format != F32 && format != BF16 && format != F16; }
+// Bytes of the planes of a group, of a whole group, of the integers of a block, and of a whole block.
+INLINE constexpr int code_bytes(int format) { return 64 * (coding(format).low + coding(format).high); }
+INLINE constexpr int group_bytes(int format) { return code_bytes(format) + (coding(format).minima ? 4 : 2) * LANES; }
+INLINE constexpr int integer_bytes(int format) {
+  return BLOCK_GROUPS * LANES * coding(format).scales * (coding(format).minima ? 2 : 1);
+}
+INLINE constexpr int block_bytes(int format) { return BLOCK_GROUPS * code_bytes(format) + integer_bytes(format) + 4 * LANES; }
 
 INLINE size_t panel_bytes(int format, int inputs) {
   switch (format) {
@@ -28,7 +79,8 @@ INLINE size_t panel_bytes(int format, int inputs) {
     case F16:
       return (size_t)inputs * LANES * 2;
     default:
-      return (size_t)inputs / GROUP * group_bytes(format);
+      return coding(format).blocks ? (size_t)inputs / (BLOCK_GROUPS * GROUP) * block_bytes(format)
+                                   : (size_t)inputs / GROUP * group_bytes(format);
   }
 }
 
@@ -39,7 +91,7 @@ INLINE bool in_tiles(int format, int inputs) { return format == BF16 && inputs %
 // Input rows of a product, in the form that the weights' format needs.
 //
 // For tiles, 16 rows are a block, of which 32 inputs of each row lie together.
-// For 4- and 8-bit weights: 8 bits with a scale for each group of 32, as in llama.cpp; but 16 bits, in two halves, if
+// For quantised weights: 8 bits with a scale for each group of 32, as in llama.cpp; but 16 bits, in two halves, if
 // the group's largest number is more than PEAK times the row's root mean square. Such groups (a few outlying inputs of
 // every model, and their neighbours) cause nearly all of the error: with 16 bits for them it is near bf16's.
 struct Inputs {
@@ -49,11 +101,12 @@ struct Inputs {
   Lines<uint8_t> fine;   // [rows, groups]: true if a group is in 16 bits
   Lines<float> scales;   // [rows, groups]
   Lines<float> sums;     // [rows, groups]: of the codes, times the scale
+  Lines<float> half_sums;  // [rows, groups, 2]: of 16 codes each; for formats with two scales a group
 
   void resize(int rows, int inputs) {
     const size_t whole = (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS, n = whole * inputs, groups = n / GROUP + 1;
     if (codes.size() < n * 4) codes.resize(n * 4), low.resize(n);
-    if (scales.size() < groups) scales.resize(groups), sums.resize(groups), fine.resize(groups);
+    if (scales.size() < groups) scales.resize(groups), sums.resize(groups), half_sums.resize(2 * groups), fine.resize(groups);
   }
 
   void put(int format, int row, const float* x, int inputs) {
@@ -68,30 +121,32 @@ struct Inputs {
       f16v squares = {};
       for (int i = 0; i < inputs; i += LANES) squares += load(x + i) * load(x + i);
       const float limit = PEAK * std::sqrt(total(squares) / inputs);
-      for (int i = 0; i < inputs; i += GROUP) quantise((size_t)row * inputs + i, x + i, limit);
+      for (int i = 0; i < inputs; i += GROUP) quantise((size_t)row * inputs + i, x + i, limit, coding(format).scales);
     }
   }
 
  private:
-  void quantise(size_t at, const float* x, float limit) {
+  void quantise(size_t at, const float* x, float limit, int parts) {
     const f16v a = load(x), b = load(x + LANES);
     const float largest = highest(maximum(maximum(a, -a), maximum(b, -b)));
     const bool halves = largest > limit;
     const float none = total(a + b) * 0.0f;  // NaN and infinity must not become numbers
     const float scale = largest * (halves ? 1.0f / (127 * 256) : 1.0f / 127);
     const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
-    f16v counted = {};
+    f16v counted[2] = {};
     for (int half = 0; half < 2; half++) {
       const f16v shifted = (half ? b : a) * inverse + 12582912.0f;  // see exp2
       const i16v rounded = (i16v)shifted - 0x4b400000;
-      counted += shifted - 12582912.0f;
+      counted[half] = shifted - 12582912.0f;
       const i16v high = halves ? (rounded + 128) >> 8 : rounded;
       store_bytes(high, (int8_t*)codes.data() + at + half * LANES);
       if (halves) store_bytes(rounded - (high << 8), low.data() + at + half * LANES);
     }
     fine[at / GROUP] = halves;
     scales[at / GROUP] = scale + none;
-    sums[at / GROUP] = scale * total(counted) + none;
+    sums[at / GROUP] = scale * total(counted[0] + counted[1]) + none;
+    for (int half = 0; parts > 1 && half < 2; half++)
+      half_sums[at / LANES + half] = scale * total(counted[half]) + none;
   }
 };
 

@@ -1,7 +1,7 @@
 // Forward pass of decoder-only models on an x86-64 CPU: one call runs any mix of prompts and decoding sequences.
 //
 // Weights lie in panels of 16 outputs, so that a vector register holds one number for each of them and a product needs
-// no horizontal sums. 4- and 8-bit weights have a scale (and a minimum) for each 32 inputs, as GGUF's Q4_1 and Q8_0;
+// no horizontal sums. Quantised weights have a scale (and a minimum) for each 16 or 32 inputs, as in GGUF (see Coding);
 // their inputs are quantised to 8 bits with a scale for each 32 of a row, as llama.cpp does it, so that rows do not
 // disturb each other. All else is fp32: sums, norms, rotations, softmax. Threads run the pass together, part by part.
 
@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "attention.h"
+#include "blocks.h"
 #include "experts.h"
 #include "linear.h"
 #include "packing.h"
@@ -57,6 +58,11 @@ int64_t rungpt_matrix_bytes(int format, int outputs, int inputs) {
 
 float rungpt_pack(int format, const float* weights, int outputs, int inputs, uint8_t* data, int panel, int step) {
   return pack(format, weights, outputs, inputs, data, panel, step);
+}
+
+int rungpt_pack_blocks(int format, int type, const uint8_t* rows, int outputs, int inputs, uint8_t* data, int panel,
+                       int step) {
+  return pack_blocks(format, type, rows, outputs, inputs, data, panel, step);
 }
 
 // Bytes of the keys; the values take as many.

@@ -27,11 +27,8 @@ static void panel_rows(const Matrix& m, int panel, const Inputs& x, int row, f16
     case BF16:
       bf16_panel<ROWS>(w, m.inputs, x, row, local);
       break;
-    case Q8:
-      quantised_panel<Q8, ROWS>(w, m.inputs, x, row, local);
-      break;
     default:
-      quantised_panel<Q4, ROWS>(w, m.inputs, x, row, local);
+      with_format(m.format, [&](auto format) { quantised_panel<format, ROWS>(w, m.inputs, x, row, local); });
   }
   for (int r = 0; r < ROWS; r++) sums[r] = local[r];
 }
@@ -40,17 +37,20 @@ constexpr int WORTH_TILES = 16;  // rows from which on the tiles of quantised we
 
 // Largest number of rows in one pass over a panel.
 INLINE int rows_at_once(const Matrix& m, int rows) {
-  const bool worth = (m.format == Q8 || m.format == Q4) && rows >= WORTH_TILES && has_tiles();
+  const bool worth = is_quantised(m.format) && rows >= WORTH_TILES && has_tiles();
   return worth || in_tiles(m.format, m.inputs) ? TILED_ROWS : TILE;
 }
 
 // sums[0 .. rows) of one panel; rows <= most, the result of rows_at_once
 static void multiply(const Matrix& m, int panel, const Inputs& x, int row, int rows, int most, f16v* sums) {
+  if (const Matrix* part = m.parts) {
+    for (; panel >= panels(part->outputs); part++) panel -= panels(part->outputs);
+    return multiply(*part, panel, x, row, rows, most, sums);
+  }
 #ifdef RUNGPT_AMX
   if (most == TILED_ROWS) {
     if (m.format == BF16) return bf16_tiled(m, panel, x, row, rows, sums);
-    if (m.format == Q8) return quantised_tiled<Q8>(m, panel, x, row, rows, sums);
-    return quantised_tiled<Q4>(m, panel, x, row, rows, sums);
+    return with_format(m.format, [&](auto format) { quantised_tiled<format>(m, panel, x, row, rows, sums); });
   }
 #endif
   switch (rows) {
@@ -122,8 +122,8 @@ static void gated_product(Team& team, int activation, const Matrix& m, const Inp
     for (int row = 0; row < rows; row += most) {
       f16v gate[TILED_ROWS], up[TILED_ROWS];
       int n = std::min(most, rows - row);
-      multiply(m, 2 * i, x, row, n, most, gate);
-      multiply(m, 2 * i + 1, x, row, n, most, up);
+      multiply(m.parts ? m.parts[0] : m, m.parts ? i : 2 * i, x, row, n, most, gate);
+      multiply(m.parts ? m.parts[1] : m, m.parts ? i : 2 * i + 1, x, row, n, most, up);
       for (int r = 0; r < n; r++) {
         if (extra && extra_of[row + r]) {
           const float* more = extra + (size_t)(row + r) * 2 * stride + i * LANES;

@@ -3,7 +3,8 @@
 
 #include <cstdint>
 
-enum Format { F32 = 0, BF16 = 1, Q8 = 2, Q4 = 3, F16 = 4 };
+// Q8 and Q4 hold what GGUF's Q8_0, Q4_0 and Q4_1 do, Q5 its Q5_0 and Q5_1, IQ4 its IQ4_NL; the rest has its names.
+enum Format { F32, BF16, Q8, Q4, F16, Q5, IQ4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS };
 enum NormKind { NO_NORM = 0, RMS = 1, MEAN = 2 };  // RMSNorm; LayerNorm, which takes off the mean
 enum Activation { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU_SQUARED = 4 };
 
@@ -13,6 +14,9 @@ struct Matrix {
   int32_t format, outputs, inputs;
   const uint8_t* data;
   const float* bias;  // [outputs, filled up to 16], or null
+  // Null, or the matrices that hold the outputs, one after the other: layers with the same input in several formats.
+  // `format` is then that of the part whose inputs need the most; data is that of the first part, bias is null.
+  const Matrix* parts;
 };
 
 // kind: see NormKind. size: numbers that are normed together. weight, bias: [size], or null for ones and zeros.

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "inputs.h"
+#include "quantised.h"
 
 namespace rungpt {
 
@@ -12,23 +12,24 @@ namespace rungpt {
 static void unpack_row(const Matrix& m, int row, float* out) {
   const uint8_t* w = m.data + panel_bytes(m.format, m.inputs) * (row / LANES);
   const int lane = row % LANES;
+  if (is_quantised(m.format))
+    return with_format(m.format, [&](auto format) {
+      for (int g = 0; g < m.inputs / GROUP; g++) {
+        const GroupScales<format> scales(w, g);
+        const GroupCodes<format> codes(w, g);
+        for (int i = 0; i < GROUP; i++) {
+          const int part = i * scales.PARTS / GROUP;
+          out[g * GROUP + i] = std::fma((float)codes.at(i, lane), scales.scale[part][lane], scales.minimum[part][lane]);
+        }
+      }
+    });
   for (int i = 0; i < m.inputs; i++) {
     if (m.format == F32) {
       out[i] = ((const float*)w)[(size_t)i * LANES + lane];
     } else if (m.format == F16) {
       out[i] = half_to_float(((const uint16_t*)w)[(size_t)i * LANES + lane]);
-    } else if (m.format == BF16) {
-      out[i] = bf16_to_float(((const uint16_t*)w)[(size_t)(i / 2) * 2 * LANES + lane * 2 + i % 2]);
     } else {
-      const int in = i % GROUP;
-      const uint8_t* group = w + (size_t)(i / GROUP) * group_bytes(m.format);
-      const uint16_t* scales = (const uint16_t*)(group + code_bytes(m.format));
-      if (m.format == Q8) {
-        out[i] = half_to_float(scales[lane]) * (group[in / 4 * 64 + lane * 4 + in % 4] - 128);
-      } else {
-        const int both = group[in % 16 / 4 * 64 + lane * 4 + in % 4], code = in < 16 ? both & 15 : both >> 4;
-        out[i] = half_to_float(scales[lane]) * code + half_to_float(scales[LANES + lane]);
-      }
+      out[i] = bf16_to_float(((const uint16_t*)w)[(size_t)(i / 2) * 2 * LANES + lane * 2 + i % 2]);
     }
   }
 }

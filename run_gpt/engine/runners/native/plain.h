@@ -48,7 +48,7 @@ static void bf16_tiled(const Matrix& m, int panel, const Inputs& x, int row, int
   const uint8_t* w = m.data + panel_bytes(BF16, m.inputs) * panel;
   const size_t block = (size_t)TILE_ROWS * m.inputs * 2;
   const uint8_t* from = x.codes.data() + row / TILE_ROWS * block;
-  with_tiles<false>(rows, [&](auto tiles) {
+  with_tiles<false>(rows, TILE_INPUTS, [&](auto tiles) {
     tiles.clear();
     for (int i = 0; i < m.inputs / TILE_INPUTS; i++) {
       prefetch(w + i * TILE_BYTES, TILE_BYTES);

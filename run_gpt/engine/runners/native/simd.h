@@ -74,6 +74,17 @@ INLINE void scaled_bf16(const float* x, float factor, int n, uint16_t* to) {
   for (; i < n; i++) to[i] = float_to_bf16(x[i] * factor);
 }
 
+INLINE f16v small_integers(const uint8_t* p) {  // of 8 bits, with signs
+#ifdef __AVX512F__
+  return (f16v)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#else
+  f16v v;
+  ((__m256*)&v)[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+  ((__m256*)&v)[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))));
+  return v;
+#endif
+}
+
 INLINE uint16_t float_to_half(float f) { return (uint16_t)_cvtss_sh(f, 0); }
 INLINE float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 

@@ -9,7 +9,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from run_gpt.engine.runners.native.binding import FORMATS, GROUP, LANES, Context, Kernels, Matrix, Memory
+from run_gpt.engine.runners.native.blocks import BLOCKS, Blocks, JoinedMatrix, pack_blocks
 from run_gpt.engine.runners.native.families import family_of, shape_of
+from run_gpt.engine.runners.native.groups import PLAIN, Group
 from run_gpt.engine.runners.native.inspection import (
     ExpertSizes,
     embedding_scale,
@@ -27,7 +29,6 @@ from run_gpt.engine.runners.native.packed_experts import (
     expert_places,
 )
 
-_BY_QUALITY = ("bit4", "bit8", "bf16", "fp16", "fp32")
 _ROUTERS = ("gate", "router")
 """Small layers that choose experts. They are not packed: with fewer bits they would choose other experts."""
 
@@ -45,26 +46,6 @@ class _Place:
     """First output of a bias."""
     transposed: bool = False
     order: Any = None
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Layers that are packed as one matrix: names, modules, and their outputs and inputs."""
-
-    names: tuple[str, ...]
-    modules: tuple[Any, ...]
-    precision: str
-    interleaved: bool = False
-    order: Any = None
-    """Rows of the only layer in the order in which they are packed, as a tensor of indices; None: as they are."""
-
-    @property
-    def outputs(self) -> list[int]:
-        return [linear_shape(module)[0] for module in self.modules]
-
-    @property
-    def inputs(self) -> int:
-        return linear_shape(self.modules[0])[1]
 
 
 class KeptWeights(Protocol):
@@ -116,7 +97,7 @@ class PackedWeights:
         groups = [*self._joined(model)] if self.joined else [*self._single(model, outer)]
         groups += self._outer(model, outer)
         experts = {name: one for name, module in model.named_modules() if (one := expert_sizes(module)) is not None}
-        sizes = [(group.precision, sum(group.outputs), group.inputs) for group in groups]
+        sizes = [(p, outputs, group.inputs) for group in groups for p, outputs in group.pieces]
         for name, of in experts.items():
             wide, narrow = (self._own.get(f"{name}.{parameter}", self.precision) for parameter in PARAMETERS)
             sizes += [(wide, 2 * of.width, of.hidden), (narrow, of.hidden, of.width)] * of.count
@@ -137,8 +118,14 @@ class PackedWeights:
         """Return True when this parameter is packed."""
         return name in self._places
 
-    def pack(self, name: str, weight: torch.Tensor) -> None:
-        """Pack a parameter. Raises ValueError if its shape is not the model's."""
+    def holds(self, name: str, kind: str) -> bool:
+        """Return True when `pack` takes this parameter as Blocks of GGUF's type `kind`."""
+        place = self._places.get(name)
+        own = BLOCKS.get(kind, (0, ""))[1]
+        return isinstance(place, _Place) and len(place.shape) == 2 and own == place.matrix.precision
+
+    def pack(self, name: str, weight: Any) -> None:
+        """Pack a parameter: a tensor, or Blocks that it `holds`. Raises ValueError if its shape is not the model's."""
         place = self._places[name]
         if tuple(weight.shape) != place.shape:
             raise ValueError(
@@ -146,11 +133,21 @@ class PackedWeights:
             )
         if isinstance(place, Stacked):
             place.pack(weight, restored=self.restored)
+        elif self.restored and len(place.shape) > 1:
+            return
+        elif self.holds(name, getattr(weight, "kind", "")):
+            assert isinstance(place, _Place)
+            self._pack_blocks(place, weight)
         elif weight.dim() == 1:
             place.matrix.fill_bias(weight if place.order is None else weight[place.order], start=place.start)
         elif not self.restored:
             rows = weight.T if place.transposed else weight
             place.matrix.fill(rows if place.order is None else rows[place.order], panel=place.panel, step=place.step)
+
+    def _pack_blocks(self, place: _Place, weight: Blocks) -> None:
+        rows = weight.blocks()
+        rows = rows if place.order is None else rows[place.order.numpy()]
+        pack_blocks(place.matrix, weight.kind, rows, panel=place.panel, step=place.step)
 
     def replace(self, model: Any) -> None:
         """Make the model's own forward pass use the packed weights; the original ones, if loaded, are freed."""
@@ -187,7 +184,7 @@ class PackedWeights:
         packed.settle()
         return packed
 
-    def _joined(self, model: Any) -> "Sequence[_Group]":
+    def _joined(self, model: Any) -> "Sequence[Group]":
         family, shape = family_of(model.config), shape_of(model.config)
         assert family is not None
         assert shape is not None
@@ -200,12 +197,13 @@ class PackedWeights:
                 full = tuple(f"{path}.{name}" for name in joined)
                 modules = tuple(model.get_submodule(name) for name in full)
                 interleaved = joined == of_layer.up and len(joined) == 2
-                groups.append(_Group(full, modules, self._precision_of(full), interleaved=interleaved, order=order))
+                precisions = self._precisions_of(full)
+                groups.append(Group(full, modules, precisions, interleaved=interleaved, order=order))
         return groups
 
-    def _single(self, model: Any, outer: set[str]) -> "Sequence[_Group]":
+    def _single(self, model: Any, outer: set[str]) -> "Sequence[Group]":
         return [
-            _Group((name,), (module,), self._precision_of((name,)))
+            Group((name,), (module,), self._precisions_of((name,)))
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear | Conv1D)
             and name not in outer
@@ -213,47 +211,56 @@ class PackedWeights:
             and linear_shape(module)[1] % GROUP == 0
         ]
 
-    def _outer(self, model: Any, outer: set[str]) -> "Sequence[_Group]":
+    def _outer(self, model: Any, outer: set[str]) -> "Sequence[Group]":
         """Return the groups of the embedding and the output layer; only one of them if they are tied."""
         inner = "bit8" if self.precision == "bit4" else self.precision
         tied = {target.removesuffix(".weight") for target in getattr(model, "all_tied_weights_keys", {})}
         modules = {name: model.get_submodule(name) for name in sorted(outer - tied)}
         return [
-            _Group((name,), (module,), self._own.get(f"{name}.weight", inner))
+            Group((name,), (module,), (self._own.get(f"{name}.weight", inner),))
             for name, module in modules.items()
             if linear_shape(module)[1] % GROUP == 0
             and (isinstance(module, nn.Linear) or embedding_scale(module) is not None)
         ]
 
-    def _precision_of(self, names: Sequence[str]) -> str:
-        own = [self._own.get(f"{name}.weight", self.precision) for name in names]
-        return max(own, key=_BY_QUALITY.index)
+    def _precisions_of(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the precisions of layers with the same input: if one is plain, the best of the plain ones for all."""
+        own = tuple(self._own.get(f"{name}.weight", self.precision) for name in names)
+        plain = [precision for precision in PLAIN if precision in own]
+        return (plain[0],) * len(own) if plain else own
 
-    def _place(self, model: Any, group: _Group, memory: Memory) -> None:
+    def _place(self, model: Any, group: Group, memory: Memory) -> None:
         biased = any(getattr(module, "bias", None) is not None for module in group.modules)
         outputs = group.outputs
-        matrix = Matrix(self.kernels, group.precision, sum(outputs), group.inputs, bias=biased, memory=memory)
-        start = 0
+        pieces = [
+            Matrix(self.kernels, precision, count, group.inputs, bias=biased, memory=memory)
+            for precision, count in group.pieces
+        ]
+        matrix, start = pieces[0] if len(pieces) == 1 else JoinedMatrix(pieces), 0
+        interleaved = group.interleaved and len(pieces) == 1
         for i, (name, module, count) in enumerate(zip(group.names, group.modules, outputs, strict=True)):
-            panel, step = (i, len(outputs)) if group.interleaved else (start // LANES, 1)
+            panel, step = (i, len(outputs)) if interleaved else (start // LANES, 1)
+            own, first = (matrix, start) if len(pieces) == 1 else (pieces[i], 0)
             shape, transposed = tuple(module.weight.shape), isinstance(module, Conv1D)
             self.matrices[name] = matrix
             self._places[f"{name}.weight"] = _Place(
-                matrix, shape, panel, step, transposed=transposed, order=group.order
+                own, shape, panel if own is matrix else 0, step, transposed=transposed, order=group.order
             )
-            self._modules[name] = self._module(module, matrix, i if group.interleaved else start, count, group)
+            self._modules[name] = self._module(
+                module, matrix, i if interleaved else start, count, interleaved=interleaved, order=group.order
+            )
             if getattr(module, "bias", None) is not None:
-                self._places[f"{name}.bias"] = _Place(matrix, tuple(module.bias.shape), start=start, order=group.order)
+                self._places[f"{name}.bias"] = _Place(own, tuple(module.bias.shape), start=first, order=group.order)
             start += count
 
-    def _module(self, module: Any, matrix: Matrix, start: int, outputs: int, group: _Group) -> Packed:
+    def _module(
+        self, module: Any, matrix: Matrix, start: int, outputs: int, *, interleaved: bool = False, order: Any = None
+    ) -> Packed:
         packed: Packed
         if isinstance(module, nn.Embedding):
             packed = PackedEmbedding(matrix, outputs, embedding_scale(module) or 1.0)
         else:
-            packed = PackedLinear(
-                self._context, matrix, start, outputs, interleaved=group.interleaved, order=group.order
-            )
+            packed = PackedLinear(self._context, matrix, start, outputs, interleaved=interleaved, order=order)
         for name, parameter in module.named_parameters(recurse=False):
             packed.stand_in(name, parameter.shape, parameter.dtype)
         return packed
@@ -273,6 +280,5 @@ class PackedWeights:
         name, place = target.removesuffix(".weight"), self._places[source]
         assert isinstance(place, _Place)
         module = model.get_submodule(name)
-        group = _Group((name,), (module,), place.matrix.precision)
         self.matrices[name], self._places[target] = place.matrix, place
-        self._modules[name] = self._module(module, place.matrix, 0, place.matrix.outputs, group)
+        self._modules[name] = self._module(module, place.matrix, 0, place.matrix.outputs)
