@@ -16,7 +16,6 @@ from run_gpt.engine.runners.base import end_ids_of
 from run_gpt.engine.runners.choice import choose_runner
 from run_gpt.engine.runners.compiled import compile_forward, prepare_compiler
 from run_gpt.engine.runners.generic import GenericRunner
-from run_gpt.engine.runners.lora import PROJECTION
 from run_gpt.engine.runners.memory import fitting_tokens
 from run_gpt.engine.runners.native.families import FAMILIES
 from run_gpt.engine.runners.native.runner import OWN_CODE, NativeRunner, fits
@@ -82,7 +81,8 @@ def _needs_generic(placement: Placement) -> bool:
     config = placement.config
     folders = [adapter_folder(path, config) for path in startup_adapters(config).values()]
     paths = [path for folder in folders for path in adapter_paths(folder)]
-    return placement.model_type in FAMILIES and not all(PROJECTION.fullmatch(path) for path in paths)
+    family = FAMILIES.get(placement.model_type or "")
+    return family is not None and not all(family.adapts(path) for path in paths)
 
 
 def _start_compilers(model_config: ModelConfig, engine_config: EngineConfig) -> "MaybeKernels":

@@ -1,6 +1,5 @@
 """LoRA adapters (Hu et al. 2021) beside a model's weights: low-rank additions to linear layers, chosen per row."""
 
-import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,6 @@ from transformers.pytorch_utils import Conv1D
 from run_gpt.process.devices import input_device
 
 Rows = Sequence["Lora | None"]
-PROJECTION = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?:self_attn|mlp)\.(?P<name>[qkvo]|gate|up|down)_proj")
-"""Path of a layer for which every runner of Llama and similar models has adapters."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,12 @@ FAMILIES = {
     "OPT": (PLAIN | {"ffn_dim": 96, "word_embed_proj_dim": 64}, ["k_proj", "out_proj", "fc1", "fc2"]),
     "Rwkv": (SIZE | {"hidden_size": 64, "num_hidden_layers": 2, "attention_hidden_size": 64}, ["key", "output"]),
 }
-RUNNERS = {"Llama": ("native", "fast", "generic"), "Rwkv": ("alone",)}
+RUNNERS = {
+    "Llama": ("native", "fast", "generic"),
+    "GPTNeoX": ("native",),
+    "GPT2": ("native", "generic"),
+    "Rwkv": ("alone",),
+}
 CASES = [(family, runner) for family in FAMILIES for runner in RUNNERS.get(family, ("generic",))]
 TOKENS = 12
 

@@ -1,5 +1,6 @@
 """Families of models that the native runner knows: names of their modules, and what their layers compute."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,17 +77,30 @@ class Names:
         """Names of the linear layers of a layer; those with the same input together."""
         return tuple(names for names in (self.qkv, (self.output,), self.up, (self.down,)) if names and names[0])
 
+    def layer_of(self, path: str) -> tuple[int, str] | None:
+        """Split the path of a layer's linear module into the layer's number and a name of this object, or None."""
+        match = re.fullmatch(rf"{re.escape(self.layers)}\.(\d+)\.(.+)", path)
+        if match is None or match[2] not in {*self.qkv, self.output, *self.up, self.down}:
+            return None
+        return int(match[1]), match[2]
+
 
 @dataclass(frozen=True)
 class Family:
     """Family of models, by its `model_type`."""
 
-    _names: Names | Callable[[Any], Names]
+    _names: Names
     _shape: Callable[[Any], Shape | None]
+    _some: Callable[[Any], dict[str, Any]] | None = None
+    """Function of the names that depend on the configuration."""
 
     def names(self, config: Any) -> Names:
         """Return the names of the modules of a model with this configuration."""
-        return self._names(config) if callable(self._names) else self._names
+        return self._names if self._some is None else replace(self._names, **self._some(config))
+
+    def adapts(self, path: str) -> bool:
+        """Return True if the kernels add adapters to the module at this path."""
+        return self._names.layer_of(path) is not None
 
     def shape(self, config: Any) -> Shape | None:
         """Return the shape of a configuration; None if the kernels do not have one of its parts."""
@@ -138,59 +152,55 @@ _GPT_J = Names(
     norm="ln_1",
     mlp_norm="ln_1",
 )
+_BLOOM = Names(
+    layers="transformer.h",
+    final="transformer.ln_f",
+    embedding_norm="transformer.word_embeddings_layernorm",
+    qkv=("self_attention.query_key_value",),
+    output="self_attention.dense",
+    up=("mlp.dense_h_to_4h",),
+    down="mlp.dense_4h_to_h",
+)
 
 
-def _falcon_names(config: Any) -> Names:
+def _falcon_norms(config: Any) -> dict[str, Any]:
     two = config.new_decoder_architecture and (config.num_ln_in_parallel_attn or 2) == 2
     own = "post_attention_layernorm" if not config.parallel_attn else "input_layernorm"
-    return Names(
-        layers="transformer.h",
-        final="transformer.ln_f",
-        rotary="transformer.rotary_emb",
-        qkv=("self_attention.query_key_value",),
-        output="self_attention.dense",
-        up=("mlp.dense_h_to_4h",),
-        down="mlp.dense_4h_to_h",
-        norm="ln_attn" if two else "input_layernorm",
-        mlp_norm="ln_mlp" if two else own,
-    )
+    return {"norm": "ln_attn", "mlp_norm": "ln_mlp"} if two else {"mlp_norm": own}
 
 
-def _granite_shared_names(config: Any) -> Names:
+def _granite_shared(config: Any) -> dict[str, Any]:
     if not config.shared_intermediate_size:
-        return _GRANITE_MOE
-    return replace(_GRANITE_MOE, shared_up=("shared_mlp.input_linear",), shared_down="shared_mlp.output_linear")
-
-
-def _like(names: Names, **changes: Any) -> Names:
-    return replace(names, **changes)
+        return {}
+    return {"shared_up": ("shared_mlp.input_linear",), "shared_down": "shared_mlp.output_linear"}
 
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(_LLAMA, llama_shape),
     "mistral": Family(_LLAMA, llama_shape),
     "qwen2": Family(_LLAMA, llama_shape),
-    "qwen3": Family(_like(_LLAMA, **_QK_NORMS), llama_shape),
+    "qwen3": Family(replace(_LLAMA, **_QK_NORMS), llama_shape),
     "smollm3": Family(_LLAMA, smollm3_shape),
     "granite": Family(_LLAMA, granite_shape),
     "phi3": Family(
-        _like(_LLAMA, qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)),
+        replace(_LLAMA, qkv=("self_attn.qkv_proj",), up=("mlp.gate_up_proj",)),
         lambda config: llama_shape(config, up_order=turns_of_halves(config.intermediate_size)),
     ),
     "stablelm": Family(
-        lambda config: _like(_LLAMA, mlp_norm="input_layernorm") if config.use_parallel_residual else _LLAMA,
+        _LLAMA,
         stablelm_shape,
+        lambda config: {"mlp_norm": "input_layernorm"} if config.use_parallel_residual else {},
     ),
     "olmo2": Family(_OLMO_2, llama_shape),
     "gemma": Family(_LLAMA, lambda config: llama_shape(config, plus_one=True, embedding_scale=config.hidden_size**0.5)),
     "gemma2": Family(_GEMMA_2, gemma2_shape),
-    "gemma3_text": Family(_like(_GEMMA_2, **_QK_NORMS), gemma2_shape),
-    "cohere": Family(_like(_LLAMA, mlp_norm="input_layernorm"), cohere_shape),
+    "gemma3_text": Family(replace(_GEMMA_2, **_QK_NORMS), gemma2_shape),
+    "cohere": Family(replace(_LLAMA, mlp_norm="input_layernorm"), cohere_shape),
     "starcoder2": Family(
-        _like(_LLAMA, up=("mlp.c_fc",), down="mlp.c_proj"), lambda config: llama_shape(config, mean=True)
+        replace(_LLAMA, up=("mlp.c_fc",), down="mlp.c_proj"), lambda config: llama_shape(config, mean=True)
     ),
     "phi": Family(
-        _like(
+        replace(
             _LLAMA,
             final="model.final_layernorm",
             output="self_attn.dense",
@@ -213,9 +223,9 @@ FAMILIES: Mapping[str, Family] = {
         neox_shape,
     ),
     "gptj": Family(_GPT_J, gptj_shape),
-    "codegen": Family(_like(_GPT_J, qkv=("attn.qkv_proj",)), codegen_shape),
+    "codegen": Family(replace(_GPT_J, qkv=("attn.qkv_proj",)), codegen_shape),
     "gpt2": Family(
-        _like(
+        replace(
             _GPT_J,
             positions="transformer.wpe",
             qkv=("attn.c_attn",),
@@ -239,18 +249,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         opt_shape,
     ),
-    "bloom": Family(
-        Names(
-            layers="transformer.h",
-            final="transformer.ln_f",
-            embedding_norm="transformer.word_embeddings_layernorm",
-            qkv=("self_attention.query_key_value",),
-            output="self_attention.dense",
-            up=("mlp.dense_h_to_4h",),
-            down="mlp.dense_4h_to_h",
-        ),
-        bloom_shape,
-    ),
+    "bloom": Family(_BLOOM, bloom_shape),
     "mpt": Family(
         Names(
             layers="transformer.blocks",
@@ -264,10 +263,14 @@ FAMILIES: Mapping[str, Family] = {
         ),
         mpt_shape,
     ),
-    "falcon": Family(_falcon_names, falcon_shape),
+    "falcon": Family(
+        replace(_BLOOM, embedding_norm=None, rotary="transformer.rotary_emb"),
+        falcon_shape,
+        _falcon_norms,
+    ),
     "mixtral": Family(_LLAMA, mixtral_shape),
     "qwen2_moe": Family(
-        _like(
+        replace(
             _LLAMA,
             shared_up=("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
             shared_down="mlp.shared_expert.down_proj",
@@ -275,19 +278,17 @@ FAMILIES: Mapping[str, Family] = {
         ),
         qwen_moe_shape,
     ),
-    "qwen3_moe": Family(_like(_LLAMA, **_QK_NORMS), qwen_moe_shape),
-    "olmoe": Family(_like(_LLAMA, **_QK_NORMS), olmoe_shape),
+    "qwen3_moe": Family(replace(_LLAMA, **_QK_NORMS), qwen_moe_shape),
+    "olmoe": Family(replace(_LLAMA, **_QK_NORMS), olmoe_shape),
     "flex_olmo": Family(_OLMO_2, olmoe_shape),
     "granitemoe": Family(_GRANITE_MOE, granite_moe_shape),
-    "granitemoeshared": Family(_granite_shared_names, granite_moe_shape),
-    "glm4_moe": Family(
-        lambda config: _like(_DEEPSEEK_MOE, **(_QK_NORMS if config.use_qk_norm else {})), deepseek_moe_shape
-    ),
-    "dots1": Family(_like(_DEEPSEEK_MOE, **_QK_NORMS), deepseek_moe_shape),
-    "exaone_moe": Family(_like(_DEEPSEEK_MOE, **_QK_NORMS), exaone_moe_shape),
+    "granitemoeshared": Family(_GRANITE_MOE, granite_moe_shape, _granite_shared),
+    "glm4_moe": Family(_DEEPSEEK_MOE, deepseek_moe_shape, lambda config: _QK_NORMS if config.use_qk_norm else {}),
+    "dots1": Family(replace(_DEEPSEEK_MOE, **_QK_NORMS), deepseek_moe_shape),
+    "exaone_moe": Family(replace(_DEEPSEEK_MOE, **_QK_NORMS), exaone_moe_shape),
     "solar_open": Family(_DEEPSEEK_MOE, deepseek_moe_shape),
-    "minimax_m2": Family(_like(_LLAMA, correction="mlp.e_score_correction_bias", **_QK_NORMS), minimax_m2_shape),
-    "gpt_oss": Family(_like(_LLAMA, router="mlp.router", sinks="self_attn.sinks"), gpt_oss_shape),
+    "minimax_m2": Family(replace(_LLAMA, correction="mlp.e_score_correction_bias", **_QK_NORMS), minimax_m2_shape),
+    "gpt_oss": Family(replace(_LLAMA, router="mlp.router", sinks="self_attn.sinks"), gpt_oss_shape),
 }
 FAMILIES = {
     **FAMILIES,

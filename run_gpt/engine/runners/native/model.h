@@ -50,7 +50,8 @@ struct Layer {
   int64_t before;          // places of a slot's cache before this layer's: positions of all heads of earlier layers
 };
 
-// Addition of a LoRA adapter to one linear layer: out += b^T (a x). Null where it adds nothing.
+// Addition of a LoRA adapter to one linear layer: out += b^T (a x). Null where it adds nothing. That of a layer which
+// joins queries, keys and values is `q`, and that of one which joins gate and up is `gate`: it has all their outputs.
 struct Lora {
   int32_t rank, outputs, inputs;
   const float *a, *b;  // [rank, inputs], [rank, outputs]

@@ -112,7 +112,7 @@ class NativeRunner(TransformersRunner):
         assert family is not None  # checked by `fits`
         assert shape is not None
         names = family.names(model.config)
-        self._loras = NativeLoras(len(shape.kinds))  # for steps; the base's adapters are for beam search
+        self._loras = NativeLoras(names, shape)  # for steps; the base's adapters are for beam search
         positions = _positions(model.config, config)
         self._angles = Rotary(model, names, shape, positions)
         self.ring = ring_of(shape, positions, max(config.max_step_tokens, self.cheap_tokens))
