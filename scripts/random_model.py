@@ -13,6 +13,8 @@ from typing import Any
 
 from run_gpt.config import DEFAULT_MODEL, ModelConfig
 
+_SMALL = {"vocab_size": 50_304, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+_GROUPED = {"num_key_value_heads": 4, "intermediate_size": 2048}
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {
         "vocab_size": 128_256,
@@ -60,6 +62,21 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "opt-125m": {"model_type": "opt"},
     "gpt2": {"model_type": "gpt2"},
+    "bloom-125m": {"model_type": "bloom", "vocab_size": 50_304, "hidden_size": 768, "n_layer": 12, "n_head": 12},
+    "falcon-125m": {"model_type": "falcon", **_SMALL},
+    "falcon-rw-125m": {
+        "model_type": "falcon",
+        **_SMALL,
+        "alibi": True,
+        "bias": True,
+        "multi_query": False,
+        "parallel_attn": False,
+    },
+    "stablelm-2-160m": {"model_type": "stablelm", **_SMALL, "intermediate_size": 2048},
+    "phi-3-160m": {"model_type": "phi3", **_SMALL, "intermediate_size": 2048, "pad_token_id": 0},
+    "cohere-2-160m": {"model_type": "cohere2", **_SMALL, **_GROUPED},
+    "glm-4-160m": {"model_type": "glm4", **_SMALL, **_GROUPED, "head_dim": 64, "pad_token_id": 0},
+    "mamba-130m": {"model_type": "mamba", "vocab_size": 50_304, "hidden_size": 768, "num_hidden_layers": 24},
 }
 
 
