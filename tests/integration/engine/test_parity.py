@@ -28,6 +28,8 @@ KINDS = (
     *("llama", "gpt-oss", "qwen3", "pythia", "gpt-j", "opt", "bloom", "mpt-7b-chat"),
     *("mistral-v0.1", "gemma-2", "rwkv-raven", "mamba"),
 )
+OTHERS = [name for name, family in FAMILIES.items() if family.runner == "native" and name not in KINDS]
+"""Other families of the native runner."""
 FAST = ("llama", "llama-3", "vicuna", "qwen2", "qwen3", "mistral")
 """Families of the fast runner."""
 REQUESTS = 7
@@ -152,6 +154,24 @@ async def test_drafts_give_the_tokens_of_generate_alone(model, engine):
         busy = await asyncio.gather(*(run(engine, f"{together} {i}", p, 40) for i, p in enumerate(texts[:together])))
         assert [_until_end(tokens) for tokens in busy] == alone[:together]
     assert (engine.stats().drafted_tokens > 0) == (engine.scheduler._cheap_tokens > 1)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+async def test_kept_tokens_and_drafts_of_every_native_family_give_the_tokens_of_generate_alone(name):
+    model = build(FAMILIES[name])
+    engine = start(model, runner="native")
+    try:
+        prompt = prompts()[1][:6] * 2
+        first = generate(model, prompt, tokens=40)[0]
+        turn = prompt + first + [5, 6, 7]
+        alone = [_until_end(tokens) for tokens in (first, generate(model, turn)[0])]
+        assert _until_end(await run(engine, "first", prompt, 40)) == alone[0]
+        busy = await asyncio.gather(run(engine, "again", prompt, 40), run(engine, "turn", turn))
+        assert [_until_end(tokens) for tokens in busy] == alone
+        assert engine.stats().cached_tokens > 0
+        assert engine.stats().drafted_tokens > 0 or name == "granite"  # its random answers repeat nothing
+    finally:
+        engine.shutdown()
 
 
 async def test_right_and_wrong_drafts_give_the_tokens_of_generate_alone(model, engine, monkeypatch):
