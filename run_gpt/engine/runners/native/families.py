@@ -91,7 +91,7 @@ class Family:
 
     _names: Names
     _shape: Callable[[Any], Shape | None]
-    _some: Callable[[Any], dict[str, Any]] | None = None
+    _some: Callable[[Any], Mapping[str, Any]] | None = None
     """Function of the names that depend on the configuration."""
 
     def names(self, config: Any) -> Names:
@@ -122,7 +122,7 @@ def shape_of(config: Any) -> Shape | None:
 
 
 _LLAMA = Names()
-_QK_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+_QK_NORMS: Mapping[str, Any] = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 _GEMMA_2 = Names(
     after_attention="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
