@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
-from run_gpt.engine.runners.native.binding import FORMATS, LANES, ROWS_AT_ONCE, Matrix, MatrixStruct
+from run_gpt.engine.runners.native.binding import FORMATS, LANES, ROWS_AT_ONCE, Matrix
+from run_gpt.engine.runners.native.structs import MatrixStruct
 
 BLOCKS = {
     **{"Q4_0": (2, "bit4"), "Q4_1": (3, "bit4"), "Q5_0": (6, "q5"), "Q5_1": (7, "q5"), "Q8_0": (8, "bit8")},

@@ -8,9 +8,10 @@ import torch
 
 from run_gpt.engine.plan import ScheduledTokens
 from run_gpt.engine.runners.lora import Lora
-from run_gpt.engine.runners.native.binding import LANES, LoraLayerStruct, LoraStruct
+from run_gpt.engine.runners.native.binding import LANES
 from run_gpt.engine.runners.native.families import Names
 from run_gpt.engine.runners.native.shapes import Shape
+from run_gpt.engine.runners.native.structs import LoraLayerStruct, LoraStruct
 
 
 class NativeLoras:

@@ -14,12 +14,13 @@ from run_gpt.config.windows import BLOCK
 from run_gpt.engine.plan import Position, ScheduledTokens
 from run_gpt.engine.runners.base import TransformersRunner
 from run_gpt.engine.runners.lora import Lora
-from run_gpt.engine.runners.native.binding import ACTIVATIONS, GROUP, LANES, Context, Matrix, Memory, ModelStruct
+from run_gpt.engine.runners.native.binding import ACTIVATIONS, GROUP, LANES, Context, Matrix, Memory
 from run_gpt.engine.runners.native.choices import choose
 from run_gpt.engine.runners.native.families import family_of, shape_of
 from run_gpt.engine.runners.native.inspection import expert_sizes, submodule
 from run_gpt.engine.runners.native.loras import NativeLoras
 from run_gpt.engine.runners.native.pace import Pace
+from run_gpt.engine.runners.native.structs import ModelStruct
 from run_gpt.engine.runners.native.structure import Rotary, Structure
 from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.engine.runners.native.windows import ring_of

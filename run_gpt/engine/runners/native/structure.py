@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from run_gpt.engine.runners.native.binding import ExpertsStruct, LayerStruct, Matrix, MatrixStruct, NormStruct
+from run_gpt.engine.runners.native.binding import Matrix
 from run_gpt.engine.runners.native.families import Names
 from run_gpt.engine.runners.native.inspection import submodule
 from run_gpt.engine.runners.native.packed_experts import PARAMETERS
 from run_gpt.engine.runners.native.shapes import Shape
+from run_gpt.engine.runners.native.structs import ExpertsStruct, LayerStruct, MatrixStruct, NormStruct
 from run_gpt.engine.runners.native.weights import PackedWeights
 
 ANGLES_AT_ONCE = 4096
