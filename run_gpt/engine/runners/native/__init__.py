@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def building(folder: Path, source: KernelSource = "auto") -> "Future[Kernels]":
-    """Return the kernels, at once if they are prebuilt or in `folder`; else a thread compiles them, in about 10 s.
+    """Return the kernels, at once if they are prebuilt or in `folder`; else a thread compiles them, in about 25 s.
 
     The future's error is a SetupError with the reason. Raises SetupError if this machine cannot run the kernels.
     """

@@ -60,7 +60,7 @@ def ready(folder: Path) -> bool:
 
 @cache
 def built(folder: Path, options: tuple[str, ...] = NATIVE) -> Path:
-    """Return a path of the library, for this process only; compile it if there is no sound one, in about 10 s.
+    """Return a path of the library, for this process only; compile it if there is no sound one, in about 25 s.
 
     If several processes start together, such as replicas, one compiles it and the others wait. A folder that others may
     write, or we may not, is not used: see `store.home`. `options`: the compiler's for the CPUs to compile for; the
