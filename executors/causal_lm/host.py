@@ -153,7 +153,7 @@ class Host:
         for note in model.notes:
             log.warning("%s", note)
         if model.kernels:
-            print(f"{self.name}: native kernels {model.kernels}", file=sys.stderr)
+            log.info("%s: native kernels %s", self.name, model.kernels)
         gc.collect()
         gc.freeze()  # else Python goes through all objects of torch and transformers now and then: 0.2 s on the loop
         return model

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
 
+from pydantic import ValidationError
+
 from run_gpt.api.answers import Answer, Body
 from run_gpt.api.fields import Rules
-from run_gpt.api.request import AnyRequest
+from run_gpt.api.request import AnyRequest, invalid_request
 from run_gpt.errors import InvalidRequest
 
 INVALID = "INVALID_JSON"
@@ -76,7 +78,10 @@ class TranslatedRequest(AnyRequest):
     @cached_property
     def made_natives(self) -> Sequence[AnyRequest]:
         """See `natives`."""
-        return self.make_natives()
+        try:
+            return self.make_natives()
+        except ValidationError as error:  # a bound that only the native request has
+            raise invalid_request(error) from None
 
     @abstractmethod
     def make_natives(self) -> Sequence[AnyRequest]:

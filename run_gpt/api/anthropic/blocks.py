@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo, model_validator
 
 from run_gpt.api.anthropic.fields import LEFT_OUT_BLOCKS, REFUSED_BLOCKS, TEXT, THINKING, TOOL_RESULT, TOOL_USE
-from run_gpt.api.chat import FunctionCall, Message, ToolCall
+from run_gpt.api.chat import MAX_CALLS, FunctionCall, Message, ToolCall
 from run_gpt.api.fields import Intake, Sifted
 from run_gpt.api.parts import MAX_PARTS, join
 from run_gpt.api.values import Fault, JsonObject, NonEmpty, Text, shown
@@ -126,6 +126,8 @@ class Turn(Sifted):
         for at, block in enumerate(self.content):
             if block.type not in _OF_ROLES[self.role]:
                 raise Fault(f"a turn of the role {self.role!r} has no {block.type}", "content", at, "type")
+        if (calls := sum(isinstance(block, ToolUseBlock) for block in self.content)) > MAX_CALLS:
+            raise Fault(f"a turn has {calls} calls, the limit is {MAX_CALLS}", "content")
         return self
 
     def messages(self) -> Iterator[Message]:

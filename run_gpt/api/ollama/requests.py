@@ -27,7 +27,7 @@ from run_gpt.api.ollama.answers import OllamaAnswer, OllamaVectors, OllamaWriter
 from run_gpt.api.openai.base import DEFAULT_MAX_TOKENS, LEAST_TOP_P
 from run_gpt.api.schema import ChatRequest, GenerateRequest, Request, StopTexts, TopK
 from run_gpt.api.translated import EventWriter, TranslatedRequest
-from run_gpt.api.values import INT32_MAX, JsonObject, Text, is_minus_one, one_or_list
+from run_gpt.api.values import INT32_MAX, Fault, JsonObject, Text, is_minus_one, one_or_list
 
 DEFAULT_TEMPERATURE = 0.8
 """Temperature of a request without one, if the model has no sampling defaults."""
@@ -103,6 +103,13 @@ class OllamaMessage(Sifted):
     content: Text = ""
     thinking: Text | None = None
     tool_calls: Annotated[list[OllamaCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> "OllamaMessage":
+        for name in ("thinking", "tool_calls"):
+            if getattr(self, name) and self.role != "assistant":
+                raise Fault(f"a message of the role {self.role!r} has {name}", name)
+        return self
 
 
 def messages_of(turns: Sequence[OllamaMessage]) -> list[Message]:

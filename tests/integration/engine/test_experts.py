@@ -9,10 +9,11 @@ import transformers
 from plain_run import ScheduledTokens
 
 from run_gpt.config import EngineConfig
-from run_gpt.engine.runners.native.binding import FORMATS, Kernels
+from run_gpt.engine.runners.native.binding import Kernels
 from run_gpt.engine.runners.native.build import built, unsupported
 from run_gpt.engine.runners.native.families import shape_of
 from run_gpt.engine.runners.native.runner import NativeRunner, fits, fits_config
+from run_gpt.engine.runners.native.targets import BUILDS, NATIVE
 from run_gpt.engine.runners.native.weights import PackedWeights
 from run_gpt.models.cache import cache_root
 
@@ -42,6 +43,8 @@ SHAPES = {
 }
 
 
+PRECISIONS = ("fp32", "fp16", "bf16", "bit8", "bit4")
+"""Precisions that a matrix of numbers can be packed in."""
 SOME = ("mixtral", "granite, shared", "gpt-oss")
 """Shapes that differ in more than the choice of experts."""
 
@@ -103,14 +106,14 @@ def test_a_pass_is_that_of_the_model(kernels, shape):
     assert close(torch.cat(few), expected[:3], 1e-5)
 
 
-@pytest.mark.parametrize("target", ["native", "x86-64-v3"])
+@pytest.mark.parametrize("target", [NATIVE, BUILDS[-1].options], ids=["native", BUILDS[-1].name])
 @pytest.mark.parametrize("shape", SOME)
 def test_a_row_is_the_same_to_the_last_bit_whatever_runs_beside_it(shape, target, monkeypatch):
     """Check parts and wholes, alone and in a batch, on one thread and on three, in each precision."""
     kernels, model = Kernels(built(cache_root() / "kernels", target)), build(shape)
     ids, other = tokens(100), tokens(100, seed=2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    for precision in FORMATS:
+    for precision in PRECISIONS:
         runner = native(model, kernels, precision, max_running=4)
         whole = forward(runner, [ScheduledTokens(0, 0, ids, 100)])
         runner._pace = SimpleNamespace(step=lambda tokens: nullcontext(tokens < 50))
@@ -129,7 +132,7 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_runs_beside_it(shape, target
             assert close(whole, reference(model, ids), 1e-5)
 
 
-@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", SOME)
 def test_the_models_own_pass_on_the_packed_weights_is_what_it_was(kernels, shape, precision):
     """Check what a beam search runs, and that no weight is held twice."""
@@ -153,7 +156,7 @@ def test_rows_that_are_no_numbers_leave_the_others_as_they_are(kernels):
     with torch.no_grad():
         model.model.embed_tokens.weight[199] = torch.nan
     clean = tuple(min(token, 198) for token in ids)
-    for precision in FORMATS:
+    for precision in PRECISIONS:
         runner = native(model, kernels, precision, max_running=2)
         alone = forward(runner, [ScheduledTokens(0, 0, clean, 30)])
         both = forward(runner, [ScheduledTokens(1, 0, (199,) * 40, 1), ScheduledTokens(0, 0, clean, 30)])

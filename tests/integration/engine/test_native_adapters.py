@@ -29,10 +29,12 @@ def kernels():
 
 
 def lora_of(model):
-    """Return an adapter of every linear module but the output layer."""
+    """Return an adapter of every linear module but the output layer, routers and MLPs beside experts."""
     generator, weights = torch.Generator().manual_seed(2), {}
     for path, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear | Conv1D) or module is model.get_output_embeddings():
+            continue
+        if "shared_expert" in path:
             continue
         outputs, inputs = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
         a, b = (torch.randn(size, generator=generator) * 0.1 for size in ((3, inputs), (outputs, 3)))

@@ -12,6 +12,7 @@ from run_gpt.engine.request import Request, SamplingParams
 from run_gpt.engine.runners.native import choices
 from run_gpt.engine.runners.native.binding import Context, Kernels
 from run_gpt.engine.runners.native.build import built, unsupported
+from run_gpt.engine.runners.native.targets import BUILDS, NATIVE
 from run_gpt.engine.text import TextStream
 from run_gpt.models.cache import cache_root
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(unsupported() is not None, reason=str(unsupporte
 END_IDS = (0, 5)
 
 
-@pytest.fixture(scope="module", params=["native", "x86-64-v3"])
+@pytest.fixture(scope="module", params=[NATIVE, BUILDS[-1].options], ids=["native", BUILDS[-1].name])
 def context(request):
     return Context(Kernels(built(cache_root() / "kernels", request.param)), 2)
 

@@ -79,8 +79,14 @@ def script(**fields: Any) -> dict[str, str]:
 
 def check_refused(response: httpx.Response) -> None:
     assert response.status_code == 401, response.text
-    error = response.json()["error"]
-    assert (error["type"], error["code"], error["param"]) == ("authentication_error", "invalid_api_key", None)
+    answer = response.json()
+    if response.url.path.startswith("/api/"):
+        assert "key" in answer["error"]
+    elif response.url.path.startswith("/v1/messages"):
+        assert (answer["type"], answer["error"]["type"]) == ("error", "authentication_error")
+    else:
+        error = answer["error"]
+        assert (error["type"], error["code"], error["param"]) == ("authentication_error", "invalid_api_key", None)
     assert response.headers["www-authenticate"] == "Bearer"
     assert WRONG not in response.text
 

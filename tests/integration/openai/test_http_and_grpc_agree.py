@@ -18,6 +18,7 @@ from jina.types.request.data import DataRequest, SingleDocumentRequest
 
 from run_gpt.api import documents
 from run_gpt.api.endpoints import ENDPOINTS, Endpoint
+from run_gpt.api.sse import LINES
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 PARAMETERS = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"]}
@@ -28,6 +29,7 @@ SCHEMA = {"type": "object", "properties": {"b": {"enum": [1]}, "a": {"enum": [No
 SCHEMA = {**SCHEMA, "additionalProperties": False}
 FORM = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}
 SAMPLED = {"temperature": 0.8, "top_p": 0.9, "seed": 3, "n": 2, "max_tokens": 4}
+GREEDY = {"temperature": 0}
 FULL = {
     **{"temperature": 0, "stop": ["zebra"], "logit_bias": {"2": -5.5, "100": 1}, "presence_penalty": 0.5},
     **{"frequency_penalty": 0.25, "user": "anna", "max_tokens": 5, "model": "smollm2"},
@@ -70,6 +72,20 @@ BODIES: dict[str, list[dict[str, Any]]] = {
     "/v1/embeddings": [{"input": "Hi"}, {"input": [[1, 2], [3]], "encoding_format": "base64"}],
     "/v1/models": [{}],
     "/v1/models/{model}": [{"model": "smollm2"}],
+    "/v1/messages": [
+        {"messages": QUESTION, "max_tokens": 8, "system": "You help.", "stop_sequences": ["Paris"]},
+        {
+            **{"messages": QUESTION, "tools": [{"name": "f", "input_schema": PARAMETERS}]},
+            **{"tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True}},
+        },
+    ],
+    "/v1/messages/count_tokens": [{"messages": QUESTION, "system": "You help."}],
+    "/api/chat": [{"messages": QUESTION, "options": {"num_predict": 4, **GREEDY}}],
+    "/api/generate": [{"prompt": "Hello", "raw": True, "options": {"num_predict": 4, **GREEDY}}],
+    "/api/embed": [{"input": ["Hi", "there"]}],
+    "/api/tags": [{}],
+    "/api/ps": [{}],
+    "/api/show": [{"model": "smollm2"}],
 }
 WRONG: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "x", "suffix": "y"},
@@ -80,7 +96,10 @@ WRONG: dict[str, dict[str, Any]] = {
     "/tokenize": {},
     "/detokenize": {"tokens": [99999]},
 }
-TOLD_ANEW = {"id", "item_id", "call_id", "created", "created_at", "cached_tokens", "error"}
+TOLD_ANEW = {
+    *("id", "item_id", "call_id", "created", "created_at", "cached_tokens", "error"),
+    *("input_tokens", "cache_read_input_tokens", "total_duration", "prompt_eval_duration", "eval_duration"),
+}
 """Fields that differ between answers, and `error`, which only documents have."""
 UNARY = [(e, body) for path, bodies in BODIES.items() if (e := ENDPOINTS[path]).answer for body in bodies]
 STREAMED = [(e, body) for path, bodies in BODIES.items() if (e := ENDPOINTS[path]).event for body in bodies]
@@ -116,7 +135,8 @@ def ordered(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        name: json.dumps(inner) if name in ("parameters", "schema") else ordered(inner) for name, inner in value.items()
+        name: json.dumps(inner) if name in ("parameters", "schema", "input_schema") else ordered(inner)
+        for name, inner in value.items()
     }
 
 
@@ -136,7 +156,9 @@ def posted(server: Any, endpoint: Endpoint, body: dict[str, Any], *, status: int
 @pytest.mark.parametrize(("endpoint", "body"), UNARY, ids=name_of)
 async def test_a_whole_answer_is_the_same(server: Any, endpoint: Endpoint, body: dict[str, Any]) -> None:
     if "temperature" in endpoint.request.model_fields:
-        body = {"temperature": 0, **body}
+        body = {**GREEDY, **body}
+    if "stream" in endpoint.request.model_fields:
+        body = {**body, "stream": False}
     over_http = posted(server, endpoint, body)
     inputs = DocList[documents.document_class(endpoint.request)]([document(endpoint, body)])  # type: ignore[misc]
     kind: Any = documents.document_class(endpoint.answer)  # type: ignore[arg-type]
@@ -149,8 +171,8 @@ async def test_a_whole_answer_is_the_same(server: Any, endpoint: Endpoint, body:
 @pytest.mark.parametrize(("endpoint", "body"), STREAMED, ids=name_of)
 async def test_a_stream_is_the_same(server: Any, endpoint: Endpoint, body: dict[str, Any]) -> None:
     if endpoint.answer is not None:
-        body = {"temperature": 0, **body, "stream": True}
-        if endpoint.path != "/v1/responses":
+        body = {**(GREEDY if "temperature" in endpoint.request.model_fields else {}), **body, "stream": True}
+        if endpoint.path.endswith("completions"):
             body["stream_options"] = {"include_usage": True}
     lines = streamed(server, endpoint, body)
     if endpoint.last_line:
@@ -167,6 +189,8 @@ async def test_a_stream_is_the_same(server: Any, endpoint: Endpoint, body: dict[
 
 def streamed(server: Any, endpoint: Endpoint, body: dict[str, Any]) -> list[str]:
     with requests.post(url(server, endpoint, body), json=body, stream=True, timeout=120) as answer:
+        if endpoint.form is LINES:
+            return answer.text.splitlines()
         return [event.data for event in sseclient.SSEClient(answer).events()]
 
 

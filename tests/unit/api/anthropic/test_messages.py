@@ -181,6 +181,11 @@ def test_hints_are_taken_and_named() -> None:
                                                         "content": [{"type": "image"}]}]}]},
             "messages[0].content[0].content[0].type",
         ),
+        (
+            {"messages": [*HI, {"role": "assistant", "content": 257 * [
+                {"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]},
+            "messages[1].content",
+        ),
         ({"messages": []}, "messages"),
         ({"tools": [{"name": "look"}]}, "tools[0].input_schema"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),

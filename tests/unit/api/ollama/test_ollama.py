@@ -95,6 +95,7 @@ def test_a_prompt_is_a_chat_unless_it_is_raw() -> None:
         (OllamaChatRequest, {"messages": [{"role": "user", "content": "x", "images": ["abc"]}]}, "messages[0].images"),
         (OllamaChatRequest, {"messages": HI, "options": {"mirostat": 2}}, "options.mirostat"),
         (OllamaChatRequest, {"messages": HI, "options": {"temprature": 1}}, "options.temprature"),
+        (OllamaChatRequest, {"messages": [{"role": "user", "thinking": "x"}]}, "messages[0].thinking"),
         (OllamaChatRequest, {"messages": []}, "messages"),
         (OllamaGenerateRequest, {"prompt": "x", "template": "{{ .Prompt }}"}, "template"),
         (OllamaGenerateRequest, {"prompt": "x", "context": [1]}, "context"),
