@@ -232,10 +232,14 @@ MODEL_ENDPOINTS = [endpoint for endpoint in ENDPOINTS.values() if endpoint.handl
 """Endpoints that a model answers: executors have them as well."""
 
 
+_FORMS = (("/api/", ollama_error), ("/v1/messages", anthropic_error))
+"""Forms of errors by the beginnings of paths, those that are no endpoint included."""
+
+
 def error_body(path: str, error: RequestError) -> dict[str, Any]:
     """Return the body of an error's answer on this path, in the form of its API."""
-    endpoint = ENDPOINTS.get(path.rstrip("/"))
-    return openai_error(error) if endpoint is None else endpoint.error(error)
+    form = next((form for begin, form in _FORMS if path.startswith(begin)), openai_error)
+    return form(error)
 
 
 _BY_REQUEST = {
