@@ -1,16 +1,15 @@
 """The table of endpoints, which gateway, executor and client read: paths, requests, answers, handlers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, cast
+from typing import cast
 
 from run_gpt.api.adapters import AdapterList, ListAdaptersRequest, LoadAdapterRequest, UnloadAdapterRequest
 from run_gpt.api.answers import Body, ChatAnswer, ChatEvent, GenerateAnswer
 from run_gpt.api.anthropic.answers import InputTokens, MessageAnswer, MessageStreamEvent
-from run_gpt.api.anthropic.errors import error_body as anthropic_error
 from run_gpt.api.anthropic.messages import CountTokensRequest, MessagesRequest
 from run_gpt.api.embeddings import Embeddings, EmbedRequest
+from run_gpt.api.error_forms import ErrorForm, error_form
 from run_gpt.api.models import LoadModelRequest, ModelState, UnloadModelRequest
 from run_gpt.api.ollama.answers import OllamaAnswer, OllamaVectors
 from run_gpt.api.ollama.models import RunningRequest, ShownModel, ShowRequest, Tags, TagsRequest
@@ -25,7 +24,6 @@ from run_gpt.api.request import AnyRequest
 from run_gpt.api.schema import ChatRequest, GenerateRequest
 from run_gpt.api.sse import LINES, SSE, StreamForm
 from run_gpt.api.tokens import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
-from run_gpt.errors import RequestError
 
 
 class Handler(Enum):
@@ -38,16 +36,6 @@ class Handler(Enum):
     UNLOAD_MODEL = "the gateway, which has replicas free their memory"
     LIST_MODELS = "the gateway, from its knowledge of all models"
     SHOW_MODEL = "the gateway, from its knowledge of one model"
-
-
-def openai_error(error: RequestError) -> dict[str, Any]:
-    """Return the body of an error's answer in OpenAI's form, which is also that of all native endpoints."""
-    return {"error": error.to_dict()}
-
-
-def ollama_error(error: RequestError) -> dict[str, Any]:
-    """Return the body of an error's answer in Ollama's form."""
-    return {"error": error.message}
 
 
 @dataclass(frozen=True)
@@ -69,8 +57,11 @@ class Endpoint:
     """Data of the last event of an HTTP stream, after all answers."""
     form: StreamForm = SSE
     """Form of the stream over HTTP."""
-    error: Callable[[RequestError], dict[str, Any]] = openai_error
-    """Function that makes the body of an error's answer, which is also the data of a stream's error event."""
+
+    @property
+    def error(self) -> ErrorForm:
+        """Function that makes the body of an error's answer, which is also the data of a stream's error event."""
+        return error_form(self.path)
 
     def streams(self, request: AnyRequest) -> bool:
         """Return True when this request's answer is a stream."""
@@ -150,7 +141,6 @@ ENDPOINTS: dict[str, Endpoint] = {
             "Anthropic's messages: answer a conversation, with text, thinking or calls of tools",
             answer=MessageAnswer,
             event=MessageStreamEvent,
-            error=anthropic_error,
         ),
         Endpoint(
             "/v1/messages/count_tokens",
@@ -158,7 +148,6 @@ ENDPOINTS: dict[str, Endpoint] = {
             _TRANSLATED,
             "Anthropic's count of a conversation's tokens",
             answer=InputTokens,
-            error=anthropic_error,
         ),
         Endpoint(
             "/api/chat",
@@ -168,7 +157,6 @@ ENDPOINTS: dict[str, Endpoint] = {
             answer=OllamaAnswer,
             event=OllamaAnswer,
             form=LINES,
-            error=ollama_error,
         ),
         Endpoint(
             "/api/generate",
@@ -178,7 +166,6 @@ ENDPOINTS: dict[str, Endpoint] = {
             answer=OllamaAnswer,
             event=OllamaAnswer,
             form=LINES,
-            error=ollama_error,
         ),
         Endpoint(
             "/api/embed",
@@ -186,7 +173,6 @@ ENDPOINTS: dict[str, Endpoint] = {
             _TRANSLATED,
             "Ollama's embed: make a vector of each text",
             answer=OllamaVectors,
-            error=ollama_error,
         ),
         Endpoint(
             "/api/tags",
@@ -195,7 +181,6 @@ ENDPOINTS: dict[str, Endpoint] = {
             "Ollama's list of the models",
             answer=Tags,
             get=True,
-            error=ollama_error,
         ),
         Endpoint(
             "/api/ps",
@@ -204,7 +189,6 @@ ENDPOINTS: dict[str, Endpoint] = {
             "Ollama's list of the models in memory",
             answer=Tags,
             get=True,
-            error=ollama_error,
         ),
         Endpoint(
             "/api/show",
@@ -212,7 +196,6 @@ ENDPOINTS: dict[str, Endpoint] = {
             Handler.SHOW_MODEL,
             "Ollama's description of a model",
             answer=ShownModel,
-            error=ollama_error,
         ),
         Endpoint(
             "/v1/models", ListModelsRequest, Handler.LIST_MODELS, "List the served models", answer=ModelList, get=True
@@ -230,16 +213,6 @@ ENDPOINTS: dict[str, Endpoint] = {
 
 MODEL_ENDPOINTS = [endpoint for endpoint in ENDPOINTS.values() if endpoint.handler in (_MODEL, _ADAPTERS)]
 """Endpoints that a model answers: executors have them as well."""
-
-
-_FORMS = (("/api/", ollama_error), ("/v1/messages", anthropic_error))
-"""Forms of errors by the beginnings of paths, those that are no endpoint included."""
-
-
-def error_body(path: str, error: RequestError) -> dict[str, Any]:
-    """Return the body of an error's answer on this path, in the form of its API."""
-    form = next((form for begin, form in _FORMS if path.startswith(begin)), openai_error)
-    return form(error)
 
 
 _BY_REQUEST = {

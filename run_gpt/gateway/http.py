@@ -16,7 +16,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from run_gpt.api.endpoints import ENDPOINTS, Endpoint, error_body
+from run_gpt.api.endpoints import ENDPOINTS, Endpoint
+from run_gpt.api.error_forms import error_body
 from run_gpt.api.fields import ignored_header
 from run_gpt.api.long_parts import Filled
 from run_gpt.errors import (

@@ -10,7 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from run_gpt.api.endpoints import error_body
+from run_gpt.api.error_forms import error_body
 from run_gpt.api.fields import HEADER as IGNORED
 from run_gpt.config import GatewayConfig
 from run_gpt.errors import AuthenticationError, Forbidden, InternalError, InvalidRequest, RequestError, SetupError

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from run_gpt.api import fields
-from run_gpt.api.anthropic.errors import error_body as anthropic_error
-from run_gpt.api.endpoints import ENDPOINTS, Endpoint, ollama_error
+from run_gpt.api.endpoints import ENDPOINTS, Endpoint
+from run_gpt.api.error_forms import anthropic_error, ollama_error
 from run_gpt.api.schema import SYNONYMS, Parameters
 from run_gpt.api.translated import TranslatedRequest
 from run_gpt.process import request_ids

@@ -101,7 +101,7 @@ class PieceWriter:
             timings=self._timings() if self._request.timings else None,
             reasoning=thought,
             reasoning_tokens=None if self._thoughts is None else self._thoughts.count(event),
-            stop=event.stop if event.stop in self._request.stops else None,
+            stop=event.stop if event.stop is not None and event.stop in self._request.stops else None,
         )
 
     def _count(self, event: TokenEvent) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from run_gpt.api.answers import GenerateAnswer, Usage
-from run_gpt.api.endpoints import Handler, openai_error
+from run_gpt.api.endpoints import Handler
+from run_gpt.api.error_forms import openai_error
 from run_gpt.api.pieces import Whole
 from run_gpt.api.schema import GenerateRequest
 from run_gpt.api.sse import error_event

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from run_gpt.api.anthropic.answers import SIGNATURE
-from run_gpt.api.anthropic.errors import error_body
 from run_gpt.api.anthropic.messages import CountTokensRequest, MessagesRequest
 from run_gpt.api.chat import NamedTool
+from run_gpt.api.error_forms import anthropic_error
 from run_gpt.api.native_stream import NativeStream
 from run_gpt.api.pieces import CallPiece, Head, Piece
 from run_gpt.api.schema import ChatRequest
@@ -313,4 +313,4 @@ def test_errors_have_its_form() -> None:
         DeadlineExceeded: "timeout_error",
     }
     for error, kind in kinds.items():
-        assert error_body(error("why")) == {"type": "error", "error": {"type": kind, "message": "why"}}
+        assert anthropic_error(error("why")) == {"type": "error", "error": {"type": kind, "message": "why"}}
